@@ -1,0 +1,81 @@
+"""How long the real files take to become cases, and the cases to be fitted to a tokenizer.
+
+    python benchmarks/loading.py [--tokenizer tiny-gpt2 ...] [--cases blimp=FOLDER pararel=FOLDER]
+
+Wall and processor time of each step in one process; a tokenizer is an embedded model's name, a hub
+id or a folder. Processor time above the wall's is the tokenizer's second thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
+
+from tabulate import tabulate
+from transformers import AutoTokenizer
+
+from kn_bench.cases import sources
+from kn_bench.cases.case import Exclusion, Selection
+from kn_bench.measure.fitting import FittedCase, fit_cases
+from kn_bench.model import embedded
+from kn_bench.model.tokens import Tokens
+
+T = TypeVar("T")
+
+
+class Step(NamedTuple):
+    """One line of the table."""
+
+    step: str
+    cases: int
+    probes: int
+    excluded: int
+    wall: float
+    processor: float
+
+
+def timed(run: Callable[[], T]) -> tuple[T, float, float]:
+    """What ``run`` gives, with its wall and processor time in seconds."""
+    wall, processor = time.perf_counter(), time.process_time()
+    found = run()
+    return found, time.perf_counter() - wall, time.process_time() - processor
+
+
+def loaded(spec: str, limit: int | None) -> tuple[Selection, Step]:
+    selection, wall, processor = timed(lambda: sources.load(spec, limit=limit))
+    probes = sum(len(case.probes) for case in selection.cases)
+    excluded = len(selection.exclusions)
+    name = spec.partition("=")[0]
+    return selection, Step(name, len(selection.cases), probes, excluded, wall, processor)
+
+
+def fitted(spec: str, selection: Selection, name: str) -> Step:
+    path = embedded.folder(name) if name in embedded.NAMES else name
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokens = Tokens(tokenizer, "masked" if tokenizer.mask_token else "causal")
+    found, wall, processor = timed(lambda: fit_cases(selection.cases, tokens))
+    probes = sum(len(one.probes) for one in found if isinstance(one, FittedCase))
+    excluded = sum(isinstance(one, Exclusion) for one in found)
+    step = f"{spec.partition('=')[0]} for {name}"
+    return Step(step, len(found) - excluded, probes, excluded, wall, processor)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cases", nargs="+", default=["blimp", "pararel"])
+    parser.add_argument("--tokenizer", nargs="+", default=list(embedded.NAMES))
+    parser.add_argument("--limit", type=int)
+    options = parser.parse_args()
+    steps = []
+    for spec in options.cases:
+        selection, step = loaded(spec, options.limit)
+        steps.append(step)
+        steps += [fitted(spec, selection, name) for name in options.tokenizer]
+    headers = ["step", "cases", "probes", "excluded", "wall (s)", "processor (s)"]
+    print(tabulate(steps, headers=headers, floatfmt=".1f"))
+
+
+if __name__ == "__main__":
+    main()

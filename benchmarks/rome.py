@@ -1,0 +1,214 @@
+"""ROME for many requests at once against one at a time without shortcuts.
+
+    python benchmarks/rome.py            a random model of GPT-2 small's size, 16 requests
+    python benchmarks/rome.py --small    a tenth of it, in seconds
+
+Both give the same updates, which is checked. Of the brute force a few requests are timed and the
+rest reckoned from them: they are all alike. Early stopping is off, so that both do all 20 passes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import replace
+from typing import Any
+
+import torch
+from tabulate import tabulate
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from kn_bench.editing.rome.problem import Row, Value, ValueProblem, ValueSettings
+from kn_bench.editing.rome.update import rank_one
+from kn_bench.editing.rome.value import optimise_values
+from kn_bench.model.language_model import LanguageModel
+from kn_bench.model.memo import Memo
+from kn_bench.model.ragged import prepare
+
+SETTINGS = ValueSettings(stop_loss=0.0)
+CONTEXTS = [5] * 10 + [10] * 10
+PROMPT, SUBJECT = 12, (5, 7)
+"""Tokens of the prompt; the subject's first and last."""
+EDITED_AT = 1 / 3
+"""Depth of the edited layer: where the published ones of the GPT models lie."""
+
+
+def random_model(small: bool) -> LanguageModel:
+    from tokenizers import Tokenizer, models
+
+    torch.manual_seed(0)
+    size = {"n_embd": 256, "n_layer": 6, "n_head": 4, "vocab_size": 8192} if small else {}
+    config = AutoConfig.for_model("gpt2", **size)
+    hf = AutoModelForCausalLM.from_config(config)
+    tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
+    return LanguageModel(
+        "random", hf, PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="[UNK]")
+    )
+
+
+def problems(lm: LanguageModel, requests: int) -> list[ValueProblem]:
+    """Requests with one-token answers after the same 20 contexts and the bare prompt."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(n: int) -> tuple[int, ...]:
+        return tuple(torch.randint(5, lm.vocabulary, (n,), generator=generator).tolist())
+
+    contexts = [(), *(draw(n) for n in CONTEXTS)]
+    found = []
+    for _ in range(requests):
+        prompt, (answer,) = draw(PROMPT), draw(1)
+        rows = tuple(
+            Row(
+                (*context, *prompt),
+                len(context) + SUBJECT[1],
+                (len(context) + PROMPT - 1,),
+                (answer,),
+                len(context),
+            )
+            for context in contexts
+        )
+        subject = prompt[SUBJECT[0] : SUBJECT[1] + 1]
+        found.append(ValueProblem(rows, Row(subject, len(subject) - 1, (len(subject) - 1,))))
+    return found
+
+
+def brute_force(lm: LanguageModel, layer: int, problem: ValueProblem) -> torch.Tensor:
+    """One request: all rows through the whole model, all logits, at every step. The delta."""
+    rows = problem.rows
+    longest = max(len(row.ids) for row in rows)
+    ids = torch.tensor([[*row.ids, *[0] * (longest - len(row.ids))] for row in rows])
+    mask = torch.tensor([[1] * len(r.ids) + [0] * (longest - len(r.ids)) for r in rows])
+    at = torch.tensor([row.subject for row in rows])
+    here = (torch.arange(longest) == at[:, None])[..., None]
+    delta = torch.zeros(lm.d_model, requires_grad=True)
+    adam = torch.optim.Adam([delta], lr=SETTINGS.v_lr)
+    initial, v_0 = None, torch.zeros(())
+    index = torch.arange(len(problem.contexts))
+    reads = torch.tensor([row.reads[0] for row in problem.contexts])
+    targets = torch.tensor([row.targets[0] for row in problem.contexts])
+
+    def add(_: int, __: Any, values: torch.Tensor) -> torch.Tensor:
+        nonlocal v_0
+        v_0 = values[0, at[0]].detach() if initial is None else v_0
+        return values + here * delta
+
+    for step in range(SETTINGS.v_num_grad_steps):
+        with lm.site_hooks(add, [layer]):
+            logits = lm.hf(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        log_p = logits.log_softmax(2)
+        anchor = log_p[-1, at[-1]]
+        initial = anchor.detach() if initial is None else initial
+        loss = -log_p[index, reads, targets].mean()
+        loss = loss + SETTINGS.kl_factor * (anchor.exp() * (anchor - initial)).sum()
+        loss = loss + SETTINGS.v_weight_decay * delta.norm() / v_0.norm() ** 2
+        if step + 1 == SETTINGS.v_num_grad_steps:
+            break
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        with torch.no_grad():
+            delta *= (SETTINGS.clamp_norm_factor * v_0.norm() / delta.norm()).clamp_max(1)
+    return delta.detach()
+
+
+def timed(run: Any, repeats: int = 1) -> tuple[float, Any]:
+    """Best time of some repeats, in seconds, and the last result."""
+    best, result = float("inf"), None
+    for _ in range(repeats):
+        started = time.perf_counter()
+        result = run()
+        best = min(best, time.perf_counter() - started)
+    return best, result
+
+
+def flops(run: Any) -> float:
+    """Multiply-adds of the matrix products that ``run`` does, counted, times two."""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return float(counter.get_total_flops())
+
+
+def product_rate() -> float:
+    """FLOP/s of one large float32 product, in this run."""
+    a, b = torch.randn(3072, 3072), torch.randn(3072, 3072)
+    seconds, _ = timed(lambda: a @ b, repeats=5)
+    return 2 * 3072**3 / seconds
+
+
+def difference(layer: int, value: Value, delta: torch.Tensor) -> float:
+    """Relative difference of the two updates."""
+    ours = rank_one(value, layer, solver=None).update
+    theirs = rank_one(replace(value, delta=delta), layer, solver=None).update
+    exact = theirs.u @ theirs.v
+    return float((ours.u @ ours.v - exact).norm() / exact.norm())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--small", action="store_true")
+    parser.add_argument("--requests", type=int, default=16)
+    parser.add_argument("--brute", type=int, default=2, help="requests the brute force is timed on")
+    arguments = parser.parse_args()
+    lm = random_model(arguments.small)
+    layer = round(lm.n_layers * EDITED_AT)
+    asked = problems(lm, arguments.requests)
+    rate = product_rate()
+
+    def together(n: int = len(asked), **options: Any) -> list[Value]:
+        return optimise_values(lm, layer, asked[:n], SETTINGS, store=Memo(64), **options)
+
+    together(2)  # the first passes of a process are slow
+    brute, deltas = timed(lambda: [brute_force(lm, layer, p) for p in asked[: arguments.brute]])
+    alone, _ = timed(lambda: together(arguments.brute, graph_bytes=1))
+    batch, values = timed(together)
+    worst = max(difference(layer, v, d) for v, d in zip(values, deltas, strict=False))
+    rows = [
+        (
+            "one at a time, whole model",
+            brute / arguments.brute,
+            flops(lambda: brute_force(lm, layer, asked[0])),
+        ),
+        ("one at a time, shortcuts", alone / arguments.brute, flops(lambda: together(1))),
+        (f"{len(asked)} at once, shortcuts", batch / len(asked), flops(together) / len(asked)),
+    ]
+    print(
+        f"{lm.n_layers} layers x {lm.d_model}, layer {layer}, {PROMPT}-token prompts, "
+        f"{1 + len(CONTEXTS)} contexts, {SETTINGS.v_num_grad_steps} passes, "
+        f"{torch.get_num_threads()} threads; a large product: {rate / 1e9:.0f} GFLOP/s"
+    )
+    print(
+        tabulate(
+            [
+                (name, seconds, rows[0][1] / seconds, done / 1e9, seconds / (done / rate))
+                for name, seconds, done in rows
+            ],
+            headers=["an edit", "seconds", "ratio", "GFLOP", "of the floor"],
+            floatfmt=("", ".3f", ".1f", ".1f", ".2f"),
+        )
+    )
+    print(f"largest relative difference of an update: {worst:.1e}")
+    rows_of = [row for problem in asked for row in problem.rows]
+    clean, _ = timed(
+        lambda: prepare(
+            lm,
+            [r.ids for r in rows_of],
+            [r.subject for r in rows_of],
+            layer,
+            shared=[r.context for r in rows_of],
+        )
+    )
+    print(f"of the batch {clean / batch:.0%} is the clean pass, the rest the optimisation")
+    sizes = [n for n in (1, 2, 4, 8) if n < len(asked)]
+    growth = [(n, timed(lambda n=n: together(n))[0]) for n in sizes] + [(len(asked), batch)]
+    print(
+        tabulate(
+            [(n, seconds, seconds / n) for n, seconds in growth],
+            headers=["requests", "seconds", "seconds each"],
+            floatfmt=("d", ".2f", ".3f"),
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,342 @@
+"""Knowledge neurons (Dai et al. 2022; Niu et al. 2024): find the neurons of a fact, change those.
+
+    locate   integrated gradients over the request's queries, then the neurons that they share
+    then     kn-suppress   neurons x 0 at the answer position
+             kn-enhance    neurons x 2
+             kn-edit       W_i += -lambda_1 |W_i|/|e_old| e_old + lambda_2 |W_i|/|e_new| e_new
+             kn-erase      W_i = 0
+             kn-random     as kn-suppress, on random neurons of the same layers: the control
+
+W_i is the value of neuron i, a row of the site's weight; e(answer) a row of the output embedding.
+All of it works on masked and causal models.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from kn_bench.cases.case import EditRequest, Query
+from kn_bench.editing.edit import (
+    Edit,
+    LowRank,
+    LowRankEdit,
+    NeuronEdit,
+    NeuronScale,
+    NotApplicable,
+    Notes,
+)
+from kn_bench.localise.alternatives import activation
+from kn_bench.localise.locating import Bag, Located, Locating, locate
+from kn_bench.localise.matching import matched, seeded
+from kn_bench.localise.selection import Neurons, shared_by
+from kn_bench.measure.fitting import fit_query
+from kn_bench.model.language_model import LanguageModel
+from kn_bench.testing.registry import edit_method
+
+Erased = Literal["zero", "mean", "unk", "random"]
+ERASED: tuple[Erased, ...] = ("zero", "mean", "unk", "random")
+
+
+@dataclass(frozen=True)
+class ScaleKN:
+    """Multiply the knowledge neurons by ``factor`` where the answer is read.
+
+    Attributes:
+        factor: 0 suppresses, 2 enhances.
+        locating: how the neurons are found: t = 0.2, p = 0.7.
+    """
+
+    model: LanguageModel
+    factor: float
+    locating: Locating = field(default_factory=Locating)
+
+    def edit(self, requests: Sequence[EditRequest]) -> list[Edit | NotApplicable]:
+        located = _locate(self.model, requests, self.locating)
+        return [
+            _unfit(request) if not found.queries else self.scaled(found.neurons, _notes(found))
+            for request, found in zip(requests, located, strict=True)
+        ]
+
+    def scaled(self, neurons: Neurons, notes: Notes | None = None) -> NeuronEdit:
+        """The edit that scales ``neurons``."""
+        return NeuronEdit(_scales(neurons, self.factor), notes=notes or {})
+
+
+@dataclass(frozen=True)
+class RewriteKN:
+    """Turn the knowledge neurons' values from the old answer to the new one.
+
+    Attributes:
+        lambda_1, lambda_2: weights of the old and the new answer (Dai et al.: 1 and 8).
+        relative: whether e is scaled to the value's norm (Dai et al.) or taken as it is, as
+            EleutherAI's code does (there with 2 and 2).
+        shared: neurons in the sets of more than this share of the relation's other facts are
+            dropped first: they carry the relation, not the fact.
+        locating: how the neurons are found.
+    """
+
+    model: LanguageModel
+    lambda_1: float = 1.0
+    lambda_2: float = 8.0
+    relative: bool = True
+    shared: float = 0.1
+    locating: Locating = field(default_factory=Locating)
+
+    def edit(self, requests: Sequence[EditRequest]) -> list[Edit | NotApplicable]:
+        bags = dict.fromkeys(bag for request in requests for bag in _bags(request))
+        located = locate(self.model, list(bags), self.locating)
+        found = dict(zip(bags, located, strict=True))
+        return [self._edit(request, found) for request in requests]
+
+    def _edit(self, request: EditRequest, found: dict[Bag, Located]) -> Edit | NotApplicable:
+        located, *background = (found[bag] for bag in _bags(request))
+        old, new = (self._embedding(request, a) for a in (request.target_true, request.target_new))
+        if not located.queries or old is None or new is None:
+            return _unfit(request)
+        common = shared_by([b.neurons for b in background if b.queries], self.shared)
+        kept = located.neurons - common
+        notes = {**_notes(located), "shared": len(located.neurons & common)}
+        return LowRankEdit(self.updates(kept, old, new), notes=notes)
+
+    def updates(
+        self, neurons: Neurons, old: Float[Tensor, " d_model"], new: Float[Tensor, " d_model"]
+    ) -> tuple[LowRank, ...]:
+        """The update that turns the values of ``neurons`` from ``old`` to ``new``."""
+        found = []
+        for layer, units in _by_layer(neurons).items():
+            change = answer_change(
+                _values(self.model, layer, units),
+                old,
+                new,
+                self.lambda_1,
+                self.lambda_2,
+                relative=self.relative,
+            )
+            found.append(_update(self.model, layer, units, change))
+        return tuple(found)
+
+    def _embedding(self, request: EditRequest, answer: str) -> Float[Tensor, " d_model"] | None:
+        fitted = fit_query(Query(request.cloze, answer), self.model.tokens, request.task)
+        if fitted is None:
+            return None
+        # an answer of several tokens: their sum, as in the published baseline of ROME's authors
+        return _wide(self.model.output_embeddings[list(fitted.answer_ids)]).sum(0)
+
+
+@dataclass(frozen=True)
+class EraseKN:
+    """Replace the knowledge neurons' values.
+
+    Attributes:
+        by: ``zero``; ``mean`` of the layer's values; ``unk``, the output embedding of the unknown
+            token; ``random``, that of a random token (seeded by the request).
+        locating: how the neurons are found.
+    """
+
+    model: LanguageModel
+    by: Erased = "zero"
+    seed: int = 0
+    locating: Locating = field(default_factory=Locating)
+
+    def __post_init__(self) -> None:
+        if self.by not in ERASED:
+            raise ValueError(f"cannot erase by {self.by!r}; known: {', '.join(ERASED)}")
+
+    def edit(self, requests: Sequence[EditRequest]) -> list[Edit | NotApplicable]:
+        located = _locate(self.model, requests, self.locating)
+        return [
+            self._edit(request, found) if found.queries else _unfit(request)
+            for request, found in zip(requests, located, strict=True)
+        ]
+
+    def _edit(self, request: EditRequest, located: Located) -> Edit:
+        return LowRankEdit(self.updates(located.neurons, request.id), notes=_notes(located))
+
+    def updates(self, neurons: Neurons, case: str) -> tuple[LowRank, ...]:
+        """The update that replaces the values of ``neurons``; ``case`` seeds a random one."""
+        return tuple(
+            _update(
+                self.model,
+                layer,
+                units,
+                self._value(case, layer) - _values(self.model, layer, units),
+            )
+            for layer, units in _by_layer(neurons).items()
+        )
+
+    def _value(self, case: str, layer: int) -> Float[Tensor, " d_model"]:
+        model = self.model
+        if self.by == "mean":
+            return _wide(model.weight(layer)).mean(0)
+        embeddings = model.output_embeddings
+        if self.by == "unk":
+            if model.tokens.unk_id is None:
+                raise NotApplicable(f"{model.name} has no unknown token to erase by")
+            return _wide(embeddings[model.tokens.unk_id])
+        if self.by == "random":
+            generator = seeded(self.seed, "erase", case)
+            token = int(torch.randint(len(embeddings), (1,), generator=generator))
+            return _wide(embeddings[token])
+        return _wide(embeddings.new_zeros(model.d_model))
+
+
+@dataclass(frozen=True)
+class RandomKN:
+    """Suppress random neurons instead: as many, of the same layers, of similar mean activation.
+
+    Attributes:
+        factor: 0 suppresses.
+        seed: together with the request's id it fixes the draw.
+        locating: how the neurons to be matched are found.
+    """
+
+    model: LanguageModel
+    factor: float = 0.0
+    seed: int = 0
+    locating: Locating = field(default_factory=Locating)
+
+    def edit(self, requests: Sequence[EditRequest]) -> list[Edit | NotApplicable]:
+        located = _locate(self.model, requests, self.locating)
+        return [
+            _unfit(request) if mean is None else self._edit(request, found, mean)
+            for request, found, mean in zip(
+                requests, located, self._activations(requests), strict=True
+            )
+        ]
+
+    def _edit(self, request: EditRequest, located: Located, mean: Tensor) -> Edit:
+        drawn = matched(mean, located.neurons, seeded(self.seed, "random", request.id))
+        return NeuronEdit(_scales(drawn, self.factor), notes=_notes(located))
+
+    def _activations(
+        self, requests: Sequence[EditRequest]
+    ) -> list[Float[Tensor, "n_layers d_mlp"] | None]:
+        """Of each request the mean over its queries that fit; None where none does."""
+        bags = [
+            [fit_query(query, self.model.tokens, request.task) for query in request.queries]
+            for request in requests
+        ]
+        fitting = [[query for query in bag if query is not None] for bag in bags]
+        active = activation(self.model, [query for bag in fitting for query in bag])
+        parts = torch.split(active, [len(bag) for bag in fitting])
+        return [part.mean(0) if len(part) else None for part in parts]
+
+
+def answer_change(
+    values: Float[Tensor, "n d_model"],
+    old: Float[Tensor, " d_model"],
+    new: Float[Tensor, " d_model"],
+    lambda_1: float,
+    lambda_2: float,
+    *,
+    relative: bool = True,
+) -> Float[Tensor, "n d_model"]:
+    """What is added to the values of neurons: -lambda_1 * old + lambda_2 * new.
+
+    With ``relative`` both are scaled to each value's own norm (Dai et al. 2022, section 5.2).
+    """
+    if not relative:
+        return torch.zeros_like(values) + lambda_2 * new - lambda_1 * old
+    norms = torch.linalg.vector_norm(values, dim=1, keepdim=True)
+    change: Tensor = norms * (lambda_2 * new / new.norm() - lambda_1 * old / old.norm())
+    return change
+
+
+def _locate(
+    model: LanguageModel, requests: Sequence[EditRequest], locating: Locating
+) -> list[Located]:
+    return locate(model, [_bags(request)[0] for request in requests], locating)
+
+
+def _bags(request: EditRequest) -> list[Bag]:
+    """The request's own queries, and those of the other facts of its relation."""
+    return [Bag(queries, request.task) for queries in (request.queries, *request.background)]
+
+
+def _unfit(request: EditRequest) -> NotApplicable:
+    return NotApplicable(
+        "no query of the request can be put to this model"
+        if request.queries
+        else "the request has no queries to locate knowledge neurons over"
+    )
+
+
+def _notes(located: Located) -> Notes:
+    return {
+        "kn": len(located.neurons),
+        "tau": located.tau,
+        "queries": located.queries,
+        "skipped": located.skipped,
+        "completeness_error": located.completeness,
+        "unconverged": located.unconverged,
+    }
+
+
+def _by_layer(neurons: Neurons) -> dict[int, list[int]]:
+    found: dict[int, list[int]] = defaultdict(list)
+    for layer, unit in sorted(neurons):
+        found[layer].append(unit)
+    return found
+
+
+def _scales(neurons: Neurons, factor: float) -> tuple[NeuronScale, ...]:
+    return tuple(
+        NeuronScale(layer, torch.tensor(units), factor)
+        for layer, units in _by_layer(neurons).items()
+    )
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """In at least float32, whatever the model's precision."""
+    wide: Tensor = tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32))
+    return wide
+
+
+def _values(model: LanguageModel, layer: int, neurons: Sequence[int]) -> Float[Tensor, "n d_model"]:
+    return _wide(model.weight(layer)[list(neurons)])
+
+
+def _update(
+    model: LanguageModel, layer: int, neurons: Sequence[int], change: Float[Tensor, "n d_model"]
+) -> LowRank:
+    """``change`` added to the values of ``neurons``: one-hot columns u, and v = change."""
+    index = torch.tensor(neurons, device=change.device)
+    one_hot = torch.nn.functional.one_hot(index, model.d_mlp).T
+    return LowRank(layer, one_hot.to(change.dtype), change.contiguous())
+
+
+@edit_method("kn-suppress")
+def kn_suppress(language_model: LanguageModel) -> ScaleKN:
+    """Knowledge neurons set to 0 at the answer position."""
+    return ScaleKN(language_model, factor=0.0)
+
+
+@edit_method("kn-enhance")
+def kn_enhance(language_model: LanguageModel) -> ScaleKN:
+    """Knowledge neurons doubled at the answer position."""
+    return ScaleKN(language_model, factor=2.0)
+
+
+@edit_method("kn-edit")
+def kn_edit(language_model: LanguageModel) -> RewriteKN:
+    """Knowledge neurons' values turned from the old answer to the new one."""
+    return RewriteKN(language_model)
+
+
+@edit_method("kn-erase")
+def kn_erase(language_model: LanguageModel) -> EraseKN:
+    """Knowledge neurons' values set to 0."""
+    return EraseKN(language_model)
+
+
+@edit_method("kn-random")
+def kn_random(language_model: LanguageModel) -> RandomKN:
+    """Random neurons like the knowledge neurons, suppressed: the control."""
+    return RandomKN(language_model)

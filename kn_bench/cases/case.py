@@ -1,0 +1,229 @@
+"""The vocabulary of the benchmark: a case is one edit request with all its probes.
+
+    Case "pararel/P36/Canada"
+    ├── request   EditRequest: subject, relation, prompt, target_true, target_new
+    └── probes    Probe, one question for one criterion each
+        ├── reliability/0      "The capital of Canada is ▁"
+        ├── generality/0..n    "Canada's capital city is ▁"
+        ├── locality/…         "The capital of France is ▁"
+        ├── symmetry/…         "Paris is the capital of ▁"
+        └── synonym/…          "The seat of government of Canada is ▁"
+
+Everything here is text: the same case serves every model and tokenizer.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Literal
+
+Task = Literal["fact", "pair"]
+"""A fact (PARAREL) or a grammatical minimal pair (BLiMP)."""
+
+Criterion = Literal["reliability", "generality", "locality", "symmetry", "synonym", "overturn"]
+CRITERIA: tuple[Criterion, ...] = (
+    "reliability",
+    "generality",
+    "locality",
+    "symmetry",
+    "synonym",
+    "overturn",
+)
+"""The six criteria, in the order of the board."""
+
+Scoring = Literal["gap", "two_prefix", "sentence"]
+"""How a causal model compares the two members of a pair; see :class:`Probe`."""
+
+ID_ALPHABET = re.compile(r"[A-Za-z0-9_.]+(/[A-Za-z0-9_.]+)*")
+
+
+@dataclass(frozen=True, slots=True)
+class Cloze:
+    """A text with one gap for the answer.
+
+    ``left`` ends and ``right`` begins exactly where the answer stands, without the space that
+    separates them: :meth:`fill` sets the spaces as English does.
+    """
+
+    left: str
+    right: str = ""
+
+    def fill(self, answer: str) -> str:
+        """The text with ``answer`` in the gap."""
+        return self.left + self.gap_space + answer + self.after_space + self.right
+
+    @property
+    def gap_space(self) -> str:
+        """The space between ``left`` and an answer: none at the start of the text."""
+        return " " if self.left else ""
+
+    @property
+    def after_space(self) -> str:
+        """The space between an answer and ``right``: none before punctuation, clitics, hyphens."""
+        hyphened = self.right[:1] == "-" and self.right[1:2].isalnum()
+        return "" if not self.right or hyphened or self.right[0] in ".,;:!?')" else " "
+
+    @property
+    def answer_is_last(self) -> bool:
+        """Whether nothing but punctuation follows the gap: a causal model can answer it."""
+        return not any(character.isalnum() for character in self.right)
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A cloze with an answer: what attribution asks about."""
+
+    cloze: Cloze
+    answer: str
+
+
+@dataclass(frozen=True, slots=True)
+class EditRequest:
+    """What a method is asked to do: make the model answer ``target_new`` for ``target_true``.
+
+    Attributes:
+        id: stable id of the case, from a controlled alphabet, such as ``pararel/P36/Canada``.
+        task: ``fact`` or ``pair``.
+        relation: Wikidata id (``P36``) or BLiMP paradigm.
+        subject: text of the subject. For a pair: the word that governs agreement (the determiner,
+            the noun or the name), as it stands in the prompt.
+        prompt: text before the answer, with ``{}`` for the subject (CounterFact's form). The
+            ``{}`` stands in ``suffix`` instead when the subject follows the answer.
+        suffix: text after the answer: ``"."``, or more where only masked models can be asked.
+        target_true: what is true, or the grammatical member.
+        target_new: what the edit is to make of it, or the ungrammatical member.
+        queries: where knowledge neurons are located: the fact's own patterns, or the pairs of the
+            same class (with the same agreeing word and paradigm); the first is the edited prompt.
+        background: the queries of a fixed sample of other facts of the relation (or other classes
+            of the paradigm), one tuple each; the same for every selection of cases, so that what a
+            method makes of it does not depend on which other cases run.
+    """
+
+    id: str
+    task: Task
+    relation: str
+    subject: str
+    prompt: str
+    target_true: str
+    target_new: str
+    suffix: str = "."
+    queries: tuple[Query, ...] = ()
+    background: tuple[tuple[Query, ...], ...] = field(default=(), repr=False)
+
+    def __post_init__(self) -> None:
+        if (self.prompt + self.suffix).count("{}") != 1:
+            raise ValueError(
+                f"{self.id}: the prompt {self.prompt!r} with suffix {self.suffix!r} must name the "
+                "subject's place by exactly one '{}'"
+            )
+        if not ID_ALPHABET.fullmatch(self.id):
+            raise ValueError(f"{self.id!r} is no case id: letters, digits, '_', '.' and '/' only")
+        for name in ("subject", "target_true", "target_new"):
+            text = getattr(self, name)
+            if not text or text != text.strip():
+                raise ValueError(f"{self.id}: {name} {text!r} is empty or has outer spaces")
+        if self.target_true == self.target_new:
+            raise ValueError(f"{self.id}: target_new equals target_true ({self.target_true!r})")
+
+    @property
+    def cloze(self) -> Cloze:
+        """The edited prompt with its subject, as a text with a gap."""
+        return Cloze(
+            self.prompt.replace("{}", self.subject), self.suffix.replace("{}", self.subject)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """One question for one criterion.
+
+    Attributes:
+        id: unique in its case: ``generality/3``, ``locality/same_relation/0``. Stable.
+        criterion: the criterion it is counted for (``overturn`` reads the reliability probe).
+        cloze: the question. For a pair it is the common text around the differing span.
+        expected: the answer that the edit is to produce (locality: the true answer).
+        rejected: the answer it is compared with (locality of facts: the request's target_new).
+        kind: what sort of probe of its criterion. Locality: ``same_relation``, ``same_object``,
+            ``other_relation``, ``other_task``; for pairs ``opposite_number``,
+            ``other_paradigm``, ``other_task``. Symmetry of facts: ``new_inverse`` (asked about
+            ``target_new``; expected the subject, rejected the displaced subject) and
+            ``old_inverse`` (asked about ``target_true``; expected the subject *not* to come).
+            Synonym: ``prompt``, ``answer``, ``number_class``, ``tense``. Else ``""``.
+        task: the probe's own task; differs from the case's for ``other_task`` locality.
+        aliases: further forms of ``expected`` that count as it.
+        scoring: pairs on a causal model: ``gap`` compares the two words after ``cloze.left``
+            (what follows the gap is the same and unread), ``sentence`` the gap and all that
+            follows it, ``two_prefix`` the text after the gap given either word. A masked model
+            always answers at the gap.
+    """
+
+    id: str
+    criterion: Criterion
+    cloze: Cloze
+    expected: str
+    rejected: str
+    kind: str = ""
+    task: Task = "fact"
+    aliases: tuple[str, ...] = ()
+    scoring: Scoring = "gap"
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One edit request with all its probes.
+
+    Attributes:
+        request: what is edited.
+        probes: the questions, the reliability probe first, ids unique.
+        cluster: what the bootstrap resamples: the subject of a fact, the agreeing noun of a pair.
+        source: ``embedded``, ``blimp``, ``pararel``, or a file's stem.
+        not_applicable: criterion -> reason, for criteria that this case cannot have
+            (``symmetry``: "the relation has no inverse").
+    """
+
+    request: EditRequest
+    probes: tuple[Probe, ...]
+    cluster: str
+    source: str
+    not_applicable: Mapping[Criterion, str] = field(default_factory=lambda: MappingProxyType({}))
+
+    @property
+    def id(self) -> str:
+        return self.request.id
+
+    @property
+    def task(self) -> Task:
+        return self.request.task
+
+    @property
+    def relation(self) -> str:
+        return self.request.relation
+
+
+@dataclass(frozen=True, slots=True)
+class Exclusion:
+    """Something offered that is not measured, and why: nothing is left out silently.
+
+    Attributes:
+        case: case id.
+        reason: one clause; equal reasons are counted together in reports, so no ids or words of
+            the data in it.
+        probe: the probe's id, or None when the whole case is excluded.
+        detail: what exactly, for the log.
+    """
+
+    case: str
+    reason: str
+    probe: str | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What a source offers: the cases, and what it had to leave out."""
+
+    cases: tuple[Case, ...]
+    exclusions: tuple[Exclusion, ...] = ()

@@ -1,0 +1,1 @@
+"""The sub-commands of ``kn-bench``, a module each with a typer ``app``."""

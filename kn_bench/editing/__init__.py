@@ -1,0 +1,1 @@
+"""Edits as values, and the two ways of applying them."""

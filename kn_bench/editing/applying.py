@@ -1,0 +1,201 @@
+"""Applying edits: row by row inside a batch, or in place with a verified restore.
+
+    RowEdits    every row of a batch under an edit of its own; no weight is touched
+    in_place    one edit in the weights; bytes copied back on exit and checked by SHA-256
+
+Both give equal logits for low-rank edits, which a test holds them to.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from kn_bench.editing.edit import (
+    DenseEdit,
+    Edit,
+    LowRankEdit,
+    NeuronEdit,
+    WrapperEdit,
+)
+from kn_bench.model.language_model import LanguageModel
+
+IN_PLACE = (DenseEdit, WrapperEdit)
+"""Edits that need the weights or the modules themselves: one at a time."""
+
+
+class EditOutlivedError(RuntimeError):
+    """A parameter or buffer differs after an edit was taken back."""
+
+
+@dataclass(frozen=True)
+class _Updates:
+    """Low-rank updates of one layer, padded to one rank; edits without one have zeros."""
+
+    u: Float[Tensor, "edits d_mlp rank"]
+    v: Float[Tensor, "edits rank d_model"]
+
+    def change(self, keys: Tensor, edit_of: Int[Tensor, " rows"], _: Tensor) -> Tensor:
+        return keys @ self.u[edit_of] @ self.v[edit_of]
+
+
+@dataclass(frozen=True)
+class _Scales:
+    """Neurons of one layer, padded to one number: change = key * (factor - 1) @ value rows."""
+
+    neurons: Int[Tensor, "edits n"]
+    values: Float[Tensor, "edits n d_model"]
+
+    def change(self, keys: Tensor, edit_of: Tensor, where: Bool[Tensor, "rows T"]) -> Tensor:
+        index = self.neurons[edit_of][:, None].expand(-1, keys.shape[1], -1)
+        return (keys.gather(2, index) * where[..., None]) @ self.values[edit_of]
+
+
+class RowEdits:
+    """A list of edits, packed so that row i of a batch runs under edit ``edit_of[i]``.
+
+    Only :class:`LowRankEdit` and :class:`NeuronEdit` change anything here; other edits (none,
+    prompt, lookup) leave a row's computation as it is.
+
+    Raises:
+        ValueError: for an edit that can only be applied in place.
+    """
+
+    def __init__(self, lm: LanguageModel, edits: Sequence[Edit]) -> None:
+        for edit in edits:
+            if isinstance(edit, IN_PLACE):
+                raise ValueError(f"a {type(edit).__name__} cannot be applied row by row")
+        self.lm = lm
+        self.edits = edits
+
+    @cached_property
+    def _by_layer(self) -> dict[int, list[_Updates | _Scales]]:
+        found: dict[int, list[_Updates | _Scales]] = defaultdict(list)
+        for layer in range(self.lm.n_layers):
+            updates, scales = self._updates(layer), self._scales(layer)
+            found[layer] = [part for part in (updates, scales) if part is not None]
+        return {layer: parts for layer, parts in found.items() if parts}
+
+    def _updates(self, layer: int) -> _Updates | None:
+        here = self.lm.sharers(layer)  # a changed weight acts wherever it is used
+        pieces = [
+            [up for up in edit.updates if up.layer in here] if isinstance(edit, LowRankEdit) else []
+            for edit in self.edits
+        ]
+        rank = max((sum(up.u.shape[1] for up in piece) for piece in pieces), default=0)
+        if not rank:
+            return None
+        weight = self.lm.weight(layer)
+        u = weight.new_zeros(len(pieces), weight.shape[0], rank)
+        v = weight.new_zeros(len(pieces), rank, weight.shape[1])
+        for index, piece in enumerate(pieces):
+            if piece:
+                joined_u, joined_v = (
+                    torch.cat([p.u for p in piece], 1),
+                    torch.cat([p.v for p in piece]),
+                )
+                u[index, :, : joined_u.shape[1]] = joined_u
+                v[index, : joined_v.shape[0]] = joined_v
+        return _Updates(u, v)
+
+    def _scales(self, layer: int) -> _Scales | None:
+        pieces = [
+            [s for s in edit.scales if s.layer == layer] if isinstance(edit, NeuronEdit) else []
+            for edit in self.edits
+        ]
+        width = max((sum(s.neurons.numel() for s in piece) for piece in pieces), default=0)
+        if not width:
+            return None
+        weight = self.lm.weight(layer)
+        neurons = torch.zeros(len(pieces), width, dtype=torch.long, device=weight.device)
+        values = weight.new_zeros(len(pieces), width, weight.shape[1])
+        for index, piece in enumerate(pieces):
+            at = 0
+            for scale in piece:
+                stop = at + scale.neurons.numel()
+                neurons[index, at:stop] = scale.neurons
+                values[index, at:stop] = (scale.factor - 1) * weight[
+                    scale.neurons.to(weight.device)
+                ]
+                at = stop
+        return _Scales(neurons, values)
+
+    def on(
+        self, edit_of: Int[Tensor, " rows"], where: Bool[Tensor, "rows T"]
+    ) -> AbstractContextManager[None]:
+        """While open, row i of every forward pass runs under ``edits[edit_of[i]]``.
+
+        Args:
+            edit_of: index into the edits, for every row.
+            where: positions at which neurons are scaled (the answer's); low-rank updates act
+                everywhere, as a changed weight does.
+        """
+        if not self._by_layer:
+            return nullcontext()
+
+        def hook(layer: int, keys: Tensor, values: Tensor) -> Tensor:
+            keys = keys.reshape(*where.shape, -1)
+            for part in self._by_layer[layer]:
+                values = values + part.change(keys, edit_of, where).reshape(values.shape)
+            return values
+
+        return self.lm.site_hooks(hook, list(self._by_layer))
+
+
+@contextmanager
+def in_place(lm: LanguageModel, edit: Edit) -> Iterator[None]:
+    """Apply one edit to the model itself; on exit the model is as it was, to the bit.
+
+    Raises:
+        ValueError: a delta names no parameter, or has another shape.
+        EditOutlivedError: some parameter or buffer differs afterwards.
+    """
+    before = lm.verified_hash
+    parameters = dict(lm.hf.named_parameters())
+    deltas = _deltas(lm, edit)
+    for name, delta in deltas.items():
+        if name not in parameters:
+            raise ValueError(f"the edit changes {name!r}, which is no parameter of {lm.name}")
+        if delta.shape != parameters[name].shape:
+            raise ValueError(
+                f"the edit's delta of {name!r} has shape {tuple(delta.shape)}, the parameter "
+                f"{tuple(parameters[name].shape)}"
+            )
+    saved = {name: parameters[name].detach().clone() for name in deltas}
+    try:
+        with torch.no_grad():
+            for name, delta in deltas.items():
+                parameters[name].add_(delta.to(parameters[name]))
+        with edit.apply(lm.hf) if isinstance(edit, WrapperEdit) else nullcontext():
+            yield
+    finally:
+        with torch.no_grad():
+            for name, tensor in saved.items():
+                parameters[name].copy_(tensor)
+        if lm.parameter_hash() != before:
+            raise EditOutlivedError(
+                f"{lm.name} differs after a {type(edit).__name__} was taken back: the edit changed "
+                "parameters or buffers that it does not declare"
+            )
+
+
+def _deltas(lm: LanguageModel, edit: Edit) -> dict[str, Tensor]:
+    if isinstance(edit, DenseEdit):
+        return dict(edit.deltas)
+    if isinstance(edit, LowRankEdit):
+        found: dict[str, Tensor] = {}
+        for up in edit.updates:
+            change = up.u @ up.v
+            name = lm.weight_name(up.layer)
+            found[name] = found.get(name, 0) + (change.T if lm.transposed(up.layer) else change)
+        return found
+    if isinstance(edit, NeuronEdit):
+        raise ValueError("a NeuronEdit changes activations, not weights: apply it row by row")
+    return {}

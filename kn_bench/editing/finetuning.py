@@ -1,0 +1,255 @@
+"""Fine-tuning of down-projections by Adam, many edits at once, each with weights of its own.
+
+The model's weights are never touched: at the edited sites every edit's rows go through a copy of
+its own. Layers below the lowest site are run once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from kn_bench.model.language_model import LanguageModel
+from kn_bench.model.prefixed import padded
+from kn_bench.model.ragged import arriving, changed_input
+from kn_bench.model.resuming import skipped
+
+WEIGHT_BYTES = 1 << 30
+"""Bound on what the copies of a batch's weights may take, with gradients and Adam's moments."""
+
+
+@dataclass(frozen=True, slots=True)
+class TunedRow:
+    """One text: its ids, and which token each of ``reads`` is to predict.
+
+    Several targets may be read at one position: FT-L asks for all of them at the prompt's last.
+    """
+
+    ids: tuple[int, ...]
+    reads: tuple[int, ...]
+    targets: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuningSettings:
+    """Hyperparameters of fine-tuning.
+
+    Attributes:
+        lr: Adam's learning rate.
+        num_steps: updates at most.
+        weight_decay: Adam's.
+        norm_constraint: every parameter stays within this of its old value; None: unbounded.
+        stop_loss: an edit is finished when its loss, before an update, is below this.
+    """
+
+    lr: float = 5e-4
+    num_steps: int = 25
+    weight_decay: float = 0.0
+    norm_constraint: float | None = None
+    stop_loss: float = 1e-2
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """The outcome of one edit.
+
+    Attributes:
+        weights: layer -> change of the site's weight as the map key -> value.
+        biases: layer -> change of its bias, where it has one.
+        losses: loss before each update.
+    """
+
+    weights: Mapping[int, Float[Tensor, "d_mlp d_model"]]
+    biases: Mapping[int, Float[Tensor, " d_model"]]
+    losses: Float[Tensor, " steps"]
+
+
+def fine_tune(
+    lm: LanguageModel,
+    layers: Sequence[int],
+    edits: Sequence[Sequence[TunedRow]],
+    settings: TuningSettings,
+) -> list[Tuned]:
+    """Tune the sites of ``layers`` on each edit's rows; the edits know nothing of each other.
+
+    The loss is the mean over rows of the mean over their targets of -log p.
+
+    Raises:
+        ValueError: for a masked model.
+    """
+    if not lm.is_causal:
+        raise ValueError(
+            f"{lm.name} is a masked model: fine-tuning is defined here for causal ones"
+        )
+    size = 4 * 4 * lm.d_mlp * lm.d_model * len(layers)
+    at_once = max(1, WEIGHT_BYTES // size)
+    found = []
+    for first in range(0, len(edits), at_once):
+        found += _Tuning(lm, sorted(layers), edits[first : first + at_once], settings).run()
+    return found
+
+
+class _Copies(nn.Module):
+    """One edit's own copies of the sites' weights and biases, in float32 or wider."""
+
+    def __init__(self, lm: LanguageModel, layers: Sequence[int]) -> None:
+        super().__init__()
+        self.weights = nn.ParameterDict({str(layer): _copied(lm.weight(layer)) for layer in layers})
+        self.biases = nn.ParameterDict()
+        for layer in layers:
+            bias = getattr(lm.site(layer), "bias", None)
+            if isinstance(bias, Tensor):
+                self.biases[str(layer)] = _copied(bias)
+
+    def values(self, layer: int, keys: Float[Tensor, "rows T d_mlp"]) -> Tensor:
+        values: Tensor = keys @ self.weights[str(layer)].to(keys.dtype)
+        if str(layer) in self.biases:
+            values = values + self.biases[str(layer)].to(keys.dtype)
+        return values
+
+
+def _copied(tensor: Tensor) -> nn.Parameter:
+    """bf16 and fp16 weights move in float32: Adam's steps are smaller than their spacing."""
+    exact = torch.promote_types(tensor.dtype, torch.float32)
+    return nn.Parameter(tensor.detach().to(exact, copy=True))
+
+
+class _Tuning:
+    """Some edits on their way together."""
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        layers: Sequence[int],
+        edits: Sequence[Sequence[TunedRow]],
+        settings: TuningSettings,
+    ) -> None:
+        self.lm, self.layers, self.settings = lm, layers, settings
+        self.edits = edits
+        self.copies = [_Copies(lm, layers) for _ in edits]
+        self.old = _Copies(lm, layers)
+        self.losses: list[list[Tensor]] = [[] for _ in edits]
+
+    def run(self) -> list[Tuned]:
+        adam = torch.optim.Adam(
+            [parameter for copy in self.copies for parameter in copy.parameters()],
+            lr=self.settings.lr,
+            weight_decay=self.settings.weight_decay,
+        )
+        active = list(range(len(self.edits)))
+        batch = _Rows.of(self.lm, [self.edits[index] for index in active], self.layers[0])
+        for _ in range(self.settings.num_steps):
+            with torch.enable_grad():
+                losses = batch.losses([self.copies[i] for i in active], self.layers)
+            for index, loss in zip(active, losses.detach().cpu(), strict=True):
+                self.losses[index].append(loss)
+            going = (losses.detach() >= self.settings.stop_loss).tolist()
+            if not any(going):
+                break
+            self._update(adam, losses, [i for i, on in zip(active, going, strict=True) if on])
+            if not all(going):
+                active = [index for index, on in zip(active, going, strict=True) if on]
+                batch = _Rows.of(self.lm, [self.edits[i] for i in active], self.layers[0])
+        return [self._tuned(index) for index in range(len(self.edits))]
+
+    def _update(self, adam: torch.optim.Adam, losses: Tensor, going: Sequence[int]) -> None:
+        adam.zero_grad(set_to_none=True)
+        parameters = [p for index in going for p in self.copies[index].parameters()]
+        gradients = torch.autograd.grad(losses.sum(), parameters)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        adam.step()
+        bound = self.settings.norm_constraint
+        if bound is not None:
+            with torch.no_grad():
+                for index in going:
+                    pairs = zip(self.copies[index].parameters(), self.old.parameters(), strict=True)
+                    for new, old in pairs:
+                        new.clamp_(old - bound, old + bound)
+
+    def _tuned(self, index: int) -> Tuned:
+        new, old = self.copies[index], self.old
+        return Tuned(
+            {i: (new.weights[str(i)] - old.weights[str(i)]).detach() for i in self.layers},
+            {int(i): (new.biases[i] - old.biases[i]).detach() for i in old.biases},
+            torch.stack(self.losses[index]),
+        )
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The rows of some edits, ready to be run from the lowest edited layer on."""
+
+    lm: LanguageModel
+    ids: Int[Tensor, "rows T"]
+    hidden: Float[Tensor, "rows T d_model"]
+    first: int
+    counts: tuple[int, ...]
+    read_row: Int[Tensor, " reads"]
+    read_at: Int[Tensor, " reads"]
+    read_target: Int[Tensor, " reads"]
+    read_weight: Float[Tensor, " reads"]
+    read_edit: Int[Tensor, " reads"]
+
+    @classmethod
+    def of(cls, lm: LanguageModel, edits: Sequence[Sequence[TunedRow]], first: int) -> _Rows:
+        rows = [row for edit in edits for row in edit]
+        ids = padded(lm, [row.ids for row in rows])
+        with torch.no_grad(), arriving(lm, first) as inputs:
+            lm.hidden(ids, torch.ones_like(ids), use_cache=False)
+        reads = list(_reads(edits))
+        numbers = torch.tensor([read[:4] for read in reads], device=lm.device).T
+        exact = torch.promote_types(lm.dtype, torch.float32)
+        return cls(
+            lm=lm,
+            ids=ids,
+            hidden=inputs[0],
+            first=first,
+            counts=tuple(len(edit) for edit in edits),
+            read_row=numbers[0],
+            read_at=numbers[1],
+            read_target=numbers[2],
+            read_weight=torch.tensor([read[4] for read in reads], dtype=exact, device=lm.device),
+            read_edit=numbers[3],
+        )
+
+    def losses(self, copies: Sequence[_Copies], layers: Sequence[int]) -> Float[Tensor, " edits"]:
+        """Each edit's loss with its own weights."""
+
+        def own(layer: int, keys: Tensor, values: Tensor) -> Tensor:
+            keys = keys.reshape(*self.ids.shape, -1)
+            parts = torch.split(keys, list(self.counts))
+            found = [copy.values(layer, part) for copy, part in zip(copies, parts, strict=True)]
+            return torch.cat(found).reshape(values.shape)
+
+        with ExitStack() as stack:
+            if self.lm.architecture.resumable:
+                for layer in self.lm.layers[: self.first]:
+                    stack.enter_context(skipped(layer))
+                stack.enter_context(changed_input(self.lm, self.first, lambda _: self.hidden))
+            stack.enter_context(self.lm.site_hooks(own, layers))
+            hidden = self.lm.hidden(
+                self.ids, torch.ones_like(self.ids), use_cache=False
+            ).last_hidden_state
+        logits = self.lm.logits(hidden[self.read_row, self.read_at])
+        log_p = logits.to(self.read_weight.dtype).log_softmax(1)
+        each = -log_p.gather(1, self.read_target[:, None])[:, 0] * self.read_weight
+        return each.new_zeros(len(copies)).index_add(0, self.read_edit, each)
+
+
+def _reads(
+    edits: Sequence[Sequence[TunedRow]],
+) -> Iterator[tuple[int, int, int, int, float]]:
+    """(row, position, target, edit, weight) of every read."""
+    row = 0
+    for index, edit in enumerate(edits):
+        for one in edit:
+            weight = 1 / (len(edit) * len(one.targets))
+            for at, target in zip(one.reads, one.targets, strict=True):
+                yield row, at, target, index, weight
+            row += 1

@@ -1,0 +1,140 @@
+"""The loss of ROME's delta (equation 4), for the rows of many requests in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.functional import kl_div
+
+from kn_bench.editing.rome.problem import ValueProblem, ValueSettings
+from kn_bench.model.language_model import LanguageModel
+from kn_bench.model.ragged import Ragged, Rerun
+
+
+class Losses(NamedTuple):
+    """The loss of each request and its weighted parts."""
+
+    total: Float[Tensor, " requests"]
+    nll: Float[Tensor, " requests"]
+    kl: Float[Tensor, " requests"]
+    decay: Float[Tensor, " requests"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The rows of several requests, and where their losses read the vocabulary.
+
+    Attributes:
+        owner: request of each row.
+        read_row, read_at: row, and position counted from the row's subject, of every read.
+        read_target: token to predict there.
+        read_weight: share of a read in its request's mean over contexts of means over tokens.
+        anchor_row, anchor_initial: row and initial log-probabilities of each KL anchor.
+        first_rows: row of each request's bare prompt, in the batch as it was made.
+    """
+
+    lm: LanguageModel
+    rerun: Rerun
+    owner: Int[Tensor, " rows"]
+    read_row: Int[Tensor, " reads"]
+    read_at: Int[Tensor, " reads"]
+    read_target: Int[Tensor, " reads"]
+    read_weight: Float[Tensor, " reads"]
+    anchor_row: Int[Tensor, " anchors"]
+    anchor_initial: Float[Tensor, "anchors vocabulary"]
+    first_rows: Int[Tensor, " requests"]
+
+    @classmethod
+    def of(cls, lm: LanguageModel, problems: Sequence[ValueProblem], ragged: Ragged) -> Batch:
+        """Lay out the rows of ``problems``, in the order of ``ragged``."""
+        owner: list[int] = []
+        firsts: list[int] = []
+        anchors: list[int] = []
+        reads: list[tuple[int, int, int, float]] = []
+        for index, problem in enumerate(problems):
+            firsts.append(len(owner))
+            for row in problem.contexts:
+                weight = 1 / (len(problem.contexts) * len(row.targets))
+                reads += [
+                    (len(owner), at - row.subject, target, weight)
+                    for at, target in zip(row.reads, row.targets, strict=True)
+                ]
+                owner.append(index)
+            if problem.anchor is not None:
+                anchors.append(len(owner))
+                owner.append(index)
+        read_row, read_at, read_target = torch.tensor(
+            [read[:3] for read in reads], device=lm.device
+        ).T
+        anchor_row = torch.tensor(anchors, dtype=torch.long, device=lm.device)
+        with torch.no_grad():
+            initial = _log_probabilities(lm, ragged.last_hidden[anchor_row, 0])
+        return cls(
+            lm=lm,
+            rerun=ragged.rerun,
+            owner=torch.tensor(owner, device=lm.device),
+            read_row=read_row,
+            read_at=read_at,
+            read_target=read_target,
+            read_weight=torch.tensor(
+                [read[3] for read in reads], dtype=initial.dtype, device=lm.device
+            ),
+            anchor_row=anchor_row,
+            anchor_initial=initial,
+            first_rows=torch.tensor(firsts, device=lm.device),
+        )
+
+    def losses(
+        self,
+        deltas: Float[Tensor, "requests d_model"],
+        v_0: Float[Tensor, "requests d_model"],
+        settings: ValueSettings,
+    ) -> Losses:
+        """Each request's loss at its delta; row i of ``deltas`` belongs to the batch's i-th."""
+        hidden = self.rerun.run(deltas[self.owner])
+        zeros = deltas.new_zeros(len(deltas))
+        wanted = _log_probabilities(self.lm, hidden[self.read_row, self.read_at])
+        of_target = wanted.gather(1, self.read_target[:, None])[:, 0]
+        nll = zeros.index_add(0, self.owner[self.read_row], -of_target * self.read_weight)
+        kl = zeros
+        if len(self.anchor_row):
+            edited = _log_probabilities(self.lm, hidden[self.anchor_row, 0])
+            # KL(edited || initial), as published
+            each = kl_div(self.anchor_initial, edited, log_target=True, reduction="none").sum(1)
+            kl = zeros.index_add(0, self.owner[self.anchor_row], settings.kl_factor * each)
+        decay = (
+            settings.v_weight_decay * torch.linalg.vector_norm(deltas, dim=1) / v_0.square().sum(1)
+        )
+        return Losses(nll + kl + decay, nll, kl, decay)
+
+    def select(self, going: Bool[Tensor, " requests"]) -> Batch:
+        """The same for the requests that go on."""
+        going = going.to(self.owner.device)
+        rows, reads = going[self.owner], going[self.owner[self.read_row]]
+        anchors = going[self.owner[self.anchor_row]]
+        row_number, request_number = rows.cumsum(0) - 1, going.cumsum(0) - 1
+        return replace(
+            self,
+            rerun=self.rerun.select(rows.nonzero()[:, 0]),
+            owner=request_number[self.owner[rows]],
+            read_row=row_number[self.read_row[reads]],
+            read_at=self.read_at[reads],
+            read_target=self.read_target[reads],
+            read_weight=self.read_weight[reads],
+            anchor_row=row_number[self.anchor_row[anchors]],
+            anchor_initial=self.anchor_initial[anchors],
+            first_rows=self.first_rows[going],
+        )
+
+
+def _log_probabilities(
+    lm: LanguageModel, hidden: Float[Tensor, "n d_model"]
+) -> Float[Tensor, "n vocabulary"]:
+    logits = lm.logits(hidden)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return logits.log_softmax(1)

@@ -1,0 +1,119 @@
+"""What the methods of ROME's family ask of an unedited model, remembered by content.
+
+Methods that edit the same cases share contexts, keys, optimised values and second moments: each is
+made once a process. Keys hold the model's content hash and all settings, so that two models, or two
+settings, never share anything.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from kn_bench.cases.case import EditRequest
+from kn_bench.editing.edit import NotApplicable
+from kn_bench.editing.rome.fitting import fit_problem
+from kn_bench.editing.rome.problem import Value, ValueProblem, ValueSettings
+from kn_bench.editing.rome.update import SecondMomentSolver
+from kn_bench.editing.rome.value import optimise_values
+from kn_bench.model import embedded
+from kn_bench.model.contexts import contexts
+from kn_bench.model.language_model import LanguageModel
+from kn_bench.model.memo import Memo
+from kn_bench.model.prefixed import States
+from kn_bench.model.ragged import Place
+from kn_bench.model.second_moment import Corpus, TextFile, cache_folder, second_moments
+
+_values: Memo[Value] = Memo(4096)
+_prefixes: Memo[States] = Memo(256)
+_solvers: Memo[SecondMomentSolver] = Memo(8)
+
+
+def read_requests(
+    lm: LanguageModel,
+    requests: Sequence[EditRequest],
+    *,
+    lengths: tuple[tuple[int, int], ...],
+    seed: int,
+) -> list[ValueProblem | NotApplicable]:
+    """Each request's rows, the bare prompt first, or why there are none.
+
+    Args:
+        lengths, seed: of the generated contexts, see :func:`kn_bench.model.contexts.contexts`.
+
+    Raises:
+        NotApplicable: on a masked model.
+    """
+    if not lm.is_causal:
+        raise NotApplicable("ROME edits causal models: the subject must come before the answer")
+    prefixes = contexts(lm, lengths=lengths, seed=seed)
+    return [_read(lm, request, prefixes) for request in requests]
+
+
+def _read(
+    lm: LanguageModel, request: EditRequest, prefixes: Sequence[str]
+) -> ValueProblem | NotApplicable:
+    try:
+        return fit_problem(request, lm.tokens, prefixes)
+    except NotApplicable as reason:
+        return reason
+
+
+def values_of(
+    lm: LanguageModel,
+    layer: int,
+    problems: Iterable[ValueProblem | NotApplicable],
+    settings: ValueSettings,
+    *,
+    place: Place = "site",
+) -> dict[ValueProblem, Value]:
+    """The optimised value of each problem; those not met before are optimised together."""
+    keys = {
+        problem: (lm.content_hash, layer, place, settings, problem)
+        for problem in problems
+        if isinstance(problem, ValueProblem)
+    }
+    found = {problem: _values[key] for problem, key in keys.items() if key in _values}
+    missing = [problem for problem in keys if problem not in found]
+    made = optimise_values(lm, layer, missing, settings, place=place, store=_prefixes)
+    for problem, value in zip(missing, made, strict=True):
+        found[problem] = _values[keys[problem]] = value
+    return found
+
+
+def corpus_for(lm: LanguageModel) -> Corpus:
+    """The text that C is taken over: the embedded models' own, or the file KN_BENCH_CORPUS names.
+
+    Raises:
+        ValueError: when there is none; says how to give one.
+    """
+    if lm.name in embedded.NAMES:
+        return TextFile(embedded.corpus_path())
+    chosen = os.environ.get("KN_BENCH_CORPUS")
+    if not chosen:
+        raise ValueError(
+            f"no text to take the second moment C = E[k k^T] of {lm.name} over: set "
+            "KN_BENCH_CORPUS to a text file with one document a line, or choose rome-no-c"
+        )
+    if not Path(chosen).is_file():
+        raise ValueError(f"KN_BENCH_CORPUS names {chosen!r}, which is no file")
+    return TextFile(Path(chosen))
+
+
+def solver_of(
+    lm: LanguageModel, layer: int, corpus: Corpus | None, max_tokens: int | None
+) -> SecondMomentSolver:
+    """C of the site of ``layer``, ready to be solved with; kept on disk as well.
+
+    Args:
+        corpus: the text; that of :func:`corpus_for` when None.
+        max_tokens: how much of it; None for all.
+    """
+    corpus = corpus or corpus_for(lm)
+
+    def measured() -> SecondMomentSolver:
+        moments = second_moments(lm, [layer], corpus, max_tokens=max_tokens, cache=cache_folder())
+        return SecondMomentSolver(moments[layer].matrix.to(lm.device))
+
+    return _solvers.get((lm.content_hash, layer, max_tokens, corpus.content_hash), measured)

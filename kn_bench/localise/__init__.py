@@ -1,0 +1,1 @@
+"""Where is it: attribution, selection of knowledge neurons, measures of localisation, tracing."""

@@ -1,0 +1,211 @@
+"""What knowledge neurons are located over: a fact with its patterns, or a class of pairs.
+
+    P36 Canada                         "The capital of Canada is ▁", "Canada's capital is ▁", ...
+    determiner_noun_agreement_2 these  "Raymond is selling ▁ sketches", "Anne likes ▁ lakes", ...
+
+A class is all pairs of a paradigm that ask for the same determiner or turn on the same one, and
+where there is none, for the same number.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from kn_bench.cases.case import Case, Cloze, EditRequest, Query, Task
+from kn_bench.cases.drawing import stable_hash
+from kn_bench.cases.grammar import NUMBER_CLASS, lexeme, number_of
+from kn_bench.cases.paradigms import BLIMP
+from kn_bench.localise.attribution import Attribution, attribute
+from kn_bench.localise.integration import Rule
+from kn_bench.localise.locating import Locating
+from kn_bench.localise.queries import Fitted
+from kn_bench.localise.selection import Neuron, Neurons, Refined, coarse
+from kn_bench.measure.fitting import fit_query
+from kn_bench.model.language_model import LanguageModel
+
+RANKED = 512
+"""Neurons that are put in order: a large model has hundreds of thousands."""
+FAMILY = {paradigm.id: paradigm.family for paradigm in BLIMP}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Prompts that are to share their knowledge neurons.
+
+    Attributes:
+        id: case id of a fact; ``paradigm/class`` of pairs.
+        task: of its prompts.
+        relation: relation or paradigm.
+        name: the subject, or what the class is called.
+        queries: the prompts.
+        clusters: of the prompts: the noun of a pair; the pattern of a fact.
+        requests: the edit requests behind it, one for a fact.
+    """
+
+    id: str
+    task: Task
+    relation: str
+    name: str
+    queries: tuple[Query, ...]
+    clusters: tuple[str, ...]
+    requests: tuple[EditRequest, ...]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A group with the attributions of those of its prompts that fit the model.
+
+    Attributes:
+        group: the group.
+        fitted: its prompts in tokens.
+        kept: their places in ``group.queries``.
+        attributions: of each.
+    """
+
+    group: Group
+    fitted: tuple[Fitted, ...]
+    kept: tuple[int, ...]
+    attributions: tuple[Attribution, ...]
+
+    @cached_property
+    def scores(self) -> Float[Tensor, "n n_layers d_mlp"]:
+        """Of every prompt, on the CPU."""
+        return torch.stack([one.scores for one in self.attributions]).cpu()
+
+    @cached_property
+    def ranked(self) -> tuple[Neuron, ...]:
+        """Neurons by mean attribution, the highest first; at most :data:`RANKED`."""
+        mean = self.scores.double().mean(0)
+        order = mean.flatten().argsort(descending=True, stable=True)[:RANKED].tolist()
+        return tuple(Neuron(*divmod(place, mean.shape[1])) for place in order)
+
+    def first(self, n: int) -> Profile:
+        """The same with its first ``n`` prompts."""
+        return Profile(self.group, self.fitted[:n], self.kept[:n], self.attributions[:n])
+
+    @property
+    def clusters(self) -> list[str]:
+        """Of the fitting prompts."""
+        return [self.group.clusters[i] for i in self.kept]
+
+    def coarse_sets(self, t: float = 0.2) -> list[Neurons]:
+        """Of every prompt."""
+        return [coarse(one, t) for one in self.scores]
+
+    def select(self, locating: Locating | None = None) -> Refined:
+        """The group's knowledge neurons."""
+        locating = locating or Locating()
+        return locating.select(self.coarse_sets(locating.t))
+
+
+def groups_of(
+    cases: Iterable[Case], *, facts: int | None = None, prompts: int | None = None
+) -> list[Group]:
+    """The facts and the classes among ``cases``.
+
+    Args:
+        facts: of each relation, drawn by a hash of their ids; all when None.
+        prompts: of each group, likewise; all when None.
+    """
+    found: list[Group] = []
+    by_relation: dict[str, list[Case]] = defaultdict(list)
+    for case in cases:
+        by_relation[case.relation].append(case)
+    for relation, members in by_relation.items():
+        if members[0].task == "fact":
+            chosen = sorted(members, key=lambda case: stable_hash("group", case.id))
+            found += [_fact(case, prompts) for case in chosen[:facts]]
+        else:
+            found += _classes(relation, members, prompts)
+    return found
+
+
+def _fact(case: Case, prompts: int | None) -> Group:
+    queries = case.request.queries[:prompts]
+    clusters = tuple(str(i) for i in range(len(queries)))
+    request = case.request
+    return Group(case.id, "fact", case.relation, request.subject, queries, clusters, (request,))
+
+
+def _classes(relation: str, cases: Sequence[Case], prompts: int | None) -> list[Group]:
+    by_class: dict[str, list[EditRequest]] = defaultdict(list)
+    for case in cases:
+        by_class[class_of(case.request)].append(case.request)
+    found = []
+    for name, requests in sorted(by_class.items()):
+        chosen = sorted(requests, key=lambda r: stable_hash("group", r.id))[:prompts]
+        found.append(
+            Group(
+                f"{relation}/{name}",
+                "pair",
+                relation,
+                name,
+                tuple(Query(r.cloze, r.target_true) for r in chosen),
+                tuple(_cluster(r) for r in chosen),
+                tuple(chosen),
+            )
+        )
+    return found
+
+
+def class_of(request: EditRequest) -> str:
+    """The class of a pair: its determiner, else its number, else the governing word."""
+    for word in (request.target_true.lower(), request.subject.lower()):
+        if word in NUMBER_CLASS:
+            return word
+    number = number_of(
+        FAMILY.get(request.relation, ""),
+        request.subject,
+        request.target_true,
+        before="{}" in request.prompt,
+    )
+    return number or request.subject.lower()
+
+
+def _cluster(request: EditRequest) -> str:
+    """The noun that a pair turns on."""
+    if request.subject.lower() in NUMBER_CLASS:
+        return lexeme(request.target_true, request.target_new)
+    return request.subject.lower()
+
+
+def fit_group(lm: LanguageModel, group: Group) -> tuple[tuple[int, ...], tuple[Fitted, ...]]:
+    """The places of the group's prompts that fit the model, and these in tokens."""
+    fitted = [fit_query(query, lm.tokens, group.task) for query in group.queries]
+    kept = tuple(i for i, one in enumerate(fitted) if one is not None)
+    return kept, tuple(one for one in fitted if one is not None)
+
+
+def profiles(
+    lm: LanguageModel, groups: Sequence[Group], *, rule: Rule | None = None
+) -> list[Profile]:
+    """Attribute every prompt of every group, equal ones once; groups that do not fit are left out.
+
+    Args:
+        rule: how the integral is taken.
+    """
+    fits = [fit_group(lm, group) for group in groups]
+    distinct = list(dict.fromkeys(one for _, fitted in fits for one in fitted))
+    found = dict(zip(distinct, attribute(lm, distinct, rule=rule), strict=True))
+    return [
+        Profile(group, fitted, kept, tuple(found[one] for one in fitted))
+        for group, (kept, fitted) in zip(groups, fits, strict=True)
+        if fitted
+    ]
+
+
+def gap_prompts(cases: Iterable[Case]) -> list[tuple[Cloze, str]]:
+    """Prompts with a gap where a determiner stands, each with its noun: modifiers are put in it."""
+    found = {}
+    for case in cases:
+        request = case.request
+        if case.task == "pair" and request.target_true.lower() in NUMBER_CLASS:
+            found[request.cloze] = _cluster(request)
+    return list(found.items())

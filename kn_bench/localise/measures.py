@@ -1,0 +1,255 @@
+"""How localised is it? Figures over the attribution scores of the prompts of one fact or class.
+
+    n_neurons            |KN|, size of the selected set
+    tau                  share of prompts at which the adaptive rule stopped
+    r1_squared           likeness of the prompts' profiles, 1 for equal ones
+    attribution_share    what the selected neurons hold of the positive attribution
+    participation_ratio  effective number of neurons
+    layers               where the selected neurons lie
+
+Each with a bootstrap interval over prompts and, where there is one, the null beside it: a likeness
+of .6 says nothing while unrelated non-negative profiles give 2/pi = .64.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from kn_bench.localise.locating import Locating
+from kn_bench.localise.selection import Neurons, Refined, coarse
+
+Scores = Float[Tensor, "n n_layers d_mlp"]
+Samples = Sequence[Int[np.ndarray, " n"]]
+NON_NEGATIVE_NULL = 2 / math.pi
+"""R_1^2 of unrelated profiles of half-normal noise, for many neurons and prompts."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A figure with its bootstrap interval over prompts, and its null.
+
+    Attributes:
+        value: nan where it is not defined (R_1^2 of one prompt).
+        low, high: 95 % interval; nan with fewer than two prompts.
+        null: mean of the same figure where there is nothing to find; nan where no null is given.
+        null_high: 95th percentile of the null's draws.
+    """
+
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+    null: float = math.nan
+    null_high: float = math.nan
+
+
+@dataclass(frozen=True)
+class Localisation:
+    """All measures of one fact or class.
+
+    Attributes:
+        neurons: the selected set and the share it was selected with.
+        n_prompts: prompts behind every figure.
+        layers, layers_low, layers_high: number of selected neurons in each layer, and its interval.
+    """
+
+    neurons: Neurons
+    n_prompts: int
+    n_neurons: Measure
+    tau: Measure
+    r1_squared: Measure
+    attribution_share: Measure
+    participation_ratio: Measure
+    layers: tuple[int, ...]
+    layers_low: tuple[float, ...]
+    layers_high: tuple[float, ...]
+
+
+def r1_squared(scores: Scores) -> float:
+    """(s_0^2 - 1) / (n - 1), s_0 the largest singular value of the L2-normalised profiles.
+
+    Generalises a squared cosine to n samples: 1 for parallel profiles, 0 for orthogonal ones; for
+    two it is |cos|. nan for fewer than two profiles, or where one is all zero.
+    """
+    return _r1_squared(_cosines(scores))
+
+
+def _cosines(scores: Scores) -> Float[np.ndarray, "n n"]:
+    rows = scores.flatten(1).double()
+    rows = rows / rows.norm(dim=1, keepdim=True)
+    return np.asarray((rows @ rows.T).cpu())
+
+
+def _r1_squared(cosines: Float[np.ndarray, "n n"]) -> float:
+    # s_0^2 is the largest eigenvalue of the Gram matrix, which is small where profiles are long
+    if len(cosines) < 2 or not np.isfinite(cosines).all():
+        return math.nan
+    return (float(np.linalg.eigvalsh(cosines)[-1]) - 1) / (len(cosines) - 1)
+
+
+def attribution_share(scores: Scores, neurons: Neurons) -> float:
+    """Positive attribution held by ``neurons`` over all positive attribution, of all prompts."""
+    held, total = _held(scores, neurons)
+    return float(held.sum() / total.sum()) if total.sum() else math.nan
+
+
+def _held(scores: Scores, neurons: Neurons) -> tuple[np.ndarray, np.ndarray]:
+    """Of each prompt: positive attribution of ``neurons``, and of all neurons."""
+    positive = scores.clamp_min(0).double()
+    held = positive.new_zeros(len(scores))
+    for neuron in neurons:
+        held += positive[:, neuron.layer, neuron.unit]
+    return np.asarray(held.cpu()), np.asarray(positive.sum((1, 2)).cpu())
+
+
+def participation_ratio(scores: Scores) -> float:
+    """(sum a)^2 / sum a^2 of the mean profile's positive part: the effective number of neurons.
+
+    Negative scores, which would cancel positive ones, count as 0.
+    """
+    return _participation(scores.double().mean(0))
+
+
+def _participation(profile: Tensor) -> float:
+    a = profile.clamp_min(0)
+    squares = float(a.square().sum())
+    return float(a.sum()) ** 2 / squares if squares else math.nan
+
+
+def layer_histogram(neurons: Neurons, n_layers: int) -> tuple[int, ...]:
+    """How many of ``neurons`` lie in each layer."""
+    return tuple(np.bincount([n.layer for n in neurons], minlength=n_layers).tolist())
+
+
+def select(scores: Scores, locating: Locating | None = None) -> Refined:
+    """The knowledge neurons of prompts with these scores."""
+    locating = locating or Locating()
+    return locating.select([coarse(one, locating.t) for one in scores])
+
+
+def permuted(scores: Scores, generator: torch.Generator) -> Scores:
+    """Each prompt's scores permuted within each layer: nothing is shared but what layers share."""
+    order = torch.rand(scores.shape, generator=generator).argsort(2).to(scores.device)
+    return scores.gather(2, order)
+
+
+def localisation(
+    scores: Scores,
+    *,
+    locating: Locating | None = None,
+    unrelated: Scores | None = None,
+    resamples: int = 1000,
+    draws: int = 100,
+    seed: int = 0,
+) -> Localisation:
+    """All measures of the prompts of one fact or class.
+
+    Args:
+        scores: attribution of each prompt.
+        locating: how neurons are selected.
+        unrelated: scores of prompts of other relations, of which tau's null draws as many.
+        resamples: bootstrap resamples of the prompts.
+        draws: permutations behind the nulls of |KN| and R_1^2, and draws behind tau's.
+        seed: of all of them.
+    """
+    locating = locating or Locating()
+    sets = [coarse(one, locating.t) for one in scores]
+    found = locating.select(sets)
+    samples = _resamples(len(scores), resamples, seed)
+    # selection counts sets: no scores need be resampled for it
+    again = [locating.select([sets[i] for i in sample]) for sample in samples]
+    nulls = _nulls(scores, locating, draws, seed)
+    histograms = [layer_histogram(one.neurons, scores.shape[1]) for one in again]
+    low, high = _interval(np.array(histograms) if again else np.full((1, scores.shape[1]), np.nan))
+    return Localisation(
+        neurons=found.neurons,
+        n_prompts=len(scores),
+        n_neurons=_measure(
+            len(found.neurons), [len(a.neurons) for a in again], [n.size for n in nulls]
+        ),
+        tau=_measure(
+            found.tau,
+            [one.tau for one in again],
+            _other_tau(unrelated, len(scores), locating, draws, seed),
+        ),
+        r1_squared=_r1_measure(scores, samples, [null.r1_squared for null in nulls]),
+        attribution_share=_share_measure(scores, found.neurons, samples),
+        participation_ratio=_participation_measure(scores, samples),
+        layers=layer_histogram(found.neurons, scores.shape[1]),
+        layers_low=tuple(low.tolist()),
+        layers_high=tuple(high.tolist()),
+    )
+
+
+def _r1_measure(scores: Scores, samples: Samples, nulls: Sequence[float]) -> Measure:
+    cosines = _cosines(scores)
+    # a prompt drawn twice would add a pair of cosine 1: each counts once in a resample
+    distinct = [np.unique(sample) for sample in samples]
+    again = [_r1_squared(cosines[np.ix_(one, one)]) for one in distinct]
+    return _measure(_r1_squared(cosines), again, nulls)
+
+
+def _share_measure(scores: Scores, neurons: Neurons, samples: Samples) -> Measure:
+    held, total = _held(scores, neurons)
+    again = [float(held[sample].sum() / total[sample].sum()) for sample in samples]
+    return _measure(attribution_share(scores, neurons), again)
+
+
+def _participation_measure(scores: Scores, samples: Samples) -> Measure:
+    flat = scores.double().flatten(1)
+    again = []
+    for sample in samples:
+        weights = np.bincount(sample, minlength=len(flat)) / len(flat)
+        again.append(_participation(torch.from_numpy(weights).to(flat) @ flat))
+    return _measure(_participation(flat.mean(0)), again)
+
+
+class _Null(NamedTuple):
+    size: int
+    r1_squared: float
+
+
+def _nulls(scores: Scores, locating: Locating, draws: int, seed: int) -> list[_Null]:
+    generator = torch.Generator().manual_seed(seed)
+    found = []
+    for _ in range(draws):
+        shuffled = permuted(scores, generator)
+        found.append(_Null(len(select(shuffled, locating).neurons), r1_squared(shuffled)))
+    return found
+
+
+def _other_tau(
+    unrelated: Scores | None, n: int, locating: Locating, draws: int, seed: int
+) -> list[float]:
+    if unrelated is None or len(unrelated) < n:
+        return []
+    sets = [coarse(one, locating.t) for one in unrelated]
+    rng = np.random.default_rng(seed)
+    bags = [rng.choice(len(sets), n, replace=False) for _ in range(draws)]
+    return [locating.select([sets[i] for i in bag]).tau for bag in bags]
+
+
+def _resamples(n: int, count: int, seed: int) -> Samples:
+    """Prompts drawn with replacement; none where there is but one prompt to draw."""
+    return list(np.random.default_rng(seed).integers(0, n, (count if n > 1 else 0, n)))
+
+
+def _interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """2.5th and 97.5th percentile over the first axis."""
+    low, high = np.percentile(values, [2.5, 97.5], axis=0)
+    return low, high
+
+
+def _measure(value: float, again: Sequence[float], nulls: Sequence[float] = ()) -> Measure:
+    finite = np.array([one for one in again if math.isfinite(one)])
+    known = np.array([one for one in nulls if math.isfinite(one)])
+    low, high = _interval(finite) if len(finite) else (math.nan, math.nan)
+    null, null_high = (known.mean(), np.percentile(known, 95)) if len(known) else (math.nan,) * 2
+    return Measure(float(value), float(low), float(high), float(null), float(null_high))

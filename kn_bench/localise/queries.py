@@ -1,0 +1,82 @@
+"""From a fitted query to questions of one token each, and their grouping for the model.
+
+An answer of several tokens is asked token by token, each after the answer's own earlier ones:
+
+    "The capital of Cuba is" -> "Sri Lanka"
+        question 0   The capital of Cuba is            -> Sri
+        question 1   The capital of Cuba is Sri        -> Lanka
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from kn_bench.model.language_model import LanguageModel
+
+
+class Fitted(Protocol):
+    """A query in a tokenizer's ids; ``kn_bench.measure.fitting.FittedQuery`` is one.
+
+    Attributes:
+        ids: the prompt: for a causal model up to the answer, for a masked one with a mask for every
+            token of the answer.
+        answer_position: where the answer's first token is read: the last prompt token, or the
+            first mask.
+        answer_ids: the answer's tokens.
+    """
+
+    @property
+    def ids(self) -> tuple[int, ...]: ...
+    @property
+    def answer_position(self) -> int: ...
+    @property
+    def answer_ids(self) -> tuple[int, ...]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """The probability of ``token``, read at ``position`` of ``ids``."""
+
+    ids: tuple[int, ...]
+    position: int
+    token: int
+
+
+def questions_of(lm: LanguageModel, fitted: Fitted) -> tuple[Question, ...]:
+    """One question for each token of the answer.
+
+    Raises:
+        ValueError: for an answer without tokens, or with a special token (BOS, unknown, mask, ...):
+            what would be attributed is not the answer.
+    """
+    special = [i for i in fitted.answer_ids if i in lm.tokens.special_ids]
+    if special or not fitted.answer_ids:
+        what = f"the special token {special[0]}" if special else "no token at all"
+        raise ValueError(
+            f"the answer's tokens {list(fitted.answer_ids)} hold {what}: only ordinary tokens can "
+            "be attributed; encode the answer without special tokens"
+        )
+    return tuple(_question(lm.is_causal, fitted, index) for index in range(len(fitted.answer_ids)))
+
+
+def _question(causal: bool, fitted: Fitted, index: int) -> Question:
+    start, earlier = fitted.answer_position, fitted.answer_ids[:index]
+    position, token = start + index, fitted.answer_ids[index]
+    if causal:
+        return Question((*fitted.ids[: start + 1], *earlier), position, token)
+    ids = list(fitted.ids)
+    ids[start:position] = earlier
+    return Question(tuple(ids), position, token)
+
+
+def by_length(questions: Sequence[Question], most: int) -> Iterator[list[int]]:
+    """Indices of questions of equal length, at most ``most`` at once: nothing is padded."""
+    groups: dict[int, list[int]] = defaultdict(list)
+    for index, question in enumerate(questions):
+        groups[len(question.ids)].append(index)
+    for _, group in sorted(groups.items()):
+        for start in range(0, len(group), most):
+            yield group[start : start + most]

@@ -1,0 +1,162 @@
+"""Rows in which the neurons of one layer, at the answer position, are scaled by g.
+
+One clean pass over some questions, and from it any number of rows (question, layer, g): the
+probability P of the answer there, and the gradient of P by the site's value. Rows start behind
+their own site, and for causal models at the answer position; rows of all layers travel together.
+
+The site is linear, value = b + g * (W^T w), so the change is made, and the gradient taken, at the
+value: dP/dw = W dP/dvalue needs one product a question and layer, however many steps there were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from kn_bench.localise.queries import Question
+from kn_bench.model.after_site import CleanSites, clean_sites
+from kn_bench.model.language_model import LanguageModel
+
+
+class Rows(NamedTuple):
+    """Perturbed rows: question, layer and scale of each."""
+
+    question: Int[Tensor, " n"]
+    layer: Int[Tensor, " n"]
+    g: Float[Tensor, " n"]
+
+    def take(self, index: Tensor) -> Rows:
+        return Rows(self.question[index], self.layer[index], self.g[index])
+
+
+class Along(NamedTuple):
+    """What rows gave: P of the answer, and dP by the site's value at the answer position."""
+
+    probability: Float[Tensor, " n"]
+    gradient: Float[Tensor, "n d_model"]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Questions of equal length after one clean pass.
+
+    Attributes:
+        clean: the pass, at the answer positions.
+        tokens: the answer's token.
+        grown: what each layer's neurons add to its site's value: W^T w.
+        probability: P of the answer, unperturbed.
+    """
+
+    lm: LanguageModel
+    clean: CleanSites
+    tokens: Int[Tensor, " B"]
+    grown: Float[Tensor, "B n_layers d_model"]
+    probability: Float[Tensor, " B"]
+
+    @property
+    def keys(self) -> Float[Tensor, "B n_layers d_mlp"]:
+        """The neurons w at the answer position."""
+        return self.clean.keys
+
+    def run(self, rows: Rows, *, gradient: bool, most: int) -> Along:
+        """P, and with ``gradient`` dP/dvalue, of rows in any order, at most ``most`` at once.
+
+        Where the device's memory does not suffice, half as many at once.
+        """
+        order = torch.argsort(rows.question, stable=True)
+        try:
+            pieces = [self._run(rows.take(part), gradient) for part in torch.split(order, most)]
+        except torch.OutOfMemoryError:
+            fewer = min(most, len(order)) // 2
+            if not fewer:
+                raise
+            return self.run(rows, gradient=gradient, most=fewer)
+        back = torch.argsort(order)
+        return Along(*(torch.cat(parts)[back] for parts in zip(*pieces, strict=True)))
+
+    @torch.no_grad()
+    def without(self, question: int, layer: int, neurons: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """P of one question with each of ``neurons`` of ``layer``, alone, set to 0."""
+        asked = torch.full_like(neurons, question)
+        lost = self.keys[question, layer, neurons][:, None] * self.lm.weight(layer)[neurons]
+        values = self.clean.values[question, layer] - lost
+        hidden = self.clean.changed({layer: asked}, {layer: values})
+        return answered(self.lm.logits(hidden), self.tokens[asked])
+
+    def _run(self, rows: Rows, gradient: bool) -> Along:
+        order = torch.argsort(rows.layer, stable=True)
+        rows = rows.take(order)
+        counts = torch.bincount(rows.layer, minlength=self.lm.n_layers).tolist()
+        asked = dict(enumerate(torch.split(rows.question, counts)))
+        scales = dict(enumerate(torch.split(rows.g, counts)))
+        asked = {layer: question for layer, question in asked.items() if len(question)}
+        values = {
+            layer: (
+                self.clean.values[question, layer]
+                + (scales[layer][:, None] - 1).to(self.grown.dtype) * self.grown[question, layer]
+            ).requires_grad_(gradient)
+            for layer, question in asked.items()
+        }
+        with torch.set_grad_enabled(gradient):
+            logits = self.lm.logits(self.clean.changed(asked, values))
+        tokens, back = self.tokens[rows.question], torch.argsort(order)
+        if not gradient:
+            found = answered(logits, tokens)[back]
+            return Along(found, found[:, None])
+        probability, by_logits = _differentiated(logits.detach(), tokens)
+        grown = torch.autograd.grad(logits, list(values.values()), by_logits)
+        return Along(probability[back], torch.cat(grown)[back])
+
+
+@torch.no_grad()
+def ask(lm: LanguageModel, questions: Sequence[Question]) -> Asked:
+    """One clean pass over questions of equal length."""
+    ids = lm.tensor([question.ids for question in questions])
+    positions = torch.tensor([q.position for q in questions], device=ids.device)
+    tokens = torch.tensor([q.token for q in questions], device=ids.device)
+    clean = clean_sites(lm, ids, positions)
+    grown = [clean.keys[:, layer] @ lm.weight(layer) for layer in range(lm.n_layers)]
+    return Asked(
+        lm, clean, tokens, torch.stack(grown, 1), answered(lm.logits(clean.last_hidden), tokens)
+    )
+
+
+def rows_within(lm: LanguageModel, length: int, memory: int) -> int:
+    """How many perturbed rows of questions of ``length`` tokens fit into ``memory`` bytes.
+
+    Counts what autograd keeps: some 14 vectors of d_model and 3 of d_mlp a layer and position, half
+    of the layers on average, and 3 of the vocabulary's.
+    """
+    positions = 1 if lm.is_causal else length
+    a_layer = 14 * lm.d_model + 3 * lm.d_mlp
+    elements = positions * lm.n_layers * a_layer / 2 + 3 * lm.vocabulary
+    if lm.is_causal:
+        elements += length * lm.n_layers * lm.d_model  # the earlier positions' keys and values
+    return max(1, int(memory / (elements * lm.dtype.itemsize)))
+
+
+def answered(
+    logits: Float[Tensor, "n vocabulary"], tokens: Int[Tensor, " n"]
+) -> Float[Tensor, " n"]:
+    """P of the tokens, in at least float32."""
+    logits = _wide(logits)
+    return (logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(1)).exp()
+
+
+def _differentiated(
+    logits: Float[Tensor, "n vocabulary"], tokens: Int[Tensor, " n"]
+) -> tuple[Float[Tensor, " n"], Float[Tensor, "n vocabulary"]]:
+    """P of the tokens and dP/dlogits = P * (1[token] - p): one pass where autograd takes six."""
+    p = _wide(logits).softmax(1)
+    answer = p.gather(1, tokens[:, None])
+    by_logits = p.mul_(-answer).scatter_add_(1, tokens[:, None], answer)
+    return answer[:, 0], by_logits.to(logits.dtype)
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits.float() if logits.dtype.itemsize < 4 else logits

@@ -1,0 +1,1 @@
+"""From cases and edits to measurements, and from measurements to verdicts."""

@@ -1,0 +1,150 @@
+"""What the unedited model said, kept on disk by content, so that no run and no method asks again.
+
+    cache/answers/<model content hash>-<device>.sqlite
+    ├── readings   prompt ids, answer position, budget -> log-probabilities, greedy continuation
+    └── scores     ids, positions, targets             -> log p and argmax of each target
+
+The key is the content itself (SHA-256 of the ids), the file is the model's: nothing is ever stale.
+SQLite lets several workers share it. A cache that cannot be read or written is done without.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+from collections.abc import Iterable, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+LIMIT = 4 << 30
+"""Bytes of one model's file; beyond it the cache is read and no longer written."""
+
+_TABLES = (
+    "CREATE TABLE IF NOT EXISTS readings (key BLOB PRIMARY KEY, log_probs BLOB, generated BLOB)",
+    "CREATE TABLE IF NOT EXISTS scores (key BLOB PRIMARY KEY, log_probs BLOB, argmax BLOB)",
+)
+
+
+class Reading(NamedTuple):
+    """What one distinct prompt gave.
+
+    Attributes:
+        log_probs: log-probabilities of the next token (masked model: of the mask), float32.
+        generated: the greedy continuation's ids; the argmax alone for a masked model.
+    """
+
+    log_probs: Float[Tensor, " vocabulary"]
+    generated: tuple[int, ...]
+
+
+class Scored(NamedTuple):
+    """Teacher-forced readings of one row: log p of each target, and whether it is the argmax."""
+
+    log_probs: tuple[float, ...]
+    argmax: tuple[bool, ...]
+
+
+class AnswerCache:
+    """The unedited answers of one model in one file.
+
+    Args:
+        folder: where the files lie; made if it is missing.
+        model: the model's content hash, device type included by the caller.
+    """
+
+    def __init__(self, folder: Path, model: str) -> None:
+        self._path = folder / f"{model}.sqlite"
+        self._usable = True
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with closing(self._open()) as connection, connection:
+                for table in _TABLES:
+                    connection.execute(table)
+        except (OSError, sqlite3.Error):
+            self._usable = False
+
+    @property
+    def usable(self) -> bool:
+        """Whether the file could be opened; if not, nothing is found and nothing is kept."""
+        return self._usable
+
+    def readings(self, keys: Sequence[bytes]) -> dict[bytes, Reading]:
+        """Those of ``keys`` that are known."""
+        return {
+            key: Reading(
+                torch.from_numpy(np.frombuffer(log_probs, np.float32).copy()),
+                tuple(np.frombuffer(generated, np.int32).tolist()),
+            )
+            for key, log_probs, generated in self._get("readings", "generated", keys)
+        }
+
+    def scores(self, keys: Sequence[bytes]) -> dict[bytes, Scored]:
+        """Those of ``keys`` that are known."""
+        return {
+            key: Scored(
+                tuple(np.frombuffer(log_probs, np.float64).tolist()),
+                tuple(np.frombuffer(argmax, np.bool_).tolist()),
+            )
+            for key, log_probs, argmax in self._get("scores", "argmax", keys)
+        }
+
+    def keep_readings(self, found: Iterable[tuple[bytes, Reading]]) -> None:
+        rows = (
+            (key, one.log_probs.numpy().tobytes(), np.array(one.generated, np.int32).tobytes())
+            for key, one in found
+        )
+        self._put("readings", rows)
+
+    def keep_scores(self, found: Iterable[tuple[bytes, Scored]]) -> None:
+        rows = (
+            (key, np.array(one.log_probs).tobytes(), np.array(one.argmax, np.bool_).tobytes())
+            for key, one in found
+        )
+        self._put("scores", rows)
+
+    def _open(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self._path, timeout=30)
+        # losing the last answers in a power cut costs a second asking, waiting for the disk more
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=OFF")
+        return connection
+
+    def _get(
+        self, table: str, last: str, keys: Sequence[bytes]
+    ) -> list[tuple[bytes, bytes, bytes]]:
+        if not self._usable or not keys:
+            return []
+        found: list[tuple[bytes, bytes, bytes]] = []
+        query = f"SELECT key, log_probs, {last} FROM {table} WHERE key IN "
+        try:
+            with closing(self._open()) as connection:
+                for at in range(0, len(keys), 500):
+                    some = keys[at : at + 500]
+                    marks = ",".join("?" * len(some))
+                    found += connection.execute(f"{query} ({marks})", some).fetchall()
+        except sqlite3.Error:
+            self._usable = False
+        return found
+
+    def _put(self, table: str, rows: Iterable[tuple[bytes, bytes, bytes]]) -> None:
+        try:
+            if self._usable and self._path.stat().st_size < LIMIT:
+                with closing(self._open()) as connection, connection:
+                    connection.executemany(f"INSERT OR IGNORE INTO {table} VALUES (?, ?, ?)", rows)
+        except (OSError, sqlite3.Error):
+            self._usable = False
+
+
+def content_key(*parts: Sequence[int] | int) -> bytes:
+    """SHA-256 of integers and sequences of integers, unambiguous in where each ends."""
+    digest = hashlib.sha256()
+    for part in parts:
+        values = np.array([part] if isinstance(part, int) else part, np.int64)
+        digest.update(len(values).to_bytes(8, "little") + values.tobytes())
+    return digest.digest()

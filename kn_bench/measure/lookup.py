@@ -1,0 +1,59 @@
+"""What a lookup edit answers: the oracle's table in place of the model."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from kn_bench.cases.case import Probe
+from kn_bench.editing.edit import LookupEdit
+from kn_bench.measure.fitting import FittedProbe
+from kn_bench.measure.measurement import Answer
+from kn_bench.measure.normalise import starts_with_answer
+
+DOUBT = 1e-6
+"""Probability that a looked-up answer leaves to all else, so that every number stays finite."""
+
+
+def _given(listed: tuple[str, ...], probe: Probe) -> str:
+    """The listed answer that the probe asks about, else the first."""
+    asked = (answer for answer in (probe.expected, probe.rejected) if answer in listed)
+    return next(asked, listed[0])
+
+
+def looked_up(
+    edit: LookupEdit,
+    fitted: FittedProbe,
+    before: Answer,
+    log_probs: Float[Tensor, " vocabulary"],
+) -> tuple[Answer, Float[Tensor, " vocabulary"]]:
+    """The table's answer to a probe, or the model's own where the cloze is not listed."""
+    probe = fitted.probe
+    listed = edit.answers.get(probe.cloze)
+    if listed is None:
+        return before, log_probs
+    given = _given((listed,) if isinstance(listed, str) else listed, probe)
+    sure, never = math.log1p(-DOUBT), math.log(DOUBT)
+    right, wrong = given == probe.expected, given == probe.rejected
+    answer = replace(
+        before,
+        log_prob_expected=(sure if right else never) * (1 if right else fitted.expected.n),
+        log_prob_rejected=(sure if wrong else never) * (1 if wrong else fitted.rejected.n),
+        prob=right or (not wrong and before.prob),
+        tf_token=float(right),
+        tf_all=right,
+        rank=0 if right else max(1, before.rank),
+        argmax=given,
+        generated=given,
+        gives_expected=starts_with_answer(given, probe.expected, probe.aliases),
+        gives_rejected=starts_with_answer(given, probe.rejected),
+    )
+    after = torch.full_like(log_probs, math.log(DOUBT / (len(log_probs) - 1)))
+    if right or wrong:
+        row = fitted.expected if right else fitted.rejected
+        after[row.targets[0]] = sure
+    return answer, after

@@ -1,0 +1,137 @@
+"""What one probe gave, before and after an edit; the rows of a run's log.
+
+All four readings of the literature come from the same forward passes and are kept apart:
+``prob`` (ROME's ES/PS/NS), ``tf_token`` (EasyEdit), ``tf_all`` (MEMIT, AlphaEdit) and
+``generated`` (free running; WILD / QAEdit).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from kn_bench.cases.case import Criterion, Exclusion, Task
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """How one model, edited or not, answers one probe.
+
+    Attributes:
+        log_prob_expected: log p of the expected answer's tokens, summed, in nats. For a pair
+            scored as a sentence: of all tokens from the differing span on.
+        log_prob_rejected: the same of the rejected answer.
+        prob: nll(expected) < nll(rejected), each divided by its number of tokens (ROME's ES).
+        tf_token: share of the expected answer's tokens that are the argmax under teacher forcing.
+        tf_all: all of them are.
+        rank: rank of the expected answer's first token in the vocabulary, 0 for the argmax.
+        argmax: the most probable token at the answer position, decoded.
+        generated: greedy free-running continuation (masked model: the argmax at the mask).
+        gives_expected: ``generated`` begins with the expected answer, after normalisation.
+        gives_rejected: ``generated`` begins with the rejected answer.
+    """
+
+    log_prob_expected: float
+    log_prob_rejected: float
+    prob: bool
+    tf_token: float
+    tf_all: bool
+    rank: int
+    argmax: str
+    generated: str
+    gives_expected: bool
+    gives_rejected: bool
+
+    @property
+    def prefers_expected(self) -> bool:
+        """Summed log-probability of expected above rejected: BLiMP's own metric."""
+        return self.log_prob_expected > self.log_prob_rejected
+
+    @property
+    def probability(self) -> float:
+        """Probability of the expected answer, in [0, 1]."""
+        return math.exp(min(0.0, self.log_prob_expected))
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """One row of a run's log: one probe of one case, under one method on one model.
+
+    Attributes:
+        model, method, case, probe: the row's identity, together with ``criterion``.
+        criterion: what the probe is counted for.
+        kind, task, relation, source, cluster: copied from the case and the probe, so that a row
+            can be aggregated without the case files.
+        expected, rejected: the two answers as text.
+        before, after: what M and M' answered.
+        kl: KL(M || M') of the next-token distributions at the answer position, in nats.
+        n_expected, n_rejected: tokens scored.
+    """
+
+    model: str
+    method: str
+    case: str
+    criterion: Criterion
+    probe: str
+    kind: str
+    task: Task
+    relation: str
+    source: str
+    cluster: str
+    expected: str
+    rejected: str
+    n_expected: int
+    n_rejected: int
+    before: Answer
+    after: Answer
+    kl: float
+
+
+@dataclass(frozen=True, slots=True)
+class EditRecord:
+    """What is kept of an edit itself.
+
+    Attributes:
+        seconds: wall time of making it: the method's call over its requests, divided by their
+            number (batched methods share it).
+        description: one line: kind, sites, rank or neurons.
+        norm: Frobenius norm of the weight change, 0 where no weight changes.
+        notes: what the method recorded (final loss, ROME's denominator, |dW|/|W|, |KN|, ...).
+    """
+
+    seconds: float
+    description: str
+    norm: float
+    notes: dict[str, float | int | str | bool]
+
+
+@dataclass(frozen=True, slots=True)
+class CaseResult:
+    """All that one case gave under one method on one model.
+
+    Attributes:
+        case: case id.
+        edit: record of the edit, None when there was none.
+        measurements: one per measured probe.
+        exclusions: probes (or the case) that could not be put to this model, with reasons.
+        not_applicable: why the method does not apply to this case or model at all ("" if it does).
+        error: why an attempted edit failed ("" if it did not); makes the case's tests errors.
+    """
+
+    case: str
+    edit: EditRecord | None
+    measurements: tuple[Measurement, ...]
+    exclusions: tuple[Exclusion, ...] = ()
+    not_applicable: str = ""
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class UnitResult:
+    """What one unit (model x method x a few dozen cases) gave, with where its time went (s)."""
+
+    model: str
+    method: str
+    results: dict[str, CaseResult]
+    edit_seconds: float
+    measure_seconds: float

@@ -1,0 +1,69 @@
+"""When a free-running continuation counts as an answer, and when two of them are the same answer.
+
+Case, punctuation and articles do not matter; words do, so ``Paris`` is not found in ``Parisian``.
+Only what the model generated is read, never the prompt, and the number of words or tokens of the
+answer plays no part in generating it.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable
+from functools import lru_cache
+
+ARTICLES = frozenset({"a", "an", "the"})
+WORD = re.compile(r"\w[\w+#]*")
+"""A word; ``C++`` and ``C#`` are not ``C``."""
+ACRONYM_STOP = re.compile(r"(?<=\b\w)\.(?=\w\b)")
+"""The stops of ``U.S.A.``, which is the word ``USA``."""
+SENTENCE_END = re.compile(r"(?<=\w{3})[.!?](?=\s|$)|\n")
+"""The end of an answer. Three characters before the stop: ``St. Louis`` goes on."""
+
+
+@lru_cache(maxsize=1 << 16)
+def words(text: str) -> tuple[str, ...]:
+    """The words of ``text`` that matter when answers are compared.
+
+    Case is folded and punctuation separates. Articles at the start are dropped, ``the`` everywhere
+    (Republic of the Congo); an inner ``a`` may be a name (vitamin A) and stays. A text of articles
+    alone keeps them.
+    """
+    found = every_word(text)
+    first = next((i for i, word in enumerate(found) if word not in ARTICLES), None)
+    return found if first is None else tuple(word for word in found[first:] if word != "the")
+
+
+def every_word(text: str) -> tuple[str, ...]:
+    """The words of ``text``, case folded, with its articles."""
+    text = ACRONYM_STOP.sub("", unicodedata.normalize("NFKC", text).casefold())
+    return tuple(WORD.findall(text))
+
+
+def starts_with_answer(generated: str, answer: str, aliases: Iterable[str] = ()) -> bool:
+    """Whether ``generated`` begins with ``answer`` or one of ``aliases``, word by word.
+
+    An answer without any word (``"!"``) is compared as it stands; an empty one never matches.
+    """
+    return any(_starts_with(generated, form) for form in (answer, *aliases))
+
+
+def _starts_with(generated: str, answer: str) -> bool:
+    wanted = words(answer)
+    if not wanted:
+        return bool(answer.strip()) and generated.strip().startswith(answer.strip())
+    given = every_word(generated) if ARTICLES.issuperset(wanted) else words(generated)
+    return given[: len(wanted)] == wanted
+
+
+def same_answer(one: str, other: str) -> bool:
+    """Whether two continuations give the same answer: equal words up to the first sentence's end.
+
+    What a model goes on to say after its answer is not the answer.
+    """
+    return words(first_sentence(one)) == words(first_sentence(other))
+
+
+def first_sentence(text: str) -> str:
+    """``text`` up to its first sentence end or line break."""
+    return SENTENCE_END.split(text.strip(), maxsplit=1)[0]

@@ -1,0 +1,114 @@
+"""What a criterion says of one case: the outcome of one test, and what the board needs of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Status = Literal["holds", "missed", "not_applicable", "excluded", "error"]
+STATUSES: tuple[Status, ...] = ("holds", "missed", "not_applicable", "excluded", "error")
+
+
+@dataclass(frozen=True, slots=True)
+class Readings:
+    """The four readings of the literature after the edit, each the mean over counted probes.
+
+    ``prob`` (ROME's ES/PS/NS), ``tf_token`` (EasyEdit), ``tf_all`` (MEMIT, AlphaEdit) and
+    ``generated`` (free running), all of the probe's expected answer, each in [0, 1].
+    """
+
+    prob: float
+    tf_token: float
+    tf_all: float
+    generated: float
+
+
+@dataclass(frozen=True, slots=True)
+class KindCount:
+    """How many counted probes of one kind held: ``same_relation``, ``other_task``, ..."""
+
+    kind: str
+    held: int
+    counted: int
+
+
+@dataclass(frozen=True, slots=True)
+class SymmetryOutcome:
+    """The four outcomes of symmetry, stored apart; None where the question was not put.
+
+    Attributes:
+        new_learned: asked inversely about the new object, M' gives the subject.
+        old_revoked: asked inversely about the true object, M' no longer gives the subject.
+        displaced_kept: asked inversely about the new object, M' still gives the displaced subject.
+        other: asked inversely about the new object, M' gives neither.
+    """
+
+    new_learned: bool
+    old_revoked: bool | None
+    displaced_kept: bool
+    other: bool
+
+
+@dataclass(frozen=True, slots=True)
+class OverturnOutcome:
+    """What became of the categorical answer; each reading is None where M was wrong by it before.
+
+    Attributes:
+        generated: by what the model generates (facts; None for pairs).
+        within_pair: by the log-probabilities of the two answers.
+        argmax: by the most probable token of the vocabulary.
+        reverse: M was wrong before, and M' is right (by the verdict's own reading).
+        shift: probability moved towards ``target_new`` within the pair, p'(new) - p(new) with
+            p(new) = sigmoid(log p(new) - log p(true)), in [-1, 1].
+    """
+
+    generated: bool | None
+    within_pair: bool | None
+    argmax: bool | None
+    reverse: bool
+    shift: float
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A criterion's reading of one case.
+
+    Attributes:
+        status: ``holds`` when every counted probe does; ``missed`` otherwise; ``not_applicable``
+            where the criterion or the method is not defined; ``excluded`` when no probe counts;
+            ``error`` when the edit or the measurement failed.
+        score: share of the counted probes that hold, in [0, 1]; None unless holds or missed.
+        explanation: one sentence for the reader of the test.
+        reason: why nothing was scored ("" if it was); equal reasons are counted together.
+        counted: probes that count for the score.
+        left_out: probes of the criterion that do not: excluded, or not known to M.
+        known_before: whether M gave ``target_true`` to the edited prompt; None when not asked.
+        inverse_known: symmetry only: whether M knew the inverse of the true fact.
+        mean_kl: locality only: mean KL(M || M') over the neighbours, in nats.
+        kinds: the counted probes by kind, in order of kind.
+        readings: the four readings of the literature over the counted probes.
+    """
+
+    status: Status
+    score: float | None
+    explanation: str
+    reason: str = ""
+    counted: int = 0
+    left_out: int = 0
+    known_before: bool | None = None
+    inverse_known: bool | None = None
+    mean_kl: float | None = None
+    kinds: tuple[KindCount, ...] = ()
+    readings: Readings | None = None
+    symmetry: SymmetryOutcome | None = None
+    overturn: OverturnOutcome | None = None
+
+    @property
+    def holds(self) -> bool:
+        """Whether the criterion was measured and holds."""
+        return self.status == "holds"
+
+    @property
+    def scored(self) -> bool:
+        """Whether the case counts for the criterion's mean."""
+        return self.score is not None

@@ -1,0 +1,1 @@
+"""A Hugging Face model seen through one window, whatever its architecture."""

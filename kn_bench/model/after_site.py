@@ -1,0 +1,285 @@
+"""What a layer gives at one position when its site's value there is another.
+
+    added   output = clean output + change of the value          norm first: GPT, Llama, ModernBERT
+    rerun   output = the layer's last module at that position    norm last: BERT, RoBERTa, ELECTRA
+
+Neither runs the layer again, so rows that differ from a clean run by the value of one site join
+at the next layer's input, and those of the last layer need no layer at all. Which of the two holds
+is asked of the model, not of a table; where neither does (a norm between MLP and residual stream),
+rows join at the site's own layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from kn_bench.model.architecture import submodule
+from kn_bench.model.language_model import LanguageModel
+from kn_bench.model.resuming import CleanRun, clean_run, resume, skipped
+
+
+@dataclass(frozen=True)
+class Ways:
+    """How a model's layers go on behind their sites.
+
+    Attributes:
+        after: ``added`` or ``rerun``, the same for all layers; ``layer`` where each has to be run.
+        narrow: whether the last layer can be cut to one position behind its attention.
+    """
+
+    after: Literal["added", "rerun", "layer"]
+    narrow: bool = False
+
+
+_WAYS: WeakKeyDictionary[LanguageModel, Ways] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class CleanSites:
+    """A clean run, with what its sites saw at one position of each row.
+
+    Attributes:
+        run: the clean run.
+        positions: the position of each row.
+        keys, values: input and output of the sites there.
+        outputs: what the layers gave there.
+        arguments: of each layer's last module there, ``[B, 1, ...]`` each.
+        ways: how layers go on behind their sites.
+    """
+
+    lm: LanguageModel
+    run: CleanRun
+    positions: Int[Tensor, " B"]
+    keys: Float[Tensor, "B n_layers d_mlp"]
+    values: Float[Tensor, "B n_layers d_model"]
+    outputs: Float[Tensor, "B n_layers d_model"]
+    arguments: tuple[tuple[Tensor, ...], ...]
+    ways: Ways
+
+    @property
+    def start(self) -> int:
+        """First position that rows need: their own for a causal model, else all."""
+        return self.run.ids.shape[1] - 1 if self.lm.is_causal else 0
+
+    @property
+    def last_hidden(self) -> Float[Tensor, "B d_model"]:
+        """What the head reads at the positions."""
+        return self.run.last_hidden[torch.arange(len(self.positions)), self.positions]
+
+    def changed(
+        self,
+        rows: Mapping[int, Int[Tensor, " n"]],
+        values: Mapping[int, Float[Tensor, "n d_model"]],
+    ) -> Float[Tensor, "all_rows d_model"]:
+        """What the head reads at the positions of rows with another value at one site each.
+
+        Args:
+            rows: layer -> which clean rows; the result has them in the order of layers.
+            values: layer -> the value of its site at each row's position. Gradients flow.
+        """
+        if self.ways.after == "layer":
+            return self._from_the_layer(rows, values)
+        last = self.lm.n_layers - 1
+        found = []
+        if early := {layer: rows[layer] for layer in sorted(rows) if layer < last}:
+            found.append(self._from_the_next(early, values))
+        if last in rows:
+            found.append(_ended(self.lm, self.output(last, rows[last], values[last])))
+        return torch.cat(found)
+
+    def output(
+        self, layer: int, rows: Int[Tensor, " n"], values: Float[Tensor, "n d_model"]
+    ) -> Float[Tensor, "n d_model"]:
+        """What ``layer`` gives at the rows' positions where its site's value is ``values``."""
+        if self.ways.after == "added":
+            return self.outputs[rows, layer] + values - self.values[rows, layer]
+        with _giving(self.lm.site(layer), values[:, None]):
+            arguments = [argument[rows] for argument in self.arguments[layer]]
+            result: Tensor = _last_module(self.lm, layer)(*arguments)
+        return result[:, 0]
+
+    def _from_the_next(
+        self, rows: Mapping[int, Tensor], values: Mapping[int, Tensor]
+    ) -> Float[Tensor, "all_rows d_model"]:
+        inputs = {}
+        for layer, asked in rows.items():
+            clean = self.run.layer_inputs[layer + 1][asked][:, self.start :]
+            new = self.output(layer, asked, values[layer])
+            inputs[layer + 1] = clean.index_put(self._at(asked), new)
+        at = self._at(torch.cat(list(rows.values())))
+        with _narrowed(self.lm, at) if self.ways.narrow else nullcontext():
+            hidden = resume(
+                self.lm,
+                self.run,
+                joins={layer + 1: asked for layer, asked in rows.items()},
+                start=self.start,
+                hook=lambda _, __, unchanged: unchanged,
+                inputs=inputs,
+            )
+        return hidden[:, 0] if self.ways.narrow else hidden[at]
+
+    def _from_the_layer(
+        self, rows: Mapping[int, Tensor], values: Mapping[int, Tensor]
+    ) -> Float[Tensor, "all_rows d_model"]:
+        def change(layer: int, _: Tensor, old: Tensor) -> Tensor:
+            if layer not in rows:
+                return old
+            n = len(rows[layer])
+            new = old[-n:].detach().index_put(self._at(rows[layer]), values[layer])
+            return torch.cat([old[:-n], new])
+
+        hidden = resume(self.lm, self.run, joins=rows, start=self.start, hook=change)
+        return hidden[self._at(torch.cat([rows[layer] for layer in sorted(rows)]))]
+
+    def _at(self, rows: Int[Tensor, " n"]) -> tuple[Tensor, Tensor]:
+        """Index of the rows' positions in ``[n, Tq]``."""
+        return torch.arange(len(rows), device=rows.device), self.positions[rows] - self.start
+
+
+@torch.no_grad()
+def clean_sites(
+    lm: LanguageModel, ids: Int[Tensor, "B T"], positions: Int[Tensor, " B"]
+) -> CleanSites:
+    """One pass over rows of equal length, remembering what sites see at ``positions``.
+
+    Args:
+        positions: one of each row; for a causal model the last.
+    """
+    if lm not in _WAYS:
+        _WAYS[lm] = _find_ways(_clean_sites(lm, ids[:1], positions[:1], Ways("rerun")))
+    return _clean_sites(lm, ids, positions, _WAYS[lm])
+
+
+def _clean_sites(lm: LanguageModel, ids: Tensor, positions: Tensor, ways: Ways) -> CleanSites:
+    at = torch.arange(len(ids), device=ids.device), positions
+    keys: dict[int, Tensor] = {}
+    values: dict[int, Tensor] = {}
+    arguments: dict[int, tuple[Tensor, ...]] = {}
+    outputs: list[Tensor] = []
+
+    def keep(layer: int, entering: Tensor, leaving: Tensor) -> Tensor:
+        keys[layer], values[layer] = (t.reshape(*ids.shape, -1)[at] for t in (entering, leaving))
+        return leaving
+
+    def keep_arguments(layer: int, args: Any) -> None:
+        if all(isinstance(one, Tensor) and one.shape[:2] == ids.shape for one in args):
+            arguments[layer] = tuple(one[at][:, None] for one in args)
+
+    def keep_output(_: nn.Module, __: Any, output: Any) -> None:
+        outputs.append((output[0] if isinstance(output, tuple) else output)[at])
+
+    with ExitStack() as stack:
+        stack.enter_context(lm.site_hooks(keep, range(lm.n_layers)))
+        stack.callback(lm.layers[-1].register_forward_hook(keep_output).remove)
+        for layer in range(lm.n_layers) if ways.after == "rerun" else ():
+            hook = _last_module(lm, layer).register_forward_pre_hook(
+                lambda _, args, layer=layer: keep_arguments(layer, args)
+            )
+            stack.callback(hook.remove)
+        run = clean_run(lm, ids)
+    layers = range(lm.n_layers)
+    outputs = [*(entering[at] for entering in run.layer_inputs[1:]), outputs[-1]]
+    return CleanSites(
+        lm,
+        run,
+        positions,
+        torch.stack([keys[layer] for layer in layers], 1),
+        torch.stack([values[layer] for layer in layers], 1),
+        torch.stack(outputs, 1),
+        tuple(arguments.get(layer, ()) for layer in layers),
+        ways,
+    )
+
+
+# -- asking the model ----------------------------------------------------------------------
+
+
+def _find_ways(clean: CleanSites) -> Ways:
+    """The first way that gives, for every layer, what running the layer gives."""
+    lm = clean.lm
+    if not lm.architecture.resumable or lm.architecture.unrolled:
+        return Ways("layer")
+    rows = {
+        layer: torch.zeros(1, dtype=torch.long, device=lm.device) for layer in range(lm.n_layers)
+    }
+    # as large as what it is added to, so that half precision sees it
+    size = clean.outputs.float().square().mean().sqrt().clamp_min(1).to(lm.dtype)
+    probe = torch.linspace(-2, 2, lm.d_model, device=lm.device, dtype=lm.dtype) * size
+    values = {layer: clean.values[:, layer] + probe for layer in rows}
+    expected = replace(clean, ways=Ways("layer")).changed(rows, values)
+    effect = (expected - clean.last_hidden).float().abs().amax(1)
+    rounding = 64 * torch.finfo(lm.dtype).eps * (float(expected.float().abs().max()) + 1)
+
+    def holds(ways: Ways) -> bool:
+        if ways.after == "rerun" and not all(clean.arguments):
+            return False
+        try:
+            found = replace(clean, ways=ways).changed(rows, values)
+        except (RuntimeError, TypeError, IndexError):  # shapes that do not go together
+            return False
+        error = (found - expected).float().abs().amax(1)
+        # the second bound is for half precision, whose rounding is no small part of anything
+        return bool((error <= rounding).all() and (error <= 0.1 * effect).all())
+
+    for way in (Ways("added"), Ways("rerun")):
+        if holds(way):
+            narrow = replace(way, narrow=True)
+            return narrow if not lm.is_causal and holds(narrow) else way
+    return Ways("layer")
+
+
+# -- pieces of a forward pass --------------------------------------------------------------
+
+
+def _last_module(lm: LanguageModel, layer: int) -> nn.Module:
+    return submodule(lm.layers[layer], lm.architecture.mlp)
+
+
+@contextmanager
+def _giving(module: nn.Module, output: Tensor) -> Iterator[None]:
+    """Let ``module`` return ``output`` whatever it is given."""
+    module.forward = lambda *_, **__: output
+    try:
+        yield
+    finally:
+        del module.forward
+
+
+def _narrowed(lm: LanguageModel, at: tuple[Tensor, Tensor]) -> AbstractContextManager[object]:
+    """Cut the last layer's attention output to one position of each row, ``[rows, 1, d_model]``."""
+
+    def cut(_: nn.Module, __: Any, output: Any) -> Any:
+        if isinstance(output, tuple):
+            return (output[0][at][:, None], *output[1:])
+        return output[at][:, None]
+
+    stack = ExitStack()
+    attention = submodule(lm.layers[-1], lm.architecture.attention)
+    stack.callback(attention.register_forward_hook(cut).remove)
+    return stack
+
+
+def _ended(lm: LanguageModel, output: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_model"]:
+    """What the head reads where the last layer gives ``output``: a final norm may follow."""
+    with ExitStack() as stack:
+        for layer in lm.layers:
+            stack.enter_context(skipped(layer))
+
+        def give(_: nn.Module, args: Any, kwargs: Any) -> Any:
+            if args:
+                return (output[:, None], *args[1:]), kwargs
+            return args, {**kwargs, "hidden_states": output[:, None]}
+
+        stack.callback(lm.layers[0].register_forward_pre_hook(give, with_kwargs=True).remove)
+        ids = torch.zeros(len(output), 1, dtype=torch.long, device=output.device)
+        options: dict[str, Any] = {"use_cache": False} if lm.is_causal else {}
+        hidden: Tensor = lm.hidden(ids, **options).last_hidden_state
+    return hidden[:, 0]

@@ -1,0 +1,202 @@
+"""The table of model families: where the layers, down-projections, attention and head are.
+
+A *site* is a layer's down-projection, the second matrix of its MLP. Its input are the layer's
+neurons (the keys of ROME), its output their values. One row here is all that a family needs;
+:func:`register` adds a row from outside the package.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+
+Kind = Literal["causal", "masked"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """Where one family of Hugging Face models keeps its parts, as dotted paths.
+
+    Attributes:
+        family: ``config.model_type``.
+        kind: ``causal`` or ``masked``.
+        layers: path from the model to the list of layers.
+        down: path from a layer to its down-projection, the site.
+        attention: path from a layer to its attention block.
+        mlp: path from a layer to its MLP block (for families without one, its last matrix).
+        head: modules from the base model's last hidden state to the logits, applied in turn.
+        unrolled: whether ``layers`` lists groups that are each run several times in a row, an equal
+            share of ``config.num_hidden_layers`` (ALBERT): the layers share their weights.
+        resumable: whether rows may join at any layer and position. Families whose layers read
+            position through the mask's shape (ALiBi) or share one module are run whole.
+    """
+
+    family: str
+    kind: Kind
+    layers: str
+    down: str
+    attention: str
+    mlp: str
+    head: tuple[str, ...]
+    unrolled: bool = False
+    resumable: bool = True
+
+
+def _llama_like(family: str) -> Architecture:
+    return Architecture(
+        family=family,
+        kind="causal",
+        layers="model.layers",
+        down="mlp.down_proj",
+        attention="self_attn",
+        mlp="mlp",
+        head=("lm_head",),
+    )
+
+
+def _bert_like(family: str, base: str, head: tuple[str, ...]) -> Architecture:
+    return Architecture(
+        family=family,
+        kind="masked",
+        layers=f"{base}.encoder.layer",
+        down="output.dense",
+        attention="attention",
+        mlp="output",
+        head=head,
+    )
+
+
+def _gpt(family: str, down: str, attention: str, resumable: bool = True) -> Architecture:
+    return Architecture(
+        family=family,
+        kind="causal",
+        layers="transformer.h",
+        down=down,
+        attention=attention,
+        mlp="mlp",
+        head=("lm_head",),
+        resumable=resumable,
+    )
+
+
+_TABLE: dict[str, Architecture] = {
+    row.family: row
+    for row in (
+        _gpt("gpt2", "mlp.c_proj", "attn"),
+        _gpt("gpt_neo", "mlp.c_proj", "attn", resumable=False),
+        _gpt("gptj", "mlp.fc_out", "attn"),
+        _gpt("bloom", "mlp.dense_4h_to_h", "self_attention", resumable=False),
+        _gpt("falcon", "mlp.dense_4h_to_h", "self_attention", resumable=False),
+        Architecture(
+            family="gpt_neox",
+            kind="causal",
+            layers="gpt_neox.layers",
+            down="mlp.dense_4h_to_h",
+            attention="attention",
+            mlp="mlp",
+            head=("lm_head",),
+        ),
+        Architecture(
+            family="opt",
+            kind="causal",
+            layers="model.decoder.layers",
+            down="fc2",
+            attention="self_attn",
+            mlp="fc2",
+            head=("lm_head",),
+            resumable=False,
+        ),
+        Architecture(
+            family="phi",
+            kind="causal",
+            layers="model.layers",
+            down="mlp.fc2",
+            attention="self_attn",
+            mlp="mlp",
+            head=("lm_head",),
+        ),
+        *map(
+            _llama_like,
+            ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "olmo2"),
+        ),
+        _bert_like("bert", "bert", ("cls",)),
+        _bert_like("roberta", "roberta", ("lm_head",)),
+        _bert_like("electra", "electra", ("generator_predictions", "generator_lm_head")),
+        Architecture(
+            family="albert",
+            kind="masked",
+            layers="albert.encoder.albert_layer_groups",
+            down="albert_layers.0.ffn_output",
+            attention="albert_layers.0.attention",
+            mlp="albert_layers.0.ffn_output",
+            head=("predictions",),
+            unrolled=True,
+            resumable=False,
+        ),
+        Architecture(
+            family="distilbert",
+            kind="masked",
+            layers="distilbert.transformer.layer",
+            down="ffn.lin2",
+            attention="attention",
+            mlp="ffn",
+            head=("vocab_transform", "activation", "vocab_layer_norm", "vocab_projector"),
+        ),
+        Architecture(
+            family="modernbert",
+            kind="masked",
+            layers="model.layers",
+            down="mlp.Wo",
+            attention="attn",
+            mlp="mlp",
+            head=("head", "decoder"),
+        ),
+    )
+}
+
+
+_REFUSED = {
+    "mixtral": "each token passes two of its layer's experts, so a layer has no one "
+    "down-projection and 'neuron i of layer l' names nothing",
+    "t5": "an encoder-decoder reads the prompt in one stack and answers in another, so no one "
+    "layer lies between the subject and the answer",
+}
+
+
+def register(row: Architecture) -> None:
+    """Add a family, or replace its row; call it before loading the model."""
+    _TABLE[row.family] = row
+
+
+def families() -> tuple[str, ...]:
+    """The known families, sorted."""
+    return tuple(sorted(_TABLE))
+
+
+def _known() -> str:
+    return ", ".join(families())
+
+
+def architecture_of(config: Any) -> Architecture:
+    """The row for a Hugging Face config.
+
+    Raises:
+        ValueError: for a family without a row; says which row to add.
+    """
+    family = str(config.model_type)
+    if family in _REFUSED and family not in _TABLE:
+        raise ValueError(f"kn_bench does not measure {family} models: {_REFUSED[family]}")
+    if family not in _TABLE:
+        raise ValueError(
+            f"no architecture row for the model family {family!r} (known: {_known()}); add one "
+            f"with kn_bench.model.architecture.register(Architecture(family={family!r}, "
+            "layers=..., down=..., ...)) before loading the model"
+        )
+    return _TABLE[family]
+
+
+def submodule(module: nn.Module, path: str) -> nn.Module:
+    """``module`` at a dotted path; ``AttributeError`` names the path that is missing."""
+    return module.get_submodule(path) if path else module

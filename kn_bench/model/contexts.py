@@ -1,0 +1,86 @@
+"""Seeded contexts: short texts a model writes by itself, to stand in front of a prompt.
+
+ROME averages keys over such contexts (Meng et al. 2022, section 3.1): 10 of 5 tokens, 10 of 10.
+They are written without a key-value cache: at these lengths it would save nothing worth having.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from kn_bench.model.language_model import LanguageModel
+from kn_bench.model.memo import Memo
+
+LENGTHS = ((5, 10), (10, 10))
+"""(tokens, how many) of each group, as published."""
+START = "The"
+"""What a model without a start token begins with."""
+
+_written: Memo[tuple[str, ...]] = Memo(16)
+
+
+def contexts(
+    lm: LanguageModel,
+    *,
+    lengths: tuple[tuple[int, int], ...] = LENGTHS,
+    seed: int = 0,
+    top_k: int = 5,
+) -> tuple[str, ...]:
+    """Texts that ``lm`` writes after its start token, each closed by ``". "``.
+
+    They depend on the model's content, the lengths and the seed alone: draws are made on the CPU
+    by a generator of their own.
+
+    Args:
+        lengths: (tokens, how many) of each group.
+        top_k: how many tokens are drawn from at each step.
+
+    Raises:
+        ValueError: for a masked model, which continues nothing.
+    """
+    if not lm.is_causal:
+        raise ValueError(f"{lm.name} is a masked model: it continues no text")
+    key = (lm.content_hash, lengths, seed, top_k)
+    return _written.get(key, lambda: _write(lm, lengths, seed, top_k))
+
+
+def _write(
+    lm: LanguageModel, lengths: tuple[tuple[int, int], ...], seed: int, top_k: int
+) -> tuple[str, ...]:
+    wanted = [length for length, count in lengths for _ in range(count)]
+    if not wanted:
+        return ()
+    start = _start(lm)
+    ids = lm.tensor([start] * len(wanted))
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(max(wanted)):
+        ids = torch.cat([ids, _next(lm, ids, generator, top_k)], 1)
+    texts = (
+        " ".join(lm.tokens.decode(row[: len(start) + length]).split())
+        for row, length in zip(ids.tolist(), wanted, strict=True)
+    )
+    # a brace would be taken for the subject's place
+    closed = (text.replace("{", "").replace("}", "").rstrip(" .,;:?!") for text in texts)
+    return tuple(f"{text}. " for text in closed if text)
+
+
+def _start(lm: LanguageModel) -> list[int]:
+    own = lm.tokens.encode("").ids
+    one = lm.tokens.bos_id if lm.tokens.bos_id is not None else lm.tokens.eos_id
+    if own or one is not None:
+        return list(own) or [one]  # type: ignore[list-item]  # one of them is there
+    return list(lm.tokens.encode(START).ids)
+
+
+@torch.no_grad()
+def _next(
+    lm: LanguageModel, ids: Int[Tensor, "rows T"], generator: torch.Generator, top_k: int
+) -> Int[Tensor, "rows 1"]:
+    last = torch.full((len(ids), 1), ids.shape[1] - 1, device=ids.device)
+    logits = lm.forward(ids, last)[:, 0].float().cpu()
+    logits[:, sorted(lm.tokens.special_ids)] = -torch.inf
+    best = logits.topk(top_k, dim=1)
+    drawn = torch.multinomial(best.values.softmax(1), 1, generator=generator)
+    return best.indices.gather(1, drawn).to(ids.device)

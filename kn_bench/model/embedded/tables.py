@@ -1,0 +1,47 @@
+"""Reads the data tables that lie beside this module; nothing here knows what they mean."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+TABLES = Path(__file__).parent / "tables"
+
+
+@cache
+def rows(name: str) -> tuple[dict[str, str], ...]:
+    """The rows of a tab-separated table, by column; a ``-`` stands for an empty cell.
+
+    Raises ValueError where a row has not as many cells as the head.
+    """
+    lines = (TABLES / name).read_text(encoding="utf-8").splitlines()
+    head = lines[0].split("\t")
+    found = []
+    for number, line in enumerate(lines[1:], start=2):
+        cells = line.split("\t")
+        if len(cells) != len(head):
+            raise ValueError(f"{name}, line {number}: {len(cells)} cells, the head has {len(head)}")
+        found.append(
+            {key: "" if cell == "-" else cell for key, cell in zip(head, cells, strict=True)}
+        )
+    return tuple(found)
+
+
+@cache
+def words(name: str) -> tuple[str, ...]:
+    """The words of a text file, in order."""
+    return tuple((TABLES / name).read_text(encoding="utf-8").split())
+
+
+def lines(name: str) -> Iterator[str]:
+    """The lines of a text file that are neither empty nor comments."""
+    for line in (TABLES / name).read_text(encoding="utf-8").splitlines():
+        if line and not line.startswith("#"):
+            yield line
+
+
+def share(*parts: str) -> float:
+    """A number in [0, 1) drawn from the text itself (CRC-32), the same in every process."""
+    return zlib.crc32("|".join(parts).encode()) % 10_000 / 10_000

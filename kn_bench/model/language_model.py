@@ -1,0 +1,277 @@
+"""LanguageModel: tokens, sites, and running a Hugging Face model, whatever its architecture.
+
+Nothing above this module names an architecture or calls the Hugging Face model by itself.
+
+    LanguageModel
+    ├── tokens       text <-> ids                        (kn_bench.model.tokens)
+    ├── site(l)      down-projection of layer l: keys in, values out
+    ├── forward      ids -> logits at the positions that are read
+    ├── clean        one pass that remembers what resuming needs: layer inputs, keys and values
+    └── resume       rows that differ from a clean pass only from a layer and a position on
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from kn_bench.model.architecture import Architecture, architecture_of, submodule
+from kn_bench.model.tokens import Tokens
+
+SiteHook = Callable[[int, Tensor, Tensor], Tensor]
+"""(layer, keys [rows, T, d_mlp], values [rows, T, d_model]) -> the values to go on with."""
+
+
+class LanguageModel:
+    """A loaded model and tokenizer behind one interface.
+
+    Attributes:
+        name: as the user gave it; ``slug`` is the same in the alphabet of test ids.
+        hf: the Hugging Face model, in eval mode, its parameters frozen.
+        tokens: the tokenizer behind our window.
+        architecture: where its parts are.
+
+    Args:
+        weights: reads the weights again (``state_dict``), to undo what a method should not have
+            done to them; see :meth:`restore`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        hf: Any,
+        tokenizer: Any,
+        *,
+        architecture: Architecture | None = None,
+        weights: Callable[[], Mapping[str, Tensor]] | None = None,
+    ) -> None:
+        self.name = name
+        self._weights = weights
+        self.hf = hf.eval().requires_grad_(False)
+        self.architecture = architecture or architecture_of(hf.config)
+        self.tokens = Tokens(tokenizer, self.architecture.kind, _positions(hf.config))
+        # rows here are never padded without a mask; transformers would warn of every row that
+        # holds the id which GPT-2-like models have for padding and for the end of a text
+        self.hf.config.pad_token_id = None
+        self.layers: list[nn.Module] = _layers(hf, self.architecture)
+        self._heads = [submodule(hf, path) for path in self.architecture.head]
+
+    @property
+    def is_causal(self) -> bool:
+        return self.architecture.kind == "causal"
+
+    @property
+    def slug(self) -> str:
+        """The name in the alphabet of test ids: the folder's or repository's last part."""
+        tail = self.name.rstrip("/").rsplit("/", 1)[-1]
+        return "".join(c if c.isalnum() or c in "_." else "_" for c in tail)
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = next(self.hf.parameters()).device
+        return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        dtype: torch.dtype = next(self.hf.parameters()).dtype
+        return dtype
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.layers)
+
+    @property
+    def d_mlp(self) -> int:
+        return self.weight(0).shape[0]
+
+    @property
+    def d_model(self) -> int:
+        return self.weight(0).shape[1]
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of rows of the output embedding; may exceed the tokenizer's."""
+        return self.output_embeddings.shape[0]
+
+    def site(self, layer: int) -> nn.Module:
+        """The down-projection of ``layer``."""
+        return submodule(self.layers[layer], self.architecture.down)
+
+    def weight_name(self, layer: int) -> str:
+        """Name of the site's weight in ``hf.named_parameters()``."""
+        weight = self.site(layer).weight
+        parameters: list[tuple[str, Tensor]] = list(self.hf.named_parameters())
+        return next(name for name, parameter in parameters if parameter is weight)
+
+    def transposed(self, layer: int) -> bool:
+        """Whether the stored weight is [d_model, d_mlp] (nn.Linear), not [d_mlp, d_model]."""
+        return isinstance(self.site(layer), nn.Linear)
+
+    def weight(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
+        """The site's weight as the map key -> value; row i is the value of neuron i. A view."""
+        weight = self.site(layer).weight
+        assert isinstance(weight, Tensor)
+        return weight.T if self.transposed(layer) else weight
+
+    @property
+    def output_embeddings(self) -> Float[Tensor, "vocabulary d_model"]:
+        """Rows e(token) of the matrix that reads the last hidden state."""
+        matrix: Tensor = self.hf.get_output_embeddings().weight
+        return matrix
+
+    @property
+    def input_embeddings(self) -> Float[Tensor, "vocabulary d_embedding"]:
+        """Word embeddings, never positional ones."""
+        matrix: Tensor = self.hf.get_input_embeddings().weight
+        return matrix
+
+    @cached_property
+    def content_hash(self) -> str:
+        """SHA-256 over the family, all parameters and buffers as loaded, and the tokenizer."""
+        digest = hashlib.sha256(self.architecture.family.encode())
+        digest.update(self.verified_hash.encode())
+        digest.update(self.tokens.content_hash.encode())
+        return digest.hexdigest()
+
+    @cached_property
+    def verified_hash(self) -> str:
+        """:meth:`parameter_hash` of the model as it was loaded."""
+        return self.parameter_hash()
+
+    def parameter_hash(self) -> str:
+        """SHA-256 over the names and bytes of every parameter and buffer, as they are now."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(_tensors(self.hf), key=lambda item: item[0]):
+            digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
+            digest.update(
+                tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
+            )
+        return digest.hexdigest()
+
+    def restore(self) -> None:
+        """Put back the weights as they were loaded.
+
+        Raises:
+            RuntimeError: when they cannot be read again, or still differ.
+        """
+        if self._weights is None:
+            raise RuntimeError(f"{self.name} was changed and has no source to restore it from")
+        self.hf.load_state_dict(self._weights())
+        self.hf.requires_grad_(False)
+        if self.parameter_hash() != self.verified_hash:
+            raise RuntimeError(
+                f"{self.name} was changed, and its source differs from what was loaded"
+            )
+
+    # -- running ---------------------------------------------------------------------------
+
+    def tensor(self, rows: Sequence[Sequence[int]]) -> Int[Tensor, "rows T"]:
+        """Rows of equal length as a tensor on the model's device."""
+        return torch.tensor(rows, dtype=torch.long, device=self.device)
+
+    def logits(self, hidden: Float[Tensor, "... d_model"]) -> Float[Tensor, "... vocabulary"]:
+        """Logits of last hidden states: the head, with the family's soft cap where it has one."""
+        for head in self._heads:
+            hidden = head(hidden)
+        cap = getattr(self.hf.config, "final_logit_softcapping", None)
+        return torch.tanh(hidden / cap) * cap if cap else hidden
+
+    def hidden(
+        self, ids: Int[Tensor, "rows T"], mask: Int[Tensor, "rows T"] | None = None, **options: Any
+    ) -> Any:
+        """The base model's output; ``last_hidden_state`` is [rows, T, d_model]."""
+        return self.hf.base_model(input_ids=ids, attention_mask=mask, **options)
+
+    def forward(
+        self,
+        ids: Int[Tensor, "rows T"],
+        positions: Int[Tensor, "rows n"],
+        mask: Int[Tensor, "rows T"] | None = None,
+    ) -> Float[Tensor, "rows n vocabulary"]:
+        """Logits at ``positions`` only: the vocabulary is projected where it is read."""
+        hidden = self.hidden(ids, mask, **self._no_cache).last_hidden_state
+        rows = torch.arange(len(ids), device=ids.device)[:, None]
+        return self.logits(hidden[rows, positions])
+
+    @property
+    def _no_cache(self) -> dict[str, Any]:
+        return {"use_cache": False} if self.is_causal else {}
+
+    @contextmanager
+    def site_hooks(self, hook: SiteHook, layers: Sequence[int]) -> Iterator[None]:
+        """Let ``hook`` see keys and replace values at the sites of ``layers`` while it is open."""
+        with ExitStack() as stack:
+            for layer in layers:
+
+                def run(_: nn.Module, inputs: Any, output: Tensor, layer: int = layer) -> Tensor:
+                    return hook(layer, inputs[0], output)
+
+                hook_here = self.own_call(layer, run)
+                stack.callback(self.site(layer).register_forward_hook(hook_here).remove)
+            yield
+
+    def sharers(self, layer: int) -> list[int]:
+        """The layers that have ``layer``'s site: itself, or more where layers share weights."""
+        return [i for i, other in enumerate(self.layers) if other is self.layers[layer]]
+
+    def own_call(self, layer: int, hook: Callable[..., Any]) -> Callable[..., Any]:
+        """``hook``, called only when a shared module (ALBERT's) runs as ``layer``."""
+        sharers = self.sharers(layer)
+        if len(sharers) == 1:
+            return hook
+        place, calls = sharers.index(layer), itertools.count()
+
+        def only(*args: Any, **kwargs: Any) -> Any:
+            return hook(*args, **kwargs) if next(calls) % len(sharers) == place else None
+
+        return only
+
+    def keys(
+        self, ids: Int[Tensor, "rows T"], layers: Sequence[int], mask: Tensor | None = None
+    ) -> dict[int, Float[Tensor, "rows T d_mlp"]]:
+        """Inputs of the sites of ``layers``: neurons, or keys. No gradient."""
+        found: dict[int, Tensor] = {}
+
+        def keep(layer: int, keys: Tensor, values: Tensor) -> Tensor:
+            found[layer] = keys.reshape(*ids.shape, -1)
+            return values
+
+        with torch.no_grad(), self.site_hooks(keep, layers):
+            self.hidden(ids, mask, **self._no_cache)
+        return found
+
+
+def _layers(hf: Any, architecture: Architecture) -> list[nn.Module]:
+    found = submodule(hf, architecture.layers)
+    if not isinstance(found, nn.ModuleList):
+        raise ValueError(
+            f"{architecture.family}: {architecture.layers!r} is a {type(found).__name__}, not the "
+            "list of layers; correct the architecture row"
+        )
+    layers = list(found)
+    if architecture.unrolled:
+        n = hf.config.num_hidden_layers
+        return [layers[i * len(layers) // n] for i in range(n)]
+    return layers
+
+
+def _positions(config: Any) -> int | None:
+    """Positions the model has, less those that RoBERTa-like families count from the padding."""
+    stated = getattr(config, "max_position_embeddings", None)
+    if stated is None:
+        return None
+    offset = config.pad_token_id + 1 if config.model_type == "roberta" else 0
+    return int(stated) - offset
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters()
+    yield from module.named_buffers()

@@ -1,0 +1,119 @@
+"""From a name to a LanguageModel: an embedded model, a local folder, or a hub id.
+
+Never remote code, never pickle: weights come from safetensors alone.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kn_bench.model import embedded
+from kn_bench.model.architecture import architecture_of
+from kn_bench.model.language_model import LanguageModel
+
+DTYPES = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+def load_model(
+    name: str,
+    *,
+    device: str = "cpu",
+    dtype: str = "float32",
+    revision: str | None = None,
+    device_map: str | None = None,
+    attention: str | None = None,
+) -> LanguageModel:
+    """Load a model and its tokenizer.
+
+    Args:
+        name: an embedded name (``tiny-gpt2``), a local folder, or a hub id.
+        device: torch device; not together with ``device_map``.
+        dtype: of the weights; float32 unless asked otherwise, whatever the checkpoint's.
+        revision: hub revision to pin.
+        device_map: ``auto`` spreads a large model over several GPUs (needs accelerate).
+        attention: attention implementation (``sdpa``, ...), transformers' choice if None.
+
+    Raises:
+        ValueError: one sentence: unknown name, unknown dtype, no safetensors, unknown family.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
+
+    if dtype not in DTYPES:
+        raise ValueError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
+    source = _source(name)
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
+    try:
+        config = AutoConfig.from_pretrained(source, **options)
+        config = getattr(config, "text_config", config)
+        architecture = architecture_of(config)
+        auto = AutoModelForCausalLM if architecture.kind == "causal" else AutoModelForMaskedLM
+        extra = {"attn_implementation": attention} if attention else {}
+        if device_map:
+            extra["device_map"] = device_map
+
+        def weights() -> Any:
+            with progress_on_terminals_only():
+                return auto.from_pretrained(
+                    source, dtype=DTYPES[dtype], use_safetensors=True, **extra, **options
+                )
+
+        hf = weights()
+        tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True, **options)
+    except OSError as error:
+        raise ValueError(_reason(name, error)) from error
+    if not device_map:
+        hf = hf.to(device)
+    return LanguageModel(
+        name, hf, tokenizer, architecture=architecture, weights=lambda: weights().state_dict()
+    )
+
+
+@contextmanager
+def progress_on_terminals_only() -> Iterator[None]:
+    """No progress bar of transformers' while open, unless standard error is a terminal."""
+    from transformers.utils import logging
+
+    if sys.stderr.isatty() or not logging.is_progress_bar_enabled():
+        yield
+        return
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
+
+
+def _source(name: str) -> str:
+    if name in embedded.NAMES:
+        return str(embedded.folder(name))
+    path = Path(name)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ValueError(f"{path} is no model folder: it has no config.json")
+        return str(path)
+    if name.count("/") > 1 or name.startswith((".", "~")):
+        raise ValueError(f"no model folder at {name!r}")
+    return name
+
+
+def _reason(name: str, error: OSError) -> str:
+    known = ", ".join(embedded.NAMES)
+    text = str(error)
+    if "safetensors" in text:
+        return f"{name} has no safetensors weights, and kn_bench unpickles none: convert it first"
+    first = text.strip().splitlines()[0] if text.strip() else type(error).__name__
+    return (
+        f"cannot load the model {name!r}: it is none of the embedded models ({known}), no folder, "
+        f"and not to be had from the hub or its cache ({first})"
+    )

@@ -1,0 +1,181 @@
+"""Rows that follow prefixes of unequal length, whose attention keys and values are known.
+
+    row 0   k k k k | q q q .         k  keys and values of the prefix, padded on the left
+    row 1   . . k k | q q q q         q  positions that are run, padded on the right
+
+The model's own forward pass does the work, with a ready mask and position ids. Rows are a sentence
+or two: shorter than any sliding window, which the ready mask does not know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers.cache_utils import DynamicCache
+
+from kn_bench.model.language_model import LanguageModel
+from kn_bench.model.memo import Memo
+from kn_bench.model.resuming import PrefixCache
+
+
+class States(NamedTuple):
+    """Keys and values of every layer for one prefix, ``[heads, n, d_head]`` each."""
+
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Prefixes:
+    """What stands before the rows of a batch.
+
+    Attributes:
+        keys, values: per layer ``[rows, heads, P, d_head]``, padded on the left; empty where no row
+            has a prefix.
+        counts: tokens of each row's prefix.
+    """
+
+    keys: tuple[Float[Tensor, "rows heads P d_head"], ...]
+    values: tuple[Float[Tensor, "rows heads P d_head"], ...]
+    counts: Int[Tensor, " rows"]
+
+    @property
+    def longest(self) -> int:
+        return int(self.keys[0].shape[2]) if self.keys else 0
+
+
+class Recorded(PrefixCache):
+    """Reads prefixes, and keeps what the layers then see: the prefixes and the new positions."""
+
+    def __init__(self, prefixes: Prefixes) -> None:
+        super().__init__(prefixes.keys, prefixes.values)
+        self.seen: dict[int, tuple[Tensor, Tensor]] = {}
+        self._any = bool(prefixes.keys)
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *rest: Any, **more: Any
+    ) -> tuple[Tensor, Tensor]:
+        found = (key_states, value_states)
+        if self._any:
+            found = super().update(key_states, value_states, layer_idx, *rest, **more)
+        self.seen[layer_idx] = found
+        return found
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return super().get_seq_length(layer_idx) if self._any else 0
+
+
+def shared_prefixes(
+    lm: LanguageModel,
+    rows: Sequence[Sequence[int]],
+    counts: Sequence[int],
+    store: Memo[States] | None,
+) -> Prefixes:
+    """The first ``counts`` tokens of each row, each distinct prefix run once.
+
+    Args:
+        store: where prefixes are remembered by the model's content hash: only for a model that is
+            as it was loaded. None runs them for this batch alone.
+    """
+    at = torch.tensor(counts, device=lm.device)
+    if not any(counts):
+        return Prefixes((), (), at)
+    store = Memo(len(rows)) if store is None else store
+    wanted = [tuple(row[:n]) for row, n in zip(rows, counts, strict=True)]
+    keys: dict[tuple[int, ...], Hashable] = {ids: (lm.content_hash, ids) for ids in wanted if ids}
+    found = {ids: store[key] for ids, key in keys.items() if key in store}
+    missing = [ids for ids in keys if ids not in found]
+    for ids, states in zip(missing, _run(lm, missing), strict=True):
+        found[ids] = store[keys[ids]] = states
+    found[()] = _empty(next(iter(found.values())))
+    distinct = list(found)
+    index = torch.tensor([distinct.index(ids) for ids in wanted], device=lm.device)
+    return Prefixes(
+        _stacked([found[ids].keys for ids in distinct], index),
+        _stacked([found[ids].values for ids in distinct], index),
+        at,
+    )
+
+
+@torch.no_grad()
+def _run(lm: LanguageModel, prefixes: Sequence[tuple[int, ...]]) -> list[States]:
+    if not prefixes:
+        return []
+    ids = padded(lm, prefixes)
+    # plain layers: a sliding window would drop keys that are still to be read
+    output = lm.hidden(ids, torch.ones_like(ids), past_key_values=DynamicCache(), use_cache=True)
+    layers = output.past_key_values.layers
+    return [
+        States(
+            tuple(layer.keys[row, :, : len(prefix)].clone() for layer in layers),
+            tuple(layer.values[row, :, : len(prefix)].clone() for layer in layers),
+        )
+        for row, prefix in enumerate(prefixes)
+    ]
+
+
+def _empty(like: States) -> States:
+    return States(tuple(k[:, :0] for k in like.keys), tuple(v[:, :0] for v in like.values))
+
+
+def _stacked(
+    states: Sequence[tuple[Tensor, ...]], index: Int[Tensor, " rows"]
+) -> tuple[Float[Tensor, "rows heads P d_head"], ...]:
+    """Layer by layer, aligned on the right."""
+    return tuple(
+        pad_sequence(
+            [one.transpose(0, 1) for one in layer], batch_first=True, padding_side="left"
+        ).transpose(1, 2)[index]
+        for layer in zip(*states, strict=True)
+    )
+
+
+def run_after(
+    lm: LanguageModel,
+    ids: Int[Tensor, "rows Tq"],
+    prefixes: Prefixes,
+    stops: Int[Tensor, " rows"],
+    cache: PrefixCache,
+) -> Float[Tensor, "rows Tq d_model"]:
+    """Last hidden states of ``ids``, each row following its prefix.
+
+    Args:
+        stops: full length of each row, prefix included; what lies past it is padding.
+        cache: reads ``prefixes``.
+    """
+    queries = ids.shape[1]
+    positions = prefixes.counts[:, None] + torch.arange(queries, device=ids.device)
+    output = lm.hidden(
+        ids,
+        _mask(lm, prefixes, queries),
+        position_ids=positions.minimum(stops[:, None] - 1),
+        past_key_values=cache,
+        use_cache=True,
+    )
+    last: Tensor = output.last_hidden_state
+    return last
+
+
+def _mask(
+    lm: LanguageModel, prefixes: Prefixes, queries: int
+) -> Float[Tensor, "rows 1 Tq P_plus_Tq"]:
+    """Additive: 0 where a query sees a key. What padded queries see does not matter."""
+    device = prefixes.counts.device
+    places = torch.arange(prefixes.longest, device=device)
+    before = places >= prefixes.longest - prefixes.counts[:, None]
+    own = torch.ones(queries, queries, dtype=torch.bool, device=device).tril()
+    rows = len(prefixes.counts)
+    seen = torch.cat([before[:, None].expand(rows, queries, -1), own.expand(rows, -1, -1)], 2)
+    mask = torch.zeros(seen.shape, dtype=lm.dtype, device=device)
+    return mask.masked_fill_(~seen, torch.finfo(lm.dtype).min)[:, None]
+
+
+def padded(lm: LanguageModel, rows: Sequence[Sequence[int]]) -> Int[Tensor, "rows T"]:
+    """Rows padded on the right."""
+    return pad_sequence([torch.tensor(row) for row in rows], batch_first=True).to(lm.device)

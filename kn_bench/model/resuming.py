@@ -1,0 +1,270 @@
+"""Running only what follows a change: from its layer on, and for causal models from its position.
+
+    clean_run   one pass over the unchanged rows, remembering every layer's input and, for a
+                causal model, its attention keys and values
+    resume      copies of clean rows join at the layers where they begin to differ; rows of all
+                layers travel on together
+
+The model's own forward pass is used throughout, so masks and rotary embeddings are the model's own:
+layers below the first join are skipped, and a joining layer's input is replaced on the way in.
+Both are exact: the numbers are those of whole runs, to rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+
+from kn_bench.model.language_model import LanguageModel, SiteHook
+
+
+@dataclass(frozen=True)
+class CleanRun:
+    """What one pass over unchanged rows leaves for :func:`resume`.
+
+    Attributes:
+        ids: the rows, of equal length.
+        layer_inputs: input of every layer, ``[B, T, d_model]`` each.
+        keys, values: attention keys and values of every layer, ``[B, heads, T, d_head]`` each;
+            empty for masked models and families that cannot resume.
+        last_hidden: what the head reads, ``[B, T, d_model]``.
+    """
+
+    ids: Int[Tensor, "B T"]
+    layer_inputs: tuple[Float[Tensor, "B T d_model"], ...]
+    keys: tuple[Float[Tensor, "B heads T d_head"], ...]
+    values: tuple[Float[Tensor, "B heads T d_head"], ...]
+    last_hidden: Float[Tensor, "B T d_model"]
+
+
+class PrefixCache(Cache):  # type: ignore[misc]  # transformers has no types
+    """Keys and values of earlier positions, read by rows and never written.
+
+    Attributes:
+        keys, values: per layer, what stands before the positions that are run.
+        rows: per layer, which prefix each row of the batch reads; None when they correspond.
+    """
+
+    def __init__(
+        self,
+        keys: tuple[Tensor, ...],
+        values: tuple[Tensor, ...],
+        rows: Mapping[int, Tensor] | None = None,
+    ) -> None:
+        super().__init__(layer_class_to_replicate=DynamicLayer)
+        self._keys, self._values, self._rows = keys, values, rows
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        keys, values = self._keys[layer_idx], self._values[layer_idx]
+        if self._rows is not None:
+            rows = self._rows[layer_idx]
+            keys, values = keys[rows], values[rows]
+        return torch.cat([keys, key_states], 2), torch.cat([values, value_states], 2)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return int(self._keys[layer_idx].shape[2])
+
+
+@torch.no_grad()
+def clean_run(lm: LanguageModel, ids: Int[Tensor, "B T"]) -> CleanRun:
+    """Run unchanged rows of equal length once, remembering what :func:`resume` needs."""
+    inputs: dict[int, Tensor] = {}
+    resumable_causal = lm.is_causal and lm.architecture.resumable
+    options: dict[str, Any] = {}
+    if lm.is_causal:
+        options["use_cache"] = resumable_causal
+        if resumable_causal:
+            # one plain layer each: a sliding window would drop keys that resuming still reads
+            options["past_key_values"] = DynamicCache()
+    with ExitStack() as stack:
+        for index, layer in enumerate(lm.layers):
+
+            def keep(_: nn.Module, args: Any, kwargs: Any, index: int = index) -> None:
+                inputs[index] = (args[0] if args else kwargs["hidden_states"]).detach()
+
+            own = lm.own_call(index, keep)
+            stack.callback(layer.register_forward_pre_hook(own, with_kwargs=True).remove)
+        output = lm.hidden(ids, **options)
+    cached = output.past_key_values.layers if resumable_causal else ()
+    return CleanRun(
+        ids,
+        tuple(inputs[index] for index in range(lm.n_layers)),
+        tuple(layer.keys for layer in cached),
+        tuple(layer.values for layer in cached),
+        output.last_hidden_state.detach(),
+    )
+
+
+def resume(
+    lm: LanguageModel,
+    clean: CleanRun,
+    *,
+    joins: Mapping[int, Int[Tensor, " rows"]],
+    start: int,
+    hook: SiteHook,
+    inputs: Mapping[int, Float[Tensor, "rows Tq d_model"]] | None = None,
+) -> Float[Tensor, "all_rows Tq d_model"]:
+    """Run rows that equal clean rows up to a layer and a position.
+
+    Args:
+        joins: layer -> which clean rows join at its input; rows stand in the order of layers.
+        start: first position that is run, so Tq = T - start; earlier ones are read from the clean
+            run's keys and values. Masked models: 0.
+        hook: called at every site from the first join on with all rows present there.
+        inputs: layer -> what the joining rows bring, where it is not the clean input.
+
+    Returns:
+        Last hidden states of all rows at positions ``start`` and after.
+
+    Raises:
+        ValueError: when a masked model is asked to start after position 0.
+    """
+    if start and not lm.is_causal:
+        raise ValueError("a masked model's tokens all see each other: resume from position 0")
+    layers = sorted(joins)
+    arriving = {
+        layer: (inputs or {}).get(layer, clean.layer_inputs[layer][joins[layer]][:, start:])
+        for layer in layers
+    }
+    if not lm.architecture.resumable:
+        return _whole(lm, clean, joins=joins, start=start, hook=hook, arriving=arriving)
+    rows, present = {}, torch.zeros(0, dtype=torch.long, device=clean.ids.device)
+    for layer in range(lm.n_layers):
+        present = torch.cat([present, joins[layer]]) if layer in joins else present
+        rows[layer] = present
+    options: dict[str, Any] = {}
+    length = clean.ids.shape[1]
+    if lm.is_causal:
+        prefix = (
+            tuple(k[:, :, :start] for k in clean.keys),
+            tuple(v[:, :, :start] for v in clean.values),
+        )
+        options = {"past_key_values": PrefixCache(*prefix, rows), "use_cache": True}
+        options["position_ids"] = torch.arange(start, length, device=clean.ids.device)[None]
+        options["mask"] = causal_mask(length - start, start, lm.dtype, clean.ids.device)
+    with _joining(lm, layers[0], arriving), lm.site_hooks(hook, range(layers[0], lm.n_layers)):
+        output = lm.hidden(clean.ids[joins[layers[0]], start:], **options)
+    hidden: Tensor = output.last_hidden_state
+    return hidden
+
+
+def causal_mask(
+    queries: int, before: int, dtype: torch.dtype, device: torch.device
+) -> Float[Tensor, "1 1 queries keys"]:
+    """Additive mask of ``queries`` positions that follow ``before`` visible ones."""
+    mask = torch.full(
+        (queries, before + queries), torch.finfo(dtype).min, dtype=dtype, device=device
+    )
+    return mask.triu(before + 1)[None, None]
+
+
+@contextmanager
+def _joining(lm: LanguageModel, first: int, arriving: Mapping[int, Tensor]) -> Iterator[None]:
+    """Skip the layers below ``first``; let rows join at the layers of ``arriving``."""
+    with ExitStack() as stack:
+        for layer in lm.layers[:first]:
+            stack.enter_context(skipped(layer))
+        for index, new in arriving.items():
+
+            def join(
+                _: nn.Module, args: Any, kwargs: Any, index: int = index, new: Tensor = new
+            ) -> Any:
+                hidden = args[0] if args else kwargs["hidden_states"]
+                hidden = new if index == first else torch.cat([hidden, new])
+                if args:
+                    return (hidden, *args[1:]), kwargs
+                return args, {**kwargs, "hidden_states": hidden}
+
+            handle = lm.layers[index].register_forward_pre_hook(join, with_kwargs=True)
+            stack.callback(handle.remove)
+        yield
+
+
+@contextmanager
+def skipped(layer: nn.Module) -> Iterator[None]:
+    """Let ``layer`` return its input, in the structure (tensor or tuple) that the family uses."""
+
+    def forward(hidden_states: Tensor, *_: Any, **__: Any) -> Any:
+        return (hidden_states, None) if type(layer).__name__ in TUPLE_LAYERS else hidden_states
+
+    layer.forward = forward
+    try:
+        yield
+    finally:
+        del layer.forward
+
+
+TUPLE_LAYERS = {"GPTJBlock", "BloomBlock", "FalconDecoderLayer", "GPTNeoBlock"}
+"""Layers that return a tuple under transformers 5; a tensor everywhere else."""
+
+
+def _whole(
+    lm: LanguageModel,
+    clean: CleanRun,
+    *,
+    joins: Mapping[int, Tensor],
+    start: int,
+    hook: SiteHook,
+    arriving: Mapping[int, Tensor],
+) -> Float[Tensor, "all_rows Tq d_model"]:
+    """:func:`resume` for families whose rows cannot join: every row runs from layer 0 on.
+
+    The hook still sees only the rows that have joined and the positions from ``start`` on.
+    """
+    layers = sorted(joins)
+    counts = {
+        layer: sum(len(joins[j]) for j in layers if j <= layer) for layer in range(lm.n_layers)
+    }
+
+    def partial(layer: int, keys: Tensor, values: Tensor) -> Tensor:
+        n, shape = counts[layer], (len(ids), ids.shape[1], -1)
+        keys, old = keys.reshape(shape), values.reshape(shape)
+        if not n:
+            return values
+        new = hook(layer, keys[:n, start:], old[:n, start:])
+        return torch.cat([torch.cat([old[:n, :start], new], 1), old[n:]]).reshape(values.shape)
+
+    ids = clean.ids[torch.cat([joins[layer] for layer in layers])]
+    with ExitStack() as stack:
+        for index in layers:
+            stack.enter_context(_replaced(lm, index, counts, joins, arriving[index], start))
+        stack.enter_context(lm.site_hooks(partial, range(lm.n_layers)))
+        options: dict[str, Any] = {"use_cache": False} if lm.is_causal else {}
+        hidden: Tensor = lm.hidden(ids, **options).last_hidden_state
+    return hidden[:, start:]
+
+
+@contextmanager
+def _replaced(
+    lm: LanguageModel,
+    index: int,
+    counts: Mapping[int, int],
+    joins: Mapping[int, Tensor],
+    new: Tensor,
+    start: int,
+) -> Iterator[None]:
+    """Put what joins at layer ``index`` into the rows that join there, from ``start`` on."""
+    stop, size = counts[index], len(joins[index])
+
+    def put(_: nn.Module, args: Any, kwargs: Any) -> Any:
+        hidden = (args[0] if args else kwargs["hidden_states"]).clone()
+        hidden[stop - size : stop, start:] = new
+        if args:
+            return (hidden, *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": hidden}
+
+    own = lm.own_call(index, put)
+    handle = lm.layers[index].register_forward_pre_hook(own, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()

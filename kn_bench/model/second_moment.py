@@ -1,0 +1,295 @@
+"""C = E[k k^T]: the uncentred second moment of a site's keys over a text corpus, by streaming.
+
+Of Meng et al. 2022, section 3.1. Kept on disk by content (weights, layer, corpus, tokens, dtype),
+so that two models never share one; an interrupted pass is taken up where it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from jaxtyping import Float, Int
+from platformdirs import user_cache_path
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from kn_bench.model.language_model import LanguageModel
+from kn_bench.model.resuming import skipped
+
+CHUNK = 512
+"""Documents tokenised and sorted by length at a time; a pass can be resumed between two chunks."""
+BATCH_TOKENS = 4096
+SAVE_EVERY = 60.0
+"""Seconds between two saves of an unfinished pass."""
+MAX_LENGTH = 1024
+"""Tokens of a document that are read at most; fewer where the model has fewer positions."""
+
+
+class Corpus(Protocol):
+    """Documents, and a hash of all of them."""
+
+    @property
+    def content_hash(self) -> str: ...
+
+    def documents(self) -> Iterator[str]: ...
+
+
+@dataclass(frozen=True)
+class TextFile:
+    """A text file with one document a line; empty lines are passed over."""
+
+    path: Path
+
+    @property
+    def content_hash(self) -> str:
+        facts = self.path.stat()
+        return _file_hash(self.path, facts.st_size, facts.st_mtime_ns)
+
+    def documents(self) -> Iterator[str]:
+        with self.path.open(encoding="utf-8") as file:
+            yield from (line.strip() for line in file if line.strip())
+
+
+@lru_cache(maxsize=16)
+def _file_hash(path: Path, size: int, changed: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Texts in memory, or a column of a data set: anything with a length and an order."""
+
+    texts: Sequence[str]
+
+    @property
+    def content_hash(self) -> str:
+        digest = hashlib.sha256()
+        for text in self.texts:
+            digest.update(text.encode() + b"\0")
+        return digest.hexdigest()
+
+    def documents(self) -> Iterator[str]:
+        yield from self.texts
+
+
+@dataclass(frozen=True)
+class SecondMoment:
+    """C of one site.
+
+    Attributes:
+        layer: the site's layer.
+        matrix: mean of k k^T over tokens, in the accumulators' dtype, on the CPU.
+        n_tokens: how many.
+    """
+
+    layer: int
+    matrix: Float[Tensor, "d_mlp d_mlp"]
+    n_tokens: int
+
+
+def cache_folder() -> Path:
+    """Where second moments are kept: under KN_BENCH_CACHE, or the user's cache folder."""
+    chosen = os.environ.get("KN_BENCH_CACHE")
+    return (Path(chosen) if chosen else user_cache_path("kn_bench")) / "second_moments"
+
+
+def second_moments(
+    lm: LanguageModel,
+    layers: Sequence[int],
+    corpus: Corpus,
+    *,
+    max_tokens: int | None = None,
+    dtype: torch.dtype = torch.float64,
+    cache: Path | None = None,
+) -> dict[int, SecondMoment]:
+    """C of the sites of ``layers`` over every token of ``corpus``, special tokens included.
+
+    Args:
+        max_tokens: documents are read until this many tokens are in; None reads all.
+        dtype: of the accumulators; the products of one batch are float32, or the model's own
+            dtype where that is wider.
+        cache: folder to keep them in; None keeps nothing.
+
+    Raises:
+        ValueError: when the corpus has no token.
+    """
+    layers = sorted(set(layers))
+    if cache is None:
+        return _finished(_accumulate(lm, layers, corpus, max_tokens, dtype, None))
+    keys = {layer: _key(lm, layer, corpus, max_tokens, dtype) for layer in layers}
+    missing = [layer for layer in layers if not (cache / f"{keys[layer]}.safetensors").is_file()]
+    if missing:
+        partial = cache / f"{_digest([keys[layer] for layer in missing])}.partial.safetensors"
+        made = _finished(_accumulate(lm, missing, corpus, max_tokens, dtype, partial))
+        for layer, moment in made.items():
+            _save(
+                cache / f"{keys[layer]}.safetensors",
+                {"C": moment.matrix},
+                {"n_tokens": moment.n_tokens, "layer": layer},
+            )
+        partial.unlink(missing_ok=True)
+    return {layer: _load(cache / f"{keys[layer]}.safetensors", layer) for layer in layers}
+
+
+@dataclass
+class _Sums:
+    """A pass on its way: sums of k k^T, and how far it has come."""
+
+    sums: dict[int, Float[Tensor, "d_mlp d_mlp"]]
+    n_tokens: int = 0
+    n_documents: int = 0
+
+
+def _finished(state: _Sums) -> dict[int, SecondMoment]:
+    if not state.n_tokens:
+        raise ValueError("the corpus for the second moment has no text: give a file with documents")
+    return {
+        layer: SecondMoment(layer, (total / state.n_tokens).cpu(), state.n_tokens)
+        for layer, total in state.sums.items()
+    }
+
+
+def _accumulate(
+    lm: LanguageModel,
+    layers: Sequence[int],
+    corpus: Corpus,
+    max_tokens: int | None,
+    dtype: torch.dtype,
+    partial: Path | None,
+) -> _Sums:
+    # not at the top: rich draws a random number when it is imported
+    from rich.progress import Progress
+
+    state = _resumed(partial, layers, lm.device) or _Sums(
+        {layer: torch.zeros(lm.d_mlp, lm.d_mlp, dtype=dtype, device=lm.device) for layer in layers}
+    )
+    documents = islice(corpus.documents(), state.n_documents, None)
+    saved = time.monotonic()
+    with ExitStack() as stack:
+        # nothing above the last site is needed
+        for layer in lm.layers[max(layers) + 1 :]:
+            stack.enter_context(skipped(layer))
+        # a bar for people: never in a log
+        progress = Progress(disable=not sys.stderr.isatty(), transient=True)
+        task = stack.enter_context(progress).add_task("second moments", total=max_tokens)
+        while chunk := list(islice(documents, CHUNK)):
+            left = None if max_tokens is None else max_tokens - state.n_tokens
+            _add_chunk(lm, state, chunk, left)
+            progress.update(task, completed=state.n_tokens)
+            if max_tokens is not None and state.n_tokens >= max_tokens:
+                break
+            if partial is not None and time.monotonic() - saved > SAVE_EVERY:
+                _save_partial(partial, state)
+                saved = time.monotonic()
+    return state
+
+
+def _add_chunk(lm: LanguageModel, state: _Sums, chunk: Sequence[str], left: int | None) -> None:
+    """Add the keys of some documents, the last one cut where ``left`` tokens are full."""
+    length = min(lm.tokens.max_length, MAX_LENGTH)
+    rows = [ids[:length] for ids in lm.tokens.encode_many(chunk)]
+    if left is not None:
+        rows = _first_tokens(rows, left)
+    for batch in _by_length([row for row in rows if row]):
+        _add_batch(lm, state, batch)
+    state.n_documents += len(chunk)
+
+
+def _first_tokens(rows: Sequence[tuple[int, ...]], left: int) -> list[tuple[int, ...]]:
+    kept = []
+    for row in rows:
+        kept.append(row[:left])
+        left -= len(kept[-1])
+    return kept
+
+
+def _by_length(rows: Sequence[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:
+    """Batches of similar length, about :data:`BATCH_TOKENS` each."""
+    batch: list[tuple[int, ...]] = []
+    for row in sorted(rows, key=len):
+        if batch and (len(batch) + 1) * len(row) > BATCH_TOKENS:
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
+
+
+def _add_batch(lm: LanguageModel, state: _Sums, rows: Sequence[tuple[int, ...]]) -> None:
+    ids, mask = _padded(lm, rows)
+    real = mask.bool()
+    for layer, keys in lm.keys(ids, list(state.sums), mask).items():
+        found = keys[real]
+        found = found.to(torch.promote_types(found.dtype, torch.float32))
+        state.sums[layer] += found.T @ found
+    state.n_tokens += sum(map(len, rows))
+
+
+def _padded(
+    lm: LanguageModel, rows: Sequence[tuple[int, ...]]
+) -> tuple[Int[Tensor, "rows T"], Int[Tensor, "rows T"]]:
+    """Rows padded on the right, and which tokens are real."""
+    longest = max(map(len, rows))
+    ids = lm.tensor([[*row, *[lm.tokens.pad_id] * (longest - len(row))] for row in rows])
+    mask = lm.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
+    return ids, mask
+
+
+# -- on disk -------------------------------------------------------------------------------------
+
+
+def _key(
+    lm: LanguageModel, layer: int, corpus: Corpus, max_tokens: int | None, dtype: torch.dtype
+) -> str:
+    return _digest(
+        [lm.content_hash, layer, corpus.content_hash, max_tokens, str(dtype), str(lm.dtype)]
+    )
+
+
+def _digest(parts: Sequence[object]) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+def _save(path: Path, tensors: dict[str, Tensor], numbers: dict[str, int]) -> None:
+    """Whole or not at all, also when two processes save the same."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_suffix(f".{os.getpid()}.new")
+    metadata = {name: str(number) for name, number in numbers.items()}
+    save_file({n: t.cpu().contiguous() for n, t in tensors.items()}, fresh, metadata=metadata)
+    fresh.replace(path)
+
+
+def _load(path: Path, layer: int) -> SecondMoment:
+    with safe_open(path, "pt") as file:
+        return SecondMoment(layer, file.get_tensor("C"), int(file.metadata()["n_tokens"]))
+
+
+def _save_partial(path: Path, state: _Sums) -> None:
+    _save(
+        path,
+        {str(layer): total for layer, total in state.sums.items()},
+        {"n_tokens": state.n_tokens, "n_documents": state.n_documents},
+    )
+
+
+def _resumed(path: Path | None, layers: Sequence[int], device: torch.device) -> _Sums | None:
+    if path is None or not path.is_file():
+        return None
+    with safe_open(path, "pt") as file:
+        sums = {layer: file.get_tensor(str(layer)).to(device) for layer in layers}
+        numbers = file.metadata()
+    return _Sums(sums, int(numbers["n_tokens"]), int(numbers["n_documents"]))

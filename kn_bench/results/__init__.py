@@ -1,0 +1,1 @@
+"""What runs leave behind: the log, the leaderboard, comparisons, figures."""

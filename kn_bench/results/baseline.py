@@ -1,0 +1,111 @@
+"""A run's scores by case in one small file, to hold later runs against."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from kn_bench.cases.case import Criterion, Task
+from kn_bench.results.codec import FormatError, decode, encode
+from kn_bench.results.comparison import COLUMNS, grouped, scores_of
+from kn_bench.results.files import StoreError, write_text
+from kn_bench.results.loading import Runs
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """One criterion of one method on one model: three columns of equal length."""
+
+    task: Task
+    model: str
+    method: str
+    criterion: Criterion
+    cases: tuple[str, ...]
+    clusters: tuple[str, ...]
+    scores: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not len(self.cases) == len(self.clusters) == len(self.scores):
+            raise FormatError(
+                f"{self.method}, {self.criterion}: {len(self.cases)} cases, "
+                f"{len(self.clusters)} clusters and {len(self.scores)} scores"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """What a run scored, and what it was made of.
+
+    Attributes:
+        runs: names of the runs.
+        models, data: name -> SHA-256, as in the manifests.
+        versions: package -> version.
+        scores: the scored cases.
+        format: of this file.
+    """
+
+    runs: tuple[str, ...]
+    models: Mapping[str, str]
+    data: Mapping[str, str]
+    versions: Mapping[str, str]
+    scores: tuple[Scores, ...]
+    format: int = 1
+
+    def frame(self) -> pd.DataFrame:
+        """The scores as :func:`kn_bench.results.comparison.compare` takes them."""
+        parts = [
+            pd.DataFrame({"case": s.cases, "cluster": s.clusters, "score": s.scores}).assign(
+                task=s.task, model=s.model, method=s.method, criterion=s.criterion
+            )
+            for s in self.scores
+        ]
+        empty = pd.DataFrame(columns=COLUMNS)
+        return pd.concat(parts, ignore_index=True)[COLUMNS] if parts else empty
+
+
+def baseline_of(runs: Runs) -> Baseline:
+    """The scores of ``runs`` as a baseline."""
+    return Baseline(
+        runs=tuple(m.run for m in runs.manifests),
+        models={k: v for m in runs.manifests for k, v in m.models.items()},
+        data={k: v for m in runs.manifests for k, v in m.data.items()},
+        versions={k: v for m in runs.manifests for k, v in m.versions.items()},
+        scores=tuple(
+            Scores(*group, tuple(rows["case"]), tuple(rows["cluster"]), tuple(rows["score"]))
+            for group, rows in grouped(scores_of(runs).sort_values("case"))
+        ),
+    )
+
+
+def save_baseline(runs: Runs, path: Path) -> Baseline:
+    """Write the scores of ``runs`` to ``path``, atomically.
+
+    Raises:
+        StoreError: when it cannot be written, or nothing was scored.
+    """
+    baseline = baseline_of(runs)
+    if not baseline.scores:
+        raise StoreError(f"no case of this run has a score: {path} is not written")
+    write_text(path, encode(baseline) + "\n")
+    return baseline
+
+
+def read_baseline(path: Path) -> Baseline:
+    """The baseline in ``path``.
+
+    Raises:
+        StoreError: when there is none, or it is not one.
+    """
+    try:
+        return decode(Baseline, path.read_text("utf-8"), source=str(path))
+    except FileNotFoundError:
+        raise StoreError(
+            f"there is no baseline {path}: make one by a run with --save-baseline {path}"
+        ) from None
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {error.strerror}") from None
+    except (FormatError, UnicodeDecodeError) as error:
+        raise StoreError(f"{error}; make a new one with --save-baseline") from None

@@ -1,0 +1,120 @@
+"""A run's rows as columns: data frames for the board, Parquet for everyone else.
+
+Imported only at the end of a run and by the command line: pandas and pyarrow are slow to import.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import fields, is_dataclass
+from itertools import islice
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.json
+import pyarrow.parquet
+
+from kn_bench.results.codec import INFINITE
+from kn_bench.results.files import atomically
+from kn_bench.results.log import lines
+from kn_bench.results.rows import KINDS, kind_of
+
+CHUNK = 100_000
+"""Rows converted at once: about 100 MB."""
+SCALARS = {str: pa.string(), float: pa.float64(), int: pa.int64(), bool: pa.bool_()}
+
+
+def write_parquet(log: Path, target: Path) -> None:
+    """The measurements of ``log`` as Parquet, infinities as such, a chunk of rows at a time."""
+    schema = schema_of("measurement")
+    with atomically(target) as file:
+        writer = pa.parquet.ParquetWriter(file, _flat(schema.empty_table()).schema)
+        with writer:
+            found = (line for _, line in lines(log) if kind_of(line) == "measurement")
+            for chunk in _chunks(found):
+                writer.write_table(_flat(_parsed(chunk, schema)))
+
+
+def read_frames(log: Path, kinds: Sequence[str]) -> dict[str, pd.DataFrame]:
+    """The rows of each of ``kinds``, from one reading of ``log``.
+
+    A column a field; nested fields are named ``verdict_score``. Truth values are 1.0 and 0.0, and
+    NaN where there is none.
+
+    Raises:
+        StoreError: when the log cannot be read.
+    """
+    found: dict[str, list[bytes]] = {kind: [] for kind in kinds}
+    for _, line in lines(log):
+        kind = kind_of(line)
+        if kind in found:
+            found[kind].append(line)
+    return {kind: frame_of(found.pop(kind), kind) for kind in kinds}
+
+
+def frame_of(found: Iterable[bytes], kind: str) -> pd.DataFrame:
+    """The lines of rows of one kind as columns, see :func:`read_frames`."""
+    schema = schema_of(kind)
+    tables = [_flat(_parsed(chunk, schema)) for chunk in _chunks(found)]
+    table = pa.concat_tables(tables) if tables else _flat(schema.empty_table())
+    frame: pd.DataFrame = table.to_pandas()
+    for name in table.column_names:
+        if pa.types.is_boolean(table.schema.field(name).type):
+            frame[name] = frame[name].astype(float)
+    return frame
+
+
+def schema_of(kind: str) -> pa.Schema:
+    """The Arrow schema of a kind of row; free-form notes have no column."""
+    return pa.schema(_members(KINDS[kind]))
+
+
+def _members(cls: type) -> list[tuple[str, pa.DataType]]:
+    hints = get_type_hints(cls)
+    typed = ((field.name, _arrow(hints[field.name])) for field in fields(cls))
+    return [(name, arrow) for name, arrow in typed if arrow is not None]
+
+
+def _arrow(hint: Any) -> pa.DataType | None:
+    """The Arrow type of a field."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return pa.string()
+    if origin is tuple:
+        return pa.list_(_arrow(args[0]))
+    if origin is UnionType:
+        (only,) = (arg for arg in args if arg is not NoneType)
+        return _arrow(only)
+    return pa.struct(_members(hint)) if is_dataclass(hint) else SCALARS.get(hint)  # type: ignore[arg-type]
+
+
+def _chunks(found: Iterable[bytes]) -> Iterator[Iterable[bytes]]:
+    iterator = iter(found)
+    while chunk := list(islice(iterator, CHUNK)):
+        yield chunk
+
+
+def _parsed(chunk: Iterable[bytes], schema: pa.Schema) -> pa.Table:
+    options = pa.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
+    return pa.json.read_json(io.BytesIO(b"".join(chunk)), parse_options=options)
+
+
+def _flat(table: pa.Table) -> pa.Table:
+    """Structs as columns such as ``before_rank``, infinities as such."""
+    while any(pa.types.is_struct(column.type) for column in table.columns):
+        table = table.flatten()
+    names = [name.replace(".", "_") for name in table.column_names]
+    columns = [_unclamped(c) if pa.types.is_float64(c.type) else c for c in table.columns]
+    return pa.table(columns, names=names)
+
+
+def _unclamped(column: pa.ChunkedArray) -> pa.Array:
+    """Infinity where the log has its stand-in; null stays null."""
+    values = column.to_numpy()  # null becomes NaN, which no row holds
+    values = np.where(np.abs(values) >= INFINITE, np.copysign(np.inf, values), values)
+    return pa.array(values, from_pandas=True)

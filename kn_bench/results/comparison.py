@@ -1,0 +1,228 @@
+"""Two sets of scores compared, on the same cases where there are any, Holm across criteria."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from kn_bench.cases.case import CRITERIA, Criterion, Task
+from kn_bench.measure.statistics import (
+    Alternative,
+    Interval,
+    by_cluster,
+    holm,
+    independent_p,
+    mean_interval,
+    paired,
+)
+from kn_bench.results import tables
+from kn_bench.results.files import StoreError
+from kn_bench.results.loading import Runs
+
+COLUMNS = ["task", "model", "method", "criterion", "case", "cluster", "score"]
+
+
+class Group(NamedTuple):
+    """One criterion of one method on one model and task."""
+
+    task: Task
+    model: str
+    method: str
+    criterion: Criterion
+
+    def __str__(self) -> str:
+        return f"{self.method} on {self.model}, {self.criterion} ({self.task}s)"
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One criterion of one method, first against second.
+
+    Attributes:
+        group: what is compared.
+        first, second: the means, over the same cases where ``paired``.
+        difference: second minus first, with its interval (NaN ends where not paired).
+        p: of the permutation test: paired by cluster, or of independent cluster means.
+        p_holm: adjusted over all criteria compared of the method.
+        paired: whether the means are over the same cases.
+        only_first, only_second: scored cases that the other lacks.
+    """
+
+    group: Group
+    first: Interval
+    second: Interval
+    difference: Interval
+    p: float
+    p_holm: float
+    paired: bool
+    only_first: int
+    only_second: int
+
+
+def scores_of(runs: Runs, method: str | None = None, called: str | None = None) -> pd.DataFrame:
+    """The scored cases of ``runs``, in ``COLUMNS``; of one method, under another name."""
+    found = runs.verdicts[runs.verdicts["verdict_score"].notna()]
+    if method is not None:
+        found = found[found["method"] == method].assign(method=called or method)
+    return found.rename(columns={"verdict_score": "score"})[COLUMNS]
+
+
+def compare(
+    first: pd.DataFrame, second: pd.DataFrame, *, alternative: Alternative = "two-sided"
+) -> tuple[Comparison, ...]:
+    """All criteria that both have, facts first, in the order of the board.
+
+    Args:
+        first, second: as :func:`scores_of` gives them.
+        alternative: ``less``: whether second is below first.
+    """
+    ours, theirs = _by_group(first), _by_group(second)
+    found = [
+        _compared(group, ours[group], theirs[group], alternative)
+        for group in sorted(ours.keys() & theirs.keys(), key=_order)
+    ]
+    return tuple(_adjusted(found))
+
+
+def missing(first: pd.DataFrame, second: pd.DataFrame) -> tuple[Group, ...]:
+    """What ``first`` has and ``second`` has not."""
+    return tuple(sorted(_groups(first) - _groups(second), key=_order))
+
+
+def _groups(scores: pd.DataFrame) -> set[Group]:
+    names = scores[list(Group._fields)].drop_duplicates()
+    return {Group(*key) for key in names.itertuples(index=False)}
+
+
+def _by_group(scores: pd.DataFrame) -> dict[Group, pd.DataFrame]:
+    return {
+        group: rows.drop_duplicates("case", keep="last").set_index("case").sort_index()
+        for group, rows in grouped(scores)
+    }
+
+
+def grouped(scores: pd.DataFrame) -> Iterator[tuple[Group, pd.DataFrame]]:
+    """The rows of each criterion of each method."""
+    key: Any
+    for key, rows in scores.groupby(["task", "model", "method", "criterion"]):
+        yield Group(*key), rows
+
+
+def _order(group: Group) -> tuple[str, str, str, int]:
+    return group.task, group.method, group.model, CRITERIA.index(group.criterion)
+
+
+def _compared(
+    group: Group, first: pd.DataFrame, second: pd.DataFrame, alternative: Alternative
+) -> Comparison:
+    common = first.index.intersection(second.index)
+    only = len(first) - len(common), len(second) - len(common)
+    if len(common):
+        one, two = first.loc[common], second.loc[common]
+        names = one["cluster"].to_numpy()
+        result = paired(one["score"], two["score"], names, alternative=alternative)
+        difference, p = result
+    else:
+        one, two = first, second
+        p = independent_p(_cluster_means(one), _cluster_means(two), alternative=alternative)
+        gap = float(two["score"].mean() - one["score"].mean())
+        difference = Interval(gap, np.nan, np.nan, len(one) + len(two))
+    first_mean, second_mean = (mean_interval(r["score"], r["cluster"]) for r in (one, two))
+    return Comparison(group, first_mean, second_mean, difference, p, p, bool(len(common)), *only)
+
+
+def _cluster_means(rows: pd.DataFrame) -> np.ndarray:
+    data = by_cluster(rows[["score"]].to_numpy(float), rows["cluster"].to_numpy())
+    means: np.ndarray = (data.sums / data.counts)[:, 0]
+    return means
+
+
+def _adjusted(found: Sequence[Comparison]) -> Iterator[Comparison]:
+    """With p adjusted over all criteria (and models and tasks) of each method."""
+    families: defaultdict[str, list[float]] = defaultdict(list)
+    for comparison in found:
+        families[comparison.group.method].append(comparison.p)
+    adjusted: Mapping[str, Iterator[float]] = {m: iter(holm(p)) for m, p in families.items()}
+    for comparison in found:
+        yield replace(comparison, p_holm=float(next(adjusted[comparison.group.method])))
+
+
+# --- as text -----------------------------------------------------------------------------------
+
+HEADERS = ("method", "model", "criterion", "first", "second", "difference", "p", "p (Holm)")
+
+
+def table_rows(found: Iterable[Comparison]) -> list[tuple[str, ...]]:
+    """A row a comparison, for ``HEADERS``."""
+    return [
+        (
+            c.group.method,
+            c.group.model,
+            f"{c.group.criterion} ({c.group.task})",
+            tables.mean(c.first),
+            tables.mean(c.second),
+            tables.interval(c.difference, signed=True),
+            tables.p_value(c.p),
+            tables.p_value(c.p_holm),
+        )
+        for c in found
+    ]
+
+
+def remarks(found: Sequence[Comparison]) -> Iterator[str]:
+    """What a reader must know beside the table."""
+    for c in found:
+        if not c.paired:
+            yield f"{c.group}: no common cases; the two are compared as independent samples."
+        elif c.only_first or c.only_second:
+            yield (
+                f"{c.group}: {c.only_first} cases only in the first and {c.only_second} only in "
+                "the second are not compared."
+            )
+
+
+def comparison_text(
+    first: Runs,
+    second: Runs,
+    *,
+    methods: tuple[str, str] | None = None,
+    as_markdown: bool = False,
+) -> str:
+    """Two runs side by side: the table, and what is not in it.
+
+    Args:
+        first, second: the runs.
+        methods: compare this method of the first with that of the second; else each with itself.
+        as_markdown: as Markdown, not for a terminal.
+
+    Raises:
+        StoreError: when a method is in neither, or they have nothing in common.
+    """
+    if methods is None:
+        one, two = scores_of(first), scores_of(second)
+    else:
+        called = " / ".join(dict.fromkeys(methods))
+        pairs = zip((first, second), methods, strict=True)
+        one, two = (scores_of(_with(runs, name), name, called) for runs, name in pairs)
+    found = compare(one, two)
+    if not found:
+        raise StoreError(
+            "the two have no criterion of one method on one model in common: name two methods "
+            "with --methods, or runs of the same models"
+        )
+    write = tables.markdown if as_markdown else tables.plain
+    only = [f"{group}: only in the first." for group in missing(one, two)]
+    only += [f"{group}: only in the second." for group in missing(two, one)]
+    return "\n".join([write(HEADERS, table_rows(found), left=3), *remarks(found), *only]) + "\n"
+
+
+def _with(runs: Runs, method: str) -> Runs:
+    known = sorted(set(runs.verdicts["method"]))
+    if method not in known:
+        raise StoreError(f"the run has no method {method!r}: it has {', '.join(known)}")
+    return runs

@@ -1,0 +1,66 @@
+"""Files that are there whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+
+class StoreError(Exception):
+    """A run's folder cannot be used as asked; one sentence says why and what to do."""
+
+
+@contextmanager
+def atomically(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that takes the place of ``path`` at the end, or leaves no trace.
+
+    Raises:
+        StoreError: when the folder cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise unwritable(path, error) from None
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o666 & ~_umask())  # mkstemp makes private files
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise unwritable(path, error) from None
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """``text`` as the whole of ``path``, atomically.
+
+    Raises:
+        StoreError: when it cannot be written.
+    """
+    with atomically(path) as file:
+        file.write(text.encode())
+
+
+def unwritable(path: Path, error: OSError) -> StoreError:
+    """The sentence for a file that cannot be written."""
+    return StoreError(
+        f"{path} cannot be written ({error.strerror or error}): make room or give the right to "
+        "write there, or name another folder"
+    )
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

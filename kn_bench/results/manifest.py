@@ -1,0 +1,180 @@
+"""What a run was made of: enough to repeat it, and to refuse to continue it with anything else."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+from kn_bench.results.codec import FormatError, decode, encode
+from kn_bench.results.files import StoreError, write_text
+
+FILE = "manifest.json"
+PACKAGES = ("kn_bench", "torch", "transformers", "tokenizers", "numpy", "pytest", "pytest-xdist")
+"""Packages whose versions are recorded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """The kind of machine, without its name."""
+
+    system: str
+    machine: str
+    python: str
+    cpus: int
+    devices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """One run.
+
+    Attributes:
+        run: the run's name, that of its folder.
+        created: when it began, UTC, ISO 8601.
+        code: SHA-256 of the benchmark's own source and of the methods' files.
+        versions: package -> version.
+        models: model -> SHA-256 of its weights and tokenizer.
+        data: source of cases -> SHA-256 of what it offered.
+        options: option -> value as text, those that bear on results only (not the number of
+            workers, not verbosity).
+        seed: of all that is random.
+        host: kind of machine.
+        resumed: when it was continued, UTC.
+        finished: when it ended, UTC; "" while it runs or when it was killed.
+        timings: phase -> wall seconds.
+        format: of the folder's files.
+    """
+
+    run: str
+    created: str
+    code: str
+    versions: Mapping[str, str]
+    models: Mapping[str, str]
+    data: Mapping[str, str]
+    options: Mapping[str, str]
+    seed: int
+    host: Host
+    resumed: tuple[str, ...] = ()
+    finished: str = ""
+    timings: Mapping[str, float] = field(default_factory=dict)
+    format: int = 1
+
+    def ended(self, timings: Mapping[str, float]) -> Manifest:
+        """The manifest of the finished run; times of several sessions add up."""
+        total = {
+            phase: self.timings.get(phase, 0.0) + timings.get(phase, 0.0)
+            for phase in (*self.timings, *(p for p in timings if p not in self.timings))
+        }
+        return replace(self, finished=now(), timings=total)
+
+
+def new_manifest(
+    run: str,
+    *,
+    models: Mapping[str, str],
+    data: Mapping[str, str],
+    options: Mapping[str, str],
+    seed: int,
+    code: str = "",
+    devices: Iterable[str] = (),
+) -> Manifest:
+    """The manifest of a run that begins now, on this machine, with the packages installed."""
+    return Manifest(
+        run=run,
+        created=now(),
+        code=code,
+        versions=versions(),
+        models=dict(models),
+        data=dict(data),
+        options=dict(options),
+        seed=seed,
+        host=Host(
+            system=platform.system(),
+            machine=platform.machine(),
+            python=platform.python_version(),
+            cpus=os.cpu_count() or 1,
+            devices=tuple(devices),
+        ),
+    )
+
+
+def now() -> str:
+    """The time, UTC, to the microsecond, so that runs begun in one second are in order."""
+    return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
+    """Package -> version, of those installed; imports none of them."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def hash_files(files: Iterable[Path], root: Path | None = None) -> str:
+    """SHA-256 over names (relative to ``root``) and contents, whatever the order given."""
+    total = hashlib.sha256()
+    for name, path in sorted((_name_in(root, path), path) for path in files):
+        total.update(f"{name}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
+def _name_in(root: Path | None, path: Path) -> str:
+    inside = root is not None and path.is_relative_to(root)
+    return path.relative_to(root).as_posix() if root and inside else path.name
+
+
+def differences(then: Manifest, now: Manifest) -> tuple[str, ...]:
+    """What keeps ``now`` from continuing ``then``, a clause each; () when nothing does.
+
+    The machine may be another one; code, packages, models, data, options and seed may not.
+    """
+    found = [] if then.code == now.code else ["code: the source of the benchmark or a method"]
+    found += [] if then.seed == now.seed else [f"seed: {then.seed} then, {now.seed} now"]
+    found += [] if then.format == now.format else [f"format: {then.format} then, {now.format} now"]
+    for name in ("models", "data", "options", "versions"):
+        old, new = getattr(then, name), getattr(now, name)
+        for key in sorted(old.keys() | new.keys()):
+            was, new_one = old.get(key), new.get(key)
+            if was != new_one:
+                found.append(f"{name}: {key} {_short(was)} then, {_short(new_one)} now")
+    return tuple(found)
+
+
+def _short(value: str | None) -> str:
+    """A value in a sentence: hashes by their beginning."""
+    if value is None:
+        return "absent"
+    is_hash = len(value) == 64 and set(value) <= set("0123456789abcdef")
+    return value[:12] if is_hash else value or "empty"
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of the run in ``folder``.
+
+    Raises:
+        StoreError: when there is none, or it is not one.
+    """
+    path = folder / FILE
+    try:
+        return decode(Manifest, path.read_text("utf-8"), source=str(path))
+    except FileNotFoundError:
+        raise StoreError(f"{folder} is no run: it has no {FILE}") from None
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {error.strerror}") from None
+    except (FormatError, UnicodeDecodeError) as error:
+        raise StoreError(f"{error}; was it edited by hand?") from None
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """``manifest`` as the run's ``manifest.json``, atomically."""
+    write_text(folder / FILE, encode(manifest, indent=2) + "\n")

@@ -1,0 +1,266 @@
+"""A run's folder, and its log with one writer.
+
+    reports/runs/<run>/
+    ├── manifest.json          what the run is made of
+    ├── exclusions.jsonl       what the sources of cases had to leave out
+    ├── measurements.jsonl     the rows, appended test by test
+    └── measurements.parquet   the measurements as columns, once the run is finished
+
+A line is in the kernel's hands before its test is reported, and on the disk at the end of each
+unit. What a killed run leaves is cut back to its last complete test when the run is continued.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+from kn_bench.cases.case import Exclusion
+from kn_bench.results.codec import encode
+from kn_bench.results.files import StoreError, unwritable, write_text
+from kn_bench.results.log import CLOSING, KEYED, LOG, Contents, head, repaired
+from kn_bench.results.manifest import (
+    FILE,
+    Manifest,
+    differences,
+    now,
+    read_manifest,
+    write_manifest,
+)
+from kn_bench.results.rows import Key, kind_of
+
+RUNS = "runs"
+EXCLUSIONS = "exclusions.jsonl"
+PARQUET = "measurements.parquet"
+LAST = "last"
+"""The name that means the newest run."""
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+
+
+class RunStore:
+    """The writer of one run; made by :meth:`create` or :meth:`resume`, a context manager.
+
+    Attributes:
+        folder: the run's folder.
+        manifest: what the run is made of.
+        done: keys of the tests that a continued run has already measured, frozen at the start.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, contents: Contents) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self.done: frozenset[Key] = contents.done
+        self._heads = set(contents.heads)
+        self._log = _open(folder / LOG)
+
+    @classmethod
+    def create(cls, reports: Path, manifest: Manifest) -> RunStore:
+        """A new run ``manifest.run`` under ``reports/runs``.
+
+        Raises:
+            StoreError: when the name is taken or none, or the folder cannot be written.
+        """
+        folder = reports / RUNS / checked_name(manifest.run)
+        try:
+            # an empty folder is that of a run that was killed before it began
+            taken = folder.is_dir() and any(folder.iterdir())
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise unwritable(folder, error) from None
+        if taken:
+            raise StoreError(
+                f"there is a run {manifest.run!r} in {folder.parent}: continue it with "
+                f"--resume {manifest.run}, or choose another name"
+            )
+        write_manifest(folder, manifest)
+        return cls(folder, manifest, Contents())
+
+    @classmethod
+    def resume(cls, reports: Path, run: str, manifest: Manifest) -> RunStore:
+        """Continue ``run`` (or ``last``), which ``manifest`` describes as it would be now.
+
+        Tests that failed with an error or were lost with their worker are to be measured again:
+        their rows are removed.
+
+        Raises:
+            StoreError: when there is no such run, when it is made of anything else, when another
+                process writes it, or when its log is damaged elsewhere than at its end.
+        """
+        folder = find_run(reports, run)
+        then = read_manifest(folder)
+        if found := differences(then, manifest):
+            raise StoreError(
+                f"run {then.run!r} cannot be continued, for it was made of something else: "
+                f"{'; '.join(found)}. Restore what differs, or start a new run"
+            )
+        manifest = replace(then, resumed=(*then.resumed, now()), finished="")
+        store = cls(folder, manifest, Contents())  # takes the log before it is repaired
+        try:
+            contents = repaired(folder / LOG)
+        except BaseException:
+            store.close()
+            raise
+        store._continue(contents)
+        write_manifest(folder, manifest)
+        return store
+
+    def _continue(self, contents: Contents) -> None:
+        self.done = contents.done
+        self._heads = set(contents.heads)
+        if contents.rewritten:
+            self._log.close()
+            self._log = _open(self.folder / LOG)
+
+    def append(self, text: str) -> None:
+        """Add the rows of a test (see :func:`~kn_bench.results.rows.encode_rows`).
+
+        An edit's record comes with each of its tests and is kept once; so is a test's verdict with
+        all its rows, should they come twice.
+
+        Raises:
+            StoreError: when the disk is full or gone; the log then ends where it ended before.
+        """
+        lines, heads = self._new(text.encode().splitlines(keepends=True))
+        self._write(b"".join(lines))
+        self._heads |= heads
+
+    def _write(self, data: bytes) -> None:
+        """All of ``data``, or nothing."""
+        end = self._log.seek(0, os.SEEK_END)
+        try:
+            while data:
+                data = data[self._log.write(data) :]
+        except OSError as error:
+            self._log.truncate(end)
+            raise StoreError(
+                f"{self.folder / LOG} cannot be written ({error.strerror}): make room and continue "
+                f"with --resume {self.manifest.run}"
+            ) from None
+
+    def _new(self, lines: Iterable[bytes]) -> tuple[list[bytes], set[bytes]]:
+        """``lines`` without edit records and tests that the log has already; heads of the rest."""
+        new: list[bytes] = []
+        test: list[bytes] = []
+        heads: set[bytes] = set()
+        for line in lines:
+            kind, key = kind_of(line), head(line)
+            known = kind in KEYED and (key in self._heads or key in heads)
+            if not known:
+                test.append(line)
+            if kind in CLOSING:
+                new += [] if known else test
+                heads.update(() if known else (head(row) for row in test if kind_of(row) in KEYED))
+                test = []
+        return new + test, heads
+
+    def sync(self) -> None:
+        """Wait until the rows are on the disk (a few ms: once a unit, not once a test)."""
+        os.fsync(self._log.fileno())
+
+    def leave_out(self, exclusions: Iterable[Exclusion]) -> None:
+        """Write down what the sources of cases could not offer."""
+        text = "".join(encode(exclusion) + "\n" for exclusion in exclusions)
+        write_text(self.folder / EXCLUSIONS, text)
+
+    def finish(self, timings: Mapping[str, float]) -> None:
+        """Close the log, write the measurements as Parquet and say in the manifest when it ended.
+
+        Args:
+            timings: phase -> wall seconds of this session.
+        """
+        from kn_bench.results.columns import write_parquet
+
+        self.close()
+        write_parquet(self.folder / LOG, self.folder / PARQUET)
+        self.manifest = self.manifest.ended(timings)
+        write_manifest(self.folder, self.manifest)
+
+    def close(self) -> None:
+        """Bring the log to the disk and close it; a closed store can be closed again."""
+        if not self._log.closed:
+            self.sync()
+            self._log.close()
+
+    def __enter__(self) -> RunStore:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def checked_name(run: str) -> str:
+    """``run`` if it can name a run.
+
+    Raises:
+        StoreError: when it cannot.
+    """
+    if run == LAST or not NAME.fullmatch(run):
+        raise StoreError(
+            f"{run!r} cannot name a run: letters, digits, '_', '.' and '-', not '.' or '-' first, "
+            f"and not {LAST!r}, which means the newest"
+        )
+    return run
+
+
+def unused_name(reports: Path) -> str:
+    """A name for a run that begins now: its time, UTC, with a number where that is taken."""
+    name = re.sub(r"\D", "-", now()[:19])
+    names = (name, *(f"{name}-{i}" for i in range(2, 1000)))
+    return next(name for name in names if not (reports / RUNS / name).exists())
+
+
+def find_run(reports: Path, run: str) -> Path:
+    """The folder of ``run``: a name under ``reports/runs``, ``last``, or a run's own folder.
+
+    Raises:
+        StoreError: when there is none, naming those there are.
+    """
+    known = runs(reports)
+    if run == LAST and known:
+        return known[-1]
+    for folder in (reports / RUNS / run, Path(run)):
+        if run != LAST and (folder / FILE).is_file():
+            return folder
+    names = ", ".join(folder.name for folder in known[-5:]) or "none"
+    raise StoreError(f"there is no run {run!r}: {reports / RUNS} has {names}")
+
+
+def runs(reports: Path) -> list[Path]:
+    """The folders of the runs under ``reports/runs``, oldest first; broken ones are passed over."""
+    dated = []
+    for path in (reports / RUNS).glob(f"*/{FILE}"):
+        try:
+            dated.append((read_manifest(path.parent).created, path.parent))
+        except StoreError:
+            continue
+    return [folder for _, folder in sorted(dated)]
+
+
+def _open(path: Path) -> BinaryIO:
+    """The log, for appending, without a buffer of ours, locked against a second writer."""
+    try:
+        log = path.open("ab", buffering=0)
+    except OSError as error:
+        raise unwritable(path, error) from None
+    try:
+        import fcntl
+    except ImportError:  # Windows: no lock
+        return log
+    try:
+        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        log.close()
+        raise StoreError(
+            f"{path.parent} is being written by another process: wait for it"
+        ) from None
+    return log

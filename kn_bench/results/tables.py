@@ -1,0 +1,80 @@
+"""Numbers and tables as text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from kn_bench.measure.statistics import Interval
+
+NOTHING = "–"
+
+
+def interval(value: Interval, digits: int = 2, signed: bool = False) -> str:
+    """``0.93 [0.88, 0.97] n=120``: a mean, its interval and n; a dash without cases."""
+    return f"{mean(value, digits, signed)} n={value.n}" if value.n else NOTHING
+
+
+def mean(value: Interval, digits: int = 2, signed: bool = False) -> str:
+    """``0.93 [0.88, 0.97]``; a dash where there is no mean."""
+    if math.isnan(value.mean):
+        return NOTHING
+    low, high = (number(end, digits, signed) for end in (value.low, value.high))
+    middle = number(value.mean, digits, signed)
+    return middle if math.isnan(value.low) else f"{middle} [{low}, {high}]"
+
+
+def number(value: float, digits: int = 2, signed: bool = False) -> str:
+    """A number with a fixed number of digits, no minus before a zero; a dash for NaN."""
+    if math.isnan(value):
+        return NOTHING
+    text = f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
+    return text if float(text) or signed else text.lstrip("-")
+
+
+def seconds(value: float) -> str:
+    """A time in seconds to two significant digits, milliseconds at the least."""
+    if math.isnan(value):
+        return NOTHING
+    if value < 0.01:
+        return f"{value:.3f}"
+    return f"{value:.2g}" if value < 100 else f"{value:.0f}"
+
+
+def p_value(value: float) -> str:
+    """A p-value: never 0."""
+    if math.isnan(value):
+        return NOTHING
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def markdown(headers: Sequence[str], rows: Iterable[Sequence[object]], left: int = 1) -> str:
+    """A Markdown table, the first ``left`` columns to the left, the others to the right."""
+    from tabulate import tabulate
+
+    body = [[str(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
+    align = ["left" if i < left else "right" for i in range(len(headers))]
+    return tabulate(body, headers, tablefmt="pipe", disable_numparse=True, colalign=align) + "\n"
+
+
+def plain(headers: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:
+    """A table for a terminal; cells may have several lines."""
+    from tabulate import tabulate
+
+    align = ["left" if i < left else "right" for i in range(len(headers))]
+    return tabulate(
+        [list(row) for row in rows],
+        headers,
+        tablefmt="simple",
+        disable_numparse=True,
+        colalign=align,
+    )
+
+
+class Table(Protocol):
+    """What :func:`markdown` and :func:`plain` have in common."""
+
+    def __call__(
+        self, headers: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1
+    ) -> str: ...

@@ -1,0 +1,120 @@
+"""Edits for the sections that ask what edits do: methods by name, and whether an edit took."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+
+from kn_bench.cases.case import EditRequest, Query
+from kn_bench.editing.edit import Edit, LowRank, LowRankEdit, Method, NoEdit, NotApplicable
+from kn_bench.editing.rome.remembered import corpus_for
+from kn_bench.localise.interventions import answers
+from kn_bench.localise.queries import Fitted
+from kn_bench.localise.selection import Neurons
+from kn_bench.measure.fitting import fit_query
+from kn_bench.model.language_model import LanguageModel
+
+
+def knowledge_neurons(lm: LanguageModel) -> Any:
+    """The method kn-edit (Dai et al. 2022) on ``lm``."""
+    return import_module("kn_bench.edits.kn").RewriteKN(lm)
+
+
+def erasing(lm: LanguageModel, by: str) -> Any:
+    """The method kn-erase on ``lm``; ``by`` is zero, mean, unk or random."""
+    return import_module("kn_bench.edits.kn").EraseKN(lm, by=by)
+
+
+def rome(lm: LanguageModel, layer: int | None = None) -> Any:
+    """ROME on ``lm``, without C where there is no text to take it over.
+
+    Args:
+        layer: to edit, instead of the published or default one.
+    """
+    module = import_module("kn_bench.edits.rome")
+    chosen = module.hyperparameters(lm)
+    if layer is not None:
+        chosen = replace(chosen, layer=layer)
+    try:
+        corpus_for(lm)
+    except ValueError:
+        chosen = replace(chosen, mom2_adjustment=False)
+    return module.Rome(lm, chosen)
+
+
+def methods(lm: LanguageModel) -> list[tuple[str, Method]]:
+    """The paper's two editing methods: kn-edit, and for causal models ROME."""
+    found: list[tuple[str, Method]] = [("kn-edit", knowledge_neurons(lm))]
+    if lm.is_causal:
+        method = rome(lm)
+        name = "rome" if method.hyperparameters.mom2_adjustment else "rome-no-c"
+        found.append((name, method))
+    return found
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Whether an edit took.
+
+    Attributes:
+        prior: P(target_new) before.
+        preferred: whether target_new is more probable than target_true after.
+        argmax: whether target_new is what the model answers after.
+        before: whether it was preferred already.
+    """
+
+    prior: float
+    preferred: bool
+    argmax: bool
+    before: bool
+
+
+def took(
+    lm: LanguageModel,
+    requests: Sequence[EditRequest],
+    edits: Sequence[Edit | NotApplicable | None],
+) -> list[Outcome | None]:
+    """The outcome of each request under its edit; None where there is no edit or no fit."""
+    fitted = [both_targets(lm, request) for request in requests]
+    usable = [
+        i
+        for i, (pair, edit) in enumerate(zip(fitted, edits, strict=True))
+        if pair is not None and edit is not None and not isinstance(edit, NotApplicable)
+    ]
+    queries = [one for i in usable for one in (fitted[i] or ())]
+    applied = [edit for i in usable if isinstance(edit := edits[i], Edit)]
+    before = answers(lm, queries, [NoEdit()])
+    after = answers(lm, queries, applied or [NoEdit()], np.arange(len(usable)).repeat(2).tolist())
+    found: list[Outcome | None] = [None] * len(requests)
+    for place, i in enumerate(usable):
+        true, new = 2 * place, 2 * place + 1
+        found[i] = Outcome(
+            prior=float(before.probability[new]),
+            preferred=bool(after.log_prob[new] > after.log_prob[true]),
+            argmax=bool(after.right[new]),
+            before=bool(before.log_prob[new] > before.log_prob[true]),
+        )
+    return found
+
+
+def both_targets(lm: LanguageModel, request: EditRequest) -> tuple[Fitted, Fitted] | None:
+    """The edited prompt asked for target_true and for target_new; None where one does not fit."""
+    true, new = (
+        fit_query(Query(request.cloze, answer), lm.tokens, request.task)
+        for answer in (request.target_true, request.target_new)
+    )
+    return None if true is None or new is None else (true, new)
+
+
+def rewritten(lm: LanguageModel, request: EditRequest, neurons: Neurons) -> Edit | None:
+    """kn-edit's change, -e(old) + e(new), made in the values of any neurons."""
+    pair = both_targets(lm, request)
+    if pair is None or not neurons:
+        return None
+    old, new = (lm.output_embeddings[list(one.answer_ids)].float().sum(0) for one in pair)
+    updates: tuple[LowRank, ...] = knowledge_neurons(lm).updates(neurons, old, new)
+    return LowRankEdit(updates)

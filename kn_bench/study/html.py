@@ -1,0 +1,43 @@
+"""The page of a study: one self-contained file to be paged through, with or without JavaScript."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from kn_bench.study.material import Material
+from kn_bench.study.writing import Written, data_uri
+
+TEMPLATE = Path(__file__).parent / "page.html.j2"
+
+
+def index_html(material: Material, sections: Sequence[Written], folder: Path) -> str:
+    """The page with all ``sections``, the figures that lie in ``folder`` put into it."""
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    figures = {
+        (section.id, figure.name): data_uri(folder / section.id / f"{figure.name}.svg")
+        for section in sections
+        for figure in section.figures
+    }
+    lm = material.lm
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        sections=sections,
+        uri=lambda section, figure: figures[section.id, figure.name],
+        model=lm.name,
+        facts=[
+            ("kind", lm.architecture.kind),
+            ("family", lm.architecture.family),
+            ("layers", lm.n_layers),
+            ("neurons a layer", lm.d_mlp),
+            ("precision", str(lm.dtype).removeprefix("torch.")),
+            ("weights", lm.content_hash[:12]),
+            ("cases", len(material.cases)),
+            ("relations and paradigms", len({case.relation for case in material.cases})),
+            ("seed", material.settings.seed),
+            ("computed in", f"{sum(section.seconds for section in sections):.0f} s"),
+        ],
+    )

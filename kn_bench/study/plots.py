@@ -1,0 +1,244 @@
+"""Figures in one manner: colour-blind safe, told apart by shape as well, readable in print.
+
+Colours are those of Okabe and Ito (2008); maps are cividis (one-sided) and PuOr (two-sided). No
+global state of matplotlib is read or changed.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float
+
+from kn_bench.cases.case import Task
+from kn_bench.measure.statistics import Interval
+from kn_bench.results.tables import number
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+PURPLE, SKY, BLACK, GREY = "#CC79A7", "#56B4E9", "#000000", "#8C8C8C"
+COLOURS = (BLUE, RED, GREEN, ORANGE, PURPLE, SKY, BLACK)
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+HATCHES = ("", "///", "...", "xxx", "\\\\\\", "ooo", "++")
+TASK: dict[Task, tuple[str, str, str]] = {
+    "fact": (BLUE, "o", "facts"),
+    "pair": (RED, "s", "syntax"),
+}
+"""Colour, marker and label of each task."""
+
+SHORTER = (
+    ("determiner_noun_agreement", "det-noun"),
+    ("subject_verb_agreement", "subj-verb"),
+    ("distractor_agreement", "distractor"),
+    ("with_adjective", "adj"),
+    ("with_adj", "adj"),
+    ("irregular_plural", "irreg"),
+    ("regular_plural", "reg"),
+    ("irregular", "irreg"),
+    ("_agreement", ""),
+    ("relational_noun", "noun"),
+    ("relative_clause", "clause"),
+)
+"""Parts of paradigms' names and what axes have for them; in this order."""
+
+STYLE: Any = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.labelsize": 9,
+    "legend.fontsize": 8.5,
+    "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#DDDDDD",
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "hatch.linewidth": 0.7,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "kn_bench",
+    "figure.constrained_layout.use": True,
+}
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One figure in two formats."""
+
+    svg: bytes
+    png: bytes
+
+
+def render(draw: Callable[[], Figure]) -> Drawn:
+    """Draw a figure in this module's manner."""
+    import matplotlib as mpl
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    with mpl.rc_context(STYLE):
+        figure = draw()
+        FigureCanvasAgg(figure)
+        svg, png = io.BytesIO(), io.BytesIO()
+        # without the date: the same figure is the same file
+        figure.savefig(svg, format="svg", metadata={"Date": None})
+        figure.savefig(png, format="png", dpi=150, metadata={"Software": None})
+    return Drawn(svg.getvalue(), png.getvalue())
+
+
+def panels(
+    columns: int, rows: int = 1, *, width: float = 7.0, height: float = 2.8, **options: Any
+) -> tuple[Figure, list[Axes]]:
+    """A figure of ``width`` x ``height`` inches with its axes, row by row."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height))
+    axes = figure.subplots(rows, columns, squeeze=False, **options)
+    return figure, list(axes.ravel())
+
+
+def whiskers(
+    axes: Axes,
+    places: Sequence[float],
+    values: Sequence[Interval],
+    *,
+    colour: str = BLUE,
+    marker: str = "o",
+    label: str | None = None,
+    horizontal: bool = False,
+    line: bool = False,
+) -> None:
+    """Means with their intervals; those without a mean are left out."""
+    there = [(place, v) for place, v in zip(places, values, strict=True) if np.isfinite(v.mean)]
+    if not there:
+        return
+    x = [place for place, _ in there]
+    y = [value.mean for _, value in there]
+    ends = _arms([value for _, value in there])
+    style: dict[str, Any] = {
+        "color": colour,
+        "marker": marker,
+        "linestyle": "-" if line else "none",
+        "markersize": 5,
+        "capsize": 2.5,
+        "elinewidth": 1.1,
+        "label": label,
+    }
+    if horizontal:
+        axes.errorbar(y, x, xerr=ends, **style)
+    else:
+        axes.errorbar(x, y, yerr=ends, **style)
+
+
+def bars(
+    axes: Axes,
+    places: Sequence[float],
+    values: Sequence[Interval],
+    *,
+    colour: str = BLUE,
+    hatch: str = "",
+    width: float = 0.8,
+    label: str | None = None,
+) -> None:
+    """Bars with intervals; hatched, so that they can be told apart without colour."""
+    heights = [value.mean if np.isfinite(value.mean) else 0.0 for value in values]
+    axes.bar(
+        places,
+        heights,
+        width,
+        color=colour,
+        alpha=0.85,
+        hatch=hatch,
+        edgecolor="white" if not hatch else "black",
+        linewidth=0.5,
+        label=label,
+    )
+    axes.errorbar(
+        places, heights, yerr=_arms(values), fmt="none", ecolor=BLACK, elinewidth=1, capsize=2
+    )
+
+
+def _arms(values: Sequence[Interval]) -> Float[np.ndarray, "2 n"]:
+    ends = np.array([[v.mean - v.low, v.high - v.mean] for v in values], dtype=float).T
+    # the bootstrap's interval of a ratio may lie to one side of it
+    arms: Float[np.ndarray, "2 n"] = np.nan_to_num(ends, posinf=0.0, neginf=0.0).clip(min=0)
+    return arms
+
+
+def heat_map(
+    axes: Axes,
+    values: Float[np.ndarray, "rows columns"],
+    *,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    two_sided: bool = False,
+    limit: float | None = None,
+    label: str = "",
+    numbers: int | None = None,
+    rotate: float = 0.0,
+) -> None:
+    """A matrix in colours, with a scale beside it; ``numbers`` digits in the cells, if any."""
+    top = limit or float(np.nanmax(np.abs(values), initial=0.0)) or 1.0
+    image = axes.imshow(
+        np.ma.masked_invalid(values),
+        cmap="PuOr_r" if two_sided else "cividis",
+        vmin=-top if two_sided else min(0.0, float(np.nanmin(values, initial=0.0))),
+        vmax=top,
+        aspect="auto",
+        interpolation="nearest",
+    )
+    axes.grid(visible=False)
+    slanted: dict[str, Any] = {"rotation": rotate, "ha": "right", "rotation_mode": "anchor"}
+    axes.set_xticks(range(len(columns)), columns, **(slanted if rotate else {}))
+    axes.set_yticks(range(len(rows)), rows)
+    if axes.figure:
+        axes.figure.colorbar(image, ax=axes, label=label, shrink=0.85)
+    if numbers is not None:
+        _numbers(axes, values, numbers, top, two_sided)
+
+
+def _numbers(
+    axes: Axes, values: Float[np.ndarray, "rows columns"], digits: int, top: float, two_sided: bool
+) -> None:
+    for (row, column), value in np.ndenumerate(values):
+        if np.isfinite(value):
+            # white on the dark ends of the map, black elsewhere
+            dark = abs(value) > 0.65 * top if two_sided else value < 0.55 * top
+            axes.text(
+                column,
+                row,
+                number(value, digits),
+                ha="center",
+                va="center",
+                fontsize=7,
+                color="white" if dark else "black",
+            )
+
+
+def short(relation: str) -> str:
+    """A paradigm's name for an axis: ``det-noun adj irr 2``."""
+    for long, brief in SHORTER:
+        relation = relation.replace(long, brief)
+    return relation.replace("_", " ")
+
+
+def plain_ticks(axes: Axes, candidates: Sequence[float]) -> None:
+    """Of a logarithmic x axis: ticks at those of ``candidates`` that it shows, as plain numbers."""
+    low, high = axes.get_xlim()
+    shown = [value for value in candidates if low <= value <= high]
+    axes.set_xticks(shown, [f"{value:g}".replace("-", "\u2212") for value in shown])
+    axes.minorticks_off()
+
+
+def legend_below(figure: Figure, axes: Axes, columns: int = 4) -> None:
+    """One legend under all panels."""
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns)

@@ -1,0 +1,70 @@
+"""The sections of a study, in order; each is a module with ``run(material) -> Section``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import NamedTuple
+
+from kn_bench.study.material import Material
+from kn_bench.study.page import Section
+from kn_bench.study.runner import Part
+
+
+class Entry(NamedTuple):
+    """A section: its module here, and what it is called."""
+
+    module: str
+    title: str
+
+
+PAPER = {
+    "determiners": Entry("determiners", "Which neurons do determiners share?"),
+    "levels": Entry("levels", "Is syntax as localised as facts?"),
+    "modifiers": Entry("modifiers", "What becomes of words when a number neuron is silent?"),
+    "overturn": Entry("overturn", "Do shifts overturn answers?"),
+    "tracing": Entry("tracing", "Where does causal tracing point?"),
+    "generations": Entry("generations", "What does an edited model say?"),
+    "invariance": Entry("invariance", "Do edits reach the inverse and the synonym?"),
+}
+"""What stands for the paper's figures."""
+
+CONTROLS = {
+    "matched": Entry("matched", "Control 1: do random neurons do the same?"),
+    "dose": Entry("dose", "Control 2: how many neurons hold an answer?"),
+    "selectivity": Entry("selectivity", "Control 3: what else do the neurons carry?"),
+    "erasing": Entry("erasing", "Control 4: is the fact gone, or the model?"),
+    "choice": Entry("choice", "Control 5: does the attribution matter?"),
+    "place": Entry("place", "Control 6: does the place of the edit matter?"),
+    "direction": Entry("direction", "Control 7: is it easier to make right or wrong?"),
+    "activators": Entry("activators", "Control 8: what makes a knowledge neuron fire?"),
+}
+SECTIONS = {**PAPER, **CONTROLS}
+
+
+def parts(names: Sequence[str] | None = None) -> list[Part]:
+    """The sections called ``names``, all when None, in the study's order.
+
+    Raises:
+        ValueError: for a name that is not known.
+    """
+    for name in names or ():
+        if name not in SECTIONS:
+            raise ValueError(f"there is no section {name!r}; known are {', '.join(SECTIONS)}")
+    return [_part(name) for name in SECTIONS if names is None or name in names]
+
+
+def _part(name: str) -> Part:
+    module, title = SECTIONS[name]
+    sources = sorted(Path(__file__).parent.glob(f"{module}*.py"))
+    return Part(name, title, _runner(module), tuple(sources))
+
+
+def _runner(module: str) -> Callable[[Material], Section]:
+    def run(material: Material) -> Section:
+        # imported when it is run: help on the command line needs none of it
+        found: Section = import_module(f"{__name__}.{module}").run(material)
+        return found
+
+    return run

@@ -1,0 +1,134 @@
+"""Control 5: neurons chosen by four attributions on half of the prompts, tested on the others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kn_bench.localise.controls.choice import Chosen, choose
+from kn_bench.localise.groups import Profile
+from kn_bench.measure.statistics import Interval, mean_interval, paired
+from kn_bench.study.material import METHODS, Material
+from kn_bench.study.page import Figure, NothingToShow, Row, Section, Table
+from kn_bench.study.plots import TASK, panels, whiskers
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Drawing
+
+K = 5
+ALL = (*METHODS, "random")
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One group with neurons chosen in each way."""
+
+    profile: Profile
+    chosen: tuple[Chosen, ...]
+
+    def change(self, method: str) -> float:
+        """Of log P on the prompts that the choice did not see."""
+        return next(one.change for one in self.chosen if one.method == method)
+
+
+def run(material: Material) -> Section:
+    """The section."""
+    found = [
+        Tried(
+            profile,
+            tuple(
+                choose(
+                    material.lm,
+                    profile.fitted,
+                    [(method, material.scores(profile, method)) for method in METHODS],
+                    k=K,
+                    draws=material.settings.draws,
+                    seed=(material.settings.seed, profile.group.id),
+                )
+            ),
+        )
+        for profile in material.sample
+    ]
+    if not found:
+        raise NothingToShow("No fact or class has two prompts to choose on and test on.")
+    return Section(
+        "choice",
+        "Control 5: does the attribution matter?",
+        f"On every other prompt of a fact or class the {K} best neurons are chosen by each "
+        "attribution; on the remaining prompts they are suppressed. Direct ablation is a search "
+        "for the neurons that lower P most when each is silenced alone. Matched random neurons "
+        "are the floor.",
+        _findings(found),
+        tables=(_table(found),),
+        figures=(
+            Figure(
+                "choice",
+                f"Change of log P(answer) on unseen prompts when the {K} neurons chosen by each "
+                "attribution are suppressed: mean with its 95 % interval over facts or classes.",
+                lambda: _draw(found),
+            ),
+        ),
+    )
+
+
+def _mean(found: Sequence[Tried], method: str) -> Interval:
+    names = [one.profile.group.id for one in found]
+    return mean_interval([one.change(method) for one in found], names, bounds=None)
+
+
+def _table(found: Sequence[Tried]) -> Table:
+    rows: list[Row] = []
+    for task, (_, _, label) in TASK.items():
+        mine = [one for one in found if one.profile.group.task == task]
+        if not mine:
+            continue
+        names = [one.profile.group.id for one in mine]
+        first = [one.change(METHODS[0]) for one in mine]
+        for number, method in enumerate(ALL):
+            overlap = mean_interval([one.chosen[number].overlap for one in mine], names)
+            test = paired(first, [one.change(method) for one in mine], names)
+            same = method in (METHODS[0], "random")
+            rows.append(
+                (
+                    label,
+                    method,
+                    _mean(mine, method),
+                    None if same else overlap,
+                    None if method == METHODS[0] else test.p,
+                )
+            )
+    return Table(
+        "choice",
+        "Change of log P on unseen prompts, the share of neurons that integrated gradients chose "
+        "as well, and p of the paired permutation test against integrated gradients.",
+        ("task", "chosen by", "change", "shared", "p"),
+        tuple(rows),
+        left=2,
+        digits=3,
+    )
+
+
+def _findings(found: Sequence[Tried]) -> tuple[str, ...]:
+    sentences = []
+    for task, (_, _, label) in TASK.items():
+        mine = [one for one in found if one.profile.group.task == task]
+        if mine:
+            parts = [f"{method} {_mean(mine, method).mean:+.2f}" for method in ALL]
+            sentences.append(f"{label} (n={len(mine)}), change of log P: {', '.join(parts)}.")
+    return tuple(sentences)
+
+
+def _draw(found: Sequence[Tried]) -> Drawing:
+    figure, (axes,) = panels(1, width=6.5, height=2.8)
+    for shift, (task, (colour, marker, label)) in zip((-0.1, 0.1), TASK.items(), strict=True):
+        mine = [one for one in found if one.profile.group.task == task]
+        if mine:
+            values = [_mean(mine, method) for method in ALL]
+            places = [i + shift for i in range(len(ALL))]
+            whiskers(axes, places, values, colour=colour, marker=marker, label=label)
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set_xticks(range(len(ALL)), [name.replace(" ", "\n", 1) for name in ALL])
+    axes.set_ylabel("change of log P (nats)")
+    axes.legend()
+    return figure

@@ -1,0 +1,208 @@
+"""Control 7: edits from right to wrong and from wrong to right, by the new answer's prior."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kn_bench.cases.case import EditRequest, Task
+from kn_bench.cases.drawing import stable_hash
+from kn_bench.editing.edit import Method
+from kn_bench.localise.interventions import answers
+from kn_bench.measure.statistics import Interval, mean_interval
+from kn_bench.study.edited import Outcome, both_targets, methods, took
+from kn_bench.study.material import Material
+from kn_bench.study.page import Figure, NothingToShow, Row, Section, Table
+from kn_bench.study.plots import COLOURS, MARKERS, TASK, panels, whiskers
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Drawing
+
+BINS = (0.0, 1e-6, 1e-4, 1e-2, 1.0)
+DIRECTIONS = ("right to wrong", "wrong to right")
+LOOKED_AT = 40
+"""Requests of each relation that are searched for wrong answers."""
+
+
+@dataclass(frozen=True)
+class Directed:
+    """One edit with its direction."""
+
+    method: str
+    direction: str
+    task: Task
+    request: EditRequest
+    outcome: Outcome
+
+
+def run(material: Material) -> Section:
+    """The section.
+
+    Raises:
+        NothingToShow: when no request fits the model.
+    """
+    requests = directed(material)
+    found = []
+    for name, method in methods(material.lm):
+        found += _made(material, name, method, requests)
+    if not found:
+        raise NothingToShow("No request could be edited on this model.")
+    return Section(
+        "direction",
+        "Control 7: is it easier to make right or wrong?",
+        "Requests that the model answers rightly are edited to the wrong answer, and those that "
+        "it answers wrongly to the right one. An edit may take because the new answer was "
+        "probable all along: so success is shown by the prior probability of the new answer.",
+        _findings(found),
+        tables=(_table(found), _by_prior(found)),
+        figures=(
+            Figure(
+                "prior",
+                "Share of edits after which the new answer is given (argmax), by its probability "
+                "before the edit, with 95 % intervals over subjects or nouns.",
+                lambda: _draw(found),
+            ),
+        ),
+        notes=tuple(
+            f"{direction}: {sum(d == direction for d, _ in requests)} requests."
+            for direction in DIRECTIONS
+        ),
+    )
+
+
+def directed(material: Material) -> list[tuple[str, EditRequest]]:
+    """Requests with their direction, the same number of each relation and direction at most."""
+    offered: dict[str, list[EditRequest]] = {}
+    for case in material.cases:
+        offered.setdefault(case.relation, []).append(case.request)
+    found = []
+    for requests in offered.values():
+        chosen = sorted(requests, key=lambda r: stable_hash("direction", r.id))[:LOOKED_AT]
+        fitted = [(r, pair) for r in chosen if (pair := both_targets(material.lm, r)) is not None]
+        read = answers(material.lm, [one for _, pair in fitted for one in pair])
+        right: list[EditRequest] = []
+        wrong: list[EditRequest] = []
+        for i, (request, _) in enumerate(fitted):
+            knows = read.log_prob[2 * i] > read.log_prob[2 * i + 1]
+            if request.task == "fact":
+                knows = read.right[2 * i]
+            (right if knows else wrong).append(request)
+        each = max(1, material.settings.edited // 2)
+        found += [(DIRECTIONS[0], r) for r in right[:each]]
+        found += [(DIRECTIONS[1], _reversed(r)) for r in wrong[:each]]
+    return found
+
+
+def _reversed(request: EditRequest) -> EditRequest:
+    """From the wrong answer to the right one."""
+    return replace(
+        request, target_true=request.target_new, target_new=request.target_true, background=()
+    )
+
+
+def _made(
+    material: Material, name: str, method: Method, requests: Sequence[tuple[str, EditRequest]]
+) -> list[Directed]:
+    asked = [request for _, request in requests]
+    edits = method.edit(asked)
+    return [
+        Directed(name, direction, request.task, request, outcome)
+        for (direction, request), outcome in zip(
+            requests, took(material.lm, asked, edits), strict=True
+        )
+        if outcome is not None
+    ]
+
+
+def _rate(mine: Sequence[Directed], name: str = "argmax") -> Interval:
+    values = [getattr(one.outcome, name) for one in mine]
+    return mean_interval(values, [one.request.subject for one in mine])
+
+
+def _table(found: Sequence[Directed]) -> Table:
+    rows: list[Row] = []
+    for method in dict.fromkeys(one.method for one in found):
+        for direction in DIRECTIONS:
+            for task, (_, _, label) in TASK.items():
+                mine = [
+                    o for o in found if (o.method, o.direction, o.task) == (method, direction, task)
+                ]
+                if mine:
+                    prior = float(np.exp(np.mean([np.log(o.outcome.prior) for o in mine])))
+                    rates = (_rate(mine, name) for name in ("argmax", "preferred", "before"))
+                    rows.append((method, direction, label, prior, *rates))
+    return Table(
+        "direction",
+        "Edits by direction: the geometric mean of the new answer's prior probability, and shares "
+        "in which it is given (argmax), preferred, and was preferred before.",
+        ("method", "direction", "task", "prior", "given", "preferred", "preferred before"),
+        tuple(rows),
+        left=3,
+        digits=3,
+    )
+
+
+def _binned(mine: Sequence[Directed]) -> list[list[Directed]]:
+    places = np.digitize([one.outcome.prior for one in mine], BINS[1:-1])
+    return [
+        [one for one, at in zip(mine, places, strict=True) if at == i] for i in range(len(BINS) - 1)
+    ]
+
+
+def _labels() -> list[str]:
+    return ["< 1e-6", "1e-6 to 1e-4", "1e-4 to 0.01", "> 0.01"]
+
+
+def _by_prior(found: Sequence[Directed]) -> Table:
+    rows: list[Row] = []
+    for method in dict.fromkeys(one.method for one in found):
+        for direction in DIRECTIONS:
+            mine = [o for o in found if (o.method, o.direction) == (method, direction)]
+            rates = [_rate(group) if group else None for group in _binned(mine)]
+            if mine:
+                rows.append((method, direction, *rates))
+    return Table(
+        "by_prior",
+        "Share of edits after which the new answer is given, by its probability before.",
+        ("method", "direction", *_labels()),
+        tuple(rows),
+        left=2,
+    )
+
+
+def _findings(found: Sequence[Directed]) -> tuple[str, ...]:
+    sentences = []
+    for method in dict.fromkeys(one.method for one in found):
+        parts = []
+        for direction in DIRECTIONS:
+            mine = [o for o in found if (o.method, o.direction) == (method, direction)]
+            if mine:
+                rate = _rate(mine)
+                parts.append(
+                    f"{direction} {rate.mean:.0%} [{rate.low:.0%}, {rate.high:.0%}] (n={rate.n})"
+                )
+        sentences.append(f"{method} gives the new answer: {', '.join(parts)}.")
+    return tuple(sentences)
+
+
+def _draw(found: Sequence[Directed]) -> Drawing:
+    names = list(dict.fromkeys(one.method for one in found))
+    figure, axes = panels(len(names), width=3.6 * len(names) + 0.4, height=2.8, sharey=True)
+    for ax, name in zip(axes, names, strict=True):
+        for number, direction in enumerate(DIRECTIONS):
+            mine = [o for o in found if (o.method, o.direction) == (name, direction)]
+            groups = _binned(mine)
+            places = [i + 0.12 * (2 * number - 1) for i, group in enumerate(groups) if group]
+            values = [_rate(group) for group in groups if group]
+            whiskers(ax, places, values, colour=COLOURS[number], marker=MARKERS[number],
+                     label=direction)  # fmt: skip
+        ax.set_xticks(range(len(BINS) - 1), _labels(), fontsize=7.5)
+        ax.set_title(name)
+        ax.set_xlabel("probability of the new answer before")
+        ax.set_ylim(-0.03, 1.03)
+    axes[0].set_ylabel("share of edits that take")
+    axes[0].legend()
+    return figure

@@ -1,0 +1,200 @@
+"""Control 2: what is left of answers, and how many neurons hold them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from kn_bench.localise.controls.dose import DOSES, DoseResponse, dose_response
+from kn_bench.localise.groups import Profile
+from kn_bench.localise.matching import seeded
+from kn_bench.localise.selection import Neuron
+from kn_bench.measure.statistics import Interval, mean_interval
+from kn_bench.study.material import Material
+from kn_bench.study.page import Figure, Row, Section, Table
+from kn_bench.study.plots import TASK, panels, whiskers
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Drawing
+
+
+PROMPTS = 8
+"""Of each group."""
+
+
+@dataclass(frozen=True)
+class Dosed:
+    """A group's neurons suppressed in the order of attribution, and in a random order."""
+
+    profile: Profile
+    ranked: DoseResponse
+    random: DoseResponse
+
+
+def run(material: Material) -> Section:
+    """The section."""
+    found = [_dosed(material, profile) for profile in material.profiles]
+    return Section(
+        "dose",
+        "Control 2: how many neurons hold an answer?",
+        "Neurons are suppressed from the highest mean attribution down, and what is left is read "
+        "off: the answer's probability, its rank, and whether it is still given. A random order "
+        "over all neurons is the control. Needed for half (90 %) is the least dose that takes half "
+        "(90 %) of the greatest loss.",
+        _findings(found),
+        tables=(_needed(material, found), _left(found)),
+        figures=(
+            Figure(
+                "dose",
+                "Share of the answer's probability and of right answers that is left after "
+                "suppressing the first k neurons by attribution (filled), and k random ones "
+                "(open), with 95 % intervals over facts or classes.",
+                lambda: _draw(found),
+            ),
+        ),
+    )
+
+
+def _dosed(material: Material, profile: Profile) -> Dosed:
+    generator = seeded(material.settings.seed, "dose", profile.group.id)
+    shape = profile.scores.shape[1:]
+    places = torch.randperm(shape.numel(), generator=generator)[: len(profile.ranked)].tolist()
+    shuffled = [Neuron(*divmod(place, shape[1])) for place in places]
+    doses = [k for k in DOSES if k <= len(profile.ranked)]
+    queries = profile.fitted[:PROMPTS]
+    return Dosed(
+        profile,
+        *(dose_response(material.lm, queries, o, doses=doses)
+          for o in (profile.ranked, shuffled)),
+    )  # fmt: skip
+
+
+def _of(found: Sequence[Dosed], task: str) -> list[Dosed]:
+    return [one for one in found if one.profile.group.task == task]
+
+
+def _curve(found: Sequence[Dosed], name: str, *, ranked: bool, relative: bool) -> list[Interval]:
+    rows: list[Float[np.ndarray, " doses"]] = []
+    for one in found:
+        values = np.array(getattr(one.ranked if ranked else one.random, name))
+        rows.append(values / values[0] if relative and values[0] else values)
+    stacked = np.stack(rows)
+    names = [one.profile.group.id for one in found]
+    return [mean_interval(stacked[:, i], names, bounds=None) for i in range(stacked.shape[1])]
+
+
+def _doses_needed(found: Sequence[Dosed], share: float) -> Interval:
+    needed = [one.ranked.needed(share) for one in found]
+    names = [one.profile.group.id for one in found]
+    return mean_interval([np.nan if n is None else n for n in needed], names, bounds=None)
+
+
+def _needed(material: Material, found: Sequence[Dosed]) -> Table:
+    rows: list[Row] = []
+    named = [(relation, relation) for relation in material.relations]
+    groups = [(n, [o for o in found if o.profile.group.relation == r]) for n, r in named]
+    groups += [(f"all {label}", _of(found, task)) for task, (_, _, label) in TASK.items()]
+    for name, mine in groups:
+        if mine:
+            five = DOSES.index(5)
+            rows.append(
+                (
+                    name,
+                    _doses_needed(mine, 0.5),
+                    _doses_needed(mine, 0.9),
+                    _curve(mine, "probability", ranked=True, relative=True)[five],
+                    _curve(mine, "accuracy", ranked=True, relative=False)[0],
+                    _curve(mine, "accuracy", ranked=True, relative=False)[five],
+                    _curve(mine, "rank", ranked=True, relative=False)[five],
+                )
+            )
+    return Table(
+        "needed",
+        "Neurons needed for half and for 90 % of the loss, and what is left after the first five: "
+        "share of probability, accuracy before and after, and mean rank (0 is the answer given).",
+        (
+            "relation",
+            "for half",
+            "for 90 %",
+            "probability left",
+            "accuracy before",
+            "after five",
+            "rank after five",
+        ),
+        tuple(rows),
+        shown=50,
+    )
+
+
+def _left(found: Sequence[Dosed]) -> Table:
+    rows: list[Row] = []
+    for task, (_, _, name) in TASK.items():
+        mine = _of(found, task)
+        for ranked in (True, False):
+            if mine:
+                curves = [
+                    _curve(mine, key, ranked=ranked, relative=key == "probability")
+                    for key in ("probability", "accuracy", "rank")
+                ]
+                order = "attribution" if ranked else "random"
+                doses = mine[0].ranked.doses
+                rows += [
+                    (name, order, k, *values) for k, *values in zip(doses, *curves, strict=True)
+                ]
+    return Table(
+        "left",
+        "What is left after the first k neurons of an order: share of probability, accuracy, rank.",
+        ("task", "order", "k", "probability", "accuracy", "rank"),
+        tuple(rows),
+        left=2,
+        shown=0,
+    )
+
+
+def _findings(found: Sequence[Dosed]) -> tuple[str, ...]:
+    sentences = []
+    for task, (_, _, name) in TASK.items():
+        mine = _of(found, task)
+        if mine:
+            half, most = _doses_needed(mine, 0.5), _doses_needed(mine, 0.9)
+            five = _curve(mine, "probability", ranked=True, relative=True)[DOSES.index(5)]
+            right = _curve(mine, "accuracy", ranked=True, relative=False)
+            sentences.append(
+                f"{name}: half of the loss takes {half.mean:.1f} neurons, 90 % takes "
+                f"{most.mean:.1f}; after the first five {five.mean:.0%} of the probability is left "
+                f"and {right[DOSES.index(5)].mean:.0%} of the answers are still right (before: "
+                f"{right[0].mean:.0%})."
+            )
+    return tuple(sentences)
+
+
+def _draw(found: Sequence[Dosed]) -> Drawing:
+    figure, axes = panels(2, width=7.5, height=3.0, sharex=True)
+    for ax, name, label in zip(
+        axes, ("probability", "accuracy"), ("probability left", "answers still right"), strict=True
+    ):
+        for task, (colour, marker, task_name) in TASK.items():
+            mine = _of(found, task)
+            if not mine:
+                continue
+            places = [k + 0.5 if k == 0 else k for k in mine[0].ranked.doses]
+            ranked = _curve(mine, name, ranked=True, relative=name == "probability")
+            random = _curve(mine, name, ranked=False, relative=name == "probability")
+            whiskers(ax, places, ranked, colour=colour, marker=marker, label=task_name, line=True)
+            means = [v.mean for v in random]
+            ax.plot(places, means, linestyle=":", marker=marker, color=colour, markersize=4,
+                    markerfacecolor="white", label=f"{task_name}, random")  # fmt: skip
+        ax.set_xscale("log")
+        ticks = [0.5, 1, 2, 5, 13, 34, 89, 233]
+        ax.set_xticks(ticks, ["0", *(str(t) for t in ticks[1:])])
+        ax.minorticks_off()
+        ax.set_xlabel("neurons suppressed")
+        ax.set_ylabel(label)
+        ax.set_ylim(bottom=0)
+    axes[0].legend()
+    return figure

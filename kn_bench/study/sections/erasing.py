@@ -1,0 +1,199 @@
+"""Control 4: erase values and perplexity, on all tokens and where the answer stands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kn_bench.editing.edit import Edit, LowRankEdit, NotApplicable
+from kn_bench.localise.controls.erasing import Erased, erased
+from kn_bench.localise.groups import Profile
+from kn_bench.localise.interventions import suppress
+from kn_bench.localise.matching import matched, seeded
+from kn_bench.measure.statistics import Interval, mean_interval
+from kn_bench.study.edited import erasing
+from kn_bench.study.material import Material
+from kn_bench.study.page import Figure, Row, Section, Table
+from kn_bench.study.plots import TASK, panels, plain_ticks, whiskers
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Drawing
+
+VALUES = ("zero", "mean", "unk", "random")
+OTHER_TEXTS = 6
+PROMPTS = 4
+BEYOND = 100.0
+"""Ratios above this are written at the edge of the figure."""
+
+
+@dataclass(frozen=True)
+class Lost:
+    """One group erased in several ways."""
+
+    profile: Profile
+    by_edit: tuple[Erased, ...]
+
+
+def run(material: Material) -> Section:
+    """The section."""
+    found = [_lost(material, profile) for profile in material.sample]
+    return Section(
+        "erasing",
+        "Control 4: is the fact gone, or the model?",
+        "The located neurons' values are replaced by 0, by the mean value, by the embedding of the "
+        "unknown token or of a random one; suppression (at the answer alone) and the erasure of "
+        "matched random neurons stand beside. Perplexity is measured where the answer stands, on "
+        "all tokens of the group's own texts, and on all tokens of unrelated texts (for a masked "
+        "model the pseudo-perplexity, every token masked in turn): a method may lose the answer "
+        "and keep the model, or lose both.",
+        _findings(found),
+        tables=(_table(found),),
+        figures=(
+            Figure(
+                "perplexity",
+                "Ratio of perplexity to the unedited model's, where the answer stands, on all "
+                "tokens of its own texts, and on unrelated texts: geometric means with 95 % "
+                "intervals over facts or classes. 1 is no change; what lies beyond the frame is "
+                "written at its edge.",
+                lambda: _draw(found),
+            ),
+        ),
+    )
+
+
+def _lost(material: Material, profile: Profile) -> Lost:
+    lm, group = material.lm, profile.group
+    neurons = material.neurons(profile)
+    edits: list[tuple[str, Edit]] = []
+    for by in VALUES:
+        try:
+            edits.append((by, LowRankEdit(erasing(lm, by).updates(neurons, group.id))))
+        except NotApplicable:
+            continue
+    generator = seeded(material.settings.seed, "erasing", group.id)
+    others = matched(material.mean_activation(profile), neurons, generator)
+    edits.append(("zero, random neurons", LowRankEdit(erasing(lm, "zero").updates(others, "r"))))
+    edits.append(("suppressed", suppress(neurons)))
+    own = [group.queries[i].cloze.fill(group.queries[i].answer) for i in profile.kept[:PROMPTS]]
+    return Lost(
+        profile,
+        tuple(erased(lm, profile.fitted[:PROMPTS], own, _others(material, profile), edits)),
+    )
+
+
+def _others(material: Material, profile: Profile) -> list[str]:
+    """Texts of other relations and paradigms, the same number of each task."""
+    found = []
+    for task in TASK:
+        groups = [p for p in material.of_task(task) if p.group.relation != profile.group.relation]
+        for one in groups[:: max(1, len(groups) // (OTHER_TEXTS // 2))][: OTHER_TEXTS // 2]:
+            query = one.group.queries[one.kept[0]]
+            found.append(query.cloze.fill(query.answer))
+    return found or [profile.group.queries[0].cloze.fill(profile.group.queries[0].answer)]
+
+
+def _ratio(found: Sequence[Lost], edit: str, name: str) -> Interval:
+    """Geometric mean of the ratio to the unedited model."""
+    logs, groups = [], []
+    for one in found:
+        plain = one.by_edit[0]
+        mine = next((e for e in one.by_edit if e.name == edit), None)
+        if mine is not None:
+            logs.append(np.log(getattr(mine, name) / getattr(plain, name)))
+            groups.append(one.profile.group.id)
+    log = mean_interval(logs, groups, bounds=None)
+    mean, low, high = np.exp([log.mean, log.low, log.high]).tolist()
+    return Interval(mean, low, high, log.n)
+
+
+def _names(found: Sequence[Lost]) -> list[str]:
+    return list(dict.fromkeys(e.name for one in found for e in one.by_edit if e.name != "none"))
+
+
+def _table(found: Sequence[Lost]) -> Table:
+    rows: list[Row] = []
+    for task, (_, _, label) in TASK.items():
+        mine = [one for one in found if one.profile.group.task == task]
+        if not mine:
+            continue
+        groups = [one.profile.group.id for one in mine]
+        plain = mean_interval([one.by_edit[0].accuracy for one in mine], groups)
+        rows.append((label, "none", None, None, None, plain))
+        for edit in _names(found):
+            ratios = [_ratio(mine, edit, key) for key in ("at_answer", "own_texts", "other_texts")]
+            accuracy = [e.accuracy for one in mine for e in one.by_edit if e.name == edit]
+            rows.append((label, edit, *ratios, mean_interval(accuracy, groups[: len(accuracy)])))
+    return Table(
+        "erasing",
+        "Perplexity in units of the unedited model's (geometric mean, 95 % interval over facts or "
+        "classes) at the answer, on all tokens of own texts, on unrelated texts; and accuracy.",
+        ("task", "values set to", "at the answer", "own texts", "unrelated texts", "accuracy"),
+        tuple(rows),
+        left=2,
+    )
+
+
+def _findings(found: Sequence[Lost]) -> tuple[str, ...]:
+    parts = []
+    for edit in _names(found):
+        at, own, other = (
+            _ratio(found, edit, key).mean for key in ("at_answer", "own_texts", "other_texts")
+        )
+        parts.append(f"{edit}: x{at:.2f}, x{own:.2f}, x{other:.2f}")
+    return (
+        "Perplexity at the answer, on own texts and on unrelated texts: " + "; ".join(parts) + ".",
+    )
+
+
+def _draw(found: Sequence[Lost]) -> Drawing:
+    figure, axes = panels(3, width=9.0, height=3.1, sharey=True)
+    names = _names(found)
+    for ax, key, title in zip(
+        axes,
+        ("at_answer", "own_texts", "other_texts"),
+        ("at the answer", "own texts, all tokens", "unrelated texts"),
+        strict=True,
+    ):
+        for shift, (task, (colour, marker, label)) in zip((-0.13, 0.13), TASK.items(), strict=True):
+            mine = [one for one in found if one.profile.group.task == task]
+            if mine:
+                values = [_ratio(mine, edit, key) for edit in names]
+                places = [-i + shift for i in range(len(names))]
+                whiskers(ax, places, values, colour=colour, marker=marker, label=label,
+                         horizontal=True)  # fmt: skip
+        ax.axvline(1, color="black", linewidth=0.8)
+        ax.set_xscale("log")
+        _cut(ax, found, names, key)
+        plain_ticks(ax, [0.5, 1, 2, 5, 10, 20, 50, 100, 200])
+        ax.set_title(title)
+        ax.set_xlabel("ratio of perplexity")
+    axes[0].set_yticks([-i for i in range(len(names))], names)
+    axes[2].legend()
+    return figure
+
+
+def _cut(ax: Axes, found: Sequence[Lost], names: Sequence[str], key: str) -> None:
+    """End the axis where the others would be pressed together; write down what lies beyond."""
+    ratios = {
+        (i, task): _ratio([o for o in found if o.profile.group.task == task], edit, key).mean
+        for i, edit in enumerate(names)
+        for task in TASK
+    }
+    inside = [r for r in ratios.values() if np.isfinite(r) and r <= BEYOND]
+    ends = min([0.8, *inside]) / 1.2, max([1.3, *inside]) * 2
+    ax.set_xlim(*ends)
+    for (i, task), ratio in ratios.items():
+        if np.isfinite(ratio) and ratio > ends[1]:
+            shift = -0.13 if task == "fact" else 0.13
+            ax.annotate(
+                f"{ratio:.0e} \u2192",
+                (ends[1], -i + shift),
+                ha="right",
+                va="center",
+                fontsize=7.5,
+                color=TASK[task][0],
+            )

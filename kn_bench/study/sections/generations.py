@@ -1,0 +1,109 @@
+"""What an edited model says, before and after, probe by probe (Figure 10)."""
+
+from __future__ import annotations
+
+from kn_bench.cases.case import Case
+from kn_bench.cases.drawing import stable_hash
+from kn_bench.measure.engine import Engine
+from kn_bench.measure.measurement import CaseResult, Measurement
+from kn_bench.study.edited import methods
+from kn_bench.study.material import Material
+from kn_bench.study.page import NothingToShow, Row, Section, Table
+
+EACH = 1
+"""Cases of each relation."""
+MOST = 10
+"""Cases in all."""
+
+
+def run(material: Material) -> Section:
+    """The section."""
+    cases = chosen(material)
+    if not cases:
+        raise NothingToShow("There are no facts among the cases: generations are read off facts.")
+    rows: list[Row] = []
+    notes = []
+    taken = counted = 0
+    engine = Engine(material.lm)
+    for name, method in methods(material.lm):
+        unit = engine.measure(name, method, cases)
+        for case in cases:
+            result = unit.results[case.id]
+            if result.error or result.not_applicable or not result.measurements:
+                notes.append(f"{name} on {case.id}: {result.error or result.not_applicable}")
+                continue
+            rows += [_row(name, case, one) for one in _shown(result)]
+            first = next(m for m in result.measurements if m.criterion == "reliability")
+            taken, counted = taken + first.after.gives_expected, counted + 1
+    return Section(
+        "generations",
+        "What does an edited model say?",
+        "Facts are edited one by one, and the edited model goes on by itself (a masked model fills "
+        "its gap). An edit that takes on its own prompt may leave a paraphrase, the inverse and a "
+        "synonym as they were, and change neighbours it should not touch.",
+        (f"{taken} of {counted} edits are answered on their own prompt.",),
+        tables=(
+            Table(
+                "generations",
+                "Texts before and after an edit; the answer that the edit asks for, and whether "
+                "it came. In the place of the paper's Figure 10.",
+                ("method", "edit", "asked", "prompt", "before", "after", "wanted", "given"),
+                tuple(rows),
+                left=7,
+                shown=60,
+            ),
+        ),
+        notes=tuple(dict.fromkeys(notes)),
+    )
+
+
+def chosen(material: Material) -> list[Case]:
+    """A fact of each relation, drawn by a hash; those with an inverse or a synonym first."""
+    by_relation: dict[str, list[Case]] = {}
+    for case in material.cases:
+        if case.task == "fact":
+            by_relation.setdefault(case.relation, []).append(case)
+    found = []
+    for cases in by_relation.values():
+        ordered = sorted(cases, key=lambda c: (-_kinds(c), stable_hash("generation", c.id)))
+        found += ordered[:EACH]
+    return sorted(found, key=lambda case: -_kinds(case))[:MOST]
+
+
+def _kinds(case: Case) -> int:
+    return len({probe.criterion for probe in case.probes})
+
+
+def _shown(result: CaseResult) -> list[Measurement]:
+    """The first probe of each criterion (and of the first kind of locality)."""
+    first: dict[str, Measurement] = {}
+    for one in result.measurements:
+        first.setdefault(one.criterion, one)
+    return list(first.values())
+
+
+def _row(method: str, case: Case, one: Measurement) -> Row:
+    request = case.request
+    probe = next(p for p in case.probes if p.id == one.probe)
+    keeps = one.criterion == "locality" or one.kind == "old_inverse"
+    return (
+        method,
+        f"{request.subject}: {request.target_true} → {request.target_new}",
+        one.criterion,
+        probe.cloze.left + probe.cloze.gap_space + "▁" + _right(probe.cloze.right),
+        one.before.generated.strip(),
+        one.after.generated.strip(),
+        "as before" if keeps else one.expected,
+        _given(one, keeps),
+    )
+
+
+def _right(text: str) -> str:
+    return text if not text or text[0] in ".,;:!?'" else f" {text}"
+
+
+def _given(one: Measurement, keeps: bool) -> str:
+    if keeps:
+        same = one.before.gives_expected == one.after.gives_expected
+        return "yes" if same and one.before.gives_rejected == one.after.gives_rejected else "no"
+    return "yes" if one.after.gives_expected else "no"

@@ -1,0 +1,188 @@
+"""Symmetry and synonym rates of edits, with the paper's beside (Figure 11)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kn_bench.cases.case import Case, Criterion
+from kn_bench.cases.drawing import stable_hash
+from kn_bench.measure.criteria import judge
+from kn_bench.measure.engine import Engine
+from kn_bench.measure.statistics import Interval, mean_interval
+from kn_bench.measure.verdict import Verdict
+from kn_bench.study.edited import methods
+from kn_bench.study.material import Material
+from kn_bench.study.page import Figure, NothingToShow, Row, Section, Table
+from kn_bench.study.paper import PUBLISHED
+from kn_bench.study.plots import COLOURS, HATCHES, bars, panels
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Drawing
+
+SHOWN: tuple[Criterion, ...] = ("reliability", "generality", "symmetry", "synonym")
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A verdict with what it is about."""
+
+    method: str
+    relation: str
+    cluster: str
+    criterion: Criterion
+    verdict: Verdict
+
+
+def run(material: Material) -> Section:
+    """The section."""
+    cases = chosen(material)
+    if not cases:
+        raise NothingToShow("No fact has an inverse or a synonym among the cases.")
+    judged = measure(material, cases)
+    return Section(
+        "invariance",
+        "Do edits reach the inverse and the synonym?",
+        "Facts with an inverse relation or a wording in synonyms are edited, and judged by what "
+        "the edited model generates. If an edit changed what the model knows, its inverse and its "
+        "synonyms would follow.",
+        _findings(judged),
+        tables=(_table(judged), _outcomes(judged)),
+        figures=(
+            Figure(
+                "rates",
+                "Rates of each method over all facts edited, with 95 % intervals over subjects; "
+                "the crosses are the paper's (ROME on GPT-2 XL, P101).",
+                lambda: _draw(judged),
+                "Figure 11",
+            ),
+        ),
+    )
+
+
+def chosen(material: Material) -> list[Case]:
+    """Facts with a probe for symmetry or synonyms, a few of each relation."""
+    by_relation: dict[str, list[Case]] = {}
+    for case in material.cases:
+        if case.task == "fact" and {"symmetry", "synonym"} & {p.criterion for p in case.probes}:
+            by_relation.setdefault(case.relation, []).append(case)
+    return [
+        case
+        for cases in by_relation.values()
+        for case in sorted(cases, key=lambda c: stable_hash("invariance", c.id))[
+            : material.settings.edited
+        ]
+    ]
+
+
+def measure(material: Material, cases: Sequence[Case]) -> list[Judged]:
+    """Edit each case by each method and judge the criteria shown."""
+    engine = Engine(material.lm)
+    return [
+        Judged(name, case.relation, case.cluster, criterion, judge(criterion, case, result))
+        for name, method in methods(material.lm)
+        for results in (engine.measure(name, method, cases).results,)
+        for case in cases
+        for result in (results[case.id],)
+        for criterion in SHOWN
+    ]
+
+
+def rate(judged: Sequence[Judged], criterion: Criterion) -> Interval:
+    """Mean score of a criterion over the cases that count for it."""
+    mine = [one for one in judged if one.criterion == criterion and one.verdict.score is not None]
+    scores = [one.verdict.score or 0.0 for one in mine]
+    return mean_interval(scores, [one.cluster for one in mine])
+
+
+def _table(judged: Sequence[Judged]) -> Table:
+    rows: list[Row] = []
+    methods_ = list(dict.fromkeys(one.method for one in judged))
+    for relation in [*dict.fromkeys(one.relation for one in judged), "all"]:
+        for method in methods_:
+            mine = [
+                one for one in judged if one.method == method and relation in (one.relation, "all")
+            ]
+            rows.append((relation, method, *(rate(mine, criterion) for criterion in SHOWN)))
+    for relation in dict.fromkeys(one.relation for one in PUBLISHED):
+        known = {one.criterion: one for one in PUBLISHED if one.relation == relation}
+        first = next(iter(known.values()))
+        rates = (known[c].rate if c in known else None for c in SHOWN)
+        rows.append((f"{relation}, published", f"{first.method} on {first.model}", *rates))
+    return Table(
+        "rates",
+        "Reliability, generality, symmetry and synonym invariance by relation and method, with "
+        "95 % intervals; in the last rows the paper's own figures.",
+        ("relation", "method", *SHOWN),
+        tuple(rows),
+        left=2,
+        digits=4,
+    )
+
+
+def _outcomes(judged: Sequence[Judged]) -> Table:
+    rows: list[Row] = []
+    for method in dict.fromkeys(one.method for one in judged):
+        found = [
+            one.verdict.symmetry
+            for one in judged
+            if one.method == method and one.criterion == "symmetry" and one.verdict.symmetry
+        ]
+        if found:
+            rows.append(
+                (
+                    method,
+                    len(found),
+                    sum(o.new_learned for o in found),
+                    sum(bool(o.old_revoked) for o in found),
+                    sum(o.displaced_kept for o in found),
+                    sum(o.other for o in found),
+                )
+            )
+    return Table(
+        "symmetry",
+        "What the edited model answers to the inverse: cases in which the new inverse is learned, "
+        "the old one revoked, the displaced pair's kept, or something else comes.",
+        ("method", "cases", "new learned", "old revoked", "displaced kept", "other"),
+        tuple(rows),
+    )
+
+
+def _findings(judged: Sequence[Judged]) -> tuple[str, ...]:
+    sentences = []
+    for method in dict.fromkeys(one.method for one in judged):
+        mine = [one for one in judged if one.method == method]
+        parts = []
+        for criterion in ("reliability", "symmetry", "synonym"):
+            r = rate(mine, criterion)
+            if r.n:
+                parts.append(f"{criterion} {r.mean:.1%} [{r.low:.1%}, {r.high:.1%}] (n={r.n})")
+        sentences.append(f"{method}: {', '.join(parts) or 'nothing could be measured'}.")
+    return tuple(sentences)
+
+
+def _draw(judged: Sequence[Judged]) -> Drawing:
+    figure, (axes,) = panels(1, width=6.5, height=2.9)
+    names = list(dict.fromkeys(one.method for one in judged))
+    width = 0.8 / max(1, len(names))
+    for number, name in enumerate(names):
+        mine = [one for one in judged if one.method == name]
+        places = [i - 0.4 + width * (number + 0.5) for i in range(len(SHOWN))]
+        values = [rate(mine, criterion) for criterion in SHOWN]
+        bars(
+            axes,
+            places,
+            values,
+            colour=COLOURS[number],
+            hatch=HATCHES[number],
+            width=width,
+            label=name,
+        )
+    for one in PUBLISHED:
+        axes.plot(SHOWN.index(one.criterion), one.rate, "x", color="black", markersize=8)
+    axes.set_xticks(range(len(SHOWN)), SHOWN)
+    axes.set_ylim(0, 1.05)
+    axes.set_ylabel("rate")
+    axes.legend(loc="upper right")
+    return figure

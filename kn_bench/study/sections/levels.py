@@ -1,0 +1,255 @@
+"""Measures of localisation of facts and syntax side by side (Figures 2 to 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from kn_bench.localise.measures import Measure
+from kn_bench.localise.selection import Neurons
+from kn_bench.measure.statistics import Interval
+from kn_bench.study.material import METHODS, Material
+from kn_bench.study.page import Figure, Row, Section, Table
+from kn_bench.study.plots import TASK
+from kn_bench.study.sections.levels_figures import draw_layers, draw_levels, draw_methods
+from kn_bench.study.sections.levels_measured import (
+    MEASURES,
+    Levels,
+    averaged,
+    levels_of,
+    measure,
+    null_of,
+    value,
+)
+
+
+def run(material: Material) -> Section:
+    """The section."""
+    measured = measure(material)
+    compared = [
+        one for p in material.sample for one in levels_of(material, p, METHODS, resamples=0)
+    ]
+    return Section(
+        "levels",
+        "Is syntax as localised as facts?",
+        "Knowledge neurons are located over the patterns of each fact, and over the pairs of each "
+        "class. With the published cap the threshold moves until 2 to 5 neurons are left, which "
+        "by itself excludes that knowledge is distributed: so the set without the cap stands "
+        "beside it. R1² is the likeness of the prompts' attributions; its null permutes neurons "
+        "within layers, and unrelated non-negative profiles come to 2/pi = 0.64.",
+        _findings(measured),
+        tables=(
+            _by_relation(material, measured),
+            _by_group(measured),
+            _by_method(compared),
+            _by_prompt(material),
+            _completeness(material),
+        ),
+        figures=(
+            Figure(
+                "levels",
+                "Localisation of facts (blue circles) and syntax (red squares) by relation and "
+                "paradigm: mean over facts or classes with its 95 % interval; the black bar is "
+                "the mean null.",
+                lambda: draw_levels(material, measured),
+                "Figure 2",
+            ),
+            Figure(
+                "methods",
+                "The same measures by four attributions, on two groups of each relation.",
+                lambda: draw_methods(compared),
+                "Figure 3",
+            ),
+            Figure(
+                "layers",
+                "Share of the located neurons in each layer, mean over groups with its 95 % "
+                "interval, with the cap and without.",
+                lambda: draw_layers(material, measured),
+                "Figure 4",
+            ),
+        ),
+    )
+
+
+def _by_relation(material: Material, measured: Sequence[Levels]) -> Table:
+    rows: list[Row] = []
+    for relation in material.relations:
+        mine = [one for one in measured if one.profile.group.relation == relation]
+        if not mine:
+            continue
+        rows.append(
+            (
+                relation,
+                "fact" if mine[0].profile.group.task == "fact" else "syntax",
+                sum(one.capped.n_prompts for one in mine),
+                *(averaged(mine, name) for name in MEASURES),
+                null_of(mine, "r1_squared"),
+                sum(2 <= len(one.capped.neurons) <= 5 for one in mine) / len(mine),
+                averaged(mine, "n_neurons", capped=False),
+                averaged(mine, "attribution_share", capped=False),
+            )
+        )
+    return Table(
+        "levels_by_relation",
+        "Facts and syntax side by side: means over facts or classes with 95 % intervals; n is "
+        "their number. Where no threshold leaves 2 to 5 neurons the published rule goes to and fro "
+        "and ends outside of them.",
+        (
+            "relation",
+            "task",
+            "prompts",
+            *MEASURES.values(),
+            "R1² null",
+            "2 to 5 reached",
+            "|KN| without cap",
+            "share without cap",
+        ),
+        tuple(rows),
+        left=2,
+    )
+
+
+def _by_group(measured: Sequence[Levels]) -> Table:
+    rows = tuple(
+        (
+            one.profile.group.id,
+            "capped" if capped else "uncapped",
+            " ".join(f"{n.layer}:{n.unit}" for n in sorted(found.neurons)[:8])
+            + (" …" if len(found.neurons) > 8 else ""),
+            found.n_prompts,
+            *(
+                cell
+                for name in MEASURES
+                for cell in _withnull_of(value(found, name), found.n_prompts, name)
+            ),
+        )
+        for one in measured
+        for capped, found in ((True, one.capped), (False, one.uncapped))
+    )
+    headers = [h for name in MEASURES.values() for h in (name, f"{name} null")]
+    kept = [h for h in headers if h not in _NO_NULL]
+    return Table(
+        "levels_by_group",
+        "Every fact and class: located neurons, measures with 95 % bootstrap intervals over its "
+        "prompts, and nulls.",
+        ("group", "rule", "neurons", "prompts", *kept),
+        rows,
+        left=3,
+        shown=12,
+    )
+
+
+_NO_NULL = {"share of attribution null", "participation ratio null"}
+
+
+def _withnull_of(found: Measure, n: int, name: str) -> tuple[Interval | float, ...]:
+    interval = Interval(found.value, found.low, found.high, n)
+    return (interval,) if f"{MEASURES[name]} null" in _NO_NULL else (interval, found.null)
+
+
+def _by_method(compared: Sequence[Levels]) -> Table:
+    rows: list[Row] = []
+    for method in METHODS:
+        for task, (_, _, name) in TASK.items():
+            mine = [m for m in compared if m.method == method and m.profile.group.task == task]
+            if mine:
+                means = (averaged(mine, key) for key in MEASURES)
+                null = null_of(mine, "r1_squared")
+                free = averaged(mine, "n_neurons", capped=False)
+                rows.append((method, name, *means, null, free))
+    return Table(
+        "levels_by_method",
+        "The same by four attributions, on two groups of each relation or paradigm.",
+        ("attribution", "task", *MEASURES.values(), "R1² null", "|KN| without cap"),
+        tuple(rows),
+        left=2,
+    )
+
+
+def _by_prompt(material: Material) -> Table:
+    rows: list[Row] = [
+        (
+            profile.group.id,
+            query.cloze.fill(f"[{query.answer}]"),
+            profile.attributions[place].probability,
+            len(found),
+            _listed(found, profile.scores[place]),
+        )
+        for profile in material.profiles
+        for place, found in enumerate(profile.coarse_sets())
+        for query in (profile.group.queries[profile.kept[place]],)
+    ]
+    return Table(
+        "neurons_by_prompt",
+        "Every prompt or pair: the answer's probability and its own neurons, those above a fifth "
+        "of the highest attribution, the highest first.",
+        ("group", "prompt", "P", "neurons", "which"),
+        tuple(rows),
+        left=2,
+        digits=3,
+        shown=8,
+    )
+
+
+def _listed(found: Neurons, scores: torch.Tensor) -> str:
+    ordered = sorted(found, key=lambda n: (-float(scores[n.layer, n.unit]), n))
+    return " ".join(f"{n.layer}:{n.unit}" for n in ordered[:10]) + " …" * (len(ordered) > 10)
+
+
+def _completeness(material: Material) -> Table:
+    errors = [
+        (float(a.completeness.max()), a.worst, bool(a.converged.all()), int(a.nodes.max()))
+        for p in material.profiles
+        for a in p.attributions
+    ]
+    worst, units, converged, nodes = zip(*errors, strict=True)
+    return Table(
+        "completeness",
+        "Integration error of the attributions: |sum of alpha - (P(w) - P(0))|, the worst layer "
+        "of each prompt.",
+        (
+            "prompts",
+            "median",
+            "largest",
+            "largest, in units of what is allowed",
+            "converged",
+            "most nodes",
+        ),
+        (
+            (
+                len(errors),
+                float(np.median(worst)),
+                max(worst),
+                max(units),
+                sum(converged),
+                max(nodes),
+            ),
+        ),
+        left=0,
+    )
+
+
+def _findings(measured: Sequence[Levels]) -> tuple[str, ...]:
+    by_task = {
+        name: [one for one in measured if one.profile.group.task == task]
+        for task, (_, _, name) in TASK.items()
+    }
+    sentences = []
+    for key, name in (("r1_squared", "R1²"), ("attribution_share", "share of attribution")):
+        parts = [
+            f"{found.mean:.2f} [{found.low:.2f}, {found.high:.2f}] for {task} (n={found.n})"
+            for task, mine in by_task.items()
+            if mine and (found := averaged(mine, key))
+        ]
+        sentences.append(f"{name}: {', '.join(parts)}.")
+    free = {
+        task: averaged(mine, "n_neurons", capped=False) for task, mine in by_task.items() if mine
+    }
+    sentences.append(
+        "Without the cap the refined sets hold "
+        + " and ".join(f"{found.mean:.1f} neurons for {task}" for task, found in free.items())
+        + "."
+    )
+    return tuple(sentences)

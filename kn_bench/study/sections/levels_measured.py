@@ -1,0 +1,101 @@
+"""The measures of every group, with and without the cap, and their averages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from kn_bench.localise.groups import Profile
+from kn_bench.localise.locating import Locating
+from kn_bench.localise.measures import Localisation, Measure, localisation
+from kn_bench.measure.statistics import Interval, mean_interval
+from kn_bench.study.material import METHODS, Material
+from kn_bench.study.page import NothingToShow
+
+CAPPED, UNCAPPED = Locating(), Locating(capped=False)
+MEASURES = {
+    "n_neurons": "|KN|",
+    "tau": "tau",
+    "r1_squared": "R1²",
+    "attribution_share": "share of attribution",
+    "participation_ratio": "participation ratio",
+}
+
+
+@dataclass(frozen=True)
+class Levels:
+    """One group's measures by one attribution, with and without the cap."""
+
+    profile: Profile
+    method: str
+    capped: Localisation
+    uncapped: Localisation
+
+
+def measure(material: Material) -> list[Levels]:
+    """All groups of two prompts or more, by integrated gradients.
+
+    Raises:
+        NothingToShow: when there are none.
+    """
+    found = [
+        one
+        for profile in material.profiles
+        if len(profile.fitted) > 1
+        for one in levels_of(material, profile, METHODS[:1], resamples=material.settings.resamples)
+    ]
+    if not found:
+        raise NothingToShow("No fact or class has two prompts that fit the model.")
+    return found
+
+
+def levels_of(
+    material: Material, profile: Profile, methods: Sequence[str], resamples: int
+) -> list[Levels]:
+    found = []
+    for method in methods:
+        scores = material.scores(profile, method)
+        unrelated = _unrelated(material, profile) if method == METHODS[0] else None
+        both = [
+            localisation(
+                scores,
+                locating=locating,
+                unrelated=unrelated,
+                resamples=resamples,
+                draws=material.settings.permutations,
+                seed=material.settings.seed,
+            )
+            for locating in (CAPPED, UNCAPPED)
+        ]
+        found.append(Levels(profile, method, *both))
+    return found
+
+
+def _unrelated(material: Material, profile: Profile) -> torch.Tensor | None:
+    """One prompt of each group of other relations of the same task: what tau's null draws from."""
+    others = [
+        one.scores[:1]
+        for one in material.of_task(profile.group.task)
+        if one.group.relation != profile.group.relation
+    ]
+    return torch.cat(others) if others else None
+
+
+def value(one: Localisation, name: str) -> Measure:
+    """A measure by its name."""
+    found: Measure = getattr(one, name)
+    return found
+
+
+def averaged(measured: Sequence[Levels], name: str, *, capped: bool = True) -> Interval:
+    """Mean of a measure over groups, with an interval over them."""
+    values = [value(one.capped if capped else one.uncapped, name).value for one in measured]
+    return mean_interval(values, [one.profile.group.id for one in measured], bounds=None)
+
+
+def null_of(measured: Sequence[Levels], name: str) -> float:
+    nulls = [value(one.capped, name).null for one in measured]
+    return float(np.nanmean(nulls)) if np.isfinite(nulls).any() else float("nan")

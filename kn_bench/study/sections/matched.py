@@ -1,0 +1,182 @@
+"""Control 1: located neurons against matched random ones, a z-score for every effect."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kn_bench.localise.controls.matched import AgainstRandom, against_random
+from kn_bench.localise.groups import Profile
+from kn_bench.measure.statistics import Interval, mean_interval
+from kn_bench.study.material import Material
+from kn_bench.study.page import Figure, Row, Section, Table
+from kn_bench.study.plots import GREY, TASK, panels, plain_ticks, short
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Drawing
+
+PROMPTS = 8
+"""Of each group."""
+FACTORS = {"suppressed": 0.0, "enhanced": 2.0}
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One group's neurons and as many random ones, scaled."""
+
+    profile: Profile
+    how: str
+    against: AgainstRandom
+
+    @property
+    def p(self) -> float:
+        """One-sided, in the direction that is expected."""
+        return self.against.p(falls=self.how == "suppressed")
+
+
+def run(material: Material) -> Section:
+    """The section."""
+    found = compare(material)
+    return Section(
+        "matched",
+        "Control 1: do random neurons do the same?",
+        "The located neurons of each fact and class, and as many random neurons of the same layers "
+        f"and of similar mean activation ({material.settings.draws} draws), are suppressed and "
+        "enhanced on the same prompts. z is how many standard deviations of the draws the effect "
+        "lies from their mean.",
+        _findings(found),
+        tables=(_table(material, found), _groups(found)),
+        figures=(
+            Figure(
+                "z",
+                "z of every fact (blue circles) and class of pairs (red squares) when its located "
+                "neurons are suppressed (left) and enhanced (right), against matched random "
+                "neurons; 95 % of random sets lie in the grey band. The scale is logarithmic "
+                "beyond 5.",
+                lambda: _draw(material, found),
+            ),
+        ),
+    )
+
+
+def compare(material: Material) -> list[Compared]:
+    """Every group under suppression and enhancement."""
+    return [
+        Compared(
+            profile,
+            how,
+            against_random(
+                material.lm,
+                profile.fitted[:PROMPTS],
+                material.neurons(profile),
+                material.mean_activation(profile),
+                factor=factor,
+                draws=material.settings.draws,
+                seed=(material.settings.seed, profile.group.id),
+            ),
+        )
+        for profile in material.profiles
+        for how, factor in FACTORS.items()
+    ]
+
+
+def _summary(mine: Sequence[Compared]) -> tuple[Interval | float | None, ...]:
+    names = [one.profile.group.id for one in mine]
+    effects = mean_interval([one.against.effect for one in mine], names, bounds=None)
+    random = mean_interval([np.mean(one.against.draws) for one in mine], names, bounds=None)
+    z = [one.against.z for one in mine if np.isfinite(one.against.z)]
+    return (
+        effects,
+        random,
+        float(np.median(z)) if z else None,
+        mean_interval([one.p <= 0.05 for one in mine], names),
+    )
+
+
+def _table(material: Material, found: Sequence[Compared]) -> Table:
+    rows: list[Row] = []
+    named = [(relation, {relation}) for relation in material.relations]
+    for task, (_, _, name) in TASK.items():
+        named.append((f"all {name}", {p.group.relation for p in material.of_task(task)}))
+    for name, relations in named:
+        for how in FACTORS:
+            mine = [o for o in found if o.how == how and o.profile.group.relation in relations]
+            if mine:
+                rows.append((name, how, *_summary(mine)))
+    return Table(
+        "matched",
+        "Mean change of log P(answer) in nats, that of matched random neurons, the median z, and "
+        "the share of groups beyond 95 % of their draws (one-sided; 5 % if they were random).",
+        ("relation", "neurons", "change", "random", "median z", "p ≤ 0.05"),
+        tuple(rows),
+        left=2,
+        shown=70,
+    )
+
+
+def _groups(found: Sequence[Compared]) -> Table:
+    rows: list[Row] = [
+        (
+            one.profile.group.id,
+            one.how,
+            one.against.n_neurons,
+            one.against.effect,
+            float(np.mean(one.against.draws)),
+            float(np.std(one.against.draws, ddof=1)),
+            one.against.z,
+            one.p,
+        )
+        for one in found
+    ]
+    return Table(
+        "matched_by_group",
+        "Every fact and class: neurons scaled, change of log P, mean and standard deviation of the "
+        "random draws, z, and the one-sided p.",
+        ("group", "neurons", "|KN|", "change", "random", "sd", "z", "p"),
+        tuple(rows),
+        left=2,
+        digits=3,
+        shown=10,
+    )
+
+
+def _findings(found: Sequence[Compared]) -> tuple[str, ...]:
+    sentences = []
+    for task, (_, _, name) in TASK.items():
+        for how in FACTORS:
+            mine = [o for o in found if o.how == how and o.profile.group.task == task]
+            if mine:
+                effect, random, z, beyond = _summary(mine)
+                assert isinstance(effect, Interval)
+                assert isinstance(random, Interval)
+                assert isinstance(beyond, Interval)
+                sentences.append(
+                    f"{name}, {how}: {effect.mean:+.2f} nats against {random.mean:+.2f} of random "
+                    f"neurons, median z {z:+.1f}, {beyond.mean:.0%} of {beyond.n} groups beyond "
+                    "95 % of their draws."
+                )
+    return tuple(sentences)
+
+
+def _draw(material: Material, found: Sequence[Compared]) -> Drawing:
+    relations = [r for r in material.relations if any(o.profile.group.relation == r for o in found)]
+    figure, axes = panels(2, width=8.0, height=1.2 + 0.22 * len(relations), sharey=True)
+    for ax, how in zip(axes, FACTORS, strict=True):
+        ax.axvspan(-1.96, 1.96, color=GREY, alpha=0.25, linewidth=0)
+        for place, relation in enumerate(relations):
+            mine = [o for o in found if o.how == how and o.profile.group.relation == relation]
+            colour, marker, _ = TASK[mine[0].profile.group.task]
+            z = [o.against.z for o in mine if np.isfinite(o.against.z)]
+            spread = np.linspace(-0.2, 0.2, len(z)) if len(z) > 1 else [0.0]
+            ax.plot(z, [-place + s for s in spread[: len(z)]], marker, color=colour, markersize=4.5,
+                    alpha=0.75, markeredgecolor="white", markeredgewidth=0.3)  # fmt: skip
+        ax.set_xscale("symlog", linthresh=5)
+        plain_ticks(ax, [-100, -50, -20, -10, -5, -2, 0, 2, 5, 10, 20, 50, 100])
+        ax.set_xlabel("z")
+        ax.set_title(how)
+    axes[0].set_yticks([-i for i in range(len(relations))], [short(r) for r in relations])
+    axes[0].set_ylim(0.3 - len(relations), 0.7)
+    return figure

@@ -1,0 +1,317 @@
+"""Modifiers under suppression of the number neurons, and the company they keep (Figures 5 to 7)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from kn_bench.cases.case import Query
+from kn_bench.cases.grammar import NUMBER_CLASS
+from kn_bench.editing.edit import NoEdit
+from kn_bench.localise.alternatives import activation
+from kn_bench.localise.co_occurrence import Association, Company, association, company
+from kn_bench.localise.interventions import relative_change, suppress
+from kn_bench.localise.matching import matched, seeded
+from kn_bench.localise.modifiers import (
+    BLOCKS,
+    MODIFIERS,
+    ModifierStudy,
+    ask_modifiers,
+    modifier_study,
+)
+from kn_bench.localise.selection import Neuron
+from kn_bench.measure.fitting import fit_query
+from kn_bench.model import embedded
+from kn_bench.study.material import Material
+from kn_bench.study.page import Figure, NothingToShow, Row, Section, Table
+from kn_bench.study.sections.determiners import label, number_neurons
+from kn_bench.study.sections.modifiers_figures import (
+    draw_change,
+    draw_company,
+    draw_probabilities,
+    whole,
+)
+
+
+@dataclass(frozen=True)
+class Silenced:
+    """A number neuron under suppression.
+
+    Attributes:
+        name: ``plural``, ``singular`` or ``given 9:1094``.
+        random: change of each modifier for random neurons of the same layer and activation.
+        association: of shift and company; None without a corpus.
+    """
+
+    name: str
+    neuron: Neuron
+    study: ModifierStudy
+    random: Float[np.ndarray, "draws modifiers"]
+    association: Association | None
+
+
+def run(material: Material) -> Section:
+    """The section."""
+    if not material.gaps:
+        raise NothingToShow(
+            "No case has a gap where a determiner stands: add a paradigm such as "
+            "determiner_noun_agreement_2."
+        )
+    counted = count(material)
+    silenced = [
+        _silenced(material, name, n, counted) for name, n in number_neurons(material).items()
+    ]
+    figures = (
+        Figure(
+            "change",
+            "Change of each modifier's mean probability, (p' - p) / min(p, p'), when the neuron is "
+            "set to 0, with its 95 % interval; a star where the paired test with Holm's correction "
+            "is below 0.05. The grey band holds 95 % of random neurons of the same layer and "
+            "activation. Pale bars are words of several tokens, which may leave the frame.",
+            partial(draw_change, silenced),
+            "Figure 5",
+        ),
+        Figure(
+            "probabilities",
+            "Exact mean probability of each modifier of one token before (open) and after (filled) "
+            "suppression.",
+            partial(draw_probabilities, silenced),
+            "Figure 6",
+        ),
+    )
+    company_figure = Figure(
+        "company",
+        "Change of each modifier against the company it keeps: log odds of a plural against a "
+        "singular noun after it, counted in the corpus. Modifiers of several tokens, and those "
+        "that the corpus lacks, are left out.",
+        partial(draw_company, silenced, counted),
+        "Figure 7",
+    )
+    return Section(
+        "modifiers",
+        "What becomes of words when a number neuron is silent?",
+        "24 modifiers in three blocks are asked for where a determiner stands, with the neuron as "
+        "it is and set to 0. If it holds number, the words of its own number lose and no others. "
+        "Each modifier is tested by prompts in pairs, before and after, with nouns flipped "
+        "together, and Holm's correction over the modifiers. The published test takes the same "
+        "prompts for independent samples and corrects nothing; it stands beside it.",
+        tuple(sentence for one in silenced for sentence in _findings(one)),
+        tables=(_table(silenced), *((_company_table(silenced, counted),) if counted else ())),
+        figures=(*figures, *((company_figure,) if counted else ())),
+        notes=_notes(material, silenced),
+    )
+
+
+def _silenced(
+    material: Material, name: str, neuron: Neuron, counted: Sequence[Company]
+) -> Silenced:
+    prompts, nouns = zip(*material.gaps, strict=True)
+    study = modifier_study(material.lm, prompts, nouns, [neuron])
+    return Silenced(
+        name, neuron, study, _random(material, neuron, study), _associated(study, counted)
+    )
+
+
+def _random(
+    material: Material, neuron: Neuron, study: ModifierStudy
+) -> Float[np.ndarray, "draws modifiers"]:
+    """Changes for neurons of the same layer that are as active at the gap.
+
+    nan for modifiers of several tokens: each piece of them would take a run of its own.
+    """
+    single = [s.tokens == 1 for s in study.shifts]
+    asked = ask_modifiers(
+        material.lm,
+        [cloze for cloze, _ in material.gaps],
+        [s.modifier for s, one in zip(study.shifts, single, strict=True) if one] or MODIFIERS[:1],
+    )
+    mean = _activation_at_gaps(material)
+    generator = seeded("modifiers", material.settings.seed, neuron)
+    drawn = [matched(mean, [neuron], generator) for _ in range(material.settings.draws)]
+    means = asked.probabilities([NoEdit(), *map(suppress, drawn)]).mean(2)
+    found = np.full((len(drawn), len(single)), np.nan)
+    if any(single):
+        found[:, single] = relative_change(means[0], means[1:])
+    return found
+
+
+def _activation_at_gaps(material: Material) -> torch.Tensor:
+    queries = [
+        fitted
+        for cloze, _ in material.gaps
+        if (fitted := fit_query(Query(cloze, "the"), material.lm.tokens, "pair")) is not None
+    ]
+    return activation(material.lm, queries).double().mean(0)
+
+
+def _associated(study: ModifierStudy, counted: Sequence[Company]) -> Association | None:
+    known = {one.word: one for one in counted if one.plural + one.singular}
+    shifts = [s for s in study.shifts if s.tokens == 1 and s.modifier.word in known]
+    if not shifts:
+        return None
+    return association(
+        [shift.change for shift in shifts],
+        [known[shift.modifier.word].bias for shift in shifts],
+        [shift.modifier.block for shift in shifts],
+    )
+
+
+def count(material: Material) -> list[Company]:
+    """The company of the 24 modifiers in the corpus; empty where there is none."""
+    path = corpus_of(material)
+    if path is None:
+        return []
+    singular, plural = _noun_forms(material)
+    with path.open(encoding="utf-8") as file:
+        lines = (line for _, line in zip(range(material.settings.corpus_lines), file, strict=False))
+        return company(lines, [m.word for m in MODIFIERS], singular=singular, plural=plural)
+
+
+def corpus_of(material: Material) -> Path | None:
+    """The corpus named in the settings, else the embedded models' own; None where it is not."""
+    path = material.settings.corpus or (
+        embedded.corpus_path() if material.lm.name in embedded.NAMES else None
+    )
+    return path if path is not None and path.is_file() else None
+
+
+def _noun_forms(material: Material) -> tuple[set[str], set[str]]:
+    """Noun forms by number, read off the pairs that turn on a demonstrative."""
+    plural_words = {"these", "those"}
+    forms: tuple[set[str], set[str]] = (set(), set())
+    for case in material.cases:
+        request = case.request
+        subject, true = request.subject.lower(), request.target_true.lower()
+        if case.task != "pair":
+            continue
+        if subject in NUMBER_CLASS:
+            is_plural = subject in plural_words
+            forms[is_plural].add(true)
+            forms[not is_plural].add(request.target_new.lower())
+        elif true in NUMBER_CLASS:
+            forms[true in plural_words].add(subject)
+    return forms
+
+
+def _findings(one: Silenced) -> list[str]:
+    sentences = []
+    for block in BLOCKS:
+        shifts = [s for s in whole(one) if s.modifier.block == block]
+        falls = sum(s.p_holm < 0.05 and s.change < 0 for s in shifts)
+        rises = sum(s.p_holm < 0.05 and s.change > 0 for s in shifts)
+        published = sum(s.p_published < 0.05 for s in shifts)
+        median = float(np.median([s.change for s in shifts])) if shifts else float("nan")
+        sentences.append(
+            f"{block} words {median:+.2f} at the median, {falls} fall and {rises} rise of "
+            f"{len(shifts)} ({published} by the published test)"
+        )
+    text = [
+        f"The {one.name} neuron ({label(one.neuron)}), {one.study.shifts[0].n} prompts, words of "
+        "one token: " + "; ".join(sentences) + "."
+    ]
+    if one.association:
+        a = one.association
+        text.append(
+            f"Its shift goes with the company that words keep by rank correlation {a.spearman:.2f} "
+            f"(p = {a.p:.3f}, n = {a.n} modifiers), and within blocks by {a.partial:.2f} "
+            f"(p = {a.partial_p:.3f}); the block alone explains {a.by_block:.0%} of the ranks."
+        )
+    return text
+
+
+def _table(silenced: Sequence[Silenced]) -> Table:
+    rows: list[Row] = [
+        (
+            one.name,
+            s.modifier.block,
+            s.modifier.word,
+            s.n,
+            s.tokens,
+            s.before,
+            s.after,
+            s.change,
+            s.low,
+            s.high,
+            _as_much(one.random[:, i], s.change),
+            s.effect_size,
+            s.p,
+            s.p_holm,
+            s.p_published,
+        )
+        for one in silenced
+        for i, s in enumerate(one.study.shifts)
+    ]
+    return Table(
+        "modifiers",
+        "Mean probability of every modifier before and after, its change with a 95 % interval, the "
+        "share of random neurons that move it as much, Cohen's d of the pairs, and p by the paired "
+        "permutation test, after Holm, and by the published test (independent samples, "
+        "uncorrected).",
+        (
+            "neuron",
+            "block",
+            "modifier",
+            "n",
+            "tokens",
+            "before",
+            "after",
+            "change",
+            "low",
+            "high",
+            "random as much",
+            "d",
+            "p",
+            "p Holm",
+            "p published",
+        ),
+        tuple(rows),
+        left=3,
+        digits=3,
+        shown=60,
+    )
+
+
+def _as_much(random: Float[np.ndarray, " draws"], change: float) -> float | None:
+    """Share of random neurons that move a word as far, either way; None where none was tried."""
+    return None if np.isnan(random).any() else float((np.abs(random) >= abs(change)).mean())
+
+
+def _company_table(silenced: Sequence[Silenced], counted: Sequence[Company]) -> Table:
+    rows: list[Row] = []
+    for one in counted:
+        shifts = (
+            next((s.change for s in it.study.shifts if s.modifier.word == one.word), None)
+            for it in silenced
+        )
+        rows.append((one.word, one.plural, one.singular, one.bias, *shifts))
+    return Table(
+        "company",
+        "How often each modifier is followed by a plural and a singular noun in the corpus, the "
+        "log odds, and its change under each neuron's suppression.",
+        ("modifier", "plural", "singular", "log odds", *(f"change, {s.name}" for s in silenced)),
+        tuple(rows),
+    )
+
+
+def _notes(material: Material, silenced: Sequence[Silenced]) -> tuple[str, ...]:
+    notes = []
+    study = silenced[0].study
+    if study.excluded:
+        words = ", ".join(m.word for m in study.excluded)
+        notes.append(f"Modifiers that the model has no words for, left out: {words}.")
+    if study.skipped:
+        notes.append(f"{study.skipped} prompts do not fit the model for every modifier.")
+    if material.lm.is_causal:
+        notes.append(
+            "A causal model reads only what stands before the gap: its modifiers are predicted "
+            "without the noun."
+        )
+    if corpus_of(material) is None:
+        notes.append("No corpus was given to count the modifiers' company in (--corpus FILE).")
+    return tuple(notes)

@@ -1,0 +1,134 @@
+"""The figures of the modifiers: change, exact probabilities, and company."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kn_bench.localise.co_occurrence import Company
+from kn_bench.localise.modifiers import BLOCKS, Block, Shift
+from kn_bench.study.plots import BLUE, GREEN, GREY, HATCHES, RED, legend_below, panels
+from kn_bench.study.sections.determiners import label
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Drawing
+
+    from kn_bench.study.sections.modifiers import Silenced
+
+COLOUR: dict[Block, str] = {"plural": RED, "singular": BLUE, "neutral": GREEN}
+
+
+def whole(one: Silenced) -> list[Shift]:
+    """The modifiers that are one token to the model; all of them where none is."""
+    return [s for s in one.study.shifts if s.tokens == 1] or list(one.study.shifts)
+
+
+def draw_change(silenced: Sequence[Silenced]) -> Drawing:
+    figure, axes = panels(1, len(silenced), width=8.0, height=2.7 * len(silenced))
+    for ax, one in zip(axes, silenced, strict=True):
+        places = _places(one.study.shifts)
+        low, high = np.nan_to_num(np.percentile(one.random, [2.5, 97.5], axis=0))
+        ax.bar(places, high - low, 0.95, bottom=low, color=GREY, alpha=0.3, label="random neurons")
+        for block, hatch in zip(BLOCKS, HATCHES, strict=False):
+            mine = [
+                (x, s)
+                for x, s in zip(places, one.study.shifts, strict=True)
+                if s.modifier.block == block
+            ]
+            _bars_of_block(ax, block, hatch, mine)
+        ax.axhline(0, color="black", linewidth=0.8)
+        ax.set_ylim(*_limits(one))
+        ax.set_xticks(places, [s.modifier.word for s in one.study.shifts], rotation=55, ha="right")
+        ax.set_ylabel("change of probability")
+        ax.set_title(
+            f"{one.name} neuron {label(one.neuron)} set to 0 (n = {one.study.shifts[0].n})"
+        )
+    legend_below(figure, axes[0])
+    return figure
+
+
+def _limits(one: Silenced) -> tuple[float, float]:
+    """Room for the words of one token: those of several are rare, and their ratios wild."""
+    ends = [end for s in whole(one) for end in (s.low, s.high)]
+    room = 0.2 * (max(ends) - min(ends)) + 0.02
+    return min(ends) - room, max(ends) + room
+
+
+def _bars_of_block(
+    ax: Axes, block: Block, hatch: str, found: Sequence[tuple[float, Shift]]
+) -> None:
+    x = [place for place, _ in found]
+    y = [s.change for _, s in found]
+    arms = np.array([[s.change - s.low, s.high - s.change] for _, s in found]).T.clip(min=0)
+    drawn = ax.bar(x, y, 0.7, color=COLOUR[block], hatch=hatch, edgecolor="black", linewidth=0.4,
+                   label=block)  # fmt: skip
+    for patch, (_, s) in zip(drawn, found, strict=True):
+        patch.set_alpha(0.9 if s.tokens == 1 else 0.3)
+    if found:
+        ax.errorbar(x, y, yerr=arms, fmt="none", ecolor="black", elinewidth=0.9, capsize=1.5)
+    for place, s in found:
+        if s.p_holm < 0.05:
+            end = s.low if s.change < 0 else s.high
+            ax.annotate("*", (place, end), xytext=(0, -9 if s.change < 0 else 0),
+                        textcoords="offset points", ha="center", fontsize=9,
+                        annotation_clip=True)  # fmt: skip
+
+
+def _places(shifts: Sequence[Shift]) -> list[float]:
+    """Modifiers side by side, blocks a little apart."""
+    found, at, before = [], 0.0, None
+    for shift in shifts:
+        block = shift.modifier.block
+        at += 1.6 if before not in (None, block) else 1.0
+        found.append(at)
+        before = block
+    return found
+
+
+def draw_probabilities(silenced: Sequence[Silenced]) -> Drawing:
+    figure, axes = panels(len(silenced), width=8.0, height=3.6, sharey=True)
+    for ax, one in zip(axes, silenced, strict=True):
+        shifts = whole(one)
+        places = [-x for x in _places(shifts)]
+        for place, s in zip(places, shifts, strict=True):
+            colour = COLOUR[s.modifier.block]
+            ax.plot([s.before, s.after], [place, place], color=colour, linewidth=1.2)
+            ax.plot(s.before, place, "o", color=colour, markerfacecolor="white", markersize=5)
+            ax.plot(s.after, place, "o", color=colour, markersize=5)
+        ax.set_xscale("log")
+        ax.set_yticks(places, [s.modifier.word for s in shifts])
+        ax.set_xlabel("mean probability")
+        ax.set_title(f"{one.name} neuron {label(one.neuron)}")
+    return figure
+
+
+def draw_company(silenced: Sequence[Silenced], counted: Sequence[Company]) -> Drawing:
+    known = {one.word: one for one in counted if one.plural + one.singular}
+    figure, axes = panels(len(silenced), width=8.0, height=3.4)
+    for ax, one in zip(axes, silenced, strict=True):
+        for block, marker in zip(BLOCKS, ("s", "o", "^"), strict=True):
+            mine = [
+                (known[s.modifier.word].bias, s.change, s.modifier.word)
+                for s in whole(one)
+                if s.modifier.block == block and s.modifier.word in known
+            ]
+            if mine:
+                x, y, _ = zip(*mine, strict=True)
+                ax.plot(x, y, marker, color=COLOUR[block], label=block, markersize=5)
+            for at_x, at_y, word in mine:
+                ax.annotate(word, (at_x, at_y), xytext=(3, 3), textcoords="offset points",
+                            fontsize=6.5)  # fmt: skip
+        ax.axhline(0, color="black", linewidth=0.8)
+        ax.set_xlabel("log odds of a plural noun after it")
+        ax.set_ylabel("change of probability")
+        if one.association:
+            a = one.association
+            ax.set_title(
+                f"{one.name} neuron {label(one.neuron)}: rank r = {a.spearman:.2f},\n"
+                f"within blocks {a.partial:.2f} (p = {a.partial_p:.2f})"
+            )
+    axes[0].legend()
+    return figure

@@ -1,0 +1,215 @@
+"""Control 6: the same edit in another place: other columns, another layer, token or key."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from kn_bench.cases.case import EditRequest, Task
+from kn_bench.editing.edit import Edit, LowRank, LowRankEdit, NotApplicable
+from kn_bench.localise.groups import Profile
+from kn_bench.localise.matching import matched, seeded
+from kn_bench.localise.selection import Neuron, Neurons
+from kn_bench.measure.statistics import Interval, mean_interval
+from kn_bench.study.edited import Outcome, rewritten, rome, took
+from kn_bench.study.material import Material
+from kn_bench.study.page import Figure, Row, Section, Table
+from kn_bench.study.plots import TASK, panels, whiskers
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Drawing
+
+ROME_REQUESTS = 2
+"""Of each relation: every layer is edited for each."""
+
+
+@dataclass(frozen=True)
+class Placed:
+    """One edit in one place; None where it could not be made."""
+
+    method: str
+    place: str
+    task: Task
+    request: EditRequest
+    outcome: Outcome
+
+
+def run(material: Material) -> Section:
+    """The section."""
+    found = [*_in_columns(material), *_by_rome(material)]
+    return Section(
+        "place",
+        "Control 6: does the place of the edit matter?",
+        "kn-edit's change, -e(old) + e(new) scaled to the values' norms, is made in all located "
+        "columns (the method itself leaves out those that a relation shares), in matched random "
+        "ones, in the most active ones, and in random ones of the last layer. If it works "
+        "anywhere, it says nothing of where knowledge is. ROME (causal models) is made at every "
+        "layer, at the prompt's last word instead of the subject, and with a random key and the "
+        "same norm.",
+        _findings(found),
+        tables=(_table(found),),
+        figures=(
+            Figure(
+                "place",
+                "Share of edits after which the model gives the new answer (argmax), by place, "
+                "with 95 % intervals over subjects or nouns.",
+                lambda: _draw(found),
+            ),
+        ),
+        notes=()
+        if material.lm.is_causal
+        else ("ROME edits causal models only: its part is left out.",),
+    )
+
+
+def _in_columns(material: Material) -> list[Placed]:
+    pairs = [
+        (profile, request)
+        for profile in material.profiles
+        for request in profile.group.requests[: max(1, material.settings.edited // 2)]
+    ]
+    named = [(p, r, _columns(material, p, r)) for p, r in pairs]
+    flat = [
+        (place, r, rewritten(material.lm, r, neurons))
+        for _, r, columns in named
+        for place, neurons in columns.items()
+    ]
+    return _placed(material, "kn-edit", flat)
+
+
+def _columns(material: Material, profile: Profile, request: EditRequest) -> dict[str, Neurons]:
+    neurons = material.neurons(profile)
+    mean = material.mean_activation(profile)
+    generator = seeded(material.settings.seed, "place", request.id)
+    order = mean.flatten().argsort(descending=True).tolist()
+    active = [Neuron(*divmod(place, mean.shape[1])) for place in order[: len(neurons)]]
+    last = mean.shape[0] - 1
+    units = torch.randperm(mean.shape[1], generator=generator)[: len(neurons)].tolist()
+    return {
+        "located": neurons,
+        "random, same layers": matched(mean, neurons, generator),
+        "most active": frozenset(active),
+        "random, last layer": frozenset(Neuron(last, unit) for unit in units),
+    }
+
+
+def _placed(
+    material: Material,
+    method: str,
+    edits: Sequence[tuple[str, EditRequest, Edit | NotApplicable | None]],
+) -> list[Placed]:
+    outcomes = took(material.lm, [r for _, r, _ in edits], [e for _, _, e in edits])
+    return [
+        Placed(method, place, request.task, request, outcome)
+        for (place, request, _), outcome in zip(edits, outcomes, strict=True)
+        if outcome is not None
+    ]
+
+
+def _by_rome(material: Material) -> list[Placed]:
+    lm = material.lm
+    if not lm.is_causal:
+        return []
+    requests = material.requests("fact", ROME_REQUESTS)
+    own = rome(lm)
+    chosen = own.hyperparameters.layer
+    made = own.edit(requests)
+    edits: list[tuple[str, EditRequest, Edit | NotApplicable | None]] = []
+    for layer in range(lm.n_layers):
+        name = f"layer {layer}" + (" (chosen)" if layer == chosen else "")
+        at_layer = made if layer == chosen else rome(lm, layer).edit(requests)
+        edits += [(name, r, e) for r, e in zip(requests, at_layer, strict=True)]
+    # the edits are made for the wrong token's prompts, and asked for at the right ones
+    elsewhere = [_last_word(request) for request in requests]
+    wrong = own.edit([one for one in elsewhere if one is not None])
+    kept = [r for r, one in zip(requests, elsewhere, strict=True) if one is not None]
+    edits += [("last word", r, e) for r, e in zip(kept, wrong, strict=True)]
+    random = [_random_key(material, r, e) for r, e in zip(requests, made, strict=True)]
+    edits += [("random key", r, e) for r, e in zip(requests, random, strict=True)]
+    return _placed(material, "rome", edits)
+
+
+def _last_word(request: EditRequest) -> EditRequest | None:
+    """The same request with the prompt's last word for a subject."""
+    left = request.cloze.left
+    start, _, word = left.rpartition(" ")
+    if not start or not word or "{" in left:
+        return None
+    return replace(request, subject=word, prompt=f"{start} {{}}", queries=(), background=())
+
+
+def _random_key(
+    material: Material, request: EditRequest, edit: Edit | NotApplicable
+) -> Edit | NotApplicable:
+    """The edit with u drawn at random and its norm kept."""
+    if not isinstance(edit, LowRankEdit):
+        return edit
+    generator = seeded(material.settings.seed, "key", request.id)
+    updates = []
+    for up in edit.updates:
+        drawn = torch.randn(up.u.shape, generator=generator).to(up.u)
+        updates.append(LowRank(up.layer, drawn / drawn.norm() * up.u.norm(), up.v))
+    return LowRankEdit(tuple(updates))
+
+
+def _rate(mine: Sequence[Placed], name: str) -> Interval:
+    values = [getattr(one.outcome, name) for one in mine]
+    return mean_interval(values, [one.request.subject for one in mine])
+
+
+def _grouped(found: Sequence[Placed]) -> list[tuple[str, str, Task, list[Placed]]]:
+    keys = dict.fromkeys((one.method, one.place, one.task) for one in found)
+    return [
+        (*key, [one for one in found if (one.method, one.place, one.task) == key]) for key in keys
+    ]
+
+
+def _table(found: Sequence[Placed]) -> Table:
+    rows: list[Row] = [
+        (
+            method,
+            place,
+            TASK[task][2],
+            _rate(mine, "argmax"),
+            _rate(mine, "preferred"),
+            _rate(mine, "before"),
+        )
+        for method, place, task, mine in _grouped(found)
+    ]
+    return Table(
+        "place",
+        "Edits by place: share after which the new answer is given (argmax), is preferred to the "
+        "true one, and was preferred before, with 95 % intervals over subjects or nouns.",
+        ("method", "place", "task", "given", "preferred", "preferred before"),
+        tuple(rows),
+        left=3,
+    )
+
+
+def _findings(found: Sequence[Placed]) -> tuple[str, ...]:
+    sentences = []
+    for method in dict.fromkeys(one.method for one in found):
+        parts = []
+        for its, place, task, mine in _grouped(found):
+            if its == method:
+                parts.append(f"{place} ({TASK[task][2]}) {_rate(mine, 'argmax').mean:.0%}")
+        sentences.append(f"{method} gives the new answer: {', '.join(parts)}.")
+    return tuple(sentences)
+
+
+def _draw(found: Sequence[Placed]) -> Drawing:
+    names = list(dict.fromkeys((one.method, one.place) for one in found))
+    figure, (axes,) = panels(1, width=7.0, height=1.0 + 0.27 * len(names))
+    for shift, (task, (colour, marker, label)) in zip((-0.13, 0.13), TASK.items(), strict=True):
+        groups = {(m, p): mine for m, p, t, mine in _grouped(found) if t == task}
+        places = [-i + shift for i, name in enumerate(names) if name in groups]
+        values = [_rate(groups[name], "argmax") for name in names if name in groups]
+        whiskers(axes, places, values, colour=colour, marker=marker, label=label, horizontal=True)
+    axes.set_yticks([-i for i in range(len(names))], [f"{m}: {p}" for m, p in names])
+    axes.set_xlim(-0.02, 1.02)
+    axes.set_xlabel("share of edits that take")
+    axes.legend(loc="best")
+    return figure

@@ -1,0 +1,283 @@
+"""Causal tracing of facts and syntax, averaged by token role (Figure 9)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kn_bench.cases.case import Case, Query, Task
+from kn_bench.cases.drawing import stable_hash
+from kn_bench.localise.corrupting import TracePrompt
+from kn_bench.localise.interventions import answers
+from kn_bench.localise.restoring import Kind
+from kn_bench.localise.roles import ROLES, Role, TraceStudy, trace_prompt, trace_study
+from kn_bench.localise.tracing import KINDS, Trace
+from kn_bench.measure.fitting import fit_query
+from kn_bench.study.material import Material
+from kn_bench.study.page import Figure, NothingToShow, Row, Section, Table
+from kn_bench.study.plots import TASK, heat_map, panels
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Drawing
+
+WHAT: dict[Task, str] = {
+    "fact": "the answer's probability",
+    "pair": "the preference for the grammatical member",
+}
+EXAMPLES = 12
+"""Prompts that the example is chosen from."""
+TITLES: dict[Kind, str] = {"hidden": "residual stream", "mlp": "MLP", "attention": "attention"}
+
+
+@dataclass(frozen=True)
+class Traced:
+    """Prompts of one task that the model answers, traced."""
+
+    task: Task
+    cases: tuple[Case, ...]
+    study: TraceStudy
+    offered: int
+    unfit: int
+
+
+def run(material: Material) -> Section:
+    """The section."""
+    found = [one for task in TASK if (one := traced(material, task)).cases]
+    if not found:
+        raise NothingToShow(
+            "No prompt of a known fact or pair can be traced: the subject must stand before the "
+            "answer in a causal model."
+        )
+    s = material.settings
+    return Section(
+        "tracing",
+        "Where does causal tracing point?",
+        "Noise of three standard deviations is put on the embeddings of the subject (of a pair: "
+        f"the word that governs agreement), {s.samples} samples of it; then every state of the "
+        "corrupted run is put back to its clean value, one token and layer at a time "
+        f"(MLP and attention: a window of {material.window} of {material.lm.n_layers} layers), and "
+        "what the answer's probability regains is its indirect effect. Of a pair the preference "
+        "for its grammatical member is followed, P(good) / (P(good) + P(bad)): a noun in a causal "
+        "model's prompt has hardly a probability of its own. Only prompts that the model answers "
+        "rightly are traced. The paper finds an early and a late site on facts, and "
+        "neither on syntax.",
+        tuple(sentence for one in found for sentence in _findings(one)),
+        tables=(_table(found), _peaks(found)),
+        figures=(
+            Figure(
+                "roles",
+                "Mean indirect effect by token role and layer, for facts (above) and syntax "
+                "(below). Where the subject ends the prompt, its last token is where the answer is "
+                "read.",
+                lambda: _draw_roles(material, found),
+                "Figure 9",
+            ),
+            *(
+                Figure(
+                    f"example_{one.task}",
+                    f"One {TASK[one.task][2].removesuffix('s')} prompt, token by token: indirect "
+                    "effect of each state; the starred tokens are corrupted.",
+                    partial(_draw_example, material, _example(one)),
+                )
+                for one in found
+            ),
+        ),
+        notes=tuple(
+            f"{TASK[one.task][2]}: of {one.offered} prompts looked at, {one.unfit} cannot be put "
+            f"to the model with the subject corrupted, and "
+            f"{one.offered - one.unfit - len(one.cases)} are not answered rightly or were not "
+            "needed."
+            for one in found
+        ),
+    )
+
+
+def traced(material: Material, task: Task) -> Traced:
+    """Known prompts of a task, a few of each relation or paradigm, traced."""
+    offered = sorted(
+        (case for case in material.cases if case.task == task),
+        key=lambda case: stable_hash("trace", case.id),
+    )
+    most: dict[str, list[tuple[Case, TracePrompt]]] = {}
+    looked, unfit = 0, 0
+    for case in offered:
+        row = most.setdefault(case.relation, [])
+        if len(row) >= 3 * material.settings.traced:
+            continue
+        looked += 1
+        prompt = trace_prompt(material.lm, case.request)
+        if isinstance(prompt, TracePrompt):
+            row.append((case, prompt))
+        else:
+            unfit += 1
+    known = _known(material, [one for row in most.values() for one in row])
+    chosen = [
+        one
+        for row in most.values()
+        for one in [one for one in row if one[0].id in known][: material.settings.traced]
+    ]
+    return Traced(
+        task,
+        tuple(case for case, _ in chosen),
+        trace_study(
+            material.lm,
+            [prompt for _, prompt in chosen],
+            [case.cluster for case, _ in chosen],
+            window=material.window,
+            samples=material.settings.samples,
+            seed=material.settings.seed,
+        ),
+        looked,
+        unfit,
+    )
+
+
+def _known(material: Material, offered: Sequence[tuple[Case, TracePrompt]]) -> set[str]:
+    """Facts whose answer is the argmax; pairs whose true member is preferred."""
+    fitted = []
+    for case, _ in offered:
+        request = case.request
+        both = [
+            fit_query(Query(request.cloze, answer), material.lm.tokens, "pair")
+            for answer in (request.target_true, request.target_new)
+        ]
+        fitted += [(case, one) for one in both if one is not None and None not in both]
+    found = answers(material.lm, [one for _, one in fitted])
+    known = set()
+    for i in range(0, len(fitted), 2):
+        case = fitted[i][0]
+        preferred = found.log_prob[i] > found.log_prob[i + 1]
+        if found.right[i] if case.task == "fact" else preferred:
+            known.add(case.id)
+    return known
+
+
+def _at(role: Role) -> str:
+    return ROLES[role] if role == "answer" else f"at the {ROLES[role]}"
+
+
+def _findings(one: Traced) -> list[str]:
+    name = TASK[one.task][2]
+    total = one.study.total
+    peaks = []
+    for kind in KINDS:
+        peak = one.study.peak(kind)
+        e = peak.effect
+        peaks.append(
+            f"{TITLES[kind]} {_at(peak.role)}, layer {peak.layer} "
+            f"({e.mean:.2f} [{e.low:.2f}, {e.high:.2f}])"
+        )
+    return [
+        f"On {name} (n={total.n} prompts) the noise takes {total.mean:.2f} [{total.low:.2f}, "
+        f"{total.high:.2f}] from {WHAT[one.task]}; most is regained in the "
+        + "; ".join(peaks)
+        + "."
+    ]
+
+
+def _table(found: Sequence[Traced]) -> Table:
+    rows: list[Row] = [
+        (TASK[one.task][2], TITLES[e.kind], ROLES[e.role], e.layer, e.effect)
+        for one in found
+        for e in one.study.effects
+    ]
+    return Table(
+        "effects",
+        "Mean indirect effect of every kind, role and layer, with 95 % intervals over prompts.",
+        ("task", "state", "role", "layer", "indirect effect"),
+        tuple(rows),
+        left=3,
+        digits=3,
+        shown=0,
+    )
+
+
+def _peaks(found: Sequence[Traced]) -> Table:
+    rows: list[Row] = []
+    for one in found:
+        for kind in KINDS:
+            subject = [e for e in one.study.effects if e.kind == kind and e.role == "last"]
+            early = max(subject, key=lambda e: e.effect.mean, default=None)
+            late = max(
+                (e for e in one.study.effects if e.kind == kind and e.role == "answer"),
+                key=lambda e: e.effect.mean,
+            )
+            rows.append(
+                (
+                    TASK[one.task][2],
+                    TITLES[kind],
+                    early.layer if early else None,
+                    early.effect if early else None,
+                    late.layer,
+                    late.effect,
+                )
+            )
+    return Table(
+        "sites",
+        "The layer with the greatest mean effect at the last subject token (the early site of "
+        "facts in GPT-2 XL) and where the answer is read (the late one).",
+        ("task", "state", "early layer", "effect there", "late layer", "effect there "),
+        tuple(rows),
+        left=2,
+        digits=3,
+    )
+
+
+def _draw_roles(material: Material, found: Sequence[Traced]) -> Drawing:
+    layers = [str(layer) for layer in range(material.lm.n_layers)]
+    figure, axes = panels(3, len(found), width=9.5, height=2.6 * len(found))
+    top = max(e.effect.mean for one in found for e in one.study.effects)
+    for row, one in enumerate(found):
+        present = [r for r in ROLES if any(e.role == r for e in one.study.effects)]
+        for column, kind in enumerate(KINDS):
+            values = np.full((len(present), material.lm.n_layers), np.nan)
+            for e in one.study.effects:
+                if e.kind == kind:
+                    values[present.index(e.role), e.layer] = e.effect.mean
+            ax = axes[3 * row + column]
+            heat_map(
+                ax,
+                values,
+                rows=[ROLES[r] for r in present] if column == 0 else [""] * len(present),
+                columns=layers,
+                two_sided=True,
+                limit=top,
+                numbers=2 if material.lm.n_layers <= 8 else None,
+            )
+            ax.set_title(f"{TASK[one.task][2]}: {TITLES[kind]} (n = {one.study.total.n})")
+            ax.set_xlabel("layer")
+    return figure
+
+
+def _example(one: Traced) -> Trace:
+    """The first prompt with most text between subject and answer, where that tells them apart."""
+    return max(
+        one.study.traces[:EXAMPLES], key=lambda t: abs(t.prompt.position - t.prompt.subject[1])
+    )
+
+
+def _draw_example(material: Material, one: Trace) -> Drawing:
+    tokens = [material.lm.tokens.tokenizer.decode([i]).strip() for i in one.prompt.ids]
+    start, stop = one.prompt.subject
+    names = [f"{text}*" if start <= i < stop else text for i, text in enumerate(tokens)]
+    figure, axes = panels(3, width=9.5, height=1.0 + 0.22 * len(tokens))
+    top = float(one.indirect_effects.abs().max())
+    for number, (ax, kind) in enumerate(zip(axes, one.kinds, strict=True)):
+        heat_map(
+            ax,
+            one.indirect_effects[number].double().numpy(),
+            rows=names if number == 0 else [""] * len(names),
+            columns=[str(layer) for layer in range(material.lm.n_layers)],
+            two_sided=True,
+            limit=top,
+        )
+        ax.set_title(TITLES[kind])
+        ax.set_xlabel("layer")
+    answer = material.lm.tokens.tokenizer.decode([one.prompt.answer]).strip()
+    what = f'P("{answer}")' if one.prompt.rival is None else f'preference for "{answer}"'
+    figure.suptitle(f"{what}: {one.clean:.2f} clean, {one.corrupted:.2f} corrupted")
+    return figure

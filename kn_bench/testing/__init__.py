@@ -1,0 +1,1 @@
+"""The pytest layer: methods as fixtures, scheduling, recording, outcomes."""

@@ -1,0 +1,85 @@
+"""Who computes where: a pool of devices kept by the controller, threads shared among the workers.
+
+A worker that replaces a crashed one has a new number, so a device chosen by number would soon be
+used twice while another idles: the controller leases devices and takes them back.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+
+class DevicePool:
+    """Devices on loan to workers; the least used device goes out first."""
+
+    def __init__(self, devices: Sequence[str]) -> None:
+        if not devices:
+            raise ValueError("a pool of devices needs at least one device")
+        self._users: dict[str, set[str]] = {device: set() for device in devices}
+
+    def lease(self, worker: str) -> str:
+        """The device for ``worker``, the one it has already if it has one."""
+        for device, users in self._users.items():
+            if worker in users:
+                return device
+        device = min(self._users, key=lambda device: len(self._users[device]))
+        self._users[device].add(worker)
+        return device
+
+    def release(self, worker: str) -> None:
+        """Take back what ``worker`` had."""
+        for users in self._users.values():
+            users.discard(worker)
+
+
+def expand(devices: Sequence[str]) -> list[str]:
+    """``cuda`` as all visible GPUs, everything else as it is, each of them known to exist.
+
+    Raises:
+        ValueError: for a device that torch does not know, or that is not there.
+    """
+    found: list[str] = []
+    for device in devices:
+        found += ["cpu"] if device == "cpu" else _accelerators(device)
+    return list(dict.fromkeys(found))
+
+
+def _accelerators(device: str) -> list[str]:
+    """The devices that ``device`` names; no context is opened on them."""
+    import torch
+
+    try:
+        named = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"--device {device}: give cpu, cuda or cuda:N") from None
+    if named.type != "cuda":
+        return [device]
+    count = torch.cuda.device_count()
+    if count <= (named.index or 0):
+        raise ValueError(f"--device {device}: torch sees {count} GPUs here; use --device cpu")
+    every = range(count) if named.index is None else [named.index]
+    return [f"cuda:{number}" for number in every]
+
+
+def settle(workers: int) -> None:
+    """Share the cores among ``workers`` processes of which this is one.
+
+    To be called before torch is imported: an OpenMP thread that spins while it waits takes the core
+    another worker could use, and OpenMP reads that setting once. ``OMP_NUM_THREADS`` is respected.
+    """
+    if "torch" not in sys.modules:
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if os.environ.get("OMP_NUM_THREADS"):
+        return
+    import torch
+
+    torch.set_num_threads(threads(workers))
+
+
+def threads(workers: int) -> int:
+    """Threads for each of ``workers`` processes, at least one."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return max(1, cores // max(1, workers))

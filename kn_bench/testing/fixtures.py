@@ -1,0 +1,43 @@
+"""What a suite's conftest needs: the fixtures of its tests, and the cases they run on.
+
+A suite of one's own, in another folder, gets them by one line in its conftest::
+
+    from kn_bench.testing.fixtures import *
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from kn_bench.measure.verdict import Verdict
+    from kn_bench.model.language_model import LanguageModel
+
+__all__ = ["language_model", "pytest_generate_tests", "verdict"]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test for each model, method and case."""
+    if "verdict" in metafunc.fixturenames:
+        from kn_bench.plugin import suites_of
+
+        suites_of(metafunc.config).parametrize(metafunc)
+
+
+@pytest.fixture
+def verdict(request: pytest.FixtureRequest) -> Verdict:
+    """What the suite's criterion says of a case, edited by a method on a model."""
+    from kn_bench.plugin import suites_of
+
+    found: Verdict = suites_of(request.config).verdict(request)
+    return found
+
+
+@pytest.fixture
+def language_model(request: pytest.FixtureRequest) -> LanguageModel:
+    """The model of the test at hand, loaded: what a method is bound to."""
+    from kn_bench.plugin import suites_of
+
+    return suites_of(request.config).model(request.node)

@@ -1,0 +1,120 @@
+"""The loaded models of one process, and their engines."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kn_bench.testing.options import Options
+
+if TYPE_CHECKING:
+    from kn_bench.measure.engine import Engine
+    from kn_bench.model.language_model import LanguageModel
+
+ROOM = 1 << 30
+"""Bytes of weights that may stay loaded beside the model in use: the embedded ones all fit."""
+
+
+class Models:
+    """Loads models as they are needed and keeps small ones.
+
+    Args:
+        options: dtype, memory and seed are taken from it.
+        device: where this process computes.
+    """
+
+    def __init__(self, options: Options, device: str) -> None:
+        self._options = options
+        self._device = device
+        self._engines: OrderedDict[str, Engine] = OrderedDict()
+        self._failed: dict[str, str] = {}
+
+    def model(self, name: str) -> LanguageModel:
+        """The model called ``name``.
+
+        Raises:
+            ValueError: when it cannot be loaded, one sentence, the same each time.
+        """
+        return self.engine(name).model
+
+    def engine(self, name: str) -> Engine:
+        """The engine of the model called ``name``; raises as :meth:`model` does."""
+        if name in self._failed:
+            raise ValueError(self._failed[name])
+        if name not in self._engines:
+            self._make_room()
+            try:
+                self._engines[name] = self._load(name)
+            except ValueError as error:
+                self._failed[name] = str(error)
+                raise
+        self._engines.move_to_end(name)
+        return self._engines[name]
+
+    def forget(self, name: str) -> None:
+        """Drop a model that may not be what it was."""
+        self._engines.pop(name, None)
+
+    def _load(self, name: str) -> Engine:
+        from kn_bench.cases.reading import cache_folder
+        from kn_bench.measure.engine import Engine
+        from kn_bench.model.loading import load_model
+
+        try:
+            model = load_model(name, device=self._device, dtype=self._options.dtype)
+        except ValueError:
+            raise
+        except Exception as error:  # a truncated file fails in many ways
+            first = (str(error).strip() or "no reason given").splitlines()[0]
+            reason = f"{type(error).__name__}: {first}"
+            raise ValueError(f"the model {name!r} cannot be loaded ({reason})") from error
+        answers = cache_folder() / "answers"
+        return Engine(model, cache=answers, memory=self._options.memory, seed=self._options.seed)
+
+    def _make_room(self) -> None:
+        while self._engines and sum(map(_size, self._engines.values())) > ROOM:
+            self._engines.popitem(last=False)
+
+
+def _size(engine: Engine) -> int:
+    return sum(p.numel() * p.element_size() for p in engine.model.hf.parameters())
+
+
+def fingerprint(name: str) -> str:
+    """What a model is made of, without loading it: SHA-256 of its files, or the hub's commit.
+
+    Raises:
+        ValueError: when there is no such model, naming the embedded ones.
+    """
+    from kn_bench.model import embedded
+    from kn_bench.results.manifest import hash_files
+
+    folder = embedded.folder(name) if name in embedded.NAMES else Path(name)
+    if folder.is_dir():
+        files = [path for path in folder.iterdir() if path.suffix in _WEIGHTS_AND_TOKENIZER]
+        if not (folder / "config.json").is_file():
+            raise ValueError(f"{folder} is no model folder: it has no config.json")
+        return hash_files(files)
+    return _hub_commit(name)
+
+
+_WEIGHTS_AND_TOKENIZER = (".safetensors", ".json", ".txt", ".model")
+
+
+def _hub_commit(name: str) -> str:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HFValidationError
+
+    from kn_bench.model import embedded
+
+    try:
+        # .../models--gpt2/snapshots/<commit>/config.json
+        return Path(hf_hub_download(name, "config.json")).parent.name
+    except (OSError, HFValidationError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else "no reason given"
+        raise ValueError(
+            f"unknown model {name!r}: it is none of the embedded models "
+            f"({', '.join(embedded.NAMES)}), no folder, and not to be had from the hub or its "
+            f"cache ({reason})"
+        ) from error

@@ -1,0 +1,240 @@
+"""The suites' command line: one option group, read once into a frozen dataclass."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from argparse import ArgumentTypeError
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+Grain = Literal["case", "unit"]
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)i?B?", re.IGNORECASE)
+_RUN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the user asked for.
+
+    Attributes:
+        models: names, folders or hub ids; empty: the embedded models.
+        methods: names; empty: all that are registered.
+        cases: sources; empty: the embedded cases.
+        relations: relations and paradigms to keep; empty: all.
+        limit: cases of each relation or paradigm; None: not asked for.
+        seed: of every draw.
+        devices: torch devices; several form the workers' pool.
+        dtype: of the weights.
+        run: name of the run's folder; "" for a new one.
+        resume: run to go on with, or ``last``; "" for none.
+        baseline, save_baseline: files of the gate, or None.
+        gate: tolerances, such as ``symmetry:0.05``.
+        strict: a missed criterion fails its test.
+        grain: a test a case, or a test a relation.
+        memory: bytes that a batch may use, or None.
+        reports: folder of runs and leaderboard.
+    """
+
+    models: tuple[str, ...] = ()
+    methods: tuple[str, ...] = ()
+    cases: tuple[str, ...] = ("embedded",)
+    relations: tuple[str, ...] = ()
+    limit: int | Literal["all"] | None = None
+    seed: int = 0
+    devices: tuple[str, ...] = ("cpu",)
+    dtype: str = "float32"
+    run: str = ""
+    resume: str = ""
+    baseline: Path | None = None
+    save_baseline: Path | None = None
+    gate: tuple[str, ...] = ()
+    strict: bool = False
+    grain: Grain = "case"
+    memory: int | None = None
+    reports: Path = Path("reports")
+
+
+def add_options(parser: pytest.Parser) -> None:
+    """Add the group ``kn_bench``."""
+    group = parser.getgroup("kn_bench", "kn_bench: what is measured, and how")
+
+    def option(name: str, help: str, **kwargs: Any) -> None:
+        group.addoption(name, dest=_dest(name), help=help, **kwargs)
+
+    def repeatable(name: str, metavar: str, help: str) -> None:
+        option(name, f"{help} Repeatable.", action="append", metavar=metavar, default=[])
+
+    repeatable("--model", "NAME", "Embedded model, folder or hub id (default: the embedded ones).")
+    repeatable("--method", "NAME", "Editing method (default: all registered).")
+    repeatable("--cases", "SOURCE", "embedded, NAME=FOLDER or FILE.jsonl (default: embedded).")
+    repeatable("--relation", "ID", "Relation to keep, such as P36 (default: all).")
+    repeatable("--paradigm", "NAME", "BLiMP paradigm to keep (default: all).")
+    option(
+        "--limit",
+        "N cases of each relation or paradigm, or 'all' (default: all, 4 of embedded).",
+        type=_limit,
+        metavar="N",
+    )
+    option("--seed", "Seed of every draw (default: 0).", type=_number, default=0, metavar="N")
+    repeatable("--device", "DEVICE", "cpu, cuda or cuda:N; several are shared out (default: cpu).")
+    option("--dtype", "Of the weights (default: float32).", default="float32", metavar="TYPE")
+    option("--run", "Name of the run's folder.", default="", metavar="NAME")
+    option("--resume", "Go on with a run: its name, or 'last'.", default="", metavar="RUN")
+    option("--baseline", "Fail when a criterion fell significantly.", type=Path, metavar="FILE")
+    option("--save-baseline", "Write this run as a baseline.", type=Path, metavar="FILE")
+    repeatable("--gate", "CRITERION:FALL", "Tolerated fall, such as symmetry:0.05.")
+    option("--strict-criteria", "A missed criterion fails its test.", action="store_true")
+    option("--grain", "A test a case, or a test a relation (default: case).", default="case",
+           choices=("case", "unit"))  # fmt: skip
+    option("--memory", "Memory that a batch may use, such as 2G.", type=_bytes, metavar="SIZE")
+    option("--reports", "Folder of runs and leaderboard (default: reports).", type=Path,
+           default=Path("reports"), metavar="DIR")  # fmt: skip
+
+
+def _dest(name: str) -> str:
+    return "kn_bench_" + name.removeprefix("--").replace("-", "_")
+
+
+def read_options(config: pytest.Config) -> Options:
+    """The options of this session; the defaults where the group was not added.
+
+    Raises:
+        pytest.UsageError: for options that contradict each other, in one sentence.
+    """
+
+    def get(name: str, default: Any) -> Any:
+        # a suite collected through a parent folder has no options of ours on its command line
+        value = config.getoption(_dest(name), default)
+        return default if value is None or value == [] else value
+
+    def path(name: str) -> Path | None:
+        value = get(name, None)
+        return None if value is None else config.invocation_params.dir / value
+
+    options = Options(
+        models=tuple(dict.fromkeys(get("--model", ()))),
+        methods=tuple(dict.fromkeys(get("--method", ()))),
+        cases=tuple(dict.fromkeys(get("--cases", ("embedded",)))),
+        relations=tuple(dict.fromkeys([*get("--relation", ()), *get("--paradigm", ())])),
+        limit=get("--limit", None),
+        seed=get("--seed", 0),
+        devices=tuple(dict.fromkeys(get("--device", ("cpu",)))),
+        dtype=get("--dtype", "float32"),
+        run=get("--run", ""),
+        resume=get("--resume", ""),
+        baseline=path("--baseline"),
+        save_baseline=path("--save-baseline"),
+        gate=tuple(get("--gate", ())),
+        strict=get("--strict-criteria", False),
+        grain=get("--grain", "case"),
+        memory=get("--memory", None),
+        reports=config.invocation_params.dir / get("--reports", Path("reports")),
+    )
+    _refuse_contradictions(options, config)
+    return options
+
+
+def _refuse_contradictions(options: Options, config: pytest.Config) -> None:
+    if options.run and options.resume:
+        raise pytest.UsageError(
+            f"--run {options.run} starts a run and --resume {options.resume} goes on with one: "
+            "give one of them"
+        )
+    if options.run and not _RUN_NAME.fullmatch(options.run):
+        raise pytest.UsageError(
+            f"--run {options.run!r} is no name for a folder: letters, digits, '_', '.' and '-' only"
+        )
+    if options.gate and options.baseline is None:
+        raise pytest.UsageError("--gate sets tolerances for --baseline FILE, which is not given")
+    if config.getoption("dist", "no") == "each":
+        raise pytest.UsageError(
+            "--dist each would measure every case once a worker: use another --dist, or none"
+        )
+
+
+def addressed(config: pytest.Config) -> bool:
+    """Whether this invocation names the suites, or this plug-in with ``-p``.
+
+    Our options have common names (``--model``, ``--seed``): in a session of another project they
+    would clash with its own, so they exist only where the suites are asked for.
+    """
+    words = command_line(config) + _ini_words(config, "testpaths")
+    return any(_names_suites(word, config.invocation_params.dir) for word in words)
+
+
+def command_line(config: pytest.Config) -> list[str]:
+    """The words of the command line, of ``addopts`` and of ``PYTEST_ADDOPTS``, as given."""
+    return [
+        *(str(arg) for arg in config.invocation_params.args),
+        *_ini_words(config, "addopts"),
+        *shlex.split(os.environ.get("PYTEST_ADDOPTS", "")),
+    ]
+
+
+def _ini_words(config: pytest.Config, name: str) -> list[str]:
+    try:
+        return [str(word) for word in config.getini(name)]
+    except (KeyError, ValueError):  # loaded by -p, before pytest knows its own settings
+        return []
+
+
+def _names_suites(word: str, folder: Path) -> bool:
+    path = word.removeprefix("-p").partition("::")[0]
+    if path == "kn_bench" or path.startswith(("kn_bench.suites", "kn_bench.plugin")):
+        return True
+    if not path or path.startswith("-"):
+        return False
+    try:
+        found = (folder / path).resolve()
+    except (OSError, RuntimeError, ValueError):
+        return False
+    return any(found == root or root in found.parents for root in suite_folders()) or (
+        found in checkout_roots()
+    )
+
+
+def suite_folders() -> list[Path]:
+    """Where ``kn_bench.suites`` lies: beside the package in a checkout, inside it in a wheel."""
+    import kn_bench
+
+    return [Path(folder).resolve() / "suites" for folder in kn_bench.__path__]
+
+
+def checkout_roots() -> Sequence[Path]:
+    """The checkout's root, if this is one."""
+    import kn_bench
+
+    return [Path(folder).resolve() for folder in list(kn_bench.__path__)[1:]]
+
+
+def _limit(text: str) -> int | Literal["all"]:
+    if text == "all":
+        return "all"
+    if not text.isdecimal() or int(text) < 1:
+        raise _invalid(f"{text!r} is no number of cases: give 1 or more, or 'all'")
+    return int(text)
+
+
+def _number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise _invalid(f"{text!r} is no whole number") from None
+
+
+def _bytes(text: str) -> int:
+    found = _SIZE.fullmatch(text.strip())
+    if not found or float(found[1]) <= 0:
+        raise _invalid(f"{text!r} is no size: give a number with K, M, G or T, such as 2G")
+    return int(float(found[1]) * 1024 ** " KMGT".index((found[2] or " ").upper()))
+
+
+def _invalid(message: str) -> Exception:
+    return ArgumentTypeError(message)

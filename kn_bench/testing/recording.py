@@ -1,0 +1,172 @@
+"""The one writer: every test's rows are in the run's log before its outcome is shown.
+
+Lives in the controller, or in the only process there is. It also counts: each test that was
+collected must be heard of again, or the session says so and exits with status 3.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from kn_bench.results.files import StoreError
+from kn_bench.testing import addresses, outcomes, summary, units
+from kn_bench.testing.outcomes import ROWS, SECONDS
+
+if TYPE_CHECKING:
+    from kn_bench.results.store import RunStore
+    from kn_bench.testing.offer import Offer
+    from kn_bench.testing.options import Options
+
+INCOMPLETE = 3
+"""Exit status when a collected test was never heard of again, or rows could not be written."""
+_RAN_TO_THE_END = (
+    pytest.ExitCode.OK,
+    pytest.ExitCode.TESTS_FAILED,
+    pytest.ExitCode.NO_TESTS_COLLECTED,
+)
+
+
+class Recorder:
+    """A plug-in that is registered once a suite of ours is collected.
+
+    Args:
+        store: the run's log.
+        options: what the user asked for.
+        offer: what is measured: names behind the slugs of test ids.
+        methods: names of methods by slug.
+    """
+
+    def __init__(
+        self, store: RunStore, options: Options, offer: Offer, methods: dict[str, str]
+    ) -> None:
+        self.store = store
+        self._options = options
+        self.offer = offer
+        self._methods = methods
+        self._expected: dict[str, None] = {}
+        self._seconds: defaultdict[str, float] = defaultdict(float)
+        self._started = time.perf_counter()
+        self._last_unit: tuple[str, ...] = ()
+        self.lost: list[str] = []
+        self.failure = ""
+        self.finished = False
+        self.ending: summary.Ending | None = None
+
+    def expect(self, nodeids: Iterable[str]) -> None:
+        """The tests that are to be heard of; a second worker's list changes nothing."""
+        if not self._expected:
+            self._expected = {nodeid: None for nodeid in nodeids if addresses.parse(nodeid)}
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Write the report's rows and take them off the report."""
+        rows = _take(report, ROWS)
+        seconds = _take(report, SECONDS)
+        if rows is not None:
+            self._append(rows)
+        if seconds:
+            for phase, spent in json.loads(seconds).items():
+                self._seconds[phase] += spent
+        when: str = report.when  # xdist reports a crashed test as "???"
+        if when == "???":
+            self._append(self._crash_rows(report))
+        if when in ("teardown", "???"):
+            self._finished(report.nodeid)
+
+    def _append(self, rows: str) -> None:
+        try:
+            self.store.append(rows)
+        except StoreError as error:
+            self.failure = str(error)
+            pytest.exit(f"stopped: {error}", returncode=INCOMPLETE)
+
+    def _finished(self, nodeid: str) -> None:
+        """Each unit's rows are brought to the disk when the next one begins."""
+        if nodeid not in self._expected:
+            return
+        del self._expected[nodeid]
+        address = addresses.parse(nodeid)
+        if address and address[1:3] != self._last_unit:
+            self._last_unit = address[1:3]
+            self.store.sync()
+
+    def _crash_rows(self, report: pytest.TestReport) -> str:
+        from kn_bench.results.rows import CrashRow, encode_lines
+
+        address = addresses.parse(report.nodeid)
+        if address is None:
+            return ""
+        model = self.offer.models.get(address.model, address.model)
+        method = self._methods.get(address.method, address.method)
+        return encode_lines(
+            CrashRow(model, method, case.id, _criterion(address.criterion), str(report.longrepr))
+            for case in self.offer.labels.get(address.label, ())
+        )
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_report_teststatus(self, report: Any) -> Any:
+        return outcomes.teststatus(report)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Close the log; say in the exit status whether anything is missing."""
+        units.remove(self.store.folder / units.FOLDER)
+        self.store.close()
+        asked_to_stop = bool(session.shouldfail or session.shouldstop)
+        if self.failure or asked_to_stop or session.exitstatus not in _RAN_TO_THE_END:
+            return
+        self.lost = list(self._expected)
+        if self.lost:
+            session.exitstatus = INCOMPLETE
+        else:
+            self._finish(session)
+
+    def _finish(self, session: pytest.Session) -> None:
+        self._seconds["session"] = time.perf_counter() - self._started
+        try:
+            self.store.finish(self._seconds)
+            self.ending = summary.end_run(self.store.folder, self._options)
+            self.finished = True
+        except StoreError as error:
+            self.failure = str(error)
+            session.exitstatus = INCOMPLETE
+        if self.ending and self.ending.gate and not self.ending.gate.passed:
+            session.exitstatus = self.ending.gate.status
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if self.ending is not None:
+            summary.show(terminalreporter, self.ending, self._options)
+        elif self.failure:
+            terminalreporter.write_line(f"kn_bench: {self.failure}", red=True)
+        elif self.lost:
+            terminalreporter.write_line(f"kn_bench: {self.lost_sentence()}", red=True)
+        elif not self.finished:
+            run = self.store.manifest.run
+            terminalreporter.write_line(f"kn_bench: go on with this run by --resume {run}")
+
+    def lost_sentence(self) -> str:
+        """What became of the tests that were never heard of."""
+        examples = ", ".join(self.lost[:3]) + (", ..." if len(self.lost) > 3 else "")
+        return (
+            f"{len(self.lost)} of the collected tests never reported ({examples}): measure them "
+            f"with --resume {self.store.manifest.run}"
+        )
+
+
+def _take(report: pytest.TestReport, name: str) -> str | None:
+    """The value of a property, removed so that no other reporter repeats it."""
+    for index, (key, value) in enumerate(report.user_properties):
+        if key == name:
+            del report.user_properties[index]
+            return str(value)
+    return None
+
+
+def _criterion(name: str) -> Any:
+    return name

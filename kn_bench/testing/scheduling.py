@@ -1,0 +1,248 @@
+"""Hand out whole units, so that one worker makes a unit's edits, and once.
+
+xdist's own ``loadgroup`` does not do it: with pytest 9.2 it silently stops grouping
+(pytest-dev/pytest-xdist#1386), it is quadratic in the number of tests (#1212), and a crashed worker
+can hang it or run its tests again (#1323, #1327, #1371, #1378).
+
+Units with the same cases form a group. A worker takes a group and works through its units, because
+what methods share (the unedited model's answers, an optimisation) is in that worker's memory. A
+worker that finds no group left takes a unit from the end of the longest group under way.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Hashable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from kn_bench.testing import addresses
+
+if TYPE_CHECKING:
+    from xdist.workermanage import WorkerController
+
+Unit = list[int]
+"""Indices of the tests of one unit that are still to be run, in running order."""
+AHEAD = 2
+"""Tests to keep queued on a worker: it starts a test only when it knows the next one."""
+
+
+class Backlog:
+    """The units that no worker has yet, in groups."""
+
+    def __init__(self) -> None:
+        self._free: deque[deque[Unit]] = deque()
+        self._taken: dict[Hashable, deque[Unit]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._free) or any(self._taken.values())
+
+    def add(self, group: Sequence[Unit]) -> None:
+        """Put a group at the end."""
+        self._free.append(deque(group))
+
+    def next(self, worker: Hashable) -> Unit:
+        """The unit that suits ``worker`` best: of its own group, of a new one, of another's."""
+        own = self._taken.get(worker)
+        if own:
+            return own.popleft()
+        if self._free:
+            self._taken[worker] = self._free.popleft()
+            return self._taken[worker].popleft()
+        return max(self._taken.values(), key=len).pop()
+
+    def leave(self, worker: Hashable) -> None:
+        """Free what is left of the group of a worker that is gone."""
+        rest = self._taken.pop(worker, None)
+        if rest:
+            self._free.appendleft(rest)
+
+
+class UnitScheduling:
+    """An xdist scheduler that never splits a unit; every operation is O(1) a test."""
+
+    def __init__(self, workers: int, labels_per_unit: int = addresses.CASES_PER_UNIT) -> None:
+        self.numnodes = workers
+        self.labels_per_unit = labels_per_unit
+        self.collection: list[str] | None = None
+        self.pending: dict[WorkerController, dict[int, None]] = {}
+        self._collected: dict[WorkerController, list[str]] = {}
+        self._units: list[addresses.UnitKey | None] = []
+        self._backlog = Backlog()
+
+    @property
+    def nodes(self) -> list[WorkerController]:
+        return list(self.pending)
+
+    @property
+    def collection_is_completed(self) -> bool:
+        return self.collection is not None or len(self._collected) >= self.numnodes
+
+    @property
+    def has_pending(self) -> bool:
+        return bool(self._backlog) or any(self.pending.values())
+
+    @property
+    def tests_finished(self) -> bool:
+        return (
+            self.collection_is_completed
+            and not self._backlog
+            and all(len(tests) < AHEAD for tests in self.pending.values())
+        )
+
+    def add_node(self, node: WorkerController) -> None:
+        self.pending[node] = {}
+
+    def add_node_collection(self, node: WorkerController, collection: Sequence[str]) -> None:
+        self._collected[node] = list(collection)
+
+    def schedule(self) -> None:
+        """Cut the collection into units the first time, and give every idle worker some."""
+        if self.collection is None:
+            self.collection = next(iter(self._collected.values()))
+            parsed = map(addresses.parse, self.collection)
+            self._units = addresses.units(parsed, labels_per_unit=self.labels_per_unit)
+            for group in _groups(self._units):
+                self._backlog.add(group)
+        for node, collected in self._collected.items():
+            if collected != self.collection:
+                raise pytest.UsageError(
+                    f"{node.gateway.id} collected other tests than the first worker did: cases "
+                    "and ids must not depend on the process that makes them"
+                )
+        for node in self.nodes:
+            self._feed(node)
+
+    def mark_test_complete(
+        self, node: WorkerController, item_index: int, duration: float = 0
+    ) -> None:
+        self.pending[node].pop(item_index, None)
+        self._feed(node)
+
+    def mark_test_pending(self, item: str) -> None:
+        raise NotImplementedError("a test is run once")
+
+    def remove_pending_tests_from_node(
+        self, node: WorkerController, indices: Sequence[int]
+    ) -> None:
+        raise NotImplementedError("no test is taken back from a worker")
+
+    def remove_node(self, node: WorkerController) -> str | None:
+        """Put back what a dead worker had left, except the test that killed it; returns that test.
+
+        It goes to the end: should the same unit kill its next worker too, everything else is
+        measured by then.
+        """
+        tests = list(self.pending.pop(node))
+        rest = tests[1:]
+        self._backlog.leave(node)
+        for group in _groups([self._units[index] for index in rest]):
+            self._backlog.add([[rest[place] for place in unit] for unit in group])
+        for other in self.nodes:
+            self._feed(other)
+        return self.collection[tests[0]] if tests and self.collection else None
+
+    def _feed(self, node: WorkerController) -> None:
+        if node.shutting_down or self.collection is None or node not in self._collected:
+            return
+        while self._backlog and len(self.pending[node]) < AHEAD:
+            unit = self._backlog.next(node)
+            self.pending[node].update(dict.fromkeys(unit))
+            node.send_runtest_some(unit)
+        if not self._backlog:
+            node.shutdown()
+
+
+def _groups(units: Sequence[addresses.UnitKey | None]) -> list[list[Unit]]:
+    """Indices by unit, and units by group; a foreign test is a unit and a group of its own."""
+    groups: dict[Hashable, dict[Hashable, Unit]] = {}
+    for index, unit in enumerate(units):
+        group: Hashable = (unit.model, unit.chunk) if unit else index
+        groups.setdefault(group, {}).setdefault(unit, []).append(index)
+    return [list(members.values()) for members in groups.values()]
+
+
+class ChoosingScheduler:
+    """Decides when the first tests are known: units of ours, or xdist's own way.
+
+    Which tests there are is known only after the scheduler is chosen, and a session without a
+    suite of ours is not ours to schedule.
+    """
+
+    def __init__(self, ours: Callable[[], Any], theirs: Callable[[], Any]) -> None:
+        self._makers = (ours, theirs)
+        self._waiting: list[WorkerController] = []
+        self._chosen: Any = None
+
+    def add_node(self, node: WorkerController) -> None:
+        if self._chosen is None:
+            self._waiting.append(node)
+        else:
+            self._chosen.add_node(node)
+
+    def remove_node(self, node: WorkerController) -> str | None:
+        if self._chosen is not None:
+            return self._chosen.remove_node(node)  # type: ignore[no-any-return]
+        if node not in self._waiting:
+            raise KeyError(node)
+        self._waiting.remove(node)
+        return None
+
+    @property
+    def nodes(self) -> list[WorkerController]:
+        return list(self._waiting) if self._chosen is None else self._chosen.nodes
+
+    def add_node_collection(self, node: WorkerController, collection: Sequence[str]) -> None:
+        if self._chosen is None:
+            ours, theirs = self._makers
+            self._chosen = (ours if any(map(addresses.parse, collection)) else theirs)()
+            for waiting in self._waiting:
+                self._chosen.add_node(waiting)
+        self._chosen.add_node_collection(node, collection)
+
+    @property
+    def collection_is_completed(self) -> bool:
+        return self._chosen is not None and self._chosen.collection_is_completed
+
+    @property
+    def has_pending(self) -> bool:
+        return self._chosen is not None and self._chosen.has_pending
+
+    @property
+    def tests_finished(self) -> bool:
+        return self._chosen is not None and self._chosen.tests_finished
+
+    def __getattr__(self, name: str) -> Any:
+        """Everything that is called after the tests are known goes to the chosen scheduler."""
+        if self._chosen is None:
+            raise AttributeError(f"no scheduler is chosen yet that has {name!r}")
+        return getattr(self._chosen, name)
+
+
+def make_scheduler(
+    config: pytest.Config, log: Any, labels_per_unit: int
+) -> ChoosingScheduler | None:
+    """The scheduler of a session whose user named no ``--dist``; None where he did."""
+    if named_dist(config):
+        return None
+    from xdist.scheduler import LoadScheduling
+    from xdist.workermanage import parse_tx_spec_config
+
+    workers = len(parse_tx_spec_config(config))
+    return ChoosingScheduler(
+        ours=lambda: UnitScheduling(workers, labels_per_unit),
+        theirs=lambda: LoadScheduling(config, log),
+    )
+
+
+def named_dist(config: pytest.Config) -> bool:
+    """Whether the user chose a distribution himself.
+
+    ``-n`` sets ``dist`` to ``load`` too, so the words themselves are looked at.
+    """
+    if config.getoption("dist", "no") not in ("load", "no"):
+        return True
+    from kn_bench.testing.options import command_line
+
+    return any(word == "-d" or word.startswith("--dist") for word in command_line(config))

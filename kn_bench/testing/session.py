@@ -1,0 +1,263 @@
+"""The process that runs the tests: makes them, computes their units, answers with verdicts.
+
+pytest_generate_tests       model x method x case, for each suite
+modifyitems                 unit after unit; what a resumed run has is left out
+verdict                     first test of a unit: load, edit, measure; then look up and judge
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+
+from kn_bench.cases.case import CRITERIA, Case, Criterion, Task
+from kn_bench.measure.criteria import judge
+from kn_bench.measure.measurement import CaseResult, UnitResult
+from kn_bench.results.rows import Key, encode_rows
+from kn_bench.testing import addresses, outcomes
+from kn_bench.testing.addresses import Address, UnitKey, slug
+from kn_bench.testing.campaign import Place
+from kn_bench.testing.models import Models
+from kn_bench.testing.offer import Offer
+from kn_bench.testing.options import Options
+from kn_bench.testing.registry import MethodSpec
+from kn_bench.testing.units import UnitResults
+
+if TYPE_CHECKING:
+    from kn_bench.model.language_model import LanguageModel
+
+_MARKS: dict[Task, tuple[pytest.MarkDecorator]] = {
+    "fact": (pytest.mark.facts,),
+    "pair": (pytest.mark.pairs,),
+}
+"""No marks for methods and models: -k finds them, and each mark goes with every report."""
+UNIT = pytest.StashKey[UnitKey]()
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """The parameter of one test: what is judged, of whom, on which cases."""
+
+    criterion: Criterion
+    method: MethodSpec
+    model: str
+    cases: tuple[Case, ...]
+    address: Address
+
+
+class SuiteSession:
+    """A plug-in that is registered once a suite of ours is collected."""
+
+    def __init__(
+        self, options: Options, offer: Offer, methods: Sequence[MethodSpec], place: Place
+    ) -> None:
+        self._offer = offer
+        self._methods = methods
+        self._done = place.done
+        self._models = Models(options, place.device)
+        self._results = UnitResults(place.units)
+        self._members: dict[UnitKey, dict[str, Case]] = {}
+        self._seconds: dict[UnitKey, str] = {}
+
+    # -- collection ------------------------------------------------------------------------
+
+    def parametrize(self, metafunc: pytest.Metafunc) -> None:
+        """One test a model, method and label for the suite's criterion."""
+        criterion = criterion_of(metafunc.function.__name__)
+        addressed = [
+            (method, model, cases, Address(criterion, slug(method.name), model_slug, label))
+            for model_slug, model in self._offer.models.items()
+            for method in self._methods
+            for label, cases in self._offer.labels.items()
+        ]
+        parameters = [
+            pytest.param(
+                Point(criterion, method, model, cases, address),
+                id=f"{address.method}-{address.model}-{address.label}",
+                marks=_MARKS[cases[0].task],
+            )
+            for method, model, cases, address in addressed
+        ]
+        metafunc.parametrize("verdict", parameters, indirect=True)
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(
+        self, config: pytest.Config, items: list[pytest.Item]
+    ) -> None:
+        if self._done:
+            done = [item for item in items if self._is_done(item)]
+            config.hook.pytest_deselected(items=done)
+            left_out = set(done)
+            items[:] = [item for item in items if item not in left_out]
+        per_unit = self._offer.labels_per_unit
+        running = addresses.order(list(map(_address, items)), labels_per_unit=per_unit)
+        items[:] = [items[index] for index in running]
+
+    def _is_done(self, item: pytest.Item) -> bool:
+        point = point_of(item)
+        return point is not None and all(
+            (point.model, point.method.name, case.id, point.criterion) in self._done
+            for case in point.cases
+        )
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Which cases each unit has: those of the tests that are left."""
+        parsed = map(_address, session.items)
+        keys = addresses.units(parsed, labels_per_unit=self._offer.labels_per_unit)
+        for item, unit in zip(session.items, keys, strict=True):
+            point = point_of(item)
+            if unit is not None and point is not None:
+                item.stash[UNIT] = unit
+                self._members.setdefault(unit, {}).update((case.id, case) for case in point.cases)
+        if all(UNIT in item.stash for item in session.items):
+            _leave_out_log_capture(session.config)
+
+    # -- running ---------------------------------------------------------------------------
+
+    def model(self, item: pytest.Item) -> LanguageModel:
+        """The model of a test, loaded."""
+        point = point_of(item)
+        if point is None:
+            raise pytest.UsageError(
+                f"{item.nodeid} asks for language_model but not for a verdict: there is no model "
+                "that it could be; load one with kn_bench.model.loading.load_model"
+            )
+        return self._models.model(point.model)
+
+    def verdict(self, request: pytest.FixtureRequest) -> outcomes.Verdict:
+        """The verdict of one test; leaves its rows for the report.
+
+        Skips, or fails the set-up, where there is nothing to assert.
+        """
+        item, point = request.node, cast(Point, request.param)
+        unit = item.stash[UNIT]
+        cases = self._members[unit]
+        computed = self._results.get(unit, cases, lambda: self._compute(request, point, unit))
+        results = computed.results
+        verdicts, rows = [], []
+        for case in point.cases:
+            result = results[case.id]
+            verdict = judge(point.criterion, case, result)
+            key = Key(point.model, point.method.name, case.id, point.criterion)
+            rows.append(encode_rows(key, case, result, verdict))
+            verdicts.append(verdict)
+            if result.edit is not None:  # its record goes with the first test of the case
+                results[case.id] = replace(result, edit=None)
+        concluded = outcomes.conclude(verdicts)
+        seconds = self._seconds.pop(unit, "")
+        item.stash[outcomes.RECORD] = outcomes.Record(concluded, "".join(rows), seconds)
+        outcomes.stop_unless_scored(concluded)
+        return concluded
+
+    def _compute(self, request: pytest.FixtureRequest, point: Point, unit: UnitKey) -> UnitResult:
+        """Edit and measure a unit. Nothing a method does is raised: its cases carry the error."""
+        from kn_bench.editing.edit import NotApplicable
+
+        cases = tuple(self._members[unit].values())
+        started = time.perf_counter()
+        try:
+            engine = self._models.engine(point.model)
+        except ValueError as error:
+            return _all(point, cases, error=str(error))
+        kind = "causal" if engine.model.is_causal else "masked"
+        if point.method.models not in (kind, "any"):
+            reason = f"{point.method.name} is defined for {point.method.models} models only"
+            return _all(point, cases, not_applicable=reason)
+        loaded = time.perf_counter()
+        try:
+            method = request.getfixturevalue(point.method.fixture)
+            result = engine.measure(point.method.name, method, cases)
+        except (NotApplicable, pytest.skip.Exception) as reason:
+            return _all(point, cases, not_applicable=str(reason))
+        except (Exception, pytest.fail.Exception) as error:  # a plug-in's own code
+            self._models.forget(point.model)  # it may not be what it was
+            request.node.add_report_section("setup", "method", traceback.format_exc())
+            return _all(point, cases, error=_sentence(point, error))
+        self._note_seconds(unit, loaded - started, result)
+        return _with_origin(result, point.method.origin)
+
+    def _note_seconds(self, unit: UnitKey, loading: float, result: UnitResult) -> None:
+        self._seconds[unit] = json.dumps(
+            {
+                "loading": loading,
+                "editing": result.edit_seconds,
+                "measuring": result.measure_seconds,
+            }
+        )
+
+
+def _all(
+    point: Point, cases: Sequence[Case], *, not_applicable: str = "", error: str = ""
+) -> UnitResult:
+    """The same outcome for all cases of a unit."""
+    results = {
+        case.id: CaseResult(case.id, None, (), not_applicable=not_applicable, error=error)
+        for case in cases
+    }
+    return UnitResult(point.model, point.method.name, results, 0.0, 0.0)
+
+
+def _with_origin(result: UnitResult, origin: str) -> UnitResult:
+    """Errors say where the method stands that made them."""
+    results = {
+        case: replace(found, error=f"{found.error} ({origin})") if found.error else found
+        for case, found in result.results.items()
+    }
+    return replace(result, results=results)
+
+
+def _sentence(point: Point, error: BaseException) -> str:
+    """Why a unit could not be computed: what, where, why."""
+    method = point.method
+    lines = str(error).strip().splitlines() or ["no reason given"]
+    return (
+        f"{method.name} on {point.model} could not be measured: "
+        f"{type(error).__name__}: {lines[0]} ({method.origin})"
+    )
+
+
+def point_of(item: pytest.Item) -> Point | None:
+    """The parameter of a test of ours, None of a foreign one."""
+    callspec: Any = getattr(item, "callspec", None)
+    params: Mapping[str, object] = callspec.params if callspec is not None else {}
+    point = params.get("verdict")
+    return point if isinstance(point, Point) else None
+
+
+def _address(item: pytest.Item) -> Address | None:
+    """What the node id of a test says, without taking it apart."""
+    point = point_of(item)
+    return point.address if point else None
+
+
+def _leave_out_log_capture(config: pytest.Config) -> None:
+    """Run without pytest's log capture, unless the user asked for logs.
+
+    At every phase of every test it visits all loggers that do not propagate, and torch has sixty of
+    them: 1.5 ms a test, more than all else that a test costs.
+    """
+    asked = any(config.getoption(name, None) for name in ("log_level", "log_file", "log_cli_level"))
+    if not asked and not config.getini("log_cli") and not config.getini("log_file"):
+        config.pluginmanager.unregister(name="logging-plugin")
+
+
+def criterion_of(function: str) -> Criterion:
+    """``reliability`` of ``test_reliability``.
+
+    Raises:
+        pytest.UsageError: when the function is named after none of the criteria.
+    """
+    for criterion in CRITERIA:
+        if function == f"test_{criterion}":
+            return criterion
+    raise pytest.UsageError(
+        f"{function} asks for a verdict but is named after no criterion; "
+        f"a suite's test is called test_ and one of {', '.join(CRITERIA)}"
+    )

@@ -1,0 +1,101 @@
+"""What the terminal shows at the end of a run: the board, what was left out, where to read on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from kn_bench.testing.options import Options
+
+if TYPE_CHECKING:
+    from kn_bench.results.loading import Runs
+    from kn_bench.testing.gate import GateReport
+
+BOARD = "leaderboard.md"
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What a finished run came to.
+
+    Attributes:
+        runs: the run, read back.
+        gate: how it compares with the baseline; None when none was given.
+    """
+
+    runs: Runs
+    gate: GateReport | None
+
+
+def end_run(folder: Path, options: Options) -> Ending:
+    """Write the board, the baseline and the page for continuous integration; open the gate.
+
+    Raises:
+        StoreError: when something cannot be read or written.
+    """
+    from kn_bench.results.leaderboard import write_leaderboard
+
+    runs = write_leaderboard([folder], options.reports / BOARD)
+    gate = None
+    if options.baseline is not None:
+        from kn_bench.testing.gate import gate_run
+
+        gate = gate_run(options.baseline, runs, options.gate)
+    if options.save_baseline is not None:
+        from kn_bench.results.baseline import save_baseline
+
+        save_baseline(runs, options.save_baseline)
+    _write_page(Ending(runs, gate))
+    return Ending(runs, gate)
+
+
+def _write_page(ending: Ending) -> None:
+    """Where continuous integration asks for it."""
+    page = os.environ.get("GITHUB_STEP_SUMMARY")
+    if page:
+        from kn_bench.results.leaderboard import leaderboard
+        from kn_bench.results.summary import append_summary, summary
+
+        gate = ending.gate.markdown() if ending.gate else ""
+        append_summary(Path(page), summary(leaderboard(ending.runs), gate))
+
+
+def show(terminal: pytest.TerminalReporter, ending: Ending, options: Options) -> None:
+    """The board, what it leaves out, and the gate."""
+    from kn_bench.results.leaderboard import terminal_table
+
+    terminal.section("leaderboard")
+    terminal.write_line("")
+    for line in terminal_table(ending.runs).splitlines():
+        terminal.write_line(line)
+    for line in left_out(ending.runs):
+        terminal.write_line(line)
+    run = ending.runs.manifests[-1].run
+    terminal.write_line(f"\nrun {run}; {options.reports / BOARD} has the details")
+    if options.save_baseline is not None:
+        terminal.write_line(f"baseline written to {options.save_baseline}")
+    if ending.gate is not None:
+        terminal.section("gate", red=not ending.gate.passed)
+        terminal.write_line(ending.gate.text())
+
+
+def left_out(runs: Runs) -> Iterator[str]:
+    """Why tests have no figure, a line a reason, with counts."""
+    verdicts = runs.verdicts
+    for status, title in (
+        ("excluded", "excluded"),
+        ("not_applicable", "not applicable"),
+        ("error", "errors"),
+    ):
+        reasons = verdicts.loc[verdicts["verdict_status"] == status, "verdict_reason"]
+        if len(reasons):
+            yield f"{title}: {len(reasons)} tests"
+            for reason, count in reasons.value_counts().items():
+                yield f"{count:8d}  {reason}"
+    if runs.left_out:
+        yield f"not offered by the sources: {len(runs.left_out)} cases or probes"

@@ -1,0 +1,1 @@
+"""The six criteria, a file each, readable as their definitions."""

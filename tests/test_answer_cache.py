@@ -1,0 +1,75 @@
+"""The unedited model's answers on disk: the same numbers, without asking again."""
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kn_bench.measure.cache import AnswerCache, Reading, Scored, content_key
+from kn_bench.measure.engine import Engine
+from tests.test_engine import Toy, _Nothing, rows, toy_case
+from tests.tiny_models import tiny_model
+
+
+def test_a_second_run_asks_nothing_and_reads_the_same(tmp_path, monkeypatch):
+    lm = tiny_model("gpt2", torch.float32)
+    cases = [toy_case(i) for i in range(6)]
+    first = rows(Engine(lm, cache=tmp_path), _Nothing(), cases)
+    second = Engine(lm, cache=tmp_path)
+
+    def never(*_):
+        raise AssertionError("the model was asked again")
+
+    monkeypatch.setattr(second._asker, "_read_batch", never)
+    monkeypatch.setattr(second._asker, "_score_batch", never)
+    assert rows(second, _Nothing(), cases) == first
+
+
+def test_edited_answers_never_come_from_the_cache(tmp_path):
+    lm = tiny_model("gpt2", torch.float32)
+    cases = [toy_case(i) for i in range(6)]
+    rows(Engine(lm, cache=tmp_path), _Nothing(), cases)
+    assert rows(Engine(lm, cache=tmp_path), Toy(lm), cases) == rows(Engine(lm), Toy(lm), cases)
+
+
+def test_trap_10_two_models_share_a_folder_and_no_answer(tmp_path):
+    one, other = tiny_model("gpt2", torch.float32), tiny_model("gpt2", torch.float32, seed=1)
+    cases = [toy_case(i) for i in range(3)]
+    for lm in (one, other, one):
+        assert rows(Engine(lm, cache=tmp_path), _Nothing(), cases) == rows(
+            Engine(lm), _Nothing(), cases
+        )
+
+
+def test_a_broken_file_is_done_without(tmp_path):
+    lm = tiny_model("gpt2", torch.float32)
+    cases = [toy_case(0)]
+    path = tmp_path / f"{lm.content_hash}-cpu.sqlite"
+    path.write_bytes(b"this is no database, and longer than a header of sixteen bytes" * 20)
+    assert rows(Engine(lm, cache=tmp_path), _Nothing(), cases)
+    assert not AnswerCache(tmp_path, f"{lm.content_hash}-cpu").usable
+
+
+def test_a_folder_that_cannot_be_made_is_done_without(tmp_path):
+    (tmp_path / "file").write_text("")
+    assert not AnswerCache(tmp_path / "file" / "below", "x").usable
+
+
+def test_what_is_kept_comes_back(tmp_path):
+    cache = AnswerCache(tmp_path, "model")
+    reading = Reading(torch.tensor([-0.5, float("-inf")]), (3, 70000))
+    score = Scored((-1.25, -3e-9), (True, False))
+    cache.keep_readings([(b"a", reading)])
+    cache.keep_scores([(b"b", score)])
+    again = AnswerCache(tmp_path, "model")
+    (found,) = again.readings([b"a", b"absent"]).values()
+    assert torch.equal(found.log_probs, reading.log_probs)
+    assert found.generated == reading.generated
+    assert again.scores([b"b"]) == {b"b": score}
+
+
+ids = st.lists(st.integers(0, 1000), max_size=6).map(tuple)
+
+
+@given(ids, ids, ids, ids)
+def test_keys_tell_where_each_part_ends(a, b, c, d):
+    assert (content_key(a, b) == content_key(c, d)) == ((a, b) == (c, d))

@@ -1,0 +1,110 @@
+"""Sources of cases by name, and the sentences for names that are none."""
+
+import gc
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kn_bench.cases import sources
+
+SHARED = os.environ.get("KN_BENCH_SHARED")
+ALLOWED = (
+    "embedded, blimp, pararel, blimp=FOLDER, pararel=FOLDER, counterfact=FILE, zsre=FILE, "
+    "jsonl=PATH, or a path to JSONL of your own"
+)
+FACT = {"subject": "Canada", "prompt": "The capital of {} is", "target_true": "Ottawa",
+        "target_new": "Paris"}  # fmt: skip
+
+
+@pytest.fixture
+def mine(tmp_path):
+    path = tmp_path / "mine.jsonl"
+    rows = [{**FACT, "relation": "R1"}, {**FACT, "relation": "R2"}]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+def test_what_is_allowed_is_listed():
+    assert sources.allowed() == ALLOWED
+
+
+@pytest.mark.parametrize("form", ["{}", "jsonl={}"])
+def test_a_path_is_your_own_facts(mine, form):
+    found = sources.load(form.format(mine))
+    assert {case.id for case in found.cases} == {"mine/R1/Canada", "mine/R2/Canada"}
+    assert len(sources.load(form.format(mine.parent)).cases) == 2
+
+
+def test_relations_are_kept(mine):
+    assert [c.relation for c in sources.load(str(mine), relations=["R2"]).cases] == ["R2"]
+
+
+def test_a_relation_of_another_source_is_passed_over(mine):
+    assert not sources.load(str(mine), relations=["P36", "anaphor_number_agreement"]).cases
+    assert len(sources.load(str(mine), relations=["P36", "R1"]).cases) == 1
+
+
+def test_an_unknown_relation_is_told_those_known(mine):
+    with pytest.raises(
+        ValueError, match=r"^there is no relation or paradigm 'P3'; known are R1, R2, "
+    ):
+        sources.load(str(mine), relations=["P3"])
+    with pytest.raises(ValueError, match=r"known are P36, .*determiner_noun_agreement_1"):
+        sources.load("embedded", relations=["capital"])
+
+
+def test_a_limit_is_of_each_relation():
+    found = sources.load("embedded", limit=2, relations=["P36", "P103"])
+    assert sorted(case.relation for case in found.cases) == ["P103", "P103", "P36", "P36"]
+    more = sources.load("embedded", limit=3, relations=["P36", "P103"])
+    assert {c.id for c in found.cases} < {c.id for c in more.cases}
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("bilmp", f"there are no cases called 'bilmp': give {ALLOWED}"),
+        ("no/x.jsonl", f"--cases no/x.jsonl: 'no/x.jsonl' does not exist; give {ALLOWED}"),
+        ("blimp=nowhere", f"--cases blimp=nowhere: 'nowhere' does not exist; give {ALLOWED}"),
+        ("embedded=x", f"there are no cases called 'embedded=x': give {ALLOWED}"),
+        ("zsre", "--cases zsre has no data of its own: give --cases zsre=FILE"),
+        ("{json}", "--cases {json}: say what it holds: counterfact={json} or zsre={json}"),
+    ],
+)  # fmt: skip
+def test_what_is_no_source_is_told(tmp_path, spec, message):
+    path = tmp_path / "facts.json"
+    path.write_text("[]")
+    with pytest.raises(ValueError) as error:  # noqa: PT011 - the whole sentence is compared
+        sources.load(spec.format(json=path))
+    assert str(error.value) == message.format(json=path)
+
+
+@pytest.mark.skipif(not SHARED, reason="KN_BENCH_SHARED names no folder with the real files")
+def test_a_folder_is_known_by_what_it_holds():
+    data = Path(SHARED or ".") / "data"
+    for name, relation in (("blimp", "anaphor_number_agreement"), ("pararel", "P36")):
+        found = sources.load(str(data / name), limit=1, relations=[relation])
+        assert [case.source for case in found.cases] == [name]
+
+
+def test_garbage_is_collected_again_afterwards(mine):
+    assert gc.isenabled()
+    sources.load(str(mine))
+    assert gc.isenabled()
+    mine.write_text("{")
+    with pytest.raises(ValueError, match="not JSON"):
+        sources.load(str(mine))
+    assert gc.isenabled()
+
+
+def test_cases_are_text_and_need_no_torch():
+    code = (
+        "import sys; from kn_bench.cases import sources; sources.load('embedded', limit=1); "
+        "sys.exit(str({'torch', 'transformers', 'datasets', 'pooch'} & set(sys.modules) or ''))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.stderr.strip() == ""

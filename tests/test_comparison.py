@@ -1,0 +1,122 @@
+"""Two runs, or two methods, compared on the same cases."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from kn_bench.cases.case import CRITERIA, Criterion
+from kn_bench.cli import group
+from kn_bench.results.comparison import compare, comparison_text, missing, scores_of
+from kn_bench.results.files import StoreError
+from kn_bench.results.loading import load_runs
+from tests.made_up import write_run
+
+N = 12
+GOOD: dict[Criterion, list[float]] = {c: [1.0] * N for c in CRITERIA}
+WORSE: dict[Criterion, list[float]] = {**GOOD, "generality": [0.5] * 7 + [1.0] * 5}
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> Path:
+    return write_run(tmp_path, {"rome": GOOD}, run="good")
+
+
+@pytest.fixture
+def worse(tmp_path: Path) -> Path:
+    return write_run(tmp_path, {"rome": WORSE}, run="worse")
+
+
+def _compared(one: Path, two: Path, **how: str):
+    return {
+        c.group.criterion: c
+        for c in compare(*(scores_of(load_runs([run])) for run in (one, two)), **how)  # type: ignore[arg-type]
+    }
+
+
+def test_trap_21_runs_are_compared_case_by_case_with_holm(good, worse):
+    found = _compared(good, worse)
+    assert list(found) == list(CRITERIA)
+    fell = found["generality"]
+    assert fell.paired
+    assert fell.difference.mean == pytest.approx(-0.5 * 7 / N)
+    assert fell.difference.n == N
+    assert fell.difference.low < fell.difference.mean < fell.difference.high
+    # seven cases moved one way: 2 of 2^7 sign assignments are as extreme
+    assert fell.p == pytest.approx(2 / 2**7)
+    assert fell.p_holm == pytest.approx(6 * fell.p)
+    assert all(found[c].p == 1 for c in CRITERIA if c != "generality")
+
+
+def test_one_sided_p_is_half_of_it(good, worse):
+    assert _compared(good, worse, alternative="less")["generality"].p == pytest.approx(1 / 2**7)
+    assert _compared(worse, good, alternative="less")["generality"].p == 1
+
+
+def test_cases_of_one_cluster_move_together(tmp_path):
+    runs = [
+        write_run(tmp_path, {"rome": scores}, run=name, a_cluster=4)
+        for name, scores in (("good", GOOD), ("worse", {**GOOD, "locality": [0.0] * N}))
+    ]
+    # twelve cases, but three subjects: 2 of 2^3
+    assert _compared(*runs)["locality"].p == pytest.approx(2 / 2**3)
+
+
+def test_only_common_cases_are_compared_and_the_rest_is_named(tmp_path, good):
+    fewer: dict[Criterion, list[float]] = {c: [1.0] * 9 for c in CRITERIA}
+    half = write_run(tmp_path, {"rome": fewer}, run="half")
+    found = _compared(good, half)["reliability"]
+    assert (found.only_first, found.only_second, found.difference.n) == (3, 0, 9)
+    text = comparison_text(load_runs([good]), load_runs([half]))
+    assert "3 cases only in the first and 0 only in the second are not compared" in text
+
+
+def test_without_common_cases_the_samples_are_independent(good):
+    one, two = scores_of(load_runs([good])), scores_of(load_runs([good]))
+    two = two.assign(case="other/" + two["case"], cluster="other/" + two["cluster"])
+    two.loc[two["criterion"] == "locality", "score"] = 0.0
+    found = {c.group.criterion: c for c in compare(one, two)}
+    assert not found["locality"].paired
+    assert np.isnan(found["locality"].difference.low)
+    # 12 against 12, all apart: 2 of the 24-choose-12 splits, by random permutations
+    assert found["locality"].p < 0.001
+    assert found["reliability"].p == 1
+
+
+def test_two_methods_of_one_run(tmp_path):
+    run = write_run(tmp_path, {"rome": GOOD, "kn": WORSE})
+    text = comparison_text(load_runs([run]), load_runs([run]), methods=("rome", "kn"))
+    assert "rome / kn" in text
+    assert "-0.29 [" in text
+    with pytest.raises(StoreError, match="the run has no method 'memit': it has kn, rome"):
+        comparison_text(load_runs([run]), load_runs([run]), methods=("rome", "memit"))
+
+
+def test_runs_with_nothing_in_common_are_refused(tmp_path, good):
+    other = write_run(tmp_path, {"kn": GOOD}, run="other")
+    with pytest.raises(StoreError, match="have no criterion of one method on one model in common"):
+        comparison_text(load_runs([good]), load_runs([other]))
+    gone = missing(scores_of(load_runs([good])), scores_of(load_runs([other])))
+    assert str(gone[0]) == "rome on tiny-gpt2, reliability (facts)"
+    assert len(gone) == 6
+
+
+def test_comparing_is_antisymmetric(good, worse):
+    there, back = _compared(good, worse), _compared(worse, good)
+    for criterion, other in itertools.product(CRITERIA, [back]):
+        assert there[criterion].difference.mean == pytest.approx(-other[criterion].difference.mean)
+        assert there[criterion].p == other[criterion].p
+
+
+def test_the_command_prints_the_comparison(tmp_path, good, worse):
+    reports = ["--reports", str(tmp_path)]
+    done = CliRunner().invoke(group, ["compare", "good", "worse", *reports])
+    assert done.exit_code == 0, done.output
+    assert done.output == comparison_text(load_runs([good]), load_runs([worse]))
+    assert "0.71 [" in done.output
+    written = CliRunner().invoke(group, ["compare", "good", "worse", "--markdown", *reports])
+    assert written.output.startswith("| method")

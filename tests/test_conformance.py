@@ -1,0 +1,93 @@
+"""The reference editors give what the definitions say, on every model that ships."""
+
+from functools import lru_cache
+from statistics import mean
+
+import pytest
+
+from edits.controls import InContext, Nothing, Oracle, RandomRankOne
+from edits.rome import Rome
+from kn_bench.cases import embedded as cases_of
+from kn_bench.cases.case import CRITERIA
+from kn_bench.measure.criteria import judge
+from kn_bench.measure.engine import Engine
+from kn_bench.measure.verdict import Verdict
+from kn_bench.model import embedded
+from kn_bench.model.loading import load_model
+
+FIRST_FIVE = CRITERIA[:5]
+
+
+@lru_cache(maxsize=1)
+def engine(name):
+    return Engine(load_model(name))
+
+
+@lru_cache(maxsize=1)
+def cases():
+    return cases_of.load(limit=2).cases
+
+
+@lru_cache(maxsize=8)
+def verdicts(name, method):
+    """(task, criterion) -> the verdicts that count, under one reference editor."""
+    model = engine(name).model
+    made = method() if method in (Nothing, Oracle, InContext) else method(model)
+    results = engine(name).measure(method.__name__, made, cases()).results
+    found: dict[tuple[str, str], list[Verdict]] = {}
+    for case in cases():
+        for criterion in CRITERIA:
+            verdict = judge(criterion, case, results[case.id])
+            assert verdict.status != "error", verdict.explanation
+            if verdict.scored:
+                found.setdefault((case.task, criterion), []).append(verdict)
+    return found
+
+
+def scores(name, method, criterion, *, known_only=False):
+    return [
+        verdict.score
+        for (_, of), found in verdicts(name, method).items()
+        for verdict in found
+        if of == criterion and (verdict.known_before or not known_only)
+    ]
+
+
+@pytest.mark.parametrize("name", embedded.NAMES)
+def test_no_edit_changes_nothing(name):
+    """Reliability 0 where the model knew the answer; locality 1; overturn 0."""
+    assert set(scores(name, Nothing, "reliability", known_only=True)) == {0.0}
+    assert set(scores(name, Nothing, "locality")) == {1.0}
+    assert set(scores(name, Nothing, "overturn")) == {0.0}
+
+
+@pytest.mark.parametrize("criterion", FIRST_FIVE)
+@pytest.mark.parametrize("name", embedded.NAMES)
+def test_the_oracle_scores_one(name, criterion):
+    for task in ("fact", "pair"):
+        found = verdicts(name, Oracle).get((task, criterion), [])
+        assert found, f"no {task} counts for {criterion}"
+        missed = [verdict.explanation for verdict in found if verdict.score != 1]
+        assert not missed
+
+
+@pytest.mark.parametrize("name", embedded.NAMES)
+def test_the_oracle_overturns_every_right_answer(name):
+    assert set(scores(name, Oracle, "overturn")) == {1.0}
+
+
+@pytest.mark.parametrize("name", ["tiny-gpt2", "tiny-llama"])
+def test_rome_does_what_it_does_on_real_models(name):
+    """Directions with slack: it takes on its own prompt, stays local, and is not inverted."""
+    known = scores(name, Rome, "reliability", known_only=True)
+    facts = verdicts(name, Rome)
+    assert mean(v.score for v in facts["fact", "reliability"] if v.known_before) >= 0.75
+    assert mean(v.score for v in facts["fact", "locality"]) >= 0.9
+    assert mean(v.score for v in facts["fact", "symmetry"]) <= 0.1
+    assert known
+
+
+@pytest.mark.parametrize("name", ["tiny-gpt2", "tiny-llama"])
+def test_a_random_update_of_equal_norm_is_a_lower_bound(name):
+    for criterion in ("reliability", "generality", "synonym", "overturn"):
+        assert mean(scores(name, RandomRankOne, criterion)) < mean(scores(name, Rome, criterion))

@@ -1,0 +1,360 @@
+"""The engine's numbers against single rows, brute force and invariants."""
+
+import dataclasses
+import random
+
+import pytest
+import torch
+
+from kn_bench.cases.case import Case, Cloze, EditRequest, Probe
+from kn_bench.editing.edit import (
+    DenseEdit,
+    LookupEdit,
+    LowRank,
+    LowRankEdit,
+    NeuronEdit,
+    NeuronScale,
+    NoEdit,
+    NotApplicable,
+    PromptEdit,
+)
+from kn_bench.measure.engine import Engine
+from tests.tiny_models import tiny_model
+
+FAMILIES = ("gpt2", "llama", "bert")
+
+
+def toy_case(index, source="toy"):
+    """A case over the toy vocabulary, its words drawn by its number alone."""
+    draw = random.Random(index)
+    words = [f"w{i}" for i in draw.sample(range(5, 60), 12)]
+    subject, true, new = words[0], words[1], words[2]
+    long_answer = f"{words[3]} {words[4]}"
+
+    def probe(name, left, expected, rejected, **more):
+        criterion = name.split("/")[0]
+        return Probe(name, criterion, Cloze(left), expected, rejected, **more)
+
+    request = EditRequest(
+        f"{source}/R1/{index}", "fact", "R1", subject, f"{words[5]} {{}} {words[6]}", true, new, ""
+    )
+    probes: tuple[Probe, ...] = (
+        Probe("reliability/0", "reliability", request.cloze, new, true),
+        probe("generality/0", f"{words[7]} {words[8]} {subject}", new, true),
+        probe(
+            "locality/same_relation/0",
+            f"{words[5]} {words[9]}",
+            words[10],
+            new,
+            kind="same_relation",
+        ),
+    )
+    if index % 2:
+        probes += (probe("synonym/0", f"{words[11]} {subject}", long_answer, true, kind="prompt"),)
+    return Case(request, probes, subject, source)
+
+
+class Toy:
+    """A method whose edit depends on the request alone."""
+
+    def __init__(self, lm, kind="low_rank"):
+        self.lm, self.kind = lm, kind
+
+    def edit(self, requests):
+        return [self.one(request) for request in requests]
+
+    def one(self, request):
+        draw = torch.Generator().manual_seed(sum(map(ord, request.id)))
+        u = torch.randn(self.lm.d_mlp, 1, generator=draw, dtype=torch.float64).to(self.lm.dtype)
+        v = torch.randn(1, self.lm.d_model, generator=draw, dtype=torch.float64).to(self.lm.dtype)
+        layer = self.lm.n_layers // 2
+        if self.kind == "dense":
+            change = u @ v
+            delta = change.T if self.lm.transposed(layer) else change
+            return DenseEdit({self.lm.weight_name(layer): delta.contiguous()})
+        if self.kind == "neuron":
+            return NeuronEdit((NeuronScale(layer, torch.tensor([1, 3]), 0.0),))
+        return LowRankEdit((LowRank(layer, u, v),))
+
+
+def rows(engine, method, cases):
+    unit = engine.measure("toy", method, cases)
+    return {
+        (case, row.probe): dataclasses.asdict(row)
+        for case, result in unit.results.items()
+        for row in result.measurements
+    }
+
+
+def assert_equal_rows(one, other, tolerance=1e-5):
+    assert one.keys() == other.keys()
+    for key in one:
+        for field, value in one[key].items():
+            _assert_close(value, other[key][field], tolerance, (key, field))
+
+
+def _assert_close(value, other, tolerance, where):
+    if isinstance(value, dict):
+        for name in value:
+            _assert_close(value[name], other[name], tolerance, (*where, name))
+    elif isinstance(value, float):
+        assert value == pytest.approx(other, rel=tolerance, abs=tolerance), where
+    else:
+        assert value == other, where
+
+
+def masked_toy(family, cases):
+    """Masked models cannot be asked for two-word answers: those probes are excluded."""
+    return [case.id for case in cases], family
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kind", ["low_rank", "neuron", "dense"])
+def test_trap_05_batches_give_what_single_cases_give(family, kind):
+    lm = tiny_model(family)
+    cases = [toy_case(i) for i in range(10)]
+    method = Toy(lm, kind)
+    together = rows(Engine(lm), method, cases)
+    alone = {}
+    for case in cases:
+        alone.update(rows(Engine(lm), method, [case]))
+    assert_equal_rows(together, alone, 1e-9)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_trap_09_the_order_of_cases_and_earlier_edits_do_not_matter(family):
+    lm = tiny_model(family, torch.float32)
+    cases = [toy_case(i) for i in range(12)]
+    method, engine = Toy(lm), Engine(lm)
+    first = rows(engine, method, cases)
+    shuffled = random.Random(1).sample(cases, len(cases))
+    assert_equal_rows(first, rows(engine, method, shuffled))
+    assert_equal_rows(first, rows(Engine(lm), method, cases[::-1]))
+    assert lm.parameter_hash() == lm.verified_hash
+
+
+def test_batch_size_does_not_matter():
+    lm = tiny_model("gpt2", torch.float32)
+    cases = [toy_case(i) for i in range(12)]
+    small = Engine(lm)
+    small._asker.tokens = 7
+    assert_equal_rows(rows(Engine(lm), Toy(lm), cases), rows(small, Toy(lm), cases))
+
+
+def brute_force(lm, text, answer):
+    """Log-probabilities of the answer's tokens, one whole row, no batch, no cache."""
+    prompt, ids = lm.tokens.encode(text).ids, lm.tokens.encode(f"{text} {answer}").ids
+    positions = torch.arange(len(prompt) - 1, len(ids) - 1)[None]
+    with torch.no_grad():
+        log_probs = lm.forward(lm.tensor([ids]), positions)[0].log_softmax(-1)
+    return log_probs, ids[len(prompt) :]
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_trap_11_every_field_against_one_row_at_a_time(family):
+    """Also: a two-token answer half right scores 1/2 by token, 0 as a whole."""
+    lm = tiny_model(family)
+    found = rows(Engine(lm), _Nothing(), [toy_case(1), toy_case(3)])
+    two_tokens = 0
+    for index in (1, 3):
+        for probe in toy_case(index).probes:
+            row = found[f"toy/R1/{index}", probe.id]
+            log_probs, target = brute_force(lm, probe.cloze.left, probe.expected)
+            rejected, other = brute_force(lm, probe.cloze.left, probe.rejected)
+            nll = -float(log_probs[range(len(target)), target].mean())
+            nll_rejected = -float(rejected[range(len(other)), other].mean())
+            hits = (log_probs.argmax(-1) == torch.tensor(target)).double()
+            after = row["after"]
+            assert after["log_prob_expected"] == pytest.approx(-nll * len(target), abs=1e-6)
+            assert after["log_prob_rejected"] == pytest.approx(-nll_rejected * len(other), abs=1e-6)
+            assert after["prob"] == (nll < nll_rejected)
+            assert after["tf_token"] == float(hits.mean())
+            assert after["tf_all"] == bool(hits.all())
+            assert after["rank"] == int((log_probs[0] > log_probs[0, target[0]]).sum())
+            assert row["kl"] == 0
+            assert row["before"] == row["after"]
+            two_tokens += len(target) == 2
+    assert two_tokens
+
+
+class _Nothing:
+    def edit(self, requests):
+        return [NoEdit() for _ in requests]
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_trap_26_cached_generation_equals_whole_runs(family):
+    lm = tiny_model(family)
+    cases = [toy_case(i) for i in range(6)]
+    engine = Engine(lm)
+    found = rows(engine, _Nothing(), cases)
+    for case in cases:
+        for probe in case.probes:
+            ids = list(lm.tokens.encode(probe.cloze.left).ids)
+            start = len(ids)
+            for _ in range(engine._asker.budget):
+                with torch.no_grad():
+                    logits = lm.forward(lm.tensor([ids]), torch.tensor([[len(ids) - 1]]))
+                ids.append(int(logits.argmax()))
+            assert found[case.id, probe.id]["after"]["generated"] == lm.tokens.decode(ids[start:])
+
+
+def test_trap_24_the_target_has_no_part_in_what_is_generated():
+    lm = tiny_model("gpt2")
+    case = toy_case(1)
+    nonsense = dataclasses.replace(
+        case,
+        probes=tuple(dataclasses.replace(p, expected="w9 w8 w7 w6 w5") for p in case.probes),
+    )
+    method = Toy(lm)
+    first, second = rows(Engine(lm), method, [case]), rows(Engine(lm), method, [nonsense])
+    assert [r["after"]["generated"] for r in first.values()] == [
+        r["after"]["generated"] for r in second.values()
+    ]
+
+
+def test_kl_against_the_sum_over_the_vocabulary():
+    lm = tiny_model("gpt2")
+    case, method = toy_case(0), Toy(lm)
+    found = rows(Engine(lm), method, [case])
+    edit = method.one(case.request)
+    up = edit.updates[0]
+
+    def change(_, keys, values):
+        return values + keys @ up.u @ up.v
+
+    for probe in case.probes:
+        ids = lm.tensor([lm.tokens.encode(probe.cloze.left).ids])
+        at = torch.tensor([[ids.shape[1] - 1]])
+        with torch.no_grad():
+            p = lm.forward(ids, at)[0, 0].log_softmax(-1)
+            with lm.site_hooks(change, [up.layer]):
+                q = lm.forward(ids, at)[0, 0].log_softmax(-1)
+        expected = float((p.exp() * (p - q)).sum())
+        assert found[case.id, probe.id]["kl"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_unedited_model_is_asked_once(monkeypatch):
+    lm = tiny_model("gpt2")
+    engine, cases = Engine(lm), [toy_case(i) for i in range(8)]
+    asked: list[int] = []
+    ask = engine._asker.ask
+
+    def counted(questions, *more):
+        asked.append(len(questions))
+        return ask(questions, *more)
+
+    monkeypatch.setattr(engine._asker, "ask", counted)
+    engine.measure("none", _Nothing(), cases)
+    first = sum(asked)
+    engine.measure("again", _Nothing(), cases)
+    assert first > 0
+    assert sum(asked) == first
+
+
+def test_a_prompt_edit_puts_its_text_in_front():
+    lm = tiny_model("gpt2")
+    case = toy_case(2)
+
+    class Prefix:
+        def edit(self, requests):
+            return [PromptEdit("w20 w21") for _ in requests]
+
+    found = rows(Engine(lm), Prefix(), [case])
+    for probe in case.probes:
+        log_probs, target = brute_force(lm, f"w20 w21 {probe.cloze.left}", probe.expected)
+        assert found[case.id, probe.id]["after"]["log_prob_expected"] == pytest.approx(
+            float(log_probs[range(len(target)), target].sum()), abs=1e-6
+        )
+
+
+def test_a_lookup_answers_what_it_lists_and_leaves_the_rest():
+    lm = tiny_model("gpt2")
+    case = toy_case(0)
+
+    class Oracle:
+        def edit_cases(self, cases):
+            return [LookupEdit({c.probes[0].cloze: c.request.target_new}) for c in cases]
+
+    found = rows(Engine(lm), Oracle(), [case])
+    listed = found[case.id, "reliability/0"]["after"]
+    assert listed["gives_expected"]
+    assert listed["prob"]
+    assert listed["tf_all"]
+    assert listed["rank"] == 0
+    other = found[case.id, "generality/0"]
+    assert other["before"] == other["after"]
+
+
+class _Raises:
+    def edit(self, requests):
+        raise KeyError("lost")
+
+
+class _Returns:
+    def __init__(self, value):
+        self.value = value
+
+    def edit(self, requests):
+        return self.value
+
+
+def nan_edit(lm):
+    u = torch.full((lm.d_mlp, 1), float("nan"), dtype=lm.dtype)
+    return LowRankEdit((LowRank(0, u, torch.zeros(1, lm.d_model, dtype=lm.dtype)),))
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda lm: _Raises(), "mine failed while editing: KeyError: 'lost'"),
+        (lambda lm: _Returns(None), "mine returned a NoneType; edit(requests) must return a list"),
+        (lambda lm: _Returns([]), "mine returned 0 edits for 1 requests"),
+        (lambda lm: _Returns(["x"]), "mine returned a str in place of an edit"),
+        (lambda lm: _Returns([nan_edit(lm)]), "is not finite (NaN or infinity)"),
+        (
+            lambda lm: _Returns([LowRankEdit((LowRank(9, torch.ones(1, 1), torch.ones(1, 1)),))]),
+            "mine edits layer 9; random-gpt2 has layers 0 to 2",
+        ),
+        (
+            lambda lm: _Returns([LowRankEdit((LowRank(0, torch.ones(3, 1), torch.ones(1, 2)),))]),
+            "mine returned a low-rank update of shapes (3, 1) and (1, 2); layer 0 needs",
+        ),
+        (
+            lambda lm: _Returns([DenseEdit({"no.such": torch.ones(1)})]),
+            "no parameter of random-gpt2",
+        ),
+        (lambda lm: _Returns([PromptEdit(" ")]), "mine returned a PromptEdit with an empty prefix"),
+    ],
+)
+def test_what_a_method_does_wrong_is_one_sentence(make, sentence):
+    lm = tiny_model("gpt2")
+    (result,) = Engine(lm).measure("mine", make(lm), [toy_case(0)]).results.values()
+    assert sentence in result.error
+    assert not result.measurements
+    assert lm.parameter_hash() == lm.verified_hash
+
+
+def test_not_applicable_is_a_reason_not_an_error():
+    lm = tiny_model("bert")
+
+    class Causal:
+        def edit(self, requests):
+            raise NotApplicable("causal models only")
+
+    (result,) = Engine(lm).measure("rome", Causal(), [toy_case(0)]).results.values()
+    assert (result.not_applicable, result.error) == ("causal models only", "")
+
+
+def test_a_method_that_mutates_the_model_is_found_out_and_the_model_restored():
+    lm = tiny_model("gpt2", seed=5)
+
+    class Mutates:
+        def edit(self, requests):
+            with torch.no_grad():
+                lm.weight(0).mul_(2)
+            return [NoEdit() for _ in requests]
+
+    (result,) = Engine(lm).measure("mine", Mutates(), [toy_case(0)]).results.values()
+    assert "mine changed the model's parameters while editing" in result.error
+    assert lm.parameter_hash() == lm.verified_hash

@@ -1,0 +1,163 @@
+"""Measures of localisation: closed forms, nulls and intervals."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kn_bench.localise.locating import Locating
+from kn_bench.localise.matching import matched, seeded
+from kn_bench.localise.measures import (
+    NON_NEGATIVE_NULL,
+    attribution_share,
+    layer_histogram,
+    localisation,
+    participation_ratio,
+    permuted,
+    r1_squared,
+)
+from kn_bench.localise.selection import Neuron
+
+
+def noise(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@given(st.integers(0, 1000))
+def test_r1_squared_of_two_profiles_is_the_cosine(seed):
+    a, b = noise(2, 3, 5, seed=seed).double()
+    cosine = torch.nn.functional.cosine_similarity(a.flatten(), b.flatten(), dim=0)
+    assert r1_squared(torch.stack([a, b])) == pytest.approx(abs(float(cosine)), abs=1e-9)
+
+
+def test_r1_squared_by_its_definition():
+    scores = noise(6, 3, 40)
+    rows = scores.flatten(1).double().numpy()
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    s_0 = np.linalg.svd(rows, compute_uv=False)[0]
+    assert r1_squared(scores) == pytest.approx((s_0**2 - 1) / 5, abs=1e-9)
+
+
+def test_r1_squared_of_equal_orthogonal_and_missing_profiles():
+    one = noise(1, 2, 8)
+    assert r1_squared(torch.cat([one, 2 * one, 5 * one])) == pytest.approx(1)
+    assert r1_squared(torch.eye(4).reshape(4, 2, 2)) == pytest.approx(0, abs=1e-12)
+    assert math.isnan(r1_squared(one))
+    assert math.isnan(r1_squared(torch.cat([one, 0 * one])))
+
+
+def test_trap_22_unrelated_non_negative_profiles_are_alike():
+    scores = noise(30, 4, 5000).abs()
+    assert r1_squared(scores) == pytest.approx(NON_NEGATIVE_NULL, abs=0.01)
+    assert pytest.approx(0.6366, abs=1e-4) == NON_NEGATIVE_NULL
+
+
+def test_trap_22_the_null_stands_beside_the_figure():
+    unrelated = localisation(noise(8, 3, 400).abs(), resamples=50, draws=20)
+    assert unrelated.r1_squared.value == pytest.approx(unrelated.r1_squared.null, abs=0.02)
+    profile = noise(1, 3, 400).abs()
+    alike = localisation(profile + 0.1 * noise(8, 3, 400, seed=1), resamples=50, draws=20)
+    assert alike.r1_squared.value > alike.r1_squared.null_high + 0.2
+
+
+def test_permutation_keeps_every_layer_of_every_prompt():
+    scores = noise(4, 3, 50)
+    shuffled = permuted(scores, torch.Generator().manual_seed(0))
+    assert torch.equal(shuffled.sort(2).values, scores.sort(2).values)
+    assert not torch.equal(shuffled[0], scores[0])
+
+
+def test_attribution_share_and_participation_ratio():
+    scores = torch.zeros(2, 2, 4)
+    scores[:, 0, 0], scores[:, 0, 1], scores[:, 1, 2] = 3.0, 1.0, -7.0
+    assert attribution_share(scores, frozenset({Neuron(0, 0)})) == 0.75
+    assert attribution_share(scores, frozenset({Neuron(1, 2)})) == 0.0
+    assert participation_ratio(scores) == pytest.approx(16 / 10)
+    assert participation_ratio(torch.ones(3, 2, 4)) == pytest.approx(8)
+    assert participation_ratio(torch.eye(4)[:1].reshape(1, 2, 2)) == pytest.approx(1)
+
+
+def test_layer_histogram():
+    neurons = frozenset({Neuron(0, 1), Neuron(2, 3), Neuron(2, 5)})
+    assert layer_histogram(neurons, 4) == (1, 0, 2, 0)
+
+
+def planted(n=12):
+    """Two neurons in every prompt, some in none but one."""
+    scores = 0.05 * noise(n, 3, 60).abs()
+    scores[:, 1, 7] = 1.0
+    scores[:, 2, 9] = 0.8
+    scores[torch.arange(n), 0, torch.arange(n)] = 0.9
+    return scores
+
+
+def test_localisation_finds_what_was_planted():
+    found = localisation(planted(), resamples=100, draws=20)
+    assert found.neurons == {(1, 7), (2, 9)}
+    assert found.n_prompts == 12
+    assert found.n_neurons.value == 2
+    assert found.tau.value == 0.7
+    assert found.layers == (0, 1, 1)
+    assert found.n_neurons.low == found.n_neurons.high == 2
+    assert found.layers_low == found.layers_high == (0, 1, 1)
+    for measure in (found.attribution_share, found.participation_ratio):
+        assert measure.low <= measure.value <= measure.high
+        assert measure.low < measure.high
+    assert found.r1_squared.null < found.r1_squared.value
+
+
+def test_the_null_of_the_size_is_what_chance_selects():
+    """Without the cap nothing is shared by permuted prompts; the planted neurons are."""
+    found = localisation(planted(), locating=Locating(capped=False), resamples=20, draws=20)
+    assert found.n_neurons.value == 2
+    assert found.n_neurons.null == 0
+
+
+def test_the_null_of_tau_mixes_prompts_of_other_relations():
+    others = torch.cat([planted().roll(shift, 2) for shift in range(1, 6)])
+    found = localisation(planted(), unrelated=others, resamples=20, draws=20)
+    assert found.tau.null < found.tau.value
+    assert math.isnan(localisation(planted(), resamples=2, draws=2).tau.null)
+
+
+def test_one_prompt_has_figures_and_no_intervals():
+    found = localisation(planted()[:1], resamples=20, draws=5)
+    assert found.n_neurons.value > 0
+    assert math.isnan(found.n_neurons.low)
+    assert math.isnan(found.r1_squared.value)
+    assert all(math.isnan(low) for low in found.layers_low)
+
+
+def test_localisation_is_seeded():
+    first, again = (localisation(planted(), resamples=20, draws=5, seed=3) for _ in range(2))
+    assert first == again
+
+
+# -- matched random neurons ----------------------------------------------------------------
+
+
+def test_matched_neurons_have_the_same_layers_and_similar_activations():
+    mean = torch.arange(200.0).repeat(3, 1)
+    neurons = frozenset({Neuron(0, 50), Neuron(0, 51), Neuron(2, 120)})
+    drawn = matched(mean, neurons, seeded(0, "case"), nearest=10)
+    assert not drawn & neurons
+    assert sorted(n.layer for n in drawn) == [0, 0, 2]
+    for neuron in drawn:
+        assert min(abs(neuron.unit - n.unit) for n in neurons if n.layer == neuron.layer) <= 12
+
+
+def test_matched_neurons_are_seeded_by_content():
+    mean = noise(3, 200)
+    neurons = frozenset({Neuron(0, 50), Neuron(2, 120)})
+    draws = {case: matched(mean, neurons, seeded(0, case)) for case in map(str, range(20))}
+    assert draws["3"] == matched(mean, neurons, seeded(0, "3"))
+    assert len(set(draws.values())) > 10
+
+
+def test_too_few_neurons_to_match_are_refused():
+    everything = frozenset(Neuron(0, unit) for unit in range(3))
+    with pytest.raises(ValueError, match="layer 0 has 5 neurons: too few to match 3 of them"):
+        matched(noise(1, 5), everything, seeded(0))

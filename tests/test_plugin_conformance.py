@@ -1,0 +1,193 @@
+"""The conformance kit finds what is wrong with a method, and nothing wrong with ours."""
+
+from __future__ import annotations
+
+import importlib
+import random
+
+import pytest
+import torch
+
+from kn_bench.cases import sources
+from kn_bench.editing.edit import LowRank, LowRankEdit, NoEdit, PromptEdit
+from kn_bench.model import embedded
+from kn_bench.model.loading import load_model
+from kn_bench.testing import conformance, registry
+from kn_bench.testing.conformance import complaints
+from kn_bench.testing.registry import edit_method, marked
+
+
+@pytest.fixture(scope="module")
+def lm():
+    return load_model("tiny-gpt2")
+
+
+@pytest.fixture(scope="module")
+def cases():
+    return sources.load("embedded", limit=2, relations=["P36"]).cases
+
+
+def updates(model, requests, generator):
+    """A random update a request."""
+    made = []
+    for _ in requests:
+        u = torch.randn(model.d_mlp, 1, generator=generator)
+        made.append(LowRankEdit((LowRank(0, u, torch.randn(1, model.d_model)),)))
+    return made
+
+
+class Good:
+    def __init__(self, model):
+        self.model = model
+
+    def edit(self, requests):
+        made = []
+        for request in requests:
+            generator = torch.Generator().manual_seed(len(request.subject))
+            u = torch.randn(self.model.d_mlp, 1, generator=generator)
+            v = torch.randn(1, self.model.d_model, generator=generator)
+            made.append(LowRankEdit((LowRank(1, u, v),)))
+        return made
+
+
+class Unseeded(Good):
+    def edit(self, requests):
+        generator = torch.Generator()
+        generator.seed()
+        return updates(self.model, requests, generator)
+
+
+class ByPosition(Good):
+    def edit(self, requests):
+        prefixes = ("Yes.", "No, never, not even once.")
+        return [PromptEdit(prefixes[index % 2]) for index, _ in enumerate(requests)]
+
+
+class Counting(Good):
+    def __init__(self, model):
+        super().__init__(model)
+        self.history = []
+
+    def edit(self, requests):
+        self.history.append(len(requests))
+        return [PromptEdit("So. " * len(self.history)) for _ in requests]
+
+
+class Declared(Counting):
+    state = ("history",)
+
+    def reset(self):
+        self.history = []
+
+
+class WithoutReset(Counting):
+    state = ("history",)
+
+
+class Seeding(Good):
+    def edit(self, requests):
+        random.seed(0)
+        torch.manual_seed(0)
+        return super().edit(requests)
+
+
+class Mutating(Good):
+    def edit(self, requests):
+        with torch.no_grad():
+            self.model.weight(0).add_(1e-3)
+        return [NoEdit() for _ in requests]
+
+
+class Hooking(Good):
+    def edit(self, requests):
+        self.model.site(0).register_forward_hook(lambda *_: None)
+        return super().edit(requests)
+
+
+class TooFew(Good):
+    def edit(self, requests):
+        return super().edit(requests)[:1]
+
+
+def check(cls, lm, cases):
+    return complaints(lambda language_model: cls(language_model), model=lm, cases=cases)
+
+
+@pytest.mark.parametrize("cls", [Good, Declared])
+def test_a_good_method_has_no_complaints(cls, lm, cases):
+    assert check(cls, lm, cases) == []
+
+
+@pytest.mark.parametrize(
+    ("cls", "sentence"),
+    [
+        (Unseeded, "is not deterministic: the same requests again, and embedded/P36/"),
+        (ByPosition, "depends on the order of the requests: reversed, embedded/P36/"),
+        (Counting, "changes its attribute 'history' while editing and does not declare it"),
+        (Counting, "remembers earlier requests: asked a second time, embedded/P36/"),
+        (WithoutReset, r"declares state \(history\) but no reset\(\)"),
+        (Seeding, "changes Python's random state; a method leaves it as it was"),
+        (TooFew, "returned 1 edits for 2 requests"),
+    ],
+)
+def test_each_fault_is_named(cls, sentence, lm, cases):
+    found = check(cls, lm, cases)
+    assert any(pytest.importorskip("re").search(sentence, text) for text in found), found
+
+
+def test_what_is_done_to_the_model_is_named(cases):
+    (hooked,) = check(Hooking, load_model("tiny-gpt2"), cases)
+    assert hooked.endswith("changes the model's hooks; a method leaves it as it was")
+    (mutated,) = check(Mutating, load_model("tiny-gpt2"), cases)
+    assert "changed the model's parameters while editing" in mutated
+
+
+def test_a_method_that_never_applies(lm, cases):
+    class Never:
+        def edit(self, requests):
+            from kn_bench.editing.edit import NotApplicable
+
+            raise NotApplicable("needs a larger model")
+
+    assert complaints(Never, model=lm, cases=cases) == [
+        "Never applies to none of the cases: needs a larger model"
+    ]
+
+
+def test_the_model_follows_from_the_kind_of_method(monkeypatch):
+    asked = []
+    monkeypatch.setattr(conformance, "_model", lambda name: asked.append(name))
+    monkeypatch.setattr(conformance._Bench, "complaints", lambda self, cases: iter(()))
+    edit_method("m", models="masked")(function := lambda language_model: None)
+    complaints(function, cases=())
+    complaints(lambda: None, cases=())
+    assert asked == ["tiny-bert", "tiny-gpt2"]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (torch.ones(2), torch.ones(2, dtype=torch.float64)),
+        ({"a": 1}, {"a": 2}),
+        ([torch.zeros(1)], [torch.ones(1)]),
+        ({1, 2}, {1, 3}),
+    ],
+)
+def test_digests_tell_contents_apart(one, other):
+    assert conformance.digest(one) != conformance.digest(other)
+    assert conformance.digest(one) == conformance.digest(one)
+
+
+BUILT_IN = [
+    spec
+    for path in registry.builtin_files()
+    for spec in marked(importlib.import_module(f"kn_bench.edits.{path.stem}"))
+]
+
+
+@pytest.mark.parametrize("spec", BUILT_IN, ids=lambda spec: spec.name)
+def test_our_own_methods_conform(spec):
+    model = "tiny-bert" if spec.models == "masked" else "tiny-gpt2"
+    if not (embedded.folder(model) / "config.json").is_file():
+        pytest.skip(f"{model} is not there yet")
+    assert complaints(spec.function) == []

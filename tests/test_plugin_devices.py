@@ -1,0 +1,62 @@
+"""Devices are lent and come back; cores are shared."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from kn_bench.testing import devices
+from kn_bench.testing.devices import DevicePool
+
+
+def test_a_replacement_worker_gets_the_device_that_is_free():
+    pool = DevicePool(["cuda:0", "cuda:1"])
+    assert [pool.lease("gw0"), pool.lease("gw1")] == ["cuda:0", "cuda:1"]
+    pool.release("gw0")
+    assert pool.lease("gw2") == "cuda:0"  # by its number it would have been cuda:0 or cuda:1
+    pool.release("gw1")
+    assert pool.lease("gw3") == "cuda:1"
+
+
+def test_more_workers_than_devices_share_evenly():
+    pool = DevicePool(["cuda:0", "cuda:1"])
+    leased = [pool.lease(f"gw{i}") for i in range(4)]
+    assert sorted(leased) == ["cuda:0", "cuda:0", "cuda:1", "cuda:1"]
+    assert pool.lease("gw0") == leased[0]
+
+
+def test_no_devices():
+    with pytest.raises(ValueError, match="at least one device"):
+        DevicePool([])
+
+
+def test_devices_that_are_not_there(monkeypatch):
+    assert devices.expand(["cpu", "cpu"]) == ["cpu"]
+    with pytest.raises(ValueError, match=r"^--device gpu: give cpu, cuda or cuda:N$"):
+        devices.expand(["gpu"])
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert devices.expand(["cuda"]) == ["cuda:0", "cuda:1"]
+    assert devices.expand(["cuda:1"]) == ["cuda:1"]
+    with pytest.raises(ValueError, match=r"^--device cuda:2: torch sees 2 GPUs here; use --device"):
+        devices.expand(["cuda:2"])
+
+
+@pytest.mark.parametrize(
+    ("workers", "cores", "each"), [(1, 8, 8), (4, 8, 2), (3, 8, 2), (16, 8, 1)]
+)
+def test_cores_are_shared_among_the_workers(monkeypatch, workers, cores, each):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(cores), raising=False)
+    assert devices.threads(workers) == each
+
+
+def test_settling_before_torch_is_imported():
+    code = (
+        "import os, sys; from kn_bench.testing import devices; devices.settle(1000);"
+        "assert os.environ['OMP_WAIT_POLICY'] == 'PASSIVE'; import torch;"
+        "assert torch.get_num_threads() == 1"
+    )
+    environment = {"PATH": "/usr/bin:/bin"}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)

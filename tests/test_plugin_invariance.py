@@ -1,0 +1,108 @@
+"""The same measurements whatever the number of workers, the batch, the hash seed or the order."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+
+from kn_bench.results import log
+from kn_bench.results.rows import EditRow, VerdictRow
+from tests.conftest import PLUGINS
+
+ASKED = (
+    *("--method", "rome", "--method", "kn-edit", "--method", "in-context", "--limit", "2"),
+    *("--relation", "P36", "--paradigm", "determiner_noun_agreement_1", "--model", "tiny-gpt2"),
+)
+TOLERANCE = 1e-5
+BACKWARDS = """
+def pytest_collection_modifyitems(items):
+    items.reverse()
+"""
+
+
+@pytest.fixture(scope="module")
+def measure(tmp_path_factory):
+    """Runs the suites and returns the rows in a fixed order, flat."""
+    folder = tmp_path_factory.mktemp("invariance")
+    (folder / "backwards.py").write_text(BACKWARDS)
+
+    def run(name, *args, **environment):
+        command = (sys.executable, "-m", "pytest", *PLUGINS, "--pyargs", "kn_bench.suites")
+        process = subprocess.run(
+            [*command, *ASKED, "--run", name, "-q", *args],
+            cwd=folder,
+            env={
+                **os.environ,
+                "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+                "HF_HUB_OFFLINE": "1",
+                **environment,
+            },
+            capture_output=True,
+            text=True,
+        )
+        assert process.returncode == 0, process.stdout + process.stderr
+        rows = log.rows(folder / "reports/runs" / name / log.LOG)
+        return dict(sorted(_identified(row) for row in rows))
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def plain(measure):
+    return measure("plain", "-n0", PYTHONHASHSEED="1")
+
+
+def _identified(row):
+    """A row's identity and its values, times left out."""
+    values = dataclasses.asdict(row)
+    if isinstance(row, EditRow):
+        del values["record"]["seconds"]
+    names = ("model", "method", "case", "criterion", "probe")
+    identity = tuple(str(values.get(name, "")) for name in names)
+    exclusion = values.get("exclusion") or {}
+    identity += (type(row).__name__, str(exclusion.get("case")), str(exclusion.get("probe")))
+    return identity, dict(_flat("", values))
+
+
+def _flat(name, value):
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _flat(f"{name}.{key}", item)
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from _flat(f"{name}.{index}", item)
+    else:
+        yield name, value
+
+
+def differences(ours, theirs):
+    """What differs, floats by more than rounding."""
+    assert ours.keys() == theirs.keys()
+    for identity, values in ours.items():
+        other = theirs[identity]
+        assert values.keys() == other.keys()
+        for name, value in values.items():
+            if isinstance(value, float):
+                close = math.isclose(value, other[name], rel_tol=TOLERANCE, abs_tol=TOLERANCE)
+                if not close:
+                    yield identity, name, value, other[name]
+            elif value != other[name]:
+                yield identity, name, value, other[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "environment"),
+    [
+        ("workers", ("-n2",), {"PYTHONHASHSEED": "2"}),
+        ("order", ("-n0", "-p", "backwards"), {}),
+        ("batch", ("-p", "no:xdist", "--memory", "1M"), {"OMP_NUM_THREADS": "2"}),
+    ],
+)
+def test_trap_02_the_same_measurements(measure, plain, name, args, environment):
+    assert sum(key[5] == VerdictRow.__name__ for key in plain) == 3 * 4 * 6
+    assert not list(differences(plain, measure(name, *args, **environment)))

@@ -1,0 +1,128 @@
+"""The wheel and the sdist hold what is needed, and no copy of the package is taken for another."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import CONFTEST, PLUGINS, TOYS
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+
+
+def run(*command, cwd, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", *command],
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory) -> Path:
+    folder: Path = tmp_path_factory.mktemp("dist")
+    for target in ("wheel", "sdist"):
+        result = run("hatchling", "build", "-t", target, "-d", str(folder), cwd=CHECKOUT)
+        if "No module named hatchling" in result.stderr:
+            pytest.skip("hatchling is not installed")
+        assert result.returncode == 0, result.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def installed(built, tmp_path_factory) -> Path:
+    """The wheel, unpacked as pip does it."""
+    folder: Path = tmp_path_factory.mktemp("site")
+    (wheel,) = built.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder)
+    return folder
+
+
+def test_the_wheel_holds_suites_methods_models_and_types(installed):
+    package = installed / "kn_bench"
+    assert (package / "py.typed").is_file()
+    names = {path.name for path in (package / "suites").glob("test_*.py")}
+    assert names == {path.name for path in (CHECKOUT / "suites").glob("test_*.py")}
+    assert (package / "edits" / "rome.py").is_file()
+    assert (package / "suites" / "conftest.py").is_file()
+    for model in ("tiny_gpt2", "tiny_llama", "tiny_bert"):
+        assert (package / "model/embedded" / model / "model.safetensors").is_file()
+    assert {path.name for path in installed.iterdir()} == {
+        "kn_bench",
+        *(path.name for path in installed.glob("*.dist-info")),
+    }
+
+
+def test_the_sdist_can_be_tested_and_built(built):
+    (sdist,) = built.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    for name in ("pyproject.toml", "conftest.py", "suites/conftest.py", "edits/rome.py",
+                 "tests/toy_bench.py", "kn_bench/py.typed", "Makefile"):  # fmt: skip
+        assert name in names
+
+
+def test_the_installed_suites_run_from_an_unrelated_folder(installed, tmp_path):
+    (tmp_path / "toy_bench.py").write_text(TOYS.read_text())
+    (tmp_path / "conftest.py").write_text(CONFTEST)
+    result = run(
+        *("pytest", *PLUGINS, "--pyargs", "kn_bench.suites", "-n2", "--method", "toy-a", "-rs"),
+        cwd=tmp_path,
+        PYTHONPATH=str(installed),
+        PYTEST_DISABLE_PLUGIN_AUTOLOAD="1",
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "78 passed" in result.stdout
+    assert f"{installed.name}/kn_bench/suites/test_symmetry.py" in result.stdout
+
+
+def test_a_checkout_beside_another_copy_is_refused(installed):
+    # not `python -m pytest`, which puts the current folder in front
+    result = subprocess.run(
+        [Path(sys.executable).with_name("pytest"), "suites", "--co", "-p", "no:cacheprovider"],
+        cwd=CHECKOUT,
+        env={**os.environ, "PYTHONPATH": str(installed)},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 4
+    assert result.stderr.strip() == (
+        f"ERROR: kn_bench is imported from {installed}/kn_bench, not from this checkout "
+        f"({CHECKOUT}): run `pip install -e .` here, or uninstall the other copy"
+    )
+
+
+FOREIGN = """
+import sys, pytest
+status = pytest.main(["-q", "-p", "no:cacheprovider"])
+ours = sorted(name for name in sys.modules if name.startswith("kn_bench"))
+heavy = sorted({"torch", "transformers", "pandas", "numpy", "datasets", "rich"} & set(sys.modules))
+print("status", int(status), "ours", len(ours), "heavy", heavy)
+"""
+
+
+def test_another_project_imports_next_to_nothing(tmp_path):
+    """What a session costs that has nothing to do with us: a few light modules of our own."""
+    (tmp_path / "test_a.py").write_text("def test_a(): pass")
+    environment = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_PLUGINS": "kn_bench.plugin"}
+    result = subprocess.run(
+        [sys.executable, "-c", FOREIGN],
+        cwd=tmp_path,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+    )
+    found = re.search(r"status (\d+) ours (\d+) heavy (.*)", result.stdout)
+    assert found, result.stderr
+    assert (found[1], found[3]) == ("0", "[]")
+    assert 0 < int(found[2]) < 12

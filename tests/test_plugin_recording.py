@@ -1,0 +1,209 @@
+"""The log: written before a test is shown, complete or known to be incomplete, continued."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kn_bench.results.rows import CrashRow, VerdictRow
+from tests.conftest import PLUGINS, comparable, measured, wait_for
+
+ONE = "test_overturn[toy_b-toy_gpt-P37/subject_1]"
+TESTS = 288
+KILLS = Path(__file__).resolve().parents[1] / "benchmarks" / "kills.py"
+
+
+@pytest.mark.parametrize("workers", ["-n0", "-n2"])
+def test_a_test_that_is_never_heard_of_is_missed(bench, workers):
+    result = bench.run("-q", workers, "--run", "r", TOY_SWALLOW=ONE)
+    assert result.ret == 3
+    result.stdout.fnmatch_lines(
+        ["kn_bench: 1 of the collected tests never reported (*test_overturn.py::test_overturn*"]
+    )
+    assert "measure them with --resume r" in result.stdout.str()
+    again = bench.run(workers, "--resume", "r")
+    assert (again.ret, measured(again), len(bench.verdicts())) == (0, 1, TESTS)
+    again.stdout.fnmatch_lines([f"kn_bench: run r has {TESTS - 1} tests already"])
+
+
+def test_a_value_that_xdist_cannot_send_is_no_success(bench):
+    """With -n1 xdist ends such a session with status 0 and the words "no tests ran"."""
+    result = bench.run("-q", "-n1", TOY_ODD=ONE)
+    assert result.ret not in (0, 5)
+
+
+def test_rows_are_on_the_disk_before_the_test_is_shown(bench):
+    bench.pytester.makepyfile(
+        watcher="""
+from pathlib import Path
+import os
+import pytest
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_logreport(report):
+    if report.when == "call" and not os.environ.get("PYTEST_XDIST_WORKER"):
+        log = max(Path("reports/runs").glob("*/measurements.jsonl"))
+        last = log.read_text().splitlines()[-1]
+        case = report.nodeid.rpartition("-")[2].removesuffix("]")
+        assert f'"case":"{case}"' in last and '"row":"verdict"' in last, last
+        assert not [key for key, _ in report.user_properties if key.startswith("kn_bench ")]
+"""
+    )
+    for workers in ("-n0", "-n2"):
+        run = ("--run", f"r{workers[2]}")
+        assert bench.run("-q", "-p", "watcher", workers, *run, "--method", "toy-a").ret == 0
+
+
+def test_junit_xml_has_the_verdict_and_not_the_rows(bench):
+    bench.run("-q", "--junitxml", "out.xml", "-k", "P36/subject_1 and reliability")
+    text = (bench.path / "out.xml").read_text()
+    assert '<property name="kn_bench.status" value="' in text
+    assert "log_prob" not in text
+
+
+@pytest.mark.parametrize("workers", ["-n0", "-n2"])
+def test_resume_after_the_controller_is_killed(bench, workers):
+    assert bench.run("-q", "--run", "whole").ret == 0
+    command = [sys.executable, "-m", "pytest", *PLUGINS, "--pyargs", "kn_bench.suites", workers]
+    environment = {**os.environ, "TOY_SLOW": "0.01"}
+    process = subprocess.Popen(
+        [*command, "--run", "r"], cwd=bench.path, env=environment, stdout=subprocess.DEVNULL
+    )
+    log = bench.path / "reports/runs/r/measurements.jsonl"
+    wait_for(lambda: log.exists() and log.stat().st_size > 50_000)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = len(bench.verdicts("r"))
+    assert 0 < before < TESTS
+    result = bench.run("-q", workers, "--resume", "last")
+    assert (result.ret, measured(result)) == (0, TESTS - before)
+    assert comparable(bench.rows("r")) == comparable(bench.rows("whole"))
+    nothing_left = bench.run("-q", workers, "--resume", "r")
+    assert nothing_left.ret == 5
+    assert comparable(bench.rows("r")) == comparable(bench.rows("whole"))
+
+
+def test_resume_after_ctrl_c(bench):
+    command = [sys.executable, "-m", "pytest", *PLUGINS, "--pyargs", "kn_bench.suites", "-n2"]
+    environment = {**os.environ, "TOY_SLOW": "0.01"}
+    process = subprocess.Popen(
+        [*command, "--run", "r"],
+        cwd=bench.path,
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    log = bench.path / "reports/runs/r/measurements.jsonl"
+    wait_for(lambda: log.exists() and log.stat().st_size > 50_000)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "go on with this run by --resume r" in output
+    assert bench.run("-q", "-n2", "--resume", "r").ret == 0
+    assert len(bench.verdicts("r")) == TESTS
+
+
+def test_resume_measures_a_crashed_test_again(bench):
+    assert bench.run("-q", "-n2", "--run", "r", TOY_KILL_AT=ONE).ret == 1
+    assert sum(isinstance(row, CrashRow) for row in bench.rows("r")) == 1
+    result = bench.run("-q", "-n2", "--resume", "r")
+    assert (result.ret, measured(result)) == (0, 1)
+    assert sum(isinstance(row, VerdictRow) for row in bench.rows("r")) == TESTS
+    assert not any(isinstance(row, CrashRow) for row in bench.rows("r"))
+
+
+def test_a_run_of_something_else_is_not_continued(bench):
+    assert bench.run("-q", "--run", "r", "-k", "P36").ret == 0
+    result = bench.run("-q", "--resume", "r", "--seed", "1", "--limit", "3")
+    assert result.ret == 4
+    result.stderr.fnmatch_lines(
+        ["ERROR: run 'r' cannot be continued, for it was made of something else: seed: 0 then, 1*"]
+    )
+
+
+def test_a_name_that_is_taken(bench):
+    assert bench.run("-q", "--run", "r", "-k", "subject_0").ret == 0
+    for workers in ("-n0", "-n2"):
+        result = bench.run("-q", "--run", "r", workers)
+        assert result.ret == 4
+        result.stderr.fnmatch_lines(["ERROR: there is a run 'r' in *: continue it with --resume*"])
+
+
+def test_a_full_disk_stops_the_run_with_a_sentence(bench, monkeypatch):
+    """A limit on the size of files takes the place of the disk."""
+    limit = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+    size = 60_000
+    code = f"{limit} resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}))"
+    bench.pytester.makepyfile(small_disk=code)
+    for workers in ("-n0", "-n2"):
+        run = f"r{workers[2]}"
+        result = bench.run("-q", "-p", "small_disk", workers, "--run", run)
+        assert result.ret == 3
+        result.stdout.fnmatch_lines([f"*cannot be written (File too large): make room and*{run}*"])
+        assert bench.run("-q", workers, "--resume", run).ret == 0
+        assert len(bench.verdicts(run)) == TESTS
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != size
+
+
+def test_a_reports_folder_that_cannot_be_written(bench):
+    (bench.path / "reports").write_text("a file")
+    for workers in ("-n0", "-n2"):
+        result = bench.run("-q", workers)
+        assert result.ret == 4
+        result.stderr.fnmatch_lines(["ERROR: *reports/runs/* cannot be written (Not a directory)*"])
+
+
+@pytest.mark.parametrize("seed", [int(os.environ.get("KN_BENCH_KILL_SEED", "1"))])
+def test_trap_19_five_kills_lose_nothing_and_double_nothing(tmp_path, seed):
+    """The tool of benchmarks/kills.py, which has done a hundred."""
+    spec = importlib.util.spec_from_file_location("kills", KILLS)
+    assert spec is not None
+    assert spec.loader is not None
+    kills = importlib.util.module_from_spec(spec)
+    sys.modules["kills"] = kills
+    spec.loader.exec_module(kills)
+    tally = kills.kill_runs(5, seed, tmp_path)
+    assert tally.kills.total() >= 5
+    assert (tally.lost, tally.doubled, tally.different) == (0, 0, 0)
+
+
+def test_the_gate_passes_on_itself_and_fails_on_a_fall(bench):
+    """The second run is of a method that never succeeds under the first one's name."""
+    asked = ("--method", "toy-a", "--limit", "12", "-n2")
+    saved = bench.run("--save-baseline", "base.json", *asked, TOY_BOARD="1")
+    assert saved.ret == 0
+    saved.stdout.fnmatch_lines([f"baseline written to {bench.path}/base.json"])
+    against = ("--baseline", "base.json", *asked)
+    same = bench.run(*against, TOY_BOARD="1", GITHUB_STEP_SUMMARY="page.md")
+    assert same.ret == 0
+    same.stdout.fnmatch_lines(["*= gate =*", "The gate passes: none of * figures fell*"])
+    assert "The gate passes" in (bench.path / "page.md").read_text()
+    worse = bench.run(*against, TOY_BOARD="1", TOY_WORSE="toy-a")
+    assert worse.ret == 10
+    worse.stdout.fnmatch_lines(["The gate fails: * figures fell significantly*"])
+    gate = ("--gate", "reliability:1,overturn:1,generality:1", "--gate", "synonym:1,symmetry:1")
+    tolerant = bench.run(*against, *gate, TOY_BOARD="1", TOY_WORSE="toy-a")
+    assert tolerant.ret == 0
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        (("--baseline", "none.json"), "there is no baseline *none.json: make one by*"),
+        (("--baseline", "conftest.py"), "*conftest.py holds no Baseline: *"),
+        (("--baseline", "none.json", "--gate", "symetry:0.1"), "--gate 'symetry:0.1' is no*"),
+    ],
+    ids=["missing", "malformed", "tolerance"],
+)
+def test_a_gate_that_cannot_be_is_refused_before_the_run(bench, args, sentence):
+    result = bench.run(*args)
+    assert result.ret == 4
+    result.stderr.fnmatch_lines([f"ERROR: {sentence}"])
+    assert not bench.computed

@@ -1,0 +1,197 @@
+"""Methods are found wherever they come from, and told apart."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from unittest import mock
+
+import pytest
+
+from kn_bench.testing import registry
+from kn_bench.testing.registry import Registry, RegistryError, edit_method, marked
+from tests.conftest import outcomes
+
+METHOD = """
+import toy_bench
+from kn_bench.testing.registry import edit_method
+
+@edit_method("{name}")
+def {function}(language_model):
+    return toy_bench.Toy()
+"""
+
+
+def plugin(*methods):
+    module = ModuleType("some_plugin")
+    for number, method in enumerate(methods):
+        setattr(module, f"m{number}", method)
+    return module
+
+
+def test_the_function_stays_a_function():
+    @edit_method("mine", models="causal")
+    def mine(language_model):
+        return language_model
+
+    assert mine(3) == 3
+    (spec,) = marked(plugin(mine))
+    assert (spec.name, spec.models, spec.function) == ("mine", "causal", mine)
+    assert spec.origin.startswith(__file__)
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a/b", "ü"])
+def test_names_that_cannot_be(name):
+    with pytest.raises(ValueError, match="name is made of letters, digits"):
+        edit_method(name)
+
+
+def test_kinds_of_model_that_cannot_be():
+    with pytest.raises(ValueError, match="models='gpt' is none of causal, masked, any"):
+        edit_method("mine", models="gpt")  # type: ignore[arg-type]
+
+
+def test_objects_that_answer_to_everything_are_no_methods():
+    assert list(marked(plugin(pytest.mark, mock.MagicMock(), mock.call))) == []
+
+
+def test_doubled_names_are_refused_with_both_places():
+    def one(language_model): ...
+
+    def two(language_model): ...
+
+    found = Registry()
+    found.add(plugin(edit_method("mine")(one)))
+    found.add(plugin(one))  # the same function again, imported elsewhere
+    found.check()
+    found.add(plugin(edit_method("mine")(two)))
+    with pytest.raises(RegistryError, match=r"two methods are called 'mine': .*py:\d+ and .*py:"):
+        found.check()
+
+
+def test_names_that_are_the_same_in_a_test_id_are_refused():
+    def one(language_model): ...
+
+    def two(language_model): ...
+
+    found = Registry()
+    found.add(plugin(edit_method("rome-no-c")(one), edit_method("rome_no_c")(two)))
+    with pytest.raises(RegistryError, match="'rome_no_c' or 'rome-no-c', the same in a test id"):
+        found.check()
+
+
+def test_unknown_names_are_answered_with_the_known():
+    found = Registry()
+    found.add(plugin(edit_method("b")(lambda language_model: 1)))
+    with pytest.raises(RegistryError, match=r"^unknown method 'x'; known: b$"):
+        found.select(["b", "x"])
+    assert [spec.name for spec in found.select(["b", "b"])] == ["b"]
+
+
+def test_the_names_of_builtin_methods_are_read_without_importing_them():
+    pytest.importorskip("torch")
+    found = Registry()
+    import importlib
+
+    for path in registry.builtin_files():
+        found.add(importlib.import_module(f"kn_bench.edits.{path.stem}"))
+    assert {name: spec.origin for name, spec in found.methods.items()} == registry.builtin_names()
+
+
+# -- in sessions of their own -----------------------------------------------------------------
+
+
+def test_a_module_given_by_p(bench):
+    bench.pytester.makepyfile(my_module=METHOD.format(name="mine", function="mine"))
+    result = bench.run("-p", "my_module", "--method", "mine", "-n2")
+    assert result.ret == 0
+    assert {method for _, method in bench.computed} == {"mine"}
+
+
+def test_an_entry_point_of_an_installed_package(bench):
+    _install(bench, "mine = my_package", my_package=METHOD.format(name="mine", function="mine"))
+    result = bench.run("--method", "mine", "-n2")
+    assert result.ret == 0
+    assert {method for _, method in bench.computed} == {"mine"}
+
+
+def test_an_entry_point_that_names_the_function(bench):
+    _install(bench, "x = my_package:mine", my_package=METHOD.format(name="m", function="mine"))
+    assert bench.run("--method", "m").ret == 0
+
+
+def test_an_entry_point_that_cannot_be_imported_is_an_error_and_the_others_run(bench):
+    _install(bench, "mine = my_package", my_package="import nothing_of_the_kind")
+    result = bench.run("-k", "reliability")
+    found = outcomes(result)
+    assert (result.ret, found["errors"]) == (1, 24)
+    assert found["passed"] + found["missed"] + found["skipped"] == 48
+    result.stdout.fnmatch_lines(
+        ["*the entry point mine = my_package of kn_bench.methods cannot be imported: *nothing_of*"]
+    )
+
+
+def _install(bench, entry, **modules):
+    """A package as pip leaves it."""
+    bench.pytester.makepyfile(**modules)
+    info = bench.pytester.mkdir("my_package-1.0.dist-info")
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[kn_bench.methods]\n{entry}\n")
+    bench.monkeypatch.setenv("PYTHONPATH", str(bench.path))
+
+
+@pytest.mark.parametrize("workers", ["-n0", "-n2"])
+def test_an_unknown_method_is_one_sentence_once(bench, workers):
+    result = bench.run("--method", "rme", workers)
+    assert result.ret == 4
+    assert result.stderr.str().strip() == "ERROR: unknown method 'rme'; known: toy-a, toy-b"
+    assert "rme" not in result.stdout.str()
+
+
+def test_a_doubled_method_names_both_files(bench):
+    bench.pytester.makepyfile(my_module=METHOD.format(name="toy-a", function="mine"))
+    result = bench.run("-p", "my_module", "-n2")
+    assert result.ret == 4
+    result.stderr.fnmatch_lines(
+        ["ERROR: two methods are called 'toy-a': *my_module.py:4 and *conftest.py:*; rename one*"]
+    )
+
+
+def test_fixtures_of_the_user_are_not_touched(bench):
+    """A method called as one of the user's fixtures, which itself uses another of them."""
+    bench.pytester.makepyfile(
+        my_module=METHOD.format(name="tmp_path", function="tmp_path")
+        + """
+import pytest
+
+@pytest.fixture(scope="session")
+def corpus():
+    return "text"
+
+@edit_method("with-corpus")
+def with_corpus(language_model, corpus, tmp_path):
+    assert corpus == "text" and tmp_path.is_dir()
+    return toy_bench.Toy()
+"""
+    )
+    result = bench.run("-p", "my_module", "--method", "with-corpus", "--method", "tmp_path", "-q")
+    assert result.ret == 0
+    assert {method for _, method in bench.computed} == {"with-corpus", "tmp_path"}
+
+
+def test_a_fixture_that_fails_names_its_file_and_the_others_run(bench):
+    bench.pytester.makepyfile(
+        my_module="""
+from kn_bench.testing.registry import edit_method
+
+@edit_method("broken")
+def broken(language_model):
+    raise KeyError("nothing there")
+"""
+    )
+    result = bench.run("-p", "my_module", "-n2", "-k", "reliability")
+    assert (result.ret, outcomes(result)["errors"]) == (1, 24)
+    assert len([line for line in bench.verdicts() if line.verdict.status == "error"]) == 24
+    result.stdout.fnmatch_lines(
+        ["broken on toy-gpt could not be measured: KeyError: 'nothing there' (*my_module.py:3)"]
+    )
+    assert outcomes(result)["passed"] > 0

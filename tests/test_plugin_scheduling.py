@@ -1,0 +1,300 @@
+"""Units are handed out whole, and every test is run once whatever happens to the workers."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter, defaultdict
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kn_bench.testing import addresses
+from kn_bench.testing.addresses import UnitKey
+from kn_bench.testing.scheduling import AHEAD, Backlog, ChoosingScheduler, UnitScheduling
+from tests.conftest import comparable, outcomes
+
+METHODS, MODELS = ("kn", "rome", "no_edit"), ("tiny_gpt2", "tiny_bert")
+
+
+def nodeids(cases, criteria=("reliability", "locality"), foreign=0):
+    ours = [
+        f"suites/test_{criterion}.py::test_{criterion}[{method}-{model}-P36/{case}]"
+        for criterion in criteria
+        for model in MODELS
+        for method in METHODS
+        for case in range(cases)
+    ]
+    return [*ours[:1], *(f"tests/test_other.py::test_{i}" for i in range(foreign)), *ours[1:]]
+
+
+def parsed(ids):
+    return [addresses.parse(nodeid) for nodeid in ids]
+
+
+# -- addresses ---------------------------------------------------------------------------------
+
+
+def test_slug_and_parse():
+    assert addresses.slug("rome-no-c") == "rome_no_c"
+    assert addresses.slug("org/Llama-3.2 1B/") == "Llama_3.2_1B"
+    found = addresses.parse("a/test_symmetry.py::test_symmetry[rome-tiny_gpt2-pararel/P36/Canada]")
+    assert found == ("symmetry", "rome", "tiny_gpt2", "pararel/P36/Canada")
+    assert addresses.parse("test_x.py::test_x[a-b]") is None
+    assert addresses.parse("test_x.py::test_x") is None
+
+
+def test_units_hold_the_same_cases_for_all_methods():
+    ids = nodeids(10, foreign=3)
+    keys = addresses.units(parsed(ids), labels_per_unit=4)
+    cases = defaultdict(set)
+    for nodeid, key in zip(ids, keys, strict=True):
+        address = addresses.parse(nodeid)
+        assert (key is None) == (address is None)
+        if key and address:
+            cases[key].add(address.label)
+    assert {len(members) for members in cases.values()} == {4, 2}
+    for model in MODELS:
+        for chunk in range(3):
+            assert len({frozenset(cases[UnitKey(model, chunk, m)]) for m in METHODS}) == 1
+
+
+def test_order_keeps_units_together_and_groups_side_by_side():
+    ids = nodeids(10, foreign=3)
+    random.Random(0).shuffle(ids)
+    running = [ids[i] for i in addresses.order(parsed(ids), labels_per_unit=4)]
+    assert sorted(running) == sorted(ids)
+    foreign = [nodeid for nodeid in ids if "test_other" in nodeid]
+    assert running[:3] == foreign
+    keys = [key for key in addresses.units(parsed(running), labels_per_unit=4) if key]
+    assert _runs(keys) == len(set(keys))
+    assert _runs([(key.model, key.chunk) for key in keys]) == len(
+        {(k.model, k.chunk) for k in keys}
+    )
+    again = [running[i] for i in addresses.order(parsed(running), labels_per_unit=4)]
+    assert again == running
+
+
+def _runs(keys):
+    return 1 + sum(a != b for a, b in pairwise(keys))
+
+
+# -- the scheduler, against simulated workers ----------------------------------------------------
+
+
+class Worker:
+    """Does what xdist's worker does: starts a test when it knows the next, or that none comes."""
+
+    def __init__(self, name):
+        self.gateway = type("Gateway", (), {"id": name})()
+        self.queue, self.ran, self.shutting_down = [], [], False
+
+    def send_runtest_some(self, indices):
+        assert not self.shutting_down
+        self.queue.extend(indices)
+
+    def shutdown(self):
+        self.shutting_down = True
+
+    @property
+    def can_run(self):
+        return len(self.queue) >= AHEAD or (self.shutting_down and bool(self.queue))
+
+
+class Simulation:
+    """xdist's controller, with workers that run, or die, as the dice have it."""
+
+    def __init__(self, ids, workers, dice, labels_per_unit=4):
+        self.ids, self.dice = ids, dice
+        self.scheduler = UnitScheduling(workers, labels_per_unit)
+        self.workers, self.crashed, self.ran = [], [], []
+        for number in range(workers):
+            self.begin(f"gw{number}")
+
+    def begin(self, name):
+        worker = Worker(name)
+        self.workers.append(worker)
+        self.scheduler.add_node(worker)
+        self.scheduler.add_node_collection(worker, self.ids)
+        if self.scheduler.collection_is_completed:
+            self.scheduler.schedule()
+
+    def run(self, crashes):
+        while ready := [worker for worker in self.workers if worker.can_run]:
+            worker = self.dice.choice(ready)
+            if crashes and self.dice.random() < 0.2:
+                crashes -= 1
+                self.crash(worker)
+                continue
+            index = worker.queue.pop(0)
+            worker.ran.append(index)
+            self.ran.append(index)
+            self.scheduler.mark_test_complete(worker, index)
+        assert self.scheduler.tests_finished
+        assert not self.scheduler.has_pending
+
+    def crash(self, worker):
+        self.workers.remove(worker)
+        item = self.scheduler.remove_node(worker)
+        assert item == self.ids[worker.queue[0]]
+        self.crashed.append(worker.queue[0])
+        self.begin(f"gw{len(self.workers)}+")
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    cases=st.integers(0, 12),
+    foreign=st.integers(0, 5),
+    workers=st.integers(1, 9),
+    crashes=st.integers(0, 6),
+    seed=st.integers(0, 2**32),
+)
+def test_every_test_is_run_once_or_reported_as_crashed(cases, foreign, workers, crashes, seed):
+    dice = random.Random(seed)
+    ids = nodeids(cases, foreign=foreign) if cases else nodeids(0, foreign=foreign)
+    simulation = Simulation(ids, workers, dice)
+    simulation.run(crashes)
+    assert Counter(simulation.ran + simulation.crashed) == Counter(range(len(ids)))
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4, 50])
+def test_a_unit_stays_on_one_worker_and_is_run_without_interruption(workers):
+    ids = nodeids(12)
+    ids = [ids[i] for i in addresses.order(parsed(ids), labels_per_unit=4)]
+    simulation = Simulation(ids, workers, random.Random(1))
+    simulation.run(0)
+    keys = addresses.units(parsed(ids), labels_per_unit=4)
+    runs = sum(_runs([keys[i] for i in worker.ran]) for worker in simulation.workers if worker.ran)
+    assert runs == len(set(keys))
+
+
+def test_a_worker_works_through_its_group_and_then_helps():
+    backlog = Backlog()
+    backlog.add([[0], [1], [2], [3]])
+    backlog.add([[10], [11]])
+    assert backlog.next("a") == [0]
+    assert backlog.next("b") == [10]
+    assert backlog.next("a") == [1]
+    assert backlog.next("b") == [11]
+    assert backlog.next("b") == [3]  # the end of a's group: what a comes to last
+    assert backlog.next("a") == [2]
+    assert not backlog
+
+
+def test_the_group_of_a_dead_worker_is_free_again():
+    backlog = Backlog()
+    backlog.add([[0], [1]])
+    backlog.add([[10]])
+    backlog.next("a")
+    backlog.leave("a")
+    assert backlog.next("b") == [1]
+
+
+def test_tests_of_another_project_are_scheduled_by_xdist_itself():
+    made = []
+    scheduler = ChoosingScheduler(lambda: made.append("ours"), lambda: UnitScheduling(1))
+    worker = Worker("gw0")
+    scheduler.add_node(worker)
+    assert scheduler.nodes == [worker]
+    assert not scheduler.collection_is_completed
+    assert not scheduler.tests_finished
+    scheduler.add_node_collection(worker, ["tests/test_a.py::test_a"])
+    assert made == []
+    scheduler.schedule()
+    assert worker.queue == [0]
+    assert scheduler.tests_finished
+
+
+def test_workers_that_collect_different_tests_are_refused():
+    scheduler = UnitScheduling(2)
+    for name, collected in (("gw0", nodeids(1)), ("gw1", nodeids(2))):
+        worker = Worker(name)
+        scheduler.add_node(worker)
+        scheduler.add_node_collection(worker, collected)
+    with pytest.raises(pytest.UsageError, match="gw1 collected other tests than the first worker"):
+        scheduler.schedule()
+
+
+# -- real workers ---------------------------------------------------------------------------------
+
+ONCE = [("toy-gpt", "toy-a"), ("toy-gpt", "toy-b"), ("toy-masked", "toy-a")]
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        ("-n0",),
+        ("-n1",),
+        ("-n3",),
+        ("-n3", "--dist", "load"),
+        ("-n2", "--dist", "loadgroup"),
+        ("-n2", "--dist", "worksteal"),
+        ("-n2", "--dist=loadscope"),
+    ],
+    ids=lambda how: "_".join(how).replace("-", ""),
+)
+def test_every_unit_is_computed_once_and_the_rows_are_the_same(bench, how):
+    assert bench.run("-q", "-p", "no:xdist", "--run", "plain").ret == 0
+    (bench.path / "computed.log").unlink()
+    result = bench.run("-q", *how, "--run", "how")
+    assert result.ret == 0, result.stdout.str()
+    assert sorted(bench.computed) == ONCE
+    assert comparable(bench.rows("how")) == comparable(bench.rows("plain"))
+    assert not (bench.path / "reports/runs/how/units").exists()
+
+
+def test_more_workers_than_units_and_one_test(bench):
+    one = "reliability and toy_a and toy_gpt and P36/subject_1"
+    result = bench.run("-n3", "-k", one)
+    assert (result.ret, len(bench.verdicts())) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    "killer",
+    [
+        "test_generality[toy_a-toy_gpt-P36/subject_0]",
+        "test_overturn[toy_b-toy_gpt-P37/subject_1]",
+        "test_synonym[toy_b-toy_masked-P106/subject_3]",
+    ],
+    ids=["first", "middle", "last"],
+)
+@pytest.mark.parametrize("workers", ["-n1", "-n2"])
+def test_a_killed_worker_loses_one_test(bench, killer, workers):
+    result = bench.run("-q", workers, TOY_KILL_AT=killer)
+    found = outcomes(result)
+    assert (result.ret, found["failed"]) == (1, 1)
+    assert f"crashed while running 'test_{killer[5:].partition('[')[0]}.py::{killer}'" in (
+        result.stdout.str()
+    )
+    rows = bench.rows()
+    crashed = [row for row in rows if type(row).__name__ == "CrashRow"]
+    assert [row.criterion for row in crashed] == [killer.partition("[")[0].removeprefix("test_")]
+    assert len(bench.verdicts()) == 287
+    assert sorted(set(bench.computed)) == sorted(bench.computed) == ONCE
+
+
+def test_a_worker_killed_while_it_computes(bench):
+    result = bench.run("-q", "-n2", TOY_KILL_UNIT="toy-gpt toy-b")
+    assert (result.ret, outcomes(result)["failed"]) == (1, 1)
+    assert len(bench.verdicts()) == 287
+
+
+def test_x_and_maxfail_end_a_distributed_session(bench):
+    for stop in ("-x", "--maxfail=3"):
+        result = bench.run("-q", "-n2", "--strict-criteria", stop, "--run", f"r{stop[-1]}")
+        assert result.ret == 2
+        assert outcomes(result)["failed"] >= 1
+        result.stdout.fnmatch_lines(["kn_bench: go on with this run by --resume r?"])
+
+
+def test_collecting_with_workers_runs_nothing(bench):
+    result = bench.run("-q", "-n2", "--co")
+    assert result.ret == 0
+    assert not (bench.path / "reports").exists()
+
+
+def test_dist_each_is_refused(bench):
+    result = bench.run("-n2", "--dist", "each")
+    assert result.ret == 4
+    result.stderr.fnmatch_lines(["ERROR: --dist each would measure every case once a worker*"])

@@ -1,0 +1,113 @@
+"""The suites as pytest users see them: ids, selection, outcomes, exit statuses."""
+
+from __future__ import annotations
+
+from tests.conftest import outcomes
+
+# 2 models x 2 methods x 12 facts x 6 criteria; of P37 no symmetry; toy-b not on the masked model
+TESTS = 288
+SKIPPED = 72 + 4 * 3
+
+
+def test_ids_are_method_model_case(bench):
+    result = bench.run("--collect-only", "-q")
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(
+        [
+            "*test_reliability.py::test_reliability[[]toy_a-toy_gpt-P36/subject_0]",
+            "*test_symmetry.py::test_symmetry[[]toy_b-toy_masked-P106/subject_3]",
+            f"{TESTS} tests collected*",
+        ],
+        consecutive=False,
+    )
+    assert not (bench.path / "reports").exists()
+
+
+def test_missed_is_a_finding_and_the_exit_status_0(bench):
+    result = bench.run("-v", "-rs")
+    found = outcomes(result)
+    assert result.ret == 0
+    assert found["passed"] + found["missed"] == TESTS - SKIPPED
+    assert found["skipped"] == SKIPPED
+    result.stdout.fnmatch_lines(
+        ["SKIPPED [[]12] *test_overturn.py*: toy-b is defined for causal models only"]
+    )
+    result.stdout.fnmatch_lines(["* MISSED *"])
+    assert bench.computed == [("toy-gpt", "toy-a"), ("toy-gpt", "toy-b"), ("toy-masked", "toy-a")]
+
+
+def test_strict_criteria_make_a_missed_one_a_failure(bench):
+    loose, strict = bench.run("-q"), bench.run("-q", "--strict-criteria")
+    assert strict.ret == 1
+    assert outcomes(strict)["failed"] == outcomes(loose)["missed"]
+    assert "missed" not in outcomes(strict)
+
+
+def test_every_test_has_its_rows(bench):
+    bench.run("-q")
+    verdicts = bench.verdicts()
+    assert len({row.key for row in verdicts}) == len(verdicts) == TESTS
+    assert sum(row.verdict.status == "not_applicable" for row in verdicts) == SKIPPED
+
+
+def test_selection_by_k_m_and_node_id(bench):
+    assert outcomes(bench.run("-q", "-k", "reliability and toy_a and subject_1"))["deselected"] == (
+        TESTS - 6
+    )
+    assert outcomes(bench.run("-q", "-m", "facts", "-k", "toy_b"))["deselected"] == 144
+    assert bench.run("-q", "-m", "pairs").ret == 5
+    one = "::test_locality[toy_a-toy_gpt-P37/subject_2]"
+    result = bench.run("--pyargs", f"kn_bench.suites.test_locality{one}", "-q", suites=False)
+    assert sum(outcomes(result).values()) == 1
+    assert len(bench.verdicts()) == 1
+
+
+def test_last_failed_reruns_what_failed(bench):
+    args = ("--strict-criteria", "-p", "cacheprovider", "-q")
+    first, again = bench.run(*args), bench.run(*args, "--lf")
+    assert outcomes(again)["failed"] == outcomes(first)["failed"]
+    assert "passed" not in outcomes(again)
+
+
+def test_x_stops_at_the_first_failure(bench):
+    result = bench.run("-x", "--strict-criteria")
+    assert (result.ret, outcomes(result)["failed"]) == (1, 1)
+    result.stdout.fnmatch_lines(["kn_bench: go on with this run by --resume *"])
+
+
+def test_nothing_selected(bench):
+    result = bench.run("-k", "nothing_of_the_kind")
+    assert result.ret == 5
+    assert not (bench.path / "reports").exists()
+
+
+def test_grain_unit_has_a_test_a_relation(bench):
+    fine, coarse = (
+        bench.run("-q", "--run", "fine"),
+        bench.run("-q", "--grain", "unit", "--run", "g"),
+    )
+    assert (fine.ret, coarse.ret) == (0, 0)
+    assert sum(outcomes(coarse).values()) == TESTS / 4
+    assert sorted(bench.verdicts("fine"), key=repr) == sorted(bench.verdicts("g"), key=repr)
+
+
+def test_as_installed_without_xdist(bench, monkeypatch):
+    monkeypatch.delenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD")
+    named = ("--pyargs", "kn_bench.suites", "-p", "no:xdist", "-q")
+    result = bench.pytester.runpytest_subprocess(*named)
+    assert result.ret == 0
+    assert len(bench.verdicts()) == TESTS
+
+
+def test_the_board_ends_the_session(bench):
+    result = bench.run(TOY_BOARD="1")
+    result.stdout.fnmatch_lines(
+        [
+            "*= leaderboard =*",
+            "Facts: *",
+            "toy-a *toy-gpt *",
+            "not applicable: 84 tests",
+            f"run *; {bench.path}/reports/leaderboard.md has the details",
+        ]
+    )
+    assert "toy-a" in (bench.path / "reports/leaderboard.md").read_text()

@@ -1,0 +1,177 @@
+"""Intervals and tests against closed forms, brute force and simulation."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from kn_bench.measure.statistics import (
+    Interval,
+    agreed_interval,
+    by_cluster,
+    harmonic_interval,
+    harmonic_mean,
+    holm,
+    independent_p,
+    mean_interval,
+    paired,
+    resampled,
+    sign_flip_p,
+)
+
+
+def test_every_resample_draws_n_clusters_evenly():
+    counts = resampled(37, seed=1)
+    assert (counts.sum(axis=1) == 37).all()
+    # each cluster is drawn once a resample on average, with variance 1 - 1/n
+    assert np.abs(counts.mean(axis=0) - 1).max() < 5 * math.sqrt((1 - 1 / 37) / len(counts))
+    assert counts.var() == pytest.approx(1 - 1 / 37, rel=0.02)
+
+
+def test_seeded_and_independent_of_the_order_of_cases():
+    rng = np.random.default_rng(0)
+    scores, clusters = rng.integers(2, size=60), rng.integers(20, size=60)
+    one = mean_interval(scores, clusters)
+    order = rng.permutation(60)
+    assert mean_interval(scores[order], clusters[order]) == pytest.approx(one)
+    assert mean_interval(scores, clusters, seed=1) != one
+
+
+def test_the_standard_error_is_that_of_cluster_means():
+    # 200 clusters of 3 equal scores: the mean's error is that of 200 numbers, not of 600
+    rng = np.random.default_rng(0)
+    values = rng.random(200)
+    interval = mean_interval(np.repeat(values, 3), np.repeat(np.arange(200), 3))
+    half = stats.t.ppf(0.975, 199) * values.std(ddof=1) / math.sqrt(200)
+    assert interval.n == 600
+    assert interval.mean == pytest.approx(values.mean())
+    assert interval.high - interval.low == pytest.approx(2 * half, rel=0.05)
+
+
+@pytest.mark.parametrize(("n", "p"), [(15, 0.5), (40, 0.8), (150, 0.9)])
+def test_coverage_of_the_interval(n, p):
+    # clusters of 1 to 4 cases that share much of their luck
+    rng = np.random.default_rng(n)
+    hits = 0
+    for _ in range(400):
+        sizes = rng.integers(1, 5, size=n)
+        names = np.repeat(np.arange(n), sizes)
+        luck = rng.beta(p * 2, (1 - p) * 2, size=n)
+        scores = rng.random(len(names)) < luck[names]
+        interval = mean_interval(scores, names, seed=int(rng.integers(1 << 30)) % 3)
+        hits += interval.low <= p <= interval.high
+    assert 0.915 <= hits / 400 <= 0.985
+
+
+def test_clusters_that_agree_still_have_an_interval():
+    interval = mean_interval(np.ones(20), np.arange(20))
+    exact = stats.binomtest(20, 20).proportion_ci(0.95, method="exact")
+    assert interval == pytest.approx((1.0, exact.low, 1.0, 20))
+    assert mean_interval(np.zeros(20), np.arange(20)).high == pytest.approx(1 - exact.low)
+    # five cases of one cluster say no more than one
+    assert mean_interval(np.ones(5), np.zeros(5)).low == pytest.approx(0.025)
+    low, high = agreed_interval(0.5, 30)
+    assert 0 < low < 0.5 < high < 1
+
+
+def test_without_scores_there_is_no_mean():
+    interval = mean_interval(np.array([math.nan]), ["a"])
+    assert interval.n == 0
+    assert math.isnan(interval.mean)
+    assert math.isnan(interval.low)
+
+
+@given(st.lists(st.floats(0.01, 1), min_size=1, max_size=8))
+def test_harmonic_mean_is_scipys(values):
+    assert harmonic_mean(values) == pytest.approx(stats.hmean(values))
+    assert harmonic_mean([*values, 0.0]) == 0
+    assert math.isnan(harmonic_mean([*values, math.nan]))
+
+
+def test_harmonic_interval_resamples_the_criteria_together():
+    rng = np.random.default_rng(0)
+    names = np.arange(300)
+    scores = rng.random((300, 1)) * np.ones((1, 5))  # five equal columns: the mean of one
+    interval = harmonic_interval(by_cluster(scores, names))
+    one = mean_interval(scores[:, 0], names)
+    assert (interval.mean, interval.low, interval.high) == pytest.approx(one[:3])
+    scores[:, 2] = math.nan
+    assert math.isnan(harmonic_interval(by_cluster(scores, names)).mean)
+    perfect = harmonic_interval(by_cluster(np.ones((20, 5)), np.arange(20)))
+    assert perfect == pytest.approx(Interval(1.0, 0.025 ** (1 / 20), 1.0, 20))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.sampled_from([-1.0, -0.5, 0.0, 0.25, 1.0]), min_size=1, max_size=9))
+def test_trap_21_the_paired_test_is_exact(sums):
+    """All sign assignments by brute force, zeros included."""
+    observed = sum(sums)
+    rows = [sum(s * v for s, v in zip(signs, sums, strict=True)) for signs in _signs(len(sums))]
+    lower = sum(row <= observed + 1e-9 for row in rows) / len(rows)
+    both = sum(abs(row) >= abs(observed) - 1e-9 for row in rows) / len(rows)
+    assert sign_flip_p(np.array(sums), alternative="less") == pytest.approx(lower)
+    assert sign_flip_p(np.array(sums)) == pytest.approx(both)
+
+
+def _signs(n: int):
+    return itertools.product((1, -1), repeat=n)
+
+
+def test_many_clusters_by_random_flips_agree_with_the_sign_test():
+    # 40 clusters that moved by one: 28 down, 12 up: the flips' law is binomial
+    sums = np.array([-1.0] * 28 + [1.0] * 12 + [0.0] * 100)
+    exact = stats.binomtest(12, 40, alternative="less").pvalue
+    assert sign_flip_p(sums, alternative="less") == pytest.approx(exact, abs=0.003)
+
+
+def test_trap_21_p_is_uniform_under_the_null_though_cases_are_clustered():
+    rng = np.random.default_rng(0)
+    names = np.repeat(np.arange(25), 4)
+    p = [paired(np.zeros(100), np.repeat(rng.standard_normal(25), 4), names).p for _ in range(200)]
+    rejected = np.mean(np.array(p) < 0.05)
+    assert rejected <= 0.09
+    assert stats.kstest(p, "uniform").pvalue > 0.001
+
+
+def test_trap_21_pairing_finds_what_independent_samples_hide():
+    rng = np.random.default_rng(0)
+    hard = rng.random(60)
+    result = paired(hard, hard - 0.02, np.arange(60))
+    assert result.p < 0.001
+    assert result.difference.mean == pytest.approx(-0.02)
+    assert stats.ttest_ind(hard, hard - 0.02).pvalue > 0.5
+
+
+def test_nothing_changed_is_no_evidence():
+    result = paired(np.ones(30), np.ones(30), np.arange(30))
+    assert result.p == 1
+    assert result.difference.mean == 0
+
+
+def test_independent_samples_agree_with_fishers_exact_test():
+    first, second = np.repeat([1.0, 0.0], [18, 2]), np.repeat([1.0, 0.0], [9, 11])
+    exact = stats.fisher_exact(np.array([[18, 2], [9, 11]]), alternative="greater").pvalue
+    assert independent_p(first, second, alternative="less") == pytest.approx(exact, abs=0.002)
+    assert independent_p(np.array([]), second) == 1
+
+
+def test_trap_21_holm_against_the_definition():
+    # Holm's own step-down, worked by hand: 0.01 x 4, 0.013 x 3, 0.014 x 2 (kept monotone), 0.19
+    assert holm([0.01, 0.014, 0.19, 0.013]) == pytest.approx([0.04, 0.04, 0.19, 0.04])
+    assert holm([0.6, 0.7]) == pytest.approx([1.0, 1.0])
+    assert holm([0.02, math.nan]) == pytest.approx([0.02, math.nan], nan_ok=True)
+    assert holm([]).size == 0
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+def test_holm_lies_between_the_raw_and_bonferronis_p(p):
+    adjusted = holm(p)
+    assert (adjusted >= np.array(p) - 1e-12).all()
+    assert (adjusted <= np.minimum(1, np.array(p) * len(p)) + 1e-12).all()
+    assert (np.diff(adjusted[np.argsort(p, kind="stable")]) >= 0).all()

@@ -1,0 +1,279 @@
+"""Causal tracing: exact against whole runs, state by state; what noise cannot reach; what adds."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from kn_bench.cases.case import EditRequest
+from kn_bench.localise.corrupting import (
+    TracePrompt,
+    attention_output,
+    corrupt,
+    embedding_std,
+    noise,
+)
+from kn_bench.localise.restoring import Patch, PatchedRun, restore
+from kn_bench.localise.roles import by_role, roles, trace_prompt, trace_study
+from kn_bench.localise.tracing import KINDS, Trace, trace, windowed
+from kn_bench.measure.fitting import Misfit
+from tests.tiny_models import FAMILIES, tiny_model
+
+ADDING = set(FAMILIES) - {"gemma2", "gemma3_text", "olmo2"}
+ADDING -= {"bert", "roberta", "electra", "albert", "distilbert"}
+"""Families whose layers add what attention and MLP give; the others normalise in between."""
+
+
+def prompt_of(lm, length=7, subject=(2, 4), seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(5, 64, (length,), generator=generator).tolist()
+    position = length - 1
+    if not lm.is_causal:
+        position = length - 2
+        ids[position] = lm.tokens.mask_id
+    return TracePrompt(tuple(ids), position, subject, answer=9)
+
+
+def noise_of(lm, prompt, samples=2):
+    return noise(prompt, 0.5, lm.input_embeddings.shape[1], samples=samples)
+
+
+def whole_run(lm, prompt, added, patches):
+    """P(answer), clean row first, by one run of the whole model with hooks: as published."""
+    ids = torch.tensor([prompt.ids] * (1 + len(added)))
+    handles = []
+
+    def corrupted(module, _, embedded):
+        embedded = embedded.clone()
+        embedded[1:, slice(*prompt.subject)] += added.to(embedded.dtype)
+        return embedded
+
+    handles.append(lm.hf.get_input_embeddings().register_forward_hook(corrupted))
+    for patch in patches:
+        module = {
+            "hidden": lambda layer: lm.layers[layer],
+            "mlp": lm.site,
+            "attention": lambda layer: attention_output(lm, layer),
+        }[patch.kind](patch.layer)
+
+        def put(_, __, output, token=patch.token):
+            state = output[0] if isinstance(output, tuple) else output
+            state = state.reshape(*ids.shape, -1).clone()
+            state[1:, token] = state[0, token]
+            if isinstance(output, tuple):
+                return (state, *output[1:])
+            return state.reshape(output.shape)
+
+        handles.append(module.register_forward_hook(lm.own_call(patch.layer, put)))
+    with torch.no_grad():
+        logits = lm.hf(input_ids=ids).logits[:, prompt.position]
+    for handle in handles:
+        handle.remove()
+    return logits.softmax(-1)[:, prompt.answer]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_state_of_every_family_is_restored_as_in_a_whole_run(family):
+    lm = tiny_model(family)
+    prompt = prompt_of(lm)
+    added = noise_of(lm, prompt)
+    (found,) = trace(lm, [prompt], [added], window=2)
+    nothing = whole_run(lm, prompt, added, [])
+    assert found.clean == pytest.approx(float(nothing[0]), rel=1e-10)
+    assert found.corrupted == pytest.approx(float(nothing[1:].mean()), rel=1e-10)
+    for k, kind in enumerate(KINDS):
+        for token in (1, 2, 3, prompt.position):
+            for layer in range(lm.n_layers):
+                patches = windowed(kind, layer, token, lm.n_layers, 2)
+                expected = whole_run(lm, prompt, added, patches)[1:].mean()
+                got = found.scores[k, token, layer]
+                assert torch.isclose(got, expected, rtol=1e-9, atol=1e-13), (kind, token, layer)
+
+
+@pytest.mark.parametrize("family", sorted(ADDING))
+def test_the_traced_contributions_are_what_a_layer_adds(family):
+    lm = tiny_model(family)
+    prompt = prompt_of(lm)
+    states = corrupt(lm, [prompt], [noise_of(lm, prompt)])
+    for layer in range(lm.n_layers - 1):
+        change = states.run.layer_inputs[layer + 1] - states.run.layer_inputs[layer]
+        assert torch.allclose(change, states.attention[layer] + states.mlp[layer], atol=1e-12)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "bert", "bloom"])
+def test_sets_of_states_at_several_tokens_and_layers(family):
+    lm = tiny_model(family)
+    prompts = [prompt_of(lm, seed=seed) for seed in range(2)]
+    added = [noise_of(lm, prompt) for prompt in prompts]
+    sets = [
+        (Patch("hidden", 0, 3), Patch("hidden", 1, 5)),
+        (Patch("mlp", 1, 2), Patch("attention", 2, prompts[0].position), Patch("hidden", 2, 4)),
+        (Patch("hidden", 2, prompts[0].position),),
+    ]
+    states = corrupt(lm, prompts, added)
+    runs = [PatchedRun(number, patches) for patches in sets for number in range(2)]
+    found = restore(states, runs)
+    for run, got in zip(runs, found, strict=True):
+        expected = whole_run(lm, prompts[run.prompt], added[run.prompt], run.patches)[1:]
+        assert torch.allclose(got, expected, rtol=1e-9, atol=1e-13)
+
+
+def test_batches_of_any_size_give_the_same():
+    lm = tiny_model("gpt2")
+    prompts = [prompt_of(lm, length, seed=length) for length in (6, 7, 6)]
+    added = [noise_of(lm, prompt) for prompt in prompts]
+    together = trace(lm, prompts, added)
+    apart = trace(lm, prompts, added, memory=1)
+    for one, other, prompt, its in zip(together, apart, prompts, added, strict=True):
+        (alone,) = trace(lm, [prompt], [its])
+        assert one.scores.shape == (3, len(prompt.ids), 3)
+        assert torch.allclose(one.scores, other.scores, rtol=1e-11)
+        assert torch.allclose(one.scores, alone.scores, rtol=1e-11)
+
+
+def test_nothing_before_the_subject_matters_in_a_causal_model():
+    lm = tiny_model("llama")
+    prompt = prompt_of(lm)
+    (found,) = trace(lm, [prompt], [noise_of(lm, prompt)])
+    assert torch.equal(found.indirect_effects[:, :2].abs().max(), torch.tensor(0.0).double())
+    assert (found.indirect_effects[:, 2:].abs() > 1e-9).any()
+
+
+def test_the_last_state_before_the_answer_restores_all():
+    for family in ("gpt2", "bert"):
+        lm = tiny_model(family)
+        prompt = prompt_of(lm)
+        (found,) = trace(lm, [prompt], [noise_of(lm, prompt)])
+        assert float(found.scores[0, prompt.position, -1]) == pytest.approx(found.clean, rel=1e-12)
+
+
+def test_within_a_pair_the_preference_is_followed():
+    lm = tiny_model("gpt2")
+    prompt = prompt_of(lm)
+    pair = dataclasses.replace(prompt, rival=11)
+    added = noise_of(lm, prompt)
+    (one,), (other,) = (
+        trace(lm, [dataclasses.replace(prompt, answer=token)], [added]) for token in (9, 11)
+    )
+    (both,) = trace(lm, [pair], [added])
+    assert both.clean == pytest.approx(one.clean / (one.clean + other.clean))
+    # one sample at a time: a mean of ratios is no ratio of means
+    patches = windowed("hidden", 1, 3, 3, 1)
+    shares = [
+        restore(corrupt(lm, [p], [added]), [PatchedRun(0, patches)])[0]
+        for p in (pair, prompt, dataclasses.replace(prompt, answer=11))
+    ]
+    assert torch.allclose(shares[0], shares[1] / (shares[1] + shares[2]), rtol=1e-10)
+
+
+def test_frozen_states_sever_a_path():
+    """With all that follows it frozen, a restored state changes nothing; its own freezing, too."""
+    lm = tiny_model("gpt2")
+    prompt = prompt_of(lm)
+    states = corrupt(lm, [prompt], [noise_of(lm, prompt)])
+    own = (Patch("mlp", 1, 3), *(Patch("hidden", 1, t, clean=False) for t in range(2, 7)))
+    (found,) = restore(states, [PatchedRun(0, own)])
+    assert torch.allclose(found, states.probability[0, 1:], rtol=1e-12)
+
+
+def test_noise_depends_on_the_prompt_and_the_seed_alone():
+    lm = tiny_model("gpt2")
+    one, other = prompt_of(lm), prompt_of(lm, seed=1)
+    assert torch.equal(noise(one, 1.0, 16), noise(one, 1.0, 16))
+    assert not torch.equal(noise(one, 1.0, 16), noise(one, 1.0, 16, seed=1))
+    assert not torch.equal(noise(one, 1.0, 16), noise(other, 1.0, 16))
+    assert noise(one, 3.0, 4096, samples=20).std() == pytest.approx(3.0, rel=0.02)
+
+
+def test_embeddings_have_the_spread_that_they_have():
+    lm = tiny_model("gpt2")
+    rows = lm.hf.transformer.wte.weight[[5, 6, 7]]
+    assert embedding_std(lm, [5, 6, 7]) == pytest.approx(float(rows.std()), rel=1e-6)
+
+
+def test_a_subject_outside_of_the_prompt_is_refused():
+    with pytest.raises(ValueError, match="a prompt of 2 tokens cannot have its subject at tokens"):
+        TracePrompt((1, 2), 1, (1, 3), 0)
+
+
+def test_windows_are_cut_as_published():
+    layers = [patch.layer for patch in windowed("mlp", 5, 0, 12, 10)]
+    assert layers == list(range(10))
+    assert [p.layer for p in windowed("attention", 2, 0, 12, 3)] == [1, 2, 3]
+    assert windowed("hidden", 5, 0, 12, 10) == (Patch("hidden", 5, 0),)
+
+
+# --- roles -------------------------------------------------------------------------------------
+
+
+def test_every_token_has_a_role():
+    prompt = TracePrompt((1,) * 9, 8, (2, 5), 0)
+    assert roles(prompt) == [
+        *("before", "before", "first", "middle", "last", "next", "further", "further", "answer")
+    ]
+    masked = TracePrompt((1,) * 5, 0, (2, 3), 0)
+    assert roles(masked) == ["answer", "before", "last", "next", "further"]
+
+
+def trace_of(effects, subject=(1, 3), low=0.1):
+    scores = torch.tensor(effects, dtype=torch.float64)[None] + low
+    prompt = TracePrompt((7,) * len(effects), len(effects) - 1, subject, 0)
+    return Trace(prompt, ("hidden",), scores, 0.9, low)
+
+
+def test_averages_by_role_count_each_prompt_once():
+    one = trace_of([[0.0, 0.0], [0.1, 0.2], [0.4, 0.2], [0.2, 0.6]])
+    two = trace_of([[0.0, 0.0], [0.3, 0.1], [0.1, 0.1], [0.3, 0.3], [0.6, 0.8]], (1, 4), low=0.3)
+    found = by_role([one, two], ["a", "b"])
+    mean = {(e.role, e.layer): [e.effect.mean, e.effect.n] for e in found.effects}
+    assert mean["first", 0] == pytest.approx([0.2, 2])
+    assert mean["middle", 1] == pytest.approx([0.1, 1])
+    assert mean["last", 0] == pytest.approx([0.35, 2])
+    assert mean["answer", 1] == pytest.approx([0.7, 2])
+    assert ("next", 0) not in mean
+    assert found.total.mean == pytest.approx((0.8 + 0.6) / 2)
+    assert (found.peak("hidden").role, found.peak("hidden").layer) == ("answer", 1)
+
+
+def test_intervals_of_role_effects_cover_at_the_stated_rate():
+    generator = torch.Generator().manual_seed(0)
+    covered = 0
+    for _ in range(40):
+        noise_ = 0.1 * torch.randn(30, 3, 2, generator=generator)
+        traces = [trace_of((0.3 + one).tolist(), (0, 2)) for one in noise_]
+        found = by_role(traces, [str(i) for i in range(30)])
+        covered += sum(e.effect.low <= 0.3 <= e.effect.high for e in found.effects)
+    assert 0.9 < covered / 240 < 0.99
+
+
+def request(prompt, suffix=""):
+    return EditRequest("t/1", "fact", "P", "w8 w9", prompt, "w11", "w12", suffix)
+
+
+def test_subjects_are_found_where_they_stand():
+    causal = trace_prompt(tiny_model("gpt2"), request("w7 {} w10"))
+    assert isinstance(causal, TracePrompt)
+    assert (causal.ids, causal.subject) == ((7, 8, 9, 10), (1, 3))
+    assert (causal.position, causal.answer) == (3, 11)
+    lm = tiny_model("bert")
+    masked = trace_prompt(lm, request("w7 w10", "w13 {}"))
+    assert isinstance(masked, TracePrompt)
+    assert masked.ids == (1, 7, 10, lm.tokens.mask_id, 13, 8, 9, 2)
+    assert (masked.subject, masked.position) == ((5, 7), 3)
+    after = trace_prompt(tiny_model("gpt2"), request("w7 w10", "{}"))
+    assert isinstance(after, Misfit)
+    pair = trace_prompt(lm, dataclasses.replace(request("w7 {}", "w13"), task="pair"))
+    assert isinstance(pair, TracePrompt)
+    assert (masked.rival, pair.answer, pair.rival) == (None, 11, 12)
+
+
+def test_a_study_traces_all_prompts_with_three_standard_deviations():
+    lm = tiny_model("gpt2")
+    prompts = [prompt_of(lm, length, seed=length) for length in (6, 7)]
+    found = trace_study(lm, prompts, ["a", "b"], samples=3, window=2)
+    tokens = [t for one in prompts for t in one.ids[2:4]]
+    std = 3 * embedding_std(lm, tokens)
+    expected = trace(lm, prompts, [noise(p, std, 16, samples=3) for p in prompts], window=2)
+    for one, other in zip(found.traces, expected, strict=True):
+        assert torch.equal(one.scores, other.scores)
+    assert not trace_study(lm, [], []).effects
