@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -142,30 +143,18 @@ def _run(found: Material, names: Sequence[str], folder: Path, *, again: bool) ->
 @contextmanager
 def _progress(chosen: Sequence[Part]) -> Iterator[Callable[[Step], None]]:
     """A bar on a terminal, a line for each section elsewhere."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from tqdm import tqdm
 
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("study", total=len(chosen))
+    with tqdm(total=len(chosen), unit=" sections", disable=None, leave=False) as bar:
 
         def tell(step: Step) -> None:
             if step.state == "begins":
-                bar.update(task, description=step.part.title)
-            else:
-                bar.advance(task)
-                bar.console.print(
-                    f"[{step.number + 1}/{len(chosen)}] {step.part.title} "
-                    f"({'kept' if step.state == 'kept' else f'{step.seconds:.0f} s'})",
-                    markup=False,
-                    highlight=False,
-                )
+                bar.set_description(step.part.title)
+                return
+            bar.update()
+            took = "kept" if step.state == "kept" else f"{step.seconds:.0f} s"
+            line = f"[{step.number + 1}/{len(chosen)}] {step.part.title} ({took})"
+            tqdm.write(line, file=sys.stderr)
 
         yield tell
 

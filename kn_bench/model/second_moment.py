@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -25,6 +24,7 @@ from platformdirs import user_cache_path
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from tqdm import tqdm
 
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.resuming import skipped
@@ -171,9 +171,6 @@ def _accumulate(
     dtype: torch.dtype,
     partial: Path | None,
 ) -> _Sums:
-    # not at the top: rich draws a random number when it is imported
-    from rich.progress import Progress
-
     state = _resumed(partial, layers, lm.device) or _Sums(
         {layer: torch.zeros(lm.d_mlp, lm.d_mlp, dtype=dtype, device=lm.device) for layer in layers}
     )
@@ -183,13 +180,14 @@ def _accumulate(
         # nothing above the last site is needed
         for layer in lm.layers[max(layers) + 1 :]:
             stack.enter_context(skipped(layer))
-        # a bar for people: never in a log
-        progress = Progress(disable=not sys.stderr.isatty(), transient=True)
-        task = stack.enter_context(progress).add_task("second moments", total=max_tokens)
+        # disable=None: a bar on a terminal, nothing in a log
+        bar = stack.enter_context(
+            tqdm(desc="second moments", total=max_tokens, unit=" tokens", disable=None, leave=False)
+        )
         while chunk := list(islice(documents, CHUNK)):
             left = None if max_tokens is None else max_tokens - state.n_tokens
             _add_chunk(lm, state, chunk, left)
-            progress.update(task, completed=state.n_tokens)
+            bar.update(state.n_tokens - bar.n)
             if max_tokens is not None and state.n_tokens >= max_tokens:
                 break
             if partial is not None and time.monotonic() - saved > SAVE_EVERY:
