@@ -26,6 +26,8 @@ class Entry(NamedTuple):
 COMMANDS = {
     "leaderboard": Entry("kn_bench.commands.leaderboard", "Rebuild the leaderboard from runs."),
     "compare": Entry("kn_bench.commands.compare", "Compare two runs, paired on the same cases."),
+    "data": Entry("kn_bench.commands.data", "What cases there are: counts and hashes."),
+    "blimp": Entry("kn_bench.commands.blimp", "BLiMP's own accuracy of a model, unedited."),
     "localise": Entry("kn_bench.commands.localise", "Locate knowledge neurons; how localised?"),
     "modifiers": Entry("kn_bench.commands.modifiers", "Silence a number neuron, watch 24 words."),
     "trace": Entry("kn_bench.commands.trace", "Causal tracing of facts and syntax."),

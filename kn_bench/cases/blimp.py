@@ -61,12 +61,9 @@ def load(
         ValueError: one sentence, when data is missing or malformed.
     """
     known = BLIMP if folder is None else _in_folder(folder)
-    wanted = [p.id for p in known] if relations is None else list(relations)
+    wanted = _wanted(relations, known, folder)
     needed = _needed(wanted)
     read = [p for p in known if p.id in needed]
-    for id in wanted:
-        if id not in {p.id for p in read}:
-            raise ValueError(f"BLiMP's {id} is not in {folder}: {id}.jsonl is needed")
     pairs = [pair for p in read for pair in read_pairs(_file(p, folder), p)]
     return pair_cases(
         BLIMP,
@@ -80,9 +77,27 @@ def load(
     )
 
 
+def in_cache() -> bool:
+    """Whether all paradigms of the hub's copy are in the cache."""
+    return all(_kept(p).is_file() for p in BLIMP)
+
+
 def relation_ids(folder: Path | None = None) -> tuple[str, ...]:
     """The names of the 67 paradigms."""
     return tuple(p.id for p in BLIMP)
+
+
+def pairs_of(
+    paradigms: Sequence[str] | None = None, folder: Path | None = None, limit: int | None = None
+) -> dict[str, list[MinimalPair]]:
+    """Paradigm -> its pairs, in the file's order, the first ``limit`` of them.
+
+    Raises:
+        ValueError: as :func:`load` does.
+    """
+    known = BLIMP if folder is None else _in_folder(folder)
+    wanted = _wanted(paradigms, known, folder)
+    return {p.id: read_pairs(_file(p, folder), p)[:limit] for p in known if p.id in wanted}
 
 
 def read_pairs(path: Path, paradigm: Paradigm) -> list[MinimalPair]:
@@ -160,12 +175,22 @@ def head(words: Sequence[str]) -> int:
     return min(at, max(last, 0))
 
 
+def _wanted(
+    names: Sequence[str] | None, known: Sequence[Paradigm], folder: Path | None
+) -> list[str]:
+    """The paradigms ``names``, or all those ``known``; each is known, and there."""
+    there = [p.id for p in known]
+    for name in names or ():
+        if name not in relation_ids():
+            raise ValueError(f"BLiMP has no paradigm {name!r}; it has {', '.join(relation_ids())}")
+        if name not in there:
+            raise ValueError(f"BLiMP's {name} is not in {folder}: {name}.jsonl is needed")
+    return there if names is None else list(names)
+
+
 def _needed(wanted: Sequence[str]) -> set[str]:
     """The paradigms asked for, and those that their symmetry and locality draw from."""
     by_id = {p.id: p for p in BLIMP}
-    for name in wanted:
-        if name not in by_id:
-            raise ValueError(f"BLiMP has no paradigm {name!r}; it has {', '.join(by_id)}")
     partners = [by_id[id] for id in wanted]
     return {id for p in partners for id in (p.id, p.converse, *unrelated(p, BLIMP)) if id in by_id}
 
@@ -183,10 +208,14 @@ def _in_folder(folder: Path) -> tuple[Paradigm, ...]:
 def _file(paradigm: Paradigm, folder: Path | None) -> Path:
     if folder is not None:
         return folder / f"{paradigm.id}.jsonl"
-    kept = cache_folder() / SOURCE / REVISION / f"{paradigm.id}.jsonl"
+    kept = _kept(paradigm)
     if not kept.is_file():
         fetch(paradigm.id, kept)
     return kept
+
+
+def _kept(paradigm: Paradigm) -> Path:
+    return cache_folder() / SOURCE / REVISION / f"{paradigm.id}.jsonl"
 
 
 def fetch(

@@ -18,13 +18,11 @@ def fetch(source: str, name: str, url: str) -> Path:
     """
     import pooch  # slow to import, and needed only where something is to be fetched
 
-    folder = cache_folder() / source
+    target = kept(source, name)
     known_hash = checksums(source)[name]
     pooch.get_logger().setLevel("ERROR")
     try:
-        return Path(
-            pooch.retrieve(url, known_hash, fname=Path(name).name, path=folder / Path(name).parent)
-        )
+        return Path(pooch.retrieve(url, known_hash, fname=target.name, path=target.parent))
     except OSError as error:
         raise ValueError(
             f"{source}'s {name} is not in the cache and could not be fetched from "
@@ -37,6 +35,11 @@ def fetch(source: str, name: str, url: str) -> Path:
             f"SHA-256 is not {known_hash}; fetch it again, or give a folder of its files with "
             f"--cases {source}=FOLDER"
         ) from None
+
+
+def kept(source: str, name: str) -> Path:
+    """Where the cache has, or would have, the file ``name`` of ``source``."""
+    return cache_folder() / source / name
 
 
 @cache

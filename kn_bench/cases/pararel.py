@@ -19,7 +19,7 @@ from types import MappingProxyType
 from typing import Any
 
 from kn_bench.cases.case import Exclusion, Selection
-from kn_bench.cases.downloads import fetch
+from kn_bench.cases.downloads import checksums, fetch, kept
 from kn_bench.cases.facts import fact_cases
 from kn_bench.cases.neighbours import PAIRS
 from kn_bench.cases.reading import records
@@ -79,6 +79,11 @@ def load(
         if relations is None and _is_there(id, folder)
     ]
     return Selection(found.cases, (*found.exclusions, *facts_alone))
+
+
+def in_cache() -> bool:
+    """Whether all the pinned files are in the cache."""
+    return all(kept(SOURCE, name).is_file() for name in checksums(SOURCE))
 
 
 def relation_ids(folder: Path | None = None) -> tuple[str, ...]:

@@ -7,13 +7,14 @@ blimp=FOLDER, ...         from a folder of their files
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from kn_bench.cases import blimp, counterfact, embedded, jsonl, pararel, zsre
-from kn_bench.cases.case import Selection
+from kn_bench.cases.case import Case, Selection
 from kn_bench.cases.reading import without_collecting
 
 
@@ -46,12 +47,14 @@ class Source:
         relation_ids: its relations and paradigms.
         path: what stands after ``name=``: ``FOLDER``, ``FILE``, or "" where nothing may.
         needs_path: whether it has no place of its own.
+        in_cache: for what is fetched when first asked for: whether that has been done.
     """
 
     load: Load
     relation_ids: RelationIds
     path: str = ""
     needs_path: bool = False
+    in_cache: Callable[[], bool] = lambda: True
 
 
 def _embedded(
@@ -70,8 +73,8 @@ def _embedded_ids(path: Path | None = None) -> Sequence[str]:
 
 SOURCES = {
     "embedded": Source(_embedded, _embedded_ids),
-    "blimp": Source(blimp.load, blimp.relation_ids, "FOLDER"),
-    "pararel": Source(pararel.load, pararel.relation_ids, "FOLDER"),
+    "blimp": Source(blimp.load, blimp.relation_ids, "FOLDER", in_cache=blimp.in_cache),
+    "pararel": Source(pararel.load, pararel.relation_ids, "FOLDER", in_cache=pararel.in_cache),
     "counterfact": Source(counterfact.load, counterfact.relation_ids, "FILE", needs_path=True),
     "zsre": Source(zsre.load, zsre.relation_ids, "FILE", needs_path=True),
     "jsonl": Source(jsonl.load, jsonl.relation_ids, "PATH", needs_path=True),
@@ -105,6 +108,14 @@ def load(
         return Selection(())
     with without_collecting():
         return source.load(path, limit=limit, relations=wanted, seed=seed)
+
+
+def content_hash(cases: Sequence[Case]) -> str:
+    """SHA-256 over all that ``cases`` hold: what a run's manifest says of its data."""
+    total = hashlib.sha256()
+    for case in cases:
+        total.update(repr(case).encode())
+    return total.hexdigest()
 
 
 def parse(spec: str) -> tuple[Source, Path | None]:

@@ -5,7 +5,6 @@ Text only: no model is loaded and torch is not imported.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +62,7 @@ def make_offer(options: Options) -> Offer:
         )
         cases += selection.cases
         exclusions += selection.exclusions
-        data[_without_path(spec)] = _hash(selection.cases)
+        data[_without_path(spec)] = sources.content_hash(selection.cases)
     if not cases:
         raise ValueError(
             f"no case is left to measure of --cases {' '.join(options.cases)}"
@@ -109,10 +108,3 @@ def _without_path(spec: str) -> str:
     """A source as the manifest names it: another machine may keep its files elsewhere."""
     name, equals, _ = spec.partition("=")
     return name if equals else Path(spec).name
-
-
-def _hash(cases: Sequence[Case]) -> str:
-    total = hashlib.sha256()
-    for case in cases:
-        total.update(repr(case).encode())
-    return total.hexdigest()

@@ -1,0 +1,110 @@
+"""``kn-bench data`` and ``kn-bench blimp``, as a user calls them."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from kn_bench.cases import embedded, sources
+from kn_bench.commands import blimp, data
+
+PAIRS = [
+    {"sentence_good": "This boy hugs the cats.", "sentence_bad": "This boy hug the cats."},
+    {"sentence_good": "These boys hug the cats.", "sentence_bad": "These boys hugs the cats."},
+]
+
+
+def run(module, *arguments):
+    return CliRunner().invoke(module.app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    """A folder with one of BLiMP's paradigms."""
+    rows = [{**pair, "pairID": str(i)} for i, pair in enumerate(PAIRS)]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "regular_plural_subject_verb_agreement_1.jsonl").write_text(text)
+    return tmp_path
+
+
+@pytest.fixture
+def no_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("KN_BENCH_CACHE", str(tmp_path / "cache"))
+
+
+def test_data_lists_what_is_there_and_says_how_to_get_the_rest(no_cache):
+    found = run(data)
+    assert found.exit_code == 0
+    selection = embedded.load()
+    assert sources.content_hash(selection.cases) in found.output
+    assert f" {len(selection.cases)} " in found.output
+    assert "pararel is not in the cache: `kn-bench data pararel --fetch`" in found.output
+
+
+def test_data_by_relation_adds_up(no_cache):
+    rows = data.rows("embedded", embedded.load(), by_relation=True)
+    (whole,) = data.rows("embedded", embedded.load(), by_relation=False)
+    assert sum(int(row[2]) for row in rows) == int(whole[2])
+    assert sum(int(row[3]) for row in rows) == int(whole[3])
+    assert len(rows) == int(whole[1])
+
+
+def test_data_counts_what_is_excluded_by_reason(pairs):
+    path = next(pairs.glob("*.jsonl"))
+    same = {"sentence_good": "Cats sleep.", "sentence_bad": "Cats sleep.", "pairID": "9"}
+    path.write_text(path.read_text() + json.dumps(same) + "\n")
+    found = run(data, f"blimp={pairs}")
+    assert found.exit_code == 0
+    assert "the two sentences are the same" in found.output
+    listed = run(data, f"blimp={pairs}", "--by-relation", "--markdown").output
+    assert "| regular_plural_subject_verb_agreement_1 |" in listed
+
+
+def test_data_names_the_line_of_your_file_that_is_wrong(tmp_path):
+    path = tmp_path / "mine.jsonl"
+    path.write_text('{"subject": "Canada"}\n')
+    found = run(data, path)
+    assert isinstance(found.exception, ValueError)
+    assert "mine.jsonl, line 1" in str(found.exception)
+
+
+def test_blimp_gives_the_share_of_grammatical_sentences_preferred(pairs):
+    found = run(blimp, "tiny-gpt2", pairs, "--markdown")
+    assert found.exit_code == 0
+    cells = [
+        [c.strip() for c in line.split("|")[1:-1]] for line in found.output.splitlines() if line
+    ]
+    assert cells[2] == ["regular_plural_subject_verb_agreement_1", "1.000", cells[2][2], "2"]
+    assert cells[-1][:2] == ["mean of all paradigms", "1.000"]
+    assert cells[3][0] == "mean of subject_verb_agreement"
+
+
+def test_blimp_turned_round_gives_the_rest(pairs):
+    path = next(pairs.glob("*.jsonl"))
+    turned = [
+        {"sentence_good": p["sentence_bad"], "sentence_bad": p["sentence_good"], "pairID": str(i)}
+        for i, p in enumerate(PAIRS)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in turned))
+    assert " 0.000 " in run(blimp, "tiny-gpt2", pairs).output
+
+
+def test_blimp_takes_the_first_so_many_pairs(pairs):
+    last = run(blimp, "tiny-gpt2", pairs, "--limit", 1).output.split()[-1]
+    assert last == "1"
+
+
+def test_blimp_names_a_paradigm_that_is_not_there(pairs):
+    found = run(blimp, "tiny-gpt2", pairs, "--paradigm", "wh_island")
+    assert str(found.exception).startswith("BLiMP's wh_island is not in ")
+
+
+@pytest.mark.skipif("KN_BENCH_SHARED" not in os.environ, reason="KN_BENCH_SHARED is not set")
+@pytest.mark.parametrize("name", ["tiny-gpt2", "tiny-bert"])
+def test_the_embedded_models_prefer_grammatical_agreement(name):
+    folder = Path(os.environ["KN_BENCH_SHARED"]) / "data" / "blimp"
+    found = run(blimp, name, folder, "--paradigm", "determiner_noun_agreement_1", "--limit", 50)
+    accuracy = float(found.output.splitlines()[2].split()[1])
+    assert accuracy >= 0.9
