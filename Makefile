@@ -5,6 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
+# five processes would each compile the package anew
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: bench test setup clean
 .DEFAULT_GOAL := bench
 
