@@ -47,6 +47,7 @@ def pytest_configure(config):
 COMMAND = (
     *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"),
     *("-p", "xdist", "-p", "kn_bench.plugin", "--pyargs", "kn_bench.suites"),
+    *("--method", "toy-a", "--method", "toy-b"),  # whatever else is installed
 )
 VICTIMS = ("controller", "worker", "Ctrl-C")
 DONE = (0, 5)

@@ -8,9 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from kn_bench.results import log
 from kn_bench.results.rows import VerdictRow
+
+# no deadlines: a busy machine is no failure
+settings.register_profile("default", deadline=None)
+settings.register_profile("thorough", deadline=None, max_examples=10_000, print_blob=True)
+settings.load_profile("default")
 
 PLUGINS = ("-p", "kn_bench.plugin", "-p", "xdist", "-p", "no:cacheprovider")
 """Named one by one, for the others that happen to be installed take a second to be imported."""

@@ -62,11 +62,11 @@ def read(path: Path) -> list[FactRow]:
 
 def _row(record: dict[str, Any]) -> FactRow:
     rewrite = record["requested_rewrite"]
-    true = rewrite["target_true"]["str"].strip()
+    true, subject = rewrite["target_true"]["str"].strip(), rewrite["subject"].strip()
     return FactRow(
-        relation=rewrite["relation_id"],
-        subject=rewrite["subject"],
-        prompt=with_place(rewrite["prompt"].strip(), rewrite["subject"]),
+        relation=rewrite["relation_id"].strip(),
+        subject=subject,
+        prompt=with_place(rewrite["prompt"].strip(), subject),
         target_true=true,
         target_new=rewrite["target_new"]["str"].strip(),
         id=str(record["case_id"]),

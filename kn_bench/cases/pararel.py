@@ -97,7 +97,7 @@ def read_relation(id: str, folder: Path | None = None) -> Relation:
     patterns = [Pattern(text) for text in related.get("patterns", ())]
     if id not in FACTS_ALONE:
         path = _file("patterns", id, folder)
-        patterns += [Pattern(text) for (text,) in records(path, "pattern")]
+        patterns += [_pattern(text, path) for (text,) in records(path, "pattern")]
     return Relation(
         id=id,
         patterns=tuple(patterns),
@@ -112,6 +112,13 @@ def read_facts(id: str, folder: Path | None = None) -> list[Fact]:
     """The facts of one relation's file."""
     path = _file("facts", id, folder)
     return [Fact(id, s.strip(), o.strip()) for s, o in records(path, "sub_label", "obj_label")]
+
+
+def _pattern(text: str, path: Path) -> Pattern:
+    try:
+        return Pattern(text)
+    except ValueError as error:
+        raise ValueError(f"{path.name}: {error}") from None
 
 
 def _rewording(entry: Mapping[str, Any]) -> Rewording:

@@ -100,12 +100,12 @@ def read_baseline(path: Path) -> Baseline:
         StoreError: when there is none, or it is not one.
     """
     try:
-        return decode(Baseline, path.read_text("utf-8"), source=str(path))
+        return decode(Baseline, path.read_bytes(), source=str(path))
     except FileNotFoundError:
         raise StoreError(
             f"there is no baseline {path}: make one by a run with --save-baseline {path}"
         ) from None
     except OSError as error:
         raise StoreError(f"{path} cannot be read: {error.strerror}") from None
-    except (FormatError, UnicodeDecodeError) as error:
+    except FormatError as error:
         raise StoreError(f"{error}; make a new one with --save-baseline") from None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from functools import lru_cache
@@ -18,6 +19,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 T = TypeVar("T")
 
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 INFINITE = 1e30
 """Stands for infinity in JSON; no log-probability, KL or norm of a finite model comes near."""
 
@@ -104,16 +106,33 @@ def _finite(value: float, where: str) -> float:
     return max(-INFINITE, min(INFINITE, value))
 
 
-def decode(cls: type[T], text: str, *, source: str = "text") -> T:
-    """The ``cls`` that ``text`` holds.
+def decode(cls: type[T], text: str | bytes, *, source: str = "text") -> T:
+    """The ``cls`` that ``text`` (as bytes: UTF-8) holds.
 
     Raises:
         FormatError: when it holds something else, in one sentence that begins with ``source``.
     """
     try:
-        return build(cls, json.loads(text))
+        return build(cls, parsed(text))
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{source} holds no {cls.__name__}: {error}") from None
+
+
+def parsed(text: str | bytes) -> Any:
+    """The JSON value of ``text``.
+
+    Raises:
+        ValueError: when it is no JSON, or no UTF-8, or holds what UTF-8 cannot.
+        RecursionError: when it is nested too deeply.
+    """
+    text = text if isinstance(text, str) else text.decode()
+    found = json.loads(text)
+    if _SURROGATE.search(text):  # escaped, it may be half of a pair
+        try:
+            json.dumps(found, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise ValueError("it holds a lone surrogate, which is no text") from None
+    return found
 
 
 def build(cls: type[T], raw: object, ignore: frozenset[str] = frozenset()) -> T:

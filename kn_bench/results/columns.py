@@ -20,8 +20,8 @@ import pyarrow.json
 import pyarrow.parquet
 
 from kn_bench.results.codec import INFINITE
-from kn_bench.results.files import atomically
-from kn_bench.results.log import lines
+from kn_bench.results.files import StoreError, atomically
+from kn_bench.results.log import lines, rows
 from kn_bench.results.rows import KINDS, kind_of
 
 CHUNK = 100_000
@@ -36,8 +36,11 @@ def write_parquet(log: Path, target: Path) -> None:
         writer = pa.parquet.ParquetWriter(file, _flat(schema.empty_table()).schema)
         with writer:
             found = (line for _, line in lines(log) if kind_of(line) == "measurement")
-            for chunk in _chunks(found):
-                writer.write_table(_flat(_parsed(chunk, schema)))
+            try:
+                for chunk in _chunks(found):
+                    writer.write_table(_flat(_parsed(chunk, schema)))
+            except pa.ArrowException as error:
+                raise _unreadable(log, error) from None
 
 
 def read_frames(log: Path, kinds: Sequence[str]) -> dict[str, pd.DataFrame]:
@@ -54,7 +57,20 @@ def read_frames(log: Path, kinds: Sequence[str]) -> dict[str, pd.DataFrame]:
         kind = kind_of(line)
         if kind in found:
             found[kind].append(line)
-    return {kind: frame_of(found.pop(kind), kind) for kind in kinds}
+    try:
+        return {kind: frame_of(found.pop(kind), kind) for kind in kinds}
+    except pa.ArrowException as error:
+        raise _unreadable(log, error) from None
+
+
+def _unreadable(log: Path, error: Exception) -> StoreError:
+    """What is wrong with a log: Arrow reads many lines at once and cannot say which one it is."""
+    try:
+        for _ in rows(log):
+            pass
+    except StoreError as found:
+        return found
+    return StoreError(f"{log} cannot be read: {str(error).splitlines()[0]}")
 
 
 def frame_of(found: Iterable[bytes], kind: str) -> pd.DataFrame:

@@ -74,7 +74,7 @@ def load_runs(folders: Sequence[Path], *, judge_again: bool = False) -> Runs:
         edits=edits.drop_duplicates(["model", "method", "case"], keep="last"),
         exclusions=exclusions,
         crashes=crashes[~pd.MultiIndex.from_frame(crashes[KEY]).isin(measured)],
-        left_out=tuple(dict.fromkeys(e for folder in folders for e in _left_out(folder))),
+        left_out=tuple(dict.fromkeys(e for folder in folders for e in left_out(folder))),
         doubled=len(within) - len(verdicts),
     )
 
@@ -93,16 +93,23 @@ def _joined(folders: Sequence[Path], frames: list[pd.DataFrame]) -> pd.DataFrame
     return pd.concat(filled, ignore_index=True)
 
 
-def _left_out(folder: Path) -> list[Exclusion]:
+def left_out(folder: Path) -> list[Exclusion]:
+    """What the sources of a run could not offer.
+
+    Raises:
+        StoreError: when the file cannot be read.
+    """
     path = folder / EXCLUSIONS
     if not path.is_file():
         return []
     try:
-        lines = path.read_text("utf-8").split("\n")
+        lines = path.read_bytes().split(b"\n")
         return [
             decode(Exclusion, line, source=f"{path}, line {number}")
             for number, line in enumerate(lines, start=1)
             if line
         ]
-    except (OSError, UnicodeDecodeError, FormatError) as error:
-        raise StoreError(f"{error}") from None
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {error.strerror}") from None
+    except FormatError as error:
+        raise StoreError(str(error)) from None

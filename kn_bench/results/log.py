@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from kn_bench.results.codec import FormatError
+from kn_bench.results.codec import FormatError, parsed
 from kn_bench.results.files import StoreError, atomically
 from kn_bench.results.rows import CrashRow, Key, Row, decode_row, kind_of
 
@@ -18,6 +18,9 @@ CLOSING = frozenset({"verdict", "crash"})
 """The kinds of row that close a test's rows."""
 KEYED = frozenset({"verdict", "edit"})
 """The kinds of row of which a log has one a key."""
+
+
+REMEDY = "remove the lines of its test, down to the verdict, and --resume measures it again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +63,7 @@ def lines(path: Path) -> Iterator[tuple[int, bytes]]:
                 if not kind_of(line):
                     raise StoreError(
                         f"{path}, line {number} is no row of a log; only the last line of a "
-                        "killed run may be broken, so remove that line or the run"
+                        f"killed run may be broken: {REMEDY}"
                     )
                 yield number, line
     except FileNotFoundError:
@@ -106,12 +109,17 @@ def repaired(path: Path) -> Contents:
 
 
 def _tests(path: Path) -> Iterator[_Test]:
-    """The complete tests of the log."""
+    """The complete tests of the log.
+
+    Each line is known to be JSON; whether its fields are as they should be is found out by those
+    who read them, for that takes ten times as long.
+    """
     start = end = 0
     heads: list[bytes] = []
     for number, line in lines(path):
         end += len(line)
         kind = kind_of(line)
+        _check(line, path, number)
         if kind in KEYED:
             heads.append(head(line))
         if kind not in CLOSING:
@@ -139,11 +147,18 @@ def _key(line: bytes, kind: str, path: Path, number: int) -> Key:
         return _row(line, path, number).key  # type: ignore[union-attr]  # says what is wrong
 
 
+def _check(line: bytes, path: Path, number: int) -> None:
+    try:
+        parsed(line)
+    except (ValueError, RecursionError):
+        _row(line, path, number)  # says what is wrong
+
+
 def _row(line: bytes, path: Path, number: int) -> Row:
     try:
-        return decode_row(line.decode(), f"{path}, line {number}")
-    except (FormatError, UnicodeDecodeError) as error:
-        raise StoreError(f"{error}; remove that line or the run") from None
+        return decode_row(line, f"{path}, line {number}")
+    except FormatError as error:
+        raise StoreError(f"{error}; {REMEDY}") from None
 
 
 def _keep(path: Path, tests: list[_Test]) -> None:

@@ -166,12 +166,12 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / FILE
     try:
-        return decode(Manifest, path.read_text("utf-8"), source=str(path))
+        return decode(Manifest, path.read_bytes(), source=str(path))
     except FileNotFoundError:
         raise StoreError(f"{folder} is no run: it has no {FILE}") from None
     except OSError as error:
         raise StoreError(f"{path} cannot be read: {error.strerror}") from None
-    except (FormatError, UnicodeDecodeError) as error:
+    except FormatError as error:
         raise StoreError(f"{error}; was it edited by hand?") from None
 
 

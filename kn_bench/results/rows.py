@@ -12,7 +12,6 @@ which tests are complete.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -21,7 +20,7 @@ from kn_bench.cases.case import Case, Criterion, Exclusion, Task
 from kn_bench.measure.criteria import evidence
 from kn_bench.measure.measurement import CaseResult, EditRecord, Measurement
 from kn_bench.measure.verdict import Verdict
-from kn_bench.results.codec import FormatError, build, encode, members
+from kn_bench.results.codec import FormatError, build, encode, members, parsed
 
 
 class Key(NamedTuple):
@@ -148,14 +147,14 @@ def decode_rows(text: str, source: str = "text") -> list[Row]:
     return [decode_row(line, f"{source}, line {i}") for i, line in enumerate(lines, start=1)]
 
 
-def decode_row(line: str, source: str = "text") -> Row:
-    """The row that ``line`` holds.
+def decode_row(line: str | bytes, source: str = "text") -> Row:
+    """The row that ``line`` (as bytes: UTF-8) holds.
 
     Raises:
         FormatError: when it holds none, in one sentence that begins with ``source``.
     """
     try:
-        raw: Any = json.loads(line)
+        raw: Any = parsed(line)
         kind = raw.get("row") if isinstance(raw, dict) else None
         if not isinstance(kind, str) or kind not in KINDS:
             raise FormatError(f"'row' is {kind!r}, not one of {', '.join(KINDS)}")
