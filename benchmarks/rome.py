@@ -10,15 +10,14 @@ rest reckoned from them: they are all alike. Early stopping is off, so that both
 from __future__ import annotations
 
 import argparse
-import time
+import functools
 from dataclasses import replace
 from typing import Any
 
 import torch
 from tabulate import tabulate
-from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from benchmarks.common import TENTH, flops, product_rate, random_gpt2, timed
 from kn_bench.editing.rome.problem import Row, Value, ValueProblem, ValueSettings
 from kn_bench.editing.rome.update import rank_one
 from kn_bench.editing.rome.value import optimise_values
@@ -32,19 +31,6 @@ PROMPT, SUBJECT = 12, (5, 7)
 """Tokens of the prompt; the subject's first and last."""
 EDITED_AT = 1 / 3
 """Depth of the edited layer: where the published ones of the GPT models lie."""
-
-
-def random_model(small: bool) -> LanguageModel:
-    from tokenizers import Tokenizer, models
-
-    torch.manual_seed(0)
-    size = {"n_embd": 256, "n_layer": 6, "n_head": 4, "vocab_size": 8192} if small else {}
-    config = AutoConfig.for_model("gpt2", **size)
-    hf = AutoModelForCausalLM.from_config(config)
-    tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
-    return LanguageModel(
-        "random", hf, PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="[UNK]")
-    )
 
 
 def problems(lm: LanguageModel, requests: int) -> list[ValueProblem]:
@@ -112,30 +98,6 @@ def brute_force(lm: LanguageModel, layer: int, problem: ValueProblem) -> torch.T
     return delta.detach()
 
 
-def timed(run: Any, repeats: int = 1) -> tuple[float, Any]:
-    """Best time of some repeats, in seconds, and the last result."""
-    best, result = float("inf"), None
-    for _ in range(repeats):
-        started = time.perf_counter()
-        result = run()
-        best = min(best, time.perf_counter() - started)
-    return best, result
-
-
-def flops(run: Any) -> float:
-    """Multiply-adds of the matrix products that ``run`` does, counted, times two."""
-    with FlopCounterMode(display=False) as counter:
-        run()
-    return float(counter.get_total_flops())
-
-
-def product_rate() -> float:
-    """FLOP/s of one large float32 product, in this run."""
-    a, b = torch.randn(3072, 3072), torch.randn(3072, 3072)
-    seconds, _ = timed(lambda: a @ b, repeats=5)
-    return 2 * 3072**3 / seconds
-
-
 def difference(layer: int, value: Value, delta: torch.Tensor) -> float:
     """Relative difference of the two updates."""
     ours = rank_one(value, layer, solver=None).update
@@ -150,7 +112,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=16)
     parser.add_argument("--brute", type=int, default=2, help="requests the brute force is timed on")
     arguments = parser.parse_args()
-    lm = random_model(arguments.small)
+    lm = random_gpt2(**TENTH) if arguments.small else random_gpt2()
     layer = round(lm.n_layers * EDITED_AT)
     asked = problems(lm, arguments.requests)
     rate = product_rate()
@@ -200,7 +162,7 @@ def main() -> None:
     )
     print(f"of the batch {clean / batch:.0%} is the clean pass, the rest the optimisation")
     sizes = [n for n in (1, 2, 4, 8) if n < len(asked)]
-    growth = [(n, timed(lambda n=n: together(n))[0]) for n in sizes] + [(len(asked), batch)]
+    growth = [(n, timed(functools.partial(together, n))[0]) for n in sizes] + [(len(asked), batch)]
     print(
         tabulate(
             [(n, seconds, seconds / n) for n, seconds in growth],

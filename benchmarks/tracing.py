@@ -14,26 +14,12 @@ import statistics
 import time
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from benchmarks.common import TENTH, random_gpt2
 from kn_bench.localise.corrupting import TracePrompt, attention_output, noise
 from kn_bench.localise.tracing import KINDS, trace, windowed
-from kn_bench.model.language_model import LanguageModel
 
 SAMPLES, WINDOW = 10, 10
-
-
-def random_model(small: bool) -> LanguageModel:
-    from tokenizers import Tokenizer, models
-
-    torch.manual_seed(0)
-    size = {"n_embd": 256, "n_layer": 6, "n_head": 4, "vocab_size": 8192} if small else {}
-    config = AutoConfig.for_model("gpt2", **size)
-    hf = AutoModelForCausalLM.from_config(config)
-    tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
-    return LanguageModel(
-        "random", hf, PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="[UNK]")
-    )
 
 
 def one_pass(lm, prompt, added, patches) -> float:
@@ -71,7 +57,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=12)
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
-    lm = random_model(options.small)
+    lm = random_gpt2(**TENTH) if options.small else random_gpt2()
     ids = torch.randint(5, lm.vocabulary, (options.tokens,)).tolist()
     prompt = TracePrompt(tuple(ids), options.tokens - 1, (2, 5), answer=9)
     added = noise(prompt, 0.1, lm.d_model, samples=SAMPLES)

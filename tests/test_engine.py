@@ -358,3 +358,23 @@ def test_a_method_that_mutates_the_model_is_found_out_and_the_model_restored():
     (result,) = Engine(lm).measure("mine", Mutates(), [toy_case(0)]).results.values()
     assert "mine changed the model's parameters while editing" in result.error
     assert lm.parameter_hash() == lm.verified_hash
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_small_memory_measures_in_portions(family, monkeypatch):
+    lm = tiny_model(family)
+    cases = [toy_case(i) for i in range(10)]
+    whole, small = Engine(lm), Engine(lm)
+    monkeypatch.setattr(small, "_room", 7)
+    portions = []
+    measure = small._measure
+
+    def counting(name, edited, *rest):
+        portions.append(sum(len(one.fitted.probes) for one in edited))
+        measure(name, edited, *rest)
+
+    monkeypatch.setattr(small, "_measure", counting)
+    found = rows(small, Toy(lm), cases)
+    assert len(portions) > 1
+    assert max(portions) <= 7
+    assert_equal_rows(found, rows(whole, Toy(lm), cases), 1e-9)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -107,9 +107,9 @@ class Engine:
         results.update(failed)
         middle = time.perf_counter()
         rowwise = [one for one in edited if not isinstance(one.edit, IN_PLACE)]
-        self._measure(
-            method_name, rowwise, RowEdits(self.model, [e.edit for e in rowwise]), results
-        )
+        for portion in self._portions(rowwise):
+            edits = RowEdits(self.model, [one.edit for one in portion])
+            self._measure(method_name, portion, edits, results)
         for one in edited:
             if isinstance(one.edit, IN_PLACE):
                 self._measure_in_place(method_name, one, results)
@@ -187,6 +187,19 @@ class Engine:
         return edited, failed
 
     # -- measuring -------------------------------------------------------------------------
+
+    def _portions(self, edited: Sequence[_Edited]) -> Iterator[list[_Edited]]:
+        """Cases whose log-probabilities fit into memory together."""
+        portion: list[_Edited] = []
+        probes = 0
+        for one in edited:
+            if portion and probes + len(one.fitted.probes) > self._room:
+                yield portion
+                portion, probes = [], 0
+            portion.append(one)
+            probes += len(one.fitted.probes)
+        if portion:
+            yield portion
 
     def _measure(
         self,

@@ -1,0 +1,65 @@
+"""What the benchmarks have in common: clocks, counted arithmetic, random models."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from kn_bench.model.language_model import LanguageModel
+
+T = TypeVar("T")
+
+
+def timed(run: Callable[[], T], repeats: int = 1) -> tuple[float, T]:
+    """Best wall time of some repeats, in seconds, and the last result."""
+    best = math.inf
+    for _ in range(repeats):
+        started = time.perf_counter()
+        result = run()
+        best = min(best, time.perf_counter() - started)
+    return best, result
+
+
+def flops(run: Callable[[], Any]) -> float:
+    """Floating-point operations of the matrix products that ``run`` does, counted."""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return float(counter.get_total_flops())
+
+
+def product_rate(size: int = 3072) -> float:
+    """FLOP/s of one large float32 product, in this run."""
+    a, b = torch.randn(size, size), torch.randn(size, size)
+    seconds, _ = timed(lambda: a @ b, repeats=5)
+    return 2 * size**3 / seconds
+
+
+def random_gpt2(**size: int) -> LanguageModel:
+    """A random GPT-2, of GPT-2 small's size unless ``size`` says otherwise."""
+    from tokenizers import Tokenizer, models
+
+    torch.manual_seed(0)
+    hf = AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt2", **size))
+    tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
+    return LanguageModel(
+        "random", hf, PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="[UNK]")
+    )
+
+
+TENTH = {"n_embd": 256, "n_layer": 6, "n_head": 4, "vocab_size": 8192}
+"""A size for a quick check."""
+
+
+def exponent(sizes: Sequence[float], seconds: Sequence[float]) -> float:
+    """The slope of log time over log size, by least squares: 1 is linear growth."""
+    x, y = ([math.log(value) for value in values] for values in (sizes, seconds))
+    middle = sum(x) / len(x)
+    return sum((a - middle) * b for a, b in zip(x, y, strict=True)) / sum(
+        (a - middle) ** 2 for a in x
+    )

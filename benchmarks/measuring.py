@@ -1,0 +1,174 @@
+"""Measuring many edits at once against editing, asking prompt by prompt, and restoring.
+
+    python benchmarks/measuring.py [--model tiny-gpt2] [--limit 2] [--methods 2]
+
+The default cases. One at a time means: put the edit into the weights, ask every probe of its case
+by itself (the prompt, both answers, a greedy continuation), take the edit out again, and ask the
+unedited model the same before; all that for every method. Its continuations are timed with the
+key-value cache and without. The edits are made beforehand: they are ROME's, and random ones of the
+same size. The numbers are compared. Of the one at a time a sample of cases is timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from tabulate import tabulate
+
+from benchmarks.common import flops, product_rate, timed
+from edits.controls import RandomRankOne
+from edits.rome import Rome
+from kn_bench.cases import embedded
+from kn_bench.cases.case import Case
+from kn_bench.editing.applying import in_place
+from kn_bench.editing.edit import Edit, Method, NotApplicable
+from kn_bench.measure.answers import BUDGET
+from kn_bench.measure.engine import Engine
+from kn_bench.measure.fitting import FittedCase, FittedProbe, Row, fit_cases
+from kn_bench.model.language_model import LanguageModel
+from kn_bench.model.loading import load_model
+
+
+class Numbers(NamedTuple):
+    """Of one probe: log-probabilities of both answers, and the continuation."""
+
+    expected: float
+    rejected: float
+    generated: str
+
+
+class Ready:
+    """A method whose edits are there already."""
+
+    def __init__(self, edits: dict[str, Edit | NotApplicable]) -> None:
+        self.edits = edits
+
+    def edit(self, requests: Sequence[Any]) -> list[Edit | NotApplicable]:
+        return [self.edits[request.id] for request in requests]
+
+
+# -- one at a time -------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def ask(lm: LanguageModel, probe: FittedProbe, cached: bool) -> Numbers:
+    return Numbers(
+        score(lm, probe.expected), score(lm, probe.rejected), continued(lm, probe, cached)
+    )
+
+
+def score(lm: LanguageModel, row: Row) -> float:
+    total = 0.0
+    for part in row.parts:
+        log_p = lm.hf(input_ids=torch.tensor([part.ids])).logits[0].log_softmax(-1)
+        total += float(log_p[list(part.positions), list(part.targets)].sum())
+    return total
+
+
+def continued(lm: LanguageModel, probe: FittedProbe, cached: bool) -> str:
+    ids = torch.tensor([probe.prompt_ids])
+    if not lm.is_causal:
+        best = lm.hf(input_ids=ids).logits[0, probe.answer_position].argmax()
+        return lm.tokens.decode([int(best)])
+    fed, past, found = ids, None, []
+    for _ in range(BUDGET):
+        output = lm.hf(input_ids=fed, past_key_values=past, use_cache=cached)
+        found.append(int(output.logits[0, -1].argmax()))
+        new = torch.tensor([found[-1:]])
+        past = output.past_key_values if cached else None
+        fed = new if cached else torch.cat([fed, new], 1)
+    return lm.tokens.decode(found)
+
+
+def one_at_a_time(
+    lm: LanguageModel, cases: Sequence[FittedCase], made: Sequence[Ready], cached: bool
+) -> list[Numbers]:
+    found = []
+    for method in made:
+        for case in cases:
+            edit = method.edits[case.case.id]
+            if isinstance(edit, NotApplicable):
+                continue
+            found += [ask(lm, probe, cached) for probe in case.probes]
+            with in_place(lm, edit):
+                found += [ask(lm, probe, cached) for probe in case.probes]
+    return found
+
+
+# -- the engine ----------------------------------------------------------------------------
+
+
+def together(lm: LanguageModel, cases: Sequence[Case], made: Sequence[Ready]) -> list[Numbers]:
+    engine = Engine(lm)
+    found = []
+    for number, method in enumerate(made):
+        results = engine.measure(str(number), method, cases).results
+        for case in cases:
+            rows = results[case.id].measurements
+            for side in ("before", "after"):
+                answers = [getattr(row, side) for row in rows]
+                found += [
+                    Numbers(a.log_prob_expected, a.log_prob_rejected, a.generated) for a in answers
+                ]
+    return found
+
+
+def edits_of(lm: LanguageModel, cases: Sequence[FittedCase], methods: int) -> list[Ready]:
+    requests = [one.case.request for one in cases]
+    names = [one.case.id for one in cases]
+    makers: list[Method] = [Rome(lm), RandomRankOne(lm)]
+    return [
+        Ready(dict(zip(names, maker.edit(requests), strict=True))) for maker in makers[:methods]
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="tiny-gpt2", choices=["tiny-gpt2", "tiny-llama"])
+    parser.add_argument("--limit", type=int, default=2, help="cases of each relation and paradigm")
+    parser.add_argument("--methods", type=int, default=2, choices=[1, 2])
+    parser.add_argument("--sample", type=int, default=4, help="every so many cases one at a time")
+    options = parser.parse_args()
+    lm = load_model(options.model)
+    cases = list(embedded.load(limit=options.limit).cases)
+    fitted = [one for one in fit_cases(cases, lm.tokens) if isinstance(one, FittedCase)]
+    cases = [one.case for one in fitted]
+    made = edits_of(lm, fitted, options.methods)
+    asked = [one for one in fitted if not isinstance(made[0].edits[one.case.id], NotApplicable)]
+    sample = asked[:: options.sample]
+    share = sum(len(one.probes) for one in asked) / sum(len(one.probes) for one in sample)
+    together(lm, cases[:2], made)  # the first passes of a process are slow
+    rate = product_rate()
+    batch, found = timed(lambda: together(lm, cases, made), repeats=3)
+    plain, wanted = timed(lambda: one_at_a_time(lm, sample, made, cached=False))
+    kept, again = timed(lambda: one_at_a_time(lm, sample, made, cached=True))
+    done = flops(lambda: together(lm, cases, made))
+    compared = together(lm, [one.case for one in sample], made)
+    print(
+        f"{options.model}: {len(asked)} cases, {sum(len(one.probes) for one in asked)} probes, "
+        f"{len(made)} methods, {torch.get_num_threads()} threads; one at a time on "
+        f"{len(sample)} cases, times {share:.2f}; a large product: {rate / 1e9:.0f} GFLOP/s\n"
+    )
+    rows = [
+        ("one at a time, no cache", plain * share, 1.0, None),
+        ("one at a time, key-value cache", kept * share, plain / kept, None),
+        ("the engine", batch, plain * share / batch, batch / (done / rate)),
+    ]
+    headers = ["measuring", "seconds", "times faster", "x floor"]
+    print(tabulate(rows, headers, floatfmt=("", ".2f", ".1f", ".1f")))
+    print(f"\nthe engine against one at a time with the cache: {kept * share / batch:.1f} x")
+    print(f"{len(found)} answers; {difference(compared, wanted)}; {difference(again, wanted)}")
+
+
+def difference(ours: Sequence[Numbers], theirs: Sequence[Numbers]) -> str:
+    pairs = list(zip(ours, theirs, strict=True))
+    worst = max(max(abs(a[0] - b[0]), abs(a[1] - b[1])) for a, b in pairs)
+    other = sum(a.generated != b.generated for a, b in pairs)
+    return f"of {len(pairs)} compared the largest difference is {worst:.1e} nats, {other} texts"
+
+
+if __name__ == "__main__":
+    main()
