@@ -69,7 +69,7 @@ class Cloze:
     @property
     def answer_is_last(self) -> bool:
         """Whether nothing but punctuation follows the gap: a causal model can answer it."""
-        return not any(character.isalnum() for character in self.right)
+        return not any(map(str.isalnum, self.right))
 
 
 @dataclass(frozen=True, slots=True)

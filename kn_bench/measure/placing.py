@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from kn_bench.cases.case import Cloze, Probe
+from kn_bench.cases.case import Cloze, Probe, Scoring
 from kn_bench.measure.fitted import (
     AROUND,
     BOUNDARY,
@@ -111,44 +111,52 @@ class Causal:
         prompt = start + self.ids[cloze.left]
         if not prompt:
             return Misfit(NO_CONTEXT, cloze.fill("▁"))
-        scored = []
-        for answer in (probe.expected, probe.rejected):
-            row = self._row(probe, cloze, answer, start, prompt)
-            if isinstance(row, Misfit):
-                return row
-            scored.append(row)
-        expected, rejected = scored
-        if probe.scoring == "two_prefix" and expected.targets != rejected.targets:
+        asked = _Asked(cloze, cloze.left + cloze.gap_space, probe.scoring, start, prompt)
+        expected = self._row(asked, probe.expected)
+        if isinstance(expected, Misfit):
+            return expected
+        rejected = self._row(asked, probe.rejected)
+        if isinstance(rejected, Misfit):
+            return rejected
+        if expected.targets == rejected.targets:
+            if expected.ids == rejected.ids and probe.expected != probe.rejected:
+                return Misfit(SAME, f"{probe.expected!r} and {probe.rejected!r}")
+        elif probe.scoring == "two_prefix":
             return Misfit(AROUND, cloze.fill("▁"))
-        if expected == rejected and probe.expected != probe.rejected:
-            return Misfit(SAME, f"{probe.expected!r} and {probe.rejected!r}")
-        first = expected.ids[len(prompt)]
-        return Body(prompt, len(prompt) - 1, expected, rejected, first)
+        n = len(prompt)
+        return Body(prompt, n - 1, expected, rejected, expected.ids[n])
 
-    def _row(
-        self, probe: Probe, cloze: Cloze, answer: str, start: Ids, prompt: Ids
-    ) -> Row | Misfit:
+    def _row(self, asked: _Asked, answer: str) -> Row | Misfit:
         """The row that scores ``answer``: the word, what follows it, or both."""
-        whole = cloze.left + cloze.gap_space + answer
-        text = whole if probe.scoring == "gap" else cloze.fill(answer)
+        cloze, left, scoring, start, prompt = asked
+        text = left + answer if scoring == "gap" else cloze.fill(answer)
         ids = start + self.ids[text]
-        given = start + self.ids[whole] if probe.scoring == "two_prefix" else prompt
-        n = len(given)
-        if ids[: len(prompt)] != prompt or ids[:n] != given:
+        given = start + self.ids[left + answer] if scoring == "two_prefix" else prompt
+        if ids[: len(given)] != given or given[: len(prompt)] != prompt:
             return Misfit(BOUNDARY, f"{answer!r} in {text!r}")
-        targets = ids[n:]
-        if not targets or len(ids) == len(prompt) or self._is_blank(answer, ids[len(prompt) :]):
+        said, targets = ids[len(prompt) :], ids[len(given) :]
+        if not targets or not said or (not answer.isalnum() and self._is_blank(answer, said)):
             return Misfit(NO_TOKEN, f"{answer!r} tokenises to nothing")
-        if not self.tokens.special_ids.isdisjoint(ids[len(prompt) :]):
+        if not self.tokens.special_ids.isdisjoint(said):
             return Misfit(SPECIAL, f"{answer!r} in {text!r}")
-        if len(ids) > self.tokens.max_length:
-            return Misfit(LONG, f"{len(ids)} tokens of {self.tokens.max_length}: {text!r}")
-        return Row(ids, tuple(range(n - 1, len(ids) - 1)), targets)
+        size = len(ids)
+        if size > self.tokens.max_length:
+            return Misfit(LONG, f"{size} tokens of {self.tokens.max_length}: {text!r}")
+        return Row(ids, tuple(range(len(given) - 1, size - 1)), targets)
 
     def _is_blank(self, answer: str, ids: Ids) -> bool:
         """Whether only a space is left of ``answer``: some tokenizers drop what cannot be seen."""
-        seen = answer.isalnum() or any(c.isalnum() for c in answer)
-        return not seen and not self.tokens.decode(ids).strip()
+        return not any(map(str.isalnum, answer)) and not self.tokens.decode(ids).strip()
+
+
+class _Asked(NamedTuple):
+    """What both answers of a probe have in common: ``left`` is the text up to the answer."""
+
+    cloze: Cloze
+    left: str
+    scoring: Scoring
+    start: Ids
+    prompt: Ids
 
 
 class Masked:
