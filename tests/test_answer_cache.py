@@ -1,5 +1,6 @@
 """The unedited model's answers on disk: the same numbers, without asking again."""
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -40,18 +41,24 @@ def test_trap_10_two_models_share_a_folder_and_no_answer(tmp_path):
         )
 
 
+SAID = r"^the cache .*sqlite cannot be used \(.*\): the unedited model is asked anew; remove"
+
+
 def test_a_broken_file_is_done_without(tmp_path):
     lm = tiny_model("gpt2", torch.float32)
     cases = [toy_case(0)]
     path = tmp_path / f"{lm.content_hash}-cpu.sqlite"
     path.write_bytes(b"this is no database, and longer than a header of sixteen bytes" * 20)
-    assert rows(Engine(lm, cache=tmp_path), _Nothing(), cases)
-    assert not AnswerCache(tmp_path, f"{lm.content_hash}-cpu").usable
+    with pytest.warns(UserWarning, match=SAID):
+        assert rows(Engine(lm, cache=tmp_path), _Nothing(), cases)
+    with pytest.warns(UserWarning, match="file is not a database"):
+        assert not AnswerCache(tmp_path, f"{lm.content_hash}-cpu").usable
 
 
 def test_a_folder_that_cannot_be_made_is_done_without(tmp_path):
     (tmp_path / "file").write_text("")
-    assert not AnswerCache(tmp_path / "file" / "below", "x").usable
+    with pytest.warns(UserWarning, match=SAID):
+        assert not AnswerCache(tmp_path / "file" / "below", "x").usable
 
 
 def test_what_is_kept_comes_back(tmp_path):

@@ -105,6 +105,29 @@ def test_an_interrupted_pass_goes_on_where_it_was(tmp_path, monkeypatch):
     assert len(list(tmp_path.iterdir())) == 2
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("content", [b"junk", b"", b"\xff" * 4096])
+def test_a_spoilt_file_of_the_cache_is_computed_anew_with_a_sentence(tmp_path, content):
+    lm = tiny_model("gpt2")
+    first = second_moments(lm, [0], Texts(TEXTS), cache=tmp_path)[0]
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(content)
+    with pytest.warns(UserWarning, match=rf"^{path} cannot be read \(.*\): it is computed anew$"):
+        again = second_moments(lm, [0], Texts(TEXTS), cache=tmp_path)[0]
+    assert torch.equal(again.matrix, first.matrix)
+    assert torch.equal(
+        second_moments(lm, [0], Texts(TEXTS), cache=tmp_path)[0].matrix, first.matrix
+    )
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(tmp_path):
+    (tmp_path / "file").write_text("where a folder should be")
+    with pytest.warns(UserWarning, match=r"cannot be written \(.*\): it is not kept$"):
+        found = second_moments(tiny_model("gpt2"), [0], Texts(TEXTS), cache=tmp_path / "file")
+    assert found[0].n_tokens
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_trap_10_the_cache_tells_models_layers_texts_and_counts_apart(tmp_path, monkeypatch):
     passes = []
     accumulate = second_moment._accumulate

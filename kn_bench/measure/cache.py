@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
+import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -66,8 +67,8 @@ class AnswerCache:
             with closing(self._open()) as connection, connection:
                 for table in _TABLES:
                     connection.execute(table)
-        except (OSError, sqlite3.Error):
-            self._usable = False
+        except (OSError, sqlite3.Error) as error:
+            self._give_up(error)
 
     @property
     def usable(self) -> bool:
@@ -128,8 +129,8 @@ class AnswerCache:
                     some = keys[at : at + 500]
                     marks = ",".join("?" * len(some))
                     found += connection.execute(f"{query} ({marks})", some).fetchall()
-        except sqlite3.Error:
-            self._usable = False
+        except sqlite3.Error as error:
+            self._give_up(error)
         return found
 
     def _put(self, table: str, rows: Iterable[tuple[bytes, bytes, bytes]]) -> None:
@@ -137,8 +138,17 @@ class AnswerCache:
             if self._usable and self._path.stat().st_size < LIMIT:
                 with closing(self._open()) as connection, connection:
                     connection.executemany(f"INSERT OR IGNORE INTO {table} VALUES (?, ?, ?)", rows)
-        except (OSError, sqlite3.Error):
-            self._usable = False
+        except (OSError, sqlite3.Error) as error:
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        """Go on without a cache, and say so once."""
+        self._usable = False
+        warnings.warn(
+            f"the cache {self._path} cannot be used ({error}): the unedited model is asked anew; "
+            "remove the file, or name another folder by KN_BENCH_CACHE",
+            stacklevel=2,
+        )
 
 
 def content_key(*parts: Sequence[int] | int) -> bytes:

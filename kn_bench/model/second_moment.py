@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from typing import Protocol
 import torch
 from jaxtyping import Float, Int
 from platformdirs import user_cache_path
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -36,6 +37,8 @@ SAVE_EVERY = 60.0
 """Seconds between two saves of an unfinished pass."""
 MAX_LENGTH = 1024
 """Tokens of a document that are read at most; fewer where the model has fewer positions."""
+_UNREADABLE = (OSError, SafetensorError, KeyError, TypeError, ValueError)
+"""What reading a file may raise that is truncated, or none of ours."""
 
 
 class Corpus(Protocol):
@@ -122,7 +125,8 @@ def second_moments(
         max_tokens: documents are read until this many tokens are in; None reads all.
         dtype: of the accumulators; the products of one batch are float32, or the model's own
             dtype where that is wider.
-        cache: folder to keep them in; None keeps nothing.
+        cache: folder to keep them in; None keeps nothing. What cannot be read there is computed
+            anew, and what cannot be written is not kept, each with a warning.
 
     Raises:
         ValueError: when the corpus has no token.
@@ -131,18 +135,19 @@ def second_moments(
     if cache is None:
         return _finished(_accumulate(lm, layers, corpus, max_tokens, dtype, None))
     keys = {layer: _key(lm, layer, corpus, max_tokens, dtype) for layer in layers}
-    missing = [layer for layer in layers if not (cache / f"{keys[layer]}.safetensors").is_file()]
+    files = {layer: cache / f"{keys[layer]}.safetensors" for layer in layers}
+    found = {layer: kept for layer in layers if (kept := _load(files[layer], layer))}
+    missing = [layer for layer in layers if layer not in found]
     if missing:
         partial = cache / f"{_digest([keys[layer] for layer in missing])}.partial.safetensors"
-        made = _finished(_accumulate(lm, missing, corpus, max_tokens, dtype, partial))
-        for layer, moment in made.items():
-            _save(
-                cache / f"{keys[layer]}.safetensors",
-                {"C": moment.matrix},
-                {"n_tokens": moment.n_tokens, "layer": layer},
-            )
-        partial.unlink(missing_ok=True)
-    return {layer: _load(cache / f"{keys[layer]}.safetensors", layer) for layer in layers}
+        found |= _finished(_accumulate(lm, missing, corpus, max_tokens, dtype, partial))
+        for layer in missing:
+            moment = found[layer]
+            numbers = {"n_tokens": moment.n_tokens, "layer": layer}
+            _save(files[layer], {"C": moment.matrix}, numbers)
+        if partial.is_file():
+            partial.unlink(missing_ok=True)
+    return {layer: found[layer] for layer in layers}
 
 
 @dataclass
@@ -264,16 +269,27 @@ def _digest(parts: Sequence[object]) -> str:
 
 def _save(path: Path, tensors: dict[str, Tensor], numbers: dict[str, int]) -> None:
     """Whole or not at all, also when two processes save the same."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_suffix(f".{os.getpid()}.new")
     metadata = {name: str(number) for name, number in numbers.items()}
-    save_file({n: t.cpu().contiguous() for n, t in tensors.items()}, fresh, metadata=metadata)
-    fresh.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({n: t.cpu().contiguous() for n, t in tensors.items()}, fresh, metadata=metadata)
+        fresh.replace(path)
+    except (OSError, SafetensorError) as error:
+        if fresh.is_file():
+            fresh.unlink(missing_ok=True)
+        warnings.warn(f"{path} cannot be written ({error}): it is not kept", stacklevel=2)
 
 
-def _load(path: Path, layer: int) -> SecondMoment:
-    with safe_open(path, "pt") as file:
-        return SecondMoment(layer, file.get_tensor("C"), int(file.metadata()["n_tokens"]))
+def _load(path: Path, layer: int) -> SecondMoment | None:
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            return SecondMoment(layer, file.get_tensor("C"), int(file.metadata()["n_tokens"]))
+    except _UNREADABLE as error:
+        warnings.warn(f"{path} cannot be read ({error}): it is computed anew", stacklevel=2)
+        return None
 
 
 def _save_partial(path: Path, state: _Sums) -> None:
@@ -287,7 +303,11 @@ def _save_partial(path: Path, state: _Sums) -> None:
 def _resumed(path: Path | None, layers: Sequence[int], device: torch.device) -> _Sums | None:
     if path is None or not path.is_file():
         return None
-    with safe_open(path, "pt") as file:
-        sums = {layer: file.get_tensor(str(layer)).to(device) for layer in layers}
-        numbers = file.metadata()
-    return _Sums(sums, int(numbers["n_tokens"]), int(numbers["n_documents"]))
+    try:
+        with safe_open(path, "pt") as file:
+            sums = {layer: file.get_tensor(str(layer)).to(device) for layer in layers}
+            numbers = file.metadata()
+            return _Sums(sums, int(numbers["n_tokens"]), int(numbers["n_documents"]))
+    except _UNREADABLE as error:
+        warnings.warn(f"{path} cannot be read ({error}): it is computed anew", stacklevel=2)
+        return None
