@@ -1,9 +1,13 @@
 """Text and ids: every kind of tokenizer behind one window."""
 
+import shutil
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kn_bench.model import embedded
+from kn_bench.model.loading import load_model
 from kn_bench.model.tokens import Encoding, Span, Tokens, last_token_of
 from tests.made_tokenizers import CAUSAL, MASKED, TEXTS, tokens
 
@@ -123,3 +127,12 @@ def test_truncation_set_on_the_shared_tokenizer_does_not_reach_us():
     before = window.encode(TEXTS[1]).ids
     window.tokenizer(TEXTS[1], truncation=True, max_length=4)
     assert window.encode(TEXTS[1]).ids == before
+
+
+def test_a_model_folder_without_a_tokenizer(tmp_path):
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(embedded.folder("tiny-gpt2") / name, tmp_path)
+    with pytest.raises(
+        ValueError, match=r"makes no token of plain text: tokenizer\.json is missing"
+    ):
+        load_model(str(tmp_path))

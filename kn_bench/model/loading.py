@@ -45,7 +45,8 @@ def load_model(
         attention: attention implementation (``sdpa``, ...), transformers' choice if None.
 
     Raises:
-        ValueError: one sentence: unknown name, unknown dtype, no safetensors, unknown family.
+        ValueError: one sentence: unknown name, unknown dtype, no safetensors, unknown family, no
+            tokenizer.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
@@ -72,6 +73,12 @@ def load_model(
         tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True, **options)
     except OSError as error:
         raise ValueError(_reason(name, error)) from error
+    if not tokenizer("The capital of Canada is", add_special_tokens=False)["input_ids"]:
+        # transformers makes an empty tokenizer where the files are missing
+        raise ValueError(
+            f"the tokenizer of {name!r} makes no token of plain text: tokenizer.json is missing, "
+            "or holds no vocabulary"
+        )
     if not device_map:
         hf = hf.to(device)
     return LanguageModel(
