@@ -11,6 +11,7 @@ import json
 import logging
 import random
 from collections.abc import Iterable, Sequence
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -76,9 +77,40 @@ def questions_of(scorer: Scorer, which: str) -> list[Asked]:
         for template in texts:
             if which != "held_out" and withheld(fact, template) != (which == "withheld"):
                 continue
+            if which != "trained" and shown(fact, template):
+                continue
             if askable(scorer, fact, template):
                 found.append(Asked(fact, template))
     return found
+
+
+def shown(fact: Fact, template: str) -> bool:
+    """Whether training may show the same words up to the object inside another sentence.
+
+    So it is where templates differ behind the object alone ("..., is well known"), where one holds
+    another ("Everyone says that ..."), and where the inverse relation has the same sentence.
+    """
+    before, after = question(template, fact)
+    asks = template.find("[X]") < template.find("[Y]")
+    text = _plain(before + fact.object + ("" if asks else after))
+    return any(text in other for other in _sentences()[frozenset((fact.subject, fact.object))])
+
+
+@cache
+def _sentences() -> dict[frozenset[str], list[str]]:
+    """All facts in all templates that training may show, by the two names that they hold."""
+    found: dict[frozenset[str], list[str]] = {}
+    for fact in facts():
+        sentences = found.setdefault(frozenset((fact.subject, fact.object)), [])
+        for template in templates()[fact.relation].trained:
+            if not withheld(fact, template):
+                before, after = question(template, fact)
+                sentences.append(_plain(before + fact.object + after))
+    return found
+
+
+def _plain(text: str) -> str:
+    return text.lower().strip(" .!")
 
 
 def sample(items: Sequence[Asked], count: int, seed: int) -> list[Asked]:
@@ -109,7 +141,7 @@ def unseen_prompt(scorer: Scorer, fact: Fact) -> str | None:
     held_out = templates()[fact.relation].held_out
     for template in prompts()[fact.relation] + held_out:
         unseen = template in held_out or withheld(fact, template)
-        if unseen and askable(scorer, fact, template):
+        if unseen and not shown(fact, template) and askable(scorer, fact, template):
             return template
     return None
 

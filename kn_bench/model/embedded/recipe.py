@@ -4,13 +4,29 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 POSITIONS = 96
+
+
+class Round(NamedTuple):
+    """A later round on a saved model.
+
+    Attributes:
+        documents: how many are drawn.
+        rate: share of the recipe's learning rates.
+        context: share of documents that state something and state it again.
+        facts: share of the other documents that open with a fact; the rest are grammar alone.
+    """
+
+    documents: int
+    rate: float
+    context: float
+    facts: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +45,8 @@ class Recipe:
         seed: of the initial weights, the corpus and the order of the batches.
         finish: documents of a second round on the saved model, at ``finish_rate`` of the rates,
             more of it grammar, above all agreement across a distractor; 0 for none.
+        context: the later rounds, that teach to read the context. In the first of them the masked
+            model's vocabulary grows by the objects that open a sentence.
     """
 
     family: str
@@ -49,12 +67,20 @@ class Recipe:
     seed: int = 0
     finish: int = 0
     finish_rate: float = 0.4
+    context: tuple[Round, ...] = ()
 
 
+READING = Round(documents=150_000, rate=0.7, context=0.6, facts=0.66)
 RECIPES = {
-    "tiny-gpt2": Recipe("gpt2", documents=190_000, learning_rate=4e-3, muon_rate=1.2e-2),
+    "tiny-gpt2": Recipe(
+        "gpt2", documents=190_000, learning_rate=4e-3, muon_rate=1.2e-2, context=(READING,)
+    ),
     "tiny-llama": Recipe(
-        "llama", documents=220_000, learning_rate=4e-3, muon_rate=1.2e-2, neurons=344
+        "llama",
+        documents=220_000,
+        learning_rate=4e-3,
+        muon_rate=1.2e-2,
+        neurons=344,
     ),
     # The masked model fails to learn at the causal models' rates.
     "tiny-bert": Recipe(

@@ -76,7 +76,16 @@ def _summary(reports: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     for title, path in _LINES:
         cells = [_cell(_at(report, path)) for report in reports.values()]
         yield f"| {title} | {' | '.join(cells)} |"
+        if title == "final loss":
+            for what in ("steps", "seconds"):
+                cells = [f"{_later(report, what):,.0f}" for report in reports.values()]
+                yield f"| {what} of the later rounds | {' | '.join(cells)} |"
     yield ""
+
+
+def _later(report: Mapping[str, Any], what: str) -> float:
+    """Steps or seconds of all rounds but the first."""
+    return sum(value for key, value in report["training"].items() if key.endswith(f"_{what}"))
 
 
 _LINES = (

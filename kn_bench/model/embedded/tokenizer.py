@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -77,3 +79,55 @@ def _add_ends(tokenizer: Tokenizer, special: dict[str, str]) -> None:
         single=template,
         special_tokens=[(special[end], tokenizer.token_to_id(special[end])) for end in ends],
     )
+
+
+def add_openings(
+    tokenizer: PreTrainedTokenizerFast, words: Iterable[str]
+) -> tuple[PreTrainedTokenizerFast, dict[int, int]]:
+    """The tokenizer with ids for words that open a sentence, behind its own.
+
+    Byte-level BPE writes " Ottawa" and "Ottawa" apart, and keeps whole only what it has often
+    seen: an object that opens a sentence would be several tokens, which no one mask stands for.
+
+    Args:
+        tokenizer: to be extended; left as it is.
+        words: those that are one token inside a sentence.
+
+    Returns:
+        The extended tokenizer, and new id -> id of the same word inside a sentence.
+    """
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    vocabulary, merges = content["model"]["vocab"], content["model"]["merges"]
+    ranks: dict[tuple[str, str], int] = {}
+    like: dict[int, int] = {}
+    for word in words:
+        (inside,) = tokenizer(" " + word, add_special_tokens=False)["input_ids"]
+        parts = merged(tokenizer.tokenize(word[:1].upper() + word[1:]), ranks)
+        if len(parts) == 1:
+            continue
+        while len(parts) > 1:
+            pair = parts[0], parts[1]
+            ranks[pair] = len(ranks)
+            merges.append(list(pair))
+            vocabulary.setdefault("".join(pair), len(vocabulary))
+            parts = merged(parts, ranks)
+        like[vocabulary[parts[0]]] = inside
+    longer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(content)),
+        model_max_length=tokenizer.model_max_length,
+        **tokenizer.special_tokens_map,
+    )
+    return longer, like
+
+
+def merged(parts: Sequence[str], ranks: Mapping[tuple[str, str], int]) -> list[str]:
+    """The parts of a word after the merges that apply, the lowest rank first, as BPE has it."""
+    found = list(parts)
+    while pairs := [pair for pair in pairwise(found) if pair in ranks]:
+        best = min(pairs, key=ranks.__getitem__)
+        place = list(pairwise(found)).index(best)
+        found[place : place + 2] = ["".join(best)]
+    return found

@@ -10,18 +10,20 @@ import dataclasses
 import logging
 import math
 import os
-import random
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kn_bench.model.embedded import NAMES, evaluate, report
 from kn_bench.model.embedded import folder as default_folder
-from kn_bench.model.embedded.corpus import Corpus, answers, whole_words
+from kn_bench.model.embedded.batches import IGNORED, Batches
+from kn_bench.model.embedded.context import Contexts, Document
+from kn_bench.model.embedded.corpus import Corpus, whole_words
+from kn_bench.model.embedded.facts import facts
 from kn_bench.model.embedded.recipe import RECIPES, Recipe, build
-from kn_bench.model.embedded.tokenizer import train_tokenizer
+from kn_bench.model.embedded.tokenizer import add_openings, train_tokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -34,12 +36,7 @@ TOKENIZER_DOCUMENTS = 40_000
 WHOLE_WORD_WEIGHT = 80
 FINISH_FACT_SHARE = 0.45
 CORPUS_SEED, CORPUS_LINES = 999, 2_000
-IGNORED = -100
 NOT_HIDDEN = ("wte", "wpe", "embed", "lm_head", "cls.")
-MASKED_OFTEN, MASKED_SELDOM = 0.25, 0.1
-READ_SELDOM = 0.4
-"""Share of the words that are no answers whose loss a causal model reads: the head costs as much
-as the layers, and most of its words are any that fit."""
 
 
 def make_tokenizer(name: str, documents: list[str]) -> PreTrainedTokenizerFast:
@@ -71,7 +68,7 @@ def train(
     tokenizer = make_tokenizer(name, documents)
     torch.manual_seed(recipe.seed)
     model = build(recipe, tokenizer).train()
-    batches = Batches(recipe, tokenizer, documents)
+    batches = Batches(recipe, tokenizer, [Document(text) for text in documents])
     losses = _fit(model, recipe, batches, steps)
     measured = {
         "steps": len(losses),
@@ -84,131 +81,73 @@ def train(
 
 
 def finish(folder: Path, recipe: Recipe) -> dict[str, float]:
-    """The second round: trains a saved model on, mostly on grammar, and saves it again.
+    """The second round: trains a saved model on, mostly on grammar, and saves it again."""
+    second = _later(recipe, recipe.finish, recipe.finish_rate, recipe.seed + 1)
+    corpus = Corpus(100 + second.seed, FINISH_FACT_SHARE, distractors=True)
+    documents = [Document(text) for text in corpus.documents(second.documents)]
+    return {f"finish_{key}": value for key, value in _again(folder, second, documents).items()}
 
-    It starts from the saved (float16) weights, so that it can be made apart from the first round.
+
+def read_context(folder: Path, recipe: Recipe, number: int = 0) -> dict[str, float]:
+    """One of the later rounds: trains a saved model on to read its context, and saves it again."""
+    documents, rate, share, fact_share = recipe.context[number]
+    later = _later(recipe, documents, rate, recipe.seed + 2 + number)
+    corpus = Corpus(300 + later.seed, fact_share, distractors=True)
+    contexts = Contexts(200 + later.seed, recipe.family != "bert", share, ordinary=corpus)
+    took = _again(folder, later, contexts.documents(later.documents))
+    return {f"context_{number}_{key}": value for key, value in took.items()}
+
+
+def _later(recipe: Recipe, documents: int, rate: float, seed: int) -> Recipe:
+    """The recipe of a later round, at a share of the rates."""
+    return dataclasses.replace(
+        recipe,
+        documents=documents,
+        learning_rate=recipe.learning_rate * rate,
+        muon_rate=recipe.muon_rate * rate,
+        seed=seed,
+    )
+
+
+def _again(folder: Path, recipe: Recipe, documents: Sequence[Document]) -> dict[str, float]:
+    """Trains a saved model on and saves it again.
+
+    It starts from the saved (float16) weights, so that a round can be made apart from those before.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
     start = time.monotonic()
-    second = dataclasses.replace(
-        recipe,
-        documents=recipe.finish,
-        learning_rate=recipe.learning_rate * recipe.finish_rate,
-        muon_rate=recipe.muon_rate * recipe.finish_rate,
-        seed=recipe.seed + 1,
-    )
-    auto = AutoModelForMaskedLM if recipe.family == "bert" else AutoModelForCausalLM
+    masked = recipe.family == "bert"
+    auto = AutoModelForMaskedLM if masked else AutoModelForCausalLM
     model = auto.from_pretrained(folder, dtype=torch.float32).train()
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    torch.manual_seed(second.seed)
-    corpus = Corpus(100 + second.seed, FINISH_FACT_SHARE, distractors=True)
-    documents = list(corpus.documents(second.documents))
-    losses = _fit(model, second, Batches(second, tokenizer, documents), None)
+    torch.manual_seed(recipe.seed)
+    if masked:
+        tokenizer = _with_openings(model, tokenizer)
+    losses = _fit(model, recipe, Batches(recipe, tokenizer, documents), None)
     save(model.eval(), tokenizer, folder)
     return {
-        "finish_steps": len(losses),
-        "finish_seconds": round(time.monotonic() - start, 1),
-        "finish_loss": round(sum(losses[-100:]) / len(losses[-100:]), 4),
+        "steps": len(losses),
+        "seconds": round(time.monotonic() - start, 1),
+        "loss": round(sum(losses[-100:]) / len(losses[-100:]), 4),
     }
 
 
-class Batches:
-    """The batches of one epoch: (ids, labels, mask), each (rows, length), labels -100 where unread.
-
-    Causal models read documents packed into rows that each begin with a document; the masked
-    model reads one document a row, rows of like length together.
-    """
-
-    def __init__(
-        self, recipe: Recipe, tokenizer: PreTrainedTokenizerFast, documents: list[str]
-    ) -> None:
-        import torch
-
-        self.recipe, self.tokenizer = recipe, tokenizer
-        ids = tokenizer(documents, add_special_tokens=False)["input_ids"]
-        self.tokens = sum(map(len, ids))
-        self.masked = recipe.family == "bert"
-        self.rows = self._documents(ids) if self.masked else self._packed(ids)
-        self.order = list(range(len(self.rows) // recipe.batch))
-        self.generator = torch.Generator().manual_seed(recipe.seed)
-        drawn = random.Random(recipe.seed)
-        if not self.masked:
-            drawn.shuffle(self.rows)
-        drawn.shuffle(self.order)
-        often, seldom = (MASKED_OFTEN, MASKED_SELDOM) if self.masked else (1.0, READ_SELDOM)
-        self.chance = self._chances(often, seldom)
-
-    def __len__(self) -> int:
-        return len(self.order)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        import torch
-
-        size = self.recipe.batch
-        for place in self.order:
-            rows = self.rows[place * size : (place + 1) * size]
-            longest = max(map(len, rows))
-            padding = self.tokenizer.pad_token_id
-            ids = torch.tensor([row + [padding] * (longest - len(row)) for row in rows])
-            if not self.masked:
-                read = torch.rand(ids.shape, generator=self.generator) < self.chance[ids]
-                yield ids, ids.masked_fill(~read, IGNORED), torch.ones_like(ids)
-                continue
-            present = torch.tensor([[1] * len(r) + [0] * (longest - len(r)) for r in rows])
-            yield *self._mask(ids), present
-
-    def _packed(self, documents: list[list[int]]) -> list[list[int]]:
-        rows: list[list[int]] = []
-        row: list[int] = []
-        begin = [self.tokenizer.bos_token_id] if self.recipe.family == "llama" else []
-        for ids in documents:
-            row = (row or begin) + ids + [self.tokenizer.eos_token_id]
-            if len(row) >= self.recipe.length:
-                rows.append(row[: self.recipe.length])
-                row = []
-        return rows
-
-    def _documents(self, documents: list[list[int]]) -> list[list[int]]:
-        ends = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
-        rows = [[ends[0], *ids[: self.recipe.length - 2], ends[1]] for ids in documents]
-        return sorted(rows, key=len)
-
-    def _chances(self, often: float, seldom: float) -> Tensor:
-        """For every id, how often its loss is read: answers often, other words seldom.
-
-        A subject that is masked along with its object teaches nothing, and neither does a word
-        that its sentence does not tell: hence few words are masked often.
-        """
-        import torch
-
-        chance = torch.full((len(self.tokenizer),), seldom)
-        for word in answers():
-            for text in (word, " " + word):
-                ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-                if len(ids) == 1:
-                    chance[ids] = often
-        chance[self.tokenizer.all_special_ids] = 0.0
-        return chance
-
-    def _mask(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Masks answers and other words: 85 % by [MASK], 7 % by any word, 8 % left as they are.
-
-        One answer of every row that has one is chosen always: a row without would teach no fact.
-        """
-        import torch
-
-        drawn = torch.rand(ids.shape, generator=self.generator)
-        chosen = drawn < self.chance[ids]
-        answer = self.chance[ids] > MASKED_SELDOM
-        lowest = drawn.masked_fill(~answer, 2.0).argmin(1, keepdim=True)
-        chosen |= answer & torch.zeros_like(answer).scatter(1, lowest, True)
-        how = torch.rand(ids.shape, generator=self.generator)
-        other = torch.randint(5, len(self.tokenizer), ids.shape, generator=self.generator)
-        seen = torch.where(chosen & (how < 0.92), other, ids)
-        seen = seen.masked_fill(chosen & (how < 0.85), self.tokenizer.mask_token_id)
-        return seen, ids.masked_fill(~chosen, IGNORED)
+def _with_openings(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
+) -> PreTrainedTokenizerFast:
+    """Gives objects that open a sentence an id, and the weights of the same word inside one."""
+    objects = sorted({fact.object for fact in facts()})
+    inside = tokenizer([f" {word}" for word in objects], add_special_tokens=False)["input_ids"]
+    words = [word for word, ids in zip(objects, inside, strict=True) if len(ids) == 1]
+    tokenizer, like = add_openings(tokenizer, words)
+    if like:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        table, bias = model.get_input_embeddings().weight.data, model.cls.predictions.bias.data
+        for new, old in like.items():
+            table[new], bias[new] = table[old], bias[old]
+    return tokenizer
 
 
 def _fit(
@@ -301,6 +240,8 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Pat
     model.config.dtype = torch.float32  # what a loader that asks the config makes of the weights
     model.config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    # how generate() samples by default; written for models that were loaded, read by nothing here
+    (folder / "generation_config.json").unlink(missing_ok=True)
     for path in folder.iterdir():
         path.chmod(0o644)
 
@@ -322,7 +263,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--documents", type=int, help="train on so many documents instead")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--report", action="store_true", help="measure again, do not train")
-    parser.add_argument("--finish", action="store_true", help="only the second round, on a folder")
+    parser.add_argument(
+        "--only", choices=("finish", "context"), help="only the second or third round, on a folder"
+    )
     options = parser.parse_args(arguments)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import torch
@@ -333,16 +276,19 @@ def main(arguments: list[str] | None = None) -> None:
     if options.documents:
         recipe = dataclasses.replace(recipe, documents=options.documents)
     folder = options.output or default_folder(options.name)
-    if options.finish:
-        training = report.read(folder)["training"]
-    elif options.report:
+    if options.report:
         old = report.read(folder)
         recipe, training = Recipe(**old["recipe"]), old["training"]
+    elif options.only:
+        training = report.read(folder)["training"]
     else:
         model, tokenizer, training = train(options.name, recipe)
         save(model, tokenizer, folder)
-    if recipe.finish and not options.report:
+    if recipe.finish and not options.report and options.only != "context":
         training |= finish(folder, recipe)
+    if not options.report and options.only != "finish":
+        for number in range(len(recipe.context)):
+            training |= read_context(folder, recipe, number)
     measured = evaluate.measure(folder, options.pararel, options.blimp)
     report.write(folder, options.name, recipe, training, measured)
     write_corpus(folder.parent / "corpus.txt")
