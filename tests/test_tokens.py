@@ -132,7 +132,5 @@ def test_truncation_set_on_the_shared_tokenizer_does_not_reach_us():
 def test_a_model_folder_without_a_tokenizer(tmp_path):
     for name in ("config.json", "model.safetensors"):
         shutil.copy(embedded.folder("tiny-gpt2") / name, tmp_path)
-    with pytest.raises(
-        ValueError, match=r"makes no token of plain text: tokenizer\.json is missing"
-    ):
+    with pytest.raises(ValueError, match=r"makes no token of plain text: tokenizer\.json is"):
         load_model(str(tmp_path))
