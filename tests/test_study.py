@@ -245,6 +245,15 @@ def test_the_page_is_one_file_with_all_sections(tmp_path, material):
     assert "http://" not in re.sub(r"data:[^\"]+", "", text)
 
 
+def test_the_page_in_markdown_points_at_its_figures(tmp_path, material):
+    run_study(material, [counted_part([], tmp_path)], tmp_path / "out")
+    text = (tmp_path / "out" / "README.md").read_text()
+    (shown,) = re.findall(r"!\[.*\]\((.+)\)", text)
+    assert (tmp_path / "out" / shown).read_bytes().startswith(b"\x89PNG")
+    assert "0.50 [0.40, 0.60] n=9" in text
+    assert f"# What the knowledge neurons of {material.lm.name} are" in text
+
+
 def test_a_broken_section_is_no_section(tmp_path):
     assert read_section(tmp_path) is None
     (tmp_path / "section.json").write_text("{")

@@ -12,6 +12,7 @@ import kn_bench
 from kn_bench.results.files import write_text
 from kn_bench.results.manifest import hash_files
 from kn_bench.study.html import index_html
+from kn_bench.study.markdown import index_markdown
 from kn_bench.study.material import Material
 from kn_bench.study.page import NothingToShow, Section
 from kn_bench.study.writing import Written, read_section, write_section
@@ -59,7 +60,7 @@ def run_study(
     tell: Callable[[Step], None] = lambda _: None,
     again: bool = False,
 ) -> list[Written]:
-    """Run ``parts`` into ``folder`` and write its ``index.html``.
+    """Run ``parts`` into ``folder`` and write its ``index.html`` and ``README.md``.
 
     A section that was written from the same model, cases, settings and code is kept as it is.
 
@@ -84,6 +85,7 @@ def run_study(
     others = [one for one in _written(folder) if one.id not in {w.id for w in written}]
     everything = in_order([*written, *others], parts)
     write_text(folder / "index.html", index_html(material, everything, folder))
+    write_text(folder / "README.md", index_markdown(material.lm.name, everything))
     return written
 
 

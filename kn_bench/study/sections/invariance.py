@@ -16,7 +16,7 @@ from kn_bench.study.edited import methods
 from kn_bench.study.material import Material
 from kn_bench.study.page import Figure, NothingToShow, Row, Section, Table
 from kn_bench.study.paper import PUBLISHED
-from kn_bench.study.plots import COLOURS, HATCHES, bars, panels
+from kn_bench.study.plots import COLOURS, HATCHES, bars, legend_below, panels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
@@ -179,10 +179,13 @@ def _draw(judged: Sequence[Judged]) -> Drawing:
             width=width,
             label=name,
         )
-    for one in PUBLISHED:
-        axes.plot(SHOWN.index(one.criterion), one.rate, "x", color="black", markersize=8)
+    x = [SHOWN.index(one.criterion) for one in PUBLISHED]
+    y = [one.rate for one in PUBLISHED]
+    of = PUBLISHED[0]
+    label = f"published: {of.method}, {of.model}, {of.relation}"
+    axes.plot(x, y, "x", color="black", markersize=8, linestyle="none", label=label)
     axes.set_xticks(range(len(SHOWN)), SHOWN)
     axes.set_ylim(0, 1.05)
     axes.set_ylabel("rate")
-    axes.legend(loc="upper right")
+    legend_below(figure, axes)
     return figure

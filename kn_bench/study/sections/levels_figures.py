@@ -9,7 +9,7 @@ import numpy as np
 
 from kn_bench.measure.statistics import Interval, mean_interval
 from kn_bench.study.material import METHODS, Material
-from kn_bench.study.plots import BLACK, HATCHES, TASK, bars, panels, short, whiskers
+from kn_bench.study.plots import BLACK, HATCHES, TASK, bars, legend_below, panels, short, whiskers
 from kn_bench.study.sections.levels_measured import MEASURES, Levels, averaged, null_of
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def draw_methods(compared: Sequence[Levels]) -> Drawing:
             whiskers(ax, places, values, colour=colour, marker=marker, label=label)
         ax.set_xticks(range(len(METHODS)), TICKS, fontsize=7)
         ax.set_ylabel(MEASURES[name])
-    axes[0].legend()
+    legend_below(figure, axes[0])
     return figure
 
 

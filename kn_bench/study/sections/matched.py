@@ -174,7 +174,7 @@ def _draw(material: Material, found: Sequence[Compared]) -> Drawing:
             ax.plot(z, [-place + s for s in spread[: len(z)]], marker, color=colour, markersize=4.5,
                     alpha=0.75, markeredgecolor="white", markeredgewidth=0.3)  # fmt: skip
         ax.set_xscale("symlog", linthresh=5)
-        plain_ticks(ax, [-100, -50, -20, -10, -5, -2, 0, 2, 5, 10, 20, 50, 100])
+        plain_ticks(ax, [-100, -20, -5, 0, 5, 20, 100])
         ax.set_xlabel("z")
         ax.set_title(how)
     axes[0].set_yticks([-i for i in range(len(relations))], [short(r) for r in relations])

@@ -1,0 +1,42 @@
+"""The page of a study in Markdown, as code hosts show a folder's ``README.md``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from kn_bench.results import tables
+from kn_bench.study.writing import Written, WrittenFigure, WrittenTable
+
+
+def index_markdown(model: str, sections: Sequence[Written]) -> str:
+    """The words and figures of all ``sections``; tables folded, the rows that the page shows."""
+    lines = [f"# What the knowledge neurons of {model} are, and are not", ""]
+    for number, section in enumerate(sections, 1):
+        lines += [f"## {number}. {section.title}", "", *_body(section)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _body(section: Written) -> Iterator[str]:
+    if section.question:
+        yield from (section.question, "")
+    if section.findings:
+        yield from (*(f"- {sentence}" for sentence in section.findings), "")
+    for figure in section.figures:
+        yield from _figure(section.id, figure)
+    for table in section.tables:
+        if table.rows:
+            yield from _table(table)
+    for note in section.notes:
+        yield from (f"*{note}*", "")
+
+
+def _figure(folder: str, figure: WrittenFigure) -> Iterator[str]:
+    stands_for = f"**{figure.paper} of the paper.** " if figure.paper else ""
+    yield from (f"![{figure.name}]({folder}/{figure.name}.png)", "")
+    yield from (stands_for + figure.caption, "")
+
+
+def _table(table: WrittenTable) -> Iterator[str]:
+    more = f" {table.omitted} more rows are in {table.name}.csv." if table.omitted else ""
+    yield from ("<details>", f"<summary>{table.name}</summary>", "", table.caption + more, "")
+    yield from (tables.markdown(table.headers, table.rows, table.left), "</details>", "")
