@@ -193,14 +193,21 @@ def test_the_gate_passes_on_itself_and_fails_on_a_fall(bench):
     assert tolerant.ret == 0
 
 
+def test_a_page_that_cannot_be_written_hides_no_board(bench):
+    result = bench.run("-q", "-k", "P36", TOY_BOARD="1", GITHUB_STEP_SUMMARY="nowhere/page.md")
+    assert result.ret == 3
+    result.stdout.fnmatch_lines(["Facts: *", "kn_bench: nowhere/page.md cannot be written (*"])
+
+
 @pytest.mark.parametrize(
     ("args", "sentence"),
     [
         (("--baseline", "none.json"), "there is no baseline *none.json: make one by*"),
+        (("--save-baseline", "conftest.py/b.json"), "--save-baseline *b.json cannot be written*"),
         (("--baseline", "conftest.py"), "*conftest.py holds no Baseline: *"),
         (("--baseline", "none.json", "--gate", "symetry:0.1"), "--gate 'symetry:0.1' is no*"),
     ],
-    ids=["missing", "malformed", "tolerance"],
+    ids=["missing", "no-folder", "malformed", "tolerance"],
 )
 def test_a_gate_that_cannot_be_is_refused_before_the_run(bench, args, sentence):
     result = bench.run(*args)

@@ -6,6 +6,7 @@ recorder when the first test of ours is known. All of it without torch.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -73,6 +74,8 @@ class Campaign:
             raise pytest.UsageError(str(error)) from error
         if self.options.baseline is not None:
             self._check_gate(self.options.baseline)
+        if self.options.save_baseline is not None:
+            _check_writable(self.options.save_baseline)
         if self.options.resume:
             _ = self.store
 
@@ -177,6 +180,13 @@ class Campaign:
         done = self.store.done if self.options.resume else frozenset()
         folder = self.options.reports / "runs" / self.run / units.FOLDER
         return Place(self.pool.lease(worker), folder, done, workers)
+
+
+def _check_writable(file: Path) -> None:
+    """Find out before the run that a file cannot be written after it."""
+    there = next(path for path in (file, *file.parents) if path.exists())
+    if file.is_dir() or (there != file and not there.is_dir()) or not os.access(there, os.W_OK):
+        raise pytest.UsageError(f"--save-baseline {file} cannot be written: name another file")
 
 
 def pack(place: Place) -> dict[str, Any]:

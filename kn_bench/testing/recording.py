@@ -135,6 +135,7 @@ class Recorder:
             self.finished = True
         except StoreError as error:
             self.failure = str(error)
+        if self.failure or (self.ending and self.ending.failure):
             session.exitstatus = INCOMPLETE
         if self.ending and self.ending.gate and not self.ending.gate.passed:
             session.exitstatus = self.ending.gate.status

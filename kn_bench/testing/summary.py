@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,18 +26,21 @@ class Ending:
     Attributes:
         runs: the run, read back.
         gate: how it compares with the baseline; None when none was given.
+        failure: why the baseline or the page could not be written; "" when they were.
     """
 
     runs: Runs
     gate: GateReport | None
+    failure: str = ""
 
 
 def end_run(folder: Path, options: Options) -> Ending:
     """Write the board, the baseline and the page for continuous integration; open the gate.
 
     Raises:
-        StoreError: when something cannot be read or written.
+        StoreError: when the run or its baseline cannot be read, or the board not be written.
     """
+    from kn_bench.results.files import StoreError
     from kn_bench.results.leaderboard import write_leaderboard
 
     runs = write_leaderboard([folder], options.reports / BOARD)
@@ -46,12 +49,16 @@ def end_run(folder: Path, options: Options) -> Ending:
         from kn_bench.testing.gate import gate_run
 
         gate = gate_run(options.baseline, runs, options.gate)
-    if options.save_baseline is not None:
-        from kn_bench.results.baseline import save_baseline
+    ending = Ending(runs, gate)
+    try:
+        if options.save_baseline is not None:
+            from kn_bench.results.baseline import save_baseline
 
-        save_baseline(runs, options.save_baseline)
-    _write_page(Ending(runs, gate))
-    return Ending(runs, gate)
+            save_baseline(runs, options.save_baseline)
+        _write_page(ending)
+    except StoreError as error:
+        return replace(ending, failure=str(error))
+    return ending
 
 
 def _write_page(ending: Ending) -> None:
@@ -77,7 +84,9 @@ def show(terminal: pytest.TerminalReporter, ending: Ending, options: Options) ->
         terminal.write_line(line)
     run = ending.runs.manifests[-1].run
     terminal.write_line(f"\nrun {run}; {options.reports / BOARD} has the details")
-    if options.save_baseline is not None:
+    if ending.failure:
+        terminal.write_line(f"kn_bench: {ending.failure}", red=True)
+    elif options.save_baseline is not None:
         terminal.write_line(f"baseline written to {options.save_baseline}")
     if ending.gate is not None:
         terminal.section("gate", red=not ending.gate.passed)
