@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 import time
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from tabulate import tabulate
 
 from kn_bench.results import log
 from kn_bench.results.rows import VerdictRow
+from tests.golden import deviation
 
 # no deadlines: a busy machine is no failure
 settings.register_profile("default", deadline=None)
@@ -85,6 +88,41 @@ def bench(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Bench:
     pytester.makepyfile(toy_bench=TOYS.read_text())
     pytester.makeconftest(CONFTEST)
     return Bench(pytester, monkeypatch)
+
+
+@pytest.fixture
+def close_to(request, record_property):
+    """Compares with golden numbers, and notes how far off ours are for the table at the end."""
+
+    def check(ours, theirs, tolerance: float, *, absolute: bool = False) -> None:
+        off = deviation(ours, theirs, absolute=absolute)
+        case = request.node.callspec.params["case"]
+        record_property("parity", (case.manifest["experiment"], case.folder.name, off, tolerance))
+        assert off <= tolerance
+
+    return check
+
+
+def pytest_terminal_summary(terminalreporter):
+    """How near the golden files we are, where any were compared with."""
+    noted = defaultdict(list)
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            for name, value in getattr(report, "user_properties", ()):
+                if name == "parity" and report.when == "call":
+                    experiment, *rest = value
+                    noted[experiment].append(rest)
+    if noted:
+        rows = [_parity(experiment, rest) for experiment, rest in sorted(noted.items())]
+        terminalreporter.section("parity with published implementations")
+        headers = ("experiment", "cases", "compared", "worst deviation", "its tolerance")
+        terminalreporter.write_line(tabulate(rows, headers, floatfmt=".0e"))
+
+
+def _parity(experiment, noted):
+    """The comparison that used most of its tolerance."""
+    _, off, tolerance = max(noted, key=lambda one: one[1] / one[2])
+    return experiment, len({case for case, *_ in noted}), len(noted), off, tolerance
 
 
 def outcomes(result: pytest.RunResult) -> dict[str, int]:

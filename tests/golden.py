@@ -79,6 +79,13 @@ def golden_model(folder: Path, dtype: torch.dtype) -> LanguageModel:
     return LanguageModel(folder.name, hf, AutoTokenizer.from_pretrained(folder))
 
 
+def deviation(ours: torch.Tensor, theirs: torch.Tensor, *, absolute: bool = False) -> float:
+    """Largest difference, over the largest golden value unless ``absolute``."""
+    ours, theirs = ours.double(), theirs.double()
+    worst = (ours - theirs).abs().max()
+    return float(worst if absolute else worst / theirs.abs().max().clamp_min(1e-12))
+
+
 @dataclass(frozen=True)
 class HookPoint:
     """What a reference calls a neuron: a module's output, or with ``.pre`` its input."""

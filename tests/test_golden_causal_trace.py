@@ -41,7 +41,7 @@ def noise_of(case, lm, settings):
 
 @golden
 @precisions
-def test_golden_traces(case, dtype, suffix, tolerance):
+def test_golden_traces(case, dtype, suffix, tolerance, close_to):
     lm, prompt = case.model(dtype), prompt_of(case)
     compared = 0
     for name, settings in case.manifest["hyperparameters"]["configs"].items():
@@ -58,7 +58,7 @@ def test_golden_traces(case, dtype, suffix, tolerance):
         if settings.get("token_range") == "subject_last":
             scores = scores[prompt.subject[1] - 1 : prompt.subject[1]]
         assert scores.shape == expected.shape
-        assert float((scores - expected).abs().max()) <= tolerance, name
+        close_to(scores, expected, tolerance, absolute=True)
         compared += 1
         if not settings.get("replace"):  # the reference's baseline is there without `replace`
             low = case.outputs[f"low_score{suffix}"][name]
@@ -69,7 +69,7 @@ def test_golden_traces(case, dtype, suffix, tolerance):
 
 @golden
 @precisions
-def test_golden_sets_of_states(case, dtype, suffix, tolerance):
+def test_golden_sets_of_states(case, dtype, suffix, tolerance, close_to):
     lm, prompt = case.model(dtype), prompt_of(case)
     tokens = {"subject_last": prompt.subject[1] - 1, "lasttoken": prompt.position}
     patches = []
@@ -79,14 +79,13 @@ def test_golden_sets_of_states(case, dtype, suffix, tolerance):
         patches.append(Patch(kind, layer, tokens[token]))
     corrupted = corrupt(lm, [prompt], [noise_of(case, lm, {})])
     (found,) = restore(corrupted, [PatchedRun(0, tuple(patches))])
-    assert float(found.mean()) == pytest.approx(
-        case.outputs[f"multi_state_prob{suffix}"], abs=tolerance
-    )
+    expected = torch.tensor(case.outputs[f"multi_state_prob{suffix}"], dtype=torch.float64)
+    close_to(found.mean(), expected, tolerance, absolute=True)
 
 
 @golden
 @precisions
-def test_golden_severed_mlps(case, dtype, suffix, tolerance):
+def test_golden_severed_mlps(case, dtype, suffix, tolerance, close_to):
     lm, prompt = case.model(dtype), prompt_of(case)
     token = prompt.subject[1] - 1
     runs = [
@@ -107,7 +106,7 @@ def test_golden_severed_mlps(case, dtype, suffix, tolerance):
     frozen, run = (corrupt(lm, [prompt], [n * noise_std(case, lm)]) for n in (first, second))
     found = restore(dataclasses.replace(run, mlp=frozen.mlp), runs).mean(1)
     expected = case.array(f"repatch_severed_mlp{suffix}").to(dtype)
-    assert float((found - expected).abs().max()) <= tolerance
+    close_to(found, expected, tolerance, absolute=True)
 
 
 @golden

@@ -28,7 +28,7 @@ from kn_bench.localise.selection import (
     dai_bag,
     refined,
 )
-from tests.golden import cases, hook_point, is_our_neuron
+from tests.golden import cases, deviation, hook_point, is_our_neuron
 
 FLOAT32, FLOAT64 = 2e-4, 1e-9
 NORM_IN_FLOAT32 = 2e-5
@@ -74,11 +74,6 @@ def tolerance(lm):
     return NORM_IN_FLOAT32 if normed else FLOAT64
 
 
-def deviation(ours, theirs):
-    theirs = theirs.to(ours)
-    return float((ours - theirs).abs().max() / theirs.abs().max().clamp_min(1e-12))
-
-
 def neurons_in(found):
     return {tuple(neuron) for neuron in found}
 
@@ -115,29 +110,29 @@ def hooked(lm, case, query, token=None, ids=None, position=None):
 
 
 @pytest.mark.parametrize("case", cases("kn_attribution", "scores_f64"))
-def test_attribution_in_float64_is_golden(case):
+def test_attribution_in_float64_is_golden(case, close_to):
     lm = case.model(torch.float64)
     golden = case.array("scores_f64")
     queries = queries_of(case, lm)[: len(golden)]
     ours = torch.stack([found.scores for found in attribute(lm, queries, rule=rule_of(case))])
     if is_ours(case, lm, queries[0]):
-        assert deviation(ours, golden) < tolerance(lm)
+        close_to(ours, golden, tolerance(lm))
     else:
         as_published = torch.stack([hooked(lm, case, query) for query in queries])
-        assert deviation(as_published, golden) < tolerance(lm)
+        close_to(as_published, golden, tolerance(lm))
         assert ours.shape != golden.shape or deviation(ours, golden) > 1e-3
 
 
 @pytest.mark.parametrize("case", cases("kn_attribution", "scores", "prob_path"))
-def test_attribution_in_float32_is_golden(case):
+def test_attribution_in_float32_is_golden(case, close_to):
     lm = case.model(torch.float32)
     golden, queries = case.array("scores"), queries_of(case, lm)
     if not is_ours(case, lm, queries[0]):
         # the reference's own neurons, on one prompt
-        assert deviation(hooked(lm, case, queries[0]), golden[0]) < FLOAT32
+        close_to(hooked(lm, case, queries[0]), golden[0], FLOAT32)
         return
     ours = torch.stack([found.scores for found in attribute(lm, queries, rule=rule_of(case))])
-    assert deviation(ours, golden) < FLOAT32
+    close_to(ours, golden, FLOAT32)
 
 
 @pytest.mark.parametrize("case", cases("kn_attribution", "scores", "prob_path"))
@@ -173,14 +168,14 @@ def test_trap_06_published_rule_is_incomplete_and_ours_is_not(case):
 
 
 @pytest.mark.parametrize("case", cases("kn_attribution", "scores_per_token_same_position"))
-def test_trap_29_published_code_attributes_later_tokens_without_the_earlier_ones(case):
+def test_trap_29_published_code_attributes_later_tokens_without_the_earlier_ones(case, close_to):
     lm = case.model(torch.float64)
     manifest = case.manifest
     ids, targets = manifest["input_ids"], manifest["target_ids"]
     query = Query(ids, len(ids) - 1, targets)
     same_place = torch.stack([hooked(lm, case, query, token=token) for token in targets])
-    assert deviation(same_place, case.array("scores_per_token_same_position")) < FLOAT32
-    assert deviation(same_place.mean(0), case.array("scores_gpt2")) < FLOAT32
+    close_to(same_place, case.array("scores_per_token_same_position"), FLOAT32)
+    close_to(same_place.mean(0), case.array("scores_gpt2"), FLOAT32)
 
     along_the_answer = [
         hooked(lm, case, query, token, [*ids, *targets[:k]], len(ids) - 1 + k)
@@ -228,7 +223,7 @@ def test_trap_13_a_target_with_bos_is_refused(case):
 
 
 @pytest.mark.parametrize("case", [*cases("kn_selection"), *cases("kn_attribution", "scores")])
-def test_selection_on_stored_scores_is_golden(case):
+def test_selection_on_stored_scores_is_golden(case, close_to):
     outputs, scores = case.outputs, case.array("scores")
     published = outputs.get("selection", outputs)
     checks = []
@@ -259,9 +254,11 @@ def test_selection_on_stored_scores_is_golden(case):
         if name in outputs:
             assert dai_bag(scores) == neurons_in(outputs[name])
     if "R1_squared" in published:
-        expected = published["R1_squared"]
-        likeness = r1_squared(scores)
-        assert np.isnan(likeness) if expected is None else abs(likeness - expected) < 1e-5
+        expected, likeness = published["R1_squared"], r1_squared(scores)
+        if expected is None:
+            assert np.isnan(likeness)
+        else:
+            close_to(torch.tensor(likeness), torch.tensor(expected), 1e-5, absolute=True)
 
 
 @pytest.mark.parametrize("case", cases("kn_attribution", "scores", "prob_path"))
@@ -300,7 +297,7 @@ def probabilities(lm, ids, position, edit):
 
 
 @pytest.mark.parametrize("case", cases("kn_intervene"))
-def test_interventions_are_golden(case):
+def test_interventions_are_golden(case, close_to):
     lm = case.model(torch.float32)
     manifest = case.manifest
     prompts = manifest["prompts"]
@@ -320,9 +317,9 @@ def test_interventions_are_golden(case):
                 else scaled_at_hook(lm, manifest["hook_module"], *place, neurons, factor)
             )
             if index < len(golden):
-                assert float((found - golden[index]).abs().max()) < 1e-5
-            target = case.outputs[f"target_prob_{name}"][index]
-            assert abs(float(found[manifest["target_id"]]) - target) < 1e-5
+                close_to(found, golden[index], 1e-5, absolute=True)
+            target = torch.tensor(case.outputs[f"target_prob_{name}"][index], dtype=torch.float64)
+            close_to(found[manifest["target_id"]], target, 1e-5, absolute=True)
 
 
 def scaled_at_hook(lm, text, ids, position, neurons, factor):
@@ -369,7 +366,7 @@ def edit_of(case, lm):
     return method, embeddings[old], embeddings[new].sum(0)
 
 
-def check_edit(case, lm, updates, name):
+def check_edit(case, lm, updates, name, close_to):
     """The edited values, and the probabilities that they lead to."""
     manifest = case.manifest
     neurons = [Neuron(*place) for place in manifest["neurons"]]
@@ -378,23 +375,23 @@ def check_edit(case, lm, updates, name):
     by_layer = {up.layer: up.u @ up.v for up in updates}
     values = torch.stack([(lm.weight(n.layer) + by_layer[n.layer])[n.unit] for n in neurons])
     stored = next(iter({f"columns_{name}", f"rows_{name}"} & case.arrays))
-    assert deviation(values, case.array(stored)) < 1e-5
+    close_to(values, case.array(stored), 1e-5)
     found = probabilities(lm, ids, position, LowRankEdit(updates))
-    assert float((found - case.array(f"probs_{name}")).abs().max()) < 1e-5
+    close_to(found, case.array(f"probs_{name}"), 1e-5, absolute=True)
 
 
 @pytest.mark.parametrize("case", cases("kn_edit", "probs_edit"))
-def test_kn_edit_is_golden(case):
+def test_kn_edit_is_golden(case, close_to):
     lm = case.model(torch.float32)
     method, old, new = edit_of(case, lm)
     neurons = frozenset(Neuron(*place) for place in case.manifest["neurons"])
-    check_edit(case, lm, method.updates(neurons, old, new), "edit")
+    check_edit(case, lm, method.updates(neurons, old, new), "edit", close_to)
 
 
 @pytest.mark.parametrize("by", ["zero", "unk"])
 @pytest.mark.parametrize("case", cases("kn_edit", "probs_erase_zero", "probs_erase_unk"))
-def test_erasing_is_golden(case, by):
+def test_erasing_is_golden(case, by, close_to):
     lm = case.model(torch.float32)
     neurons = frozenset(Neuron(*place) for place in case.manifest["neurons"])
     updates = EraseKN(lm, by=by).updates(neurons, "case")
-    check_edit(case, lm, updates, f"erase_{by}")
+    check_edit(case, lm, updates, f"erase_{by}", close_to)

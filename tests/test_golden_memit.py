@@ -15,7 +15,7 @@ from kn_bench.editing.rome.fitting import fit_problem
 from kn_bench.editing.rome.spread import group_keys, null_space
 from kn_bench.editing.rome.update import SecondMomentSolver
 from tests.golden import GoldenCase, cases
-from tests.test_golden_rome import contexts_of, relative, request_of, unpacked
+from tests.test_golden_rome import contexts_of, request_of, unpacked
 
 
 def moments_of(case, lm):
@@ -77,7 +77,7 @@ def probabilities(lm, edit, probes):
 
 
 @pytest.mark.parametrize("case", cases("memit", "zs_f64"))
-def test_golden_memit(case, stored):
+def test_golden_memit(case, stored, close_to):
     lm = case.model(torch.float64)
     stored(case, lm)
     method = Memit(lm, MemitHyperparameters(**hyperparameters_of(case)))
@@ -86,7 +86,7 @@ def test_golden_memit(case, stored):
     h = method.hyperparameters
     values = remembered.values_of(lm, h.layers[-1], problems, h.value_settings, place="block")
     ours = torch.stack([values[problem].v_star for problem in problems])
-    assert relative(ours, case.array("zs_f64")) < 1e-8
+    close_to(ours, case.array("zs_f64"), 1e-8)
     for index, problem in enumerate(problems):
         losses = torch.tensor(case.outputs["losses"][index])
         assert float((values[problem].losses - losses).abs().max()) < 1e-4
@@ -94,16 +94,16 @@ def test_golden_memit(case, stored):
     for update in edit.updates:
         nothing = [LowRankEdit(updates=())]
         (keys,) = group_keys(lm, [problems], nothing, update.layer)
-        assert relative(keys, case.array(f"ks_layer{update.layer}")) < 1e-5
+        close_to(keys, case.array(f"ks_layer{update.layer}"), 1e-5)
         # the reference's model was float32 here, its solve float64
-        assert relative(update.u, case.array(f"adj_k_layer{update.layer}")) < 1e-3
-        assert relative(update.v.T, case.array(f"resid_layer{update.layer}")) < 1e-3
+        close_to(update.u, case.array(f"adj_k_layer{update.layer}"), 1e-3)
+        close_to(update.v.T, case.array(f"resid_layer{update.layer}"), 1e-3)
     after = probabilities(lm, edit, case.manifest["probes"])
     assert float((after - case.array("probs_post")).abs().max()) < 1e-4
 
 
 @pytest.mark.parametrize("case", cases("alphaedit", "probs_post_batch0_f64run"))
-def test_golden_alphaedit(case, stored):
+def test_golden_alphaedit(case, stored, close_to):
     lm = case.model(torch.float64)
     moments = stored(case, lm)
     h = case.manifest["hyperparameters"]
@@ -113,7 +113,7 @@ def test_golden_alphaedit(case, stored):
     for index, layer in enumerate(chosen.layers):
         basis = null_space(moments[layer], chosen.nullspace_threshold)
         assert basis.shape[1] == case.outputs["P_rank"][index]
-        assert relative((basis @ basis.T).diagonal(), case.array("P_diag")[index]) < 5e-2
+        close_to((basis @ basis.T).diagonal(), case.array("P_diag")[index], 5e-2)
     method, history = AlphaEdit(lm, chosen), History()
     for index, batch in enumerate(case.manifest["request_batches"]):
         history = method.after(history, [request_of(raw) for raw in batch])
@@ -125,4 +125,4 @@ def test_golden_alphaedit(case, stored):
             assert float((update.u @ update.v).norm()) == pytest.approx(norms[index], rel=1e-6)
     for index, layer in enumerate(chosen.layers):
         keys = history.keys[layer].square().sum(0)
-        assert relative(keys, case.array("cache_c_diag")[index]) < 1e-2
+        close_to(keys, case.array("cache_c_diag")[index], 1e-2)
