@@ -111,7 +111,10 @@ def read_relation(id: str, folder: Path | None = None) -> Relation:
 def read_facts(id: str, folder: Path | None = None) -> list[Fact]:
     """The facts of one relation's file."""
     path = _file("facts", id, folder)
-    return [Fact(id, s.strip(), o.strip()) for s, o in records(path, "sub_label", "obj_label")]
+    facts = [Fact(id, s.strip(), o.strip()) for s, o in records(path, "sub_label", "obj_label")]
+    if not all(fact.subject and fact.object for fact in facts):
+        raise ValueError(f"{path.name}: a fact without a subject or an object; remove its line")
+    return facts
 
 
 def _pattern(text: str, path: Path) -> Pattern:
