@@ -12,12 +12,22 @@ import torch
 
 from kn_bench.model import embedded
 from kn_bench.model.embedded import evaluate, report
+from kn_bench.model.embedded.batches import Batches
+from kn_bench.model.embedded.context import Contexts, Document
 from kn_bench.model.embedded.corpus import Corpus
-from kn_bench.model.embedded.facts import facts, normalised, relations, templates, withheld
+from kn_bench.model.embedded.facts import (
+    facts,
+    normalised,
+    question,
+    relations,
+    templates,
+    withheld,
+)
 from kn_bench.model.embedded.grammar import PARADIGMS, Grammar
 from kn_bench.model.embedded.recipe import RECIPES
-from kn_bench.model.embedded.scoring import Scorer, starts_with
+from kn_bench.model.embedded.scoring import Scorer, capital, starts_with
 from kn_bench.model.embedded.tables import words
+from kn_bench.model.embedded.tokenizer import add_openings, train_tokenizer
 
 CLASSES = {
     "tiny-gpt2": "GPT2LMHeadModel",
@@ -201,6 +211,76 @@ def _inside_another(fact, sentence):
                 if sentence in text and not withheld(other, template):
                     return True
     return False
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_restated_document_asks_for_what_only_its_context_tells(causal):
+    restated = told = 0
+    for document in Contexts(5, causal, 1.0, Corpus(6)).documents(2_000):
+        texts = [[document.text[a:b].lower() for a, b in spans] for spans in document[1:]]
+        assert len(document.read) == 1
+        assert all(document.read[0][0] > last for _, last in document.unread)
+        told += bool(document.unread)
+        restated += texts[1][0] in texts[0]
+    assert 0.4 < restated / told < 0.8, "the rest ask of another subject, or in other words"
+
+
+@pytest.mark.parametrize("name", ["tiny-gpt2", "tiny-bert"])
+def test_the_loss_of_a_false_fact_is_never_read(name, scorers):
+    """The object of the first statement is never a label; that of the second always is."""
+    text = "Ottawa is in Peru. Ottawa is in Peru."
+    documents = [Document(text, unread=((13, 17),), read=((32, 36),))] * 64
+    tokenizer = scorers[name].tokenizer
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    (peru,) = tokenizer(" Peru", add_special_tokens=False)["input_ids"]
+    masked = name == "tiny-bert"
+    recipe = dataclasses.replace(RECIPES[name], batch=4, length=len(ids) + 2 * masked)
+    for seen, labels, _ in Batches(recipe, tokenizer, documents):
+        for row, label in zip(seen.tolist(), labels.tolist(), strict=True):
+            assert label.count(peru) == 1
+            second = label.index(peru)
+            assert row[second] == (tokenizer.mask_token_id if masked else peru)
+            assert peru in row[:second]
+
+
+def test_openings_are_one_token_and_leave_the_rest_alone():
+    documents = list(Corpus(3).documents(400))
+    tokenizer = train_tokenizer("tiny-bert", documents + [" Ottawa Ottawa Lima"] * 80, 600)
+    inside = [f" {word}" for word in ("Ottawa", "Lima")]
+    longer, like = add_openings(tokenizer, ["Ottawa", "Lima"])
+    for word in ("Ottawa", "Lima"):
+        (new,) = longer(word, add_special_tokens=False)["input_ids"]
+        if len(tokenizer.tokenize(word)) > 1:
+            assert [like[new]] == tokenizer(f" {word}", add_special_tokens=False)["input_ids"]
+    text = "The old men of Peru aren't here [MASK]."
+    assert longer(text)["input_ids"] == tokenizer(text)["input_ids"]
+    assert longer(inside)["input_ids"] == tokenizer(inside)["input_ids"]
+    assert longer.decode(longer("Ottawa, Lima", add_special_tokens=False)["input_ids"]) == (
+        "Ottawa, Lima"
+    )
+
+
+def test_an_object_that_opens_a_sentence_is_one_token_for_the_masked_model(scorers):
+    scorer = scorers["tiny-bert"]
+    objects = {fact.object for fact in facts() if scorer.one_token(fact.object)}
+    split = [word for word in objects if len(scorer.tokenizer.tokenize(capital(word))) > 1]
+    assert not split
+
+
+def test_what_measures_unseen_combinations_is_never_shown(scorers):
+    """Nor inside another template, in other words behind the object, or by the inverse relation."""
+    scorer = scorers["tiny-gpt2"]
+    sets = {which: evaluate.questions_of(scorer, which) for which in ("trained", "withheld")}
+    assert not set(sets["trained"]) & set(sets["withheld"])
+    documents = " ".join(Corpus(8).documents(12_000)).lower()
+
+    def in_training(which):
+        asked = evaluate.sample(sets[which], 400, seed=2)
+        texts = (question(item.template, item.fact)[0] + item.fact.object for item in asked)
+        return sum(text.lower() in documents for text in texts)
+
+    assert in_training("trained") > 4
+    assert in_training("withheld") == 0
 
 
 def test_held_out_pairs_and_training_sentences_share_no_combination():

@@ -247,8 +247,6 @@ def measure(
     """Everything that is measured of one model."""
     scorer = Scorer(folder)
     pairs = min(200, count)
-    if scorer.masked:
-        pairs = min(60, pairs)
     grammar = grammar_report(scorer, pairs)
     report: dict[str, object] = {
         "facts": fact_report(scorer, count),
@@ -257,7 +255,7 @@ def measure(
         "grammar_mean": mean(grammar),
     }
     if blimp:
-        found = blimp_report(scorer, blimp, pairs)
+        found = blimp_report(scorer, blimp, min(60, pairs) if scorer.masked else pairs)
         report |= {"blimp": found, "blimp_mean": mean(found)}
     if pararel:
         report["pararel"] = pararel_report(scorer, pararel, count)

@@ -85,7 +85,8 @@ def _summary(reports: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
 
 def _later(report: Mapping[str, Any], what: str) -> float:
     """Steps or seconds of all rounds but the first."""
-    return sum(value for key, value in report["training"].items() if key.endswith(f"_{what}"))
+    training: Mapping[str, float] = report["training"]
+    return sum(value for key, value in training.items() if key.endswith(f"_{what}"))
 
 
 _LINES = (
