@@ -39,7 +39,7 @@ def write_parquet(log: Path, target: Path) -> None:
             try:
                 for chunk in _chunks(found):
                     writer.write_table(_flat(_parsed(chunk, schema)))
-            except pa.ArrowException as error:
+            except (pa.ArrowException, UnicodeDecodeError) as error:
                 raise _unreadable(log, error) from None
 
 
@@ -59,7 +59,7 @@ def read_frames(log: Path, kinds: Sequence[str]) -> dict[str, pd.DataFrame]:
             found[kind].append(line)
     try:
         return {kind: frame_of(found.pop(kind), kind) for kind in kinds}
-    except pa.ArrowException as error:
+    except (pa.ArrowException, UnicodeDecodeError) as error:
         raise _unreadable(log, error) from None
 
 
@@ -117,7 +117,9 @@ def _chunks(found: Iterable[bytes]) -> Iterator[Iterable[bytes]]:
 
 def _parsed(chunk: Iterable[bytes], schema: pa.Schema) -> pa.Table:
     options = pa.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
-    return pa.json.read_json(io.BytesIO(b"".join(chunk)), parse_options=options)
+    text = b"".join(chunk)
+    text.decode()  # Arrow takes other bytes than UTF-8 for text, and stumbles later
+    return pa.json.read_json(io.BytesIO(text), parse_options=options)
 
 
 def _flat(table: pa.Table) -> pa.Table:

@@ -142,7 +142,10 @@ def _key(line: bytes, kind: str, path: Path, number: int) -> Key:
         return row.key
     try:
         raw = json.loads(head(line) + b"}")
-        return Key(raw["model"], raw["method"], raw["case"], raw["criterion"])
+        key = Key(raw["model"], raw["method"], raw["case"], raw["criterion"])
+        if all(isinstance(part, str) for part in key):
+            return key
+        raise ValueError("a key is made of texts")
     except (ValueError, KeyError):
         return _row(line, path, number).key  # type: ignore[union-attr]  # says what is wrong
 
