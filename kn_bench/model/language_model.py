@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from transformers.activations import NewGELUActivation
 
 from kn_bench.model.architecture import Architecture, architecture_of, submodule
 from kn_bench.model.tokens import Tokens
@@ -35,7 +36,7 @@ class LanguageModel:
 
     Attributes:
         name: as the user gave it; ``slug`` is the same in the alphabet of test ids.
-        hf: the Hugging Face model, in eval mode, its parameters frozen.
+        hf: the Hugging Face model, in eval mode, its parameters frozen, its GELUs fused.
         tokens: the tokenizer behind our window.
         architecture: where its parts are.
 
@@ -55,7 +56,7 @@ class LanguageModel:
     ) -> None:
         self.name = name
         self._weights = weights
-        self.hf = hf.eval().requires_grad_(False)
+        self.hf = _fused(hf.eval().requires_grad_(False))
         self.architecture = architecture or architecture_of(hf.config)
         self.tokens = Tokens(tokenizer, self.architecture.kind, _positions(hf.config))
         # rows here are never padded without a mask; transformers would warn of every row that
@@ -247,6 +248,18 @@ class LanguageModel:
         with torch.no_grad(), self.site_hooks(keep, layers):
             self.hidden(ids, mask, **self._no_cache)
         return found
+
+
+def _fused(hf: Any) -> Any:
+    """``hf`` with GPT-2's GELU as one operator, where transformers spells it out in eight.
+
+    The same function to rounding; spelt out it took a quarter of the time of a pass.
+    """
+    for module in list(hf.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, NewGELUActivation):
+                setattr(module, name, nn.GELU(approximate="tanh"))
+    return hf
 
 
 def _layers(hf: Any, architecture: Architecture) -> list[nn.Module]:
