@@ -1,6 +1,7 @@
 """The window on a Hugging Face model changes nothing of what it computes."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -10,9 +11,8 @@ from transformers.activations import NewGELUActivation
 from kn_bench.model.language_model import LanguageModel
 from tests.tiny_models import word_tokenizer
 
-
-SIZES = {"vocab_size": 64, "hidden_size": 16, "bos_token_id": 1, "eos_token_id": 1}
-FAMILIES = {
+SIZES: dict[str, Any] = {"vocab_size": 64, "hidden_size": 16, "bos_token_id": 1, "eos_token_id": 1}
+FAMILIES: dict[str, dict[str, Any]] = {
     "gpt2": {"n_layer": 2, "n_head": 2},
     "gptj": {"n_layer": 2, "n_head": 2, "rotary_dim": 4},
     "gpt_neo": {"num_layers": 2, "num_heads": 2, "attention_types": [[["global", "local"], 1]]},
