@@ -13,9 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from kn_bench.cases.case import EditRequest
@@ -30,6 +30,9 @@ from kn_bench.model.second_moment import Corpus
 from kn_bench.testing.registry import edit_method
 
 from .memit import MemitHyperparameters, memit_hyperparameters
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 
 @dataclass(frozen=True, kw_only=True)

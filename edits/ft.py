@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING
 
-from jaxtyping import Float
 from torch import Tensor
 
 from kn_bench.cases.case import EditRequest
@@ -22,6 +22,9 @@ from kn_bench.model import embedded
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.tokens import Tokens
 from kn_bench.testing.registry import edit_method
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 
 @dataclass(frozen=True, kw_only=True)

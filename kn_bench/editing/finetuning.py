@@ -9,15 +9,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.prefixed import padded
 from kn_bench.model.ragged import arriving, changed_input
 from kn_bench.model.resuming import skipped
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
 
 WEIGHT_BYTES = 1 << 30
 """Bound on what the copies of a batch's weights may take, with gradients and Adam's moments."""

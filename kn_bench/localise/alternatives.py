@@ -8,9 +8,9 @@ direct_ablation          P - P(neuron alone set to 0): one run for each neuron
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from kn_bench.localise.attribution import MEMORY
@@ -18,7 +18,10 @@ from kn_bench.localise.queries import Fitted, Question, by_length, questions_of
 from kn_bench.localise.scaling import Asked, Rows, ask, rows_within
 from kn_bench.model.language_model import LanguageModel
 
-Scores = Float[Tensor, "n n_layers d_mlp"]
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+    Scores = Float[Tensor, "n n_layers d_mlp"]
 
 
 def activation(lm: LanguageModel, queries: Sequence[Fitted], *, memory: int = MEMORY) -> Scores:

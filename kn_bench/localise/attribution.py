@@ -11,15 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from kn_bench.localise.integration import Rule
 from kn_bench.localise.queries import Fitted, Question, by_length, questions_of
 from kn_bench.localise.scaling import Asked, Rows, ask, rows_within
 from kn_bench.model.language_model import LanguageModel
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int
 
 MEMORY = 2**30
 """Bytes that the perturbed rows of one pass may take."""

@@ -9,15 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from kn_bench.localise.matching import seeded
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.resuming import CleanRun, clean_run
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 ATTENTION_OUTPUTS = (
     "c_proj",

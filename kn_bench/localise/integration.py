@@ -10,12 +10,14 @@ The last two are for comparison with published numbers.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 RuleName = Literal["adaptive", "riemann", "linspace"]
 RULES: tuple[RuleName, ...] = ("adaptive", "riemann", "linspace")

@@ -11,11 +11,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
 from numpy.typing import ArrayLike
 from torch import Tensor
 
@@ -24,6 +23,9 @@ from kn_bench.editing.edit import Edit, NeuronEdit, NeuronScale, NoEdit
 from kn_bench.localise.queries import Fitted, Question, questions_of
 from kn_bench.localise.selection import Neuron
 from kn_bench.model.language_model import LanguageModel
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int
 
 POSITIONS = 8192
 """Positions (rows x tokens) of a batch."""

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
 
 from kn_bench.editing.applying import RowEdits
 from kn_bench.editing.edit import Edit
 from kn_bench.model.language_model import LanguageModel
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 POSITIONS = 8192
 """Positions (rows x tokens) of a batch."""

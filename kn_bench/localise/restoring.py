@@ -12,16 +12,18 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from kn_bench.localise.attribution import MEMORY
 from kn_bench.localise.corrupting import Corrupted, answer_probability, attention_hooks
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.resuming import resume
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
 
 Kind = Literal["hidden", "mlp", "attention"]
 """A layer's output, what its MLP adds to the residual stream, or what its attention adds."""

@@ -13,14 +13,17 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from jaxtyping import Float
 from torch import Tensor
 
 from kn_bench.localise.attribution import MEMORY
 from kn_bench.localise.corrupting import TracePrompt, corrupt
 from kn_bench.localise.restoring import Kind, Patch, PatchedRun, restore
 from kn_bench.model.language_model import LanguageModel
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 KINDS: tuple[Kind, ...] = ("hidden", "mlp", "attention")
 

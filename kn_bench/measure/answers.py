@@ -14,10 +14,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from kn_bench.editing.applying import RowEdits
@@ -26,6 +25,9 @@ from kn_bench.measure.fitting import FittedProbe, Row
 from kn_bench.measure.measurement import Answer
 from kn_bench.measure.normalise import starts_with_answer
 from kn_bench.model.language_model import LanguageModel
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int
 
 BUDGET = 8
 """Tokens of a free-running answer: never the target's length (trap 24)."""

@@ -16,12 +16,14 @@ import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 LIMIT = 4 << 30
 """Bytes of one model's file; beyond it the cache is read and no longer written."""

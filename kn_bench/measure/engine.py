@@ -13,9 +13,8 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from jaxtyping import Float
 from torch import Tensor
 
 from kn_bench.cases.case import Case, Exclusion
@@ -43,6 +42,9 @@ from kn_bench.measure.measurement import (
     UnitResult,
 )
 from kn_bench.model.language_model import LanguageModel
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 POSITIONS = 16384
 """Default positions (rows x tokens) a batch; 4 layers x 128 wide: 200 MB of activations."""

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
 from torch import Tensor
 
 from kn_bench.model.language_model import LanguageModel
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
 
 LOGITS = 1 << 26
 """Logits of one batch at most: 256 MB in float32."""

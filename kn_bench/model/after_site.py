@@ -14,16 +14,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from kn_bench.model.architecture import submodule
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.resuming import CleanRun, clean_run, resume, skipped
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
 
 
 @dataclass(frozen=True)

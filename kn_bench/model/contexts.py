@@ -6,12 +6,16 @@ They are written without a key-value cache: at these lengths it would save nothi
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
-from jaxtyping import Int
 from torch import Tensor
 
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.memo import Memo
+
+if TYPE_CHECKING:
+    from jaxtyping import Int
 
 LENGTHS = ((5, 10), (10, 10))
 """(tokens, how many) of each group, as published."""

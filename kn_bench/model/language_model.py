@@ -17,15 +17,17 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers.activations import NewGELUActivation
 
 from kn_bench.model.architecture import Architecture, architecture_of, submodule
 from kn_bench.model.tokens import Tokens
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
 
 SiteHook = Callable[[int, Tensor, Tensor], Tensor]
 """(layer, keys [rows, T, d_mlp], values [rows, T, d_model]) -> the values to go on with."""

@@ -11,10 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers.cache_utils import DynamicCache
@@ -22,6 +21,9 @@ from transformers.cache_utils import DynamicCache
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.memo import Memo
 from kn_bench.model.resuming import PrefixCache
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
 
 
 class States(NamedTuple):

@@ -13,10 +13,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
-from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from kn_bench.model.language_model import LanguageModel
@@ -30,6 +29,9 @@ from kn_bench.model.prefixed import (
     shared_prefixes,
 )
 from kn_bench.model.resuming import PrefixCache, skipped
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int
 
 Place = Literal["site", "block"]
 """Where something is added: to the values of a layer's site, or to the layer's output."""

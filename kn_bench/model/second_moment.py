@@ -17,10 +17,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
-from jaxtyping import Float, Int
 from platformdirs import user_cache_path
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -29,6 +28,9 @@ from tqdm import tqdm
 
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.resuming import skipped
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
 
 CHUNK = 512
 """Documents tokenised and sorted by length at a time; a pass can be resumed between two chunks."""

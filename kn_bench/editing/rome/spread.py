@@ -16,9 +16,9 @@ All in float64, by the identities that need no d_mlp x d_mlp system besides C's 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from kn_bench.editing.applying import RowEdits
@@ -28,8 +28,11 @@ from kn_bench.editing.rome.update import SecondMomentSolver
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.ragged import states_at
 
-Coefficients = Callable[[int, Float[Tensor, "n d_mlp"]], Float[Tensor, "d_mlp n"]]
-"""(layer, keys of one batch) -> A, in float64."""
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+    Coefficients = Callable[[int, Float[Tensor, "n d_mlp"]], Float[Tensor, "d_mlp n"]]
+    """(layer, keys of one batch) -> A, in float64."""
 
 
 def whitened_coefficients(

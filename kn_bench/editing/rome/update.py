@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from kn_bench.editing.edit import LowRank
 from kn_bench.editing.rome.problem import Value
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 KeyChoice = Literal["bare", "mean"]
 """Which key a formula takes: that of the bare prompt, or the mean over contexts."""

@@ -8,9 +8,9 @@ batch.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from kn_bench.editing.rome.loss import Batch, Losses
@@ -19,6 +19,9 @@ from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.memo import Memo
 from kn_bench.model.prefixed import States
 from kn_bench.model.ragged import Place, prepare
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 GRAPH_BYTES = 1 << 30
 """Rough bound on what one batch's autograd graph may hold, in bytes."""

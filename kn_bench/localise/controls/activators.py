@@ -9,16 +9,18 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from kn_bench.cases.case import EditRequest
 from kn_bench.localise.selection import Neuron, Neurons
 from kn_bench.model.language_model import LanguageModel
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 Parts = Literal[
     "subject", "object", "relation", "subject+object", "subject+relation", "relation+object", "all"

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from kn_bench.editing.edit import NoEdit
@@ -21,7 +21,10 @@ from kn_bench.localise.queries import Fitted
 from kn_bench.localise.selection import Neuron, Neurons
 from kn_bench.model.language_model import LanguageModel
 
-Scores = Float[Tensor, "n n_layers d_mlp"]
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+    Scores = Float[Tensor, "n n_layers d_mlp"]
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float
 
 from kn_bench.localise.interventions import crossed, suppress
 from kn_bench.localise.queries import Fitted
 from kn_bench.localise.selection import Neuron
 from kn_bench.model.language_model import LanguageModel
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 DOSES = (0, 1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 144, 233)
 

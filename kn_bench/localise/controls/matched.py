@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from kn_bench.editing.edit import NoEdit
@@ -16,6 +16,9 @@ from kn_bench.localise.matching import matched, seeded
 from kn_bench.localise.queries import Fitted
 from kn_bench.localise.selection import Neurons
 from kn_bench.model.language_model import LanguageModel
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 DRAWS = 20
 

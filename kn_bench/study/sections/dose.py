@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from jaxtyping import Float
 
 from kn_bench.localise.controls.dose import DOSES, DoseResponse, dose_response
 from kn_bench.localise.groups import Profile
@@ -20,6 +19,7 @@ from kn_bench.study.page import Figure, Row, Section, Table
 from kn_bench.study.plots import TASK, panels, whiskers
 
 if TYPE_CHECKING:
+    from jaxtyping import Float
     from matplotlib.figure import Figure as Drawing
 
 

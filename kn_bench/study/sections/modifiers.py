@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from jaxtyping import Float
 
 from kn_bench.cases.case import Query
 from kn_bench.cases.grammar import NUMBER_CLASS
@@ -37,6 +37,9 @@ from kn_bench.study.sections.modifiers_figures import (
     draw_probabilities,
     whole,
 )
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float
 
 from kn_bench.localise.controls.selectivity import Asked, Cell, Suppressed, selectivity
 from kn_bench.study.material import Material
@@ -14,6 +13,7 @@ from kn_bench.study.page import Figure, Row, Section, Table
 from kn_bench.study.plots import heat_map, panels, short
 
 if TYPE_CHECKING:
+    from jaxtyping import Float
     from matplotlib.figure import Figure as Drawing
 
 GROUPS, PROMPTS = 3, 2
