@@ -90,11 +90,11 @@ def finish(folder: Path, recipe: Recipe) -> dict[str, float]:
 
 def read_context(folder: Path, recipe: Recipe, number: int = 0) -> dict[str, float]:
     """One of the later rounds: trains a saved model on to read its context, and saves it again."""
-    documents, rate, share, fact_share = recipe.context[number]
-    later = _later(recipe, documents, rate, recipe.seed + 2 + number)
-    corpus = Corpus(300 + later.seed, fact_share, distractors=True)
-    contexts = Contexts(200 + later.seed, recipe.family != "bert", share, ordinary=corpus)
-    took = _again(folder, later, contexts.documents(later.documents))
+    this = recipe.context[number]
+    later = _later(recipe, this.documents, this.rate, recipe.seed + 2 + number)
+    corpus = Corpus(300 + later.seed, this.facts, distractors=True)
+    contexts = Contexts(200 + later.seed, recipe.family != "bert", this.context, ordinary=corpus)
+    took = _again(folder, later, contexts.documents(later.documents), this.kept)
     return {f"context_{number}_{key}": value for key, value in took.items()}
 
 
@@ -109,8 +109,10 @@ def _later(recipe: Recipe, documents: int, rate: float, seed: int) -> Recipe:
     )
 
 
-def _again(folder: Path, recipe: Recipe, documents: Sequence[Document]) -> dict[str, float]:
-    """Trains a saved model on and saves it again.
+def _again(
+    folder: Path, recipe: Recipe, documents: Sequence[Document], kept: float = 0.0
+) -> dict[str, float]:
+    """Trains a saved model on and saves its mean with what it was: ``kept`` of that.
 
     It starts from the saved (float16) weights, so that a round can be made apart from those before.
     """
@@ -125,7 +127,11 @@ def _again(folder: Path, recipe: Recipe, documents: Sequence[Document]) -> dict[
     torch.manual_seed(recipe.seed)
     if masked:
         tokenizer = _with_openings(model, tokenizer)
+    before = [weight.detach().clone() for weight in model.parameters()] if kept else []
     losses = _fit(model, recipe, Batches(recipe, tokenizer, documents), None)
+    with torch.no_grad():
+        for weight, was in zip(model.parameters(), before, strict=kept > 0):
+            weight.lerp_(was, kept)
     save(model.eval(), tokenizer, folder)
     return {
         "steps": len(losses),
