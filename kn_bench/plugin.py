@@ -164,7 +164,7 @@ def _begin(config: pytest.Config) -> SuiteSession:
     from kn_bench.testing.outcomes import ItemOutcomes
 
     place, options = place_of(config), read_options(config)
-    settle(place.workers)
+    settle(place.workers, options.models)
     registry.load_builtin(config.pluginmanager)
     registry.load_entry_points(config.pluginmanager)
     registry_of(config).check()

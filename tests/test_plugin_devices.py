@@ -52,11 +52,15 @@ def test_cores_are_shared_among_the_workers(monkeypatch, workers, cores, each):
     assert devices.threads(workers) == each
 
 
-def test_settling_before_torch_is_imported():
+@pytest.mark.parametrize(
+    ("models", "each"),
+    [((), "1"), (("tiny-bert",), "1"), (("tiny-bert", "gpt2"), "devices.threads(1)")],
+)
+def test_settling_before_torch_is_imported(models, each):
     code = (
-        "import os, sys; from kn_bench.testing import devices; devices.settle(1000);"
+        f"import os, sys; from kn_bench.testing import devices; devices.settle(1, {models!r});"
         "assert os.environ['OMP_WAIT_POLICY'] == 'PASSIVE'; import torch;"
-        "assert torch.get_num_threads() == 1"
+        f"assert torch.get_num_threads() == {each}"
     )
     environment = {"PATH": "/usr/bin:/bin"}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 
 class DevicePool:
@@ -63,19 +63,25 @@ def _accelerators(device: str) -> list[str]:
     return [f"cuda:{number}" for number in every]
 
 
-def settle(workers: int) -> None:
+def settle(workers: int, models: Collection[str]) -> None:
     """Share the cores among ``workers`` processes of which this is one.
 
     To be called before torch is imported: an OpenMP thread that spins while it waits takes the core
     another worker could use, and OpenMP reads that setting once. ``OMP_NUM_THREADS`` is respected.
+
+    Embedded models (``models`` is empty, or names no other) get one thread: they are too small for
+    a second to help, and numbers are summed alike whatever the number of workers.
     """
     if "torch" not in sys.modules:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if os.environ.get("OMP_NUM_THREADS"):
         return
+    from kn_bench.model import embedded
+
+    small = set(models) <= set(embedded.NAMES)
     import torch
 
-    torch.set_num_threads(threads(workers))
+    torch.set_num_threads(1 if small else threads(workers))
 
 
 def threads(workers: int) -> int:
