@@ -39,7 +39,8 @@ def sentence_log_probs(
     """Log-probability of each sentence, in nats; for a masked model the pseudo-log-likelihood.
 
     A causal model whose tokenizer sets no BOS reads its end-of-text token first, so that the first
-    word counts too. Rows of one shape travel together, so nothing is padded.
+    word counts too. Rows of one shape travel together, so nothing is padded. Equal sentences are
+    read once: rounding differs from row to row, and a tie is to stay one.
 
     Args:
         sentences: whole, as they are read.
@@ -49,9 +50,10 @@ def sentence_log_probs(
         ValueError: for a sentence without tokens, or a model with no token to begin from.
     """
     groups: dict[tuple[int, int], list[_Row]] = defaultdict(list)
-    for row in rows_of(lm, sentences):
+    distinct = {sentence: number for number, sentence in enumerate(dict.fromkeys(sentences))}
+    for row in rows_of(lm, list(distinct)):
         groups[len(row.ids), len(row.places)].append(row)
-    found = np.zeros(len(sentences))
+    found = np.zeros(len(distinct))
     for (length, read), rows in sorted(groups.items()):
         # half of the budget is for what the layers hold
         size = max(1, LOGITS // (read * lm.vocabulary + length * 8 * lm.d_mlp))
@@ -60,7 +62,7 @@ def sentence_log_probs(
             np.add.at(found, [row.sentence for row in batch], _scores(lm, batch).numpy())
             if tell is not None:
                 tell(len(batch))
-    return found
+    return found[[distinct[sentence] for sentence in sentences]]
 
 
 def rows_of(lm: LanguageModel, sentences: Sequence[str]) -> Iterator[_Row]:
@@ -69,7 +71,7 @@ def rows_of(lm: LanguageModel, sentences: Sequence[str]) -> Iterator[_Row]:
     for number, ids in enumerate(lm.tokens.encode_many(sentences)):
         asked = [i for i, token in enumerate(ids) if token not in special]
         if not asked:
-            raise ValueError(f"sentence {number + 1} has no tokens: {sentences[number]!r}")
+            raise ValueError(f"a sentence has no tokens: {sentences[number]!r}")
         if not lm.is_causal:
             assert lm.tokens.mask_id is not None  # Tokens has looked
             for i in asked:
