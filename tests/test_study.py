@@ -338,6 +338,15 @@ def test_neurons_are_named_by_layer_and_number():
         studying.neurons(["9.1094"])
 
 
+def test_a_neuron_that_the_model_has_not_is_refused():
+    from kn_bench.commands import modifiers
+
+    result = CliRunner().invoke(modifiers.app, ["tiny-bert", "--neuron", "9:1094"])
+    assert str(result.exception) == (
+        "tiny-bert has no neuron 9:1094: its layers are 0 to 2, the neurons of each 0 to 511"
+    )
+
+
 @pytest.mark.parametrize("name", ["localise", "modifiers", "trace", "control", "study"])
 def test_commands_explain_themselves(name):
     from importlib import import_module

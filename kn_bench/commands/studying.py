@@ -63,13 +63,21 @@ def material(
     """The model and the cases that the options name.
 
     Raises:
-        ValueError: one sentence, for what cannot be loaded, or when no case is left.
+        ValueError: one sentence, for what cannot be loaded, when no case is left, or for a neuron
+            that the model has not.
     """
     from kn_bench.model.loading import load_model
     from kn_bench.study.material import Material
 
     found = load_cases(model, cases, [*(relations or ()), *(paradigms or ())], settings.seed)
-    return Material(load_model(model, device=device, dtype=dtype), found, settings)
+    lm = load_model(model, device=device, dtype=dtype)
+    for layer, unit in settings.neurons:
+        if layer >= lm.n_layers or unit >= lm.d_mlp:
+            raise ValueError(
+                f"{model} has no neuron {layer}:{unit}: its layers are 0 to {lm.n_layers - 1}, "
+                f"the neurons of each 0 to {lm.d_mlp - 1}"
+            )
+    return Material(lm, found, settings)
 
 
 def load_cases(
