@@ -105,8 +105,7 @@ class Causal:
         if _is_asked_too_early(probe):
             return Misfit(NOT_LAST, cloze.fill("▁"))
         # a text's first word is predicted from what stands between documents
-        tokens = self.tokens
-        between = tokens.bos_id if tokens.bos_id is not None else tokens.eos_id
+        between = self.tokens.between_id
         start: Ids = () if cloze.left or self.ids[""] or between is None else (between,)
         prompt = start + self.ids[cloze.left]
         if not prompt:

@@ -8,7 +8,7 @@ Language Model Scoring"): every token is asked for in turn, a mask in its place.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -34,7 +34,7 @@ class _Row(NamedTuple):
 
 
 def sentence_log_probs(
-    lm: LanguageModel, sentences: Sequence[str], tell: Callable[[int], object] | None = None
+    lm: LanguageModel, sentences: Sequence[str]
 ) -> Float[np.ndarray, " sentences"]:
     """Log-probability of each sentence, in nats; for a masked model the pseudo-log-likelihood.
 
@@ -44,7 +44,6 @@ def sentence_log_probs(
 
     Args:
         sentences: whole, as they are read.
-        tell: is called with the number of rows each batch had, for a progress bar.
 
     Raises:
         ValueError: for a sentence without tokens, or a model with no token to begin from.
@@ -60,8 +59,6 @@ def sentence_log_probs(
         for start in range(0, len(rows), size):
             batch = rows[start : start + size]
             np.add.at(found, [row.sentence for row in batch], _scores(lm, batch).numpy())
-            if tell is not None:
-                tell(len(batch))
     return found[[distinct[sentence] for sentence in sentences]]
 
 
@@ -84,8 +81,7 @@ def rows_of(lm: LanguageModel, sentences: Sequence[str]) -> Iterator[_Row]:
 
 
 def _beginning(lm: LanguageModel) -> int:
-    tokens = lm.tokens
-    found = tokens.bos_id if tokens.bos_id is not None else tokens.eos_id
+    found = lm.tokens.between_id
     if found is None:
         raise ValueError(
             f"the tokenizer of {lm.name} has neither a BOS nor an EOS token, so a sentence's first "
@@ -109,9 +105,8 @@ def preferred(
     lm: LanguageModel,
     good: Sequence[str],
     bad: Sequence[str],
-    tell: Callable[[int], object] | None = None,
 ) -> Bool[np.ndarray, " pairs"]:
     """Whether the model finds each grammatical sentence likelier; a tie is not."""
-    scores = sentence_log_probs(lm, [*good, *bad], tell)
+    scores = sentence_log_probs(lm, [*good, *bad])
     better: Bool[np.ndarray, " pairs"] = scores[: len(good)] > scores[len(good) :]
     return better

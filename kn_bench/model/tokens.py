@@ -68,6 +68,8 @@ class Tokens:
         kind: ``causal`` or ``masked``.
         mask_token, mask_id: None where the tokenizer has no mask.
         bos_id, eos_id, unk_id: None where there is none.
+        between_id: what stands between documents, so that a text's first word can be predicted: the
+            BOS, else the EOS; None where there is neither.
         pad_id: what fills a batch; always masked out, so any id will do (eos, else 0).
         special_ids: ids that no answer may have.
         max_length: tokens that fit into the model.
@@ -97,6 +99,7 @@ class Tokens:
         self.bos_id: int | None = tokenizer.bos_token_id
         self.eos_id: int | None = tokenizer.eos_token_id
         self.unk_id: int | None = tokenizer.unk_token_id
+        self.between_id: int | None = self.bos_id if self.bos_id is not None else self.eos_id
         self.pad_id: int = next(
             (i for i in (tokenizer.pad_token_id, self.eos_id) if i is not None), 0
         )
