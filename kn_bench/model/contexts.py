@@ -72,7 +72,7 @@ def _write(
 
 def _start(lm: LanguageModel) -> list[int]:
     own = lm.tokens.encode("").ids
-    one = lm.tokens.bos_id if lm.tokens.bos_id is not None else lm.tokens.eos_id
+    one = lm.tokens.between_id
     if own or one is not None:
         return list(own) or [one]  # type: ignore[list-item]  # one of them is there
     return list(lm.tokens.encode(START).ids)
