@@ -12,6 +12,7 @@ from kn_bench.localise.locating import Locating
 from kn_bench.localise.matching import matched, seeded
 from kn_bench.localise.measures import (
     NON_NEGATIVE_NULL,
+    _random_shares,
     attribution_share,
     layer_histogram,
     localisation,
@@ -100,9 +101,9 @@ def test_localisation_finds_what_was_planted():
     assert found.n_prompts == 12
     assert found.n_neurons.value == 2
     assert found.tau.value == 0.7
-    assert found.layers == (0, 1, 1)
+    assert [layer.value for layer in found.layers] == [0, 1, 1]
     assert found.n_neurons.low == found.n_neurons.high == 2
-    assert found.layers_low == found.layers_high == (0, 1, 1)
+    assert [(layer.low, layer.high) for layer in found.layers] == [(0, 0), (1, 1), (1, 1)]
     for measure in (found.attribution_share, found.participation_ratio):
         assert measure.low <= measure.value <= measure.high
         assert measure.low < measure.high
@@ -123,12 +124,52 @@ def test_the_null_of_tau_mixes_prompts_of_other_relations():
     assert math.isnan(localisation(planted(), resamples=2, draws=2).tau.null)
 
 
+def test_the_null_of_the_share_is_that_of_random_neurons_of_the_same_layers():
+    """On average a neuron holds its layer's mean: for the share a closed form."""
+    scores = noise(6, 3, 30)
+    found = localisation(scores, resamples=2, draws=1000)
+    positive = scores.clamp_min(0).sum(0)
+    layers = torch.tensor([layer.value for layer in found.layers])
+    expected = float((layers * positive.mean(1)).sum() / positive.sum())
+    assert found.neurons
+    assert found.attribution_share.null == pytest.approx(expected, rel=0.05)
+    assert found.attribution_share.value > found.attribution_share.null_high
+
+
+def test_the_null_of_the_participation_ratio_shares_nothing_between_prompts():
+    """Distinct spikes of n prompts add up to n neurons of equal weight; planted, they are one."""
+    scores = torch.zeros(8, 1, 4000)
+    scores[:, 0, 5] = 1.0
+    found = localisation(scores, resamples=2, draws=20)
+    assert found.participation_ratio.value == pytest.approx(1)
+    assert found.participation_ratio.null == pytest.approx(8, abs=0.2)
+
+
+def test_the_null_of_the_layers_draws_as_many_neurons_anywhere():
+    found = localisation(planted(), resamples=2, draws=1000)
+    assert [layer.null for layer in found.layers] == pytest.approx([2 / 3] * 3, abs=0.08)
+    assert [layer.null_high for layer in found.layers] == [2, 2, 2]
+
+
+def test_random_neurons_hold_no_more_than_their_null():
+    """Selected by nothing, a set's share exceeds the null's 95th percentile in one draw of 20."""
+    scores = noise(5, 2, 50).abs()
+    rng = torch.Generator().manual_seed(1)
+    beyond = 0
+    for _ in range(400):
+        units = torch.randperm(50, generator=rng)[:3].tolist()
+        chosen = frozenset(Neuron(0, unit) for unit in units)
+        nulls = _random_shares(scores, chosen, draws=200, seed=0)
+        beyond += int(attribution_share(scores, chosen) > np.percentile(nulls, 95))
+    assert 0.02 < beyond / 400 < 0.09
+
+
 def test_one_prompt_has_figures_and_no_intervals():
     found = localisation(planted()[:1], resamples=20, draws=5)
     assert found.n_neurons.value > 0
     assert math.isnan(found.n_neurons.low)
     assert math.isnan(found.r1_squared.value)
-    assert all(math.isnan(low) for low in found.layers_low)
+    assert all(math.isnan(layer.low) for layer in found.layers)
 
 
 def test_localisation_is_seeded():

@@ -14,8 +14,6 @@ from kn_bench.localise.modifiers import (
     MODIFIERS,
     Modifier,
     modifier_study,
-    number_neuron,
-    recurrences,
     shifts_of,
 )
 from kn_bench.localise.selection import Neuron
@@ -199,27 +197,6 @@ def test_prompts_and_words_that_do_not_fit_are_counted():
     assert found.skipped == 1
     with pytest.raises(ValueError, match="none of 1 prompts can be put to random-bert"):
         modifier_study(lm, prompts[1:], ["b"], [Neuron(0, 0)], modifiers=words)
-
-
-# --- which neurons -----------------------------------------------------------------------------
-
-
-def test_neurons_recur_in_shares_of_pairs():
-    a, b, c = Neuron(0, 1), Neuron(1, 1), Neuron(1, 2)
-    these = [frozenset({a, b}), frozenset({a}), frozenset({a, c})]
-    those = [frozenset({a}), frozenset({b})]
-    this = [frozenset({b, c}), frozenset({b})]
-    found = recurrences([these, those, this])
-    assert {one.neuron: one.shares for one in found} == {
-        a: (1.0, 0.5, 0.0),
-        b: (1 / 3, 0.5, 1.0),
-        c: (1 / 3, 0.0, 0.5),
-    }
-    assert [one.neuron for one in recurrences([these, those], least=0.6)] == [a]
-    assert number_neuron([these, those], [this]) == a
-    assert number_neuron([this], [these, those]) == b
-    with pytest.raises(ValueError, match="no pair has a coarse set"):
-        number_neuron([[frozenset()]], [[frozenset()]])
 
 
 # --- company -----------------------------------------------------------------------------------

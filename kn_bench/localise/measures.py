@@ -7,8 +7,13 @@
     participation_ratio  effective number of neurons
     layers               where the selected neurons lie
 
-Each with a bootstrap interval over prompts and, where there is one, the null beside it: a likeness
-of .6 says nothing while unrelated non-negative profiles give 2/pi = .64.
+Each with a bootstrap interval over prompts and the null beside it, for a likeness of .6 says
+nothing while unrelated non-negative profiles give 2/pi = .64. What the nulls are:
+
+    n_neurons, r1_squared, participation_ratio   every prompt's scores permuted within each layer
+    tau                                          prompts of other relations
+    attribution_share                            as many random neurons in each layer
+    layers                                       as many random neurons anywhere
 """
 
 from __future__ import annotations
@@ -42,7 +47,8 @@ class Measure:
     Attributes:
         value: nan where it is not defined (R_1^2 of one prompt).
         low, high: 95 % interval; nan with fewer than two prompts.
-        null: mean of the same figure where there is nothing to find; nan where no null is given.
+        null: mean of the same figure where there is nothing to find; nan where it has none (tau
+            without prompts of other relations).
         null_high: 95th percentile of the null's draws.
     """
 
@@ -60,7 +66,7 @@ class Localisation:
     Attributes:
         neurons: the selected set and the share it was selected with.
         n_prompts: prompts behind every figure.
-        layers, layers_low, layers_high: number of selected neurons in each layer, and its interval.
+        layers: number of selected neurons in each layer.
     """
 
     neurons: Neurons
@@ -70,9 +76,7 @@ class Localisation:
     r1_squared: Measure
     attribution_share: Measure
     participation_ratio: Measure
-    layers: tuple[int, ...]
-    layers_low: tuple[float, ...]
-    layers_high: tuple[float, ...]
+    layers: tuple[Measure, ...]
 
 
 def r1_squared(scores: Scores) -> float:
@@ -159,7 +163,7 @@ def localisation(
         locating: how neurons are selected.
         unrelated: scores of prompts of other relations, of which tau's null draws as many.
         resamples: bootstrap resamples of the prompts.
-        draws: permutations behind the nulls of |KN| and R_1^2, and draws behind tau's.
+        draws: permutations and random sets behind every null.
         seed: of all of them.
     """
     locating = locating or Locating()
@@ -169,8 +173,6 @@ def localisation(
     # selection counts sets: no scores need be resampled for it
     again = [locating.select([sets[i] for i in sample]) for sample in samples]
     nulls = _nulls(scores, locating, draws, seed)
-    histograms = [layer_histogram(one.neurons, scores.shape[1]) for one in again]
-    low, high = _interval(np.array(histograms) if again else np.full((1, scores.shape[1]), np.nan))
     return Localisation(
         neurons=found.neurons,
         n_prompts=len(scores),
@@ -183,11 +185,13 @@ def localisation(
             _other_tau(unrelated, len(scores), locating, draws, seed),
         ),
         r1_squared=_r1_measure(scores, samples, [null.r1_squared for null in nulls]),
-        attribution_share=_share_measure(scores, found.neurons, samples),
-        participation_ratio=_participation_measure(scores, samples),
-        layers=layer_histogram(found.neurons, scores.shape[1]),
-        layers_low=tuple(low.tolist()),
-        layers_high=tuple(high.tolist()),
+        attribution_share=_share_measure(
+            scores, found.neurons, samples, _random_shares(scores, found.neurons, draws, seed)
+        ),
+        participation_ratio=_participation_measure(
+            scores, samples, [null.participation for null in nulls]
+        ),
+        layers=_layer_measures(scores, found.neurons, [a.neurons for a in again], draws, seed),
     )
 
 
@@ -199,24 +203,56 @@ def _r1_measure(scores: Scores, samples: Samples, nulls: Sequence[float]) -> Mea
     return _measure(_r1_squared(cosines), again, nulls)
 
 
-def _share_measure(scores: Scores, neurons: Neurons, samples: Samples) -> Measure:
+def _share_measure(
+    scores: Scores, neurons: Neurons, samples: Samples, nulls: Sequence[float]
+) -> Measure:
     held, total = _held(scores, neurons)
     again = [float(held[sample].sum() / total[sample].sum()) for sample in samples]
-    return _measure(attribution_share(scores, neurons), again)
+    return _measure(attribution_share(scores, neurons), again, nulls)
 
 
-def _participation_measure(scores: Scores, samples: Samples) -> Measure:
+def _random_shares(scores: Scores, neurons: Neurons, draws: int, seed: int) -> list[float]:
+    """Share of positive attribution held by as many neurons of each layer, drawn at random."""
+    positive = np.asarray(scores.clamp_min(0).double().sum(0).cpu())
+    counts = layer_histogram(neurons, len(positive))
+    rng = np.random.default_rng(seed)
+    held = [
+        sum(
+            rng.choice(row, n, replace=False).sum() for row, n in zip(positive, counts, strict=True)
+        )
+        for _ in range(draws)
+    ]
+    total = float(positive.sum())
+    return [float(one) / total for one in held] if total else []
+
+
+def _layer_measures(
+    scores: Scores, neurons: Neurons, again: Sequence[Neurons], draws: int, seed: int
+) -> tuple[Measure, ...]:
+    n_layers, d_mlp = scores.shape[1:]
+    resampled = np.array([layer_histogram(one, n_layers) for one in again]).reshape(-1, n_layers)
+    anywhere = np.random.default_rng(seed).multivariate_hypergeometric(
+        [d_mlp] * n_layers, len(neurons), draws, method="marginals"
+    )
+    return tuple(
+        _measure(count, resampled[:, layer].tolist(), anywhere[:, layer].tolist())
+        for layer, count in enumerate(layer_histogram(neurons, n_layers))
+    )
+
+
+def _participation_measure(scores: Scores, samples: Samples, nulls: Sequence[float]) -> Measure:
     flat = scores.double().flatten(1)
     again = []
     for sample in samples:
         weights = np.bincount(sample, minlength=len(flat)) / len(flat)
         again.append(_participation(torch.from_numpy(weights).to(flat) @ flat))
-    return _measure(_participation(flat.mean(0)), again)
+    return _measure(_participation(flat.mean(0)), again, nulls)
 
 
 class _Null(NamedTuple):
     size: int
     r1_squared: float
+    participation: float
 
 
 def _nulls(scores: Scores, locating: Locating, draws: int, seed: int) -> list[_Null]:
@@ -224,7 +260,8 @@ def _nulls(scores: Scores, locating: Locating, draws: int, seed: int) -> list[_N
     found = []
     for _ in range(draws):
         shuffled = permuted(scores, generator)
-        found.append(_Null(len(select(shuffled, locating).neurons), r1_squared(shuffled)))
+        size = len(select(shuffled, locating).neurons)
+        found.append(_Null(size, r1_squared(shuffled), participation_ratio(shuffled)))
     return found
 
 

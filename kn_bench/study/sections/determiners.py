@@ -7,8 +7,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from kn_bench.localise.modifiers import Recurrence, number_neuron, recurrences
+from kn_bench.localise.recurrence import (
+    ByChance,
+    Recurrence,
+    chance_recurrence,
+    number_neuron,
+    recurrences,
+)
 from kn_bench.localise.selection import Neuron, Neurons
+from kn_bench.measure.statistics import mean_interval
 from kn_bench.study.material import Material, best_class, stacked
 from kn_bench.study.page import Figure, NothingToShow, Row, Section, Table
 from kn_bench.study.plots import heat_map, panels
@@ -27,15 +34,24 @@ def run(material: Material) -> Section:
     sets = determiner_sets(material)
     found = recurrences([sets[name] for name in DETERMINERS], least=LEAST)
     number = number_neurons(material)
+    settings = material.settings
+    chance = {
+        name: chance_recurrence(
+            group, material.lm.d_mlp, draws=settings.permutations, seed=settings.seed
+        )
+        for name, group in sets.items()
+    }
     return Section(
         "determiners",
         "Which neurons do determiners share?",
         "Pairs whose answer is a determiner (the gap stands before its noun) are attributed one by "
         "one. A neuron recurs in a pair where its attribution is above a fifth of the highest. In "
         "BERT-base-cased the paper finds neuron 10:2096 in 93 % and 75 % of the pairs of this and "
-        "that, 9:1094 in all of these and those, and neither in the other number.",
-        _findings(found, number, {name: len(group) for name, group in sets.items()}),
-        tables=(_table(found, sets),),
+        "that, 9:1094 in all of these and those, and neither in the other number. Some neurons "
+        "recur by chance: the null draws as many for each pair in each layer and keeps the "
+        "highest share that any neuron reaches.",
+        _findings(found, number, sets, chance),
+        tables=(_table(material, found, sets, chance),),
         figures=(
             Figure(
                 "attribution",
@@ -87,7 +103,10 @@ def label(neuron: Neuron) -> str:
 
 
 def _findings(
-    found: list[Recurrence], number: dict[str, Neuron], counts: dict[str, int]
+    found: list[Recurrence],
+    number: dict[str, Neuron],
+    sets: dict[str, list[Neurons]],
+    chance: dict[str, ByChance],
 ) -> tuple[str, ...]:
     shares = {one.neuron: one.shares for one in found}
     sentences = []
@@ -95,34 +114,55 @@ def _findings(
         of = dict(zip(DETERMINERS, shares.get(neuron, (0.0,) * 4), strict=True))
         sentences.append(
             f"The {name} neuron {label(neuron)} recurs in "
-            + ", ".join(f"{of[word]:.0%} of the {counts[word]} pairs of {word}" for word in of)
+            + ", ".join(f"{of[word]:.0%} of the {len(sets[word])} pairs of {word}" for word in of)
             + "."
         )
+    sentences.append(
+        "By chance the highest share of any neuron is "
+        + ", ".join(f"{chance[word].mean:.0%} for {word}" for word in DETERMINERS)
+        + "."
+    )
     return tuple(sentences)
 
 
-def _table(found: list[Recurrence], sets: dict[str, list[Neurons]]) -> Table:
-    rows: tuple[Row, ...] = tuple(
+def _table(
+    material: Material,
+    found: list[Recurrence],
+    sets: dict[str, list[Neurons]],
+    chance: dict[str, ByChance],
+) -> Table:
+    nouns = {
+        name: [noun for p in best_class(material.profiles, name) for noun in p.clusters]
+        for name in DETERMINERS
+    }
+    rows: list[Row] = [
         (
             label(one.neuron),
-            *(round(share, 4) for share in one.shares),
+            *(
+                mean_interval([one.neuron in pair for pair in sets[name]], nouns[name])
+                for name in DETERMINERS
+            ),
             min(one.shares[:2]) - max(one.shares[2:]),
             min(one.shares[2:]) - max(one.shares[:2]),
         )
         for one in found
-    )
+    ]
+    rows.insert(0, ("chance: mean", *(chance[name].mean for name in DETERMINERS), None, None))
+    rows.insert(1, ("chance: 95 %", *(chance[name].high for name in DETERMINERS), None, None))
     return Table(
         "recurrence",
-        "Share of each determiner's pairs in which a neuron recurs, and how much the lower share "
-        "of one number exceeds the higher one of the other.",
+        "Share of each determiner's pairs in which a neuron recurs, with its 95 % interval over "
+        "nouns, and how much the lower share of one number exceeds the higher one of the other; "
+        "above them the highest share that any neuron reaches by chance, its mean and 95th "
+        "percentile.",
         (
             "neuron",
             *(f"{name} (n={len(sets[name])})" for name in DETERMINERS),
             "singular alone",
             "plural alone",
         ),
-        rows,
-        shown=15,
+        tuple(rows),
+        shown=17,
     )
 
 

@@ -13,7 +13,12 @@ from kn_bench.measure.statistics import Interval
 from kn_bench.study.material import METHODS, Material
 from kn_bench.study.page import Figure, Row, Section, Table
 from kn_bench.study.plots import TASK
-from kn_bench.study.sections.levels_figures import draw_layers, draw_levels, draw_methods
+from kn_bench.study.sections.levels_figures import (
+    draw_layers,
+    draw_levels,
+    draw_methods,
+    layer_shares,
+)
 from kn_bench.study.sections.levels_measured import (
     MEASURES,
     Levels,
@@ -38,11 +43,14 @@ def run(material: Material) -> Section:
         "class. With the published cap the threshold moves until 2 to 5 neurons are left, which "
         "by itself excludes that knowledge is distributed: so the set without the cap stands "
         "beside it. R1² is the likeness of the prompts' attributions; its null permutes neurons "
-        "within layers, and unrelated non-negative profiles come to 2/pi = 0.64.",
+        "within layers, as those of |KN| and the participation ratio do, and unrelated "
+        "non-negative profiles come to 2/pi = 0.64. The null of tau mixes prompts of other "
+        "relations, that of the share of attribution takes random neurons of the same layers.",
         _findings(measured),
         tables=(
             _by_relation(material, measured),
             _by_group(measured),
+            _by_layer(measured),
             _by_method(compared),
             _by_prompt(material),
             _completeness(material),
@@ -65,7 +73,8 @@ def run(material: Material) -> Section:
             Figure(
                 "layers",
                 "Share of the located neurons in each layer, mean over groups with its 95 % "
-                "interval, with the cap and without.",
+                "interval, with the cap and without; the black line is the share of neurons drawn "
+                "anywhere.",
                 lambda: draw_layers(material, measured),
                 "Figure 4",
             ),
@@ -122,31 +131,45 @@ def _by_group(measured: Sequence[Levels]) -> Table:
             *(
                 cell
                 for name in MEASURES
-                for cell in _withnull_of(value(found, name), found.n_prompts, name)
+                for cell in _with_null(value(found, name), found.n_prompts)
             ),
         )
         for one in measured
         for capped, found in ((True, one.capped), (False, one.uncapped))
     )
     headers = [h for name in MEASURES.values() for h in (name, f"{name} null")]
-    kept = [h for h in headers if h not in _NO_NULL]
     return Table(
         "levels_by_group",
         "Every fact and class: located neurons, measures with 95 % bootstrap intervals over its "
         "prompts, and nulls.",
-        ("group", "rule", "neurons", "prompts", *kept),
+        ("group", "rule", "neurons", "prompts", *headers),
         rows,
         left=3,
         shown=12,
     )
 
 
-_NO_NULL = {"share of attribution null", "participation ratio null"}
+def _with_null(found: Measure, n: int) -> tuple[Interval, float]:
+    return Interval(found.value, found.low, found.high, n), found.null
 
 
-def _withnull_of(found: Measure, n: int, name: str) -> tuple[Interval | float, ...]:
-    interval = Interval(found.value, found.low, found.high, n)
-    return (interval,) if f"{MEASURES[name]} null" in _NO_NULL else (interval, found.null)
+def _by_layer(measured: Sequence[Levels]) -> Table:
+    rows: list[Row] = []
+    for task, (_, _, name) in TASK.items():
+        mine = [one for one in measured if one.profile.group.task == task]
+        for rule, capped in (("capped", True), ("uncapped", False)):
+            shares = layer_shares(mine, capped=capped) if mine else []
+            rows += [
+                (name, rule, layer, share, 1 / len(shares)) for layer, share in enumerate(shares)
+            ]
+    return Table(
+        "levels_by_layer",
+        "Share of the located neurons in each layer, mean over facts or classes with its 95 % "
+        "interval, and the share of as many neurons drawn anywhere.",
+        ("task", "rule", "layer", "share", "null"),
+        tuple(rows),
+        left=2,
+    )
 
 
 def _by_method(compared: Sequence[Levels]) -> Table:

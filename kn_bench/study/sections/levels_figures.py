@@ -71,6 +71,7 @@ def draw_layers(material: Material, measured: Sequence[Levels]) -> Drawing:
                 shares = layer_shares(mine, capped=capped)
                 bars(ax, (layers + shift).tolist(), shares, colour=colour, hatch=hatch, width=0.4,
                      label=label)  # fmt: skip
+        ax.axhline(1 / len(layers), color=BLACK, linewidth=1.2)
         ax.set_xticks(layers)
         ax.set_title("2 to 5 neurons" if capped else "no cap")
         ax.set_xlabel("layer")
@@ -81,7 +82,8 @@ def draw_layers(material: Material, measured: Sequence[Levels]) -> Drawing:
 
 def layer_shares(measured: Sequence[Levels], *, capped: bool = True) -> list[Interval]:
     """Share of each group's neurons in each layer, averaged; groups without neurons left out."""
-    counts = np.array([(one.capped if capped else one.uncapped).layers for one in measured], float)
+    found = [one.capped if capped else one.uncapped for one in measured]
+    counts = np.array([[layer.value for layer in one.layers] for one in found])
     there = counts.sum(1) > 0
     if not there.any():
         return [Interval(np.nan, np.nan, np.nan, 0)] * counts.shape[1]
