@@ -2,22 +2,23 @@
 
     python benchmarks/loading.py [--tokenizer tiny-gpt2 ...] [--cases blimp=FOLDER pararel=FOLDER]
 
-Wall and processor time of each step in one process; a tokenizer is an embedded model's name, a hub
-id or a folder. Processor time above the wall's is the tokenizer's second thread.
+Wall and processor time in one process: of each source alone, and of all of them with a tokenizer,
+which encodes the cases of one source while the next is being read. A tokenizer is an embedded
+model's name, a hub id or a folder. Processor time above the wall's is the second core's.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 
 from tabulate import tabulate
 from transformers import AutoTokenizer
 
 from kn_bench.cases import sources
-from kn_bench.cases.case import Exclusion, Selection
+from kn_bench.cases.case import Exclusion
 from kn_bench.measure.fitting import FittedCase, fit_cases
 from kn_bench.model import embedded
 from kn_bench.model.tokens import Tokens
@@ -43,23 +44,23 @@ def timed(run: Callable[[], T]) -> tuple[T, float, float]:
     return found, time.perf_counter() - wall, time.process_time() - processor
 
 
-def loaded(spec: str, limit: int | None) -> tuple[Selection, Step]:
+def loaded(spec: str, limit: int | None) -> Step:
     selection, wall, processor = timed(lambda: sources.load(spec, limit=limit))
     probes = sum(len(case.probes) for case in selection.cases)
     excluded = len(selection.exclusions)
     name = spec.partition("=")[0]
-    return selection, Step(name, len(selection.cases), probes, excluded, wall, processor)
+    return Step(name, len(selection.cases), probes, excluded, wall, processor)
 
 
-def fitted(spec: str, selection: Selection, name: str) -> Step:
+def fitted(specs: Sequence[str], limit: int | None, name: str) -> Step:
     path = embedded.folder(name) if name in embedded.NAMES else name
     tokenizer = AutoTokenizer.from_pretrained(path)
     tokens = Tokens(tokenizer, "masked" if tokenizer.mask_token else "causal")
-    found, wall, processor = timed(lambda: fit_cases(selection.cases, tokens))
+    cases = (case for spec in specs for case in sources.load(spec, limit=limit).cases)
+    found, wall, processor = timed(lambda: fit_cases(cases, tokens))
     probes = sum(len(one.probes) for one in found if isinstance(one, FittedCase))
     excluded = sum(isinstance(one, Exclusion) for one in found)
-    step = f"{spec.partition('=')[0]} for {name}"
-    return Step(step, len(found) - excluded, probes, excluded, wall, processor)
+    return Step(f"all for {name}", len(found) - excluded, probes, excluded, wall, processor)
 
 
 def main() -> None:
@@ -68,11 +69,8 @@ def main() -> None:
     parser.add_argument("--tokenizer", nargs="+", default=list(embedded.NAMES))
     parser.add_argument("--limit", type=int)
     options = parser.parse_args()
-    steps = []
-    for spec in options.cases:
-        selection, step = loaded(spec, options.limit)
-        steps.append(step)
-        steps += [fitted(spec, selection, name) for name in options.tokenizer]
+    steps = [loaded(spec, options.limit) for spec in options.cases]
+    steps += [fitted(options.cases, options.limit, name) for name in options.tokenizer]
     headers = ["step", "cases", "probes", "excluded", "wall (s)", "processor (s)"]
     print(tabulate(steps, headers=headers, floatfmt=".1f"))
 

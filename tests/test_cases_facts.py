@@ -75,7 +75,7 @@ OTHER_TASK = tuple(
 
 
 def selection(facts=FACTS, relations=RELATIONS, **more):
-    return fact_cases(relations, facts, source="test", other_task=OTHER_TASK, **more)
+    return fact_cases(relations, facts, source="test", neighbours=OTHER_TASK, **more)
 
 
 @pytest.fixture(scope="module")

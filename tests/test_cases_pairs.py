@@ -53,7 +53,7 @@ OTHER_TASK = tuple(
 
 
 def selection(pairs=PAIRS, **more):
-    return pair_cases(PARADIGMS, pairs, source="test", other_task=OTHER_TASK, **more)
+    return pair_cases(PARADIGMS, pairs, source="test", neighbours=OTHER_TASK, **more)
 
 
 @pytest.fixture(scope="module")

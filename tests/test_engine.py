@@ -204,7 +204,7 @@ def test_trap_24_the_target_has_no_part_in_what_is_generated():
     case = toy_case(1)
     nonsense = dataclasses.replace(
         case,
-        probes=tuple(dataclasses.replace(p, expected="w9 w8 w7 w6 w5") for p in case.probes),
+        probes=tuple(p._replace(expected="w9 w8 w7 w6 w5") for p in case.probes),
     )
     method = Toy(lm)
     first, second = rows(Engine(lm), method, [case]), rows(Engine(lm), method, [nonsense])

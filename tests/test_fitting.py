@@ -1,7 +1,5 @@
 """Probes in ids, against the tokenizer itself asked about the whole text."""
 
-from dataclasses import replace
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -259,7 +257,7 @@ def test_a_prefix_stands_before_every_prompt_with_a_space(name):
     prefix = "The capital of Canada is Paris."
     long = Cloze(f"{prefix} {CAPITAL.left}", CAPITAL.right)
     with_prefix, written_out = fitted(probe(), window, prefix), fitted(probe(long), window)
-    assert replace(with_prefix, probe=written_out.probe) == written_out
+    assert with_prefix._replace(probe=written_out.probe) == written_out
     start = fit_probe(pair("", "Paris", "France", "is big.", "sentence"), window, prefix)
     if isinstance(start, FittedProbe) and name != "bert":
         assert start.prompt_ids == ids_of(window, prefix)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import statistics
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -111,7 +110,7 @@ def _mixed(tmp_path: Path) -> Path:
         measured("generality", says(OTHER), says(NEW), case="embedded/P36/b"),
     ]
     pair = [measured("reliability", prefers(-1.0), prefers(1.0), task="pair", case="blimp/x/c")]
-    probe = replace(case_of(guess).probes[1], id="generality/1")
+    probe = case_of(guess).probes[1]._replace(id="generality/1")
     cases = [
         (case_of(know, id="embedded/P36/a"), result_of(know, case="embedded/P36/a")),
         (

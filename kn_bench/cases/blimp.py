@@ -73,7 +73,7 @@ def load(
         only=wanted,
         limit=limit,
         seed=seed,
-        other_task=FACTS,
+        neighbours=FACTS,
     )
 
 

@@ -9,7 +9,8 @@
         ├── symmetry/…         "Paris is the capital of ▁"
         └── synonym/…          "The seat of government of Canada is ▁"
 
-Everything here is text: the same case serves every model and tokenizer.
+Everything here is text: the same case serves every model and tokenizer. What is made by the million
+is a named tuple, which takes a third of a frozen dataclass's time to make.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Task = Literal["fact", "pair"]
 """A fact (PARAREL) or a grammatical minimal pair (BLiMP)."""
@@ -40,8 +41,7 @@ Scoring = Literal["gap", "two_prefix", "sentence"]
 ID_ALPHABET = re.compile(r"[A-Za-z0-9_.]+(/[A-Za-z0-9_.]+)*")
 
 
-@dataclass(frozen=True, slots=True)
-class Cloze:
+class Cloze(NamedTuple):
     """A text with one gap for the answer.
 
     ``left`` ends and ``right`` begins exactly where the answer stands, without the space that
@@ -72,8 +72,7 @@ class Cloze:
         return not any(map(str.isalnum, self.right))
 
 
-@dataclass(frozen=True, slots=True)
-class Query:
+class Query(NamedTuple):
     """A cloze with an answer: what attribution asks about."""
 
     cloze: Cloze
@@ -136,8 +135,7 @@ class EditRequest:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Probe:
+class Probe(NamedTuple):
     """One question for one criterion.
 
     Attributes:

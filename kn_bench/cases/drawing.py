@@ -12,6 +12,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
+from itertools import islice
 from math import gcd
 from typing import TypeVar
 
@@ -75,15 +76,14 @@ def shuffled(items: Sequence[T], *key: str | int) -> Iterator[T]:
         at = (at + step) % n
 
 
-def draw(items: Sequence[T], k: int, *key: str | int, where: Callable[[T], bool]) -> list[T]:
+def draw(
+    items: Sequence[T], k: int, *key: str | int, where: Callable[[T], bool] | None = None
+) -> list[T]:
     """The first ``k`` items with ``where`` in the order drawn by ``key``; fewer if there are."""
-    chosen: list[T] = []
-    for item in shuffled(items, *key) if k > 0 else ():
-        if where(item):
-            chosen.append(item)
-            if len(chosen) == k:
-                break
-    return chosen
+    if k <= 0:
+        return []
+    drawn = shuffled(items, *key)
+    return list(islice(drawn if where is None else filter(where, drawn), k))
 
 
 def limited(ids: Sequence[str], limit: int | None, seed: int) -> list[int]:

@@ -64,7 +64,7 @@ def load(
         only=[name for name in names if name in taught.relations()],
         limit=limit,
         seed=seed,
-        other_task=_pair_probes(),
+        neighbours=_pair_probes(),
     )
     of_pairs = pair_cases(
         paradigms(),
@@ -74,7 +74,7 @@ def load(
         only=[name for name in names if name in grammar.PARADIGMS],
         limit=limit,
         seed=seed,
-        other_task=_fact_probes(),
+        neighbours=_fact_probes(),
     )
     return Selection(of_facts.cases + of_pairs.cases, of_facts.exclusions + of_pairs.exclusions)
 
@@ -141,7 +141,7 @@ def _nouns() -> list[lexicon.Noun]:
     chosen = [noun for noun in single if noun.kind in ("relative", "text")]
     for irregular in (False, True):
         nouns = [noun for noun in single if noun.irregular == irregular and noun not in chosen]
-        chosen += draw(nouns, NOUNS, "nouns", where=bool)
+        chosen += draw(nouns, NOUNS, "nouns")
     return chosen
 
 
@@ -173,10 +173,10 @@ def _fact_probes() -> tuple[Probe, ...]:
     for fact in facts():
         objects.setdefault(fact.relation, []).append(fact.object)
     found = []
-    for fact in draw(facts(), OTHER_TASK, "facts", where=bool):
+    for fact in draw(facts(), OTHER_TASK, "facts"):
         pattern = prompts[fact.relation]
         other = [name for name in objects[fact.relation] if name != fact.object]
-        others = draw(other, 1, fact.subject, where=bool)
+        others = draw(other, 1, fact.subject)
         if pattern and others:
             cloze = pattern.cloze(fact.subject)
             found.append(Probe(fact.subject, "locality", cloze, fact.object, others[0]))

@@ -17,11 +17,9 @@ from types import MappingProxyType
 
 from kn_bench.cases.case import Case, Criterion, EditRequest, Exclusion, Probe, Query, Selection
 from kn_bench.cases.drawing import draw, limited, shuffled
+from kn_bench.cases.neighbours import NEIGHBOURS, other_task
 from kn_bench.cases.relations import Pattern, Relation, frame
 from kn_bench.cases.tables import Fact, Pairing, Table
-
-NEIGHBOURS = 2
-"""Probes of each kind of locality."""
 
 
 def fact_cases(
@@ -33,7 +31,7 @@ def fact_cases(
     only: Sequence[str] | None = None,
     limit: int | None = None,
     seed: int = 0,
-    other_task: Sequence[Probe] = (),
+    neighbours: Sequence[Probe] = (),
 ) -> Selection:
     """The cases of ``relations``.
 
@@ -45,7 +43,7 @@ def fact_cases(
         only: ids of the relations to build cases of; all when None.
         limit: cases of each relation; all when None.
         seed: of all draws.
-        other_task: grammatical probes to draw the other task's neighbours from.
+        neighbours: grammatical probes to draw the other task's neighbours from.
     """
     by_relation: defaultdict[str, list[Fact]] = defaultdict(list)
     for fact in facts:
@@ -54,7 +52,7 @@ def fact_cases(
     cases: list[Case] = []
     excluded: list[Exclusion] = []
     for id in only if only is not None else tables:
-        builder = _Builder(tables, tables[id], source, prefix, seed, tuple(other_task))
+        builder = _Builder(tables, tables[id], source, prefix, seed, tuple(neighbours))
         built, left_out = builder.build(limit)
         cases += built
         excluded += left_out
@@ -82,10 +80,10 @@ class _Builder:
         source: str,
         prefix: str,
         seed: int,
-        other_task: tuple[Probe, ...],
+        neighbours: tuple[Probe, ...],
     ) -> None:
         self.tables, self.table, self.relation = tables, table, table.relation
-        self.source, self.prefix, self.seed, self.other_task = source, prefix, seed, other_task
+        self.source, self.prefix, self.seed, self.neighbours = source, prefix, seed, neighbours
         self.inverse = tables.get(self.relation.inverse)
         self.pairing = Pairing(table, self.inverse) if self.relation.inverse else None
         self.partners = self._partners()
@@ -211,10 +209,7 @@ class _Builder:
                     yield _neighbour(kind, i, other, edited, new)
         for i, (other, pattern) in enumerate(self._elsewhere(draft)):
             yield _neighbour("other_relation", i, other, pattern, new)
-        for i, probe in enumerate(
-            draw(self.other_task, NEIGHBOURS, "other_task", self.seed, draft.id, where=bool)
-        ):
-            yield _other_task(i, probe)
+        yield from other_task(self.neighbours, self.seed, draft.id)
 
     def _elsewhere(self, draft: _Draft) -> Iterable[tuple[Fact, Pattern]]:
         """A fact of each partner relation: of the same subject where there is one."""
@@ -307,16 +302,3 @@ class _Builder:
 def _neighbour(kind: str, i: int, fact: Fact, pattern: Pattern, new: str) -> Probe:
     cloze = pattern.cloze(fact.subject)
     return Probe(f"locality/{kind}/{i}", "locality", cloze, fact.object, new, kind=kind)
-
-
-def _other_task(i: int, probe: Probe) -> Probe:
-    return Probe(
-        f"locality/other_task/{i}",
-        "locality",
-        probe.cloze,
-        probe.expected,
-        probe.rejected,
-        kind="other_task",
-        task=probe.task,
-        scoring=probe.scoring,
-    )

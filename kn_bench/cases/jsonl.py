@@ -84,7 +84,7 @@ def load(
                 only=[p.id for p in paradigms if relations is None or p.id in relations],
                 limit=limit,
                 seed=seed,
-                other_task=FACTS,
+                neighbours=FACTS,
             ),
         ):
             cases += part.cases

@@ -6,7 +6,14 @@ an edit of grammar, and grammar an edit of a fact.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import lru_cache
+
 from kn_bench.cases.case import Cloze, Probe
+from kn_bench.cases.drawing import draw
+
+NEIGHBOURS = 2
+"""Probes of each kind of locality."""
 
 _FACTS = """
 The capital of France is | Paris | London
@@ -56,3 +63,14 @@ PAIRS: tuple[Probe, ...] = tuple(
     Probe(f"pair/{i}", "locality", Cloze(left, "."), expected, rejected, task="pair")
     for i, (left, expected, rejected) in enumerate(_read(_PAIRS))
 )
+
+
+def other_task(probes: Sequence[Probe], *key: str | int) -> list[Probe]:
+    """Probes of the other task's locality, drawn from ``probes`` by ``key``."""
+    drawn = draw(probes, NEIGHBOURS, "other_task", *key)
+    return [_as_neighbour(probe, i) for i, probe in enumerate(drawn)]
+
+
+@lru_cache
+def _as_neighbour(probe: Probe, i: int) -> Probe:
+    return probe._replace(id=f"locality/other_task/{i}", criterion="locality", kind="other_task")

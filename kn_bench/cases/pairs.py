@@ -27,13 +27,11 @@ from kn_bench.cases.case import (
 )
 from kn_bench.cases.drawing import draw, limited, slug
 from kn_bench.cases.grammar import NUMBER_CLASS, TENSE, lexeme
+from kn_bench.cases.neighbours import NEIGHBOURS, other_task
 from kn_bench.cases.paradigms import Paradigm, unrelated
 from kn_bench.cases.spans import Analysis, MinimalPair, analyse
 
 __all__ = ["MinimalPair", "ParadigmTable", "cluster", "pair_cases", "synonyms"]
-
-NEIGHBOURS = 2
-"""Probes of each kind of locality, and of symmetry."""
 
 SHARING = 3
 """Probes of generality: pairs that share the agreeing word."""
@@ -69,7 +67,7 @@ class ParadigmTable:
     @cached_property
     def background(self) -> Mapping[str, tuple[tuple[Query, ...], ...]]:
         """Word -> the queries of a fixed sample of the classes of other words."""
-        words = draw(sorted(self.by_word), CLASS + 1, "background", self.paradigm.id, where=bool)
+        words = draw(sorted(self.by_word), CLASS + 1, "background", self.paradigm.id)
         queries = {w: self.class_of(self.by_word[w][0])[:3] for w in words}
         whole = tuple(queries[w] for w in words[:CLASS])
         without = {w: tuple(q for v, q in queries.items() if v != w)[:CLASS] for w in words[:CLASS]}
@@ -97,7 +95,7 @@ def pair_cases(
     only: Sequence[str] | None = None,
     limit: int | None = None,
     seed: int = 0,
-    other_task: Sequence[Probe] = (),
+    neighbours: Sequence[Probe] = (),
 ) -> Selection:
     """The cases of ``paradigms``.
 
@@ -109,7 +107,7 @@ def pair_cases(
         only: ids of the paradigms to build cases of; all when None.
         limit: cases of each paradigm; all when None.
         seed: of all draws.
-        other_task: probes of facts to draw the other task's neighbours from.
+        neighbours: probes of facts to draw the other task's neighbours from.
     """
     by_paradigm: defaultdict[str, list[MinimalPair]] = defaultdict(list)
     for pair in pairs:
@@ -118,7 +116,7 @@ def pair_cases(
     cases: list[Case] = []
     excluded: list[Exclusion] = []
     for id in only if only is not None else tables:
-        builder = _Builder(tables, tables[id], source, prefix, seed, tuple(other_task))
+        builder = _Builder(tables, tables[id], source, prefix, seed, tuple(neighbours))
         cases += builder.build(limit)
         excluded += builder.excluded(limit)
     return Selection(tuple(cases), tuple(excluded))
@@ -134,10 +132,10 @@ class _Builder:
         source: str,
         prefix: str,
         seed: int,
-        other_task: tuple[Probe, ...],
+        neighbours: tuple[Probe, ...],
     ) -> None:
         self.table, self.paradigm, self.source = table, table.paradigm, source
-        self.prefix, self.seed, self.other_task = prefix, seed, other_task
+        self.prefix, self.seed, self.neighbours = prefix, seed, neighbours
         self.converse = tables.get(self.paradigm.converse)
         among = [t.paradigm for t in tables.values()]
         self.elsewhere = [tables[id] for id in unrelated(self.paradigm, among, NEIGHBOURS)]
@@ -208,21 +206,9 @@ class _Builder:
         ):
             yield _stays("opposite_number", i, other)
         for i, table in enumerate(self.elsewhere):
-            for other in draw(table.pairs, 1, "other_paradigm", self.seed, id, where=bool):
+            for other in draw(table.pairs, 1, "other_paradigm", self.seed, id):
                 yield _stays("other_paradigm", i, other)
-        for i, probe in enumerate(
-            draw(self.other_task, NEIGHBOURS, "other_task", self.seed, id, where=bool)
-        ):
-            yield Probe(
-                f"locality/other_task/{i}",
-                "locality",
-                probe.cloze,
-                probe.expected,
-                probe.rejected,
-                kind="other_task",
-                task=probe.task,
-                aliases=probe.aliases,
-            )
+        yield from other_task(self.neighbours, self.seed, id)
 
     def _symmetry(self, id: str, pair: Analysis, missing: dict[Criterion, str]) -> Sequence[Probe]:
         """Pairs of the converse paradigm whose ungrammatical form is the agreeing word.
@@ -236,7 +222,7 @@ class _Builder:
         candidates = self.converse.by_bad.get(pair.key, ())
         new = pair.bad.lower()
         exact = tuple(p for p in candidates if p.key == new)
-        asked = draw(exact, NEIGHBOURS, "symmetry", self.seed, id, where=bool)
+        asked = draw(exact, NEIGHBOURS, "symmetry", self.seed, id)
         asked += draw(
             candidates,
             NEIGHBOURS - len(asked),

@@ -71,7 +71,7 @@ def load(
         only=wanted,
         limit=limit,
         seed=seed,
-        other_task=PAIRS,
+        neighbours=PAIRS,
     )
     facts_alone = [
         Exclusion(f"{SOURCE}/{id}", "PARAREL has facts but no patterns for the relation")

@@ -97,12 +97,16 @@ def cache_folder() -> Path:
 def without_collecting() -> Iterator[None]:
     """Garbage collection is off while open: a third of the time of building a million values.
 
-    None of them is in a cycle, and every collection would walk them all.
+    None of them is in a cycle, and every collection would walk them all. So that collections of the
+    young do not walk them afterwards either, they leave as old ones.
     """
     was_on = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
+        if not gc.get_freeze_count():  # what somebody else has frozen stays so
+            gc.freeze()
+            gc.unfreeze()  # into the oldest generation
         if was_on:
             gc.enable()

@@ -22,9 +22,8 @@ from kn_bench.cases.case import (
     Selection,
 )
 from kn_bench.cases.drawing import draw, limited, slug, unique_slugs
-from kn_bench.cases.neighbours import PAIRS
+from kn_bench.cases.neighbours import NEIGHBOURS, PAIRS, other_task
 
-NEIGHBOURS = 2
 BACKGROUND = 8
 
 
@@ -189,16 +188,7 @@ def _locality(id: str, row: FactRow, rows: Sequence[FactRow], seed: int) -> Iter
         # an answer that is the new target itself can still be told from the true one
         rejected = row.target_new if n.answer != row.target_new else row.target_true
         yield Probe(probe, "locality", n.cloze, n.answer, rejected, kind=n.kind)
-    for i, p in enumerate(draw(PAIRS, NEIGHBOURS, "other_task", seed, id, where=bool)):
-        yield Probe(
-            f"locality/other_task/{i}",
-            "locality",
-            p.cloze,
-            p.expected,
-            p.rejected,
-            kind="other_task",
-            task="pair",
-        )
+    yield from other_task(PAIRS, seed, id)
 
 
 def _symmetry(row: FactRow) -> Iterable[Probe]:

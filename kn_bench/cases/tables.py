@@ -73,9 +73,7 @@ class Table:
         """A fixed sample of facts with their queries: answerable from the left first."""
         patterns = sorted(self.relation.patterns, key=lambda p: not p.answer_is_last)
         sample = []
-        for fact in draw(
-            self.facts, BACKGROUND_FACTS + 4, "background", self.relation.id, where=bool
-        ):
+        for fact in draw(self.facts, BACKGROUND_FACTS + 4, "background", self.relation.id):
             asked = [p for p in patterns if p.takes(fact.object)][:BACKGROUND_PATTERNS]
             sample.append((fact, tuple(Query(p.cloze(fact.subject), fact.object) for p in asked)))
         return tuple(sample)

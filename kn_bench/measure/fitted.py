@@ -21,8 +21,7 @@ LONG = "the text is longer than the model takes"
 AFTER = "the answer stands before the word it agrees with: no prompt to predict it from"
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """One row for the model.
 
     Attributes:
@@ -50,8 +49,7 @@ class Row:
         return sum(len(part.targets) for part in self.parts)
 
 
-@dataclass(frozen=True, slots=True)
-class FittedProbe:
+class FittedProbe(NamedTuple):
     """A probe in ids.
 
     Attributes:

@@ -12,8 +12,9 @@ bent into shape.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 
 from kn_bench.cases.case import Case, EditRequest, Exclusion, Probe, Query, Task
 from kn_bench.cases.reading import without_collecting
@@ -26,7 +27,17 @@ from kn_bench.measure.fitted import (
     Misfit,
     Row,
 )
-from kn_bench.measure.placing import Body, Causal, Key, Masked, fitter_for, in_place, key_of, placed
+from kn_bench.measure.placing import (
+    Asked,
+    Body,
+    Causal,
+    Key,
+    Masked,
+    fitter_for,
+    in_place,
+    key_of,
+    placed,
+)
 from kn_bench.model.tokens import Tokens, last_token_of
 
 __all__ = [
@@ -48,41 +59,47 @@ CHUNK = 2048
 
 
 def fit_cases(
-    cases: Sequence[Case], tokens: Tokens, prefix: str = ""
+    cases: Iterable[Case], tokens: Tokens, prefix: str = ""
 ) -> list[FittedCase | Exclusion]:
     """Each case in ``tokens``' ids, or why it does not fit (its edited prompt does not).
 
     Args:
-        cases: any number; texts they share are encoded once.
+        cases: any number; texts they share are encoded once. Where they are still being loaded,
+            those that are there are encoded meanwhile.
         tokens: of the model to be asked.
         prefix: a text to put in front of every prompt, followed by a space.
     """
     fitter = fitter_for(tokens, prefix)
-    chunks = [cases[start : start + CHUNK] for start in range(0, len(cases), CHUNK)]
-    probes = [[probe for case in chunk for probe in case.probes] for chunk in chunks]
     fitted: list[FittedCase | Exclusion] = []
     with without_collecting():
-        for chunk, read in zip(chunks, _read_ahead(fitter, probes), strict=True):
-            bodies = fitter.fit(read)
+        for chunk, asked in _read_ahead(fitter, cases):
+            bodies = fitter.fit(asked)
             fitted += [_case(case, bodies) for case in chunk]
     return fitted
 
 
 def _read_ahead(
-    fitter: Causal | Masked, chunks: Sequence[Sequence[Probe]]
-) -> Iterator[Sequence[Probe]]:
-    """Each chunk once it is read, the next ones being read by then.
+    fitter: Causal | Masked, cases: Iterable[Case]
+) -> Iterator[tuple[Sequence[Case], Sequence[Asked]]]:
+    """Chunks of cases with what they ask, read while the cases before are loaded and fitted.
 
-    The tokenizer runs without Python's lock, so that one core encodes while the other fits.
+    The tokenizer runs without Python's lock, so that one core encodes while the other goes on.
     """
-    if len(chunks) == 1:
-        fitter.read(chunks[0])
-        yield chunks[0]
+
+    def read(chunk: Sequence[Case]) -> Sequence[Asked]:
+        return fitter.read(probe for case in chunk for probe in case.probes)
+
+    coming = iter(cases)
+    first = list(islice(coming, CHUNK))
+    if len(first) < CHUNK:
+        yield first, read(first)
         return
     with ThreadPoolExecutor(1) as ahead:
-        for chunk, reading in [(chunk, ahead.submit(fitter.read, chunk)) for chunk in chunks]:
-            reading.result()
-            yield chunk
+        reading = [(first, ahead.submit(read, first))]
+        while chunk := list(islice(coming, CHUNK)):
+            reading.append((chunk, ahead.submit(read, chunk)))
+        for chunk, asked in reading:
+            yield chunk, asked.result()
 
 
 def fit_case(case: Case, tokens: Tokens, prefix: str = "") -> FittedCase | Exclusion:

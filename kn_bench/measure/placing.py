@@ -7,10 +7,9 @@ share is done once.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
-from kn_bench.cases.case import Cloze, Probe, Scoring
+from kn_bench.cases.case import Cloze, Probe, Scoring, Task
 from kn_bench.measure.fitted import (
     AROUND,
     BOUNDARY,
@@ -27,7 +26,7 @@ from kn_bench.measure.fitted import (
 )
 from kn_bench.model.tokens import Span, Spanned, Tokens
 
-Key = tuple[str, ...]
+Key = tuple[Cloze, str, str, Scoring, Task]
 
 
 class Body(NamedTuple):
@@ -41,9 +40,8 @@ class Body(NamedTuple):
 
 
 def key_of(probe: Probe) -> Key:
-    """All that the ids of a probe depend on; of plain texts, whose hashes Python keeps."""
-    cloze = probe.cloze
-    return (cloze.left, cloze.right, probe.expected, probe.rejected, probe.scoring, probe.task)
+    """All that the ids of a probe depend on."""
+    return (probe.cloze, probe.expected, probe.rejected, probe.scoring, probe.task)
 
 
 def fitter_for(tokens: Tokens, prefix: str) -> Causal | Masked:
@@ -53,56 +51,109 @@ def fitter_for(tokens: Tokens, prefix: str) -> Causal | Masked:
 
 def placed(fitter: Causal | Masked, probe: Probe) -> Body | Misfit:
     """What ``fitter`` makes of one probe."""
-    fitter.read([probe])
-    return fitter.fit([probe])[key_of(probe)]
+    return fitter.fit(fitter.read([probe]))[key_of(probe)]
 
 
-def _prefixed(cloze: Cloze, prefix: str) -> Cloze:
-    return Cloze(f"{prefix} {cloze.left}".rstrip(), cloze.right) if prefix else cloze
+class Asked(NamedTuple):
+    """What is asked by all probes with one key.
+
+    Attributes:
+        cloze: with the prefix in front.
+        answers: the expected and the rejected one.
+        texts: with either, for a causal model: up to the answer, or whole.
+        given: texts up to the answer, where what follows is scored given it; else empty.
+    """
+
+    key: Key
+    cloze: Cloze
+    answers: tuple[str, str]
+    scoring: Scoring
+    task: Task
+    texts: tuple[str, ...] = ()
+    given: tuple[str, ...] = ()
+
+    @property
+    def too_early(self) -> bool:
+        """Whether more of a fact's question follows its answer (a pair's scoring allows that)."""
+        return self.task == "fact" and not self.cloze.answer_is_last
 
 
-def _is_asked_too_early(probe: Probe) -> bool:
-    """Whether more of the question follows a fact's answer (a pair's scoring allows for that)."""
-    return probe.task == "fact" and not probe.cloze.answer_is_last
+class _Fitter:
+    """What both kinds share: each key is read and fitted once.
 
-
-class Causal:
-    """Fits probes to a model that reads from left to right."""
+    :meth:`read` may run ahead of :meth:`fit`, in a thread of its own.
+    """
 
     def __init__(self, tokens: Tokens, prefix: str) -> None:
         self.tokens, self.prefix = tokens, prefix
-        self.ids: dict[str, Ids] = {}
+        self.keys: set[Key] = set()
         self.bodies: dict[Key, Body | Misfit] = {}
 
-    def read(self, probes: Iterable[Probe]) -> None:
-        """Encode what the probes need; may run ahead of :meth:`fit` in a thread of its own."""
-        texts = {t: None for probe in probes for t in self._texts(probe) if t not in self.ids}
+    def read(self, probes: Iterable[Probe]) -> Sequence[Asked]:
+        """What the probes ask that was not asked before, with its texts encoded."""
+        new = [key for key in dict.fromkeys(map(key_of, probes)) if key not in self.keys]
+        self.keys.update(new)
+        asked = [self._asked(key) for key in new]
+        self._encode(asked)
+        return asked
+
+    def fit(self, asked: Iterable[Asked]) -> Mapping[Key, Body | Misfit]:
+        """All that was fitted so far, ``asked`` included."""
+        self.bodies.update((one.key, self._fit(one)) for one in asked)
+        return self.bodies
+
+    def _asked(self, key: Key) -> Asked:
+        cloze, expected, rejected, scoring, task = key
+        if self.prefix:
+            cloze = Cloze(f"{self.prefix} {cloze.left}".rstrip(), cloze.right)
+        answers = expected, rejected
+        return Asked(key, cloze, answers, scoring, task, *self._texts(cloze, answers, scoring))
+
+    def _texts(
+        self, cloze: Cloze, answers: tuple[str, str], scoring: Scoring
+    ) -> tuple[tuple[str, ...], ...]:
+        """``texts`` and ``given`` of what is asked, where the kind of model needs them."""
+        return ()
+
+    def _encode(self, asked: Sequence[Asked]) -> None:
+        raise NotImplementedError
+
+    def _fit(self, asked: Asked) -> Body | Misfit:
+        raise NotImplementedError
+
+
+class Causal(_Fitter):
+    """Fits probes to a model that reads from left to right."""
+
+    def __init__(self, tokens: Tokens, prefix: str) -> None:
+        super().__init__(tokens, prefix)
+        self.ids: dict[str, Ids] = {}
+
+    def _texts(
+        self, cloze: Cloze, answers: tuple[str, str], scoring: Scoring
+    ) -> tuple[tuple[str, ...], ...]:
+        left = cloze.left + cloze.gap_space
+        up_to = left + answers[0], left + answers[1]
+        if scoring == "gap":
+            return up_to, ()
+        whole = cloze.fill(answers[0]), cloze.fill(answers[1])
+        return whole, () if scoring == "sentence" else up_to
+
+    def _encode(self, asked: Sequence[Asked]) -> None:
+        texts = {
+            text: None
+            for one in asked
+            if not one.too_early
+            for text in (one.cloze.left, *one.texts, *one.given)
+            if text not in self.ids
+        }
         closing = self.tokens.n_closing
         for text, ids in zip(texts, self.tokens.encode_many(list(texts)), strict=True):
             self.ids[text] = ids[: len(ids) - closing] if closing else ids
 
-    def fit(self, probes: Iterable[Probe]) -> Mapping[Key, Body | Misfit]:
-        """What is fitted of the probes that were read, by :func:`key_of`; all is kept."""
-        for probe in probes:
-            key = key_of(probe)
-            if key not in self.bodies:
-                self.bodies[key] = self._fit(probe)
-        return self.bodies
-
-    def _texts(self, probe: Probe) -> Iterable[str]:
-        cloze = _prefixed(probe.cloze, self.prefix)
-        if _is_asked_too_early(probe):
-            return
-        yield cloze.left
-        for answer in (probe.expected, probe.rejected):
-            if probe.scoring != "sentence":
-                yield cloze.left + cloze.gap_space + answer
-            if probe.scoring != "gap":
-                yield cloze.fill(answer)
-
-    def _fit(self, probe: Probe) -> Body | Misfit:
-        cloze = _prefixed(probe.cloze, self.prefix)
-        if _is_asked_too_early(probe):
+    def _fit(self, asked: Asked) -> Body | Misfit:
+        cloze = asked.cloze
+        if asked.too_early:
             return Misfit(NOT_LAST, cloze.fill("▁"))
         # a text's first word is predicted from what stands between documents
         between = self.tokens.between_id
@@ -110,99 +161,85 @@ class Causal:
         prompt = start + self.ids[cloze.left]
         if not prompt:
             return Misfit(NO_CONTEXT, cloze.fill("▁"))
-        asked = _Asked(cloze, cloze.left + cloze.gap_space, probe.scoring, start, prompt)
-        expected = self._row(asked, probe.expected)
+        expected = self._row(asked, 0, start, prompt)
         if isinstance(expected, Misfit):
             return expected
-        rejected = self._row(asked, probe.rejected)
+        rejected = self._row(asked, 1, start, prompt)
         if isinstance(rejected, Misfit):
             return rejected
         if expected.targets == rejected.targets:
-            if expected.ids == rejected.ids and probe.expected != probe.rejected:
-                return Misfit(SAME, f"{probe.expected!r} and {probe.rejected!r}")
-        elif probe.scoring == "two_prefix":
+            if expected.ids == rejected.ids and asked.answers[0] != asked.answers[1]:
+                return Misfit(SAME, _both(asked))
+        elif asked.scoring == "two_prefix":
             return Misfit(AROUND, cloze.fill("▁"))
         n = len(prompt)
         return Body(prompt, n - 1, expected, rejected, expected.ids[n])
 
-    def _row(self, asked: _Asked, answer: str) -> Row | Misfit:
-        """The row that scores ``answer``: the word, what follows it, or both."""
-        cloze, left, scoring, start, prompt = asked
-        text = left + answer if scoring == "gap" else cloze.fill(answer)
+    def _row(self, asked: Asked, which: int, start: Ids, prompt: Ids) -> Row | Misfit:
+        """The row that scores one answer: the word, what follows it, or both."""
+        text, answer = asked.texts[which], asked.answers[which]
         ids = start + self.ids[text]
-        given = start + self.ids[left + answer] if scoring == "two_prefix" else prompt
-        if ids[: len(given)] != given or given[: len(prompt)] != prompt:
+        n, size = len(prompt), len(ids)
+        if ids[:n] != prompt:
             return Misfit(BOUNDARY, f"{answer!r} in {text!r}")
-        said, targets = ids[len(prompt) :], ids[len(given) :]
-        if not targets or not said or (not answer.isalnum() and self._is_blank(answer, said)):
+        said = targets = ids[n:]
+        if asked.given:
+            given = start + self.ids[asked.given[which]]
+            n = len(given)
+            if ids[:n] != given or given[: len(prompt)] != prompt:
+                return Misfit(BOUNDARY, f"{answer!r} in {text!r}")
+            targets = ids[n:]
+        if not targets or (not answer.isalnum() and self._is_blank(answer, said)):
             return Misfit(NO_TOKEN, f"{answer!r} tokenises to nothing")
         if not self.tokens.special_ids.isdisjoint(said):
             return Misfit(SPECIAL, f"{answer!r} in {text!r}")
-        size = len(ids)
         if size > self.tokens.max_length:
             return Misfit(LONG, f"{size} tokens of {self.tokens.max_length}: {text!r}")
-        return Row(ids, tuple(range(len(given) - 1, size - 1)), targets)
+        return Row(ids, tuple(range(n - 1, size - 1)), targets)
 
     def _is_blank(self, answer: str, ids: Ids) -> bool:
         """Whether only a space is left of ``answer``: some tokenizers drop what cannot be seen."""
         return not any(map(str.isalnum, answer)) and not self.tokens.decode(ids).strip()
 
 
-class _Asked(NamedTuple):
-    """What both answers of a probe have in common: ``left`` is the text up to the answer."""
-
-    cloze: Cloze
-    left: str
-    scoring: Scoring
-    start: Ids
-    prompt: Ids
-
-
-class Masked:
+class Masked(_Fitter):
     """Fits probes to a model that answers at a mask."""
 
     def __init__(self, tokens: Tokens, prefix: str) -> None:
-        self.tokens, self.prefix = tokens, prefix
+        super().__init__(tokens, prefix)
         self.found: dict[tuple[Cloze, str], Answered | Misfit] = {}
-        self.bodies: dict[Key, Body | Misfit] = {}
 
-    def read(self, probes: Iterable[Probe]) -> None:
-        """Encode what the probes need; may run ahead of :meth:`fit` in a thread of its own."""
+    def _encode(self, asked: Sequence[Asked]) -> None:
         wanted = {
             filled: None
-            for probe in probes
-            for answer in (probe.expected, probe.rejected)
-            if (filled := (_prefixed(probe.cloze, self.prefix), answer)) not in self.found
+            for one in asked
+            for answer in one.answers
+            if (filled := (one.cloze, answer)) not in self.found
         }
         self.found.update(zip(wanted, in_place(list(wanted), self.tokens), strict=True))
 
-    def fit(self, probes: Iterable[Probe]) -> Mapping[Key, Body | Misfit]:
-        """What is fitted of the probes that were read, by :func:`key_of`; all is kept."""
-        for probe in probes:
-            key = key_of(probe)
-            if key not in self.bodies:
-                self.bodies[key] = self._fit(probe)
-        return self.bodies
-
-    def _fit(self, probe: Probe) -> Body | Misfit:
-        cloze = _prefixed(probe.cloze, self.prefix)
-        mask = self.tokens.mask_id
+    def _fit(self, asked: Asked) -> Body | Misfit:
+        cloze, mask = asked.cloze, self.tokens.mask_id
         assert mask is not None  # Tokens has looked
-        expected, rejected = self.found[cloze, probe.expected], self.found[cloze, probe.rejected]
+        expected, rejected = (self.found[cloze, answer] for answer in asked.answers)
         for answered in (expected, rejected):
             if isinstance(answered, Misfit):
                 return answered
-            if len(answered.answer) > 1 and probe.task == "fact":
+            if len(answered.answer) > 1 and asked.task == "fact":
                 return Misfit(SEVERAL, f"{cloze.fill('▁')!r} with {answered.answer}")
         assert isinstance(expected, Answered)
         assert isinstance(rejected, Answered)
         if (expected.before, expected.after) != (rejected.before, rejected.after):
             return Misfit(AROUND, cloze.fill("▁"))
         if expected.answer == rejected.answer:
-            return Misfit(SAME, f"{probe.expected!r} and {probe.rejected!r}")
+            return Misfit(SAME, _both(asked))
         ids, at = (*expected.before, mask, *expected.after), len(expected.before)
         rows = [_each_masked(answered, mask) for answered in (expected, rejected)]
         return Body(ids, at, rows[0], rows[1], expected.answer[0])
+
+
+def _both(asked: Asked) -> str:
+    return "{!r} and {!r}".format(*asked.answers)
 
 
 def _each_masked(answered: Answered, mask: int) -> Row:
@@ -212,7 +249,7 @@ def _each_masked(answered: Answered, mask: int) -> Row:
     for i, piece in enumerate(answer):
         ids = (*before, *answer[:i], mask, *answer[i + 1 :], *after)
         rows.append(Row(ids, (len(before) + i,), (piece,)))
-    return replace(rows[0], further=tuple(rows[1:])) if len(rows) > 1 else rows[0]
+    return rows[0]._replace(further=tuple(rows[1:])) if len(rows) > 1 else rows[0]
 
 
 class Answered(NamedTuple):

@@ -160,23 +160,20 @@ def last_token_of(encoding: Encoding, start: int, end: int) -> int:
 
 
 def _spanned(encoded: Any, span: Span) -> Spanned:
+    gap, start, end = span
     ids = tuple(encoded.ids)
-    first, last = encoded.char_to_token(span.start), encoded.char_to_token(span.end - 1)
+    first, last = encoded.char_to_token(start), encoded.char_to_token(end - 1)
     if first is None or last is None:
         return Spanned(ids, 0, -1, False)
+    # (start, end) in characters; None or (0, 0) for special tokens, which stand nowhere
+    chars = encoded.token_to_chars
     # a space that is a token of its own belongs to the stretch, as do all bytes of its last letter
-    while first and span.gap <= _chars(encoded, first - 1)[0]:
+    while first and (before := chars(first - 1)) and before[1] and before[0] >= gap:
         first -= 1
-    while last + 1 < len(ids) and -1 < _chars(encoded, last + 1)[0] < span.end:
+    while last + 1 < len(ids) and (after := chars(last + 1)) and after[1] and after[0] < end:
         last += 1
-    whole = _chars(encoded, first)[0] >= span.gap and _chars(encoded, last)[1] <= span.end
+    whole = chars(first)[0] >= gap and chars(last)[1] <= end
     return Spanned(ids, first, last, whole)
-
-
-def _chars(encoded: Any, token: int) -> tuple[int, int]:
-    """(start, end) of ``token``; (-1, -1) for special tokens, which stand nowhere in the text."""
-    start, end = encoded.token_to_chars(token) or (0, 0)
-    return (start, end) if end else (-1, -1)
 
 
 def _special_ids(tokenizer: PreTrainedTokenizerFast) -> frozenset[int]:
