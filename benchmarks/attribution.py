@@ -85,7 +85,7 @@ def prompts(lm: LanguageModel, n: int, length: int) -> list[Asked]:
 
 
 def brute_force(lm: LanguageModel, asked: Asked, rule: Rule) -> Tensor:
-    nodes = rule.on_unit_interval(lm.dtype, lm.device)
+    nodes = rule.on_unit_interval()
     row = torch.tensor(asked.ids)
     return torch.stack(
         [
@@ -99,8 +99,8 @@ def brute_force(lm: LanguageModel, asked: Asked, rule: Rule) -> Tensor:
 
 def brute_force_by_layer(lm: LanguageModel, asked: Asked, rule: Rule) -> Tensor:
     """The same with all steps of a layer in one batch, as published code runs them."""
-    nodes = rule.on_unit_interval(lm.dtype, lm.device)
-    ids = torch.tensor([asked.ids] * len(nodes.places))
+    places, weights = (torch.from_numpy(one).to(lm.dtype) for one in rule.on_unit_interval())
+    ids = torch.tensor([asked.ids] * len(places))
     at, (token,) = asked.answer_position, asked.answer_ids
     found = []
     for layer in range(lm.n_layers):
@@ -108,7 +108,7 @@ def brute_force_by_layer(lm: LanguageModel, asked: Asked, rule: Rule) -> Tensor:
 
         def scale(_: Any, inputs: Any, leaves: list[Tensor] = leaves) -> Any:
             keys = inputs[0].detach().clone()
-            leaves += [keys[0, at].clone(), (nodes.places[:, None] * keys[:, at]).requires_grad_()]
+            leaves += [keys[0, at].clone(), (places[:, None] * keys[:, at]).requires_grad_()]
             keys[:, at] = leaves[1]
             return (keys,)
 
@@ -116,7 +116,7 @@ def brute_force_by_layer(lm: LanguageModel, asked: Asked, rule: Rule) -> Tensor:
         p = lm.hf(input_ids=ids).logits[:, at].softmax(-1)[:, token]
         handle.remove()
         (gradient,) = torch.autograd.grad(p.sum(), leaves[1])
-        found.append(leaves[0] * (nodes.weights @ gradient))
+        found.append(leaves[0] * (weights @ gradient))
     return torch.stack(found)
 
 

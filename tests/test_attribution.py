@@ -69,7 +69,7 @@ def relative(ours, expected):
 def test_attribution_equals_brute_force(family, rule):
     lm = tiny_model(family)
     asked = queries(lm)
-    nodes = rule.on_unit_interval(torch.float64, lm.device)
+    nodes = rule.on_unit_interval()
     for query, found in zip(asked, attribute(lm, asked, rule=rule), strict=True):
         expected = brute(lm, query.ids, query.answer_position, query.answer_ids[0], nodes)
         assert relative(found.scores, expected) < 1e-9
@@ -80,7 +80,7 @@ def test_float32_attribution_equals_float64_brute_force(family):
     narrow, wide = tiny_model(family, torch.float32), tiny_model(family)
     wide.hf.load_state_dict(narrow.hf.state_dict())
     rule = Rule("riemann")
-    nodes = rule.on_unit_interval(torch.float64, wide.device)
+    nodes = rule.on_unit_interval()
     asked = queries(narrow)
     for query, found in zip(asked, attribute(narrow, asked, rule=rule), strict=True):
         expected = brute(wide, query.ids, query.answer_position, query.answer_ids[0], nodes)
@@ -114,7 +114,7 @@ def test_what_attribution_says_of_itself_is_true(family):
 def test_adaptive_rule_finds_the_integral(family):
     lm = tiny_model(family)
     asked = queries(lm)
-    fine = Rule("adaptive", 60).on_unit_interval(torch.float64, lm.device)
+    fine = Rule("adaptive", 60).on_unit_interval()
     for query, found in zip(
         asked, attribute(lm, asked, rule=Rule(tolerance=1e-6, floor=1e-9)), strict=True
     ):
@@ -190,15 +190,14 @@ def integral(nodes: Nodes, power: int) -> float:
 @given(st.integers(5, 40))
 @settings(max_examples=20)
 def test_gauss_legendre_is_exact_on_polynomials(n):
-    nodes = Rule("adaptive", n).on_unit_interval(torch.float64, torch.device("cpu"))
+    nodes = Rule("adaptive", n).on_unit_interval()
     for power in range(2 * n):
         assert integral(nodes, power) == pytest.approx(1 / (power + 1), rel=1e-9)
 
 
 def test_trap_06_both_ends_counted_is_biased_on_a_cubic():
-    cpu = torch.device("cpu")
     linspace, riemann, legendre = (
-        integral(rule.on_unit_interval(torch.float64, cpu), 3) / 0.25 - 1
+        integral(rule.on_unit_interval(), 3) / 0.25 - 1
         for rule in (Rule("linspace"), Rule("riemann"), Rule())
     )
     assert linspace == pytest.approx(1 / 19)
@@ -207,9 +206,8 @@ def test_trap_06_both_ends_counted_is_biased_on_a_cubic():
 
 
 def test_published_rules_have_the_published_nodes():
-    cpu = torch.device("cpu")
-    linspace = Rule("linspace", 20).on_unit_interval(torch.float64, cpu)
-    riemann = Rule("riemann", 20).on_unit_interval(torch.float64, cpu)
+    linspace = Rule("linspace", 20).on_unit_interval()
+    riemann = Rule("riemann", 20).on_unit_interval()
     np.testing.assert_allclose(linspace.places, np.linspace(0, 1, 20))
     np.testing.assert_allclose(riemann.places, np.arange(20) / 20)
     for nodes in (linspace, riemann):
@@ -236,7 +234,7 @@ def test_an_unknown_rule_is_refused():
 def test_trap_29_later_tokens_come_after_the_answers_own_earlier_ones(family):
     lm = tiny_model(family)
     (query,) = queries(lm, (6,), n_answer=3)
-    nodes = Rule("riemann", 6).on_unit_interval(torch.float64, lm.device)
+    nodes = Rule("riemann", 6).on_unit_interval()
     (found,) = attribute(lm, [query], rule=Rule("riemann", 6))
     singles = [
         brute(lm, (*query.ids, *query.answer_ids[:k]), 5 + k, query.answer_ids[k], nodes)
@@ -280,7 +278,7 @@ def test_other_attributions_equal_brute_force(family):
     lm = tiny_model(family)
     (query,) = queries(lm, (6,))
     row, (token,), at = torch.tensor(query.ids), query.answer_ids, query.answer_position
-    at_one = Nodes(torch.tensor([1.0]), torch.tensor([1.0]))
+    at_one = Nodes(np.ones(1), np.ones(1))
     sites = [site(lm, layer, at) for layer in range(lm.n_layers)]
     active = torch.stack([neurons_at(lm.hf, row, place) for place in sites])
     assert relative(activation(lm, [query])[0], active) < 1e-12

@@ -88,7 +88,7 @@ def hooked(lm, case, query, token=None, ids=None, position=None):
     """Brute force at the place the reference hooks: ``[n_layers, n]``."""
     hook = hook_point(case.manifest["hook_module"])
     assert hook is not None
-    nodes = rule_of(case).on_unit_interval(lm.dtype, lm.device)
+    nodes = rule_of(case).on_unit_interval()
     ids = torch.tensor(query.ids if ids is None else ids)
     position = query.answer_position if position is None else position
     token = query.answer_ids[0] if token is None else token
@@ -148,9 +148,8 @@ def test_probabilities_along_the_path_are_golden(case):
         if lm.is_causal:
             ids = ids[: position + 1]
         asked = ask(lm, [Question(ids, position, query.answer_ids[0])])
-        layer = torch.arange(n_layers).repeat_interleave(n_steps)
-        g = torch.linspace(0, 1, n_steps, dtype=torch.float64).repeat(n_layers)
-        rows = Rows(torch.zeros_like(layer), layer, g)
+        layer = np.arange(n_layers).repeat(n_steps)
+        rows = Rows(np.zeros_like(layer), layer, np.tile(np.linspace(0, 1, n_steps), n_layers))
         found = asked.run(rows, gradient=False, most=1000).probability
         assert float((found.reshape(expected.shape) - expected).abs().max()) < 1e-5
 
@@ -185,7 +184,7 @@ def test_trap_29_published_code_attributes_later_tokens_without_the_earlier_ones
     assert deviation(proper, case.array("scores_gpt2")) > 1e-3
     # ours asks the same questions, of the site's own neurons
     rule = rule_of(case)
-    nodes = rule.on_unit_interval(lm.dtype, lm.device)
+    nodes = rule.on_unit_interval()
     expected = [
         torch.stack(
             [

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,8 +37,8 @@ def gradient_x_activation(
 
     def score(asked: Asked, most: int) -> Tensor:
         n = len(asked.keys) * lm.n_layers
-        cell = torch.arange(n, device=lm.device)
-        rows = Rows(cell // lm.n_layers, cell % lm.n_layers, asked.keys.new_ones(n))
+        cell = np.arange(n)
+        rows = Rows(cell // lm.n_layers, cell % lm.n_layers, np.ones(n))
         gradient = asked.run(rows, gradient=True, most=most).gradient
         gradient = gradient.reshape(-1, lm.n_layers, lm.d_model)
         by_key = [gradient[:, layer] @ lm.weight(layer).T for layer in range(lm.n_layers)]

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from kn_bench.localise.integration import Rule
 from kn_bench.localise.queries import Fitted, Question, by_length, questions_of
 from kn_bench.localise.scaling import Asked, Rows, ask, rows_within
 from kn_bench.model.language_model import LanguageModel
+from kn_bench.model.transfer import to_device, to_host
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
@@ -33,7 +35,8 @@ class Attribution:
     """Scores of every neuron of a model for one query.
 
     Attributes:
-        scores: alpha, ``[n_layers, d_mlp]``, in units of probability. For an answer of several
+        scores: alpha, ``[n_layers, d_mlp]``, in units of probability, on the model's device; all
+            else is on the host. For an answer of several
             tokens the mean over its tokens, as are all figures below but ``completeness``,
             ``allowed`` and ``nodes``, which are those of the worst token.
         probability: P(w), of the answer by the model as it is.
@@ -109,12 +112,13 @@ def _attribute(asked: Asked, rule: Rule, most: int) -> list[Attribution]:
     weights = [asked.lm.weight(layer) for layer in range(asked.lm.n_layers)]
     by_key = torch.stack([path.integral[:, i] @ w.T for i, w in enumerate(weights)], 1)
     scores = asked.keys * by_key
-    change = asked.probability[:, None] - path.without
-    completeness = (scores.sum(2) - change).abs()
+    total, probability = map(torch.from_numpy, to_host(scores.sum(2), asked.probability))
+    change = probability[:, None] - path.without
+    completeness = (total - change).abs()
     return [
         Attribution(
             scores=scores[i],
-            probability=float(asked.probability[i]),
+            probability=float(probability[i]),
             without=path.without[i],
             completeness=completeness[i],
             allowed=rule.allowed(change[i]),
@@ -126,7 +130,10 @@ def _attribute(asked: Asked, rule: Rule, most: int) -> list[Attribution]:
 
 @dataclass(frozen=True)
 class _Path:
-    """Integral of dP/dvalue over g, P(0) and nodes used, for every question and layer."""
+    """Integral of dP/dvalue over g, P(0) and nodes used, for every question and layer.
+
+    The first is on the model's device, the others are on the host.
+    """
 
     integral: Float[Tensor, "B n_layers d_model"]
     without: Float[Tensor, "B n_layers"]
@@ -137,34 +144,30 @@ class _Path:
 class _Intervals:
     """Parts of the paths of all questions and layers, with what the rule gave on them.
 
-    ``cell`` is question * n_layers + layer; P is known at both ends ``low`` and ``high``.
+    ``cell`` is question * n_layers + layer; P is known at both ends ``low`` and ``high``. All but
+    the integral is on the host, which decides what to halve.
     """
 
-    cell: Int[Tensor, " n"]
-    low: Float[Tensor, " n"]
-    high: Float[Tensor, " n"]
-    p_low: Float[Tensor, " n"]
-    p_high: Float[Tensor, " n"]
     integral: Float[Tensor, "n d_model"]
-    error: Float[Tensor, " n"]
+    cell: Int[np.ndarray, " n"]
+    low: Float[np.ndarray, " n"]
+    high: Float[np.ndarray, " n"]
+    p_low: Float[np.ndarray, " n"]
+    p_high: Float[np.ndarray, " n"]
+    error: Float[np.ndarray, " n"]
 
-    def where(self, keep: Bool[Tensor, " n"]) -> _Intervals:
-        return _Intervals(*(tensor[keep] for tensor in self._parts))
+    def where(self, keep: Bool[np.ndarray, " n"]) -> _Intervals:
+        at = to_device(np.flatnonzero(keep), self.integral.device)
+        return _Intervals(self.integral[at], *(part[keep] for part in self._on_host))
 
     def joined(self, other: _Intervals) -> _Intervals:
-        return _Intervals(*map(torch.cat, zip(self._parts, other._parts, strict=True)))
+        parts = zip(self._on_host, other._on_host, strict=True)
+        integral = torch.cat([self.integral, other.integral])
+        return _Intervals(integral, *map(np.concatenate, parts))
 
     @property
-    def _parts(self) -> tuple[Tensor, ...]:
-        return (
-            self.cell,
-            self.low,
-            self.high,
-            self.p_low,
-            self.p_high,
-            self.integral,
-            self.error,
-        )
+    def _on_host(self) -> tuple[np.ndarray, ...]:
+        return self.cell, self.low, self.high, self.p_low, self.p_high, self.error
 
 
 class _Integrator:
@@ -175,70 +178,72 @@ class _Integrator:
         self.n_layers = asked.lm.n_layers
         # what a layer's neurons add at the answer position: completeness in the values' space
         self.grown = asked.grown.flatten(0, 1)
-        self.unit = rule.on_unit_interval(asked.probability.dtype, asked.probability.device)
+        self.unit = rule.on_unit_interval()
 
-    def rows(self, cell: Tensor, g: Tensor) -> Rows:
+    def rows(self, cell: np.ndarray, g: np.ndarray) -> Rows:
         return Rows(cell // self.n_layers, cell % self.n_layers, g)
 
-    def probability(self, cell: Tensor, g: Tensor) -> Float[Tensor, " n"]:
+    def probability(self, cell: np.ndarray, g: np.ndarray) -> Float[Tensor, " n"]:
         """P where the neurons of ``cell`` are scaled by ``g``."""
         return self.asked.run(self.rows(cell, g), gradient=False, most=2 * self.most).probability
 
-    def gradients(self, cell: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-        """P at the nodes of each interval, [n, nodes], and the integral of dP/dvalue over it."""
+    def gradients(
+        self, cell: np.ndarray, low: np.ndarray, high: np.ndarray
+    ) -> tuple[Float[Tensor, "n nodes"], Float[Tensor, "n d_model"]]:
+        """P at the nodes of each interval, and the integral of dP/dvalue over it."""
         n, unit = len(self.unit.places), self.unit
-        g = low[:, None] + (high - low)[:, None] * unit.places
-        along = self.asked.run(
-            self.rows(cell.repeat_interleave(n), g.flatten()), gradient=True, most=self.most
-        )
+        width = (high - low)[:, None]
+        g = low[:, None] + width * unit.places
+        along = self.asked.run(self.rows(cell.repeat(n), g.ravel()), gradient=True, most=self.most)
         gradient = along.gradient.reshape(len(cell), n, -1)
-        weights = (unit.weights * (high - low)[:, None]).to(gradient.dtype)
+        weights = to_device(unit.weights * width, gradient.device, gradient.dtype)
         return along.probability.reshape(len(cell), n), torch.einsum(
             "cnd,cn->cd", gradient, weights
         )
 
-    def intervals(
-        self, cell: Tensor, low: Tensor, high: Tensor, p_low: Tensor, p_high: Tensor
-    ) -> _Intervals:
-        _, integral = self.gradients(cell, low, high)
-        error = (integral * self.grown[cell]).sum(1) - (p_high - p_low)
-        return _Intervals(cell, low, high, p_low, p_high, integral, error.abs())
+    def change(self, cell: np.ndarray, integral: Tensor) -> Float[Tensor, " n"]:
+        """What P changes by along intervals with these integrals."""
+        return (integral * self.grown[to_device(cell, integral.device)]).sum(1)
 
 
 def _integrate(asked: Asked, rule: Rule, most: int) -> _Path:
     take = _Integrator(asked, rule, most)
     n_cells = len(take.grown)
-    cell = torch.arange(n_cells, device=asked.tokens.device)
+    cell = np.arange(n_cells)
     shape = (n_cells // take.n_layers, take.n_layers)
-    zero = asked.probability.new_zeros(n_cells)
+    zero, one = np.zeros(n_cells), np.ones(n_cells)
     if rule.name != "adaptive":
-        probability, integral = take.gradients(cell, zero, zero + 1)
+        probability, integral = take.gradients(cell, zero, one)
         # both published rules have their first node at g = 0
-        return _Path(
-            integral.reshape(*shape, -1),
-            probability[:, 0].reshape(shape),
-            torch.full_like(cell, rule.n_nodes).reshape(shape),
-        )
-    p_low, p_high = take.probability(cell, zero), asked.probability.repeat_interleave(shape[1])
-    done = _refined(take, take.intervals(cell, zero, zero + 1, p_low, p_high), rule)
-    nodes = torch.bincount(done.cell, minlength=n_cells)
-    integral = torch.zeros_like(take.grown).index_add_(0, done.cell, done.integral)
+        (without,) = to_host(probability[:, 0])
+        nodes = torch.full(shape, rule.n_nodes)
+        return _Path(integral.reshape(*shape, -1), torch.from_numpy(without).reshape(shape), nodes)
+    at_zero = take.probability(cell, zero)
+    _, integral = take.gradients(cell, zero, one)
+    p_low, p_high, change = to_host(at_zero, asked.probability, take.change(cell, integral))
+    p_high = p_high.repeat(take.n_layers)
+    error = np.abs(change - (p_high - p_low))
+    whole = _Intervals(integral, cell, zero, one, p_low, p_high, error)
+    done = _refined(take, whole, rule)
+    at = to_device(done.cell, integral.device)
     # a path in k intervals took 2 k - 1 of them, the halved ones included
+    intervals = torch.from_numpy(np.bincount(done.cell, minlength=n_cells))
     return _Path(
-        integral.reshape(*shape, -1),
-        p_low.reshape(shape),
-        ((2 * nodes - 1) * rule.n_nodes).reshape(shape),
+        torch.zeros_like(take.grown).index_add_(0, at, done.integral).reshape(*shape, -1),
+        torch.from_numpy(p_low).reshape(shape),
+        ((2 * intervals - 1) * rule.n_nodes).reshape(shape),
     )
 
 
 def _refined(take: _Integrator, parts: _Intervals, rule: Rule) -> _Intervals:
     """Halve intervals until the errors of each path add up to no more than is allowed."""
     # more nodes do not help where half precision weights round by more than is allowed
-    rounding = 4 * torch.finfo(take.asked.lm.dtype).eps * torch.maximum(parts.p_high, parts.p_low)
-    allowed = torch.maximum(rule.allowed(parts.p_high - parts.p_low), rounding)
+    rounding = 4 * torch.finfo(take.asked.lm.dtype).eps * np.maximum(parts.p_high, parts.p_low)
+    change = torch.from_numpy(parts.p_high - parts.p_low)
+    allowed = np.maximum(rule.allowed(change).numpy(), rounding)
     while True:
-        count = torch.bincount(parts.cell, minlength=len(allowed))
-        total = torch.zeros_like(allowed).index_add_(0, parts.cell, parts.error)
+        count = np.bincount(parts.cell, minlength=len(allowed))
+        total = np.bincount(parts.cell, parts.error, minlength=len(allowed))
         # the next round may double the intervals of a path
         affordable = (4 * count - 1) * rule.n_nodes <= rule.most
         failing = (total > allowed) & affordable
@@ -251,11 +256,12 @@ def _refined(take: _Integrator, parts: _Intervals, rule: Rule) -> _Intervals:
 
 def _halved(take: _Integrator, parts: _Intervals) -> _Intervals:
     middle = (parts.low + parts.high) / 2
-    p_middle = take.probability(parts.cell, middle)
-    return take.intervals(
-        parts.cell.repeat(2),
-        torch.cat([parts.low, middle]),
-        torch.cat([middle, parts.high]),
-        torch.cat([parts.p_low, p_middle]),
-        torch.cat([p_middle, parts.p_high]),
-    )
+    cell = np.tile(parts.cell, 2)
+    low, high = np.concatenate([parts.low, middle]), np.concatenate([middle, parts.high])
+    at_middle = take.probability(parts.cell, middle)
+    _, integral = take.gradients(cell, low, high)
+    p_middle, change = to_host(at_middle, take.change(cell, integral))
+    p_low = np.concatenate([parts.p_low, p_middle])
+    p_high = np.concatenate([p_middle, parts.p_high])
+    error = np.abs(change - (p_high - p_low))
+    return _Intervals(integral, cell, low, high, p_low, p_high, error)

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -27,8 +26,8 @@ FEWEST_NODES = 5
 class Nodes(NamedTuple):
     """Places on an interval of unit length and their weights."""
 
-    places: Float[Tensor, " n"]
-    weights: Float[Tensor, " n"]
+    places: Float[np.ndarray, " n"]
+    weights: Float[np.ndarray, " n"]
 
 
 @dataclass(frozen=True)
@@ -66,17 +65,14 @@ class Rule:
         """Nodes of one interval."""
         return self.nodes or (FEWEST_NODES if self.name == "adaptive" else 20)
 
-    def on_unit_interval(self, dtype: torch.dtype, device: torch.device) -> Nodes:
+    def on_unit_interval(self) -> Nodes:
         """The rule's nodes and weights on [0, 1]."""
         m = self.n_nodes
         if self.name == "adaptive":
             x, w = np.polynomial.legendre.leggauss(m)
-            places, weights = (x + 1) / 2, w / 2
-        else:
-            places = np.arange(m) / (m if self.name == "riemann" else m - 1)
-            weights = np.full(m, 1 / m)
-        as_tensor = (torch.from_numpy(a).to(device, dtype) for a in (places, weights))
-        return Nodes(*as_tensor)
+            return Nodes((x + 1) / 2, w / 2)
+        places = np.arange(m) / (m if self.name == "riemann" else m - 1)
+        return Nodes(places, np.full(m, 1 / m))
 
     def allowed(self, change: Float[Tensor, "*rows"]) -> Float[Tensor, "*rows"]:
         """Allowed completeness error where P changes by ``change`` from g = 0 to g = 1."""

@@ -14,25 +14,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from kn_bench.localise.queries import Question
 from kn_bench.model.after_site import CleanSites, clean_sites
 from kn_bench.model.language_model import LanguageModel
+from kn_bench.model.transfer import to_device
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
 
 class Rows(NamedTuple):
-    """Perturbed rows: question, layer and scale of each."""
+    """Perturbed rows: question, layer and scale of each, on the host."""
 
-    question: Int[Tensor, " n"]
-    layer: Int[Tensor, " n"]
-    g: Float[Tensor, " n"]
+    question: Int[np.ndarray, " n"]
+    layer: Int[np.ndarray, " n"]
+    g: Float[np.ndarray, " n"]
 
-    def take(self, index: Tensor) -> Rows:
+    def take(self, index: Int[np.ndarray, " m"]) -> Rows:
         return Rows(self.question[index], self.layer[index], self.g[index])
 
 
@@ -70,16 +72,17 @@ class Asked:
 
         Where the device's memory does not suffice, half as many at once.
         """
-        order = torch.argsort(rows.question, stable=True)
+        order = np.argsort(rows.question, kind="stable")
+        parts = np.split(order, range(most, len(order), most))
         try:
-            pieces = [self._run(rows.take(part), gradient) for part in torch.split(order, most)]
+            pieces = [self._run(rows.take(part), gradient) for part in parts]
         except torch.OutOfMemoryError:
             fewer = min(most, len(order)) // 2
             if not fewer:
                 raise
             return self.run(rows, gradient=gradient, most=fewer)
-        back = torch.argsort(order)
-        return Along(*(torch.cat(parts)[back] for parts in zip(*pieces, strict=True)))
+        back = to_device(np.argsort(order), self.lm.device)
+        return Along(*(torch.cat(found)[back] for found in zip(*pieces, strict=True)))
 
     @torch.no_grad()
     def without(self, question: int, layer: int, neurons: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
@@ -91,22 +94,21 @@ class Asked:
         return answered(self.lm.logits(hidden), self.tokens[asked])
 
     def _run(self, rows: Rows, gradient: bool) -> Along:
-        order = torch.argsort(rows.layer, stable=True)
+        order = np.argsort(rows.layer, kind="stable")
         rows = rows.take(order)
-        counts = torch.bincount(rows.layer, minlength=self.lm.n_layers).tolist()
-        asked = dict(enumerate(torch.split(rows.question, counts)))
-        scales = dict(enumerate(torch.split(rows.g, counts)))
-        asked = {layer: question for layer, question in asked.items() if len(question)}
+        layers, counts = (found.tolist() for found in np.unique(rows.layer, return_counts=True))
+        questions = to_device(rows.question, self.lm.device)
+        more = to_device(rows.g - 1, self.lm.device, self.grown.dtype)[:, None]
+        asked = dict(zip(layers, torch.split(questions, counts), strict=True))
         values = {
             layer: (
-                self.clean.values[question, layer]
-                + (scales[layer][:, None] - 1).to(self.grown.dtype) * self.grown[question, layer]
+                self.clean.values[asked[layer], layer] + part * self.grown[asked[layer], layer]
             ).requires_grad_(gradient)
-            for layer, question in asked.items()
+            for layer, part in zip(layers, torch.split(more, counts), strict=True)
         }
         with torch.set_grad_enabled(gradient):
             logits = self.lm.logits(self.clean.changed(asked, values))
-        tokens, back = self.tokens[rows.question], torch.argsort(order)
+        tokens, back = self.tokens[questions], to_device(np.argsort(order), self.lm.device)
         if not gradient:
             found = answered(logits, tokens)[back]
             return Along(found, found[:, None])

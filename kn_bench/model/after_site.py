@@ -19,6 +19,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 from kn_bench.model.architecture import submodule
 from kn_bench.model.language_model import LanguageModel
@@ -74,7 +75,8 @@ class CleanSites:
     @property
     def last_hidden(self) -> Float[Tensor, "B d_model"]:
         """What the head reads at the positions."""
-        return self.run.last_hidden[torch.arange(len(self.positions)), self.positions]
+        at = self.positions
+        return self.run.last_hidden[torch.arange(len(at), device=at.device), at]
 
     def changed(
         self,
@@ -282,6 +284,7 @@ def _ended(lm: LanguageModel, output: Float[Tensor, "n d_model"]) -> Float[Tenso
 
         stack.callback(lm.layers[0].register_forward_pre_hook(give, with_kwargs=True).remove)
         ids = torch.zeros(len(output), 1, dtype=torch.long, device=output.device)
-        options: dict[str, Any] = {"use_cache": False} if lm.is_causal else {}
-        hidden: Tensor = lm.hidden(ids, **options).last_hidden_state
+        # an empty cache keeps transformers from asking the device whether rows are packed
+        cache = {"past_key_values": DynamicCache()} if lm.is_causal else {}
+        hidden: Tensor = lm.hidden(ids, **cache).last_hidden_state
     return hidden[:, 0]

@@ -19,6 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
 import torch
 from platformdirs import user_cache_path
 from safetensors import SafetensorError, safe_open
@@ -28,6 +29,7 @@ from tqdm import tqdm
 
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.resuming import skipped
+from kn_bench.model.transfer import to_device
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -235,10 +237,9 @@ def _by_length(rows: Sequence[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]
 
 
 def _add_batch(lm: LanguageModel, state: _Sums, rows: Sequence[tuple[int, ...]]) -> None:
-    ids, mask = _padded(lm, rows)
-    real = mask.bool()
+    ids, mask, real = _padded(lm, rows)
     for layer, keys in lm.keys(ids, list(state.sums), mask).items():
-        found = keys[real]
+        found = keys.flatten(0, 1)[real]
         found = found.to(torch.promote_types(found.dtype, torch.float32))
         state.sums[layer] += found.T @ found
     state.n_tokens += sum(map(len, rows))
@@ -246,12 +247,12 @@ def _add_batch(lm: LanguageModel, state: _Sums, rows: Sequence[tuple[int, ...]])
 
 def _padded(
     lm: LanguageModel, rows: Sequence[tuple[int, ...]]
-) -> tuple[Int[Tensor, "rows T"], Int[Tensor, "rows T"]]:
-    """Rows padded on the right, and which tokens are real."""
+) -> tuple[Int[Tensor, "rows T"], Int[Tensor, "rows T"], Int[Tensor, " n"]]:
+    """Rows padded on the right, which tokens are real, and where these are in all rows' tokens."""
     longest = max(map(len, rows))
     ids = lm.tensor([[*row, *[lm.tokens.pad_id] * (longest - len(row))] for row in rows])
-    mask = lm.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
-    return ids, mask
+    mask = np.array([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
+    return ids, to_device(mask, lm.device), to_device(np.flatnonzero(mask), lm.device)
 
 
 # -- on disk -------------------------------------------------------------------------------------

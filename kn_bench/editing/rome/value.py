@@ -19,6 +19,7 @@ from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.memo import Memo
 from kn_bench.model.prefixed import States
 from kn_bench.model.ragged import Place, prepare
+from kn_bench.model.transfer import to_host
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -132,7 +133,8 @@ def _descend(
     for step in range(settings.v_num_grad_steps):
         with torch.enable_grad():
             losses = batch.losses(torch.stack([deltas[i] for i in active]), v_0[active], settings)
-        parts = torch.stack(losses, 1).detach().cpu()
+        # the one question a step that the device is asked: which requests are done
+        parts = torch.from_numpy(*to_host(torch.stack(losses, 1)))
         for index, part in zip(active, parts, strict=True):
             history[index].append(part)
         going = parts[:, 0] >= settings.stop_loss

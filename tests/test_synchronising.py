@@ -1,0 +1,127 @@
+"""The loops ask the device nothing but by ``to_host``: a GPU never waits for a hidden question.
+
+They run on torch's ``meta`` device, whose tensors have no values: whatever would make a GPU wait
+(``.item()``, ``.tolist()``, a mask's indices, a copy to the host) raises there, and so does
+a tensor that was left on the CPU.
+"""
+
+import numpy as np
+import pytest
+import torch
+import transformers.masking_utils
+
+from kn_bench.editing.applying import RowEdits
+from kn_bench.editing.edit import NeuronEdit, NeuronScale
+from kn_bench.editing.rome import value
+from kn_bench.editing.rome.loss import Batch
+from kn_bench.localise import attribution
+from kn_bench.localise.integration import Rule
+from kn_bench.localise.queries import Question
+from kn_bench.localise.scaling import ask
+from kn_bench.measure.answers import Asker
+from kn_bench.model.ragged import prepare
+from kn_bench.model.second_moment import _add_batch, _Sums
+from tests.test_applying import rank_one
+from tests.test_rome import SETTINGS, problems
+from tests.tiny_models import tiny_model
+
+CAUSAL = ["gpt2", "llama"]
+
+
+@pytest.fixture
+def on_meta():
+    """``on_meta(lm)`` moves a model away; it is made anew for other tests."""
+    yield lambda lm: lm.hf.to("meta") and lm
+    tiny_model.cache_clear()
+
+
+class Host:
+    """Answers for the device, and counts how often it is asked."""
+
+    def __init__(self, answer):
+        self.answer, self.asked = answer, 0
+
+    def __call__(self, *tensors):
+        self.asked += 1
+        assert all(tensor.device.type == "meta" for tensor in tensors)
+        return tuple(self.answer(tuple(tensor.shape)) for tensor in tensors)
+
+
+def test_what_would_wait_raises_here():
+    away = torch.ones(3, device="meta")
+    for question in (
+        lambda: away.sum().item(),
+        away.tolist,
+        lambda: away[away > 0],
+        away.cpu,
+        lambda: bool(away.any()),
+    ):
+        with pytest.raises((RuntimeError, NotImplementedError)):
+            question()
+
+
+@pytest.mark.parametrize("rule", [Rule("riemann"), Rule(most=80)], ids=["riemann", "adaptive"])
+@pytest.mark.parametrize("family", [*CAUSAL, "bert"])
+def test_attribution_asks_once_a_round(family, rule, on_meta, monkeypatch):
+    lm = tiny_model(family, torch.float32)
+    questions = [Question((5 + i, 6, 7, 8), 3 if lm.is_causal else 2, 9) for i in range(3)]
+    ask(lm, questions)  # finds out, once a model, how its layers go on
+    rng = np.random.default_rng(0)
+    host = Host(rng.random)
+    monkeypatch.setattr(attribution, "to_host", host)
+    asked = ask(on_meta(lm), questions)
+    found = attribution._attribute(asked, rule, most=50)
+    assert found[0].scores.shape == (lm.n_layers, lm.d_mlp)
+    # 5 nodes at first, then up to 15, 35 and 75; and once at the end
+    assert host.asked <= {"riemann": 1, "adaptive": 4}[rule.name] + 1
+
+
+@pytest.mark.parametrize("family", CAUSAL)
+def test_rome_asks_once_a_step(family, on_meta, monkeypatch):
+    lm = tiny_model(family, torch.float32)
+    tasks = problems(lm)
+    rows = [row for task in tasks for row in task.rows]
+    ragged = prepare(lm, [row.ids for row in rows], [row.subject for row in rows], 1)
+    host = Host(lambda shape: np.full(shape, 9.0))  # no request is done before the last step
+    monkeypatch.setattr(value, "to_host", host)
+    on_meta(lm)
+    away = _moved(ragged)
+    batch = Batch.of(lm, tasks, away)
+    deltas, history = value._descend(batch, away.values[batch.first_rows], SETTINGS)
+    assert host.asked == SETTINGS.v_num_grad_steps == len(history[0])
+    assert all(delta.device.type == "meta" for delta in deltas)
+
+
+def _moved(found):
+    """A value with its tensors, and those of what it holds, on the meta device."""
+    if isinstance(found, torch.Tensor):
+        return found.to("meta")
+    if isinstance(found, tuple) and not hasattr(found, "_fields"):
+        return tuple(map(_moved, found))
+    for name, held in vars(found).items() if hasattr(found, "__dataclass_fields__") else ():
+        object.__setattr__(found, name, _moved(held))
+    return found
+
+
+@pytest.mark.parametrize("family", CAUSAL)
+def test_generation_asks_nothing(family, on_meta):
+    lm = tiny_model(family, torch.float32)
+    scaled = NeuronEdit((NeuronScale(0, torch.tensor([3], device="meta"), 0.0),))
+    edits = RowEdits(on_meta(lm), [_moved(rank_one(lm, 1)), scaled])
+    with torch.no_grad():
+        output = lm.hidden(lm.tensor([[5, 6, 7]] * 2), use_cache=True)
+        first = lm.logits(output.last_hidden_state[:, -1]).argmax(-1)
+        answers = Asker(lm, budget=6)._continue(
+            output.past_key_values, first, edits, torch.arange(2, device="meta")
+        )
+    assert answers.shape == (2, 6)
+
+
+@pytest.mark.parametrize("family", [*CAUSAL, "bert"])
+def test_second_moments_ask_nothing(family, on_meta, monkeypatch):
+    # but for what transformers itself asks once a pass: whether a row is padded
+    monkeypatch.setattr(transformers.masking_utils, "is_tracing", lambda *_: True)
+    lm = on_meta(tiny_model(family, torch.float32))
+    state = _Sums({layer: torch.zeros(lm.d_mlp, lm.d_mlp, device="meta") for layer in (0, 1)})
+    _add_batch(lm, state, [(5, 6, 7, 8), (9, 10)])
+    assert state.n_tokens == 6
