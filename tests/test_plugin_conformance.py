@@ -190,4 +190,6 @@ def test_our_own_methods_conform(spec):
     model = "tiny-bert" if spec.models == "masked" else "tiny-gpt2"
     if not (embedded.folder(model) / "config.json").is_file():
         pytest.skip(f"{model} is not there yet")
-    assert complaints(spec.function) == []
+    # in float64, so that no step of Adam can pass rounding off as dependence
+    lm = load_model(model, dtype="float64")
+    assert complaints(spec.function, model=lm, tolerance=1e-7) == []

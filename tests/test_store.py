@@ -210,6 +210,12 @@ def test_a_torn_last_line_is_passed_over_and_a_broken_one_inside_is_not(tmp_path
     with pytest.raises(StoreError, match="line 2"):
         RunStore.resume(tmp_path, "one", manifest())
     assert _log(folder).read_bytes() == broken  # refused without touching it
+    ill_typed = whole.replace(b'"seconds":', b'"seconds":"long","was":', 1)
+    assert ill_typed != whole
+    _log(folder).write_bytes(ill_typed)
+    with pytest.raises(StoreError, match="line 2 is no row of a log: unknown field"):
+        RunStore.resume(tmp_path, "one", manifest())
+    assert _log(folder).read_bytes() == ill_typed
 
 
 class _FullDisk:

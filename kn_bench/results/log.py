@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from kn_bench.results.codec import FormatError, parsed
+from kn_bench.results.codec import FormatError
 from kn_bench.results.files import StoreError, atomically
-from kn_bench.results.rows import CrashRow, Key, Row, decode_row, kind_of
+from kn_bench.results.rows import CrashRow, Key, Row, VerdictRow, decode_row, kind_of
 
 LOG = "measurements.jsonl"
-FAILED = b'"verdict":{"status":"error"'
-"""What the line of a failed verdict has; within a text of JSON the quotes would be escaped."""
 CLOSING = frozenset({"verdict", "crash"})
 """The kinds of row that close a test's rows."""
 KEYED = frozenset({"verdict", "edit"})
@@ -109,52 +106,24 @@ def repaired(path: Path) -> Contents:
 
 
 def _tests(path: Path) -> Iterator[_Test]:
-    """The complete tests of the log.
-
-    Each line is known to be JSON; whether its fields are as they should be is found out by those
-    who read them, for that takes ten times as long.
-    """
+    """The complete tests of the log, every row of them read: what is wrong is told at once."""
     start = end = 0
     heads: list[bytes] = []
     for number, line in lines(path):
         end += len(line)
-        kind = kind_of(line)
-        _check(line, path, number)
-        if kind in KEYED:
+        row = _row(line, path, number)
+        if kind_of(line) in KEYED:
             heads.append(head(line))
-        if kind not in CLOSING:
+        if not isinstance(row, CrashRow | VerdictRow):
             continue
-        failed = kind == "crash" or FAILED in line
-        yield _Test(start, end, _key(line, kind, path, number), failed, heads)
+        failed = isinstance(row, CrashRow) or row.verdict.status == "error"
+        yield _Test(start, end, row.key, failed, heads)
         start, heads = end, []
 
 
 def head(line: bytes) -> bytes:
     """The beginning of a verdict or edit line, up to its task: what it is, and its key."""
     return line.partition(b',"task":')[0]
-
-
-def _key(line: bytes, kind: str, path: Path, number: int) -> Key:
-    """The key of a closing line, without reading the rest of it."""
-    if kind == "crash":
-        row = _row(line, path, number)
-        assert isinstance(row, CrashRow)
-        return row.key
-    try:
-        raw = json.loads(head(line) + b"}")
-        key = Key(raw["model"], raw["method"], raw["case"], raw["criterion"])
-        if all(isinstance(part, str) for part in key):
-            return key
-        raise ValueError("a key is made of texts")
-    except (ValueError, KeyError):
-        return _row(line, path, number).key  # type: ignore[union-attr]  # says what is wrong
-
-
-def _check(line: bytes, path: Path, number: int) -> None:
-    try:
-        parsed(line)
-    except (ValueError, RecursionError):
-        _row(line, path, number)  # says what is wrong
 
 
 def _row(line: bytes, path: Path, number: int) -> Row:
