@@ -8,8 +8,9 @@ import numpy as np
 import torch
 
 from kn_bench.localise.measures import Measure
+from kn_bench.localise.recurrence import chance_recurrence
 from kn_bench.localise.selection import Neurons
-from kn_bench.measure.statistics import Interval
+from kn_bench.measure.statistics import Interval, mean_interval
 from kn_bench.study.material import METHODS, Material
 from kn_bench.study.page import Figure, Row, Section, Table
 from kn_bench.study.plots import TASK
@@ -50,6 +51,7 @@ def run(material: Material) -> Section:
         tables=(
             _by_relation(material, measured),
             _by_group(measured),
+            _by_neuron(material, measured),
             _by_layer(measured),
             _by_method(compared),
             _by_prompt(material),
@@ -93,8 +95,11 @@ def _by_relation(material: Material, measured: Sequence[Levels]) -> Table:
                 relation,
                 "fact" if mine[0].profile.group.task == "fact" else "syntax",
                 sum(one.capped.n_prompts for one in mine),
-                *(averaged(mine, name) for name in MEASURES),
-                null_of(mine, "r1_squared"),
+                *(
+                    cell
+                    for name in MEASURES
+                    for cell in (averaged(mine, name), null_of(mine, name))
+                ),
                 sum(2 <= len(one.capped.neurons) <= 5 for one in mine) / len(mine),
                 averaged(mine, "n_neurons", capped=False),
                 averaged(mine, "attribution_share", capped=False),
@@ -102,15 +107,14 @@ def _by_relation(material: Material, measured: Sequence[Levels]) -> Table:
         )
     return Table(
         "levels_by_relation",
-        "Facts and syntax side by side: means over facts or classes with 95 % intervals; n is "
-        "their number. Where no threshold leaves 2 to 5 neurons the published rule goes to and fro "
+        "Facts and syntax side by side: means over facts or classes with 95 % intervals, and of "
+        "their nulls; n is their number. Where no threshold leaves 2 to 5 neurons the published rule goes to and fro "
         "and ends outside of them.",
         (
             "relation",
             "task",
             "prompts",
-            *MEASURES.values(),
-            "R1² null",
+            *_with_nulls(),
             "2 to 5 reached",
             "|KN| without cap",
             "share without cap",
@@ -137,20 +141,48 @@ def _by_group(measured: Sequence[Levels]) -> Table:
         for one in measured
         for capped, found in ((True, one.capped), (False, one.uncapped))
     )
-    headers = [h for name in MEASURES.values() for h in (name, f"{name} null")]
     return Table(
         "levels_by_group",
         "Every fact and class: located neurons, measures with 95 % bootstrap intervals over its "
         "prompts, and nulls.",
-        ("group", "rule", "neurons", "prompts", *headers),
+        ("group", "rule", "neurons", "prompts", *_with_nulls()),
         rows,
         left=3,
         shown=12,
     )
 
 
+def _with_nulls() -> list[str]:
+    return [header for name in MEASURES.values() for header in (name, f"{name} null")]
+
+
 def _with_null(found: Measure, n: int) -> tuple[Interval, float]:
     return Interval(found.value, found.low, found.high, n), found.null
+
+
+def _by_neuron(material: Material, measured: Sequence[Levels]) -> Table:
+    rows: list[Row] = []
+    settings = material.settings
+    for one in measured:
+        profile, sets = one.profile, one.profile.coarse_sets()
+        chance = chance_recurrence(
+            sets, material.lm.d_mlp, draws=settings.permutations, seed=settings.seed
+        )
+        for neuron in sorted(one.capped.neurons):
+            share = mean_interval([neuron in found for found in sets], profile.clusters)
+            rows.append(
+                (profile.group.id, f"{neuron.layer}:{neuron.unit}", share, chance.mean, chance.high)
+            )
+    return Table(
+        "recurrence_by_group",
+        "Share of the prompts of a fact, or of the pairs of a class, in whose own set a located "
+        "neuron recurs, with its 95 % interval; beside it the highest share that any neuron "
+        "reaches by chance, its mean and 95th percentile.",
+        ("group", "neuron", "share", "null", "null 95 %"),
+        tuple(rows),
+        left=2,
+        shown=12,
+    )
 
 
 def _by_layer(measured: Sequence[Levels]) -> Table:
