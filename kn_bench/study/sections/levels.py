@@ -95,11 +95,7 @@ def _by_relation(material: Material, measured: Sequence[Levels]) -> Table:
                 relation,
                 "fact" if mine[0].profile.group.task == "fact" else "syntax",
                 sum(one.capped.n_prompts for one in mine),
-                *(
-                    cell
-                    for name in MEASURES
-                    for cell in (averaged(mine, name), null_of(mine, name))
-                ),
+                *(mean(mine, name) for name in MEASURES for mean in (averaged, null_of)),
                 sum(2 <= len(one.capped.neurons) <= 5 for one in mine) / len(mine),
                 averaged(mine, "n_neurons", capped=False),
                 averaged(mine, "attribution_share", capped=False),
@@ -108,8 +104,8 @@ def _by_relation(material: Material, measured: Sequence[Levels]) -> Table:
     return Table(
         "levels_by_relation",
         "Facts and syntax side by side: means over facts or classes with 95 % intervals, and of "
-        "their nulls; n is their number. Where no threshold leaves 2 to 5 neurons the published rule goes to and fro "
-        "and ends outside of them.",
+        "their nulls; n is their number. Where no threshold leaves 2 to 5 neurons the published "
+        "rule goes to and fro and ends outside of them.",
         (
             "relation",
             "task",
