@@ -60,7 +60,7 @@ def run(material: Material) -> Section:
         figures=(
             Figure(
                 "levels",
-                "Localisation of facts (blue circles) and syntax (red squares) by relation and "
+                "Localisation of facts (blue circles) and syntax (orange squares) by relation and "
                 "paradigm: mean over facts or classes with its 95 % interval; the black bar is "
                 "the mean null.",
                 lambda: draw_levels(material, measured),

@@ -52,7 +52,7 @@ def run(material: Material) -> Section:
         figures=(
             Figure(
                 "z",
-                "z of every fact (blue circles) and class of pairs (red squares) when its located "
+                "z of every fact (blue circles) and class of pairs (orange squares) when its located "
                 "neurons are suppressed (left) and enhanced (right), against matched random "
                 "neurons; 95 % of random sets lie in the grey band. The scale is logarithmic "
                 "beyond 5.",
