@@ -35,7 +35,8 @@ def test_no_devices():
 
 def test_devices_that_are_not_there(monkeypatch):
     assert devices.expand(["cpu", "cpu"]) == ["cpu"]
-    with pytest.raises(ValueError, match=r"^--device gpu: give cpu, cuda or cuda:N$"):
+    assert devices.expand(["auto"]) == ["auto"]
+    with pytest.raises(ValueError, match=r"^--device gpu: give cpu, cuda, cuda:N or auto$"):
         devices.expand(["gpu"])
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     assert devices.expand(["cuda"]) == ["cuda:0", "cuda:1"]

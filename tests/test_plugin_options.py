@@ -36,7 +36,7 @@ def test_no_sizes(text):
         (("--gate", "symmetry:0.05"), "--gate sets tolerances for --baseline FILE*"),
         (("--relation", "P999"), "unknown relation 'P999'; known: P36, P37, P106"),
         (("--model", "a/x", "--model", "b/x"), "--model a/x and --model b/x have the same name*"),
-        (("--device", "tpu0"), "--device tpu0: give cpu, cuda or cuda:N"),
+        (("--device", "tpu0"), "--device tpu0: give cpu, cuda, cuda:N or auto"),
         (("--resume", "last"), "there is no run 'last'*"),
     ],
     ids=lambda value: "_".join(value).replace("-", "") if isinstance(value, tuple) else "",

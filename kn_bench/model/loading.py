@@ -5,10 +5,11 @@ Never remote code, never pickle: weights come from safetensors alone.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ import torch
 from kn_bench.model import embedded
 from kn_bench.model.architecture import architecture_of
 from kn_bench.model.language_model import LanguageModel
+from kn_bench.model.source import source_of
 
 DTYPES = {
     "float32": torch.float32,
@@ -30,29 +32,31 @@ def load_model(
     *,
     device: str = "cpu",
     dtype: str = "float32",
-    revision: str | None = None,
-    device_map: str | None = None,
     attention: str | None = None,
 ) -> LanguageModel:
     """Load a model and its tokenizer.
 
     Args:
-        name: an embedded name (``tiny-gpt2``), a local folder, or a hub id.
-        device: torch device; not together with ``device_map``.
+        name: an embedded name (``tiny-gpt2``), a local folder, a hub id, or ``ID@REVISION``: a
+            branch, tag or commit of the hub.
+        device: torch device, or ``auto``: spread over the GPUs there are (needs accelerate).
         dtype: of the weights; float32 unless asked otherwise, whatever the checkpoint's.
-        revision: hub revision to pin.
-        device_map: ``auto`` spreads a large model over several GPUs (needs accelerate).
-        attention: attention implementation (``sdpa``, ...), transformers' choice if None.
+        attention: attention implementation (``sdpa``, ``eager``, ...); transformers' choice if
+            None.
 
     Raises:
-        ValueError: one sentence: unknown name, unknown dtype, no safetensors, unknown family, no
-            tokenizer.
+        ValueError: one sentence: unknown name, unknown dtype or attention, no safetensors, unknown
+            family, no tokenizer, no accelerate.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
     if dtype not in DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
-    source = _source(name)
+    if device == "auto" and not find_spec("accelerate"):
+        raise ValueError("device auto needs accelerate: pip install 'kn_bench[multi-gpu]'")
+    # else transformers asks a service of the hub to convert what is pickled
+    os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
+    source, revision = source_of(name)
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
     try:
         config = AutoConfig.from_pretrained(source, **options)
@@ -60,8 +64,8 @@ def load_model(
         architecture = architecture_of(config)
         auto = AutoModelForCausalLM if architecture.kind == "causal" else AutoModelForMaskedLM
         extra = {"attn_implementation": attention} if attention else {}
-        if device_map:
-            extra["device_map"] = device_map
+        if device == "auto":
+            extra["device_map"] = device
 
         def weights() -> Any:
             with progress_on_terminals_only():
@@ -79,7 +83,7 @@ def load_model(
             f"the tokenizer of {name!r} makes no token of plain text: tokenizer.json is missing, "
             "or holds no vocabulary"
         )
-    if not device_map:
+    if device != "auto":
         hf = hf.to(device)
     return LanguageModel(
         name, hf, tokenizer, architecture=architecture, weights=lambda: weights().state_dict()
@@ -99,19 +103,6 @@ def progress_on_terminals_only() -> Iterator[None]:
         yield
     finally:
         logging.enable_progress_bar()
-
-
-def _source(name: str) -> str:
-    if name in embedded.NAMES:
-        return str(embedded.folder(name))
-    path = Path(name)
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ValueError(f"{path} is no model folder: it has no config.json")
-        return str(path)
-    if name.count("/") > 1 or name.startswith((".", "~")):
-        raise ValueError(f"no model folder at {name!r}")
-    return name
 
 
 def _reason(name: str, error: OSError) -> str:

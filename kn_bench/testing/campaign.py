@@ -166,6 +166,7 @@ class Campaign:
             "relations": " ".join(options.relations),
             "limit": str(limit_of(options) or "all"),
             "dtype": options.dtype,
+            **({"attention": options.attention} if options.attention else {}),
             "methods": " ".join(self._methods),
         }
 

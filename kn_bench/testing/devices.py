@@ -37,12 +37,14 @@ class DevicePool:
 def expand(devices: Sequence[str]) -> list[str]:
     """``cuda`` as all visible GPUs, everything else as it is, each of them known to exist.
 
+    ``auto`` is all of them for every worker: a model too large for one is spread over them.
+
     Raises:
         ValueError: for a device that torch does not know, or that is not there.
     """
     found: list[str] = []
     for device in devices:
-        found += ["cpu"] if device == "cpu" else _accelerators(device)
+        found += [device] if device in ("cpu", "auto") else _accelerators(device)
     return list(dict.fromkeys(found))
 
 
@@ -53,7 +55,7 @@ def _accelerators(device: str) -> list[str]:
     try:
         named = torch.device(device)
     except RuntimeError:
-        raise ValueError(f"--device {device}: give cpu, cuda or cuda:N") from None
+        raise ValueError(f"--device {device}: give cpu, cuda, cuda:N or auto") from None
     if named.type != "cuda":
         return [device]
     count = torch.cuda.device_count()

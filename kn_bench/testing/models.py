@@ -62,7 +62,12 @@ class Models:
         from kn_bench.model.loading import load_model
 
         try:
-            model = load_model(name, device=self._device, dtype=self._options.dtype)
+            model = load_model(
+                name,
+                device=self._device,
+                dtype=self._options.dtype,
+                attention=self._options.attention or None,
+            )
         except ValueError:
             raise
         except Exception as error:  # a truncated file fails in many ways
@@ -87,22 +92,21 @@ def fingerprint(name: str) -> str:
     Raises:
         ValueError: when there is no such model, naming the embedded ones.
     """
-    from kn_bench.model import embedded
+    from kn_bench.model.source import source_of
     from kn_bench.results.manifest import hash_files
 
-    folder = embedded.folder(name) if name in embedded.NAMES else Path(name)
+    source, revision = source_of(name)
+    folder = Path(source)
     if folder.is_dir():
         files = [path for path in folder.iterdir() if path.suffix in _WEIGHTS_AND_TOKENIZER]
-        if not (folder / "config.json").is_file():
-            raise ValueError(f"{folder} is no model folder: it has no config.json")
         return hash_files(files)
-    return _hub_commit(name)
+    return _hub_commit(source, revision)
 
 
 _WEIGHTS_AND_TOKENIZER = (".safetensors", ".json", ".txt", ".model")
 
 
-def _hub_commit(name: str) -> str:
+def _hub_commit(name: str, revision: str | None) -> str:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HFValidationError
 
@@ -110,7 +114,7 @@ def _hub_commit(name: str) -> str:
 
     try:
         # .../models--gpt2/snapshots/<commit>/config.json
-        return Path(hf_hub_download(name, "config.json")).parent.name
+        return Path(hf_hub_download(name, "config.json", revision=revision)).parent.name
     except (OSError, HFValidationError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else "no reason given"
         raise ValueError(

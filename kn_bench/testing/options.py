@@ -32,6 +32,7 @@ class Options:
         seed: of every draw.
         devices: torch devices; several form the workers' pool.
         dtype: of the weights.
+        attention: attention implementation; "" for transformers' choice.
         run: name of the run's folder; "" for a new one.
         resume: run to go on with, or ``last``; "" for none.
         baseline, save_baseline: files of the gate, or None.
@@ -50,6 +51,7 @@ class Options:
     seed: int = 0
     devices: tuple[str, ...] = ("cpu",)
     dtype: str = "float32"
+    attention: str = ""
     run: str = ""
     resume: str = ""
     baseline: Path | None = None
@@ -71,7 +73,8 @@ def add_options(parser: pytest.Parser) -> None:
     def repeatable(name: str, metavar: str, help: str) -> None:
         option(name, f"{help} Repeatable.", action="append", metavar=metavar, default=[])
 
-    repeatable("--model", "NAME", "Embedded model, folder or hub id (default: the embedded ones).")
+    repeatable("--model", "NAME", "Embedded model, folder, hub id or ID@REVISION (default: all "
+               "embedded ones).")  # fmt: skip
     repeatable("--method", "NAME", "Editing method (default: all registered).")
     repeatable("--cases", "SOURCE", "embedded, NAME=FOLDER or FILE.jsonl (default: embedded).")
     repeatable("--relation", "ID", "Relation to keep, such as P36 (default: all).")
@@ -83,8 +86,10 @@ def add_options(parser: pytest.Parser) -> None:
         metavar="N",
     )
     option("--seed", "Seed of every draw (default: 0).", type=_number, default=0, metavar="N")
-    repeatable("--device", "DEVICE", "cpu, cuda or cuda:N; several are shared out (default: cpu).")
+    repeatable("--device", "DEVICE", "cpu, cuda or cuda:N; several are shared out; auto spreads a "
+               "model over all GPUs (default: cpu).")  # fmt: skip
     option("--dtype", "Of the weights (default: float32).", default="float32", metavar="TYPE")
+    option("--attention", "Attention implementation, such as eager.", default="", metavar="NAME")
     option("--run", "Name of the run's folder.", default="", metavar="NAME")
     option("--resume", "Go on with a run: its name, or 'last'.", default="", metavar="RUN")
     option("--baseline", "Fail when a criterion fell significantly.", type=Path, metavar="FILE")
@@ -127,6 +132,7 @@ def read_options(config: pytest.Config) -> Options:
         seed=get("--seed", 0),
         devices=tuple(dict.fromkeys(get("--device", ("cpu",)))),
         dtype=get("--dtype", "float32"),
+        attention=get("--attention", ""),
         run=get("--run", ""),
         resume=get("--resume", ""),
         baseline=path("--baseline"),

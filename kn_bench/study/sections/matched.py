@@ -52,10 +52,10 @@ def run(material: Material) -> Section:
         figures=(
             Figure(
                 "z",
-                "z of every fact (blue circles) and class of pairs (orange squares) when its located "
-                "neurons are suppressed (left) and enhanced (right), against matched random "
-                "neurons; 95 % of random sets lie in the grey band. The scale is logarithmic "
-                "beyond 5.",
+                "z of every fact (blue circles) and class of pairs (orange squares) when its "
+                "located neurons are suppressed (left) and enhanced (right), against matched "
+                "random neurons; 95 % of random sets lie in the grey band. The scale is "
+                "logarithmic beyond 5.",
                 lambda: _draw(material, found),
             ),
         ),

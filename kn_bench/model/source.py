@@ -1,0 +1,29 @@
+"""Where a model comes from, by its name: the package, a folder, or the hub. Imports no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kn_bench.model import embedded
+
+
+def source_of(name: str) -> tuple[str, str | None]:
+    """The folder of a local model, or a hub id with the revision it names, if any.
+
+    Args:
+        name: an embedded name, a folder, ``ID`` or ``ID@REVISION`` (a branch, tag or commit).
+
+    Raises:
+        ValueError: for a folder that is none, or holds no model.
+    """
+    if name in embedded.NAMES:
+        return str(embedded.folder(name)), None
+    path = Path(name)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ValueError(f"{path} is no model folder: it has no config.json")
+        return str(path), None
+    id, _, revision = name.partition("@")
+    if id.count("/") > 1 or id.startswith((".", "~")):
+        raise ValueError(f"no model folder at {name!r}")
+    return id, revision or None
