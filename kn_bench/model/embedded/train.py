@@ -119,10 +119,13 @@ def _again(
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
+    from kn_bench.model.loading import progress_on_terminals_only
+
     start = time.monotonic()
     masked = recipe.family == "bert"
     auto = AutoModelForMaskedLM if masked else AutoModelForCausalLM
-    model = auto.from_pretrained(folder, dtype=torch.float32).train()
+    with progress_on_terminals_only():
+        model = auto.from_pretrained(folder, dtype=torch.float32).train()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     torch.manual_seed(recipe.seed)
     if masked:
