@@ -111,6 +111,25 @@ print("status", int(status), "ours", len(ours), "heavy", heavy)
 """
 
 
+@pytest.mark.parametrize("workers", ["-n0", "-n1"])
+def test_another_projects_tests_start_no_run(tmp_path, workers):
+    """With xdist the controller has nothing but ids, and theirs may have three parts as ours do."""
+    (tmp_path / "test_theirs.py").write_text(
+        "import pytest\n"
+        "@pytest.mark.parametrize('c', ['z'])\n"
+        "@pytest.mark.parametrize('b', ['y'])\n"
+        "@pytest.mark.parametrize('a', ['x'])\n"
+        "def test_theirs(a, b, c): pass\n"
+    )
+    result = run(
+        "pytest", *PLUGINS, workers, "-v", cwd=tmp_path, PYTEST_DISABLE_PLUGIN_AUTOLOAD="1"
+    )
+    assert result.returncode == 0
+    assert "test_theirs[x-y-z]" in result.stdout
+    assert "kn_bench" not in result.stdout.partition("plugins:")[2].partition("\n")[2]
+    assert not (tmp_path / "reports").exists()
+
+
 def test_another_project_imports_next_to_nothing(tmp_path):
     """What a session costs that has nothing to do with us: a few light modules of our own."""
     (tmp_path / "test_a.py").write_text("def test_a(): pass")

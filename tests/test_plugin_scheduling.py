@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kn_bench.cases.case import CRITERIA
 from kn_bench.testing import addresses
 from kn_bench.testing.addresses import UnitKey
 from kn_bench.testing.scheduling import AHEAD, Backlog, ChoosingScheduler, UnitScheduling
@@ -41,7 +42,9 @@ def test_slug_and_parse():
     assert addresses.slug("org/Llama-3.2 1B/") == "Llama_3.2_1B"
     found = addresses.parse("a/test_symmetry.py::test_symmetry[rome-tiny_gpt2-pararel/P36/Canada]")
     assert found == ("symmetry", "rome", "tiny_gpt2", "pararel/P36/Canada")
-    assert addresses.parse("test_x.py::test_x[a-b]") is None
+    assert all(addresses.parse(f"test_{name}.py::test_{name}[a-b-c]") for name in CRITERIA)
+    assert addresses.parse("test_x.py::test_x[a-b-c]") is None
+    assert addresses.parse("test_x.py::test_locality[a-b-c]") is None
     assert addresses.parse("test_x.py::test_x") is None
 
 
