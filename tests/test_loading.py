@@ -153,6 +153,8 @@ def test_names_have_sources(tmp_path):
     assert source_of("tiny-bert") == (str(embedded.folder("tiny-bert")), None)
     with pytest.raises(ValueError, match="it has no config"):
         source_of(str(tmp_path))
+    with pytest.raises(ValueError, match="the embedded models have no revisions, write tiny-bert"):
+        source_of("tiny-bert@main")
     for name in ("./nothing", "~/model", "a/b/c"):
         with pytest.raises(ValueError, match="no model folder at"):
             source_of(name)

@@ -36,8 +36,10 @@ Relations = Annotated[
 Paradigms = Annotated[
     list[str] | None, typer.Option("--paradigm", help="Paradigms to keep; repeatable.")
 ]
-Facts = Annotated[int, typer.Option(help="Facts of each relation that neurons are located for.")]
-Prompts = Annotated[int, typer.Option(help="Prompts of each fact, and pairs of each class.")]
+Facts = Annotated[
+    int, typer.Option(help="Facts of each relation that neurons are located for.", min=1)
+]
+Prompts = Annotated[int, typer.Option(help="Prompts of each fact, and pairs of each class.", min=1)]
 Seed = Annotated[int, typer.Option(help="Of all draws.")]
 Device = Annotated[str, typer.Option(help="Torch device.")]
 Dtype = Annotated[str, typer.Option(help="Precision of the weights.")]

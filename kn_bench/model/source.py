@@ -24,6 +24,8 @@ def source_of(name: str) -> tuple[str, str | None]:
             raise ValueError(f"{path} is no model folder: it has no config.json")
         return str(path), None
     id, _, revision = name.partition("@")
+    if id in embedded.NAMES:
+        raise ValueError(f"{name!r}: the embedded models have no revisions, write {id}")
     if id.count("/") > 1 or id.startswith((".", "~")):
         raise ValueError(f"no model folder at {name!r}")
     return id, revision or None
