@@ -14,9 +14,9 @@ from kn_bench.localise.controls.matched import AgainstRandom, against_random, me
 from kn_bench.localise.controls.selectivity import Asked, Suppressed, selectivity
 from kn_bench.localise.groups import class_of, gap_prompts, groups_of, profiles
 from kn_bench.localise.interventions import answers, suppress
-from kn_bench.localise.perplexity import perplexity, token_log_probs
 from kn_bench.localise.selection import Neuron
 from kn_bench.measure.fitting import FittedQuery
+from kn_bench.measure.sentences import perplexity, token_log_probs
 from tests.tiny_models import tiny_model
 
 PLANTED = Neuron(2, 0)
@@ -147,7 +147,9 @@ def test_pseudo_perplexity_asks_for_every_token_once(family):
     found = token_log_probs(lm, texts, [NoEdit()])
     expected = []
     for text in texts:
-        ids = lm.tokens.encode(text).ids
+        ids = list(lm.tokens.encode(text).ids)
+        if lm.is_causal and ids[0] not in lm.tokens.special_ids:
+            ids = [lm.tokens.bos_id, *ids]  # the first word counts too
         for place in range(1, len(ids)):
             if lm.is_causal:
                 logits = lm.hf(input_ids=torch.tensor([ids[:place]])).logits[0, -1]

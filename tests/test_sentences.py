@@ -41,14 +41,14 @@ def test_the_size_of_batches_changes_nothing(family, monkeypatch):
     lm = tiny_model(family)
     wanted = sentence_log_probs(lm, TEXTS)
     rows: list[int] = []
-    scores = module._scores
+    read = module._read
 
-    def counting(lm, batch):
+    def counting(lm, batch, edits):
         rows.append(len(batch))
-        return scores(lm, batch)
+        return read(lm, batch, edits)
 
     monkeypatch.setattr(module, "LOGITS", 1)
-    monkeypatch.setattr(module, "_scores", counting)
+    monkeypatch.setattr(module, "_read", counting)
     np.testing.assert_allclose(sentence_log_probs(lm, TEXTS), wanted, rtol=1e-12)
     assert set(rows) == {1}
     assert len(rows) == (len(TEXTS) if lm.is_causal else sum(len(t.split()) for t in TEXTS))

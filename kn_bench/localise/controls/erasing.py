@@ -14,8 +14,8 @@ import numpy as np
 
 from kn_bench.editing.edit import Edit, NoEdit
 from kn_bench.localise.interventions import crossed
-from kn_bench.localise.perplexity import perplexity, token_log_probs
 from kn_bench.localise.queries import Fitted
+from kn_bench.measure.sentences import perplexity, token_log_probs
 from kn_bench.model.language_model import LanguageModel
 
 
