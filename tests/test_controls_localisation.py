@@ -149,6 +149,7 @@ def test_pseudo_perplexity_asks_for_every_token_once(family):
     for text in texts:
         ids = list(lm.tokens.encode(text).ids)
         if lm.is_causal and ids[0] not in lm.tokens.special_ids:
+            assert lm.tokens.bos_id is not None
             ids = [lm.tokens.bos_id, *ids]  # the first word counts too
         for place in range(1, len(ids)):
             if lm.is_causal:
