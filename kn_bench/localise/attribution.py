@@ -36,9 +36,9 @@ class Attribution:
 
     Attributes:
         scores: alpha, ``[n_layers, d_mlp]``, in units of probability, on the model's device; all
-            else is on the host. For an answer of several
-            tokens the mean over its tokens, as are all figures below but ``completeness``,
-            ``allowed`` and ``nodes``, which are those of the worst token.
+            else is on the host. For an answer of several tokens the mean over its tokens, as are
+            all figures below but ``completeness``, ``allowed`` and ``nodes``, which are those of
+            the worst token.
         probability: P(w), of the answer by the model as it is.
         without: P(0) for each layer: its neurons at the answer position all set to 0.
         completeness: |sum of alpha - (P(w) - P(0))| for each layer.

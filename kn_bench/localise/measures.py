@@ -216,12 +216,8 @@ def _random_shares(scores: Scores, neurons: Neurons, draws: int, seed: int) -> l
     positive = np.asarray(scores.clamp_min(0).double().sum(0).cpu())
     counts = layer_histogram(neurons, len(positive))
     rng = np.random.default_rng(seed)
-    held = [
-        sum(
-            rng.choice(row, n, replace=False).sum() for row, n in zip(positive, counts, strict=True)
-        )
-        for _ in range(draws)
-    ]
+    drawn = [(row, n) for row, n in zip(positive, counts, strict=True) if n]
+    held = [sum(rng.choice(row, n, replace=False).sum() for row, n in drawn) for _ in range(draws)]
     total = float(positive.sum())
     return [float(one) / total for one in held] if total else []
 

@@ -88,7 +88,7 @@ def number_neurons(material: Material) -> dict[str, Neuron]:
     """The plural and the singular neuron: those named in the settings, else the located ones."""
     given = material.settings.neurons
     if given:
-        return {f"given {neuron.layer}:{neuron.unit}": neuron for neuron in given}
+        return {f"given {label(neuron)}": neuron for neuron in given}
     sets = determiner_sets(material)
     singular, plural = [sets["this"], sets["that"]], [sets["these"], sets["those"]]
     return {

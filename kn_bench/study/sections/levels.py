@@ -14,6 +14,7 @@ from kn_bench.measure.statistics import Interval, mean_interval
 from kn_bench.study.material import METHODS, Material
 from kn_bench.study.page import Figure, Row, Section, Table
 from kn_bench.study.plots import TASK
+from kn_bench.study.sections.determiners import label
 from kn_bench.study.sections.levels_figures import (
     draw_layers,
     draw_levels,
@@ -125,7 +126,7 @@ def _by_group(measured: Sequence[Levels]) -> Table:
         (
             one.profile.group.id,
             "capped" if capped else "uncapped",
-            " ".join(f"{n.layer}:{n.unit}" for n in sorted(found.neurons)[:8])
+            " ".join(map(label, sorted(found.neurons)[:8]))
             + (" …" if len(found.neurons) > 8 else ""),
             found.n_prompts,
             *(
@@ -166,9 +167,7 @@ def _by_neuron(material: Material, measured: Sequence[Levels]) -> Table:
         )
         for neuron in sorted(one.capped.neurons):
             share = mean_interval([neuron in found for found in sets], profile.clusters)
-            rows.append(
-                (profile.group.id, f"{neuron.layer}:{neuron.unit}", share, chance.mean, chance.high)
-            )
+            rows.append((profile.group.id, label(neuron), share, chance.mean, chance.high))
     return Table(
         "recurrence_by_group",
         "Share of the prompts of a fact, or of the pairs of a class, in whose own set a located "
@@ -246,7 +245,7 @@ def _by_prompt(material: Material) -> Table:
 
 def _listed(found: Neurons, scores: torch.Tensor) -> str:
     ordered = sorted(found, key=lambda n: (-float(scores[n.layer, n.unit]), n))
-    return " ".join(f"{n.layer}:{n.unit}" for n in ordered[:10]) + " …" * (len(ordered) > 10)
+    return " ".join(map(label, ordered[:10])) + " …" * (len(ordered) > 10)
 
 
 def _completeness(material: Material) -> Table:
