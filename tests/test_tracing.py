@@ -4,6 +4,8 @@ import dataclasses
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kn_bench.cases.case import EditRequest
 from kn_bench.localise.corrupting import (
@@ -13,7 +15,7 @@ from kn_bench.localise.corrupting import (
     embedding_std,
     noise,
 )
-from kn_bench.localise.restoring import Patch, PatchedRun, restore
+from kn_bench.localise.restoring import Patch, PatchedRun, branched, restore
 from kn_bench.localise.roles import by_role, roles, trace_prompt, trace_study
 from kn_bench.localise.tracing import KINDS, Trace, trace, windowed
 from kn_bench.measure.fitting import Misfit
@@ -116,6 +118,58 @@ def test_sets_of_states_at_several_tokens_and_layers(family):
     for run, got in zip(runs, found, strict=True):
         expected = whole_run(lm, prompts[run.prompt], added[run.prompt], run.patches)[1:]
         assert torch.allclose(got, expected, rtol=1e-9, atol=1e-13)
+
+
+PATCHES = st.builds(
+    Patch,
+    kind=st.sampled_from(KINDS),
+    layer=st.integers(0, 2),
+    token=st.sampled_from([3, 4]),
+    clean=st.booleans(),
+)
+# one value a state: what is set twice has no one value
+SETS = st.lists(PATCHES, min_size=1, max_size=4, unique_by=lambda patch: patch[:3])
+
+
+@settings(max_examples=40)
+@given(sets=st.lists(SETS, min_size=1, max_size=8))
+def test_runs_that_branch_off_each_other_equal_runs_made_alone(sets):
+    lm = tiny_model("gpt2")
+    prompts = [prompt_of(lm, seed=seed) for seed in range(2)]
+    states = corrupt(lm, prompts, [noise_of(lm, prompt) for prompt in prompts])
+    runs = [PatchedRun(i % 2, tuple(patches)) for i, patches in enumerate(sets)]
+    together = restore(states, runs)
+    apart = torch.cat([restore(states, [run]) for run in runs])
+    assert torch.allclose(together, apart, rtol=1e-11)
+
+
+@given(sets=st.lists(SETS, min_size=1, max_size=20))
+def test_what_runs_have_in_common_is_run_once(sets):
+    runs = {PatchedRun(i % 2, tuple(sorted(patches))) for i, patches in enumerate(sets)}
+    branches = branched(list(runs), 3)
+    assert {branch.run for branch in branches} == runs
+    assert [branch.join for branch in branches] == sorted(branch.join for branch in branches)
+    prefixes = {
+        (run.prompt, layer, tuple(patch for patch in run.patches if patch.depth <= layer))
+        for run in runs
+        for layer in range(3)
+    }
+    different = sum(bool(patches) for _, _, patches in prefixes)
+    assert sum(3 - branch.join for branch in branches) == different
+    for run, join, stem in branches:
+        common = () if stem is None else branches[stem].run.patches
+        below = [tuple(p for p in which if p.depth < join) for which in (run.patches, common)]
+        assert below[0] == below[1]
+        assert stem is None or (
+            branches[stem].join < join and branches[stem].run.prompt == run.prompt
+        )
+
+
+def test_windows_that_begin_at_one_layer_share_what_comes_before_they_end():
+    runs = [PatchedRun(0, windowed("mlp", layer, 3, 12, 10)) for layer in range(12)]
+    layers = sum(12 - min(patch.layer for patch in run.patches) for run in runs)
+    assert layers == 123
+    assert sum(12 - branch.join for branch in branched(runs, 12)) == 88
 
 
 def test_batches_of_any_size_give_the_same():

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,9 @@ from kn_bench.model.resuming import CleanRun, clean_run
 
 if TYPE_CHECKING:
     from jaxtyping import Float
+
+Kind = Literal["hidden", "mlp", "attention"]
+"""A layer's output, what its MLP adds to the residual stream, or what its attention adds."""
 
 ATTENTION_OUTPUTS = (
     "c_proj",
@@ -89,6 +92,14 @@ class Corrupted:
         """The noisy rows of a prompt; its clean row is the one before."""
         first = prompt * (1 + self.samples) + 1
         return range(first, first + self.samples)
+
+    def states(self, kind: Kind, layer: int) -> Float[Tensor, "rows T d_model"]:
+        """All states of a kind; what layer -1 gives is what goes into layer 0, and what the last
+        layer gives is what the head reads."""
+        if kind != "hidden":
+            return (self.mlp if kind == "mlp" else self.attention)[layer]
+        inputs = self.run.layer_inputs
+        return inputs[layer + 1] if layer + 1 < len(inputs) else self.run.last_hidden
 
 
 def embedding_std(lm: LanguageModel, tokens: Sequence[int]) -> float:

@@ -1,32 +1,30 @@
 """Corrupted runs with some of their states put back, each run only from where it begins to differ.
 
 A restored run equals its corrupted run up to the layer and (in a causal model) the token that is
-restored, so it starts there. The states of one token, of all layers and samples, run together;
-states that the noise cannot reach, and those past the last layer, are not run at all. All of it is
-exact.
+restored, so it starts there; and one that sets the same states as another up to some layer branches
+off it there. The states of one token, of all layers and samples, run together; states that the
+noise cannot reach, and those past the last layer, are not run at all. All of it is exact.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from itertools import groupby
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kn_bench.localise.attribution import MEMORY
-from kn_bench.localise.corrupting import Corrupted, answer_probability, attention_hooks
+from kn_bench.localise.corrupting import Corrupted, Kind, answer_probability, attention_hooks
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.resuming import resume
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
-
-Kind = Literal["hidden", "mlp", "attention"]
-"""A layer's output, what its MLP adds to the residual stream, or what its attention adds."""
 
 
 class Patch(NamedTuple):
@@ -40,6 +38,11 @@ class Patch(NamedTuple):
     token: int
     clean: bool = True
 
+    @property
+    def depth(self) -> int:
+        """The first layer that it changes: from inside, or by what goes into it."""
+        return self.layer + (self.kind == "hidden")
+
 
 class PatchedRun(NamedTuple):
     """The corrupted runs of prompt number ``prompt`` with these states set."""
@@ -47,10 +50,22 @@ class PatchedRun(NamedTuple):
     prompt: int
     patches: tuple[Patch, ...]
 
-    @property
-    def join(self) -> int:
-        """The layer at whose input it begins to differ from its corrupted run."""
-        return min(patch.layer + (patch.kind == "hidden") for patch in self.patches)
+
+Steps = list[tuple[Patch, ...]]
+"""Layer -> what is set there."""
+
+
+class Branch(NamedTuple):
+    """A run, and where it leaves what has been run already.
+
+    Attributes:
+        join: the layer at whose input it begins to differ from ``stem``.
+        stem: number of the run that it equals until there; None: its corrupted run.
+    """
+
+    run: PatchedRun
+    join: int
+    stem: int | None
 
 
 @torch.no_grad()
@@ -73,16 +88,60 @@ def restore(
             found[run] = corrupted.probability[run.prompt, 1:]
     for start, group in by_start.items():
         for chunk in _chunks(corrupted, group, start, memory):
-            found.update(zip(chunk, _Pass(corrupted, chunk, start).run(), strict=True))
+            branches = branched(chunk, corrupted.lm.n_layers)
+            regained = _Pass(corrupted, branches, start).run()
+            found.update(zip([branch.run for branch in branches], regained, strict=True))
     return torch.stack([found[run] for run in effective])
 
 
+def branched(runs: Sequence[PatchedRun], n_layers: int) -> list[Branch]:
+    """Different runs as a tree, in the order of the layers at which they branch off.
+
+    Sorted by what they set, layer after layer, each has the most in common with the one before it:
+    up to the first layer where the two differ, they are run once.
+
+    Args:
+        runs: with patches, in order.
+    """
+    found: list[tuple[int, PatchedRun, PatchedRun | None]] = []
+    for _, group in groupby(sorted(runs, key=lambda run: _order(run, n_layers)), _prompt):
+        before: Steps = [()] * (n_layers + 1)
+        stems: list[tuple[int, PatchedRun]] = []
+        for run in group:
+            steps = _steps(run, n_layers)
+            join = next(d for d in range(n_layers + 1) if before[d] != steps[d])
+            while stems and stems[-1][0] >= join:
+                stems.pop()
+            found.append((join, run, stems[-1][1] if stems else None))
+            stems.append((join, run))
+            before = steps
+    found.sort(key=lambda branch: branch[0])
+    number = {run: i for i, (_, run, _) in enumerate(found)}
+    return [Branch(run, join, None if stem is None else number[stem]) for join, run, stem in found]
+
+
+def _steps(run: PatchedRun, n_layers: int) -> Steps:
+    """What a run sets, layer by layer."""
+    found: Steps = [()] * (n_layers + 1)
+    for patch in run.patches:
+        found[patch.depth] += (patch,)
+    return found
+
+
+def _order(run: PatchedRun, n_layers: int) -> tuple[int, Steps]:
+    return run.prompt, _steps(run, n_layers)
+
+
+def _prompt(run: PatchedRun) -> int:
+    return run.prompt
+
+
 def _effective(corrupted: Corrupted, run: PatchedRun) -> tuple[Patch, ...]:
-    """The patches that can change the answer: in a causal model, from the subject to the answer."""
+    """What can change the answer, in order: in a causal model, from the subject to the answer."""
+    prompt, patches = corrupted.prompts[run.prompt], sorted(set(run.patches))
     if not corrupted.lm.is_causal:
-        return run.patches
-    prompt = corrupted.prompts[run.prompt]
-    return tuple(p for p in run.patches if prompt.subject[0] <= p.token <= prompt.position)
+        return tuple(patches)
+    return tuple(p for p in patches if prompt.subject[0] <= p.token <= prompt.position)
 
 
 def _start(corrupted: Corrupted, run: PatchedRun) -> int:
@@ -95,11 +154,11 @@ def _start(corrupted: Corrupted, run: PatchedRun) -> int:
 def _chunks(
     corrupted: Corrupted, group: Sequence[PatchedRun], start: int, memory: int
 ) -> Iterator[list[PatchedRun]]:
-    """Runs in the order of their layers, in batches of bounded size."""
+    """Runs in batches of bounded size."""
     row = _row_bytes(corrupted.lm, corrupted.run.ids.shape[1], start)
     most = max(1, memory // 2 // (corrupted.samples * row))
-    ordered = sorted(group, key=lambda run: run.join)
-    # neighbours together: a batch skips all layers below its first
+    # neighbours together: they have the most in common
+    ordered = sorted(group, key=lambda run: _order(run, corrupted.lm.n_layers))
     for at in range(0, len(ordered), most):
         yield ordered[at : at + most]
 
@@ -119,55 +178,44 @@ class _Places(NamedTuple):
 
 
 class _Pass:
-    """Some runs in one batch, in the order of the layers where they join, from ``start`` on."""
+    """Some branches in one batch, from position ``start`` on."""
 
-    def __init__(self, corrupted: Corrupted, runs: Sequence[PatchedRun], start: int) -> None:
-        self.corrupted, self.runs, self.start = corrupted, runs, start
+    def __init__(self, corrupted: Corrupted, branches: Sequence[Branch], start: int) -> None:
+        self.corrupted, self.branches, self.start = corrupted, branches, start
         self.lm = corrupted.lm
 
-    def run(self) -> Float[Tensor, "runs samples"]:
-        joins = self._joins()
-        unrun = joins.pop(self.lm.n_layers, self._tensor([]))
-        source = self.corrupted.run.last_hidden
-        hidden = source[unrun][:, self.start :]
-        if joins:
-            hidden = torch.cat([self._resumed(joins), hidden])
-        hidden = self._set("hidden", self.lm.n_layers - 1, hidden, source)
-        prompts = [self.corrupted.prompts[run.prompt] for run in self.runs]
-        p = answer_probability(self.lm, hidden, prompts, self.corrupted.samples, self.start)
-        return p.reshape(len(self.runs), -1)
-
-    def _joins(self) -> dict[int, Int[Tensor, " rows"]]:
-        """Layer -> the corrupted rows that join there."""
+    def run(self) -> Float[Tensor, "branches samples"]:
         rows: dict[int, list[int]] = defaultdict(list)
-        for run in self.runs:
-            rows[run.join] += self.corrupted.rows(run.prompt)
-        return {layer: self._tensor(found) for layer, found in rows.items()}
+        for branch in self.branches:
+            rows[branch.join] += self.corrupted.rows(branch.run.prompt)
+        joins = {layer: self._tensor(found) for layer, found in rows.items()}
+        joins.pop(self.lm.n_layers, None)  # these only read what the last layer gave
+        hidden = self.corrupted.run.last_hidden[:0, self.start :]
+        if joins:
+            with self._attention_set():
+                hidden = resume(
+                    self.lm,
+                    self.corrupted.run,
+                    joins=joins,
+                    start=self.start,
+                    hook=lambda layer, _, values: self._set("mlp", layer, values),
+                    arriving=self._arriving,
+                )
+        hidden = self._arriving(self.lm.n_layers, hidden)
+        prompts = [self.corrupted.prompts[branch.run.prompt] for branch in self.branches]
+        p = answer_probability(self.lm, hidden, prompts, self.corrupted.samples, self.start)
+        return p.reshape(len(self.branches), -1)
 
-    def _resumed(self, joins: dict[int, Tensor]) -> Float[Tensor, "rows Tq d_model"]:
-        inputs, before = {}, 0
-        for layer, rows in joins.items():
-            inputs[layer] = self._arriving(layer, rows, before)
-            before += len(rows)
-
-        def hook(layer: int, _: Tensor, values: Tensor) -> Tensor:
-            return self._set("mlp", layer, values, self.corrupted.mlp[layer])
-
-        with self._hidden_set(min(joins)), self._attention_set():
-            return resume(
-                self.lm,
-                self.corrupted.run,
-                joins=joins,
-                start=self.start,
-                hook=hook,
-                inputs=inputs,
-            )
-
-    def _arriving(self, layer: int, rows: Tensor, before: int) -> Float[Tensor, "rows Tq d_model"]:
-        """What joins at the input of ``layer``: corrupted, the outputs below it set."""
-        source = self.corrupted.run.layer_inputs[layer]
-        arriving = source[rows][:, self.start :]
-        return self._set("hidden", layer - 1, arriving, source, before)
+    def _arriving(self, layer: int, before: Tensor) -> Float[Tensor, "rows Tq d_model"]:
+        """What goes into ``layer``: what branches off there comes from its stem."""
+        source, samples = self.corrupted.states("hidden", layer - 1), self.corrupted.samples
+        parts = [before]
+        for run, join, stem in self.branches:
+            if join == layer:
+                rows = self.corrupted.rows(run.prompt)
+                own = source[rows.start : rows.stop, self.start :]
+                parts.append(own if stem is None else before[stem * samples :][:samples])
+        return self._set("hidden", layer - 1, torch.cat(parts) if parts[1:] else before)
 
     def _tensor(self, values: Sequence[int]) -> Int[Tensor, " n"]:
         return torch.tensor(values, dtype=torch.long, device=self.corrupted.run.ids.device)
@@ -175,9 +223,11 @@ class _Pass:
     @cached_property
     def _places(self) -> dict[tuple[Kind, int], _Places]:
         found: dict[tuple[Kind, int], list[tuple[int, int, int]]] = defaultdict(list)
-        for number, run in enumerate(self.runs):
-            noisy = self.corrupted.rows(run.prompt)
-            for patch in run.patches:
+        for number, branch in enumerate(self.branches):
+            noisy = self.corrupted.rows(branch.run.prompt)
+            for patch in branch.run.patches:
+                if patch.depth < branch.join:
+                    continue  # its stem has it
                 found[patch.kind, patch.layer] += [
                     (
                         number * len(noisy) + sample,
@@ -191,43 +241,21 @@ class _Pass:
             for where, places in found.items()
         }
 
-    def _set(
-        self, kind: Kind, layer: int, states: Tensor, source: Tensor, before: int = 0
-    ) -> Tensor:
-        """``states`` of the batch's rows from ``before`` on, with what is to be set there set."""
+    def _set(self, kind: Kind, layer: int, states: Tensor) -> Tensor:
+        """``states`` with what is to be set there set."""
         places = self._places.get((kind, layer))
         if places is None:
             return states
-        here = (places.rows >= before) & (places.rows < before + len(states))
-        rows, tokens, sources = (column[here] for column in places)
+        rows, tokens, sources = places
+        new = self.corrupted.states(kind, layer)[sources, tokens + self.start]
         # out of place: the model may still read what it was given
-        return states.index_put((rows - before, tokens), source[sources, tokens + self.start])
+        return states.index_put((rows, tokens), new)
 
     @contextmanager
     def _attention_set(self) -> Iterator[None]:
         def put(layer: int, output: Tensor) -> Tensor:
-            return self._set("attention", layer, output, self.corrupted.attention[layer])
+            return self._set("attention", layer, output)
 
         layers = sorted({layer for kind, layer in self._places if kind == "attention"})
         with attention_hooks(self.lm, put, layers):
-            yield
-
-    @contextmanager
-    def _hidden_set(self, first: int) -> Iterator[None]:
-        """Set outputs of rows that joined earlier, on their way into the next layer."""
-        into = {layer + 1 for kind, layer in self._places if kind == "hidden"}
-        with ExitStack() as stack:
-            for layer in sorted(layer for layer in into if first < layer < self.lm.n_layers):
-
-                def put(_: nn.Module, args: Any, kwargs: Any, layer: int = layer) -> Any:
-                    hidden = args[0] if args else kwargs["hidden_states"]
-                    source = self.corrupted.run.layer_inputs[layer]
-                    hidden = self._set("hidden", layer - 1, hidden, source)
-                    if args:
-                        return (hidden, *args[1:]), kwargs
-                    return args, {**kwargs, "hidden_states": hidden}
-
-                own = self.lm.own_call(layer, put)
-                handle = self.lm.layers[layer].register_forward_pre_hook(own, with_kwargs=True)
-                stack.callback(handle.remove)
             yield

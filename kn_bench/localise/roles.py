@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from kn_bench.cases.case import EditRequest
-from kn_bench.localise.corrupting import TracePrompt, embedding_std, noise
-from kn_bench.localise.restoring import Kind
+from kn_bench.localise.corrupting import Kind, TracePrompt, embedding_std, noise
 from kn_bench.localise.tracing import KINDS, Trace, trace
 from kn_bench.measure.fitting import Misfit, fit_request
 from kn_bench.measure.statistics import Interval, mean_interval

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from kn_bench.localise.attribution import MEMORY
-from kn_bench.localise.corrupting import TracePrompt, corrupt
-from kn_bench.localise.restoring import Kind, Patch, PatchedRun, restore
+from kn_bench.localise.corrupting import Kind, TracePrompt, corrupt
+from kn_bench.localise.restoring import Patch, PatchedRun, restore
 from kn_bench.model.language_model import LanguageModel
 
 if TYPE_CHECKING:

@@ -113,11 +113,14 @@ class CleanSites:
     def _from_the_next(
         self, rows: Mapping[int, Tensor], values: Mapping[int, Tensor]
     ) -> Float[Tensor, "all_rows d_model"]:
-        inputs = {}
-        for layer, asked in rows.items():
-            clean = self.run.layer_inputs[layer + 1][asked][:, self.start :]
-            new = self.output(layer, asked, values[layer])
-            inputs[layer + 1] = clean.index_put(self._at(asked), new)
+        def arriving(layer: int, before: Tensor) -> Tensor:
+            if layer - 1 not in rows:
+                return before
+            asked = rows[layer - 1]
+            clean = self.run.layer_inputs[layer][asked][:, self.start :]
+            new = self.output(layer - 1, asked, values[layer - 1])
+            return torch.cat([before, clean.index_put(self._at(asked), new)])
+
         at = self._at(torch.cat(list(rows.values())))
         with _narrowed(self.lm, at) if self.ways.narrow else nullcontext():
             hidden = resume(
@@ -126,7 +129,7 @@ class CleanSites:
                 joins={layer + 1: asked for layer, asked in rows.items()},
                 start=self.start,
                 hook=lambda _, __, unchanged: unchanged,
-                inputs=inputs,
+                arriving=arriving,
             )
         return hidden[:, 0] if self.ways.narrow else hidden[at]
 

@@ -12,7 +12,7 @@ Both are exact: the numbers are those of whole runs, to rounding.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,10 @@ from kn_bench.model.language_model import LanguageModel, SiteHook
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
+
+Arriving = Callable[[int, Tensor], Tensor]
+"""(layer, what the rows present brought from the layer before [rows, Tq, d_model]) -> what goes
+into the layer: of these rows, and then of those that join there."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +117,7 @@ def resume(
     joins: Mapping[int, Int[Tensor, " rows"]],
     start: int,
     hook: SiteHook,
-    inputs: Mapping[int, Float[Tensor, "rows Tq d_model"]] | None = None,
+    arriving: Arriving | None = None,
 ) -> Float[Tensor, "all_rows Tq d_model"]:
     """Run rows that equal clean rows up to a layer and a position.
 
@@ -122,7 +126,8 @@ def resume(
         start: first position that is run, so Tq = T - start; earlier ones are read from the clean
             run's keys and values. Masked models: 0.
         hook: called at every site from the first join on with all rows present there.
-        inputs: layer -> what the joining rows bring, where it is not the clean input.
+        arriving: what goes into every layer from the first join on; when None, joining rows bring
+            their clean inputs, and the others are left alone.
 
     Returns:
         Last hidden states of all rows at positions ``start`` and after.
@@ -132,13 +137,16 @@ def resume(
     """
     if start and not lm.is_causal:
         raise ValueError("a masked model's tokens all see each other: resume from position 0")
-    layers = sorted(joins)
-    arriving = {
-        layer: (inputs or {}).get(layer, clean.layer_inputs[layer][joins[layer]][:, start:])
-        for layer in layers
-    }
+
+    def unchanged(layer: int, before: Tensor) -> Tensor:
+        if layer not in joins:
+            return before
+        return torch.cat([before, clean.layer_inputs[layer][joins[layer]][:, start:]])
+
+    arriving = arriving or unchanged
     if not lm.architecture.resumable:
         return _whole(lm, clean, joins=joins, start=start, hook=hook, arriving=arriving)
+    first = min(joins)
     rows, present = {}, torch.zeros(0, dtype=torch.long, device=clean.ids.device)
     for layer in range(lm.n_layers):
         present = torch.cat([present, joins[layer]]) if layer in joins else present
@@ -153,8 +161,8 @@ def resume(
         options = {"past_key_values": PrefixCache(*prefix, rows), "use_cache": True}
         options["position_ids"] = torch.arange(start, length, device=clean.ids.device)[None]
         options["mask"] = causal_mask(length - start, start, lm.dtype, clean.ids.device)
-    with _joining(lm, layers[0], arriving), lm.site_hooks(hook, range(layers[0], lm.n_layers)):
-        output = lm.hidden(clean.ids[joins[layers[0]], start:], **options)
+    with _joining(lm, first, arriving), lm.site_hooks(hook, range(first, lm.n_layers)):
+        output = lm.hidden(clean.ids[joins[first], start:], **options)
     hidden: Tensor = output.last_hidden_state
     return hidden
 
@@ -170,25 +178,35 @@ def causal_mask(
 
 
 @contextmanager
-def _joining(lm: LanguageModel, first: int, arriving: Mapping[int, Tensor]) -> Iterator[None]:
-    """Skip the layers below ``first``; let rows join at the layers of ``arriving``."""
+def _joining(lm: LanguageModel, first: int, arriving: Arriving) -> Iterator[None]:
+    """Skip the layers below ``first``; let rows join on their way into the layers above."""
     with ExitStack() as stack:
         for layer in lm.layers[:first]:
             stack.enter_context(skipped(layer))
-        for index, new in arriving.items():
+        for index in range(first, lm.n_layers):
 
-            def join(
-                _: nn.Module, args: Any, kwargs: Any, index: int = index, new: Tensor = new
-            ) -> Any:
-                hidden = args[0] if args else kwargs["hidden_states"]
-                hidden = new if index == first else torch.cat([hidden, new])
-                if args:
-                    return (hidden, *args[1:]), kwargs
-                return args, {**kwargs, "hidden_states": hidden}
+            def join(hidden: Tensor, index: int = index) -> Tensor:
+                return arriving(index, hidden[:0] if index == first else hidden)
 
-            handle = lm.layers[index].register_forward_pre_hook(join, with_kwargs=True)
-            stack.callback(handle.remove)
+            stack.enter_context(_entering(lm, index, join))
         yield
+
+
+@contextmanager
+def _entering(lm: LanguageModel, index: int, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Let ``change`` replace what goes into layer ``index`` while it is open."""
+
+    def put(_: nn.Module, args: Any, kwargs: Any) -> Any:
+        if args:
+            return (change(args[0]), *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": change(kwargs["hidden_states"])}
+
+    own = lm.own_call(index, put)
+    handle = lm.layers[index].register_forward_pre_hook(own, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @contextmanager
@@ -216,7 +234,7 @@ def _whole(
     joins: Mapping[int, Tensor],
     start: int,
     hook: SiteHook,
-    arriving: Mapping[int, Tensor],
+    arriving: Arriving,
 ) -> Float[Tensor, "all_rows Tq d_model"]:
     """:func:`resume` for families whose rows cannot join: every row runs from layer 0 on.
 
@@ -237,36 +255,16 @@ def _whole(
 
     ids = clean.ids[torch.cat([joins[layer] for layer in layers])]
     with ExitStack() as stack:
-        for index in layers:
-            stack.enter_context(_replaced(lm, index, counts, joins, arriving[index], start))
+        for index in range(layers[0], lm.n_layers):
+
+            def put(hidden: Tensor, index: int = index) -> Tensor:
+                new = arriving(index, hidden[: counts.get(index - 1, 0), start:])
+                hidden = hidden.clone()
+                hidden[: counts[index], start:] = new
+                return hidden
+
+            stack.enter_context(_entering(lm, index, put))
         stack.enter_context(lm.site_hooks(partial, range(lm.n_layers)))
         options: dict[str, Any] = {"use_cache": False} if lm.is_causal else {}
         hidden: Tensor = lm.hidden(ids, **options).last_hidden_state
     return hidden[:, start:]
-
-
-@contextmanager
-def _replaced(
-    lm: LanguageModel,
-    index: int,
-    counts: Mapping[int, int],
-    joins: Mapping[int, Tensor],
-    new: Tensor,
-    start: int,
-) -> Iterator[None]:
-    """Put what joins at layer ``index`` into the rows that join there, from ``start`` on."""
-    stop, size = counts[index], len(joins[index])
-
-    def put(_: nn.Module, args: Any, kwargs: Any) -> Any:
-        hidden = (args[0] if args else kwargs["hidden_states"]).clone()
-        hidden[stop - size : stop, start:] = new
-        if args:
-            return (hidden, *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": hidden}
-
-    own = lm.own_call(index, put)
-    handle = lm.layers[index].register_forward_pre_hook(own, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()

@@ -11,9 +11,8 @@ import numpy as np
 
 from kn_bench.cases.case import Case, Query, Task
 from kn_bench.cases.drawing import stable_hash
-from kn_bench.localise.corrupting import TracePrompt
+from kn_bench.localise.corrupting import Kind, TracePrompt
 from kn_bench.localise.interventions import answers
-from kn_bench.localise.restoring import Kind
 from kn_bench.localise.roles import ROLES, Role, TraceStudy, trace_prompt, trace_study
 from kn_bench.localise.tracing import KINDS, Trace
 from kn_bench.measure.fitting import fit_query
