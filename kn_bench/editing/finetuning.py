@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.prefixed import padded
-from kn_bench.model.ragged import arriving, changed_input
+from kn_bench.model.ragged import arriving
 from kn_bench.model.resuming import skipped
 
 if TYPE_CHECKING:
@@ -234,7 +234,7 @@ class _Rows:
             if self.lm.architecture.resumable:
                 for layer in self.lm.layers[: self.first]:
                     stack.enter_context(skipped(layer))
-                stack.enter_context(changed_input(self.lm, self.first, lambda _: self.hidden))
+                stack.enter_context(self.lm.input_hooks(lambda _, __: self.hidden, [self.first]))
             stack.enter_context(self.lm.site_hooks(own, layers))
             hidden = self.lm.hidden(
                 self.ids, torch.ones_like(self.ids), use_cache=False

@@ -23,7 +23,7 @@ from transformers import DynamicCache
 
 from kn_bench.model.architecture import submodule
 from kn_bench.model.language_model import LanguageModel
-from kn_bench.model.resuming import CleanRun, clean_run, resume, skipped
+from kn_bench.model.resuming import CleanRun, clean_run, replaced_forward, resume, skipped
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -253,11 +253,8 @@ def _last_module(lm: LanguageModel, layer: int) -> nn.Module:
 @contextmanager
 def _giving(module: nn.Module, output: Tensor) -> Iterator[None]:
     """Let ``module`` return ``output`` whatever it is given."""
-    module.forward = lambda *_, **__: output
-    try:
+    with replaced_forward(module, lambda *_, **__: output):
         yield
-    finally:
-        del module.forward
 
 
 def _narrowed(lm: LanguageModel, at: tuple[Tensor, Tensor]) -> AbstractContextManager[object]:
@@ -280,12 +277,7 @@ def _ended(lm: LanguageModel, output: Float[Tensor, "n d_model"]) -> Float[Tenso
         for layer in lm.layers:
             stack.enter_context(skipped(layer))
 
-        def give(_: nn.Module, args: Any, kwargs: Any) -> Any:
-            if args:
-                return (output[:, None], *args[1:]), kwargs
-            return args, {**kwargs, "hidden_states": output[:, None]}
-
-        stack.callback(lm.layers[0].register_forward_pre_hook(give, with_kwargs=True).remove)
+        stack.enter_context(lm.input_hooks(lambda _, __: output[:, None], [0]))
         ids = torch.zeros(len(output), 1, dtype=torch.long, device=output.device)
         # an empty cache keeps transformers from asking the device whether rows are packed
         cache = {"past_key_values": DynamicCache()} if lm.is_causal else {}

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -32,9 +32,14 @@ if TYPE_CHECKING:
 SiteHook = Callable[[int, Tensor, Tensor], Tensor]
 """(layer, keys [rows, T, d_mlp], values [rows, T, d_model]) -> the values to go on with."""
 
+InputHook = Callable[[int, Tensor], Tensor | None]
+"""(layer, what goes into it [rows, T, d_model]) -> what is to go into it instead, if not None."""
+
 
 class LanguageModel:
     """A loaded model and tokenizer behind one interface.
+
+    Whatever device a layer lies on, what this class takes and gives lies on ``device``.
 
     Attributes:
         name: as the user gave it; ``slug`` is the same in the alphabet of test ids.
@@ -79,8 +84,8 @@ class LanguageModel:
 
     @property
     def device(self) -> torch.device:
-        device: torch.device = next(self.hf.parameters()).device
-        return device
+        """Where the input embeddings lie; layers may lie elsewhere."""
+        return self.input_embeddings.device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -119,16 +124,17 @@ class LanguageModel:
         return isinstance(self.site(layer), nn.Linear)
 
     def weight(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
-        """The site's weight as the map key -> value; row i is the value of neuron i. A view."""
+        """The site's weight as the map key -> value; row i is the value of neuron i. To be read:
+        a view, but of a layer that lies elsewhere a copy."""
         weight = self.site(layer).weight
         assert isinstance(weight, Tensor)
-        return weight.T if self.transposed(layer) else weight
+        return (weight.T if self.transposed(layer) else weight).to(self.device)
 
     @property
     def output_embeddings(self) -> Float[Tensor, "vocabulary d_model"]:
-        """Rows e(token) of the matrix that reads the last hidden state."""
+        """Rows e(token) of the matrix that reads the last hidden state. To be read."""
         matrix: Tensor = self.hf.get_output_embeddings().weight
-        return matrix
+        return matrix.to(self.device)
 
     @property
     def input_embeddings(self) -> Float[Tensor, "vocabulary d_embedding"]:
@@ -184,6 +190,7 @@ class LanguageModel:
         """Logits of last hidden states: the head, with the family's soft cap where it has one."""
         for head in self._heads:
             hidden = head(hidden)
+        hidden = hidden.to(self.device)
         cap = getattr(self.hf.config, "final_logit_softcapping", None)
         return torch.tanh(hidden / cap) * cap if cap else hidden
 
@@ -191,7 +198,9 @@ class LanguageModel:
         self, ids: Int[Tensor, "rows T"], mask: Int[Tensor, "rows T"] | None = None, **options: Any
     ) -> Any:
         """The base model's output; ``last_hidden_state`` is [rows, T, d_model]."""
-        return self.hf.base_model(input_ids=ids, attention_mask=mask, **options)
+        output = self.hf.base_model(input_ids=ids, attention_mask=mask, **options)
+        output.last_hidden_state = output.last_hidden_state.to(self.device)
+        return output
 
     def forward(
         self,
@@ -215,10 +224,33 @@ class LanguageModel:
             for layer in layers:
 
                 def run(_: nn.Module, inputs: Any, output: Tensor, layer: int = layer) -> Tensor:
-                    return hook(layer, inputs[0], output)
+                    keys, values = (one.to(self.device) for one in (inputs[0], output))
+                    return hook(layer, keys, values).to(output.device)
 
                 hook_here = self.own_call(layer, run)
                 stack.callback(self.site(layer).register_forward_hook(hook_here).remove)
+            yield
+
+    @contextmanager
+    def input_hooks(self, hook: InputHook, layers: Iterable[int]) -> Iterator[None]:
+        """Let ``hook`` see and replace what goes into ``layers`` while it is open."""
+        with ExitStack() as stack:
+            for layer in layers:
+
+                def run(_: nn.Module, args: Any, kwargs: Any, layer: int = layer) -> Any:
+                    hidden = args[0] if args else kwargs["hidden_states"]
+                    found = hook(layer, hidden.to(self.device))
+                    if found is None:
+                        return None
+                    found = found.to(hidden.device)
+                    if args:
+                        return (found, *args[1:]), kwargs
+                    return args, {**kwargs, "hidden_states": found}
+
+                handle = self.layers[layer].register_forward_pre_hook(
+                    self.own_call(layer, run), with_kwargs=True
+                )
+                stack.callback(handle.remove)
             yield
 
     def sharers(self, layer: int) -> list[int]:

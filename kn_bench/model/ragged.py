@@ -13,10 +13,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.memo import Memo
@@ -191,14 +191,8 @@ def arriving(lm: LanguageModel, layer: int) -> Iterator[list[Float[Tensor, "rows
     """Collect the inputs of a layer; copies, for some models overwrite them."""
     found: list[Tensor] = []
 
-    def keep(_: nn.Module, args: Any, kwargs: Any) -> None:
-        found.append((args[0] if args else kwargs["hidden_states"]).clone())
-
-    handle = lm.layers[layer].register_forward_pre_hook(keep, with_kwargs=True)
-    try:
+    with lm.input_hooks(lambda _, hidden: found.append(hidden.clone()), [layer]):
         yield found
-    finally:
-        handle.remove()
 
 
 @contextmanager
@@ -252,8 +246,8 @@ class _Tail:
             for layer in self.lm.layers[: self.first]:
                 stack.enter_context(skipped(layer))
             stack.enter_context(
-                changed_input(
-                    self.lm, self.first, lambda _: moved(self.hidden) if joins else self.hidden
+                self.lm.input_hooks(
+                    lambda _, __: moved(self.hidden) if joins else self.hidden, [self.first]
                 )
             )
             if not joins:
@@ -294,7 +288,7 @@ class _Whole:
         with (
             self.lm.site_hooks(lambda _, __, values: moved(values), [self.layer])
             if self.place == "site"
-            else changed_input(self.lm, self.layer + 1, moved)
+            else self.lm.input_hooks(lambda _, hidden: moved(hidden), [self.layer + 1])
         ):
             hidden = self.lm.hidden(
                 self.ids, torch.ones_like(self.ids), use_cache=False
@@ -318,24 +312,6 @@ def _prepare_whole(
     values = found["values"] if place == "site" else _from(inputs[0], at, 1)[:, 0]
     whole = _Whole(lm, layer, place, ids, at, queries)
     return Ragged(whole, found["keys"], values, _from(hidden, at, queries))
-
-
-@contextmanager
-def changed_input(
-    lm: LanguageModel, layer: int, change: Callable[[Tensor], Tensor]
-) -> Iterator[None]:
-    """Let a layer read something else."""
-
-    def replaced(_: nn.Module, args: Any, kwargs: Any) -> Any:
-        if args:
-            return (change(args[0]), *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": change(kwargs["hidden_states"])}
-
-    handle = lm.layers[layer].register_forward_pre_hook(replaced, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def _from(

@@ -54,7 +54,7 @@ class PrefixCache(Cache):  # type: ignore[misc]  # transformers has no types
     """Keys and values of earlier positions, read by rows and never written.
 
     Attributes:
-        keys, values: per layer, what stands before the positions that are run.
+        keys, values: per layer, what stands before the positions that are run, where it lies.
         rows: per layer, which prefix each row of the batch reads; None when they correspond.
     """
 
@@ -72,7 +72,7 @@ class PrefixCache(Cache):  # type: ignore[misc]  # transformers has no types
     ) -> tuple[Tensor, Tensor]:
         keys, values = self._keys[layer_idx], self._values[layer_idx]
         if self._rows is not None:
-            rows = self._rows[layer_idx]
+            rows = self._rows[layer_idx].to(keys.device)
             keys, values = keys[rows], values[rows]
         return torch.cat([keys, key_states], 2), torch.cat([values, value_states], 2)
 
@@ -91,14 +91,11 @@ def clean_run(lm: LanguageModel, ids: Int[Tensor, "B T"]) -> CleanRun:
         if resumable_causal:
             # one plain layer each: a sliding window would drop keys that resuming still reads
             options["past_key_values"] = DynamicCache()
-    with ExitStack() as stack:
-        for index, layer in enumerate(lm.layers):
 
-            def keep(_: nn.Module, args: Any, kwargs: Any, index: int = index) -> None:
-                inputs[index] = (args[0] if args else kwargs["hidden_states"]).detach()
+    def keep(layer: int, hidden: Tensor) -> None:
+        inputs[layer] = hidden.detach()
 
-            own = lm.own_call(index, keep)
-            stack.callback(layer.register_forward_pre_hook(own, with_kwargs=True).remove)
+    with lm.input_hooks(keep, range(lm.n_layers)):
         output = lm.hidden(ids, **options)
     cached = output.past_key_values.layers if resumable_causal else ()
     return CleanRun(
@@ -161,7 +158,10 @@ def resume(
         options = {"past_key_values": PrefixCache(*prefix, rows), "use_cache": True}
         options["position_ids"] = torch.arange(start, length, device=clean.ids.device)[None]
         options["mask"] = causal_mask(length - start, start, lm.dtype, clean.ids.device)
-    with _joining(lm, first, arriving), lm.site_hooks(hook, range(first, lm.n_layers)):
+    with (
+        _joining(lm, first, clean, start, arriving),
+        lm.site_hooks(hook, range(first, lm.n_layers)),
+    ):
         output = lm.hidden(clean.ids[joins[first], start:], **options)
     hidden: Tensor = output.last_hidden_state
     return hidden
@@ -178,35 +178,20 @@ def causal_mask(
 
 
 @contextmanager
-def _joining(lm: LanguageModel, first: int, arriving: Arriving) -> Iterator[None]:
+def _joining(
+    lm: LanguageModel, first: int, clean: CleanRun, start: int, arriving: Arriving
+) -> Iterator[None]:
     """Skip the layers below ``first``; let rows join on their way into the layers above."""
+    nobody = clean.layer_inputs[first][:0, start:]
     with ExitStack() as stack:
         for layer in lm.layers[:first]:
             stack.enter_context(skipped(layer))
-        for index in range(first, lm.n_layers):
 
-            def join(hidden: Tensor, index: int = index) -> Tensor:
-                return arriving(index, hidden[:0] if index == first else hidden)
+        def join(layer: int, hidden: Tensor) -> Tensor:
+            return arriving(layer, nobody if layer == first else hidden)
 
-            stack.enter_context(_entering(lm, index, join))
+        stack.enter_context(lm.input_hooks(join, range(first, lm.n_layers)))
         yield
-
-
-@contextmanager
-def _entering(lm: LanguageModel, index: int, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Let ``change`` replace what goes into layer ``index`` while it is open."""
-
-    def put(_: nn.Module, args: Any, kwargs: Any) -> Any:
-        if args:
-            return (change(args[0]), *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": change(kwargs["hidden_states"])}
-
-    own = lm.own_call(index, put)
-    handle = lm.layers[index].register_forward_pre_hook(own, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 @contextmanager
@@ -216,11 +201,22 @@ def skipped(layer: nn.Module) -> Iterator[None]:
     def forward(hidden_states: Tensor, *_: Any, **__: Any) -> Any:
         return (hidden_states, None) if type(layer).__name__ in TUPLE_LAYERS else hidden_states
 
-    layer.forward = forward
+    with replaced_forward(layer, forward):
+        yield
+
+
+@contextmanager
+def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Let ``module`` do something else while open; what accelerate put there comes back."""
+    own = vars(module).get("forward")
+    module.forward = forward
     try:
         yield
     finally:
-        del layer.forward
+        if own is None:
+            del module.forward
+        else:
+            module.forward = own
 
 
 TUPLE_LAYERS = {"GPTJBlock", "BloomBlock", "FalconDecoderLayer", "GPTNeoBlock"}
@@ -253,17 +249,15 @@ def _whole(
         new = hook(layer, keys[:n, start:], old[:n, start:])
         return torch.cat([torch.cat([old[:n, :start], new], 1), old[n:]]).reshape(values.shape)
 
+    def put(layer: int, hidden: Tensor) -> Tensor:
+        new = arriving(layer, hidden[: counts.get(layer - 1, 0), start:])
+        hidden = hidden.clone()
+        hidden[: counts[layer], start:] = new
+        return hidden
+
     ids = clean.ids[torch.cat([joins[layer] for layer in layers])]
     with ExitStack() as stack:
-        for index in range(layers[0], lm.n_layers):
-
-            def put(hidden: Tensor, index: int = index) -> Tensor:
-                new = arriving(index, hidden[: counts.get(index - 1, 0), start:])
-                hidden = hidden.clone()
-                hidden[: counts[index], start:] = new
-                return hidden
-
-            stack.enter_context(_entering(lm, index, put))
+        stack.enter_context(lm.input_hooks(put, range(layers[0], lm.n_layers)))
         stack.enter_context(lm.site_hooks(partial, range(lm.n_layers)))
         options: dict[str, Any] = {"use_cache": False} if lm.is_causal else {}
         hidden: Tensor = lm.hidden(ids, **options).last_hidden_state
