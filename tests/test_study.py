@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from kn_bench.cases import embedded
 from kn_bench.cases.case import Case, Cloze, EditRequest, Probe, Query
 from kn_bench.commands import studying
 from kn_bench.editing.edit import NoEdit
@@ -66,8 +67,7 @@ def pair(number, subject, prompt, suffix, good, bad, paradigm):
 DETERMINERS = {"this": "w50", "that": "w51", "these": "w52", "those": "w53"}
 
 
-@pytest.fixture(scope="module")
-def cases():
+def made_up_cases():
     """Facts of two relations, and pairs of two paradigms, in the words of the tiny tokenizer."""
     found = [
         fact(i, relation, f"w{5 + i}", f"w{60 + i % 3}", f"w{57 + i % 2}")
@@ -81,6 +81,11 @@ def cases():
         found.append(pair(i, "w51", f"w{25 + i} {{}}", "w9", noun, f"w{13 + i}",
                           "determiner_noun_agreement_1"))  # fmt: skip
     return found
+
+
+@pytest.fixture(scope="module")
+def cases():
+    return made_up_cases()
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +142,14 @@ def test_what_is_missing_is_said(cases):
             parts([name])[0].run(made)
     with pytest.raises(ValueError, match="there is no section 'figure1'; known are determiners"):
         parts(["figure1"])
+
+
+def test_a_model_that_no_case_fits_has_nothing_to_show():
+    """Each section says so: all words of the embedded cases are unknown to the tiny tokenizer."""
+    made = Material(tiny_model("gpt2"), embedded.load(limit=1).cases, SETTINGS)
+    for part in parts(sorted(set(SECTIONS) - {"invariance"})):
+        with pytest.raises(NothingToShow, match=r"^No .+"):
+            part.run(made)
 
 
 # --- the runner --------------------------------------------------------------------------------

@@ -244,7 +244,8 @@ def attention_hooks(
         for layer in layers:
 
             def run(_: nn.Module, __: Any, output: Tensor, layer: int = layer) -> Tensor | None:
-                return hook(layer, output)
+                found = hook(layer, output.to(lm.device))
+                return None if found is None else found.to(output.device)
 
             module = attention_output(lm, layer)
             stack.callback(module.register_forward_hook(lm.own_call(layer, run)).remove)

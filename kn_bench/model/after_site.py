@@ -178,10 +178,10 @@ def _clean_sites(lm: LanguageModel, ids: Tensor, positions: Tensor, ways: Ways) 
 
     def keep_arguments(layer: int, args: Any) -> None:
         if all(isinstance(one, Tensor) and one.shape[:2] == ids.shape for one in args):
-            arguments[layer] = tuple(one[at][:, None] for one in args)
+            arguments[layer] = tuple(one.to(lm.device)[at][:, None] for one in args)
 
     def keep_output(_: nn.Module, __: Any, output: Any) -> None:
-        outputs.append((output[0] if isinstance(output, tuple) else output)[at])
+        outputs.append((output[0] if isinstance(output, tuple) else output).to(lm.device)[at])
 
     with ExitStack() as stack:
         stack.enter_context(lm.site_hooks(keep, range(lm.n_layers)))

@@ -38,8 +38,8 @@ class Prefixes:
     """What stands before the rows of a batch.
 
     Attributes:
-        keys, values: per layer ``[rows, heads, P, d_head]``, padded on the left; empty where no row
-            has a prefix.
+        keys, values: per layer ``[rows, heads, P, d_head]``, padded on the left, where the layer
+            lies; empty where no row has a prefix.
         counts: tokens of each row's prefix.
     """
 
@@ -130,12 +130,13 @@ def _stacked(
     states: Sequence[tuple[Tensor, ...]], index: Int[Tensor, " rows"]
 ) -> tuple[Float[Tensor, "rows heads P d_head"], ...]:
     """Layer by layer, aligned on the right."""
-    return tuple(
+    padded = (
         pad_sequence(
             [one.transpose(0, 1) for one in layer], batch_first=True, padding_side="left"
-        ).transpose(1, 2)[index]
+        ).transpose(1, 2)
         for layer in zip(*states, strict=True)
     )
+    return tuple(layer[index.to(layer.device)] for layer in padded)
 
 
 def run_after(

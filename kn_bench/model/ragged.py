@@ -229,7 +229,9 @@ class _Tail:
     def select(self, rows: Int[Tensor, " n"]) -> _Tail:
         old = self.prefixes
         kept = Prefixes(
-            tuple(k[rows] for k in old.keys), tuple(v[rows] for v in old.values), old.counts[rows]
+            tuple(k[rows.to(k.device)] for k in old.keys),
+            tuple(v[rows.to(v.device)] for v in old.values),
+            old.counts[rows],
         )
         return replace(self, hidden=self.hidden[rows], prefixes=kept, stops=self.stops[rows])
 
@@ -330,6 +332,7 @@ def _before(
 ) -> Float[Tensor, "rows heads P d_head"]:
     """What stands before each row's start, aligned on the right; its first is at ``shift``."""
     length = int(starts.max())
-    at = torch.arange(length, device=states.device) - length + (starts + shift)[:, None]
+    first = (starts + shift - length).to(states.device)
+    at = torch.arange(length, device=states.device) + first[:, None]
     rows = torch.arange(len(states), device=states.device)[:, None]
     return states.transpose(1, 2)[rows, at.clamp_min(0)].transpose(1, 2).contiguous()

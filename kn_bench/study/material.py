@@ -21,6 +21,7 @@ from kn_bench.localise.queries import Fitted
 from kn_bench.localise.selection import Neuron, Neurons
 from kn_bench.measure.fitting import fit_query
 from kn_bench.model.language_model import LanguageModel
+from kn_bench.study.page import NothingToShow
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -93,9 +94,16 @@ class Material:
 
     @cached_property
     def profiles(self) -> list[Profile]:
-        """Facts and classes of pairs that fit the model, attributed."""
+        """Facts and classes of pairs that fit the model, attributed.
+
+        Raises:
+            NothingToShow: when there are none.
+        """
         s = self.settings
-        return profiles(self.lm, groups_of(self.cases, facts=s.facts, prompts=s.prompts))
+        found = profiles(self.lm, groups_of(self.cases, facts=s.facts, prompts=s.prompts))
+        if not found:
+            raise NothingToShow("No fact and no class of pairs fits the model.")
+        return found
 
     def of_task(self, task: Task) -> list[Profile]:
         """The profiles of facts, or of pairs."""

@@ -35,6 +35,8 @@ def run(material: Material) -> Section:
             rows += [_row(name, case, one) for one in _shown(result)]
             first = next(m for m in result.measurements if m.criterion == "reliability")
             taken, counted = taken + first.after.gives_expected, counted + 1
+    if not counted:
+        raise NothingToShow(f"No edit could be measured: {notes[0]}")
     return Section(
         "generations",
         "What does an edited model say?",

@@ -1,0 +1,182 @@
+"""A model spread over two GPUs gives what it gives on one device: nothing is left where it was.
+
+The GPUs are virtual (:mod:`tests.virtual_gpus`): an operation on tensors of two of them raises.
+"""
+
+import importlib
+import itertools
+from contextlib import nullcontext
+from dataclasses import fields, is_dataclass
+
+import pytest
+import torch
+
+from kn_bench.cases import embedded as cases_of
+from kn_bench.editing.applying import RowEdits, in_place
+from kn_bench.editing.edit import LowRank, LowRankEdit
+from kn_bench.localise.alternatives import direct_ablation, gradient_x_activation
+from kn_bench.localise.attribution import attribute
+from kn_bench.localise.tracing import trace
+from kn_bench.measure.engine import Engine
+from kn_bench.measure.sentences import perplexity, token_log_probs
+from kn_bench.model.language_model import LanguageModel
+from kn_bench.model.loading import load_model
+from kn_bench.study.material import Material
+from kn_bench.study.sections import parts
+from kn_bench.testing.registry import builtin_files, marked
+from tests.test_attribution import queries
+from tests.test_study import ALWAYS, SETTINGS, made_up_cases
+from tests.test_tracing import noise_of, prompt_of
+from tests.tiny_models import FAMILIES, tiny_model
+from tests.virtual_gpus import VirtualGpus, spread
+
+pytest.importorskip("accelerate")
+
+
+def test_virtual_gpus_are_as_particular_as_real_ones():
+    with VirtualGpus():
+        one = torch.ones(3, device="cuda:0")
+        other = torch.arange(3.0).to("cuda:1")
+        assert [str(t.device) for t in (one, other[1:], other.cpu())] == ["cuda:0", "cuda:1", "cpu"]
+        for mixed in (
+            lambda: one + other,
+            lambda: other @ torch.ones(3),
+            lambda: torch.stack([one, other]),
+            lambda: one[torch.tensor([0], device="cuda:1")],
+        ):
+            with pytest.raises(RuntimeError, match="expected all tensors on one device"):
+                mixed()
+        # a number on the host and indices on the host go with everything
+        assert str((other[torch.tensor([0])] * torch.tensor(2.0)).device) == "cuda:1"
+        assert (one + other.to(one.device)).tolist() == [1, 2, 3]
+
+
+NUMBERS = itertools.count()
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("KN_BENCH_CACHE", str(tmp_path))
+
+
+def alone_and_spread(load, measured):
+    """What ``measured`` finds on one device and on two, each with nothing remembered."""
+    found = []
+    for apart in (False, True):
+        tiny_model.cache_clear()
+        lm = load()
+        with VirtualGpus() if apart else nullcontext():
+            if apart:
+                spread(lm)
+                places = {str(lm.site(layer).weight.device) for layer in range(lm.n_layers)}
+                assert places == {"cuda:0", "cuda:1"}
+            # methods remember by content: nothing computed before is to be read
+            lm.__dict__["content_hash"] = f"never seen before {next(NUMBERS)}"
+            found.append(measured(lm))
+    tiny_model.cache_clear()
+    return found
+
+
+UNROLLED = {"albert"}
+"""Whose layers are one module, which cannot lie on two devices."""
+
+
+@pytest.mark.parametrize("family", sorted(set(FAMILIES) - UNROLLED))
+def test_attribution_and_tracing_of_every_family(family):
+    def measured(lm):
+        prompt = prompt_of(lm)
+        (traced,) = trace(lm, [prompt], [noise_of(lm, prompt)], window=2)
+        scores = [one.scores for one in attribute(lm, queries(lm))]
+        scores += gradient_x_activation(lm, queries(lm))
+        scores += direct_ablation(lm, queries(lm))
+        return [one.cpu() for one in (*scores, traced.scores)]
+
+    alone, apart = alone_and_spread(lambda: tiny_model(family), measured)
+    for one, other in zip(alone, apart, strict=True):
+        assert one.abs().max() > 0
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-15)
+
+
+METHODS = [
+    spec
+    for path in builtin_files()
+    for spec in marked(importlib.import_module(f"kn_bench.edits.{path.stem}"))
+    if spec.name not in ("none", "oracle")
+]
+
+
+@pytest.mark.parametrize("name", ["tiny-gpt2", "tiny-bert"])
+def test_every_method_edits_and_is_measured(name):
+    cases = cases_of.load(only=["P36"], limit=1).cases
+
+    def measured(lm: LanguageModel):
+        found = {}
+        for spec in METHODS:
+            if spec.models in ("any", lm.architecture.kind):
+                method = spec.function(lm) if spec.name != "in-context" else spec.function()
+                results = Engine(lm).measure(spec.name, method, cases).results
+                found[spec.name] = [result.measurements for result in results.values()]
+        return found
+
+    alone, apart = alone_and_spread(lambda: load_model(name, dtype="float64"), measured)
+    assert alone.keys() == apart.keys()
+    for method, measurements in alone.items():
+        assert any(measurements), f"{method} measured nothing"
+        _assert_alike(measurements, apart[method], method)
+
+
+def _assert_alike(one, other, where):
+    """Equal, numbers to rounding."""
+    if isinstance(one, float):
+        assert one == pytest.approx(other, rel=1e-6, abs=1e-9, nan_ok=True), where
+    elif is_dataclass(one):
+        for field in fields(one):
+            _assert_alike(getattr(one, field.name), getattr(other, field.name), where)
+    elif isinstance(one, list | tuple):
+        for left, right in zip(one, other, strict=True):
+            _assert_alike(left, right, where)
+    else:
+        assert one == other, where
+
+
+def test_an_edit_in_place_is_that_of_rows_and_is_taken_back():
+    def measured(lm: LanguageModel):
+        update = LowRank(
+            2,
+            torch.linspace(-1, 1, lm.d_mlp, device=lm.device, dtype=lm.dtype)[:, None],
+            torch.linspace(-1, 2, lm.d_model, device=lm.device, dtype=lm.dtype)[None],
+        )
+        edit = LowRankEdit(updates=(update,))
+        ids, at = lm.tensor([[5, 6, 7]]), lm.tensor([[2]])
+        before = lm.forward(ids, at)
+        with in_place(lm, edit):
+            placed = lm.forward(ids, at)
+        everywhere = torch.ones_like(ids, dtype=torch.bool)
+        with RowEdits(lm, [edit]).on(lm.tensor([[0]])[0], everywhere):
+            rows = lm.forward(ids, at)
+        assert torch.equal(lm.forward(ids, at), before)
+        return [one.cpu() for one in (before, placed, rows)]
+
+    alone, apart = alone_and_spread(lambda: tiny_model("llama"), measured)
+    torch.testing.assert_close(apart[1], apart[2], rtol=1e-9, atol=1e-12)
+    for one, other in zip(alone, apart, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("name", sorted(set(ALWAYS) - {"tracing"}))
+def test_every_section_of_the_study(name):
+    def measured(lm: LanguageModel):
+        return parts([name])[0].run(Material(lm, made_up_cases(), SETTINGS)).tables
+
+    alone, apart = alone_and_spread(lambda: tiny_model("gpt2"), measured)
+    _assert_alike(alone, apart, name)
+
+
+def test_perplexity():
+    texts = ["w5 w6 w7", "w8 w9 w10 w11"]
+    for family in ("gpt2", "bert"):
+        alone, apart = alone_and_spread(
+            lambda family=family: tiny_model(family),
+            lambda lm: perplexity(token_log_probs(lm, texts)),
+        )
+        assert alone == pytest.approx(apart, rel=1e-12)
