@@ -188,4 +188,4 @@ def place_of(config: pytest.Config) -> Place:
     if WORKER_INPUT in given:
         return unpack(given[WORKER_INPUT])
     # a suite collected through a parent folder: the controller learns of it from our test ids
-    return Place(read_options(config).devices[0], None, frozenset(), given["workercount"])
+    return Place(read_options(config).devices[0], {}, None, frozenset(), given["workercount"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 
 from kn_bench.model import embedded
 from kn_bench.model.loading import load_model
@@ -20,6 +22,7 @@ from kn_bench.model.source import source_of
 
 COMMITS = {"main": "a" * 40, "older": "b" * 40}
 IDS = [[5, 6, 7, 8]]
+ROOT = Path(__file__).parent.parent
 
 
 def logits(lm):
@@ -30,7 +33,10 @@ def logits(lm):
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory):
-    """A hub on this machine with two revisions of ``acme/tiny``, and ``acme/pickled``."""
+    """A hub on this machine with two revisions of ``acme/tiny``, and ``acme/pickled``.
+
+    The branch of ``acme/moving`` is another commit from the second question on.
+    """
     files = tmp_path_factory.mktemp("hub")
     for revision, name in (("main", "tiny-gpt2"), ("older", "tiny-bert")):
         shutil.copytree(embedded.folder(name), files / "acme/tiny" / COMMITS[revision])
@@ -38,6 +44,8 @@ def hub(tmp_path_factory):
     shutil.copytree(embedded.folder("tiny-gpt2"), pickled)
     (pickled / "model.safetensors").unlink()
     torch.save({}, pickled / "pytorch_model.bin")
+    shutil.copytree(files / "acme/tiny", files / "acme/moving")
+    asked = []
 
     class Hub(http.server.BaseHTTPRequestHandler):
         def do_HEAD(self):
@@ -52,6 +60,9 @@ def hub(tmp_path_factory):
                 return self.send(404, b"{}", body)
             repository, revision, name = "/".join(parts[:2]), parts[3], "/".join(parts[4:])
             commit = COMMITS.get(revision, revision)
+            if (repository, revision) == ("acme/moving", "main"):
+                asked.extend([] if body else [name])
+                commit = COMMITS["main" if len(asked) == 1 else "older"]
             folder = files / repository / commit
             extra = {"X-Repo-Commit": commit}
             if not folder.is_dir():
@@ -81,6 +92,17 @@ def hub(tmp_path_factory):
     server.shutdown()
 
 
+def hub_environment(hub: str, home: Path, *, offline: bool = False) -> dict[str, str]:
+    return os.environ | {
+        "HF_ENDPOINT": hub,
+        "HF_HOME": str(home),
+        "HF_HUB_OFFLINE": str(int(offline)),
+        "HF_HUB_DISABLE_XET": "1",
+        "NO_PROXY": "127.0.0.1",
+        "OMP_NUM_THREADS": "1",
+    }
+
+
 def from_hub(hub: str, home: Path, name: str, offline: bool = False) -> dict[str, object]:
     """What a new process makes of ``name``: hubs and caches are read from the environment once."""
     code = f"""
@@ -100,16 +122,12 @@ except ValueError as error:
     found["error"] = str(error)
 print(json.dumps(found))
 """
-    environment = os.environ | {
-        "HF_ENDPOINT": hub,
-        "HF_HOME": str(home),
-        "HF_HUB_OFFLINE": str(int(offline)),
-        "HF_HUB_DISABLE_XET": "1",
-        "NO_PROXY": "127.0.0.1",
-        "OMP_NUM_THREADS": "1",
-    }
     process = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", code],
+        env=hub_environment(hub, home, offline=offline),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert process.returncode == 0, process.stderr
     found: dict[str, object] = json.loads(process.stdout.splitlines()[-1])
@@ -131,6 +149,23 @@ def test_a_revision_can_be_named(hub, tmp_path):
     missing = from_hub(hub, tmp_path, "acme/tiny@none")
     assert "none" in str(missing["error"])
     assert "logits" not in missing
+
+
+def test_all_processes_load_the_commit_of_the_manifest(hub, tmp_path):
+    """Also when the branch moves while they start; the other commit is a masked model."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "1"]
+    command += ["suites", "--model", "acme/moving", "--relation", "P36", "--limit", "1"]
+    command += ["--method", "rome-no-c", "--reports", str(tmp_path / "reports")]
+    environment = hub_environment(hub, tmp_path / "home") | {"KN_BENCH_CACHE": str(tmp_path)}
+    process = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert process.returncode == 0, process.stdout
+    (manifest,) = tmp_path.glob("reports/runs/*/manifest.json")
+    assert COMMITS["main"] in manifest.read_text()
+    # of a masked model ROME's tests would be skipped
+    assert re.search(r"\d (passed|missed)", process.stdout)
+    assert "skipped" not in process.stdout
 
 
 def test_pickled_weights_on_the_hub_are_refused(hub, tmp_path):
@@ -173,6 +208,19 @@ def test_attention_and_dtype_can_be_chosen():
 def test_several_gpus_need_accelerate(monkeypatch):
     monkeypatch.setattr("kn_bench.model.loading.find_spec", lambda _: None)
     with pytest.raises(ValueError, match=r"needs accelerate: pip install 'kn_bench\[multi-gpu\]'"):
+        load_model("tiny-gpt2", device="auto")
+
+
+def test_gpus_without_room_for_the_model_are_refused(monkeypatch):
+    accelerate = pytest.importorskip("accelerate")
+    whole = transformers.AutoModelForCausalLM.from_pretrained
+
+    def offloaded(*args, device_map, **more):
+        assert device_map == "auto"
+        return accelerate.cpu_offload(whole(*args, **more), execution_device="cpu")
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", offloaded)
+    with pytest.raises(ValueError, match="the GPUs have no room for all of 'tiny-gpt2': use more"):
         load_model("tiny-gpt2", device="auto")
 
 

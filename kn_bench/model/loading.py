@@ -33,6 +33,7 @@ def load_model(
     device: str = "cpu",
     dtype: str = "float32",
     attention: str | None = None,
+    commit: str | None = None,
 ) -> LanguageModel:
     """Load a model and its tokenizer.
 
@@ -43,10 +44,11 @@ def load_model(
         dtype: of the weights; float32 unless asked otherwise, whatever the checkpoint's.
         attention: attention implementation (``sdpa``, ``eager``, ...); transformers' choice if
             None.
+        commit: of the hub, where the name alone might soon mean another.
 
     Raises:
         ValueError: one sentence: unknown name, unknown dtype or attention, no safetensors, unknown
-            family, no tokenizer, no accelerate.
+            family, no tokenizer, no accelerate, no room on the GPUs.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
@@ -57,37 +59,43 @@ def load_model(
     # else transformers asks a service of the hub to convert what is pickled
     os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
     source, revision = source_of(name)
-    options: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
+    options: dict[str, Any] = {"revision": commit or revision, "trust_remote_code": False}
     try:
         config = AutoConfig.from_pretrained(source, **options)
         config = getattr(config, "text_config", config)
         architecture = architecture_of(config)
         auto = AutoModelForCausalLM if architecture.kind == "causal" else AutoModelForMaskedLM
         extra = {"attn_implementation": attention} if attention else {}
-        if device == "auto":
-            extra["device_map"] = device
 
-        def weights() -> Any:
+        def weights(**placed: Any) -> Any:
             with progress_on_terminals_only():
                 return auto.from_pretrained(
-                    source, dtype=DTYPES[dtype], use_safetensors=True, **extra, **options
+                    source, dtype=DTYPES[dtype], use_safetensors=True, **placed, **extra, **options
                 )
 
-        hf = weights()
+        hf = weights(device_map="auto") if device == "auto" else weights().to(device)
         tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True, **options)
     except OSError as error:
         raise ValueError(_reason(name, error)) from error
+    _check_whole(name, hf, tokenizer)
+    return LanguageModel(
+        name, hf, tokenizer, architecture=architecture, weights=lambda: weights().state_dict()
+    )
+
+
+def _check_whole(name: str, hf: Any, tokenizer: Any) -> None:
     if not tokenizer("The capital of Canada is", add_special_tokens=False)["input_ids"]:
         # transformers makes an empty tokenizer where the files are missing
         raise ValueError(
             f"the tokenizer of {name!r} makes no token of plain text: tokenizer.json is missing, "
             "or holds no vocabulary"
         )
-    if device != "auto":
-        hf = hf.to(device)
-    return LanguageModel(
-        name, hf, tokenizer, architecture=architecture, weights=lambda: weights().state_dict()
-    )
+    if any(parameter.is_meta for parameter in hf.parameters()):
+        # accelerate would fetch these for each pass: nothing could be read from them or edited
+        raise ValueError(
+            f"the GPUs have no room for all of {name!r}: use more of them, a smaller --dtype, or "
+            "--device cpu"
+        )
 
 
 @contextmanager

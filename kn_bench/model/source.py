@@ -29,3 +29,8 @@ def source_of(name: str) -> tuple[str, str | None]:
     if id.count("/") > 1 or id.startswith((".", "~")):
         raise ValueError(f"no model folder at {name!r}")
     return id, revision or None
+
+
+def on_hub(name: str) -> bool:
+    """Whether ``name`` is a hub's: none of the package's models, and no folder."""
+    return not Path(source_of(name)[0]).is_dir()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from kn_bench.model.source import on_hub
 from kn_bench.testing import registry, units
 from kn_bench.testing.addresses import slug
 from kn_bench.testing.devices import DevicePool, expand
@@ -37,12 +38,14 @@ class Place:
 
     Attributes:
         device: where it computes.
+        commits: of models on the hub, by name: all processes load the same, whatever happens there.
         units: folder of the units that processes share; None: each has its own.
         done: what a resumed run has measured already.
         workers: processes that share the machine.
     """
 
     device: str
+    commits: Mapping[str, str]
     units: Path | None
     done: frozenset[Key]
     workers: int
@@ -180,7 +183,8 @@ class Campaign:
         """Where ``worker`` is to compute, and what it is to leave out."""
         done = self.store.done if self.options.resume else frozenset()
         folder = self.options.reports / "runs" / self.run / units.FOLDER
-        return Place(self.pool.lease(worker), folder, done, workers)
+        commits = {name: one for name, one in self._fingerprints.items() if on_hub(name)}
+        return Place(self.pool.lease(worker), commits, folder, done, workers)
 
 
 def _check_writable(file: Path) -> None:
@@ -194,6 +198,7 @@ def pack(place: Place) -> dict[str, Any]:
     """A place in the builtins that xdist sends to a worker."""
     return {
         "device": place.device,
+        "commits": "\n".join("\t".join(pair) for pair in place.commits.items()),
         "units": str(place.units),
         "done": "\n".join("\t".join(key) for key in sorted(place.done)),
         "workers": place.workers,
@@ -206,6 +211,7 @@ def unpack(packed: Mapping[str, Any]) -> Place:
 
     return Place(
         packed["device"],
+        dict(line.split("\t") for line in packed["commits"].splitlines()),
         Path(packed["units"]),
         frozenset(_keys(Key, packed["done"].split("\n"))),
         packed["workers"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,11 +23,13 @@ class Models:
     Args:
         options: dtype, memory and seed are taken from it.
         device: where this process computes.
+        commits: which commit of a model on the hub to load, by the model's name.
     """
 
-    def __init__(self, options: Options, device: str) -> None:
+    def __init__(self, options: Options, device: str, commits: Mapping[str, str]) -> None:
         self._options = options
         self._device = device
+        self._commits = commits
         self._engines: OrderedDict[str, Engine] = OrderedDict()
         self._failed: dict[str, str] = {}
 
@@ -67,6 +70,7 @@ class Models:
                 device=self._device,
                 dtype=self._options.dtype,
                 attention=self._options.attention or None,
+                commit=self._commits.get(name),
             )
         except ValueError:
             raise

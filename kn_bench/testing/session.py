@@ -60,7 +60,7 @@ class SuiteSession:
         self._offer = offer
         self._methods = methods
         self._done = place.done
-        self._models = Models(options, place.device)
+        self._models = Models(options, place.device, place.commits)
         self._results = UnitResults(place.units)
         self._members: dict[UnitKey, dict[str, Case]] = {}
         self._seconds: dict[UnitKey, str] = {}
