@@ -155,7 +155,7 @@ class Toy:
         return [None] * len(requests)
 
 
-def load_model(name, *, device="cpu", dtype="float32", attention=None):
+def load_model(name, *, device="cpu", dtype="float32", attention=None, commit=None):
     if name == "toy-broken":
         raise ValueError("cannot load the model 'toy-broken'")
     parameters = SimpleNamespace(parameters=list)
