@@ -219,9 +219,9 @@ class Masked(_Fitter):
         self.found.update(zip(wanted, in_place(list(wanted), self.tokens), strict=True))
 
     def _fit(self, asked: Asked) -> Body | Misfit:
-        cloze, mask = asked.cloze, self.tokens.mask_id
+        cloze, (right, wrong), mask = asked.cloze, asked.answers, self.tokens.mask_id
         assert mask is not None  # Tokens has looked
-        expected, rejected = (self.found[cloze, answer] for answer in asked.answers)
+        expected, rejected = self.found[cloze, right], self.found[cloze, wrong]
         for answered in (expected, rejected):
             if isinstance(answered, Misfit):
                 return answered
@@ -229,27 +229,30 @@ class Masked(_Fitter):
                 return Misfit(SEVERAL, f"{cloze.fill('▁')!r} with {answered.answer}")
         assert isinstance(expected, Answered)
         assert isinstance(rejected, Answered)
-        if (expected.before, expected.after) != (rejected.before, rejected.after):
+        before, after = expected.before, expected.after
+        if before != rejected.before or after != rejected.after:
             return Misfit(AROUND, cloze.fill("▁"))
         if expected.answer == rejected.answer:
             return Misfit(SAME, _both(asked))
-        ids, at = (*expected.before, mask, *expected.after), len(expected.before)
-        rows = [_each_masked(answered, mask) for answered in (expected, rejected)]
-        return Body(ids, at, rows[0], rows[1], expected.answer[0])
+        ids = (*before, mask, *after)
+        rows = _each_masked(expected, mask, ids), _each_masked(rejected, mask, ids)
+        return Body(ids, len(before), rows[0], rows[1], expected.answer[0])
 
 
 def _both(asked: Asked) -> str:
     return "{!r} and {!r}".format(*asked.answers)
 
 
-def _each_masked(answered: Answered, mask: int) -> Row:
-    """One row for each piece of the answer, masked while the others are seen."""
+def _each_masked(answered: Answered, mask: int, one: Ids) -> Row:
+    """A row for each piece of the answer, masked while others are seen; ``one`` has one mask."""
     before, answer, after = answered
+    if len(answer) == 1:
+        return Row(one, (len(before),), answer)
     rows = []
     for i, piece in enumerate(answer):
         ids = (*before, *answer[:i], mask, *answer[i + 1 :], *after)
         rows.append(Row(ids, (len(before) + i,), (piece,)))
-    return rows[0]._replace(further=tuple(rows[1:])) if len(rows) > 1 else rows[0]
+    return rows[0]._replace(further=tuple(rows[1:]))
 
 
 class Answered(NamedTuple):
