@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,13 @@ def test_imports_run_downwards(package):
         if any(name == f"kn_bench.{up}" or name.startswith(f"kn_bench.{up}.") for up in above)
     ]
     assert not upwards
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    names = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in MODULES}
+    uses = {name: imported(path) & names.keys() - {name} for name, path in names.items()}
+    assert uses["kn_bench.model.ragged"] >= {"kn_bench.model.resuming"}
+    tuple(TopologicalSorter(uses).static_order())  # raises CycleError, which names them
 
 
 def test_nothing_below_testing_imports_pytest():

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Drawing
 
-    from kn_bench.study.sections.modifiers import Silenced
+    from kn_bench.study.sections.modifiers_measured import Silenced
 
 COLOUR: dict[Block, str] = {"plural": RED, "singular": BLUE, "neutral": GREEN}
 

@@ -1,0 +1,134 @@
+"""What becomes of the modifiers, and how often they stand beside plurals and singulars."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from kn_bench.cases.case import Query
+from kn_bench.cases.grammar import NUMBER_CLASS
+from kn_bench.editing.edit import NoEdit
+from kn_bench.localise.alternatives import activation
+from kn_bench.localise.co_occurrence import Association, Company, association, company
+from kn_bench.localise.interventions import relative_change, suppress
+from kn_bench.localise.matching import matched, seeded
+from kn_bench.localise.modifiers import MODIFIERS, ModifierStudy, ask_modifiers, modifier_study
+from kn_bench.localise.selection import Neuron
+from kn_bench.measure.fitting import fit_query
+from kn_bench.model import embedded
+from kn_bench.study.material import Material
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+
+@dataclass(frozen=True)
+class Silenced:
+    """A number neuron under suppression.
+
+    Attributes:
+        name: ``plural``, ``singular`` or ``given 9:1094``.
+        random: change of each modifier for random neurons of the same layer and activation.
+        association: of shift and company; None without a corpus.
+    """
+
+    name: str
+    neuron: Neuron
+    study: ModifierStudy
+    random: Float[np.ndarray, "draws modifiers"]
+    association: Association | None
+
+
+def silence(material: Material, name: str, neuron: Neuron, counted: Sequence[Company]) -> Silenced:
+    """Every modifier with ``neuron`` set to 0, where the material's prompts have their gap."""
+    prompts, nouns = zip(*material.gaps, strict=True)
+    study = modifier_study(material.lm, prompts, nouns, [neuron])
+    return Silenced(
+        name, neuron, study, _random(material, neuron, study), _associated(study, counted)
+    )
+
+
+def _random(
+    material: Material, neuron: Neuron, study: ModifierStudy
+) -> Float[np.ndarray, "draws modifiers"]:
+    """Changes for neurons of the same layer that are as active at the gap.
+
+    nan for modifiers of several tokens: each piece of them would take a run of its own.
+    """
+    single = [s.tokens == 1 for s in study.shifts]
+    asked = ask_modifiers(
+        material.lm,
+        [cloze for cloze, _ in material.gaps],
+        [s.modifier for s, one in zip(study.shifts, single, strict=True) if one] or MODIFIERS[:1],
+    )
+    mean = _activation_at_gaps(material)
+    generator = seeded("modifiers", material.settings.seed, neuron)
+    drawn = [matched(mean, [neuron], generator) for _ in range(material.settings.draws)]
+    means = asked.probabilities([NoEdit(), *map(suppress, drawn)]).mean(2)
+    found = np.full((len(drawn), len(single)), np.nan)
+    if any(single):
+        found[:, single] = relative_change(means[0], means[1:])
+    return found
+
+
+def _activation_at_gaps(material: Material) -> torch.Tensor:
+    queries = [
+        fitted
+        for cloze, _ in material.gaps
+        if (fitted := fit_query(Query(cloze, "the"), material.lm.tokens, "pair")) is not None
+    ]
+    return activation(material.lm, queries).double().mean(0)
+
+
+def _associated(study: ModifierStudy, counted: Sequence[Company]) -> Association | None:
+    known = {one.word: one for one in counted if one.plural + one.singular}
+    shifts = [s for s in study.shifts if s.tokens == 1 and s.modifier.word in known]
+    if not shifts:
+        return None
+    return association(
+        [shift.change for shift in shifts],
+        [known[shift.modifier.word].bias for shift in shifts],
+        [shift.modifier.block for shift in shifts],
+    )
+
+
+def count(material: Material) -> list[Company]:
+    """The company of the 24 modifiers in the corpus; empty where there is none."""
+    path = corpus_of(material)
+    if path is None:
+        return []
+    singular, plural = _noun_forms(material)
+    with path.open(encoding="utf-8") as file:
+        lines = (line for _, line in zip(range(material.settings.corpus_lines), file, strict=False))
+        return company(lines, [m.word for m in MODIFIERS], singular=singular, plural=plural)
+
+
+def corpus_of(material: Material) -> Path | None:
+    """The corpus named in the settings, else the embedded models' own; None where it is not."""
+    path = material.settings.corpus or (
+        embedded.corpus_path() if material.lm.name in embedded.NAMES else None
+    )
+    return path if path is not None and path.is_file() else None
+
+
+def _noun_forms(material: Material) -> tuple[set[str], set[str]]:
+    """Noun forms by number, read off the pairs that turn on a demonstrative."""
+    plural_words = {"these", "those"}
+    forms: tuple[set[str], set[str]] = (set(), set())
+    for case in material.cases:
+        request = case.request
+        subject, true = request.subject.lower(), request.target_true.lower()
+        if case.task != "pair":
+            continue
+        if subject in NUMBER_CLASS:
+            is_plural = subject in plural_words
+            forms[is_plural].add(true)
+            forms[not is_plural].add(request.target_new.lower())
+        elif true in NUMBER_CLASS:
+            forms[true in plural_words].add(subject)
+    return forms
