@@ -147,7 +147,8 @@ def test_a_revision_can_be_named(hub, tmp_path):
     assert found["commit"] == COMMITS["older"]
     torch.testing.assert_close(torch.tensor(found["logits"]), logits(load_model("tiny-bert")))
     missing = from_hub(hub, tmp_path, "acme/tiny@none")
-    assert "none" in str(missing["error"])
+    assert "unknown model 'acme/tiny@none'" in str(missing["commit"])
+    assert "'acme/tiny@none'" in str(missing["error"])
     assert "logits" not in missing
 
 

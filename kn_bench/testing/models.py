@@ -104,13 +104,13 @@ def fingerprint(name: str) -> str:
     if folder.is_dir():
         files = [path for path in folder.iterdir() if path.suffix in _WEIGHTS_AND_TOKENIZER]
         return hash_files(files)
-    return _hub_commit(source, revision)
+    return _hub_commit(name, source, revision)
 
 
 _WEIGHTS_AND_TOKENIZER = (".safetensors", ".json", ".txt", ".model")
 
 
-def _hub_commit(name: str, revision: str | None) -> str:
+def _hub_commit(name: str, id: str, revision: str | None) -> str:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HFValidationError
 
@@ -118,7 +118,7 @@ def _hub_commit(name: str, revision: str | None) -> str:
 
     try:
         # .../models--gpt2/snapshots/<commit>/config.json
-        return Path(hf_hub_download(name, "config.json", revision=revision)).parent.name
+        return Path(hf_hub_download(id, "config.json", revision=revision)).parent.name
     except (OSError, HFValidationError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else "no reason given"
         raise ValueError(
