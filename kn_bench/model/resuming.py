@@ -256,9 +256,8 @@ def _whole(
         return hidden
 
     ids = clean.ids[torch.cat([joins[layer] for layer in layers])]
-    with ExitStack() as stack:
-        stack.enter_context(lm.input_hooks(put, range(layers[0], lm.n_layers)))
-        stack.enter_context(lm.site_hooks(partial, range(lm.n_layers)))
+    inputs = lm.input_hooks(put, range(layers[0], lm.n_layers))
+    with inputs, lm.site_hooks(partial, range(lm.n_layers)):
         options: dict[str, Any] = {"use_cache": False} if lm.is_causal else {}
         hidden: Tensor = lm.hidden(ids, **options).last_hidden_state
     return hidden[:, start:]
