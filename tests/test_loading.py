@@ -206,6 +206,21 @@ def test_attention_and_dtype_can_be_chosen():
         load_model("tiny-gpt2", attention="nonsense")
 
 
+@pytest.mark.parametrize(
+    ("device", "sentence"),
+    [
+        ("cuda:99", r"--device cuda:99: torch sees \d+ GPUs here; use --device cpu"),
+        ("nonsense", "--device nonsense: give cpu, cuda, cuda:N or auto"),
+        ("meta", "--device meta: give cpu, cuda, cuda:N or auto"),
+        *((d, f"'tiny-gpt2' cannot be put on --device {d}: ") for d in ("xpu", "hpu")),
+    ],
+)
+def test_devices_that_are_not_there_are_one_sentence(device, sentence):
+    with pytest.raises(ValueError, match=f"^{sentence}") as refused:
+        load_model("tiny-gpt2", device=device)
+    assert "\n" not in str(refused.value)
+
+
 def test_several_gpus_need_accelerate(monkeypatch):
     monkeypatch.setattr("kn_bench.model.loading.find_spec", lambda _: None)
     with pytest.raises(ValueError, match=r"needs accelerate: pip install 'kn_bench\[multi-gpu\]'"):

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from kn_bench.study.writing import Written
 
 ModelName = Annotated[
-    str, typer.Argument(help="An embedded name, a folder of safetensors, or a hub id.")
+    str,
+    typer.Argument(help="An embedded name, a folder of safetensors, a hub id or ID@REVISION."),
 ]
 Output = Annotated[Path | None, typer.Option("-o", "--output", help="Folder to write.")]
 Cases = Annotated[
@@ -41,7 +42,9 @@ Facts = Annotated[
 ]
 Prompts = Annotated[int, typer.Option(help="Prompts of each fact, and pairs of each class.", min=1)]
 Seed = Annotated[int, typer.Option(help="Of all draws.")]
-Device = Annotated[str, typer.Option(help="Torch device.")]
+Device = Annotated[
+    str, typer.Option(help="cpu, cuda or cuda:N; auto spreads the model over all GPUs.")
+]
 Dtype = Annotated[str, typer.Option(help="Precision of the weights.")]
 Again = Annotated[bool, typer.Option("--again", help="Compute what is there already anew.")]
 CorpusFile = Annotated[

@@ -27,6 +27,27 @@ DTYPES = {
 }
 
 
+def devices_named(device: str) -> list[str]:
+    """``cuda`` as all visible GPUs, any other device as it is; no context is opened on them.
+
+    Raises:
+        ValueError: for a device that torch does not know, that is not there, or holds no numbers.
+    """
+    try:
+        named = torch.device(device)
+    except RuntimeError:
+        named = torch.device("meta")
+    if named.type == "meta":
+        raise ValueError(f"--device {device}: give cpu, cuda, cuda:N or auto")
+    if named.type != "cuda":
+        return [device]
+    count = torch.cuda.device_count()
+    if count <= (named.index or 0):
+        raise ValueError(f"--device {device}: torch sees {count} GPUs here; use --device cpu")
+    every = range(count) if named.index is None else [named.index]
+    return [f"cuda:{number}" for number in every]
+
+
 def load_model(
     name: str,
     *,
@@ -47,8 +68,8 @@ def load_model(
         commit: of the hub, where the name alone might soon mean another.
 
     Raises:
-        ValueError: one sentence: unknown name, unknown dtype or attention, no safetensors, unknown
-            family, no tokenizer, no accelerate, no room on the GPUs.
+        ValueError: one sentence: unknown name, dtype, device or attention, no safetensors, unknown
+            family, no tokenizer, no accelerate, no room on the device.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
@@ -56,6 +77,8 @@ def load_model(
         raise ValueError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
     if device == "auto" and not find_spec("accelerate"):
         raise ValueError("device auto needs accelerate: pip install 'kn_bench[multi-gpu]'")
+    if device != "auto":
+        devices_named(device)
     # else transformers asks a service of the hub to convert what is pickled
     os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
     source, revision = source_of(name)
@@ -73,7 +96,7 @@ def load_model(
                     source, dtype=DTYPES[dtype], use_safetensors=True, **placed, **extra, **options
                 )
 
-        hf = weights(device_map="auto") if device == "auto" else weights().to(device)
+        hf = weights(device_map="auto") if device == "auto" else _moved(name, weights(), device)
         tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True, **options)
     except OSError as error:
         raise ValueError(_reason(name, error)) from error
@@ -81,6 +104,14 @@ def load_model(
     return LanguageModel(
         name, hf, tokenizer, architecture=architecture, weights=lambda: weights().state_dict()
     )
+
+
+def _moved(name: str, hf: Any, device: str) -> Any:
+    try:
+        return hf.to(device)
+    except (RuntimeError, AssertionError, ImportError) as error:  # no room, or not in this torch
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{name!r} cannot be put on --device {device}: {first}") from error
 
 
 def _check_whole(name: str, hf: Any, tokenizer: Any) -> None:

@@ -44,25 +44,14 @@ def expand(devices: Sequence[str]) -> list[str]:
     """
     found: list[str] = []
     for device in devices:
-        found += [device] if device in ("cpu", "auto") else _accelerators(device)
+        if device in ("cpu", "auto"):
+            found.append(device)
+        else:
+            # imports torch, which a controller can do without
+            from kn_bench.model.loading import devices_named
+
+            found += devices_named(device)
     return list(dict.fromkeys(found))
-
-
-def _accelerators(device: str) -> list[str]:
-    """The devices that ``device`` names; no context is opened on them."""
-    import torch
-
-    try:
-        named = torch.device(device)
-    except RuntimeError:
-        raise ValueError(f"--device {device}: give cpu, cuda, cuda:N or auto") from None
-    if named.type != "cuda":
-        return [device]
-    count = torch.cuda.device_count()
-    if count <= (named.index or 0):
-        raise ValueError(f"--device {device}: torch sees {count} GPUs here; use --device cpu")
-    every = range(count) if named.index is None else [named.index]
-    return [f"cuda:{number}" for number in every]
 
 
 def settle(workers: int, models: Collection[str]) -> None:
