@@ -221,6 +221,17 @@ def test_devices_that_are_not_there_are_one_sentence(device, sentence):
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize("broken", ["config.json", "model.safetensors"])
+def test_broken_files_are_one_sentence(broken, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(embedded.folder("tiny-gpt2"), folder)
+    with (folder / broken).open("r+b") as file:
+        file.truncate(200)
+    with pytest.raises(ValueError, match=r"^the model .*model'? cannot be loaded \(") as refused:
+        load_model(str(folder))
+    assert "\n" not in str(refused.value)
+
+
 def test_several_gpus_need_accelerate(monkeypatch):
     monkeypatch.setattr("kn_bench.model.loading.find_spec", lambda _: None)
     with pytest.raises(ValueError, match=r"needs accelerate: pip install 'kn_bench\[multi-gpu\]'"):

@@ -19,6 +19,7 @@ from kn_bench.commands import studying
 from kn_bench.editing.edit import NoEdit
 from kn_bench.localise.selection import Neuron
 from kn_bench.measure.statistics import Interval
+from kn_bench.results.files import StoreError
 from kn_bench.study.html import index_html
 from kn_bench.study.material import Material, Settings
 from kn_bench.study.page import Figure, NothingToShow, Section, Table
@@ -376,6 +377,17 @@ def test_a_section_that_is_not_known_is_refused_before_anything_is_loaded():
     result = CliRunner().invoke(app, ["figure1", "no-such-model"])
     assert isinstance(result.exception, ValueError)
     assert "there is no section 'figure1'" in str(result.exception)
+
+
+@pytest.mark.parametrize("name", ["localise", "modifiers", "trace", "study"])
+def test_a_folder_that_cannot_be_written_is_told_before_anything_is_loaded(name, tmp_path):
+    from importlib import import_module
+
+    (tmp_path / "file").touch()
+    app = import_module(f"kn_bench.commands.{name}").app
+    result = CliRunner().invoke(app, ["no-such-model", "-o", str(tmp_path / "file")])
+    assert isinstance(result.exception, StoreError)
+    assert "file cannot be written (File exists)" in str(result.exception)
 
 
 def test_a_command_prints_findings_and_keeps_the_page(tmp_path, monkeypatch, material):

@@ -19,7 +19,7 @@ def command(
         list[str] | None,
         typer.Option(help="LAYER:NUMBER, repeatable; the located number neurons by default."),
     ] = None,
-    prompts: Annotated[int, typer.Option(help="Prompts that modifiers are put in.")] = 80,
+    prompts: Annotated[int, typer.Option(help="Prompts that modifiers are put in.", min=1)] = 80,
     cases: options.Cases = None,
     paradigm: options.Paradigms = None,
     corpus: options.CorpusFile = None,

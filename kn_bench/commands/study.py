@@ -15,7 +15,7 @@ app = typer.Typer(add_completion=False)
 @app.command()
 def command(
     model: options.ModelName,
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write.")],
+    output: Annotated[Path, options.FOLDER],
     only: Annotated[
         list[str] | None, typer.Option(help="Sections to run; repeatable. All by default.")
     ] = None,

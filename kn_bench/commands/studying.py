@@ -23,7 +23,19 @@ ModelName = Annotated[
     str,
     typer.Argument(help="An embedded name, a folder of safetensors, a hub id or ID@REVISION."),
 ]
-Output = Annotated[Path | None, typer.Option("-o", "--output", help="Folder to write.")]
+
+
+def _checked(folder: Path | None) -> Path | None:
+    """Before the model is loaded: whether ``folder`` can be written."""
+    from kn_bench.results.files import check_writable
+
+    if folder is not None:
+        check_writable(folder)
+    return folder
+
+
+FOLDER = typer.Option("-o", "--output", help="Folder to write.", callback=_checked)
+Output = Annotated[Path | None, FOLDER]
 Cases = Annotated[
     list[str] | None,
     typer.Option(

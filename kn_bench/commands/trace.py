@@ -18,11 +18,13 @@ def command(
     cases: options.Cases = None,
     relation: options.Relations = None,
     paradigm: options.Paradigms = None,
-    prompts: Annotated[int, typer.Option(help="Of each relation and paradigm.")] = 3,
-    samples: Annotated[int, typer.Option(help="Of the noise.")] = 10,
+    prompts: Annotated[int, typer.Option(help="Of each relation and paradigm.", min=1)] = 3,
+    samples: Annotated[int, typer.Option(help="Of the noise.", min=1)] = 10,
     window: Annotated[
         int | None,
-        typer.Option(help="Layers restored at once for MLP and attention; 10 of 48 by default."),
+        typer.Option(
+            help="Layers restored at once for MLP and attention; 10 of 48 by default.", min=1
+        ),
     ] = None,
     seed: options.Seed = 0,
     device: options.Device = "cpu",

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -100,18 +101,29 @@ def load_model(
         tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True, **options)
     except OSError as error:
         raise ValueError(_reason(name, error)) from error
+    except ValueError:
+        raise
+    except Exception as error:  # a truncated file fails in many ways
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise ValueError(f"the model {name!r} cannot be loaded ({reason})") from error
     _check_whole(name, hf, tokenizer)
     return LanguageModel(
         name, hf, tokenizer, architecture=architecture, weights=lambda: weights().state_dict()
     )
 
 
+def first_line(error: Exception) -> str:
+    """Of what ``error`` says, or its name where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def _moved(name: str, hf: Any, device: str) -> Any:
     try:
         return hf.to(device)
     except (RuntimeError, AssertionError, ImportError) as error:  # no room, or not in this torch
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{name!r} cannot be put on --device {device}: {first}") from error
+        raise ValueError(
+            f"{name!r} cannot be put on --device {device}: {first_line(error)}"
+        ) from error
 
 
 def _check_whole(name: str, hf: Any, tokenizer: Any) -> None:
@@ -145,12 +157,12 @@ def progress_on_terminals_only() -> Iterator[None]:
 
 
 def _reason(name: str, error: OSError) -> str:
-    known = ", ".join(embedded.NAMES)
-    text = str(error)
-    if "safetensors" in text:
+    if "safetensors" in str(error):
         return f"{name} has no safetensors weights, and kn_bench unpickles none: convert it first"
-    first = text.strip().splitlines()[0] if text.strip() else type(error).__name__
+    if Path(name).is_dir():
+        return f"the model in {name} cannot be loaded ({first_line(error)})"
+    known = ", ".join(embedded.NAMES)
     return (
         f"cannot load the model {name!r}: it is none of the embedded models ({known}), no folder, "
-        f"and not to be had from the hub or its cache ({first})"
+        f"and not to be had from the hub or its cache ({first_line(error)})"
     )

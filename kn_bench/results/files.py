@@ -52,6 +52,19 @@ def write_text(path: Path, text: str) -> None:
         file.write(text.encode())
 
 
+def check_writable(folder: Path) -> None:
+    """Make ``folder`` where it is missing, and find out before long work that it can be written.
+
+    Raises:
+        StoreError: when it cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise unwritable(folder, error) from error
+
+
 def unwritable(path: Path, error: OSError) -> StoreError:
     """The sentence for a file that cannot be written."""
     return StoreError(

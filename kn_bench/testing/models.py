@@ -64,20 +64,13 @@ class Models:
         from kn_bench.measure.engine import Engine
         from kn_bench.model.loading import load_model
 
-        try:
-            model = load_model(
-                name,
-                device=self._device,
-                dtype=self._options.dtype,
-                attention=self._options.attention or None,
-                commit=self._commits.get(name),
-            )
-        except ValueError:
-            raise
-        except Exception as error:  # a truncated file fails in many ways
-            first = (str(error).strip() or "no reason given").splitlines()[0]
-            reason = f"{type(error).__name__}: {first}"
-            raise ValueError(f"the model {name!r} cannot be loaded ({reason})") from error
+        model = load_model(
+            name,
+            device=self._device,
+            dtype=self._options.dtype,
+            attention=self._options.attention or None,
+            commit=self._commits.get(name),
+        )
         answers = cache_folder() / "answers"
         return Engine(model, cache=answers, memory=self._options.memory, seed=self._options.seed)
 
