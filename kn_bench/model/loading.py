@@ -17,6 +17,7 @@ import torch
 
 from kn_bench.model import embedded
 from kn_bench.model.architecture import architecture_of
+from kn_bench.model.devices import devices_named
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.source import source_of
 
@@ -26,27 +27,6 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-
-
-def devices_named(device: str) -> list[str]:
-    """``cuda`` as all visible GPUs, any other device as it is; no context is opened on them.
-
-    Raises:
-        ValueError: for a device that torch does not know, that is not there, or holds no numbers.
-    """
-    try:
-        named = torch.device(device)
-    except RuntimeError:
-        named = torch.device("meta")
-    if named.type == "meta":
-        raise ValueError(f"--device {device}: give cpu, cuda, cuda:N or auto")
-    if named.type != "cuda":
-        return [device]
-    count = torch.cuda.device_count()
-    if count <= (named.index or 0):
-        raise ValueError(f"--device {device}: torch sees {count} GPUs here; use --device cpu")
-    every = range(count) if named.index is None else [named.index]
-    return [f"cuda:{number}" for number in every]
 
 
 def load_model(

@@ -48,7 +48,7 @@ def expand(devices: Sequence[str]) -> list[str]:
             found.append(device)
         else:
             # imports torch, which a controller can do without
-            from kn_bench.model.loading import devices_named
+            from kn_bench.model.devices import devices_named
 
             found += devices_named(device)
     return list(dict.fromkeys(found))
