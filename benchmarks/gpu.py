@@ -31,8 +31,8 @@ from kn_bench.localise.attribution import attribute
 from kn_bench.measure.answers import Asker, Question
 from kn_bench.measure.fitting import FittedProbe, Row
 from kn_bench.model.language_model import LanguageModel
-from kn_bench.model.loading import DTYPES
 from kn_bench.model.memo import Memo
+from kn_bench.model.source import DTYPES
 from tests.tiny_models import word_tokenizer
 
 MODELS: dict[str, tuple[str, dict[str, int]]] = {
@@ -104,7 +104,7 @@ def measuring(lm: LanguageModel, cases: int) -> Callable[[], Any]:
 
 
 def lines(name: str, options: argparse.Namespace) -> list[tuple[str, str, float, float, float]]:
-    dtype = DTYPES[options.dtype]
+    dtype = getattr(torch, options.dtype)
     lm = random_model(name, options.device, dtype)
     rate = product_rate(options.device, dtype)
     layer, n = round(lm.n_layers * EDITED_AT), options.batch
@@ -129,7 +129,7 @@ def lines(name: str, options: argparse.Namespace) -> list[tuple[str, str, float,
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--dtype", default="bfloat16", choices=list(DTYPES))
+    parser.add_argument("--dtype", default="bfloat16", choices=DTYPES)
     parser.add_argument("--model", nargs="+", default=["gpt2-xl", "llama-7b"], choices=list(MODELS))
     parser.add_argument("--batch", type=int, default=64, help="prompts, requests and cases")
     parser.add_argument("--memory", type=int, default=16, help="GiB for attributions' rows")

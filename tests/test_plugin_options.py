@@ -67,6 +67,7 @@ def test_an_unknown_model_names_the_embedded_ones(pytester, monkeypatch):
         (("--memory", "much"), "argument --memory: 'much' is no size: give a number with K, M, G"),
         (("--seed", "x"), "argument --seed: 'x' is no whole number"),
         (("--grain", "fine"), "argument --grain: invalid choice: 'fine'"),
+        (("--dtype", "int8"), "argument --dtype: invalid choice: 'int8'"),
     ],
 )
 def test_values_that_cannot_be_are_usage_errors(pytester, args, sentence):

@@ -19,14 +19,7 @@ from kn_bench.model import embedded
 from kn_bench.model.architecture import architecture_of
 from kn_bench.model.devices import devices_named
 from kn_bench.model.language_model import LanguageModel
-from kn_bench.model.source import source_of
-
-DTYPES = {
-    "float32": torch.float32,
-    "float64": torch.float64,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
+from kn_bench.model.source import DTYPES, source_of
 
 
 def load_model(
@@ -54,31 +47,46 @@ def load_model(
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
-    if dtype not in DTYPES:
-        raise ValueError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
-    if device == "auto" and not find_spec("accelerate"):
-        raise ValueError("device auto needs accelerate: pip install 'kn_bench[multi-gpu]'")
-    if device != "auto":
-        devices_named(device)
+    _check_place(device, dtype)
     # else transformers asks a service of the hub to convert what is pickled
     os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
     source, revision = source_of(name)
     options: dict[str, Any] = {"revision": commit or revision, "trust_remote_code": False}
-    try:
+    kept: dict[str, Any] = {"dtype": getattr(torch, dtype), "use_safetensors": True}
+    if attention:
+        kept["attn_implementation"] = attention
+    with _in_one_sentence(name):
         config = AutoConfig.from_pretrained(source, **options)
         config = getattr(config, "text_config", config)
         architecture = architecture_of(config)
         auto = AutoModelForCausalLM if architecture.kind == "causal" else AutoModelForMaskedLM
-        extra = {"attn_implementation": attention} if attention else {}
 
         def weights(**placed: Any) -> Any:
             with progress_on_terminals_only():
-                return auto.from_pretrained(
-                    source, dtype=DTYPES[dtype], use_safetensors=True, **placed, **extra, **options
-                )
+                return auto.from_pretrained(source, **kept, **placed, **options)
 
         hf = weights(device_map="auto") if device == "auto" else _moved(name, weights(), device)
         tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True, **options)
+    _check_whole(name, hf, tokenizer)
+    return LanguageModel(
+        name, hf, tokenizer, architecture=architecture, weights=lambda: weights().state_dict()
+    )
+
+
+def _check_place(device: str, dtype: str) -> None:
+    if dtype not in DTYPES:
+        raise ValueError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
+    if device != "auto":
+        devices_named(device)
+    elif not find_spec("accelerate"):
+        raise ValueError("device auto needs accelerate: pip install 'kn_bench[multi-gpu]'")
+
+
+@contextmanager
+def _in_one_sentence(name: str) -> Iterator[None]:
+    """What goes wrong while files are read, as a ValueError that says so in one."""
+    try:
+        yield
     except OSError as error:
         raise ValueError(_reason(name, error)) from error
     except ValueError:
@@ -86,10 +94,6 @@ def load_model(
     except Exception as error:  # a truncated file fails in many ways
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise ValueError(f"the model {name!r} cannot be loaded ({reason})") from error
-    _check_whole(name, hf, tokenizer)
-    return LanguageModel(
-        name, hf, tokenizer, architecture=architecture, weights=lambda: weights().state_dict()
-    )
 
 
 def first_line(error: Exception) -> str:

@@ -6,6 +6,9 @@ from pathlib import Path
 
 from kn_bench.model import embedded
 
+DTYPES = ("float32", "float64", "bfloat16", "float16")
+"""What weights may be loaded as, by torch's names."""
+
 
 def source_of(name: str) -> tuple[str, str | None]:
     """The folder of a local model, or a hub id with the revision it names, if any.

@@ -13,6 +13,8 @@ from typing import Any, Literal
 
 import pytest
 
+from kn_bench.model.source import DTYPES
+
 Grain = Literal["case", "unit"]
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)i?B?", re.IGNORECASE)
@@ -88,7 +90,7 @@ def add_options(parser: pytest.Parser) -> None:
     option("--seed", "Seed of every draw (default: 0).", type=_number, default=0, metavar="N")
     repeatable("--device", "DEVICE", "cpu, cuda or cuda:N; several are shared out; auto spreads a "
                "model over all GPUs (default: cpu).")  # fmt: skip
-    option("--dtype", "Of the weights (default: float32).", default="float32", metavar="TYPE")
+    option("--dtype", "Of the weights (default: float32).", default="float32", choices=DTYPES)
     option("--attention", "Attention implementation, such as eager.", default="", metavar="NAME")
     option("--run", "Name of the run's folder.", default="", metavar="NAME")
     option("--resume", "Go on with a run: its name, or 'last'.", default="", metavar="RUN")
