@@ -45,11 +45,14 @@ class Traced:
 
 def run(material: Material) -> Section:
     """The section."""
-    found = [one for task in TASK if (one := traced(material, task)).cases]
+    tried = [traced(material, task) for task in TASK]
+    found = [one for one in tried if one.cases]
     if not found:
+        unfit, offered = sum(one.unfit for one in tried), sum(one.offered for one in tried)
         raise NothingToShow(
-            "No prompt of a known fact or pair can be traced: the subject must stand before the "
-            "answer in a causal model."
+            f"No prompt can be traced: of {offered} looked at, {unfit} cannot be put to the model "
+            "with the subject corrupted (in a causal model it must stand before the answer), and "
+            f"{offered - unfit} are not answered rightly."
         )
     s = material.settings
     return Section(
