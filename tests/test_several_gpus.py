@@ -24,8 +24,9 @@ from kn_bench.model.loading import load_model
 from kn_bench.study.material import Material
 from kn_bench.study.sections import parts
 from kn_bench.testing.registry import builtin_files, marked
+from tests.made_up_study import SETTINGS, made_up_cases
 from tests.test_attribution import queries
-from tests.test_study import ALWAYS, SETTINGS, made_up_cases
+from tests.test_study import ALWAYS
 from tests.test_tracing import noise_of, prompt_of
 from tests.tiny_models import FAMILIES, tiny_model
 from tests.virtual_gpus import VirtualGpus, spread
