@@ -8,6 +8,7 @@ import itertools
 from contextlib import nullcontext
 from dataclasses import fields, is_dataclass
 
+import numpy as np
 import pytest
 import torch
 
@@ -47,6 +48,8 @@ def test_virtual_gpus_are_as_particular_as_real_ones():
         ):
             with pytest.raises(RuntimeError, match="expected all tensors on one device"):
                 mixed()
+        with pytest.raises(TypeError, match="can't convert cuda:0 device type tensor to numpy"):
+            np.asarray(one)
         # a number on the host and indices on the host go with everything
         assert str((other[torch.tensor([0])] * torch.tensor(2.0)).device) == "cuda:1"
         assert (one + other.to(one.device)).tolist() == [1, 2, 3]

@@ -44,6 +44,8 @@ class VirtualGpus(TorchFunctionMode):
             return self.device(args[0]).type == "cuda"
         if func is torch.Tensor.pin_memory:
             return args[0]
+        if func in (torch.Tensor.numpy, torch.Tensor.__array__) and self.device(args[0]) != HOST:
+            raise TypeError(f"can't convert {self.device(args[0])} device type tensor to numpy")
         if func in (torch.Tensor.to, torch.Tensor.cpu, torch.Tensor.cuda):
             return self._to(func, *args, **kwargs)
         given = kwargs.pop("device", None)
@@ -95,16 +97,11 @@ class VirtualGpus(TorchFunctionMode):
         device = self.device(tensor) if device is None else device
         if device == torch.device("cuda"):
             device = torch.device("cuda", 0)
-        if device == self.device(tensor) and not copy:
-            return tensor if dtype is None else self._kept(tensor, dtype)
-        moved = tensor.to(dtype, copy=True) if dtype is not None else tensor.clone()
+        if device == self.device(tensor) and dtype in (None, tensor.dtype) and not copy:
+            return tensor
+        moved = tensor.clone() if dtype is None else tensor.to(dtype, copy=True)
         self._put(moved, device)
         return moved
-
-    def _kept(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-        cast = tensor.to(dtype)
-        self._put(cast, self.device(tensor))
-        return cast
 
 
 def tensors(nested: Any) -> list[Tensor]:
