@@ -13,7 +13,7 @@ from kn_bench.localise.alternatives import (
     direct_ablation,
     gradient_x_activation,
 )
-from kn_bench.localise.attribution import attribute
+from kn_bench.localise.attribution import Attribution, _mean, attribute
 from kn_bench.localise.brute_force import (
     Place,
     integrated_gradients,
@@ -243,6 +243,20 @@ def test_trap_29_later_tokens_come_after_the_answers_own_earlier_ones(family):
     assert relative(found.scores, torch.stack(singles).mean(0)) < 1e-9
     stuck = [brute(lm, query.ids, 5, token, nodes) for token in query.answer_ids]
     assert relative(found.scores, torch.stack(stuck).mean(0)) > 1e-3
+
+
+def test_an_answer_of_several_tokens_converges_where_each_of_them_does():
+    """One token's error is not held against what another one is allowed."""
+
+    def of_token(completeness, allowed):
+        one = torch.ones(2)
+        return Attribution(one[:, None], 0.5, one, one.new(completeness), one.new(allowed), one)
+
+    found = _mean([of_token([3e-4, 2e-6], [1e-3, 1e-6]), of_token([1e-7, 1e-4], [1e-6, 1e-3])])
+    assert found.converged.tolist() == [True, False]
+    assert found.completeness.tolist() == pytest.approx([3e-4, 2e-6])
+    assert found.allowed.tolist() == pytest.approx([1e-3, 1e-6])
+    assert found.worst == pytest.approx(2)
 
 
 def test_trap_29_a_masked_model_sees_the_answers_earlier_tokens_in_place():

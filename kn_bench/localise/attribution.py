@@ -37,8 +37,8 @@ class Attribution:
     Attributes:
         scores: alpha, ``[n_layers, d_mlp]``, in units of probability, on the model's device; all
             else is on the host. For an answer of several tokens the mean over its tokens, as are
-            all figures below but ``completeness``, ``allowed`` and ``nodes``, which are those of
-            the worst token.
+            all figures below but ``completeness`` and ``allowed``, which are those of each layer's
+            worst token, and ``nodes``, the most of any.
         probability: P(w), of the answer by the model as it is.
         without: P(0) for each layer: its neurons at the answer position all set to 0.
         completeness: |sum of alpha - (P(w) - P(0))| for each layer.
@@ -96,12 +96,16 @@ def _mean(parts: Sequence[Attribution]) -> Attribution:
     """Over the tokens of one answer."""
     if len(parts) == 1:
         return parts[0]
+    errors = torch.stack([part.completeness for part in parts])
+    allowed = torch.stack([part.allowed for part in parts])
+    # one token's error may be large where as much is allowed: they are judged one by one
+    worst = (errors / allowed).argmax(0, keepdim=True)
     return Attribution(
         scores=torch.stack([part.scores for part in parts]).mean(0),
         probability=sum(part.probability for part in parts) / len(parts),
         without=torch.stack([part.without for part in parts]).mean(0),
-        completeness=torch.stack([part.completeness for part in parts]).amax(0),
-        allowed=torch.stack([part.allowed for part in parts]).amin(0),
+        completeness=errors.gather(0, worst)[0],
+        allowed=allowed.gather(0, worst)[0],
         nodes=torch.stack([part.nodes for part in parts]).amax(0),
     )
 
