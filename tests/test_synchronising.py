@@ -15,14 +15,18 @@ from kn_bench.editing.edit import NeuronEdit, NeuronScale
 from kn_bench.editing.rome import value
 from kn_bench.editing.rome.loss import Batch
 from kn_bench.localise import attribution
+from kn_bench.localise.corrupting import corrupt
 from kn_bench.localise.integration import Rule
 from kn_bench.localise.queries import Question
+from kn_bench.localise.restoring import PatchedRun, restore
 from kn_bench.localise.scaling import ask
+from kn_bench.localise.tracing import KINDS, windowed
 from kn_bench.measure.answers import Asker
 from kn_bench.model.ragged import prepare
 from kn_bench.model.second_moment import _add_batch, _Sums
 from tests.test_applying import rank_one
 from tests.test_rome import SETTINGS, problems
+from tests.test_tracing import noise_of, prompt_of
 from tests.tiny_models import tiny_model
 
 CAUSAL = ["gpt2", "llama"]
@@ -74,6 +78,20 @@ def test_attribution_asks_once_a_round(family, rule, on_meta, monkeypatch):
     assert found[0].scores.shape == (lm.n_layers, lm.d_mlp)
     # 5 nodes at first, then up to 15, 35 and 75; and once at the end
     assert host.asked <= {"riemann": 1, "adaptive": 4}[rule.name] + 1
+
+
+@pytest.mark.parametrize("family", [*CAUSAL, "bert"])
+def test_tracing_asks_nothing_before_its_end(family, on_meta):
+    lm = on_meta(tiny_model(family, torch.float32))
+    prompt = prompt_of(lm)
+    states = corrupt(lm, [prompt], [noise_of(lm, prompt)])
+    runs = [
+        PatchedRun(0, windowed(kind, layer, token, lm.n_layers, 2))
+        for kind in KINDS
+        for layer in range(lm.n_layers)
+        for token in range(len(prompt.ids))
+    ]
+    assert restore(states, runs).shape == (len(runs), 2)
 
 
 @pytest.mark.parametrize("family", CAUSAL)
