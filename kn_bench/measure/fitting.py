@@ -86,20 +86,14 @@ def _read_ahead(
     The tokenizer runs without Python's lock, so that one core encodes while the other goes on.
     """
 
-    def read(chunk: Sequence[Case]) -> Sequence[Asked]:
-        return fitter.read(probe for case in chunk for probe in case.probes)
-
-    coming = iter(cases)
-    first = list(islice(coming, CHUNK))
-    if len(first) < CHUNK:
-        yield first, read(first)
-        return
+    coming, encoding = iter(cases), []
     with ThreadPoolExecutor(1) as ahead:
-        reading = [(first, ahead.submit(read, first))]
         while chunk := list(islice(coming, CHUNK)):
-            reading.append((chunk, ahead.submit(read, chunk)))
-        for chunk, asked in reading:
-            yield chunk, asked.result()
+            asked, texts = fitter.claim(probe for case in chunk for probe in case.probes)
+            encoding.append((chunk, asked, ahead.submit(fitter.encode, texts)))
+        for chunk, asked, encoded in encoding:
+            encoded.result()
+            yield chunk, asked
 
 
 def fit_case(case: Case, tokens: Tokens, prefix: str = "") -> FittedCase | Exclusion:

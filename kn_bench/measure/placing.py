@@ -7,7 +7,7 @@ share is done once.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from kn_bench.cases.case import Cloze, Probe, Scoring, Task
 from kn_bench.measure.fitted import (
@@ -27,6 +27,8 @@ from kn_bench.measure.fitted import (
 from kn_bench.model.tokens import Span, Spanned, Tokens
 
 Key = tuple[Cloze, str, str, Scoring, Task]
+Filled = tuple[Cloze, str]
+"""A cloze with an answer."""
 
 
 class Body(NamedTuple):
@@ -51,7 +53,9 @@ def fitter_for(tokens: Tokens, prefix: str) -> Causal | Masked:
 
 def placed(fitter: Causal | Masked, probe: Probe) -> Body | Misfit:
     """What ``fitter`` makes of one probe."""
-    return fitter.fit(fitter.read([probe]))[key_of(probe)]
+    asked, texts = fitter.claim([probe])
+    fitter.encode(texts)
+    return fitter.fit(asked)[key_of(probe)]
 
 
 class Asked(NamedTuple):
@@ -79,23 +83,30 @@ class Asked(NamedTuple):
 
 
 class _Fitter:
-    """What both kinds share: each key is read and fitted once.
+    """What both kinds share: each key is fitted once, each text encoded once.
 
-    :meth:`read` may run ahead of :meth:`fit`, in a thread of its own.
+    What is claimed may be encoded in another thread, while more is claimed.
     """
 
     def __init__(self, tokens: Tokens, prefix: str) -> None:
         self.tokens, self.prefix = tokens, prefix
         self.keys: set[Key] = set()
+        self.texts: set[Any] = set()
         self.bodies: dict[Key, Body | Misfit] = {}
 
-    def read(self, probes: Iterable[Probe]) -> Sequence[Asked]:
-        """What the probes ask that was not asked before, with its texts encoded."""
+    def claim(self, probes: Iterable[Probe]) -> tuple[Sequence[Asked], Sequence[Any]]:
+        """What the probes ask that was not asked before, and which texts of it to encode."""
         new = [key for key in dict.fromkeys(map(key_of, probes)) if key not in self.keys]
         self.keys.update(new)
         asked = [self._asked(key) for key in new]
-        self._encode(asked)
-        return asked
+        texts = dict.fromkeys(text for one in asked for text in self._wanted(one))
+        unknown = [text for text in texts if text not in self.texts]
+        self.texts.update(unknown)
+        return asked, unknown
+
+    def encode(self, texts: Sequence[Any]) -> None:
+        """Encode what was claimed, before it is fitted."""
+        raise NotImplementedError
 
     def fit(self, asked: Iterable[Asked]) -> Mapping[Key, Body | Misfit]:
         """All that was fitted so far, ``asked`` included."""
@@ -115,7 +126,8 @@ class _Fitter:
         """``texts`` and ``given`` of what is asked, where the kind of model needs them."""
         return ()
 
-    def _encode(self, asked: Sequence[Asked]) -> None:
+    def _wanted(self, asked: Asked) -> Iterable[Any]:
+        """What is to be encoded."""
         raise NotImplementedError
 
     def _fit(self, asked: Asked) -> Body | Misfit:
@@ -139,16 +151,12 @@ class Causal(_Fitter):
         whole = cloze.fill(answers[0]), cloze.fill(answers[1])
         return whole, () if scoring == "sentence" else up_to
 
-    def _encode(self, asked: Sequence[Asked]) -> None:
-        texts = {
-            text: None
-            for one in asked
-            if not one.too_early
-            for text in (one.cloze.left, *one.texts, *one.given)
-            if text not in self.ids
-        }
+    def _wanted(self, asked: Asked) -> Iterable[str]:
+        return () if asked.too_early else (asked.cloze.left, *asked.texts, *asked.given)
+
+    def encode(self, texts: Sequence[str]) -> None:
         closing = self.tokens.n_closing
-        for text, ids in zip(texts, self.tokens.encode_many(list(texts)), strict=True):
+        for text, ids in zip(texts, self.tokens.encode_many(texts), strict=True):
             self.ids[text] = ids[: len(ids) - closing] if closing else ids
 
     def _fit(self, asked: Asked) -> Body | Misfit:
@@ -207,16 +215,13 @@ class Masked(_Fitter):
 
     def __init__(self, tokens: Tokens, prefix: str) -> None:
         super().__init__(tokens, prefix)
-        self.found: dict[tuple[Cloze, str], Answered | Misfit] = {}
+        self.found: dict[Filled, Answered | Misfit] = {}
 
-    def _encode(self, asked: Sequence[Asked]) -> None:
-        wanted = {
-            filled: None
-            for one in asked
-            for answer in one.answers
-            if (filled := (one.cloze, answer)) not in self.found
-        }
-        self.found.update(zip(wanted, in_place(list(wanted), self.tokens), strict=True))
+    def _wanted(self, asked: Asked) -> Iterable[Filled]:
+        return [(asked.cloze, answer) for answer in asked.answers]
+
+    def encode(self, texts: Sequence[Filled]) -> None:
+        self.found.update(zip(texts, in_place(texts, self.tokens), strict=True))
 
     def _fit(self, asked: Asked) -> Body | Misfit:
         cloze, (right, wrong), mask = asked.cloze, asked.answers, self.tokens.mask_id
@@ -263,7 +268,7 @@ class Answered(NamedTuple):
     after: Ids
 
 
-def in_place(filled: Sequence[tuple[Cloze, str]], tokens: Tokens) -> list[Answered | Misfit]:
+def in_place(filled: Sequence[Filled], tokens: Tokens) -> list[Answered | Misfit]:
     """Each cloze with its answer as one text in ids, taken apart at the answer's tokens."""
     texts = [cloze.fill(answer) for cloze, answer in filled]
     spans = []
