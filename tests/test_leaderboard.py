@@ -218,6 +218,13 @@ def test_intervals_as_text(value, text):
     assert tables.interval(value) == text
 
 
+def test_shares_as_text():
+    nan = float("nan")
+    assert tables.share(Interval(0.536, 0.481, 0.575, 9)) == "54% [48%, 57%]"
+    assert tables.share(Interval(0.536, nan, nan, 1), 1) == "53.6%"
+    assert tables.share(Interval(nan, nan, nan, 0)) == "–"
+
+
 def test_a_pipe_in_a_reason_does_not_break_the_table():
     assert "a\\|b" in tables.markdown(["x"], [["a|b"]])
 

@@ -80,6 +80,16 @@ def test_clusters_that_agree_still_have_an_interval():
     assert 0 < low < 0.5 < high < 1
 
 
+def test_one_cluster_without_bounds_has_no_interval():
+    """It says nothing of how clusters differ; several that agree are as narrow as they look."""
+    one = mean_interval([0.2, 0.4], ["a", "a"], bounds=None)
+    assert one.mean == pytest.approx(0.3)
+    assert one.n == 2
+    assert math.isnan(one.low)
+    assert math.isnan(one.high)
+    assert mean_interval([0.3, 0.3], ["a", "b"], bounds=None) == (0.3, 0.3, 0.3, 2)
+
+
 def test_without_scores_there_is_no_mean():
     interval = mean_interval(np.array([math.nan]), ["a"])
     assert interval.n == 0

@@ -14,6 +14,7 @@ import pytest
 from kn_bench.cases import embedded
 from kn_bench.editing.edit import NoEdit
 from kn_bench.localise.selection import Neuron
+from kn_bench.model.loading import load_model
 from kn_bench.study.material import Material
 from kn_bench.study.page import NothingToShow
 from kn_bench.study.plots import render
@@ -84,6 +85,16 @@ def test_what_is_missing_is_said(cases):
         parts(["figure1"])
 
 
+def test_one_fact_has_no_intervals_and_the_text_no_nan():
+    found = embedded.load(only=["P36"], limit=1).cases
+    made = Material(load_model("tiny-gpt2"), found, SETTINGS)
+    for part in parts(["overturn", "tracing", "matched", "dose", "activators", "selectivity"]):
+        section = part.run(made)
+        text = " ".join([*section.findings, *map(markdown_text, section.tables)])
+        assert section.findings
+        assert "nan" not in text
+
+
 def test_a_model_that_no_case_fits_has_nothing_to_show():
     """Each section says so: all words of the embedded cases are unknown to the tiny tokenizer."""
     made = Material(tiny_model("gpt2"), embedded.load(limit=1).cases, SETTINGS)
@@ -115,7 +126,6 @@ def test_windows_follow_the_depth(material):
 @pytest.mark.parametrize("name", ["determiners", "modifiers", "generations", "invariance"])
 def test_sections_that_need_words_run_on_an_embedded_model(name):
     from kn_bench.cases import sources
-    from kn_bench.model.loading import load_model
 
     wanted = ["P36", "determiner_noun_agreement_1", "determiner_noun_agreement_2"]
     found = sources.load("embedded", relations=wanted, limit=30).cases

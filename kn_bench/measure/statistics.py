@@ -115,7 +115,7 @@ def mean_interval(
         scores: one a case.
         clusters: of each case.
         bounds: the range of the scores; None when they have none, and then clusters that agree
-            have no interval but their mean.
+            have no interval but their mean, and a single one has none (NaN).
         level: of the interval.
         seed: of the resampling.
     """
@@ -127,6 +127,8 @@ def mean_interval(
     data = by_cluster(values[:, None], names)
     mean = float(values.mean())
     if not np.isfinite(mean):
+        return Interval(mean, np.nan, np.nan, values.size)
+    if bounds is None and len(data.sums) == 1:
         return Interval(mean, np.nan, np.nan, values.size)
     if np.ptp(data.sums / data.counts) < 1e-12:
         ends = agreed_interval(mean, len(data.sums), bounds, level) if bounds else (mean, mean)

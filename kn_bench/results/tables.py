@@ -25,6 +25,14 @@ def mean(value: Interval, digits: int = 2, signed: bool = False) -> str:
     return middle if math.isnan(value.low) else f"{middle} [{low}, {high}]"
 
 
+def share(value: Interval, digits: int = 0) -> str:
+    """``54% [48%, 57%]``; a dash where there is no mean."""
+    if math.isnan(value.mean):
+        return NOTHING
+    middle, low, high = (f"{end:.{digits}%}" for end in value[:3])
+    return middle if math.isnan(value.low) else f"{middle} [{low}, {high}]"
+
+
 def number(value: float, digits: int = 2, signed: bool = False) -> str:
     """A number with a fixed number of digits, no minus before a zero; a dash for NaN."""
     if math.isnan(value):

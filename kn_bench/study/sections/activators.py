@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from kn_bench.localise.controls.activators import PARTS, Firing, firing
 from kn_bench.localise.groups import Profile
 from kn_bench.measure.statistics import Interval, mean_interval, paired
+from kn_bench.results import tables
 from kn_bench.study.material import Material
 from kn_bench.study.page import Figure, NothingToShow, Row, Section, Table
 from kn_bench.study.plots import BLUE, GREY, HATCHES, bars, panels
@@ -103,7 +104,7 @@ def _table(found: Sequence[Fired]) -> Table:
 def _findings(found: Sequence[Fired]) -> tuple[str, ...]:
     own, other = _values(found, "own"), _values(found, "other")
     parts = [
-        f"{name} {a.mean:.2f} (other facts {b.mean:.2f})"
+        f"{name} {tables.number(a.mean)} (other facts {tables.number(b.mean)})"
         for name, a, b in zip(PARTS, own, other, strict=True)
     ]
     return (f"Activation on {', '.join(parts)}; n={own[0].n} facts.",)

@@ -13,6 +13,7 @@ from kn_bench.cases.drawing import stable_hash
 from kn_bench.editing.edit import Method
 from kn_bench.localise.interventions import answers
 from kn_bench.measure.statistics import Interval, mean_interval
+from kn_bench.results import tables
 from kn_bench.study.edited import Outcome, both_targets, methods, took
 from kn_bench.study.material import Material
 from kn_bench.study.page import Figure, NothingToShow, Row, Section, Table
@@ -181,9 +182,7 @@ def _findings(found: Sequence[Directed]) -> tuple[str, ...]:
             mine = [o for o in found if (o.method, o.direction) == (method, direction)]
             if mine:
                 rate = _rate(mine)
-                parts.append(
-                    f"{direction} {rate.mean:.0%} [{rate.low:.0%}, {rate.high:.0%}] (n={rate.n})"
-                )
+                parts.append(f"{direction} {tables.share(rate)} (n={rate.n})")
         sentences.append(f"{method} gives the new answer: {', '.join(parts)}.")
     return tuple(sentences)
 

@@ -12,6 +12,7 @@ from kn_bench.measure.criteria import judge
 from kn_bench.measure.engine import Engine
 from kn_bench.measure.statistics import Interval, mean_interval
 from kn_bench.measure.verdict import Verdict
+from kn_bench.results import tables
 from kn_bench.study.edited import methods
 from kn_bench.study.material import Material
 from kn_bench.study.page import Figure, NothingToShow, Row, Section, Table
@@ -157,7 +158,7 @@ def _findings(judged: Sequence[Judged]) -> tuple[str, ...]:
         for criterion in ("reliability", "symmetry", "synonym"):
             r = rate(mine, criterion)
             if r.n:
-                parts.append(f"{criterion} {r.mean:.1%} [{r.low:.1%}, {r.high:.1%}] (n={r.n})")
+                parts.append(f"{criterion} {tables.share(r, 1)} (n={r.n})")
         sentences.append(f"{method}: {', '.join(parts) or 'nothing could be measured'}.")
     return tuple(sentences)
 

@@ -11,6 +11,7 @@ from kn_bench.localise.measures import Measure
 from kn_bench.localise.recurrence import chance_recurrence
 from kn_bench.localise.selection import Neurons
 from kn_bench.measure.statistics import Interval, mean_interval
+from kn_bench.results import tables
 from kn_bench.study.material import METHODS, Material
 from kn_bench.study.page import Figure, Row, Section, Table
 from kn_bench.study.plots import TASK
@@ -289,7 +290,7 @@ def _findings(measured: Sequence[Levels]) -> tuple[str, ...]:
     sentences = []
     for key, name in (("r1_squared", "R1²"), ("attribution_share", "share of attribution")):
         parts = [
-            f"{found.mean:.2f} [{found.low:.2f}, {found.high:.2f}] for {task} (n={found.n})"
+            f"{tables.mean(found)} for {task} (n={found.n})"
             for task, mine in by_task.items()
             if mine and (found := averaged(mine, key))
         ]

@@ -13,6 +13,7 @@ from kn_bench.localise.groups import Profile
 from kn_bench.localise.interventions import answers, lost_share, suppress
 from kn_bench.localise.queries import Fitted
 from kn_bench.measure.statistics import Interval, mean_interval
+from kn_bench.results import tables
 from kn_bench.study.material import Material
 from kn_bench.study.page import Figure, Row, Section, Table
 from kn_bench.study.plots import TASK, legend_below, panels
@@ -163,8 +164,8 @@ def _findings(found: Sequence[Overturned]) -> tuple[str, ...]:
         shift, pair = _mean(mine, "shift", None), _mean(mine, "pair", (0.0, 1.0))
         argmax = _mean(mine, "argmax", (0.0, 1.0))
         sentences.append(
-            f"Suppressing the located neurons takes {shift.mean:.0%} [{shift.low:.0%}, "
-            f"{shift.high:.0%}] of the answer's probability from {name} (n={shift.n}); "
+            f"Suppressing the located neurons takes {tables.share(shift)} of the answer's "
+            f"probability from {name} (n={shift.n}); "
             f"{pair.mean:.1%} of the preferences (n={pair.n}) and {argmax.mean:.1%} of the argmax "
             f"answers (n={argmax.n}) that were right are overturned."
         )

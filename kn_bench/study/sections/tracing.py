@@ -16,6 +16,7 @@ from kn_bench.localise.interventions import answers
 from kn_bench.localise.roles import ROLES, Role, TraceStudy, trace_prompt, trace_study
 from kn_bench.localise.tracing import KINDS, Trace
 from kn_bench.measure.fitting import fit_query
+from kn_bench.results import tables
 from kn_bench.study.material import Material
 from kn_bench.study.page import Figure, NothingToShow, Row, Section, Table
 from kn_bench.study.plots import TASK, heat_map, panels
@@ -168,16 +169,12 @@ def _findings(one: Traced) -> list[str]:
     peaks = []
     for kind in KINDS:
         peak = one.study.peak(kind)
-        e = peak.effect
         peaks.append(
-            f"{TITLES[kind]} {_at(peak.role)}, layer {peak.layer} "
-            f"({e.mean:.2f} [{e.low:.2f}, {e.high:.2f}])"
+            f"{TITLES[kind]} {_at(peak.role)}, layer {peak.layer} ({tables.mean(peak.effect)})"
         )
     return [
-        f"On {name} (n={total.n} prompts) the noise takes {total.mean:.2f} [{total.low:.2f}, "
-        f"{total.high:.2f}] from {WHAT[one.task]}; most is regained in the "
-        + "; ".join(peaks)
-        + "."
+        f"On {name} (n={total.n} prompts) the noise takes {tables.mean(total)} from "
+        f"{WHAT[one.task]}; most is regained in the " + "; ".join(peaks) + "."
     ]
 
 
