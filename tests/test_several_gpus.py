@@ -20,6 +20,7 @@ from kn_bench.localise.attribution import attribute
 from kn_bench.localise.tracing import trace
 from kn_bench.measure.engine import Engine
 from kn_bench.measure.sentences import perplexity, token_log_probs
+from kn_bench.model.after_site import clean_sites
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.loading import load_model
 from kn_bench.study.material import Material
@@ -99,6 +100,18 @@ def test_attribution_and_tracing_of_every_family(family):
     for one, other in zip(alone, apart, strict=True):
         assert one.abs().max() > 0
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("family", sorted(set(FAMILIES) - UNROLLED))
+def test_no_shortcut_is_lost(family):
+    """Where a way of going on behind a site fails, a slower one is taken and nothing is said."""
+
+    def measured(lm):
+        (query, _) = queries(lm)
+        return clean_sites(lm, lm.tensor([query.ids]), lm.tensor([[query.answer_position]])[0]).ways
+
+    alone, apart = alone_and_spread(lambda: tiny_model(family), measured)
+    assert alone == apart
 
 
 METHODS = [

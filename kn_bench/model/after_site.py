@@ -54,7 +54,7 @@ class CleanSites:
         positions: the position of each row.
         keys, values: input and output of the sites there.
         outputs: what the layers gave there.
-        arguments: of each layer's last module there, ``[B, 1, ...]`` each.
+        arguments: of each layer's last module there, ``[B, 1, ...]`` each, where the layer lies.
         ways: how layers go on behind their sites.
     """
 
@@ -105,10 +105,11 @@ class CleanSites:
         """What ``layer`` gives at the rows' positions where its site's value is ``values``."""
         if self.ways.after == "added":
             return self.outputs[rows, layer] + values - self.values[rows, layer]
-        with _giving(self.lm.site(layer), values[:, None]):
-            arguments = [argument[rows] for argument in self.arguments[layer]]
+        where = self.arguments[layer][0].device
+        with _giving(self.lm.site(layer), values[:, None].to(where)):
+            arguments = [argument[rows.to(where)] for argument in self.arguments[layer]]
             result: Tensor = _last_module(self.lm, layer)(*arguments)
-        return result[:, 0]
+        return result[:, 0].to(self.lm.device)
 
     def _from_the_next(
         self, rows: Mapping[int, Tensor], values: Mapping[int, Tensor]
@@ -178,7 +179,7 @@ def _clean_sites(lm: LanguageModel, ids: Tensor, positions: Tensor, ways: Ways) 
 
     def keep_arguments(layer: int, args: Any) -> None:
         if all(isinstance(one, Tensor) and one.shape[:2] == ids.shape for one in args):
-            arguments[layer] = tuple(one.to(lm.device)[at][:, None] for one in args)
+            arguments[layer] = tuple(one[_on(one.device, at)][:, None] for one in args)
 
     def keep_output(_: nn.Module, __: Any, output: Any) -> None:
         outputs.append((output[0] if isinstance(output, tuple) else output).to(lm.device)[at])
@@ -257,13 +258,18 @@ def _giving(module: nn.Module, output: Tensor) -> Iterator[None]:
         yield
 
 
+def _on(device: torch.device, at: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """An index of what lies on ``device``."""
+    return tuple(index.to(device) for index in at)
+
+
 def _narrowed(lm: LanguageModel, at: tuple[Tensor, Tensor]) -> AbstractContextManager[object]:
     """Cut the last layer's attention output to one position of each row, ``[rows, 1, d_model]``."""
 
     def cut(_: nn.Module, __: Any, output: Any) -> Any:
         if isinstance(output, tuple):
-            return (output[0][at][:, None], *output[1:])
-        return output[at][:, None]
+            return (output[0][_on(output[0].device, at)][:, None], *output[1:])
+        return output[_on(output.device, at)][:, None]
 
     stack = ExitStack()
     attention = submodule(lm.layers[-1], lm.architecture.attention)
