@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from itertools import groupby
+from operator import itemgetter
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -101,14 +102,14 @@ def branched(runs: Sequence[PatchedRun], n_layers: int) -> list[Branch]:
     up to the first layer where the two differ, they are run once.
 
     Args:
-        runs: with patches, in order.
+        runs: with patches, those of each in order.
     """
     found: list[tuple[int, PatchedRun, PatchedRun | None]] = []
-    for _, group in groupby(sorted(runs, key=lambda run: _order(run, n_layers)), _prompt):
+    ordered = sorted((run.prompt, _steps(run, n_layers), run) for run in runs)
+    for _, group in groupby(ordered, itemgetter(0)):
         before: Steps = [()] * (n_layers + 1)
         stems: list[tuple[int, PatchedRun]] = []
-        for run in group:
-            steps = _steps(run, n_layers)
+        for _, steps, run in group:
             join = next(d for d in range(n_layers + 1) if before[d] != steps[d])
             while stems and stems[-1][0] >= join:
                 stems.pop()
@@ -126,14 +127,6 @@ def _steps(run: PatchedRun, n_layers: int) -> Steps:
     for patch in run.patches:
         found[patch.depth] += (patch,)
     return found
-
-
-def _order(run: PatchedRun, n_layers: int) -> tuple[int, Steps]:
-    return run.prompt, _steps(run, n_layers)
-
-
-def _prompt(run: PatchedRun) -> int:
-    return run.prompt
 
 
 def _effective(corrupted: Corrupted, run: PatchedRun) -> tuple[Patch, ...]:
@@ -158,7 +151,8 @@ def _chunks(
     row = _row_bytes(corrupted.lm, corrupted.run.ids.shape[1], start)
     most = max(1, memory // 2 // (corrupted.samples * row))
     # neighbours together: they have the most in common
-    ordered = sorted(group, key=lambda run: _order(run, corrupted.lm.n_layers))
+    n_layers = corrupted.lm.n_layers
+    ordered = sorted(group, key=lambda run: (run.prompt, _steps(run, n_layers)))
     for at in range(0, len(ordered), most):
         yield ordered[at : at + most]
 
