@@ -240,11 +240,12 @@ def attention_hooks(
     lm: LanguageModel, hook: Callable[[int, Tensor], Tensor | None], layers: Iterable[int]
 ) -> Iterator[None]:
     """Let ``hook(layer, output)`` see attention outputs, and replace them by what it returns."""
+    home = lm.device
     with ExitStack() as stack:
         for layer in layers:
 
             def run(_: nn.Module, __: Any, output: Tensor, layer: int = layer) -> Tensor | None:
-                found = hook(layer, output.to(lm.device))
+                found = hook(layer, output.to(home))
                 return None if found is None else found.to(output.device)
 
             module = attention_output(lm, layer)

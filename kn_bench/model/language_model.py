@@ -220,12 +220,12 @@ class LanguageModel:
     @contextmanager
     def site_hooks(self, hook: SiteHook, layers: Sequence[int]) -> Iterator[None]:
         """Let ``hook`` see keys and replace values at the sites of ``layers`` while it is open."""
+        home = self.device
         with ExitStack() as stack:
             for layer in layers:
 
                 def run(_: nn.Module, inputs: Any, output: Tensor, layer: int = layer) -> Tensor:
-                    keys, values = (one.to(self.device) for one in (inputs[0], output))
-                    return hook(layer, keys, values).to(output.device)
+                    return hook(layer, inputs[0].to(home), output.to(home)).to(output.device)
 
                 hook_here = self.own_call(layer, run)
                 stack.callback(self.site(layer).register_forward_hook(hook_here).remove)
@@ -234,12 +234,13 @@ class LanguageModel:
     @contextmanager
     def input_hooks(self, hook: InputHook, layers: Iterable[int]) -> Iterator[None]:
         """Let ``hook`` see and replace what goes into ``layers`` while it is open."""
+        home = self.device
         with ExitStack() as stack:
             for layer in layers:
 
                 def run(_: nn.Module, args: Any, kwargs: Any, layer: int = layer) -> Any:
                     hidden = args[0] if args else kwargs["hidden_states"]
-                    found = hook(layer, hidden.to(self.device))
+                    found = hook(layer, hidden.to(home))
                     if found is None:
                         return None
                     found = found.to(hidden.device)
