@@ -21,6 +21,7 @@ settings.register_profile("default", deadline=None)
 settings.register_profile("thorough", deadline=None, max_examples=10_000, print_blob=True)
 settings.load_profile("default")
 
+
 PLUGINS = ("-p", "kn_bench.plugin", "-p", "xdist", "-p", "no:cacheprovider")
 """Named one by one, for the others that happen to be installed take a second to be imported."""
 TOYS = Path(__file__).with_name("toy_bench.py")
@@ -153,3 +154,11 @@ def wait_for(condition, seconds: float = 30.0) -> None:
 def plain(text: str) -> str:
     """Text without terminal colours."""
     return re.sub(r"\x1b\[[0-9;]*m", "", text)
+
+
+@pytest.fixture(scope="module")
+def material():
+    """What a study is made of, in miniature."""
+    from tests.made_up_study import made_up_material
+
+    return made_up_material()

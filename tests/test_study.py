@@ -20,19 +20,8 @@ from kn_bench.study.page import NothingToShow
 from kn_bench.study.plots import render
 from kn_bench.study.sections import CONTROLS, SECTIONS, parts
 from kn_bench.study.writing import markdown_text
-from tests.made_up_study import SETTINGS, made_up_cases, made_up_material
+from tests.made_up_study import SETTINGS, made_up_cases
 from tests.tiny_models import tiny_model
-
-
-@pytest.fixture(scope="module")
-def cases():
-    return made_up_cases()
-
-
-@pytest.fixture(scope="module")
-def material():
-    return made_up_material()
-
 
 # --- sections ----------------------------------------------------------------------------------
 
@@ -41,8 +30,8 @@ ALWAYS = sorted(set(SECTIONS) - {"determiners", "modifiers", "generations", "inv
 
 @pytest.mark.parametrize("family", ["bert", "gpt2"])
 @pytest.mark.parametrize("name", ALWAYS)
-def test_sections_run_on_any_model(name, family, cases):
-    made = Material(tiny_model(family), cases, SETTINGS)
+def test_sections_run_on_any_model(name, family):
+    made = Material(tiny_model(family), made_up_cases(), SETTINGS)
     try:
         section = parts([name])[0].run(made)
     except NothingToShow as reason:
@@ -72,8 +61,8 @@ def test_all_figures_of_the_paper_have_a_section():
     assert len(CONTROLS) == 8
 
 
-def test_what_is_missing_is_said(cases):
-    facts = [case for case in cases if case.task == "fact"]
+def test_what_is_missing_is_said():
+    facts = [case for case in made_up_cases() if case.task == "fact"]
     made = Material(tiny_model("bert"), facts, SETTINGS)
     for name, reason in [
         ("modifiers", "No case has a gap where a determiner stands"),
@@ -138,11 +127,11 @@ def test_sections_that_need_words_run_on_an_embedded_model(name):
         ET.fromstring(render(figure.draw).svg)
 
 
-def test_number_neurons_may_be_named(cases):
+def test_number_neurons_may_be_named():
     from kn_bench.study.sections.determiners import number_neurons
 
     named = dataclasses.replace(SETTINGS, neurons=(Neuron(1, 3),))
-    made = Material(tiny_model("bert"), cases, named)
+    made = Material(tiny_model("bert"), made_up_cases(), named)
     assert number_neurons(made) == {"given 1:3": Neuron(1, 3)}
 
 

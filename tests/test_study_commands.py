@@ -6,12 +6,6 @@ from typer.testing import CliRunner
 from kn_bench.commands import studying
 from kn_bench.localise.selection import Neuron
 from kn_bench.results.files import StoreError
-from tests.made_up_study import made_up_material
-
-
-@pytest.fixture(scope="module")
-def material():
-    return made_up_material()
 
 
 def test_neurons_are_named_by_layer_and_number():

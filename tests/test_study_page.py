@@ -5,7 +5,6 @@ import re
 from html.parser import HTMLParser
 
 import numpy as np
-import pytest
 
 from kn_bench.measure.statistics import Interval
 from kn_bench.study.html import index_html
@@ -14,19 +13,8 @@ from kn_bench.study.page import Figure, NothingToShow, Section, Table
 from kn_bench.study.plots import COLOURS, bars, heat_map, panels, render, short, whiskers
 from kn_bench.study.runner import Part, Step, run_study, section_key
 from kn_bench.study.writing import cell, csv_text, read_section, write_section
-from tests.made_up_study import SETTINGS, made_up_cases, made_up_material
+from tests.made_up_study import SETTINGS, made_up_cases
 from tests.tiny_models import tiny_model
-
-
-@pytest.fixture(scope="module")
-def cases():
-    return made_up_cases()
-
-
-@pytest.fixture(scope="module")
-def material():
-    return made_up_material()
-
 
 # --- the runner --------------------------------------------------------------------------------
 
@@ -69,7 +57,8 @@ def test_a_study_resumes_where_all_is_as_it_was(tmp_path, material):
     assert len(calls) == 4
 
 
-def test_a_section_depends_on_model_cases_and_settings(material, cases, tmp_path):
+def test_a_section_depends_on_model_cases_and_settings(material, tmp_path):
+    cases = made_up_cases()
     part = counted_part([], tmp_path)
     others = [
         Material(tiny_model("gpt2"), cases, SETTINGS),
