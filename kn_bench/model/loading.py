@@ -15,11 +15,10 @@ from typing import Any
 
 import torch
 
-from kn_bench.model import embedded
 from kn_bench.model.architecture import architecture_of
 from kn_bench.model.devices import devices_named
 from kn_bench.model.language_model import LanguageModel
-from kn_bench.model.source import DTYPES, source_of
+from kn_bench.model.source import DTYPES, first_line, not_to_be_had, source_of
 
 
 def load_model(
@@ -96,11 +95,6 @@ def _in_one_sentence(name: str) -> Iterator[None]:
         raise ValueError(f"the model {name!r} cannot be loaded ({reason})") from error
 
 
-def first_line(error: Exception) -> str:
-    """Of what ``error`` says, or its name where it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
 def _moved(name: str, hf: Any, device: str) -> Any:
     try:
         return hf.to(device)
@@ -145,8 +139,4 @@ def _reason(name: str, error: OSError) -> str:
         return f"{name} has no safetensors weights, and kn_bench unpickles none: convert it first"
     if Path(name).is_dir():
         return f"the model in {name} cannot be loaded ({first_line(error)})"
-    known = ", ".join(embedded.NAMES)
-    return (
-        f"cannot load the model {name!r}: it is none of the embedded models ({known}), no folder, "
-        f"and not to be had from the hub or its cache ({first_line(error)})"
-    )
+    return f"cannot load the model {name!r}: {not_to_be_had(error)}"

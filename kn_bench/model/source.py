@@ -34,6 +34,19 @@ def source_of(name: str) -> tuple[str, str | None]:
     return id, revision or None
 
 
+def not_to_be_had(error: Exception) -> str:
+    """The rest of a sentence on a name that is no model's: what the hub says is ``error``."""
+    return (
+        f"it is none of the embedded models ({', '.join(embedded.NAMES)}), no folder, and not to "
+        f"be had from the hub or its cache ({first_line(error)})"
+    )
+
+
+def first_line(error: Exception) -> str:
+    """Of what ``error`` says, or its name where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def on_hub(name: str) -> bool:
     """Whether ``name`` is a hub's: none of the package's models, and no folder."""
     return not Path(source_of(name)[0]).is_dir()

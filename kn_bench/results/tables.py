@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from kn_bench.measure.statistics import Interval
@@ -18,18 +18,18 @@ def interval(value: Interval, digits: int = 2, signed: bool = False) -> str:
 
 def mean(value: Interval, digits: int = 2, signed: bool = False) -> str:
     """``0.93 [0.88, 0.97]``; a dash where there is no mean."""
-    if math.isnan(value.mean):
-        return NOTHING
-    low, high = (number(end, digits, signed) for end in (value.low, value.high))
-    middle = number(value.mean, digits, signed)
-    return middle if math.isnan(value.low) else f"{middle} [{low}, {high}]"
+    return _with_ends(value, lambda end: number(end, digits, signed))
 
 
 def share(value: Interval, digits: int = 0) -> str:
     """``54% [48%, 57%]``; a dash where there is no mean."""
+    return _with_ends(value, lambda end: f"{end:.{digits}%}")
+
+
+def _with_ends(value: Interval, text: Callable[[float], str]) -> str:
     if math.isnan(value.mean):
         return NOTHING
-    middle, low, high = (f"{end:.{digits}%}" for end in value[:3])
+    middle, low, high = map(text, value[:3])
     return middle if math.isnan(value.low) else f"{middle} [{low}, {high}]"
 
 

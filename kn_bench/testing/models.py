@@ -107,15 +107,10 @@ def _hub_commit(name: str, id: str, revision: str | None) -> str:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HFValidationError
 
-    from kn_bench.model import embedded
+    from kn_bench.model.source import not_to_be_had
 
     try:
         # .../models--gpt2/snapshots/<commit>/config.json
         return Path(hf_hub_download(id, "config.json", revision=revision)).parent.name
     except (OSError, HFValidationError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else "no reason given"
-        raise ValueError(
-            f"unknown model {name!r}: it is none of the embedded models "
-            f"({', '.join(embedded.NAMES)}), no folder, and not to be had from the hub or its "
-            f"cache ({reason})"
-        ) from error
+        raise ValueError(f"unknown model {name!r}: {not_to_be_had(error)}") from error
