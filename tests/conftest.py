@@ -21,7 +21,6 @@ settings.register_profile("default", deadline=None)
 settings.register_profile("thorough", deadline=None, max_examples=10_000, print_blob=True)
 settings.load_profile("default")
 
-
 PLUGINS = ("-p", "kn_bench.plugin", "-p", "xdist", "-p", "no:cacheprovider")
 """Named one by one, for the others that happen to be installed take a second to be imported."""
 TOYS = Path(__file__).with_name("toy_bench.py")
