@@ -33,7 +33,7 @@ from tests.tiny_models import word_tokenizer
 
 @dataclass(frozen=True)
 class Asked:
-    """A prompt with its answer; see ``kn_bench.measure.fitting.FittedQuery``."""
+    """A prompt with its answer; see ``kn_bench.measure.encoding.FittedQuery``."""
 
     ids: tuple[int, ...]
     answer_position: int

@@ -29,7 +29,7 @@ from kn_bench.editing.edit import LowRank, LowRankEdit
 from kn_bench.editing.rome.value import optimise_values
 from kn_bench.localise.attribution import attribute
 from kn_bench.measure.answers import Asker, Question
-from kn_bench.measure.fitting import FittedProbe, Row
+from kn_bench.measure.encoding import EncodedProbe, Row
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.memo import Memo
 from kn_bench.model.source import DTYPES
@@ -80,10 +80,10 @@ def product_rate(device: str, dtype: torch.dtype, size: int = 4096) -> float:
     return 2 * size**3 / timed(lambda: a @ b, device, 10)
 
 
-def probe(ids: Sequence[int], answers: tuple[int, int]) -> FittedProbe:
+def probe(ids: Sequence[int], answers: tuple[int, int]) -> EncodedProbe:
     rows = [Row((*ids, answer), (len(ids) - 1,), (answer,)) for answer in answers]
     asked = Probe("reliability/0", "reliability", Cloze("w5"), "w6", "w7")
-    return FittedProbe(asked, tuple(ids), len(ids) - 1, rows[0], rows[1], answers[0])
+    return EncodedProbe(asked, tuple(ids), len(ids) - 1, rows[0], rows[1], answers[0])
 
 
 def measuring(lm: LanguageModel, cases: int) -> Callable[[], Any]:

@@ -18,15 +18,15 @@ from tabulate import tabulate
 
 from benchmarks.attribution import Size, prompts, random_model
 from benchmarks.common import exponent, timed
-from edits.controls import Nothing, RandomRankOne
-from edits.rome import Rome
-from kn_bench.cases import embedded
 from kn_bench.cases.case import Case
+from kn_bench.cases.sources import embedded
 from kn_bench.editing.rome.problem import ValueProblem
 from kn_bench.editing.rome.remembered import read_requests
 from kn_bench.editing.rome.value import optimise_values
+from kn_bench.edits.controls import Nothing, RandomRankOne
+from kn_bench.edits.rome import Rome
 from kn_bench.localise.attribution import attribute
-from kn_bench.localise.corrupting import TracePrompt, noise
+from kn_bench.localise.corruption import TracePrompt, noise
 from kn_bench.localise.tracing import trace
 from kn_bench.measure.engine import Engine
 from kn_bench.model.language_model import LanguageModel

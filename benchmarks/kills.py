@@ -29,7 +29,7 @@ from kn_bench.results import log
 TOYS = Path(__file__).resolve().parents[1] / "tests" / "toy_bench.py"
 CONFTEST = """
 import toy_bench
-from kn_bench.testing.registry import edit_method
+from kn_bench.editing.registry import edit_method
 
 toy_bench.install()
 
@@ -46,7 +46,7 @@ def pytest_configure(config):
 """
 COMMAND = (
     *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"),
-    *("-p", "xdist", "-p", "kn_bench.plugin", "--pyargs", "kn_bench.suites"),
+    *("-p", "xdist", "-p", "kn_bench.testing.plugin", "--pyargs", "kn_bench.suites"),
     *("--method", "toy-a", "--method", "toy-b"),  # whatever else is installed
 )
 VICTIMS = ("controller", "worker", "Ctrl-C")

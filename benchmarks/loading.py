@@ -19,7 +19,7 @@ from transformers import AutoTokenizer
 
 from kn_bench.cases import sources
 from kn_bench.cases.case import Exclusion
-from kn_bench.measure.fitting import FittedCase, fit_cases
+from kn_bench.measure.encoding import EncodedCase, encode_cases
 from kn_bench.model import embedded
 from kn_bench.model.tokens import Tokens
 
@@ -52,13 +52,13 @@ def loaded(spec: str, limit: int | None) -> Step:
     return Step(name, len(selection.cases), probes, excluded, wall, processor)
 
 
-def fitted(specs: Sequence[str], limit: int | None, name: str) -> Step:
+def encoded(specs: Sequence[str], limit: int | None, name: str) -> Step:
     path = embedded.folder(name) if name in embedded.NAMES else name
     tokenizer = AutoTokenizer.from_pretrained(path)
     tokens = Tokens(tokenizer, "masked" if tokenizer.mask_token else "causal")
     cases = (case for spec in specs for case in sources.load(spec, limit=limit).cases)
-    found, wall, processor = timed(lambda: fit_cases(cases, tokens))
-    probes = sum(len(one.probes) for one in found if isinstance(one, FittedCase))
+    found, wall, processor = timed(lambda: encode_cases(cases, tokens))
+    probes = sum(len(one.probes) for one in found if isinstance(one, EncodedCase))
     excluded = sum(isinstance(one, Exclusion) for one in found)
     return Step(f"all for {name}", len(found) - excluded, probes, excluded, wall, processor)
 
@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int)
     options = parser.parse_args()
     steps = [loaded(spec, options.limit) for spec in options.cases]
-    steps += [fitted(options.cases, options.limit, name) for name in options.tokenizer]
+    steps += [encoded(options.cases, options.limit, name) for name in options.tokenizer]
     headers = ["step", "cases", "probes", "excluded", "wall (s)", "processor (s)"]
     print(tabulate(steps, headers=headers, floatfmt=".1f"))
 

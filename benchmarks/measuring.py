@@ -19,15 +19,15 @@ import torch
 from tabulate import tabulate
 
 from benchmarks.common import flops, product_rate, timed
-from edits.controls import RandomRankOne
-from edits.rome import Rome
-from kn_bench.cases import embedded
 from kn_bench.cases.case import Case
+from kn_bench.cases.sources import embedded
 from kn_bench.editing.applying import in_place
 from kn_bench.editing.edit import Edit, Method, NotApplicable
+from kn_bench.edits.controls import RandomRankOne
+from kn_bench.edits.rome import Rome
 from kn_bench.measure.answers import BUDGET
+from kn_bench.measure.encoding import EncodedCase, EncodedProbe, Row, encode_cases
 from kn_bench.measure.engine import Engine
-from kn_bench.measure.fitting import FittedCase, FittedProbe, Row, fit_cases
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.loading import load_model
 
@@ -54,7 +54,7 @@ class Ready:
 
 
 @torch.no_grad()
-def ask(lm: LanguageModel, probe: FittedProbe, cached: bool) -> Numbers:
+def ask(lm: LanguageModel, probe: EncodedProbe, cached: bool) -> Numbers:
     return Numbers(
         score(lm, probe.expected), score(lm, probe.rejected), continued(lm, probe, cached)
     )
@@ -68,7 +68,7 @@ def score(lm: LanguageModel, row: Row) -> float:
     return total
 
 
-def continued(lm: LanguageModel, probe: FittedProbe, cached: bool) -> str:
+def continued(lm: LanguageModel, probe: EncodedProbe, cached: bool) -> str:
     ids = torch.tensor([probe.prompt_ids])
     if not lm.is_causal:
         best = lm.hf(input_ids=ids).logits[0, probe.answer_position].argmax()
@@ -84,7 +84,7 @@ def continued(lm: LanguageModel, probe: FittedProbe, cached: bool) -> str:
 
 
 def one_at_a_time(
-    lm: LanguageModel, cases: Sequence[FittedCase], made: Sequence[Ready], cached: bool
+    lm: LanguageModel, cases: Sequence[EncodedCase], made: Sequence[Ready], cached: bool
 ) -> list[Numbers]:
     found = []
     for method in made:
@@ -116,7 +116,7 @@ def together(lm: LanguageModel, cases: Sequence[Case], made: Sequence[Ready]) ->
     return found
 
 
-def edits_of(lm: LanguageModel, cases: Sequence[FittedCase], methods: int) -> list[Ready]:
+def edits_of(lm: LanguageModel, cases: Sequence[EncodedCase], methods: int) -> list[Ready]:
     requests = [one.case.request for one in cases]
     names = [one.case.id for one in cases]
     makers: list[Method] = [Rome(lm), RandomRankOne(lm)]
@@ -134,10 +134,10 @@ def main() -> None:
     options = parser.parse_args()
     lm = load_model(options.model)
     cases = list(embedded.load(limit=options.limit).cases)
-    fitted = [one for one in fit_cases(cases, lm.tokens) if isinstance(one, FittedCase)]
-    cases = [one.case for one in fitted]
-    made = edits_of(lm, fitted, options.methods)
-    asked = [one for one in fitted if not isinstance(made[0].edits[one.case.id], NotApplicable)]
+    encoded = [one for one in encode_cases(cases, lm.tokens) if isinstance(one, EncodedCase)]
+    cases = [one.case for one in encoded]
+    made = edits_of(lm, encoded, options.methods)
+    asked = [one for one in encoded if not isinstance(made[0].edits[one.case.id], NotApplicable)]
     sample = asked[:: options.sample]
     share = sum(len(one.probes) for one in asked) / sum(len(one.probes) for one in sample)
     together(lm, cases[:2], made)  # the first passes of a process are slow

@@ -34,7 +34,7 @@ def test_{name}(number):
 """
 METHOD = """
 import toy_bench
-from kn_bench.testing.registry import edit_method
+from kn_bench.editing.registry import edit_method
 
 toy_bench.install()
 
@@ -91,7 +91,7 @@ def main() -> None:
         (ours / "toy_bench.py").write_text(TOYS.read_text())
         # no conftest: one that does not lie above the suites makes pytest itself slower
         (ours / "toy_method.py").write_text(METHOD)
-        plugins = ("-p", "kn_bench.plugin", "-p", "toy_method")
+        plugins = ("-p", "kn_bench.testing.plugin", "-p", "toy_method")
         asked_for = ("--pyargs", "kn_bench.suites", "--model", "toy-gpt", "--limit", "all")
         for label, how in (
             ("one process", ("-p", "xdist", "-n0")),

@@ -21,13 +21,13 @@ from torch import Tensor
 from kn_bench.cases.case import EditRequest
 from kn_bench.editing.applying import in_place
 from kn_bench.editing.edit import LowRank, LowRankEdit, NotApplicable
+from kn_bench.editing.registry import edit_method
 from kn_bench.editing.rome.problem import ValueProblem
 from kn_bench.editing.rome.remembered import read_requests, solver_of, values_of
 from kn_bench.editing.rome.spread import alphaedit_coefficients, group_keys, null_space, spread
 from kn_bench.editing.rome.value import optimise_values
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.second_moment import Corpus
-from kn_bench.testing.registry import edit_method
 
 from .memit import MemitHyperparameters, memit_hyperparameters
 

@@ -23,8 +23,8 @@ from kn_bench.editing.edit import (
     PromptEdit,
     norm,
 )
+from kn_bench.editing.registry import edit_method
 from kn_bench.model.language_model import LanguageModel
-from kn_bench.testing.registry import edit_method
 
 from .rome import Rome
 

@@ -18,10 +18,10 @@ from torch import Tensor
 from kn_bench.cases.case import EditRequest
 from kn_bench.editing.edit import DenseEdit, NotApplicable
 from kn_bench.editing.finetuning import Tuned, TunedRow, TuningSettings, fine_tune
+from kn_bench.editing.registry import edit_method
 from kn_bench.model import embedded
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.tokens import Tokens
-from kn_bench.testing.registry import edit_method
 
 if TYPE_CHECKING:
     from jaxtyping import Float

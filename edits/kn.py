@@ -31,13 +31,13 @@ from kn_bench.editing.edit import (
     NotApplicable,
     Notes,
 )
+from kn_bench.editing.registry import edit_method
 from kn_bench.localise.alternatives import activation
 from kn_bench.localise.locating import Bag, Located, Locating, locate
 from kn_bench.localise.matching import matched, seeded
 from kn_bench.localise.selection import Neurons, shared_by
-from kn_bench.measure.fitting import fit_query
+from kn_bench.measure.encoding import encode_query
 from kn_bench.model.language_model import LanguageModel
-from kn_bench.testing.registry import edit_method
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -125,11 +125,11 @@ class RewriteKN:
         return tuple(found)
 
     def _embedding(self, request: EditRequest, answer: str) -> Float[Tensor, " d_model"] | None:
-        fitted = fit_query(Query(request.cloze, answer), self.model.tokens, request.task)
-        if fitted is None:
+        encoded = encode_query(Query(request.cloze, answer), self.model.tokens, request.task)
+        if encoded is None:
             return None
         # an answer of several tokens: their sum, as in the published baseline of ROME's authors
-        return _wide(self.model.output_embeddings[list(fitted.answer_ids)]).sum(0)
+        return _wide(self.model.output_embeddings[list(encoded.answer_ids)]).sum(0)
 
 
 @dataclass(frozen=True)
@@ -222,12 +222,12 @@ class RandomKN:
     ) -> list[Float[Tensor, "n_layers d_mlp"] | None]:
         """Of each request the mean over its queries that fit; None where none does."""
         bags = [
-            [fit_query(query, self.model.tokens, request.task) for query in request.queries]
+            [encode_query(query, self.model.tokens, request.task) for query in request.queries]
             for request in requests
         ]
-        fitting = [[query for query in bag if query is not None] for bag in bags]
-        active = activation(self.model, [query for bag in fitting for query in bag])
-        parts = torch.split(active, [len(bag) for bag in fitting])
+        encoding = [[query for query in bag if query is not None] for bag in bags]
+        active = activation(self.model, [query for bag in encoding for query in bag])
+        parts = torch.split(active, [len(bag) for bag in encoding])
         return [part.mean(0) if len(part) else None for part in parts]
 
 

@@ -20,14 +20,14 @@ import torch
 
 from kn_bench.cases.case import EditRequest
 from kn_bench.editing.edit import LowRank, LowRankEdit, NotApplicable
+from kn_bench.editing.registry import edit_method
 from kn_bench.editing.rome.problem import Value, ValueProblem, ValueSettings
 from kn_bench.editing.rome.remembered import read_requests, solver_of, values_of
 from kn_bench.editing.rome.spread import spread, whitened_coefficients
 from kn_bench.model import embedded
-from kn_bench.model.contexts import LENGTHS
+from kn_bench.model.context_templates import LENGTHS
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.second_moment import Corpus
-from kn_bench.testing.registry import edit_method
 
 from .rome import Rome, hyperparameters
 

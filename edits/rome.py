@@ -21,13 +21,13 @@ import torch
 
 from kn_bench.cases.case import EditRequest
 from kn_bench.editing.edit import LowRankEdit, NotApplicable, Notes, norm
+from kn_bench.editing.registry import edit_method
 from kn_bench.editing.rome.problem import Value, ValueSettings
 from kn_bench.editing.rome.remembered import read_requests, solver_of, values_of
 from kn_bench.editing.rome.update import KeyChoice, SecondMomentSolver, rank_one
-from kn_bench.model.contexts import LENGTHS
+from kn_bench.model.context_templates import LENGTHS
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.second_moment import Corpus
-from kn_bench.testing.registry import edit_method
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,12 +21,12 @@ settings.register_profile("default", deadline=None)
 settings.register_profile("thorough", deadline=None, max_examples=10_000, print_blob=True)
 settings.load_profile("default")
 
-PLUGINS = ("-p", "kn_bench.plugin", "-p", "xdist", "-p", "no:cacheprovider")
+PLUGINS = ("-p", "kn_bench.testing.plugin", "-p", "xdist", "-p", "no:cacheprovider")
 """Named one by one, for the others that happen to be installed take a second to be imported."""
 TOYS = Path(__file__).with_name("toy_bench.py")
 CONFTEST = """
 import toy_bench
-from kn_bench.testing.registry import edit_method
+from kn_bench.editing.registry import edit_method
 
 toy_bench.install()
 

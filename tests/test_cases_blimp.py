@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from kn_bench.cases import blimp, sources
+from kn_bench.cases import sources
+from kn_bench.cases.building.paradigms import AGREEMENT, BLIMP
+from kn_bench.cases.building.spans import Analysis, analyse
 from kn_bench.cases.case import Selection
-from kn_bench.cases.paradigms import AGREEMENT, BLIMP
-from kn_bench.cases.spans import Analysis, analyse
+from kn_bench.cases.sources import blimp
 
 SHARED = os.environ.get("KN_BENCH_SHARED")
 REAL = Path(SHARED or ".") / "data" / "blimp"

@@ -10,10 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kn_bench.cases.case import ID_ALPHABET, Cloze, Probe
-from kn_bench.cases.drawing import draw, limited, shuffled, slug, stable_hash, unique_slugs
-from kn_bench.cases.facts import fact_cases
-from kn_bench.cases.relations import (
+from kn_bench.cases.building.facts import fact_cases
+from kn_bench.cases.building.relations import (
     Pattern,
     Relation,
     Rewording,
@@ -21,7 +19,9 @@ from kn_bench.cases.relations import (
     relation,
     same_wording,
 )
-from kn_bench.cases.tables import Fact, Table, one_to_one
+from kn_bench.cases.building.tables import Fact, Table, one_to_one
+from kn_bench.cases.case import ID_ALPHABET, Cloze, Probe
+from kn_bench.cases.sampling import draw, limited, shuffled, slug, stable_hash, unique_slugs
 
 CAPITALS = {
     "Canada": "Ottawa", "France": "Paris", "Japan": "Tokyo", "Italy": "Rome", "Spain": "Madrid",

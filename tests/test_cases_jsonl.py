@@ -6,8 +6,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kn_bench.cases import counterfact, jsonl, zsre
 from kn_bench.cases.case import Case, Cloze, Selection
+from kn_bench.cases.sources import counterfact, jsonl, zsre
 
 CANADA = {
     "subject": "Canada",

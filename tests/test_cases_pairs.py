@@ -4,10 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kn_bench.cases.case import Cloze, Probe
-from kn_bench.cases.grammar import NUMBER_CLASS, TENSE, number_of, verb_number
-from kn_bench.cases.pairs import MinimalPair, cluster, pair_cases, synonyms
-from kn_bench.cases.paradigms import (
+from kn_bench.cases.building.grammar import NUMBER_CLASS, TENSE, number_of, verb_number
+from kn_bench.cases.building.pairs import MinimalPair, cluster, pair_cases, synonyms
+from kn_bench.cases.building.paradigms import (
     AGREEMENT,
     BLIMP,
     LEFT_TO_RIGHT,
@@ -15,7 +14,8 @@ from kn_bench.cases.paradigms import (
     Paradigm,
     unrelated,
 )
-from kn_bench.cases.spans import Analysis, analyse, differing_span, mark
+from kn_bench.cases.building.spans import Analysis, analyse, differing_span, mark
+from kn_bench.cases.case import Cloze, Probe
 
 DN1, DN2 = "determiner_noun_agreement_1", "determiner_noun_agreement_2"
 SV1, SV2 = (f"regular_plural_subject_verb_agreement_{i}" for i in (1, 2))

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from kn_bench.cases import downloads, pararel, sources
+from kn_bench.cases import downloads, sources
+from kn_bench.cases.building.tables import one_to_one
 from kn_bench.cases.case import Selection
-from kn_bench.cases.tables import one_to_one
+from kn_bench.cases.sources import pararel
 
 SHARED = os.environ.get("KN_BENCH_SHARED")
 REAL = Path(SHARED or ".") / "data" / "pararel"

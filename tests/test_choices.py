@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from kn_bench.cases import embedded as embedded_cases
 from kn_bench.cases import sources
+from kn_bench.cases.sources import embedded as embedded_cases
+from kn_bench.editing.registry import builtin_names, builtin_on_request
 from kn_bench.model import embedded
 from kn_bench.model.loading import load_model
-from kn_bench.testing.registry import builtin_names, builtin_on_request
 
 SHARED = os.environ.get("KN_BENCH_SHARED")
 needs_data = pytest.mark.skipif(not SHARED, reason="KN_BENCH_SHARED names no folder of data files")

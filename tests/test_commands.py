@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from kn_bench.cases import embedded, sources
+from kn_bench.cases import sources
+from kn_bench.cases.sources import embedded
 from kn_bench.commands import blimp, data
 
 PAIRS = [

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from kn_bench.cases.case import CRITERIA, Criterion
-from kn_bench.cli import group
+from kn_bench.commands.app import group
 from kn_bench.results.comparison import compare, comparison_text, missing, scores_of
 from kn_bench.results.files import StoreError
 from kn_bench.results.loading import load_runs

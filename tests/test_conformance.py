@@ -5,10 +5,10 @@ from statistics import mean
 
 import pytest
 
-from edits.controls import InContext, Nothing, Oracle, RandomRankOne
-from edits.rome import Rome
-from kn_bench.cases import embedded as cases_of
 from kn_bench.cases.case import CRITERIA
+from kn_bench.cases.sources import embedded as cases_of
+from kn_bench.edits.controls import InContext, Nothing, Oracle, RandomRankOne
+from kn_bench.edits.rome import Rome
 from kn_bench.measure.criteria import judge
 from kn_bench.measure.engine import Engine
 from kn_bench.measure.verdict import Verdict

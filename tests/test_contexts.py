@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kn_bench.model import contexts as contexts_module
+from kn_bench.model import context_templates as contexts_module
 from kn_bench.model.memo import Memo
 from tests.tiny_models import tiny_model
 

@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from edits import controls
-from edits.controls import InContext, Nothing, Oracle, RandomRankOne
-from edits.rome import Rome, RomeHyperparameters
 from kn_bench.cases.case import Case, Cloze, EditRequest, Probe
 from kn_bench.editing.edit import LowRankEdit, NoEdit, NotApplicable, norm
+from kn_bench.edits import controls
+from kn_bench.edits.controls import InContext, Nothing, Oracle, RandomRankOne
+from kn_bench.edits.rome import Rome, RomeHyperparameters
 from tests.tiny_models import tiny_model
 
 REQUESTS = tuple(

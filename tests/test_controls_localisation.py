@@ -15,7 +15,7 @@ from kn_bench.localise.controls.selectivity import Asked, Suppressed, selectivit
 from kn_bench.localise.groups import class_of, gap_prompts, groups_of, profiles
 from kn_bench.localise.interventions import answers, suppress
 from kn_bench.localise.selection import Neuron
-from kn_bench.measure.fitting import FittedQuery
+from kn_bench.measure.encoding import EncodedQuery
 from kn_bench.measure.sentences import perplexity, token_log_probs
 from tests.tiny_models import tiny_model
 
@@ -40,7 +40,7 @@ def lm():
 def queries_of(n=8, answer=ANSWER, seed=0):
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(5, 64, (n, 5), generator=generator).tolist()
-    return [FittedQuery(tuple(row), 4, (answer,)) for row in ids]
+    return [EncodedQuery(tuple(row), 4, (answer,)) for row in ids]
 
 
 def activations_of(lm, queries):

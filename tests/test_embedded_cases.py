@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from kn_bench.cases import embedded
 from kn_bench.cases.case import CRITERIA
+from kn_bench.cases.sources import embedded
 from kn_bench.model.embedded import facts as taught
 from kn_bench.model.embedded import lexicon
 from kn_bench.model.embedded.grammar import PARADIGMS
@@ -80,7 +80,7 @@ def test_an_unknown_relation_is_named():
 
 def test_cases_do_not_depend_on_the_hash_seed():
     code = (
-        "from kn_bench.cases import embedded; import hashlib;"
+        "from kn_bench.cases.sources import embedded; import hashlib;"
         "print(hashlib.sha256(repr(embedded.load(limit=4).cases).encode()).hexdigest())"
     )
     outputs = {

@@ -370,7 +370,7 @@ def test_a_small_memory_measures_in_portions(family, monkeypatch):
     measure = small._measure
 
     def counting(name, edited, *rest):
-        portions.append(sum(len(one.fitted.probes) for one in edited))
+        portions.append(sum(len(one.encoded.probes) for one in edited))
         measure(name, edited, *rest)
 
     monkeypatch.setattr(small, "_measure", counting)

@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from edits.ft import FT_L, FT_M, FineTuning, FtHyperparameters
 from kn_bench.editing.applying import in_place
 from kn_bench.editing.edit import DenseEdit, NotApplicable
 from kn_bench.editing.finetuning import TunedRow, TuningSettings, fine_tune
+from kn_bench.edits.ft import FT_L, FT_M, FineTuning, FtHyperparameters
 from tests.golden import cases
 from tests.test_golden_rome import request_of
 from tests.test_rome import REQUESTS

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from kn_bench.localise.corrupting import Kind, TracePrompt, corrupt, embedding_std
-from kn_bench.localise.restoring import Patch, PatchedRun, restore
+from kn_bench.localise.corruption import Kind, TracePrompt, corrupt, embedding_std
+from kn_bench.localise.patching import Patch, PatchedRun, restore
 from kn_bench.localise.tracing import trace
 from tests.golden import cases
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from edits.kn import EraseKN, RewriteKN, _scales
 from kn_bench.editing.applying import RowEdits
 from kn_bench.editing.edit import LowRankEdit, NeuronEdit
+from kn_bench.edits.kn import EraseKN, RewriteKN, _scales
 from kn_bench.localise.attribution import attribute
 from kn_bench.localise.brute_force import Place, integrated_gradients
 from kn_bench.localise.integration import Rule

@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from edits.alphaedit import AlphaEdit, AlphaEditHyperparameters, History
-from edits.memit import Memit, MemitHyperparameters
 from kn_bench.editing.applying import RowEdits
 from kn_bench.editing.edit import LowRankEdit
 from kn_bench.editing.rome import remembered
-from kn_bench.editing.rome.fitting import fit_problem
+from kn_bench.editing.rome.encoding import encode_problem
 from kn_bench.editing.rome.spread import group_keys, null_space
 from kn_bench.editing.rome.update import SecondMomentSolver
+from kn_bench.edits.alphaedit import AlphaEdit, AlphaEditHyperparameters, History
+from kn_bench.edits.memit import Memit, MemitHyperparameters
 from tests.golden import GoldenCase, cases
 from tests.test_golden_rome import contexts_of, request_of, unpacked
 
@@ -49,7 +49,7 @@ def stored(monkeypatch):
     def prepare(case, lm):
         moments = moments_of(case, lm)
         monkeypatch.setattr(remembered, "contexts", lambda lm, **_: tuple(contexts_of(case)))
-        for module in ("edits.memit", "edits.alphaedit"):
+        for module in ("kn_bench.edits.memit", "kn_bench.edits.alphaedit"):
             monkeypatch.setattr(
                 f"{module}.solver_of", lambda lm, layer, *_: SecondMomentSolver(moments[layer])
             )
@@ -82,7 +82,7 @@ def test_golden_memit(case, stored, close_to):
     stored(case, lm)
     method = Memit(lm, MemitHyperparameters(**hyperparameters_of(case)))
     requests = [request_of(raw) for raw in case.manifest["requests"]]
-    problems = [fit_problem(one, lm.tokens, contexts_of(case)) for one in requests]
+    problems = [encode_problem(one, lm.tokens, contexts_of(case)) for one in requests]
     h = method.hyperparameters
     values = remembered.values_of(lm, h.layers[-1], problems, h.value_settings, place="block")
     ours = torch.stack([values[problem].v_star for problem in problems])

@@ -11,7 +11,7 @@ import torch
 from kn_bench.cases.case import EditRequest
 from kn_bench.editing.applying import RowEdits, in_place
 from kn_bench.editing.edit import LowRankEdit
-from kn_bench.editing.rome.fitting import fit_problem
+from kn_bench.editing.rome.encoding import encode_problem
 from kn_bench.editing.rome.problem import Row, ValueProblem, ValueSettings
 from kn_bench.editing.rome.update import KeyChoice, SecondMomentSolver, rank_one
 from kn_bench.editing.rome.value import optimise_values
@@ -197,7 +197,7 @@ def test_golden_text_is_read_as_published_28(case):
     if case.manifest["hyperparameters"]["fact_token"] != "subject_last":
         pytest.skip("the reference edits at another token than the subject's last")
     lm = case.model(torch.float64)
-    ours = fit_problem(request_of(case.manifest["request"]), lm.tokens, contexts_of(case))
+    ours = encode_problem(request_of(case.manifest["request"]), lm.tokens, contexts_of(case))
     assert ours == stored_problem(case)
 
 
@@ -210,7 +210,7 @@ def test_golden_documented_bug_is_not_repeated(case):
     with pytest.raises(ValueError, match="positions out of order"):
         stored_problem(case)
     lm = case.model(torch.float64)
-    problem = fit_problem(request_of(case.manifest["request"]), lm.tokens, contexts_of(case))
+    problem = encode_problem(request_of(case.manifest["request"]), lm.tokens, contexts_of(case))
     _, value = optimised(case, torch.float64, problem)
     made = rank_one(value, layer_of(case), solver=solver_of(case, lm))
     assert deviation(made.update.u[:, 0], case.array("u_f64")) > 1e-2
@@ -243,7 +243,7 @@ def test_golden_two_edits_in_sequence(case, close_to):
     updates = []
 
     def edit(raw):
-        problem = fit_problem(request_of(raw), lm.tokens, contexts)
+        problem = encode_problem(request_of(raw), lm.tokens, contexts)
         (value,) = optimise_values(lm, layer_of(case), [problem], settings_of(case))
         updates.append(rank_one(value, layer_of(case), solver=None).update)
 
@@ -262,7 +262,7 @@ def test_golden_two_edits_in_sequence(case, close_to):
 @pytest.mark.parametrize("case", cases("rrome", "u_f64"))
 def test_golden_r_rome(case, close_to):
     lm = case.model(torch.float64)
-    problem = fit_problem(request_of(case.manifest["request"]), lm.tokens, contexts_of(case))
+    problem = encode_problem(request_of(case.manifest["request"]), lm.tokens, contexts_of(case))
     (value,) = optimise_values(lm, layer_of(case), [problem], settings_of(case))
     u_from, k_p_from = MODES[case.manifest["hyperparameters"]["mode"]]
     solver = solver_of(case, lm)

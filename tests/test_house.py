@@ -9,12 +9,21 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-GROUND_TO_TOP = ("cases", "model", "editing", "localise", "measure", "results", "testing")
-"""Lowest first. A package imports from those before it; localise and measure stand side by side."""
-SIDE_BY_SIDE = {"localise": {"measure"}, "cases": {"model"}, "testing": {"plugin"}}
-"""cases may name the embedded models' folder of fact tables; localise asks measure to fit texts;
-the fixtures of testing ask the plug-in for the session it keeps."""
-MODULES = sorted((ROOT / "kn_bench").rglob("*.py"))
+LAYERS = (
+    "model",
+    "cases",
+    "editing",
+    "measure",
+    "localise",
+    "results",
+    "edits",
+    "study",
+    "testing",
+    "commands",
+)
+"""Lowest first: a package imports only from those before it."""
+MODULES = sorted(path for folder in (ROOT / "kn_bench").iterdir() for path in folder.rglob("*.py"))
+"""All but the package's own __init__; ``iterdir`` enters the links to edits/ and suites/."""
 
 
 def imported(path: Path) -> set[str]:
@@ -28,10 +37,15 @@ def imported(path: Path) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("package", GROUND_TO_TOP)
-def test_imports_run_downwards(package):
-    above = set(GROUND_TO_TOP[GROUND_TO_TOP.index(package) + 1 :]) | {"cli", "plugin"}
-    above -= SIDE_BY_SIDE.get(package, set())
+def test_every_package_has_its_layer():
+    packages = {path.parent.name for path in (ROOT / "kn_bench").glob("*/__init__.py")}
+    assert packages == {*LAYERS, "suites"}
+    assert [path.name for path in (ROOT / "kn_bench").glob("*.py")] == ["__init__.py"]
+
+
+@pytest.mark.parametrize("package", LAYERS)
+def test_a_package_imports_only_from_those_below_it(package):
+    above = set(LAYERS[LAYERS.index(package) + 1 :])
     upwards = [
         f"{path.relative_to(ROOT)} imports {name}"
         for path in (ROOT / "kn_bench" / package).rglob("*.py")
@@ -51,7 +65,7 @@ def test_no_modules_import_each_other_in_a_circle():
 def test_nothing_below_testing_imports_pytest():
     assert not [
         str(path.relative_to(ROOT))
-        for package in GROUND_TO_TOP[:-1]
+        for package in LAYERS[: LAYERS.index("testing")]
         for path in (ROOT / "kn_bench" / package).rglob("*.py")
         if {"pytest", "_pytest"} & {name.split(".")[0] for name in imported(path)}
     ]

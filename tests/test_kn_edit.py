@@ -8,7 +8,10 @@ from typing import TypeVar
 import pytest
 import torch
 
-from edits.kn import (
+from kn_bench.cases.case import Cloze, EditRequest, Query
+from kn_bench.editing.applying import RowEdits
+from kn_bench.editing.edit import Edit, LowRankEdit, Method, NeuronEdit, NotApplicable
+from kn_bench.edits.kn import (
     EraseKN,
     RandomKN,
     RewriteKN,
@@ -19,9 +22,6 @@ from edits.kn import (
     kn_random,
     kn_suppress,
 )
-from kn_bench.cases.case import Cloze, EditRequest, Query
-from kn_bench.editing.applying import RowEdits
-from kn_bench.editing.edit import Edit, LowRankEdit, Method, NeuronEdit, NotApplicable
 from kn_bench.localise import locating
 from kn_bench.localise.brute_force import Place, neurons_at, probability
 from kn_bench.localise.locating import Bag, Locating, locate
@@ -351,14 +351,14 @@ def test_half_precision_models_get_wide_edits():
 
 
 def test_methods_are_registered():
-    import edits.kn
-    from kn_bench.testing.registry import marked
+    import kn_bench.edits.kn
+    from kn_bench.editing.registry import marked
 
-    assert {spec.name for spec in marked(edits.kn)} == {
+    assert {spec.name for spec in marked(kn_bench.edits.kn)} == {
         "kn-suppress",
         "kn-enhance",
         "kn-edit",
         "kn-erase",
         "kn-random",
     }
-    assert {spec.models for spec in marked(edits.kn)} == {"any"}
+    assert {spec.models for spec in marked(kn_bench.edits.kn)} == {"any"}

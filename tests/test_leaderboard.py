@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from kn_bench.cases.case import CRITERIA, Criterion, Exclusion
-from kn_bench.cli import group
+from kn_bench.commands.app import group
 from kn_bench.measure.statistics import Interval
 from kn_bench.results import tables
 from kn_bench.results.board import board

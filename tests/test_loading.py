@@ -253,5 +253,5 @@ def test_gpus_without_room_for_the_model_are_refused(monkeypatch):
 
 def test_a_model_that_accelerate_places_is_the_same():
     pytest.importorskip("accelerate")
-    placed = load_model("tiny-gpt2", device="auto")
-    torch.testing.assert_close(logits(placed), logits(load_model("tiny-gpt2")))
+    encode_one = load_model("tiny-gpt2", device="auto")
+    torch.testing.assert_close(logits(encode_one), logits(load_model("tiny-gpt2")))

@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kn_bench.cases import blimp, counterfact, jsonl, pararel, zsre
 from kn_bench.cases.case import CRITERIA, Exclusion
+from kn_bench.cases.sources import blimp, counterfact, jsonl, pararel, zsre
 from kn_bench.results.baseline import baseline_of, read_baseline
 from kn_bench.results.codec import encode
 from kn_bench.results.files import StoreError
@@ -58,10 +58,10 @@ def spoilt_value(draw: st.DrawFn, good: bytes) -> bytes:
     lines = good.decode().strip("\n").split("\n")
     at = draw(st.integers(0, len(lines) - 1))
     whole = json.loads(lines[at])
-    place = draw(st.sampled_from(list(_places(whole))))
-    if not place:
+    worker_config = draw(st.sampled_from(list(_places(whole))))
+    if not worker_config:
         return "\n".join([*lines[:at], json.dumps(draw(VALUES)), *lines[at + 1 :], ""]).encode()
-    *path, last = place
+    *path, last = worker_config
     parent = whole
     for step in path:
         parent = parent[step]

@@ -8,9 +8,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edits.alphaedit import AlphaEdit, AlphaEditHyperparameters, History, joined
-from edits.memit import Emmet, Memit, MemitHyperparameters, memit_hyperparameters
-from edits.rome import Rome, RomeHyperparameters
 from kn_bench.editing.applying import in_place
 from kn_bench.editing.edit import LowRank, LowRankEdit, NotApplicable, norm
 from kn_bench.editing.rome.remembered import solver_of, values_of
@@ -21,7 +18,10 @@ from kn_bench.editing.rome.spread import (
     whitened_coefficients,
 )
 from kn_bench.editing.rome.update import SecondMomentSolver
-from kn_bench.model.contexts import contexts
+from kn_bench.edits.alphaedit import AlphaEdit, AlphaEditHyperparameters, History, joined
+from kn_bench.edits.memit import Emmet, Memit, MemitHyperparameters, memit_hyperparameters
+from kn_bench.edits.rome import Rome, RomeHyperparameters
+from kn_bench.model.context_templates import contexts
 from tests.test_rome import CORPUS, REQUESTS
 from tests.tiny_models import tiny_model
 

@@ -17,7 +17,7 @@ from kn_bench.localise.modifiers import (
     shifts_of,
 )
 from kn_bench.localise.selection import Neuron
-from kn_bench.measure.fitting import FittedQuery
+from kn_bench.measure.encoding import EncodedQuery
 from tests.tiny_models import tiny_model
 
 WORDS = [Modifier(f"w{i}", BLOCKS[i % 3]) for i in range(10, 34)]
@@ -111,7 +111,7 @@ def query(lm, seed, n_answer=1):
     if not lm.is_causal:
         ids[2 : 2 + n_answer] = [lm.tokens.mask_id] * n_answer
     position = 5 if lm.is_causal else 2
-    return FittedQuery(tuple(ids), position, tuple(range(20 + seed, 20 + seed + n_answer)))
+    return EncodedQuery(tuple(ids), position, tuple(range(20 + seed, 20 + seed + n_answer)))
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "bert"])
@@ -162,7 +162,7 @@ def test_answers_say_whether_all_tokens_are_the_argmax():
         best = int(lm.hf(input_ids=torch.tensor([ids])).logits[0, -1].argmax())
         then = int(lm.hf(input_ids=torch.tensor([[*ids, best]])).logits[0, -1].argmax())
     wrong = 5 if then != 5 else 6
-    found = answers(lm, [FittedQuery(ids, 5, (best, then)), FittedQuery(ids, 5, (best, wrong))])
+    found = answers(lm, [EncodedQuery(ids, 5, (best, then)), EncodedQuery(ids, 5, (best, wrong))])
     assert found.right.tolist() == [True, False]
     assert found.rank.tolist() == [0, 0]
 
@@ -234,8 +234,8 @@ def test_partial_correlation_is_the_correlation_of_residuals():
     residuals = []
     for values in (x, y):
         ranks = stats.rankdata(values)
-        fitted = dummies @ np.linalg.lstsq(dummies, ranks, rcond=None)[0]
-        residuals.append(ranks - fitted)
+        encoded = dummies @ np.linalg.lstsq(dummies, ranks, rcond=None)[0]
+        residuals.append(ranks - encoded)
     assert found.partial == pytest.approx(stats.pearsonr(*residuals).statistic)
 
 

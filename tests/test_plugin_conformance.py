@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from kn_bench.cases import sources
+from kn_bench.editing import registry
 from kn_bench.editing.edit import LowRank, LowRankEdit, NoEdit, PromptEdit
+from kn_bench.editing.registry import edit_method, marked
 from kn_bench.model import embedded
 from kn_bench.model.loading import load_model
-from kn_bench.testing import conformance, registry
+from kn_bench.testing import conformance
 from kn_bench.testing.conformance import complaints
-from kn_bench.testing.registry import edit_method, marked
 
 
 @pytest.fixture(scope="module")

@@ -133,7 +133,10 @@ def test_another_projects_tests_start_no_run(tmp_path, workers):
 def test_another_project_imports_next_to_nothing(tmp_path):
     """What a session costs that has nothing to do with us: a few light modules of our own."""
     (tmp_path / "test_a.py").write_text("def test_a(): pass")
-    environment = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_PLUGINS": "kn_bench.plugin"}
+    environment = {
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+        "PYTEST_PLUGINS": "kn_bench.testing.plugin",
+    }
     result = subprocess.run(
         [sys.executable, "-c", FOREIGN],
         cwd=tmp_path,

@@ -7,13 +7,13 @@ from unittest import mock
 
 import pytest
 
-from kn_bench.testing import registry
-from kn_bench.testing.registry import Registry, RegistryError, edit_method, marked
+from kn_bench.editing import registry
+from kn_bench.editing.registry import Registry, RegistryError, edit_method, marked
 from tests.conftest import outcomes
 
 METHOD = """
 import toy_bench
-from kn_bench.testing.registry import edit_method
+from kn_bench.editing.registry import edit_method
 
 @edit_method("{name}")
 def {function}(language_model):
@@ -181,7 +181,7 @@ def with_corpus(language_model, corpus, tmp_path):
 def test_a_fixture_that_fails_names_its_file_and_the_others_run(bench):
     bench.pytester.makepyfile(
         my_module="""
-from kn_bench.testing.registry import edit_method
+from kn_bench.editing.registry import edit_method
 
 @edit_method("broken")
 def broken(language_model):

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kn_bench.cases.case import CRITERIA
-from kn_bench.testing import addresses
-from kn_bench.testing.addresses import UnitKey
+from kn_bench.cases.sampling import slug
+from kn_bench.testing import node_ids
+from kn_bench.testing.node_ids import UnitKey
 from kn_bench.testing.scheduling import AHEAD, Backlog, ChoosingScheduler, UnitScheduling
 from tests.conftest import comparable, outcomes
 
@@ -31,32 +32,32 @@ def nodeids(cases, criteria=("reliability", "locality"), foreign=0):
 
 
 def parsed(ids):
-    return [addresses.parse(nodeid) for nodeid in ids]
+    return [node_ids.parse(nodeid) for nodeid in ids]
 
 
 # -- addresses ---------------------------------------------------------------------------------
 
 
 def test_slug_and_parse():
-    assert addresses.slug("rome-no-c") == "rome_no_c"
-    assert addresses.slug("org/Llama-3.2 1B/") == "Llama_3.2_1B"
-    found = addresses.parse("a/test_symmetry.py::test_symmetry[rome-tiny_gpt2-pararel/P36/Canada]")
+    assert slug("rome-no-c") == "rome_no_c"
+    assert node_ids.model_slug("org/Llama-3.2 1B/") == "Llama_3.2_1B"
+    found = node_ids.parse("a/test_symmetry.py::test_symmetry[rome-tiny_gpt2-pararel/P36/Canada]")
     assert found == ("symmetry", "rome", "tiny_gpt2", "pararel/P36/Canada")
-    assert all(addresses.parse(f"test_{name}.py::test_{name}[a-b-c]") for name in CRITERIA)
-    assert addresses.parse("test_x.py::test_x[a-b-c]") is None
-    assert addresses.parse("test_x.py::test_locality[a-b-c]") is None
-    assert addresses.parse("test_x.py::test_x") is None
+    assert all(node_ids.parse(f"test_{name}.py::test_{name}[a-b-c]") for name in CRITERIA)
+    assert node_ids.parse("test_x.py::test_x[a-b-c]") is None
+    assert node_ids.parse("test_x.py::test_locality[a-b-c]") is None
+    assert node_ids.parse("test_x.py::test_x") is None
 
 
 def test_units_hold_the_same_cases_for_all_methods():
     ids = nodeids(10, foreign=3)
-    keys = addresses.units(parsed(ids), labels_per_unit=4)
+    keys = node_ids.units(parsed(ids), labels_per_unit=4)
     cases = defaultdict(set)
     for nodeid, key in zip(ids, keys, strict=True):
-        address = addresses.parse(nodeid)
-        assert (key is None) == (address is None)
-        if key and address:
-            cases[key].add(address.label)
+        node_id = node_ids.parse(nodeid)
+        assert (key is None) == (node_id is None)
+        if key and node_id:
+            cases[key].add(node_id.label)
     assert {len(members) for members in cases.values()} == {4, 2}
     for model in MODELS:
         for chunk in range(3):
@@ -66,16 +67,16 @@ def test_units_hold_the_same_cases_for_all_methods():
 def test_order_keeps_units_together_and_groups_side_by_side():
     ids = nodeids(10, foreign=3)
     random.Random(0).shuffle(ids)
-    running = [ids[i] for i in addresses.order(parsed(ids), labels_per_unit=4)]
+    running = [ids[i] for i in node_ids.order(parsed(ids), labels_per_unit=4)]
     assert sorted(running) == sorted(ids)
     foreign = [nodeid for nodeid in ids if "test_other" in nodeid]
     assert running[:3] == foreign
-    keys = [key for key in addresses.units(parsed(running), labels_per_unit=4) if key]
+    keys = [key for key in node_ids.units(parsed(running), labels_per_unit=4) if key]
     assert _runs(keys) == len(set(keys))
     assert _runs([(key.model, key.chunk) for key in keys]) == len(
         {(k.model, k.chunk) for k in keys}
     )
-    again = [running[i] for i in addresses.order(parsed(running), labels_per_unit=4)]
+    again = [running[i] for i in node_ids.order(parsed(running), labels_per_unit=4)]
     assert again == running
 
 
@@ -164,10 +165,10 @@ def test_every_test_is_run_once_or_reported_as_crashed(cases, foreign, workers, 
 @pytest.mark.parametrize("workers", [1, 2, 4, 50])
 def test_a_unit_stays_on_one_worker_and_is_run_without_interruption(workers):
     ids = nodeids(12)
-    ids = [ids[i] for i in addresses.order(parsed(ids), labels_per_unit=4)]
+    ids = [ids[i] for i in node_ids.order(parsed(ids), labels_per_unit=4)]
     simulation = Simulation(ids, workers, random.Random(1))
     simulation.run(0)
-    keys = addresses.units(parsed(ids), labels_per_unit=4)
+    keys = node_ids.units(parsed(ids), labels_per_unit=4)
     runs = sum(_runs([keys[i] for i in worker.ran]) for worker in simulation.workers if worker.ran)
     assert runs == len(set(keys))
 

@@ -7,7 +7,7 @@ from kn_bench.model import prefixed
 from kn_bench.model.memo import Memo
 from kn_bench.model.prefixed import States
 from kn_bench.model.ragged import adds_to_stream, prepare
-from tests.tiny_models import FAMILIES, tiny_model
+from tests.tiny_models import FAMILIES, ROUNDED, tiny_model
 
 CAUSAL = [family for family in FAMILIES if tiny_model(family).is_causal]
 ROWS = [[7, 9, 11], [5, 6, 30, 31, 32, 33, 40], [12, 13, 14, 15]]
@@ -88,6 +88,14 @@ def test_the_edited_layer_is_skipped_only_where_its_values_join_the_stream():
     assert answers["llama"]
 
 
+def tolerance(family):
+    """Equal in float64; to float32's rounding where the family computes in it whatever the dtype.
+
+    How large that is depends on the processor: 6e-7 was seen for gemma2 on one, 0 on another.
+    """
+    return {"rtol": 1e-4, "atol": 1e-5} if family in ROUNDED else {"rtol": 1e-7, "atol": 1e-7}
+
+
 @pytest.mark.parametrize("family", CAUSAL)
 @pytest.mark.parametrize("counts", [[2, 0, 3], [2, 2, 3], [0, 0, 3]])
 def test_rows_that_share_their_beginning_run_as_rows_that_do_not(family, counts):
@@ -105,9 +113,9 @@ def test_rows_that_share_their_beginning_run_as_rows_that_do_not(family, counts)
             ours, plain = together.rerun.run(added), alone.rerun.run(added)
         for index, row in enumerate(rows):
             n = len(row) - starts[index]
-            torch.testing.assert_close(ours[index, :n], plain[index, :n])
+            torch.testing.assert_close(ours[index, :n], plain[index, :n], **tolerance(family))
             torch.testing.assert_close(
-                together.last_hidden[index, :n], alone.last_hidden[index, :n]
+                together.last_hidden[index, :n], alone.last_hidden[index, :n], **tolerance(family)
             )
 
 

@@ -7,24 +7,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edits.rome import Rome, RomeHyperparameters, hyperparameters
 from kn_bench.cases.case import EditRequest
 from kn_bench.editing.applying import in_place
 from kn_bench.editing.edit import LowRankEdit, NotApplicable, norm
 from kn_bench.editing.rome import remembered
-from kn_bench.editing.rome.fitting import fit_problem
+from kn_bench.editing.rome.encoding import encode_problem
 from kn_bench.editing.rome.problem import Row, ValueProblem, ValueSettings
 from kn_bench.editing.rome.update import rank_one
 from kn_bench.editing.rome.value import optimise_values
-from kn_bench.model import contexts as contexts_module
+from kn_bench.edits.rome import Rome, RomeHyperparameters, hyperparameters
+from kn_bench.model import context_templates as contexts_module
 from kn_bench.model.memo import Memo
 from kn_bench.model.second_moment import Texts
 from kn_bench.model.tokens import Tokens
-from tests.tiny_models import FAMILIES, tiny_model, word_tokenizer
+from tests.tiny_models import FAMILIES, ROUNDED, tiny_model, word_tokenizer
 
 CAUSAL = [family for family in FAMILIES if tiny_model(family).is_causal]
-ROUNDED = {"gpt_neo", "gptj", "gemma2"}
-"""Families that compute attention in float32 whatever the weights: Adam enlarges the rounding."""
 SETTINGS = ValueSettings(v_lr=0.1, v_num_grad_steps=8, v_weight_decay=0.5, stop_loss=1.0)
 PREFIXES = ("w20 w21 w22. ".replace(".", " w23"), "w30 w31 w32 w33 w34 w35 ")
 CORPUS = Texts([" ".join(f"w{5 + (7 * i + i * j * j) % 55}" for j in range(9)) for i in range(60)])
@@ -51,7 +49,7 @@ REQUESTS = (
 
 
 def problems(lm, requests=REQUESTS):
-    return [fit_problem(one, lm.tokens, PREFIXES) for one in requests]
+    return [encode_problem(one, lm.tokens, PREFIXES) for one in requests]
 
 
 def small(**changes):
@@ -200,7 +198,7 @@ def test_the_model_is_left_alone():
 @pytest.mark.parametrize("one", REQUESTS)
 def test_trap_28_the_subjects_index_ends_the_subject(bos, one):
     tokens = Tokens(word_tokenizer(causal=True, bos=bos), "causal")
-    problem = fit_problem(one, tokens, PREFIXES)
+    problem = encode_problem(one, tokens, PREFIXES)
     assert [row.ids[0] == 1 for row in problem.rows] == [bos] * 4
     for row in problem.rows:
         upto = tokens.decode(row.ids[: row.subject + 1])
@@ -217,7 +215,7 @@ def test_trap_28_the_subjects_index_ends_the_subject(bos, one):
 def test_a_subject_after_the_answer_is_not_applicable():
     after = replace(REQUESTS[0], prompt="w12", suffix="w13 {} .")
     with pytest.raises(NotApplicable, match="the subject must come before it"):
-        fit_problem(after, tiny_model("gpt2").tokens, ())
+        encode_problem(after, tiny_model("gpt2").tokens, ())
     made = Rome(tiny_model("gpt2"), small()).edit([REQUESTS[0], after])
     assert isinstance(made[0], LowRankEdit)
     assert isinstance(made[1], NotApplicable)

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from kn_bench.cases import embedded as cases_of
+from kn_bench.cases.sources import embedded as cases_of
 from kn_bench.editing.applying import RowEdits, in_place
 from kn_bench.editing.edit import LowRank, LowRankEdit
+from kn_bench.editing.registry import builtin_files, marked
 from kn_bench.localise.alternatives import direct_ablation, gradient_x_activation
 from kn_bench.localise.attribution import attribute
 from kn_bench.localise.tracing import trace
@@ -25,7 +26,6 @@ from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.loading import load_model
 from kn_bench.study.material import Material
 from kn_bench.study.sections import parts
-from kn_bench.testing.registry import builtin_files, marked
 from tests.made_up_study import SETTINGS, made_up_cases
 from tests.test_attribution import queries
 from tests.test_study import ALWAYS
@@ -167,12 +167,12 @@ def test_an_edit_in_place_is_that_of_rows_and_is_taken_back():
         ids, at = lm.tensor([[5, 6, 7]]), lm.tensor([[2]])
         before = lm.forward(ids, at)
         with in_place(lm, edit):
-            placed = lm.forward(ids, at)
+            encode_one = lm.forward(ids, at)
         everywhere = torch.ones_like(ids, dtype=torch.bool)
         with RowEdits(lm, [edit]).on(lm.tensor([[0]])[0], everywhere):
             rows = lm.forward(ids, at)
         assert torch.equal(lm.forward(ids, at), before)
-        return [one.cpu() for one in (before, placed, rows)]
+        return [one.cpu() for one in (before, encode_one, rows)]
 
     alone, apart = alone_and_spread(lambda: tiny_model("llama"), measured)
     torch.testing.assert_close(apart[1], apart[2], rtol=1e-9, atol=1e-12)

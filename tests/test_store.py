@@ -376,11 +376,11 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
 
 
 def test_hashes_of_files_do_not_depend_on_order_and_place(tmp_path):
-    for place in ("a", "b"):
-        (tmp_path / place / "sub").mkdir(parents=True)
-        (tmp_path / place / "x.py").write_text("1")
-        (tmp_path / place / "sub" / "y.py").write_text("2")
-    one, two = ([*(tmp_path / place).rglob("*.py")] for place in ("a", "b"))
+    for worker_config in ("a", "b"):
+        (tmp_path / worker_config / "sub").mkdir(parents=True)
+        (tmp_path / worker_config / "x.py").write_text("1")
+        (tmp_path / worker_config / "sub" / "y.py").write_text("2")
+    one, two = ([*(tmp_path / worker_config).rglob("*.py")] for worker_config in ("a", "b"))
     assert hash_files(one, tmp_path / "a") == hash_files(two[::-1], tmp_path / "b")
     (tmp_path / "b" / "x.py").write_text("3")
     assert hash_files(one, tmp_path / "a") != hash_files(two, tmp_path / "b")
@@ -388,7 +388,7 @@ def test_hashes_of_files_do_not_depend_on_order_and_place(tmp_path):
 
 def test_start_up_imports_neither_pandas_nor_torch():
     code = (
-        f"import sys, {store_module.__name__}, kn_bench.cli\n"
+        f"import sys, {store_module.__name__}, kn_bench.commands.app\n"
         "assert not {'pandas', 'pyarrow', 'torch', 'scipy'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

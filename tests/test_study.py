@@ -11,7 +11,7 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 
-from kn_bench.cases import embedded
+from kn_bench.cases.sources import embedded
 from kn_bench.editing.edit import NoEdit
 from kn_bench.localise.selection import Neuron
 from kn_bench.model.loading import load_model
@@ -100,7 +100,7 @@ def test_samples_spread_over_relations(material):
     assert len(chosen) <= 4
     facts = [one.group.relation for one in chosen if one.group.task == "fact"]
     assert sorted(facts) == ["P1", "P2"]
-    assert all(len(one.fitted) == len(one.attributions) == 2 for one in chosen)
+    assert all(len(one.encoded) == len(one.attributions) == 2 for one in chosen)
 
 
 def test_windows_follow_the_depth(material):
@@ -142,7 +142,7 @@ def test_overturned_answers_are_counted_as_one_would_by_hand(material):
     for one in overturn(material, material.profiles):
         edit = suppress(material.neurons(one.profile))
         wrong = [query for query in material.rejected(one.profile) if query is not None]
-        true = list(one.profile.fitted)
+        true = list(one.profile.encoded)
         assert len(wrong) == len(true)
         before, after = (answers(material.lm, true, [e]) for e in (NoEdit(), edit))
         rival = [answers(material.lm, wrong, [e]).log_prob for e in (NoEdit(), edit)]

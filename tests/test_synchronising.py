@@ -15,10 +15,10 @@ from kn_bench.editing.edit import NeuronEdit, NeuronScale
 from kn_bench.editing.rome import value
 from kn_bench.editing.rome.loss import Batch
 from kn_bench.localise import attribution
-from kn_bench.localise.corrupting import corrupt
+from kn_bench.localise.corruption import corrupt
 from kn_bench.localise.integration import Rule
+from kn_bench.localise.patching import PatchedRun, restore
 from kn_bench.localise.queries import Question
-from kn_bench.localise.restoring import PatchedRun, restore
 from kn_bench.localise.scaling import ask
 from kn_bench.localise.tracing import KINDS, windowed
 from kn_bench.measure.answers import Asker

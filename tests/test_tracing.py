@@ -8,17 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kn_bench.cases.case import EditRequest
-from kn_bench.localise.corrupting import (
+from kn_bench.localise.corruption import (
     TracePrompt,
     attention_output,
     corrupt,
     embedding_std,
     noise,
 )
-from kn_bench.localise.restoring import Patch, PatchedRun, branched, restore
-from kn_bench.localise.roles import by_role, roles, trace_prompt, trace_study
+from kn_bench.localise.patching import Patch, PatchedRun, branched, restore
+from kn_bench.localise.token_positions import by_role, roles, trace_prompt, trace_study
 from kn_bench.localise.tracing import KINDS, Trace, trace, windowed
-from kn_bench.measure.fitting import Misfit
+from kn_bench.measure.encoding import Unencodable
 from tests.tiny_models import FAMILIES, tiny_model
 
 ADDING = set(FAMILIES) - {"gemma2", "gemma3_text", "olmo2"}
@@ -315,7 +315,7 @@ def test_subjects_are_found_where_they_stand():
     assert masked.ids == (1, 7, 10, lm.tokens.mask_id, 13, 8, 9, 2)
     assert (masked.subject, masked.position) == ((5, 7), 3)
     after = trace_prompt(tiny_model("gpt2"), request("w7 w10", "{}"))
-    assert isinstance(after, Misfit)
+    assert isinstance(after, Unencodable)
     pair = trace_prompt(lm, dataclasses.replace(request("w7 {}", "w13"), task="pair"))
     assert isinstance(pair, TracePrompt)
     assert (masked.rival, pair.answer, pair.rival) == (None, 11, 12)

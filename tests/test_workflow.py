@@ -46,7 +46,7 @@ def measure(tmp_path):
                 "TOLERATED": "symmetry:0.05",
                 "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
                 "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
-                "PYTEST_PLUGINS": "xdist.plugin,kn_bench.plugin",
+                "PYTEST_PLUGINS": "xdist.plugin,kn_bench.testing.plugin",
                 "OMP_NUM_THREADS": "1",
                 "TOY_BOARD": "1",
                 "GITHUB_STEP_SUMMARY": str(tmp_path / "page.md"),

@@ -28,6 +28,8 @@ _SMALL: dict[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+ROUNDED = {"gpt_neo", "gptj", "gemma2", "bloom"}
+"""Families that compute attention in float32 whatever the weights: Adam enlarges the rounding."""
 _KEY_VALUE = {"num_key_value_heads": 1, "head_dim": 8}
 _CONFIGS: dict[str, dict[str, Any]] = {
     "gpt2": {"n_embd": 16, "n_layer": 3, "n_head": 2, "n_positions": 32},

@@ -178,14 +178,15 @@ def install():
 
     import kn_bench.cases
     import kn_bench.editing
+    import kn_bench.editing.registry
     import kn_bench.measure
     import kn_bench.model.embedded
-    import kn_bench.testing.campaign
-    import kn_bench.testing.offer
-    import kn_bench.testing.registry
+    import kn_bench.testing.controller
+    import kn_bench.testing.method_fixtures
+    import kn_bench.testing.plan
     import kn_bench.testing.summary
 
-    kn_bench.testing.offer.EMBEDDED_LIMIT = 4  # what the tests count with
+    kn_bench.testing.plan.EMBEDDED_LIMIT = 4  # what the tests count with
 
     stub("kn_bench.cases.sources", load=load, content_hash=lambda cases: str(len(cases)))
     stub("kn_bench.editing.edit", NotApplicable=NotApplicable)
@@ -193,10 +194,10 @@ def install():
     stub("kn_bench.model.loading", load_model=load_model)
     stub("kn_bench.model.embedded", NAMES=("toy-gpt", "toy-masked"), folder=lambda name: Path())
     replace = setattr
-    replace(kn_bench.testing.registry, "builtin_files", list)
+    replace(kn_bench.editing.registry, "builtin_files", list)
     # the real one changes when somebody edits the source while tests run
-    replace(kn_bench.testing.registry, "code_hash", lambda origins: "toy")
-    replace(kn_bench.testing.campaign, "fingerprint", lambda name: name)
+    replace(kn_bench.testing.method_fixtures, "code_hash", lambda origins: "toy")
+    replace(kn_bench.testing.controller, "fingerprint", lambda name: name)
     if not os.environ.get("TOY_BOARD"):  # it takes pandas a second to be imported
         replace(kn_bench.testing.summary, "end_run", lambda folder, options: None)
         replace(kn_bench.results.store.RunStore, "finish", finish)

@@ -12,7 +12,7 @@ import typer
 from kn_bench.commands import studying as options
 
 if TYPE_CHECKING:
-    from kn_bench.cases.spans import MinimalPair
+    from kn_bench.cases.building.spans import MinimalPair
     from kn_bench.measure.statistics import Interval
     from kn_bench.model.language_model import LanguageModel
 
@@ -39,8 +39,8 @@ def command(
 
     The metric of Warstadt et al. 2020; a masked model's sentences have pseudo-log-likelihoods.
     """
-    from kn_bench.cases import blimp
-    from kn_bench.cases.paradigms import BLIMP
+    from kn_bench.cases.building.paradigms import BLIMP
+    from kn_bench.cases.sources import blimp
     from kn_bench.model.loading import load_model
     from kn_bench.results import tables
 

@@ -18,16 +18,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from kn_bench.cases.building.grammar import NUMBER_CLASS, lexeme, number_of
+from kn_bench.cases.building.paradigms import BLIMP
 from kn_bench.cases.case import Case, Cloze, EditRequest, Query, Task
-from kn_bench.cases.drawing import stable_hash
-from kn_bench.cases.grammar import NUMBER_CLASS, lexeme, number_of
-from kn_bench.cases.paradigms import BLIMP
+from kn_bench.cases.sampling import stable_hash
 from kn_bench.localise.attribution import Attribution, attribute
 from kn_bench.localise.integration import Rule
 from kn_bench.localise.locating import Locating
 from kn_bench.localise.queries import Fitted
 from kn_bench.localise.selection import Neuron, Neurons, Refined, coarse
-from kn_bench.measure.fitting import fit_query
+from kn_bench.measure.encoding import encode_query
 from kn_bench.model.language_model import LanguageModel
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class Profile:
     """
 
     group: Group
-    fitted: tuple[Fitted, ...]
+    encoded: tuple[Fitted, ...]
     kept: tuple[int, ...]
     attributions: tuple[Attribution, ...]
 
@@ -91,7 +91,7 @@ class Profile:
 
     def first(self, n: int) -> Profile:
         """The same with its first ``n`` prompts."""
-        return Profile(self.group, self.fitted[:n], self.kept[:n], self.attributions[:n])
+        return Profile(self.group, self.encoded[:n], self.kept[:n], self.attributions[:n])
 
     @property
     def clusters(self) -> list[str]:
@@ -179,11 +179,11 @@ def _cluster(request: EditRequest) -> str:
     return request.subject.lower()
 
 
-def fit_group(lm: LanguageModel, group: Group) -> tuple[tuple[int, ...], tuple[Fitted, ...]]:
+def encode_group(lm: LanguageModel, group: Group) -> tuple[tuple[int, ...], tuple[Fitted, ...]]:
     """The places of the group's prompts that fit the model, and these in tokens."""
-    fitted = [fit_query(query, lm.tokens, group.task) for query in group.queries]
-    kept = tuple(i for i, one in enumerate(fitted) if one is not None)
-    return kept, tuple(one for one in fitted if one is not None)
+    encoded = [encode_query(query, lm.tokens, group.task) for query in group.queries]
+    kept = tuple(i for i, one in enumerate(encoded) if one is not None)
+    return kept, tuple(one for one in encoded if one is not None)
 
 
 def profiles(
@@ -194,13 +194,13 @@ def profiles(
     Args:
         rule: how the integral is taken.
     """
-    fits = [fit_group(lm, group) for group in groups]
-    distinct = list(dict.fromkeys(one for _, fitted in fits for one in fitted))
+    fits = [encode_group(lm, group) for group in groups]
+    distinct = list(dict.fromkeys(one for _, encoded in fits for one in encoded))
     found = dict(zip(distinct, attribute(lm, distinct, rule=rule), strict=True))
     return [
-        Profile(group, fitted, kept, tuple(found[one] for one in fitted))
-        for group, (kept, fitted) in zip(groups, fits, strict=True)
-        if fitted
+        Profile(group, encoded, kept, tuple(found[one] for one in encoded))
+        for group, (kept, encoded) in zip(groups, fits, strict=True)
+        if encoded
     ]
 
 

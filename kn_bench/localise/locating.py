@@ -16,7 +16,7 @@ from kn_bench.cases.case import Query, Task
 from kn_bench.localise.attribution import MEMORY, attribute
 from kn_bench.localise.integration import Rule
 from kn_bench.localise.selection import Neurons, Refined, adaptive, coarse, refined
-from kn_bench.measure.fitting import fit_query
+from kn_bench.measure.encoding import encode_query
 from kn_bench.model.language_model import LanguageModel
 
 Asked = tuple[Query, Task]
@@ -151,32 +151,32 @@ def coarse_sets(
 def _attributed(
     lm: LanguageModel, queries: Sequence[Asked], settings: Locating
 ) -> list[CoarseSet | None]:
-    fitted = [fit_query(query, lm.tokens, task) for query, task in queries]
-    fitting = [one for one in fitted if one is not None]
+    encoded = [encode_query(query, lm.tokens, task) for query, task in queries]
+    encoding = [one for one in encoded if one is not None]
     # in portions: the scores themselves are large, and only the sets of them are kept
     portion = max(1, settings.memory // (8 * lm.n_layers * lm.d_mlp))
     sets: list[CoarseSet] = []
-    for start in range(0, len(fitting), portion):
+    for start in range(0, len(encoding), portion):
         for one in attribute(
-            lm, fitting[start : start + portion], rule=settings.rule, memory=settings.memory
+            lm, encoding[start : start + portion], rule=settings.rule, memory=settings.memory
         ):
             worst, converged = float(one.completeness.max()), bool(one.converged.all())
             sets.append(CoarseSet(coarse(one.scores, settings.t), worst, converged))
     remaining = iter(sets)
-    return [None if one is None else next(remaining) for one in fitted]
+    return [None if one is None else next(remaining) for one in encoded]
 
 
 def _located(sets: Sequence[CoarseSet | None], settings: Locating) -> Located:
-    fitting = [one for one in sets if one is not None]
-    selected = settings.select([one.neurons for one in fitting])
+    encoding = [one for one in sets if one is not None]
+    selected = settings.select([one.neurons for one in encoding])
     return Located(
         neurons=selected.neurons,
         tau=selected.tau,
         within=selected.converged,
-        queries=len(fitting),
-        skipped=len(sets) - len(fitting),
-        completeness=max((one.completeness for one in fitting), default=0.0),
-        unconverged=sum(not one.converged for one in fitting),
+        queries=len(encoding),
+        skipped=len(sets) - len(encoding),
+        completeness=max((one.completeness for one in encoding), default=0.0),
+        unconverged=sum(not one.converged for one in encoding),
     )
 
 

@@ -19,7 +19,7 @@ from kn_bench.editing.edit import Edit, NoEdit
 from kn_bench.localise.interventions import crossed, relative_change, scale
 from kn_bench.localise.queries import Fitted
 from kn_bench.localise.selection import Neuron, Neurons
-from kn_bench.measure.fitting import fit_query
+from kn_bench.measure.encoding import encode_query
 from kn_bench.measure.statistics import (
     LEVEL,
     bootstrap_means,
@@ -173,22 +173,22 @@ def ask_modifiers(
     Raises:
         ValueError: when no prompt can be put to the model.
     """
-    fitted = {m: [_fit(lm, prompt, m) for prompt in prompts] for m in modifiers}
-    known = tuple(m for m in modifiers if any(q is not None for q in fitted[m]))
+    encoded = {m: [_encode(lm, prompt, m) for prompt in prompts] for m in modifiers}
+    known = tuple(m for m in modifiers if any(q is not None for q in encoded[m]))
     whole = range(len(prompts))
-    kept = tuple(i for i in whole if all(fitted[m][i] is not None for m in known))
+    kept = tuple(i for i in whole if all(encoded[m][i] is not None for m in known))
     if not known or not kept:
         raise ValueError(
             f"none of {len(prompts)} prompts can be put to {lm.name}: give prompts with text "
             "before the gap (for a masked model: and a gap that every modifier fits into)"
         )
-    queries = tuple(tuple(q for i in kept if (q := fitted[m][i]) is not None) for m in known)
+    queries = tuple(tuple(q for i in kept if (q := encoded[m][i]) is not None) for m in known)
     return AskedModifiers(lm, known, kept, queries)
 
 
-def _fit(lm: LanguageModel, prompt: Cloze, modifier: Modifier) -> Fitted | None:
+def _encode(lm: LanguageModel, prompt: Cloze, modifier: Modifier) -> Fitted | None:
     # a sentence's first word is another token, and a causal model has nothing to predict it from
-    return fit_query(Query(prompt, modifier.word), lm.tokens, "pair") if prompt.left else None
+    return encode_query(Query(prompt, modifier.word), lm.tokens, "pair") if prompt.left else None
 
 
 def shifts_of(

@@ -18,7 +18,7 @@ from kn_bench.model.language_model import LanguageModel
 
 
 class Fitted(Protocol):
-    """A query in a tokenizer's ids; ``kn_bench.measure.fitting.FittedQuery`` is one.
+    """A query in a tokenizer's ids; ``kn_bench.measure.encoding.FittedQuery`` is one.
 
     Attributes:
         ids: the prompt: for a causal model up to the answer, for a masked one with a mask for every
@@ -45,29 +45,31 @@ class Question:
     token: int
 
 
-def questions_of(lm: LanguageModel, fitted: Fitted) -> tuple[Question, ...]:
+def questions_of(lm: LanguageModel, encoded: Fitted) -> tuple[Question, ...]:
     """One question for each token of the answer.
 
     Raises:
         ValueError: for an answer without tokens, or with a special token (BOS, unknown, mask, ...):
             what would be attributed is not the answer.
     """
-    special = [i for i in fitted.answer_ids if i in lm.tokens.special_ids]
-    if special or not fitted.answer_ids:
+    special = [i for i in encoded.answer_ids if i in lm.tokens.special_ids]
+    if special or not encoded.answer_ids:
         what = f"the special token {special[0]}" if special else "no token at all"
         raise ValueError(
-            f"the answer's tokens {list(fitted.answer_ids)} hold {what}: only ordinary tokens can "
+            f"the answer's tokens {list(encoded.answer_ids)} hold {what}: only ordinary tokens can "
             "be attributed; encode the answer without special tokens"
         )
-    return tuple(_question(lm.is_causal, fitted, index) for index in range(len(fitted.answer_ids)))
+    return tuple(
+        _question(lm.is_causal, encoded, index) for index in range(len(encoded.answer_ids))
+    )
 
 
-def _question(causal: bool, fitted: Fitted, index: int) -> Question:
-    start, earlier = fitted.answer_position, fitted.answer_ids[:index]
-    position, token = start + index, fitted.answer_ids[index]
+def _question(causal: bool, encoded: Fitted, index: int) -> Question:
+    start, earlier = encoded.answer_position, encoded.answer_ids[:index]
+    position, token = start + index, encoded.answer_ids[index]
     if causal:
-        return Question((*fitted.ids[: start + 1], *earlier), position, token)
-    ids = list(fitted.ids)
+        return Question((*encoded.ids[: start + 1], *earlier), position, token)
+    ids = list(encoded.ids)
     ids[start:position] = earlier
     return Question(tuple(ids), position, token)
 

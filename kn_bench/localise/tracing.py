@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from kn_bench.localise.attribution import MEMORY
-from kn_bench.localise.corrupting import Kind, TracePrompt, corrupt
-from kn_bench.localise.restoring import Patch, PatchedRun, restore
+from kn_bench.localise.corruption import Kind, TracePrompt, corrupt
+from kn_bench.localise.patching import Patch, PatchedRun, restore
 from kn_bench.model.language_model import LanguageModel
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def trace(
 
     Args:
         noises: what is added to the embeddings of each prompt's subject; see
-            :func:`kn_bench.localise.corrupting.noise`.
+            :func:`kn_bench.localise.corruption.noise`.
         kinds: what to restore.
         window: layers restored at once for MLP and attention outputs (Meng et al.: 10).
         replace: the noise stands in for the embeddings instead of being added.

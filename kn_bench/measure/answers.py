@@ -21,7 +21,7 @@ from torch import Tensor
 
 from kn_bench.editing.applying import RowEdits
 from kn_bench.measure.cache import AnswerCache, Reading, Scored, content_key
-from kn_bench.measure.fitting import FittedProbe, Row
+from kn_bench.measure.encoding import EncodedProbe, Row
 from kn_bench.measure.measurement import Answer
 from kn_bench.measure.normalise import starts_with_answer
 from kn_bench.model.language_model import LanguageModel
@@ -37,7 +37,7 @@ BUDGET = 8
 class Question:
     """One probe put to the model under one edit: an index into the :class:`RowEdits`."""
 
-    probe: FittedProbe
+    probe: EncodedProbe
     edit: int
 
 
@@ -84,13 +84,13 @@ class Asker:
         return found
 
     def _answer(
-        self, fitted: FittedProbe, reading: Reading, expected: Scored, rejected: Scored
+        self, encoded: EncodedProbe, reading: Reading, expected: Scored, rejected: Scored
     ) -> Answer:
         text = self.lm.tokens.decode(reading.generated)
-        first = fitted.first_expected
+        first = encoded.first_expected
         rank = int((reading.log_probs > reading.log_probs[first]).sum())
         nll = [-sum(scored.log_probs) / len(scored.log_probs) for scored in (expected, rejected)]
-        probe = fitted.probe
+        probe = encoded.probe
         return Answer(
             log_prob_expected=sum(expected.log_probs),
             log_prob_rejected=sum(rejected.log_probs),
@@ -228,7 +228,7 @@ def _filled(values: tuple[int, ...], width: int) -> tuple[int, ...]:
     return values + values[-1:] * (width - len(values))
 
 
-def _is_first_token(row: Row, probe: FittedProbe) -> bool:
+def _is_first_token(row: Row, probe: EncodedProbe) -> bool:
     """Whether ``row`` asks for one token at the answer position, read in the prompt pass."""
     return row.positions == (probe.answer_position,) and (
         row.ids[: len(probe.prompt_ids)] == probe.prompt_ids
@@ -247,7 +247,7 @@ def _further_rows(questions: Sequence[Question]) -> Iterable[tuple[Row, int, int
 
 def _scored(
     row: Row,
-    probe: FittedProbe,
+    probe: EncodedProbe,
     log_probs: Float[Tensor, " vocabulary"],
     scores: dict[tuple[Row, int], Scored],
     edit: int,

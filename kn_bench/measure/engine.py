@@ -32,7 +32,7 @@ from kn_bench.editing.edit import (
 from kn_bench.editing.validation import checked
 from kn_bench.measure.answers import Asker, Question
 from kn_bench.measure.cache import AnswerCache
-from kn_bench.measure.fitting import FittedCase, FittedProbe, fit_cases
+from kn_bench.measure.encoding import EncodedCase, EncodedProbe, encode_cases
 from kn_bench.measure.lookup import looked_up
 from kn_bench.measure.measurement import (
     Answer,
@@ -61,7 +61,7 @@ class Asked(NamedTuple):
 class _Edited:
     """One case on its way: what the method made of it."""
 
-    fitted: FittedCase
+    encoded: EncodedCase
     edit: Edit
     record: EditRecord
 
@@ -92,7 +92,7 @@ class Engine:
         self._asker = Asker(model, tokens=_positions(model, memory))
         self._before: OrderedDict[Any, Asked] = OrderedDict()
         self._room = max(1024, (memory or 1 << 30) // 2 // (4 * model.vocabulary))
-        self._fitted: dict[tuple[str, int], FittedCase | Exclusion] = {}
+        self._encoded: dict[tuple[str, int], EncodedCase | Exclusion] = {}
 
     # -- the one thing it does -------------------------------------------------------------
 
@@ -104,8 +104,8 @@ class Engine:
         """
         started = time.perf_counter()
         results: dict[str, CaseResult] = {}
-        fitted = self._fit(cases, results)
-        edited, failed = self._edit(method_name, method, fitted)
+        encoded = self._encode(cases, results)
+        edited, failed = self._edit(method_name, method, encoded)
         results.update(failed)
         middle = time.perf_counter()
         rowwise = [one for one in edited if not isinstance(one.edit, IN_PLACE)]
@@ -119,32 +119,32 @@ class Engine:
         ended = time.perf_counter()
         return UnitResult(self.model.name, method_name, order, middle - started, ended - middle)
 
-    def _fit(self, cases: Sequence[Case], results: dict[str, CaseResult]) -> list[FittedCase]:
-        new = [case for case in cases if (case.id, hash(case.request)) not in self._fitted]
-        for case, outcome in zip(new, fit_cases(new, self.model.tokens), strict=True):
-            self._fitted[case.id, hash(case.request)] = outcome
-        fitted = []
+    def _encode(self, cases: Sequence[Case], results: dict[str, CaseResult]) -> list[EncodedCase]:
+        new = [case for case in cases if (case.id, hash(case.request)) not in self._encoded]
+        for case, outcome in zip(new, encode_cases(new, self.model.tokens), strict=True):
+            self._encoded[case.id, hash(case.request)] = outcome
+        encoded = []
         for case in cases:
-            outcome = self._fitted[case.id, hash(case.request)]
+            outcome = self._encoded[case.id, hash(case.request)]
             if isinstance(outcome, Exclusion):
                 results[case.id] = CaseResult(case.id, None, (), (outcome,))
             else:
-                fitted.append(outcome)
-        return fitted
+                encoded.append(outcome)
+        return encoded
 
     # -- editing ---------------------------------------------------------------------------
 
     def _edit(
-        self, name: str, method: Method, fitted: Sequence[FittedCase]
+        self, name: str, method: Method, encoded: Sequence[EncodedCase]
     ) -> tuple[list[_Edited], dict[str, CaseResult]]:
         """The method's edits, validated; what it refused or failed at, by case."""
-        cases = [one.case for one in fitted]
+        cases = [one.case for one in encoded]
         started = time.perf_counter()
 
         def all_of(**what: str) -> tuple[list[_Edited], dict[str, CaseResult]]:
             return [], {
                 one.case.id: CaseResult(one.case.id, None, (), one.exclusions, **what)
-                for one in fitted
+                for one in encoded
             }
 
         if not cases:
@@ -167,17 +167,17 @@ class Engine:
             edits = checked(made, len(cases), self.model, name)
         except ValueError as error:
             return all_of(error=str(error))
-        return self._sorted_out(fitted, edits, seconds)
+        return self._sorted_out(encoded, edits, seconds)
 
     def _sorted_out(
         self,
-        fitted: Sequence[FittedCase],
+        encoded: Sequence[EncodedCase],
         edits: Sequence[Edit | NotApplicable | str],
         seconds: float,
     ) -> tuple[list[_Edited], dict[str, CaseResult]]:
         edited: list[_Edited] = []
         failed: dict[str, CaseResult] = {}
-        for one, edit in zip(fitted, edits, strict=True):
+        for one, edit in zip(encoded, edits, strict=True):
             case = one.case.id
             if isinstance(edit, NotApplicable):
                 failed[case] = CaseResult(case, None, (), one.exclusions, not_applicable=str(edit))
@@ -195,11 +195,11 @@ class Engine:
         portion: list[_Edited] = []
         probes = 0
         for one in edited:
-            if portion and probes + len(one.fitted.probes) > self._room:
+            if portion and probes + len(one.encoded.probes) > self._room:
                 yield portion
                 portion, probes = [], 0
             portion.append(one)
-            probes += len(one.fitted.probes)
+            probes += len(one.encoded.probes)
         if portion:
             yield portion
 
@@ -210,15 +210,15 @@ class Engine:
         edits: RowEdits,
         results: dict[str, CaseResult],
     ) -> None:
-        before = self.before([probe for one in edited for probe in one.fitted.probes])
+        before = self.before([probe for one in edited for probe in one.encoded.probes])
         prefixed = _prefixed(edited, self.model)
         questions, owners = [], []
         for index, one in enumerate(edited):
             if isinstance(one.edit, NoEdit | LookupEdit):
                 continue
-            for probe in one.fitted.probes:
+            for probe in one.encoded.probes:
                 asked = prefixed[index].get(probe.probe.id, probe) if index in prefixed else probe
-                if isinstance(asked, FittedProbe):
+                if isinstance(asked, EncodedProbe):
                     questions.append(Question(asked, index))
                     owners.append((index, probe.probe.id))
         answers = self._asker.ask(questions, edits)
@@ -226,24 +226,24 @@ class Engine:
         for (index, probe_id), answer in zip(owners, answers, strict=True):
             after[index][probe_id] = Asked(*answer)
         for index, one in enumerate(edited):
-            case = one.fitted.case.id
+            case = one.encoded.case.id
             results[case] = self._result(name, one, before, after[index], prefixed.get(index, {}))
 
     def _measure_in_place(self, name: str, one: _Edited, results: dict[str, CaseResult]) -> None:
-        case = one.fitted.case.id
-        before = self.before(one.fitted.probes)
+        case = one.encoded.case.id
+        before = self.before(one.encoded.probes)
         try:
             with in_place(self.model, one.edit):
                 nothing = RowEdits(self.model, [NoEdit()])
-                answers = self._asker.ask([Question(p, 0) for p in one.fitted.probes], nothing)
+                answers = self._asker.ask([Question(p, 0) for p in one.encoded.probes], nothing)
         except ValueError as error:
             results[case] = CaseResult(
-                case, one.record, (), one.fitted.exclusions, error=f"{name}: {error}"
+                case, one.record, (), one.encoded.exclusions, error=f"{name}: {error}"
             )
             return
         after = {
             probe.probe.id: Asked(*answer)
-            for probe, answer in zip(one.fitted.probes, answers, strict=True)
+            for probe, answer in zip(one.encoded.probes, answers, strict=True)
         }
         results[case] = self._result(name, one, before, after, {})
 
@@ -253,10 +253,10 @@ class Engine:
         one: _Edited,
         before: Mapping[Any, Asked],
         after: Mapping[str, Asked],
-        prefixed: Mapping[str, FittedProbe | Exclusion],
+        prefixed: Mapping[str, EncodedProbe | Exclusion],
     ) -> CaseResult:
-        rows, excluded = [], list(one.fitted.exclusions)
-        for probe in one.fitted.probes:
+        rows, excluded = [], list(one.encoded.exclusions)
+        for probe in one.encoded.probes:
             first = before[_key(probe)]
             if isinstance(one.edit, LookupEdit):
                 second: Asked | None = Asked(
@@ -270,11 +270,11 @@ class Engine:
                 excluded.append(outcome)
             else:
                 rows.append(
-                    _measurement(self.model.name, name, one.fitted.case, probe, first, second)
+                    _measurement(self.model.name, name, one.encoded.case, probe, first, second)
                 )
-        return CaseResult(one.fitted.case.id, one.record, tuple(rows), tuple(excluded))
+        return CaseResult(one.encoded.case.id, one.record, tuple(rows), tuple(excluded))
 
-    def before(self, probes: Sequence[FittedProbe]) -> dict[Any, Asked]:
+    def before(self, probes: Sequence[EncodedProbe]) -> dict[Any, Asked]:
         """The unedited model's answers, by content; each distinct probe is asked once."""
         wanted = {_key(probe): probe for probe in probes}
         found = {key: self._before[key] for key in wanted if key in self._before}
@@ -294,14 +294,14 @@ class Engine:
         return found
 
 
-def _key(fitted: FittedProbe) -> Any:
+def _key(encoded: EncodedProbe) -> Any:
     """Everything an answer depends on besides the model."""
-    probe = fitted.probe
+    probe = encoded.probe
     return (
-        fitted.prompt_ids,
-        fitted.answer_position,
-        fitted.expected,
-        fitted.rejected,
+        encoded.prompt_ids,
+        encoded.answer_position,
+        encoded.expected,
+        encoded.rejected,
         probe.expected,
         probe.rejected,
         probe.aliases,
@@ -310,30 +310,30 @@ def _key(fitted: FittedProbe) -> Any:
 
 def _prefixed(
     edited: Sequence[_Edited], model: LanguageModel
-) -> dict[int, dict[str, FittedProbe | Exclusion]]:
+) -> dict[int, dict[str, EncodedProbe | Exclusion]]:
     """Probes of prompt edits, fitted again with the prefix in front; by case and probe id."""
-    found: dict[int, dict[str, FittedProbe | Exclusion]] = {}
+    found: dict[int, dict[str, EncodedProbe | Exclusion]] = {}
     for index, one in enumerate(edited):
         if not isinstance(one.edit, PromptEdit):
             continue
-        (again,) = fit_cases([one.fitted.case], model.tokens, prefix=one.edit.prefix)
-        probes = one.fitted.probes
+        (again,) = encode_cases([one.encoded.case], model.tokens, prefix=one.edit.prefix)
+        probes = one.encoded.probes
         if isinstance(again, Exclusion):
             found[index] = {
                 p.probe.id: Exclusion(again.case, again.reason, p.probe.id, again.detail)
                 for p in probes
             }
             continue
-        refitted: dict[str, FittedProbe | Exclusion] = {p.probe.id: p for p in again.probes}
+        refitted: dict[str, EncodedProbe | Exclusion] = {p.probe.id: p for p in again.probes}
         refitted.update({e.probe: e for e in again.exclusions if e.probe is not None})
         found[index] = {p.probe.id: refitted[p.probe.id] for p in probes}
     return found
 
 
 def _measurement(
-    model: str, method: str, case: Case, fitted: FittedProbe, before: Asked, after: Asked
+    model: str, method: str, case: Case, encoded: EncodedProbe, before: Asked, after: Asked
 ) -> Measurement:
-    probe = fitted.probe
+    probe = encoded.probe
     kl = (before.log_probs.exp() * (before.log_probs - after.log_probs)).nansum()
     return Measurement(
         model=model,
@@ -348,8 +348,8 @@ def _measurement(
         cluster=case.cluster,
         expected=probe.expected,
         rejected=probe.rejected,
-        n_expected=fitted.expected.n,
-        n_rejected=fitted.rejected.n,
+        n_expected=encoded.expected.n,
+        n_rejected=encoded.rejected.n,
         before=before.answer,
         after=after.answer,
         kl=max(0.0, float(kl)),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kn_bench.cases.case import Probe
 from kn_bench.editing.edit import LookupEdit
-from kn_bench.measure.fitting import FittedProbe
+from kn_bench.measure.encoding import EncodedProbe
 from kn_bench.measure.measurement import Answer
 from kn_bench.measure.normalise import starts_with_answer
 
@@ -30,12 +30,12 @@ def _given(listed: tuple[str, ...], probe: Probe) -> str:
 
 def looked_up(
     edit: LookupEdit,
-    fitted: FittedProbe,
+    encoded: EncodedProbe,
     before: Answer,
     log_probs: Float[Tensor, " vocabulary"],
 ) -> tuple[Answer, Float[Tensor, " vocabulary"]]:
     """The table's answer to a probe, or the model's own where the cloze is not listed."""
-    probe = fitted.probe
+    probe = encoded.probe
     listed = edit.answers.get(probe.cloze)
     if listed is None:
         return before, log_probs
@@ -44,8 +44,8 @@ def looked_up(
     right, wrong = given == probe.expected, given == probe.rejected
     answer = replace(
         before,
-        log_prob_expected=(sure if right else never) * (1 if right else fitted.expected.n),
-        log_prob_rejected=(sure if wrong else never) * (1 if wrong else fitted.rejected.n),
+        log_prob_expected=(sure if right else never) * (1 if right else encoded.expected.n),
+        log_prob_rejected=(sure if wrong else never) * (1 if wrong else encoded.rejected.n),
         prob=right or (not wrong and before.prob),
         tf_token=float(right),
         tf_all=right,
@@ -57,6 +57,6 @@ def looked_up(
     )
     after = torch.full_like(log_probs, math.log(DOUBT / (len(log_probs) - 1)))
     if right or wrong:
-        row = fitted.expected if right else fitted.rejected
+        row = encoded.expected if right else encoded.rejected
         after[row.targets[0]] = sure
     return answer, after

@@ -42,7 +42,7 @@ class LanguageModel:
     Whatever device a layer lies on, what this class takes and gives lies on ``device``.
 
     Attributes:
-        name: as the user gave it; ``slug`` is the same in the alphabet of test ids.
+        name: as the user gave it.
         hf: the Hugging Face model, in eval mode, its parameters frozen, its GELUs fused.
         tokens: the tokenizer behind our window.
         architecture: where its parts are.
@@ -75,12 +75,6 @@ class LanguageModel:
     @property
     def is_causal(self) -> bool:
         return self.architecture.kind == "causal"
-
-    @property
-    def slug(self) -> str:
-        """The name in the alphabet of test ids: the folder's or repository's last part."""
-        tail = self.name.rstrip("/").rsplit("/", 1)[-1]
-        return "".join(c if c.isalnum() or c in "_." else "_" for c in tail)
 
     @property
     def device(self) -> torch.device:

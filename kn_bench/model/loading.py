@@ -60,9 +60,9 @@ def load_model(
         architecture = architecture_of(config)
         auto = AutoModelForCausalLM if architecture.kind == "causal" else AutoModelForMaskedLM
 
-        def weights(**placed: Any) -> Any:
+        def weights(**encode_one: Any) -> Any:
             with progress_on_terminals_only():
-                return auto.from_pretrained(source, **kept, **placed, **options)
+                return auto.from_pretrained(source, **kept, **encode_one, **options)
 
         hf = weights(device_map="auto") if device == "auto" else _moved(name, weights(), device)
         tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True, **options)

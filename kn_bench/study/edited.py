@@ -4,46 +4,45 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from importlib import import_module
-from typing import Any
 
 import numpy as np
 
 from kn_bench.cases.case import EditRequest, Query
 from kn_bench.editing.edit import Edit, LowRank, LowRankEdit, Method, NoEdit, NotApplicable
 from kn_bench.editing.rome.remembered import corpus_for
+from kn_bench.edits.kn import Erased, EraseKN, RewriteKN
+from kn_bench.edits.rome import Rome, hyperparameters
 from kn_bench.localise.interventions import answers
 from kn_bench.localise.queries import Fitted
 from kn_bench.localise.selection import Neurons
-from kn_bench.measure.fitting import fit_query
+from kn_bench.measure.encoding import encode_query
 from kn_bench.model.language_model import LanguageModel
 
 
-def knowledge_neurons(lm: LanguageModel) -> Any:
+def knowledge_neurons(lm: LanguageModel) -> RewriteKN:
     """The method kn-edit (Dai et al. 2022) on ``lm``."""
-    return import_module("kn_bench.edits.kn").RewriteKN(lm)
+    return RewriteKN(lm)
 
 
-def erasing(lm: LanguageModel, by: str) -> Any:
+def erasing(lm: LanguageModel, by: Erased) -> EraseKN:
     """The method kn-erase on ``lm``; ``by`` is zero, mean, unk or random."""
-    return import_module("kn_bench.edits.kn").EraseKN(lm, by=by)
+    return EraseKN(lm, by=by)
 
 
-def rome(lm: LanguageModel, layer: int | None = None) -> Any:
+def rome(lm: LanguageModel, layer: int | None = None) -> Rome:
     """ROME on ``lm``, without C where there is no text to take it over.
 
     Args:
         layer: to edit, instead of the published or default one.
     """
-    module = import_module("kn_bench.edits.rome")
-    chosen = module.hyperparameters(lm)
+    chosen = hyperparameters(lm)
     if layer is not None:
         chosen = replace(chosen, layer=layer)
     try:
         corpus_for(lm)
     except ValueError:
         chosen = replace(chosen, mom2_adjustment=False)
-    return module.Rome(lm, chosen)
+    return Rome(lm, chosen)
 
 
 def methods(lm: LanguageModel) -> list[tuple[str, Method]]:
@@ -79,13 +78,13 @@ def took(
     edits: Sequence[Edit | NotApplicable | None],
 ) -> list[Outcome | None]:
     """The outcome of each request under its edit; None where there is no edit or no fit."""
-    fitted = [both_targets(lm, request) for request in requests]
+    encoded = [both_targets(lm, request) for request in requests]
     usable = [
         i
-        for i, (pair, edit) in enumerate(zip(fitted, edits, strict=True))
+        for i, (pair, edit) in enumerate(zip(encoded, edits, strict=True))
         if pair is not None and edit is not None and not isinstance(edit, NotApplicable)
     ]
-    queries = [one for i in usable for one in (fitted[i] or ())]
+    queries = [one for i in usable for one in (encoded[i] or ())]
     applied = [edit for i in usable if isinstance(edit := edits[i], Edit)]
     before = answers(lm, queries, [NoEdit()])
     after = answers(lm, queries, applied or [NoEdit()], np.arange(len(usable)).repeat(2).tolist())
@@ -104,7 +103,7 @@ def took(
 def both_targets(lm: LanguageModel, request: EditRequest) -> tuple[Fitted, Fitted] | None:
     """The edited prompt asked for target_true and for target_new; None where one does not fit."""
     true, new = (
-        fit_query(Query(request.cloze, answer), lm.tokens, request.task)
+        encode_query(Query(request.cloze, answer), lm.tokens, request.task)
         for answer in (request.target_true, request.target_new)
     )
     return None if true is None or new is None else (true, new)

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from kn_bench.cases.case import Case, Cloze, EditRequest, Query, Task
-from kn_bench.cases.drawing import stable_hash
+from kn_bench.cases.sampling import stable_hash
 from kn_bench.localise.alternatives import activation, direct_ablation, gradient_x_activation
 from kn_bench.localise.groups import Profile, gap_prompts, groups_of, profiles
 from kn_bench.localise.locating import Locating
 from kn_bench.localise.queries import Fitted
 from kn_bench.localise.selection import Neuron, Neurons
-from kn_bench.measure.fitting import fit_query
+from kn_bench.measure.encoding import encode_query
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.study.page import NothingToShow
 
@@ -130,14 +130,14 @@ class Material:
         """Scores of the profile's prompts by one of :data:`METHODS`."""
         if method == "integrated gradients":
             return profile.scores
-        key = (profile.group.id, len(profile.fitted), method)
+        key = (profile.group.id, len(profile.encoded), method)
         if key not in self._scores:
             score = {
                 "gradient x activation": gradient_x_activation,
                 "direct ablation": direct_ablation,
                 "activation": activation,
             }[method]
-            self._scores[key] = score(self.lm, profile.fitted).detach().cpu()
+            self._scores[key] = score(self.lm, profile.encoded).detach().cpu()
         return self._scores[key]
 
     @cached_property
@@ -156,7 +156,7 @@ class Material:
         """
         found = []
         for task in TASKS:
-            groups = [one for one in self.of_task(task) if len(one.fitted) > 1]
+            groups = [one for one in self.of_task(task) if len(one.encoded) > 1]
             rounds: Counter[str] = Counter()
             turns = []
             for one in sorted(groups, key=lambda one: stable_hash("sample", one.group.id)):
@@ -180,7 +180,7 @@ class Material:
         if len(wrong) < len(group.queries):
             wrong = wrong * len(group.queries)
         return [
-            fit_query(Query(group.queries[i].cloze, wrong[i]), self.lm.tokens, group.task)
+            encode_query(Query(group.queries[i].cloze, wrong[i]), self.lm.tokens, group.task)
             for i in profile.kept
         ]
 

@@ -124,7 +124,7 @@ def _code(sources: Sequence[Path]) -> str:
     below = ("cases", "model", "editing", "localise", "measure")
     files = [path for name in below for path in (package / name).glob("**/*.py")]
     files += [*(package / "study").glob("*.py"), *sources]
-    files += [path for root in kn_bench.__path__ for path in (Path(root) / "edits").glob("*.py")]
+    files += [*(package / "edits").glob("*.py")]
     return hash_files(sorted(set(files)), package.parent)
 
 

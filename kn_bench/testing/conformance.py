@@ -24,9 +24,9 @@ import torch
 from torch import Tensor
 
 from kn_bench.cases.case import Case
+from kn_bench.editing.registry import marked_spec
 from kn_bench.measure.engine import Engine
 from kn_bench.measure.measurement import CaseResult, Measurement
-from kn_bench.testing.registry import marked_spec
 
 if TYPE_CHECKING:
     from kn_bench.model.language_model import LanguageModel

@@ -21,7 +21,7 @@ __all__ = ["language_model", "pytest_generate_tests", "verdict"]
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """A test for each model, method and case."""
     if "verdict" in metafunc.fixturenames:
-        from kn_bench.plugin import suites_of
+        from kn_bench.testing.plugin import suites_of
 
         suites_of(metafunc.config).parametrize(metafunc)
 
@@ -29,7 +29,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture
 def verdict(request: pytest.FixtureRequest) -> Verdict:
     """What the suite's criterion says of a case, edited by a method on a model."""
-    from kn_bench.plugin import suites_of
+    from kn_bench.testing.plugin import suites_of
 
     found: Verdict = suites_of(request.config).verdict(request)
     return found
@@ -38,6 +38,6 @@ def verdict(request: pytest.FixtureRequest) -> Verdict:
 @pytest.fixture
 def language_model(request: pytest.FixtureRequest) -> LanguageModel:
     """The model of the test at hand, loaded: what a method is bound to."""
-    from kn_bench.plugin import suites_of
+    from kn_bench.testing.plugin import suites_of
 
     return suites_of(request.config).model(request.node)

@@ -6,7 +6,6 @@ import os
 import re
 import shlex
 from argparse import ArgumentTypeError
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -195,7 +194,7 @@ def _ini_words(config: pytest.Config, name: str) -> list[str]:
 
 def _names_suites(word: str, folder: Path) -> bool:
     path = word.removeprefix("-p").partition("::")[0]
-    if path == "kn_bench" or path.startswith(("kn_bench.suites", "kn_bench.plugin")):
+    if path == "kn_bench" or path.startswith(("kn_bench.suites", "kn_bench.testing.plugin")):
         return True
     if not path or path.startswith("-"):
         return False
@@ -203,23 +202,23 @@ def _names_suites(word: str, folder: Path) -> bool:
         found = (folder / path).resolve()
     except (OSError, RuntimeError, ValueError):
         return False
-    return any(found == root or root in found.parents for root in suite_folders()) or (
-        found in checkout_roots()
-    )
+    suites = suites_folder()
+    return found == suites or suites in found.parents or found == checkout_root()
 
 
-def suite_folders() -> list[Path]:
-    """Where ``kn_bench.suites`` lies: beside the package in a checkout, inside it in a wheel."""
+def suites_folder() -> Path:
+    """Return where ``kn_bench.suites`` really lies: beside the package in a checkout."""
     import kn_bench
 
-    return [Path(folder).resolve() / "suites" for folder in kn_bench.__path__]
+    return (Path(kn_bench.__file__).parent / "suites").resolve()
 
 
-def checkout_roots() -> Sequence[Path]:
-    """The checkout's root, if this is one."""
+def checkout_root() -> Path | None:
+    """Return the checkout's root, or None for an installed wheel."""
     import kn_bench
 
-    return [Path(folder).resolve() for folder in list(kn_bench.__path__)[1:]]
+    parent = suites_folder().parent
+    return None if parent == Path(kn_bench.__file__).resolve().parent else parent
 
 
 def _limit(text: str) -> int | Literal["all"]:

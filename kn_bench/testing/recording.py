@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from kn_bench.results.files import StoreError
-from kn_bench.testing import addresses, outcomes, summary, units
+from kn_bench.testing import node_ids, outcomes, summary, units
 from kn_bench.testing.outcomes import ROWS, SECONDS
 
 if TYPE_CHECKING:
     from kn_bench.results.store import RunStore
-    from kn_bench.testing.offer import Offer
     from kn_bench.testing.options import Options
+    from kn_bench.testing.plan import TestPlan
 
 INCOMPLETE = 3
 """Exit status when a collected test was never heard of again, or rows could not be written."""
@@ -38,16 +38,16 @@ class Recorder:
     Args:
         store: the run's log.
         options: what the user asked for.
-        offer: what is measured: names behind the slugs of test ids.
+        plan: what is measured: names behind the slugs of test ids.
         methods: names of methods by slug.
     """
 
     def __init__(
-        self, store: RunStore, options: Options, offer: Offer, methods: dict[str, str]
+        self, store: RunStore, options: Options, plan: TestPlan, methods: dict[str, str]
     ) -> None:
         self.store = store
         self._options = options
-        self.offer = offer
+        self.plan = plan
         self._methods = methods
         self._expected: dict[str, None] = {}
         self._seconds: defaultdict[str, float] = defaultdict(float)
@@ -61,7 +61,7 @@ class Recorder:
     def expect(self, nodeids: Iterable[str]) -> None:
         """The tests that are to be heard of; a second worker's list changes nothing."""
         if not self._expected:
-            self._expected = {nodeid: None for nodeid in nodeids if addresses.parse(nodeid)}
+            self._expected = {nodeid: None for nodeid in nodeids if node_ids.parse(nodeid)}
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -91,22 +91,22 @@ class Recorder:
         if nodeid not in self._expected:
             return
         del self._expected[nodeid]
-        address = addresses.parse(nodeid)
-        if address and address[1:3] != self._last_unit:
-            self._last_unit = address[1:3]
+        node_id = node_ids.parse(nodeid)
+        if node_id and node_id[1:3] != self._last_unit:
+            self._last_unit = node_id[1:3]
             self.store.sync()
 
     def _crash_rows(self, report: pytest.TestReport) -> str:
         from kn_bench.results.rows import CrashRow, encode_lines
 
-        address = addresses.parse(report.nodeid)
-        if address is None:
+        node_id = node_ids.parse(report.nodeid)
+        if node_id is None:
             return ""
-        model = self.offer.models.get(address.model, address.model)
-        method = self._methods.get(address.method, address.method)
+        model = self.plan.models.get(node_id.model, node_id.model)
+        method = self._methods.get(node_id.method, node_id.method)
         return encode_lines(
-            CrashRow(model, method, case.id, _criterion(address.criterion), str(report.longrepr))
-            for case in self.offer.labels.get(address.label, ())
+            CrashRow(model, method, case.id, _criterion(node_id.criterion), str(report.longrepr))
+            for case in self.plan.labels.get(node_id.label, ())
         )
 
     @pytest.hookimpl(tryfirst=True)

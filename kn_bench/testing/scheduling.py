@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kn_bench.testing import addresses
+from kn_bench.testing import node_ids
 
 if TYPE_CHECKING:
     from xdist.workermanage import WorkerController
@@ -62,13 +62,13 @@ class Backlog:
 class UnitScheduling:
     """An xdist scheduler that never splits a unit; every operation is O(1) a test."""
 
-    def __init__(self, workers: int, labels_per_unit: int = addresses.CASES_PER_UNIT) -> None:
+    def __init__(self, workers: int, labels_per_unit: int = node_ids.CASES_PER_UNIT) -> None:
         self.numnodes = workers
         self.labels_per_unit = labels_per_unit
         self.collection: list[str] | None = None
         self.pending: dict[WorkerController, dict[int, None]] = {}
         self._collected: dict[WorkerController, list[str]] = {}
-        self._units: list[addresses.UnitKey | None] = []
+        self._units: list[node_ids.UnitKey | None] = []
         self._backlog = Backlog()
 
     @property
@@ -101,8 +101,8 @@ class UnitScheduling:
         """Cut the collection into units the first time, and give every idle worker some."""
         if self.collection is None:
             self.collection = next(iter(self._collected.values()))
-            parsed = map(addresses.parse, self.collection)
-            self._units = addresses.units(parsed, labels_per_unit=self.labels_per_unit)
+            parsed = map(node_ids.parse, self.collection)
+            self._units = node_ids.units(parsed, labels_per_unit=self.labels_per_unit)
             for group in _groups(self._units):
                 self._backlog.add(group)
         for node, collected in self._collected.items():
@@ -138,7 +138,7 @@ class UnitScheduling:
         rest = tests[1:]
         self._backlog.leave(node)
         for group in _groups([self._units[index] for index in rest]):
-            self._backlog.add([[rest[place] for place in unit] for unit in group])
+            self._backlog.add([[rest[worker_config] for worker_config in unit] for unit in group])
         for other in self.nodes:
             self._feed(other)
         return self.collection[tests[0]] if tests and self.collection else None
@@ -154,7 +154,7 @@ class UnitScheduling:
             node.shutdown()
 
 
-def _groups(units: Sequence[addresses.UnitKey | None]) -> list[list[Unit]]:
+def _groups(units: Sequence[node_ids.UnitKey | None]) -> list[list[Unit]]:
     """Indices by unit, and units by group; a foreign test is a unit and a group of its own."""
     groups: dict[Hashable, dict[Hashable, Unit]] = {}
     for index, unit in enumerate(units):
@@ -196,7 +196,7 @@ class ChoosingScheduler:
     def add_node_collection(self, node: WorkerController, collection: Sequence[str]) -> None:
         if self._chosen is None:
             ours, theirs = self._makers
-            self._chosen = (ours if any(map(addresses.parse, collection)) else theirs)()
+            self._chosen = (ours if any(map(node_ids.parse, collection)) else theirs)()
             for waiting in self._waiting:
                 self._chosen.add_node(waiting)
         self._chosen.add_node_collection(node, collection)

@@ -17,16 +17,17 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from kn_bench.cases.case import CRITERIA, Case, Criterion, Task
+from kn_bench.cases.sampling import slug
+from kn_bench.editing.registry import MethodSpec
 from kn_bench.measure.criteria import judge
 from kn_bench.measure.measurement import CaseResult, UnitResult
 from kn_bench.results.rows import Key, encode_rows
-from kn_bench.testing import addresses, outcomes
-from kn_bench.testing.addresses import Address, UnitKey, slug
-from kn_bench.testing.campaign import Place
+from kn_bench.testing import node_ids, outcomes
+from kn_bench.testing.controller import WorkerConfig
 from kn_bench.testing.models import Models
-from kn_bench.testing.offer import Offer
+from kn_bench.testing.node_ids import NodeId, UnitKey
 from kn_bench.testing.options import Options
-from kn_bench.testing.registry import MethodSpec
+from kn_bench.testing.plan import TestPlan
 from kn_bench.testing.units import UnitResults
 
 if TYPE_CHECKING:
@@ -48,20 +49,24 @@ class Point:
     method: MethodSpec
     model: str
     cases: tuple[Case, ...]
-    address: Address
+    node_id: NodeId
 
 
 class SuiteSession:
     """A plug-in that is registered once a suite of ours is collected."""
 
     def __init__(
-        self, options: Options, offer: Offer, methods: Sequence[MethodSpec], place: Place
+        self,
+        options: Options,
+        plan: TestPlan,
+        methods: Sequence[MethodSpec],
+        worker_config: WorkerConfig,
     ) -> None:
-        self._offer = offer
+        self._plan = plan
         self._methods = methods
-        self._done = place.done
-        self._models = Models(options, place.device, place.commits)
-        self._results = UnitResults(place.units)
+        self._done = worker_config.done
+        self._models = Models(options, worker_config.device, worker_config.commits)
+        self._results = UnitResults(worker_config.units)
         self._members: dict[UnitKey, dict[str, Case]] = {}
         self._seconds: dict[UnitKey, str] = {}
 
@@ -71,18 +76,18 @@ class SuiteSession:
         """One test a model, method and label for the suite's criterion."""
         criterion = criterion_of(metafunc.function.__name__)
         addressed = [
-            (method, model, cases, Address(criterion, slug(method.name), model_slug, label))
-            for model_slug, model in self._offer.models.items()
+            (method, model, cases, NodeId(criterion, slug(method.name), model_slug, label))
+            for model_slug, model in self._plan.models.items()
             for method in self._methods
-            for label, cases in self._offer.labels.items()
+            for label, cases in self._plan.labels.items()
         ]
         parameters = [
             pytest.param(
-                Point(criterion, method, model, cases, address),
-                id=f"{address.method}-{address.model}-{address.label}",
+                Point(criterion, method, model, cases, node_id),
+                id=f"{node_id.method}-{node_id.model}-{node_id.label}",
                 marks=_MARKS[cases[0].task],
             )
-            for method, model, cases, address in addressed
+            for method, model, cases, node_id in addressed
         ]
         metafunc.parametrize("verdict", parameters, indirect=True)
 
@@ -95,8 +100,8 @@ class SuiteSession:
             config.hook.pytest_deselected(items=done)
             left_out = set(done)
             items[:] = [item for item in items if item not in left_out]
-        per_unit = self._offer.labels_per_unit
-        running = addresses.order(list(map(_address, items)), labels_per_unit=per_unit)
+        per_unit = self._plan.labels_per_unit
+        running = node_ids.order(list(map(_address, items)), labels_per_unit=per_unit)
         items[:] = [items[index] for index in running]
 
     def _is_done(self, item: pytest.Item) -> bool:
@@ -110,7 +115,7 @@ class SuiteSession:
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Which cases each unit has: those of the tests that are left."""
         parsed = map(_address, session.items)
-        keys = addresses.units(parsed, labels_per_unit=self._offer.labels_per_unit)
+        keys = node_ids.units(parsed, labels_per_unit=self._plan.labels_per_unit)
         for item, unit in zip(session.items, keys, strict=True):
             point = point_of(item)
             if unit is not None and point is not None:
@@ -231,10 +236,10 @@ def point_of(item: pytest.Item) -> Point | None:
     return point if isinstance(point, Point) else None
 
 
-def _address(item: pytest.Item) -> Address | None:
+def _address(item: pytest.Item) -> NodeId | None:
     """What the node id of a test says, without taking it apart."""
     point = point_of(item)
-    return point.address if point else None
+    return point.node_id if point else None
 
 
 def _leave_out_log_capture(config: pytest.Config) -> None:

@@ -18,7 +18,7 @@ from kn_bench.measure.measurement import UnitResult
 from kn_bench.results import codec
 
 if TYPE_CHECKING:
-    from kn_bench.testing.addresses import UnitKey
+    from kn_bench.testing.node_ids import UnitKey
 
 FOLDER = "units"
 IN_MEMORY = 4

@@ -13,12 +13,12 @@ from pathlib import Path
 
 from kn_bench.cases.case import EditRequest
 from kn_bench.editing.edit import NotApplicable
-from kn_bench.editing.rome.fitting import fit_problem
+from kn_bench.editing.rome.encoding import encode_problem
 from kn_bench.editing.rome.problem import Value, ValueProblem, ValueSettings
 from kn_bench.editing.rome.update import SecondMomentSolver
 from kn_bench.editing.rome.value import optimise_values
 from kn_bench.model import embedded
-from kn_bench.model.contexts import contexts
+from kn_bench.model.context_templates import contexts
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.memo import Memo
 from kn_bench.model.prefixed import States
@@ -40,7 +40,8 @@ def read_requests(
     """Each request's rows, the bare prompt first, or why there are none.
 
     Args:
-        lengths, seed: of the generated contexts, see :func:`kn_bench.model.contexts.contexts`.
+        lengths, seed: of the generated contexts, see
+            :func:`kn_bench.model.context_templates.contexts`.
 
     Raises:
         NotApplicable: on a masked model.
@@ -55,7 +56,7 @@ def _read(
     lm: LanguageModel, request: EditRequest, prefixes: Sequence[str]
 ) -> ValueProblem | NotApplicable:
     try:
-        return fit_problem(request, lm.tokens, prefixes)
+        return encode_problem(request, lm.tokens, prefixes)
     except NotApplicable as reason:
         return reason
 

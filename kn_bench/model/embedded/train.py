@@ -69,7 +69,7 @@ def train(
     torch.manual_seed(recipe.seed)
     model = build(recipe, tokenizer).train()
     batches = Batches(recipe, tokenizer, [Document(text) for text in documents])
-    losses = _fit(model, recipe, batches, steps)
+    losses = _encode(model, recipe, batches, steps)
     measured = {
         "steps": len(losses),
         "tokens": batches.tokens,
@@ -131,7 +131,7 @@ def _again(
     if masked:
         tokenizer = _with_openings(model, tokenizer)
     before = [weight.detach().clone() for weight in model.parameters()] if kept else []
-    losses = _fit(model, recipe, Batches(recipe, tokenizer, documents), None)
+    losses = _encode(model, recipe, Batches(recipe, tokenizer, documents), None)
     with torch.no_grad():
         for weight, was in zip(model.parameters(), before, strict=kept > 0):
             weight.lerp_(was, kept)
@@ -159,7 +159,7 @@ def _with_openings(
     return tokenizer
 
 
-def _fit(
+def _encode(
     model: PreTrainedModel, recipe: Recipe, batches: Batches, steps: int | None
 ) -> list[float]:
     """One epoch, or its first steps; returns the loss of every step."""

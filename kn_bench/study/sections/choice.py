@@ -40,7 +40,7 @@ def run(material: Material) -> Section:
             tuple(
                 choose(
                     material.lm,
-                    profile.fitted,
+                    profile.encoded,
                     [(method, material.scores(profile, method)) for method in METHODS],
                     k=K,
                     draws=material.settings.draws,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kn_bench.cases.case import EditRequest, Task
-from kn_bench.cases.drawing import stable_hash
+from kn_bench.cases.sampling import stable_hash
 from kn_bench.editing.edit import Method
 from kn_bench.localise.interventions import answers
 from kn_bench.measure.statistics import Interval, mean_interval
@@ -82,11 +82,11 @@ def directed(material: Material) -> list[tuple[str, EditRequest]]:
     found = []
     for requests in offered.values():
         chosen = sorted(requests, key=lambda r: stable_hash("direction", r.id))[:LOOKED_AT]
-        fitted = [(r, pair) for r in chosen if (pair := both_targets(material.lm, r)) is not None]
-        read = answers(material.lm, [one for _, pair in fitted for one in pair])
+        encoded = [(r, pair) for r in chosen if (pair := both_targets(material.lm, r)) is not None]
+        read = answers(material.lm, [one for _, pair in encoded for one in pair])
         right: list[EditRequest] = []
         wrong: list[EditRequest] = []
-        for i, (request, _) in enumerate(fitted):
+        for i, (request, _) in enumerate(encoded):
             knows = read.log_prob[2 * i] > read.log_prob[2 * i + 1]
             if request.task == "fact":
                 knows = read.right[2 * i]

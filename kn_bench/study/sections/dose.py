@@ -66,7 +66,7 @@ def _dosed(material: Material, profile: Profile) -> Dosed:
     places = torch.randperm(shape.numel(), generator=generator)[: len(profile.ranked)].tolist()
     shuffled = [Neuron(*divmod(place, shape[1])) for place in places]
     doses = [k for k in DOSES if k <= len(profile.ranked)]
-    queries = profile.fitted[:PROMPTS]
+    queries = profile.encoded[:PROMPTS]
     return Dosed(
         profile,
         *(dose_response(material.lm, queries, o, doses=doses)

@@ -81,7 +81,7 @@ def _lost(material: Material, profile: Profile) -> Lost:
     own = [group.queries[i].cloze.fill(group.queries[i].answer) for i in profile.kept[:PROMPTS]]
     return Lost(
         profile,
-        tuple(erased(lm, profile.fitted[:PROMPTS], own, _others(material, profile), edits)),
+        tuple(erased(lm, profile.encoded[:PROMPTS], own, _others(material, profile), edits)),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kn_bench.cases.case import Case
-from kn_bench.cases.drawing import stable_hash
+from kn_bench.cases.sampling import stable_hash
 from kn_bench.measure.engine import Engine
 from kn_bench.measure.measurement import CaseResult, Measurement
 from kn_bench.study.edited import methods

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kn_bench.cases.case import Case, Criterion
-from kn_bench.cases.drawing import stable_hash
+from kn_bench.cases.sampling import stable_hash
 from kn_bench.measure.criteria import judge
 from kn_bench.measure.engine import Engine
 from kn_bench.measure.statistics import Interval, mean_interval

@@ -44,7 +44,7 @@ def measure(material: Material) -> list[Levels]:
     found = [
         one
         for profile in material.profiles
-        if len(profile.fitted) > 1
+        if len(profile.encoded) > 1
         for one in levels_of(material, profile, METHODS[:1], resamples=material.settings.resamples)
     ]
     if not found:

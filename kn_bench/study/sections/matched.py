@@ -70,7 +70,7 @@ def compare(material: Material) -> list[Compared]:
             how,
             against_random(
                 material.lm,
-                profile.fitted[:PROMPTS],
+                profile.encoded[:PROMPTS],
                 material.neurons(profile),
                 material.mean_activation(profile),
                 factor=factor,

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from kn_bench.cases.building.grammar import NUMBER_CLASS
 from kn_bench.cases.case import Query
-from kn_bench.cases.grammar import NUMBER_CLASS
 from kn_bench.editing.edit import NoEdit
 from kn_bench.localise.alternatives import activation
 from kn_bench.localise.co_occurrence import Association, Company, association, company
@@ -19,7 +19,7 @@ from kn_bench.localise.interventions import relative_change, suppress
 from kn_bench.localise.matching import matched, seeded
 from kn_bench.localise.modifiers import MODIFIERS, ModifierStudy, ask_modifiers, modifier_study
 from kn_bench.localise.selection import Neuron
-from kn_bench.measure.fitting import fit_query
+from kn_bench.measure.encoding import encode_query
 from kn_bench.model import embedded
 from kn_bench.study.material import Material
 
@@ -78,9 +78,9 @@ def _random(
 
 def _activation_at_gaps(material: Material) -> torch.Tensor:
     queries = [
-        fitted
+        encoded
         for cloze, _ in material.gaps
-        if (fitted := fit_query(Query(cloze, "the"), material.lm.tokens, "pair")) is not None
+        if (encoded := encode_query(Query(cloze, "the"), material.lm.tokens, "pair")) is not None
     ]
     return activation(material.lm, queries).double().mean(0)
 

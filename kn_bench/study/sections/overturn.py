@@ -85,7 +85,7 @@ def overturn(material: Material, profiles: Sequence[Profile]) -> list[Overturned
         for place, other in enumerate(material.rejected(profile)):
             if other is not None:
                 places.append((number, place))
-                true.append(profile.fitted[place])
+                true.append(profile.encoded[place])
                 wrong.append(other)
     edits = [NoEdit(), *(suppress(material.neurons(profile)) for profile in profiles)]
     under = [1 + number for number, _ in places]

@@ -52,7 +52,7 @@ def measure(material: Material) -> list[Cell]:
     return selectivity(
         material.lm,
         [Suppressed(p.group.id, p.group.relation, material.neurons(p)) for p in chosen],
-        [Asked(p.group.id, p.group.relation, p.fitted[:PROMPTS]) for p in chosen],
+        [Asked(p.group.id, p.group.relation, p.encoded[:PROMPTS]) for p in chosen],
     )
 
 

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kn_bench.cases.case import Case, Query, Task
-from kn_bench.cases.drawing import stable_hash
-from kn_bench.localise.corrupting import Kind, TracePrompt
+from kn_bench.cases.sampling import stable_hash
+from kn_bench.localise.corruption import Kind, TracePrompt
 from kn_bench.localise.interventions import answers
-from kn_bench.localise.roles import ROLES, Role, TraceStudy, trace_prompt, trace_study
+from kn_bench.localise.token_positions import ROLES, Role, TraceStudy, trace_prompt, trace_study
 from kn_bench.localise.tracing import KINDS, Trace
-from kn_bench.measure.fitting import fit_query
+from kn_bench.measure.encoding import encode_query
 from kn_bench.results import tables
 from kn_bench.study.material import Material
 from kn_bench.study.page import Figure, NothingToShow, Row, Section, Table
@@ -141,18 +141,18 @@ def traced(material: Material, task: Task) -> Traced:
 
 def _known(material: Material, offered: Sequence[tuple[Case, TracePrompt]]) -> set[str]:
     """Facts whose answer is the argmax; pairs whose true member is preferred."""
-    fitted = []
+    encoded = []
     for case, _ in offered:
         request = case.request
         both = [
-            fit_query(Query(request.cloze, answer), material.lm.tokens, "pair")
+            encode_query(Query(request.cloze, answer), material.lm.tokens, "pair")
             for answer in (request.target_true, request.target_new)
         ]
-        fitted += [(case, one) for one in both if one is not None and None not in both]
-    found = answers(material.lm, [one for _, one in fitted])
+        encoded += [(case, one) for one in both if one is not None and None not in both]
+    found = answers(material.lm, [one for _, one in encoded])
     known = set()
-    for i in range(0, len(fitted), 2):
-        case = fitted[i][0]
+    for i in range(0, len(encoded), 2):
+        case = encoded[i][0]
         preferred = found.log_prob[i] > found.log_prob[i + 1]
         if found.right[i] if case.task == "fact" else preferred:
             known.add(case.id)

@@ -1,0 +1,1 @@
+"""From facts and minimal pairs to cases: one module a way to make probes."""

@@ -1,0 +1,212 @@
+"""Facts that bring their own prompts, as CounterFact's do, become cases.
+
+Where :mod:`kn_bench.cases.building.facts` knows a whole relation, a row knows itself; what it does
+not bring (neighbours of the same relation, a background) is drawn from the other rows.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from kn_bench.cases.building.neighbours import NEIGHBOURS, PAIRS, other_task
+from kn_bench.cases.case import (
+    Case,
+    Cloze,
+    Criterion,
+    EditRequest,
+    Exclusion,
+    Probe,
+    Query,
+    Selection,
+)
+from kn_bench.cases.sampling import draw, limited, slug, unique_slugs
+
+BACKGROUND = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """A question whose answer an edit is to leave alone.
+
+    Attributes:
+        cloze, answer: the question and its true answer.
+        kind: of locality: ``same_relation``, ``same_object``, ``other_relation``.
+    """
+
+    cloze: Cloze
+    answer: str
+    kind: str = "same_relation"
+
+
+@dataclass(frozen=True, slots=True)
+class Synonym:
+    """The edited prompt in other words, with what the two targets are called there."""
+
+    cloze: Cloze
+    target_new: str
+    target_true: str
+
+
+@dataclass(frozen=True, slots=True)
+class Inverse:
+    """The inverse question, asked about either target, and who the new target belonged to."""
+
+    about_new: Cloze
+    about_true: Cloze
+    displaced: str
+
+
+@dataclass(frozen=True, slots=True)
+class FactRow:
+    """One fact to be edited, with all that its data set asks about it.
+
+    ``prompt`` and ``suffix`` hold ``{}`` once; see :class:`~kn_bench.cases.case.EditRequest`.
+    """
+
+    relation: str
+    subject: str
+    prompt: str
+    target_true: str
+    target_new: str
+    suffix: str = "."
+    id: str = ""
+    paraphrases: tuple[Cloze, ...] = ()
+    synonyms: tuple[Synonym, ...] = ()
+    neighbours: tuple[Neighbour, ...] = ()
+    inverse: Inverse | None = None
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def cloze(self) -> Cloze:
+        """The edited prompt with its subject."""
+        return Cloze(
+            self.prompt.replace("{}", self.subject), self.suffix.replace("{}", self.subject)
+        )
+
+    @property
+    def queries(self) -> tuple[Query, ...]:
+        """The edited prompt and its paraphrases, with the true answer."""
+        return tuple(Query(c, self.target_true) for c in (self.cloze, *self.paraphrases))
+
+
+def row_cases(
+    rows: Iterable[FactRow],
+    *,
+    source: str,
+    limit: int | None = None,
+    relations: Sequence[str] | None = None,
+    seed: int = 0,
+) -> Selection:
+    """The cases of ``rows``: ``<source>/<relation>/<subject or id>``.
+
+    Args:
+        rows: all that the source has.
+        source: recorded with each case, and the first part of the ids.
+        limit: cases of each relation; all when None.
+        relations: to keep; all when None.
+        seed: of all draws.
+    """
+    by_relation: defaultdict[str, list[FactRow]] = defaultdict(list)
+    for row in rows:
+        by_relation[row.relation].append(row)
+    cases: list[Case] = []
+    excluded: list[Exclusion] = []
+    for relation, members in by_relation.items():
+        if relations is not None and relation not in relations:
+            continue
+        names = unique_slugs([(r.id or r.subject, r.target_true + r.prompt) for r in members])
+        ids = [f"{slug(source)}/{slug(relation)}/{name}" for name in names]
+        times = Counter(ids)
+        for i in limited(ids, limit, seed):
+            if times[ids[i]] > 1:
+                excluded.append(Exclusion(ids[i], "the same fact is listed again"))
+                continue
+            try:
+                cases.append(_case(ids[i], members[i], members, source, seed))
+            except ValueError as error:
+                excluded.append(Exclusion(ids[i], "the request is malformed", detail=str(error)))
+    return Selection(tuple(cases), tuple(excluded))
+
+
+def _case(id: str, row: FactRow, rows: Sequence[FactRow], source: str, seed: int) -> Case:
+    others = draw(
+        rows, BACKGROUND, "background", row.relation, where=lambda r: r.subject != row.subject
+    )
+    request = EditRequest(
+        id=id,
+        task="fact",
+        relation=row.relation,
+        subject=row.subject,
+        prompt=row.prompt,
+        suffix=row.suffix,
+        target_true=row.target_true,
+        target_new=row.target_new,
+        queries=row.queries,
+        background=tuple(other.queries[:3] for other in others),
+    )
+    probes = (
+        Probe(
+            "reliability/0", "reliability", request.cloze, row.target_new, row.target_true,
+            aliases=row.aliases,
+        ),
+        *(
+            Probe(f"generality/{i}", "generality", cloze, row.target_new, row.target_true,
+                  aliases=row.aliases)
+            for i, cloze in enumerate(row.paraphrases)
+        ),
+        *_locality(id, row, rows, seed),
+        *_symmetry(row),
+        *(
+            Probe(f"synonym/prompt/{i}", "synonym", s.cloze, s.target_new, s.target_true,
+                  kind="prompt")
+            for i, s in enumerate(row.synonyms)
+        ),
+    )  # fmt: skip
+    return Case(request, probes, row.subject, source, MappingProxyType(_missing(row)))
+
+
+def _locality(id: str, row: FactRow, rows: Sequence[FactRow], seed: int) -> Iterable[Probe]:
+    answers = (row.target_true, row.target_new)
+    brought = row.neighbours
+    if not any(n.kind == "same_relation" for n in brought):
+        drawn = draw(
+            rows,
+            NEIGHBOURS,
+            "same_relation",
+            seed,
+            id,
+            where=lambda r: r.subject != row.subject and r.target_true not in answers,
+        )
+        brought += tuple(Neighbour(r.cloze, r.target_true) for r in drawn)
+    counts: defaultdict[str, int] = defaultdict(int)
+    for n in brought:
+        probe = f"locality/{n.kind}/{counts[n.kind]}"
+        counts[n.kind] += 1
+        # an answer that is the new target itself can still be told from the true one
+        rejected = row.target_new if n.answer != row.target_new else row.target_true
+        yield Probe(probe, "locality", n.cloze, n.answer, rejected, kind=n.kind)
+    yield from other_task(PAIRS, seed, id)
+
+
+def _symmetry(row: FactRow) -> Iterable[Probe]:
+    if row.inverse is None:
+        return
+    for kind, cloze in (("new_inverse", row.inverse.about_new),
+                        ("old_inverse", row.inverse.about_true)):  # fmt: skip
+        yield Probe(
+            f"symmetry/{kind}/0", "symmetry", cloze, row.subject, row.inverse.displaced, kind=kind
+        )
+
+
+def _missing(row: FactRow) -> Mapping[Criterion, str]:
+    missing: dict[Criterion, str] = {}
+    if not row.paraphrases:
+        missing["generality"] = "the data brings no paraphrase"
+    if row.inverse is None:
+        missing["symmetry"] = "the data brings no inverse question"
+    if not row.synonyms:
+        missing["synonym"] = "the data brings no synonym"
+    return missing

@@ -1,0 +1,183 @@
+"""Where cases come from, by name: what ``--cases`` takes.
+
+embedded                  the package's own facts and grammar
+blimp, pararel            from the hub, the pinned files, or the cache
+blimp=FOLDER, ...         from a folder of their files
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from kn_bench.cases.case import Case, Selection
+from kn_bench.cases.reading import without_collecting
+from kn_bench.cases.sources import blimp, counterfact, embedded, jsonl, pararel, zsre
+
+
+class Load(Protocol):
+    """What a source's module offers: its cases, from ``path`` or from where it knows."""
+
+    def __call__(
+        self,
+        path: Path | None = None,
+        /,
+        *,
+        limit: int | None = None,
+        relations: Sequence[str] | None = None,
+        seed: int = 0,
+    ) -> Selection: ...
+
+
+class RelationIds(Protocol):
+    """The relations and paradigms of a source (of ``path``)."""
+
+    def __call__(self, path: Path | None = None, /) -> Sequence[str]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One source of cases.
+
+    Attributes:
+        load: its cases.
+        relation_ids: its relations and paradigms.
+        path: what stands after ``name=``: ``FOLDER``, ``FILE``, or "" where nothing may.
+        needs_path: whether it has no place of its own.
+        in_cache: for what is fetched when first asked for: whether that has been done.
+    """
+
+    load: Load
+    relation_ids: RelationIds
+    path: str = ""
+    needs_path: bool = False
+    in_cache: Callable[[], bool] = lambda: True
+
+
+def _embedded(
+    path: Path | None = None,
+    *,
+    limit: int | None = None,
+    relations: Sequence[str] | None = None,
+    seed: int = 0,
+) -> Selection:
+    return embedded.load(only=relations, limit=limit, seed=seed)
+
+
+def _embedded_ids(path: Path | None = None) -> Sequence[str]:
+    return [r.id for r in embedded.relations()] + [p.id for p in embedded.paradigms()]
+
+
+SOURCES = {
+    "embedded": Source(_embedded, _embedded_ids),
+    "blimp": Source(blimp.load, blimp.relation_ids, "FOLDER", in_cache=blimp.in_cache),
+    "pararel": Source(pararel.load, pararel.relation_ids, "FOLDER", in_cache=pararel.in_cache),
+    "counterfact": Source(counterfact.load, counterfact.relation_ids, "FILE", needs_path=True),
+    "zsre": Source(zsre.load, zsre.relation_ids, "FILE", needs_path=True),
+    "jsonl": Source(jsonl.load, jsonl.relation_ids, "PATH", needs_path=True),
+}
+"""The sources by name. A new data set is one module and one line here."""
+
+
+def load(
+    spec: str,
+    *,
+    limit: int | None = None,
+    relations: Sequence[str] | None = None,
+    seed: int = 0,
+) -> Selection:
+    """The cases that ``spec`` names.
+
+    Args:
+        spec: a name, ``name=path`` or a path.
+        limit: cases of each relation or paradigm, drawn by a seeded hash of the case's id, so that
+            a larger limit contains every smaller one; all when None.
+        relations: relations and paradigms to keep; all when None or empty. Those that only other
+            sources have are passed over.
+        seed: of all draws.
+
+    Raises:
+        ValueError: one sentence, for an unknown source or relation, or data that cannot be read.
+    """
+    source, path = parse(spec)
+    wanted = _wanted(relations, source.relation_ids(path))
+    if wanted == []:
+        return Selection(())
+    with without_collecting():
+        return source.load(path, limit=limit, relations=wanted, seed=seed)
+
+
+def content_hash(cases: Sequence[Case]) -> str:
+    """SHA-256 over all that ``cases`` hold: what a run's manifest says of its data."""
+    total = hashlib.sha256()
+    for case in cases:
+        total.update(repr(case).encode())
+    return total.hexdigest()
+
+
+def parse(spec: str) -> tuple[Source, Path | None]:
+    """The source that ``spec`` names, and the path it is to read, if any.
+
+    Raises:
+        ValueError: for an unknown name, a missing path, or one that does not exist.
+    """
+    name, equals, path = spec.partition("=")
+    source = SOURCES.get(name)
+    if source is None or (equals and not source.path):
+        return _recognised(spec)
+    if not equals and source.needs_path:
+        raise ValueError(
+            f"--cases {name} has no data of its own: give --cases {name}={source.path}"
+        )
+    return source, _existing(path, spec) if equals else None
+
+
+def _recognised(spec: str) -> tuple[Source, Path]:
+    """A bare path, by what it holds."""
+    if "/" not in spec and "." not in spec and not Path(spec).exists():
+        raise ValueError(f"there are no cases called {spec!r}: give {allowed()}")
+    path = _existing(spec, spec)
+    if (path / "patterns").is_dir() and (path / "facts").is_dir():
+        return SOURCES["pararel"], path
+    if any((path / f"{id}.jsonl").is_file() for id in blimp.relation_ids()):
+        return SOURCES["blimp"], path
+    if path.is_file() and path.suffix == ".json":
+        raise ValueError(f"--cases {spec}: say what it holds: counterfact={spec} or zsre={spec}")
+    return SOURCES["jsonl"], path
+
+
+def _existing(path: str, spec: str) -> Path:
+    found = Path(path).expanduser()
+    if not found.exists():
+        raise ValueError(f"--cases {spec}: {path!r} does not exist; give {allowed()}")
+    return found
+
+
+def allowed() -> str:
+    """What ``--cases`` takes, as part of a sentence."""
+    bare = [name for name, source in SOURCES.items() if not source.needs_path]
+    with_path = [f"{name}={source.path}" for name, source in SOURCES.items() if source.path]
+    return f"{', '.join([*bare, *with_path])}, or a path to JSONL of your own"
+
+
+def _wanted(relations: Sequence[str] | None, known: Sequence[str]) -> list[str] | None:
+    """Those of ``relations`` that this source has; None for all."""
+    if not relations:
+        return None
+    elsewhere = all_relation_ids()
+    for relation in relations:
+        if relation not in known and relation not in elsewhere:
+            raise ValueError(
+                f"there is no relation or paradigm {relation!r}; known are "
+                + ", ".join(dict.fromkeys([*known, *elsewhere]))
+            )
+    return [relation for relation in relations if relation in known]
+
+
+def all_relation_ids() -> tuple[str, ...]:
+    """The relations and paradigms of all sources that need no file of the user's."""
+    ids = (id for s in SOURCES.values() if not s.needs_path for id in s.relation_ids())
+    return tuple(dict.fromkeys(ids))

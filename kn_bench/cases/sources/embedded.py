@@ -1,0 +1,183 @@
+"""Cases for the models that ship with the package: their own fact tables and their own grammar.
+
+    tables/prompts.txt  P36 "The name of the capital of [X] is [Y]."  ┐
+    facts               P36 Canada Ottawa                             ├─ fact_cases ─┐
+    grammar             "This boy hugs the cats." / "This boy hug …"  ── pair_cases ─┴─ Selection
+
+The pairs turn on combinations of words that training never showed, and on few nouns, so that
+pairs share them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from types import MappingProxyType
+
+from kn_bench.cases.building.facts import fact_cases
+from kn_bench.cases.building.pairs import pair_cases
+from kn_bench.cases.building.paradigms import BLIMP, Paradigm
+from kn_bench.cases.building.relations import Pattern, Relation, Rewording
+from kn_bench.cases.building.spans import Analysis, MinimalPair, analyse
+from kn_bench.cases.building.tables import Fact
+from kn_bench.cases.case import Probe, Scoring, Selection
+from kn_bench.cases.sampling import draw
+from kn_bench.model.embedded import facts as taught
+from kn_bench.model.embedded import grammar, lexicon
+
+SOURCE = "embedded"
+INVERSES = {"P36": "P1376", "P1376": "P36"}
+PAIRS = 100
+"""Pairs of each paradigm."""
+NOUNS = 16
+"""Nouns of each kind (regular and irregular) that pairs turn on."""
+OTHER_TASK = 24
+"""Probes that locality draws the other task's neighbours from."""
+
+
+def load(
+    *, only: Sequence[str] | None = None, limit: int | None = None, seed: int = 0
+) -> Selection:
+    """The embedded cases.
+
+    Args:
+        only: relations and paradigms to build cases of; all when None.
+        limit: cases of each relation and paradigm; all when None.
+        seed: of all draws.
+
+    Raises:
+        ValueError: for a relation or paradigm that is not taught.
+    """
+    known = {*INVERSES, *taught.relations(), *grammar.PARADIGMS}
+    for name in only or ():
+        if name not in known:
+            raise ValueError(
+                f"the embedded cases have no relation or paradigm {name!r}; known are "
+                + ", ".join([*taught.relations(), *grammar.PARADIGMS])
+            )
+    names = [*taught.relations(), *grammar.PARADIGMS] if only is None else list(only)
+    of_facts = fact_cases(
+        relations(),
+        facts(),
+        source=SOURCE,
+        prefix=f"{SOURCE}/",
+        only=[name for name in names if name in taught.relations()],
+        limit=limit,
+        seed=seed,
+        neighbours=_pair_probes(),
+    )
+    of_pairs = pair_cases(
+        paradigms(),
+        pairs(),
+        source=SOURCE,
+        prefix=f"{SOURCE}/",
+        only=[name for name in names if name in grammar.PARADIGMS],
+        limit=limit,
+        seed=seed,
+        neighbours=_fact_probes(),
+    )
+    return Selection(of_facts.cases + of_pairs.cases, of_facts.exclusions + of_pairs.exclusions)
+
+
+@cache
+def facts() -> tuple[Fact, ...]:
+    """The facts that the embedded models are taught."""
+    return tuple(Fact(f.relation, f.subject, f.object) for f in taught.facts())
+
+
+@cache
+def relations() -> tuple[Relation, ...]:
+    """The relations that they belong to, with the prompts that ask for them."""
+    profession = MappingProxyType(_professions())
+    rewordings = {
+        "P101": (Rewording(Pattern("[X] became a [Y]."), profession),),
+        "P106": (Rewording(Pattern("[X] is an expert in [Y]."), _swapped(profession)),),
+    }
+    return tuple(
+        Relation(
+            id=name,
+            patterns=tuple(Pattern(text) for text in texts),
+            rewordings=rewordings.get(name, ()),
+            inverse=INVERSES.get(name, ""),
+        )
+        for name, texts in taught.prompts().items()
+    )
+
+
+def _professions() -> dict[str, str]:
+    """Field -> what one who works in it is called: ``linguistics`` -> ``linguist``."""
+    found: dict[str, str] = {}
+    for row in taught.people():
+        field, occupation = row["field"], row["occupation"]
+        if field and occupation and field[:4] == occupation[:4]:
+            found.setdefault(field, occupation)
+    return found
+
+
+def _swapped(names: MappingProxyType[str, str]) -> MappingProxyType[str, str]:
+    return MappingProxyType({value: key for key, value in names.items()})
+
+
+@cache
+def paradigms() -> tuple[Paradigm, ...]:
+    """The paradigms that the grammar has."""
+    return tuple(paradigm for paradigm in BLIMP if paradigm.id in grammar.PARADIGMS)
+
+
+@cache
+def pairs() -> tuple[MinimalPair, ...]:
+    """The minimal pairs of all paradigms; the same in every process."""
+    found = []
+    for paradigm in grammar.PARADIGMS:
+        source = grammar.Grammar(f"cases {paradigm}", held_out=True, nouns=_nouns())
+        unlike = dict.fromkeys(source.pair(paradigm) for _ in range(2 * PAIRS))
+        found += [_pair(pair, f"{i:03d}") for i, pair in enumerate([*unlike][:PAIRS])]
+    return tuple(found)
+
+
+def _nouns() -> list[lexicon.Noun]:
+    """The nouns that pairs turn on: single words, some of each plural, and those with "of"."""
+    single = [noun for noun in lexicon.nouns() if " " not in noun.singular]
+    chosen = [noun for noun in single if noun.kind in ("relative", "text")]
+    for irregular in (False, True):
+        nouns = [noun for noun in single if noun.irregular == irregular and noun not in chosen]
+        chosen += draw(nouns, NOUNS, "nouns")
+    return chosen
+
+
+def _pair(pair: grammar.Pair, number: str) -> MinimalPair:
+    good = pair.sentence_good
+    starts = good.lower().startswith(pair.word.lower() + " ")
+    word = pair.word[0].upper() + pair.word[1:] if starts else pair.word
+    # Where the agreeing word follows the gap, a causal model must read on past it.
+    scoring: Scoring = "two_prefix" if pair.paradigm.endswith("_2") else "gap"
+    return MinimalPair(pair.paradigm, number, good, pair.sentence_bad, word, scoring)
+
+
+def _pair_probes() -> tuple[Probe, ...]:
+    """Pairs as a fact's neighbours of the other task: a few of each paradigm."""
+    families = {paradigm.id: paradigm.family for paradigm in paradigms()}
+    chosen = draw(pairs(), OTHER_TASK, "pairs", where=lambda pair: pair.scoring == "gap")
+    parts = [(pair, analyse(pair, families[pair.paradigm])) for pair in chosen]
+    return tuple(
+        Probe(pair.id, "locality", part.cloze, part.good, part.bad, task="pair")
+        for pair, part in parts
+        if isinstance(part, Analysis)
+    )
+
+
+def _fact_probes() -> tuple[Probe, ...]:
+    """Facts as a pair's neighbours of the other task: asked with what is edited in theirs."""
+    prompts = {relation.id: relation.canonical for relation in relations()}
+    objects: dict[str, list[str]] = {}
+    for fact in facts():
+        objects.setdefault(fact.relation, []).append(fact.object)
+    found = []
+    for fact in draw(facts(), OTHER_TASK, "facts"):
+        pattern = prompts[fact.relation]
+        other = [name for name in objects[fact.relation] if name != fact.object]
+        others = draw(other, 1, fact.subject)
+        if pattern and others:
+            cloze = pattern.cloze(fact.subject)
+            found.append(Probe(fact.subject, "locality", cloze, fact.object, others[0]))
+    return tuple(found)

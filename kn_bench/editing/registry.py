@@ -1,0 +1,222 @@
+"""Registering methods: ``@edit_method`` marks a function, and a :class:`Registry` finds it.
+
+    built in            kn_bench.edits.*
+    conftest, -p        any plug-in module that pytest registers
+    installed package   the entry point group ``kn_bench.methods``
+
+There is no global list: a :class:`Registry` belongs to one pytest session and is filled as plug-ins
+are registered. The function itself stays a plain function, callable without pytest.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from kn_bench.cases.sampling import slug
+
+Kind = Literal["causal", "masked", "any"]
+KINDS: tuple[Kind, ...] = ("causal", "masked", "any")
+_MARK = "__kn_bench_method__"
+_NAME = re.compile(r"[A-Za-z0-9_.-]+")
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class RegistryError(Exception):
+    """Methods that cannot be told apart, found or named; one sentence."""
+
+
+@dataclass(frozen=True, slots=True)
+class MethodSpec:
+    """What ``@edit_method`` says of a method.
+
+    Attributes:
+        name: as in ``--method`` and on the board.
+        models: the kind of model it is defined for.
+        function: the fixture function, which returns the method bound to a model.
+        origin: ``file:line`` of the function.
+        by_default: whether it is measured when no ``--method`` is named.
+    """
+
+    name: str
+    models: Kind
+    function: Callable[..., Any]
+    origin: str
+    by_default: bool = True
+
+    @property
+    def fixture(self) -> str:
+        """Name of its fixture. The space keeps it apart from every fixture of the user's."""
+        return f"edit_method {self.name}"
+
+
+def edit_method(name: str, *, models: Kind = "any", by_default: bool = True) -> Callable[[F], F]:
+    """Register the decorated function as an editing method.
+
+    The function is used as a pytest fixture: it receives fixtures by name, above all
+    ``language_model``, and returns an object with ``edit(requests) -> list[Edit]``. It is called
+    once for each few dozen cases, so what it returns should be cheap to make.
+
+    Args:
+        name: as in ``--method`` and on the board: letters, digits, ``_``, ``.`` and ``-``.
+        models: ``causal``, ``masked`` or ``any``: on other models its tests are skipped.
+        by_default: whether it is measured when no ``--method`` is named.
+
+    Raises:
+        ValueError: for a name or kind of model that cannot be.
+    """
+    if not _NAME.fullmatch(name):
+        raise ValueError(
+            f"edit_method({name!r}): a method's name is made of letters, digits, '_', '.' and '-'"
+        )
+    if models not in KINDS:
+        raise ValueError(f"edit_method({name!r}): models={models!r} is none of {', '.join(KINDS)}")
+
+    def mark(function: F) -> F:
+        spec = MethodSpec(name, models, function, _origin(function), by_default)
+        setattr(function, _MARK, spec)
+        return function
+
+    return mark
+
+
+def _origin(function: Callable[..., Any]) -> str:
+    code = inspect.unwrap(function).__code__
+    return f"{code.co_filename}:{code.co_firstlineno}"
+
+
+def marked(plugin: object) -> Iterator[MethodSpec]:
+    """The methods among the attributes of a plug-in."""
+    for value in list(getattr(plugin, "__dict__", {}).values()):
+        spec = marked_spec(value)
+        if spec is not None:
+            yield spec
+
+
+def marked_spec(function: object) -> MethodSpec | None:
+    """What ``@edit_method`` said of ``function``; None when it is no method."""
+    try:
+        spec = vars(function).get(_MARK)
+    except TypeError:
+        return None
+    # by type: `pytest.mark` and mocks answer to every attribute
+    return spec if isinstance(spec, MethodSpec) else None
+
+
+class Registry:
+    """The methods of one session, by name, in the order they were found."""
+
+    def __init__(self) -> None:
+        self.methods: dict[str, MethodSpec] = {}
+        self.doubled: list[tuple[MethodSpec, MethodSpec]] = []
+
+    def add(self, plugin: object) -> list[MethodSpec]:
+        """Take in what ``plugin`` marks, and return what is new."""
+        new = []
+        for spec in marked(plugin):
+            known = self.methods.get(spec.name) or self._alike(spec)
+            if known is None:
+                self.methods[spec.name] = spec
+                new.append(spec)
+            elif known.origin != spec.origin:
+                self.doubled.append((known, spec))
+        return new
+
+    def _alike(self, spec: MethodSpec) -> MethodSpec | None:
+        """A method of another name with the same test ids."""
+        return next((s for n, s in self.methods.items() if slug(n) == slug(spec.name)), None)
+
+    def check(self) -> None:
+        """Raises RegistryError for methods that share a name, or the form of it in test ids."""
+        for first, second in self.doubled:
+            raise RegistryError(
+                f"two methods are called {second.name!r}"
+                + (f" or {first.name!r}, the same in a test id" * (first.name != second.name))
+                + f": {first.origin} and {second.origin}; rename one of them"
+            )
+
+    def select(self, names: Sequence[str]) -> list[MethodSpec]:
+        """The methods called ``names``; when none is named, those measured by default.
+
+        Raises:
+            RegistryError: for a name that is not known, naming those that are.
+        """
+        for name in names:
+            if name not in self.methods:
+                raise RegistryError(unknown_method(name, self.methods))
+        if not names:
+            return [spec for spec in self.methods.values() if spec.by_default]
+        return [self.methods[name] for name in dict.fromkeys(names)]
+
+
+def unknown_method(name: str, known: Iterable[str]) -> str:
+    """The sentence on a method that nobody registered."""
+    return f"unknown method {name!r}; known: {', '.join(sorted(known)) or 'none'}"
+
+
+def refuse_double(name: str, first: str, second: str) -> None:
+    """Raises RegistryError when two origins claim one name."""
+    if first != second:
+        raise RegistryError(
+            f"two methods are called {name!r}: {first} and {second}; rename one of them"
+        )
+
+
+def builtin_files() -> list[Path]:
+    """The files of ``kn_bench.edits``, without importing them."""
+    import kn_bench
+
+    folder = Path(kn_bench.__file__).parent / "edits"
+    return sorted(path for path in folder.glob("*.py") if not path.name.startswith("_"))
+
+
+def builtin_names() -> dict[str, str]:
+    """Name -> ``file:line`` of each built-in method."""
+    return {name: origin for name, origin, _ in _builtin()}
+
+
+def builtin_on_request() -> set[str]:
+    """The built-in methods that are measured only when they are named."""
+    return {name for name, _, by_default in _builtin() if not by_default}
+
+
+@cache
+def _builtin() -> tuple[tuple[str, str, bool], ...]:
+    """Name, origin and ``by_default`` of each built-in method, read from the source.
+
+    The files import torch: this costs milliseconds where importing them costs seconds.
+    """
+    found = []
+    for path in builtin_files():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            for call in getattr(node, "decorator_list", []):
+                name = _decorated_name(call)
+                if name:
+                    found.append((name, f"{path}:{call.lineno}", _by_default(call)))
+    return tuple(found)
+
+
+def _by_default(call: ast.Call) -> bool:
+    """False for ``@edit_method("memit", by_default=False)``."""
+    return not any(
+        keyword.arg == "by_default" and getattr(keyword.value, "value", True) is False
+        for keyword in call.keywords
+    )
+
+
+def _decorated_name(call: ast.expr) -> str | None:
+    """``rome`` of ``@edit_method("rome")``."""
+    if not isinstance(call, ast.Call) or not call.args:
+        return None
+    function, name = call.func, call.args[0]
+    called = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+    if called != "edit_method" or not isinstance(name, ast.Constant):
+        return None
+    return name.value if isinstance(name.value, str) else None

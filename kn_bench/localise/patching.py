@@ -1,0 +1,255 @@
+"""Corrupted runs with some of their states put back, each run only from where it begins to differ.
+
+A restored run equals its corrupted run up to the layer and (in a causal model) the token that is
+restored, so it starts there; and one that sets the same states as another up to some layer branches
+off it there. The states of one token, of all layers and samples, run together; states that the
+noise cannot reach, and those past the last layer, are not run at all. All of it is exact.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from itertools import groupby
+from operator import itemgetter
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from kn_bench.localise.attribution import MEMORY
+from kn_bench.localise.corruption import Corrupted, Kind, answer_probability, attention_hooks
+from kn_bench.model.language_model import LanguageModel
+from kn_bench.model.resuming import resume
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+
+
+class Patch(NamedTuple):
+    """One state that is set: to its clean value, or kept at its corrupted one.
+
+    ``clean=False`` freezes a state that another, restored, one would change (a severed path).
+    """
+
+    kind: Kind
+    layer: int
+    token: int
+    clean: bool = True
+
+    @property
+    def depth(self) -> int:
+        """The first layer that it changes: from inside, or by what goes into it."""
+        return self.layer + (self.kind == "hidden")
+
+
+class PatchedRun(NamedTuple):
+    """The corrupted runs of prompt number ``prompt`` with these states set."""
+
+    prompt: int
+    patches: tuple[Patch, ...]
+
+
+Steps = list[tuple[Patch, ...]]
+"""Layer -> what is set there."""
+
+
+class Branch(NamedTuple):
+    """A run, and where it leaves what has been run already.
+
+    Attributes:
+        join: the layer at whose input it begins to differ from ``stem``.
+        stem: number of the run that it equals until there; None: its corrupted run.
+    """
+
+    run: PatchedRun
+    join: int
+    stem: int | None
+
+
+@torch.no_grad()
+def restore(
+    corrupted: Corrupted, runs: Sequence[PatchedRun], *, memory: int = MEMORY
+) -> Float[Tensor, "runs samples"]:
+    """P(answer) of corrupted runs with states set; equal runs are made once.
+
+    Args:
+        runs: any; one without effective patches is its corrupted run.
+        memory: bytes that a batch may take.
+    """
+    effective = [PatchedRun(run.prompt, _effective(corrupted, run)) for run in runs]
+    found: dict[PatchedRun, Tensor] = {}
+    by_start: dict[int, list[PatchedRun]] = defaultdict(list)
+    for run in dict.fromkeys(effective):
+        if run.patches:
+            by_start[_start(corrupted, run)].append(run)
+        else:
+            found[run] = corrupted.probability[run.prompt, 1:]
+    for start, group in by_start.items():
+        for chunk in _chunks(corrupted, group, start, memory):
+            branches = branched(chunk, corrupted.lm.n_layers)
+            regained = _Pass(corrupted, branches, start).run()
+            found.update(zip([branch.run for branch in branches], regained, strict=True))
+    return torch.stack([found[run] for run in effective])
+
+
+def branched(runs: Sequence[PatchedRun], n_layers: int) -> list[Branch]:
+    """Different runs as a tree, in the order of the layers at which they branch off.
+
+    Sorted by what they set, layer after layer, each has the most in common with the one before it:
+    up to the first layer where the two differ, they are run once.
+
+    Args:
+        runs: with patches, those of each in order.
+    """
+    found: list[tuple[int, PatchedRun, PatchedRun | None]] = []
+    ordered = sorted((run.prompt, _steps(run, n_layers), run) for run in runs)
+    for _, group in groupby(ordered, itemgetter(0)):
+        before: Steps = [()] * (n_layers + 1)
+        stems: list[tuple[int, PatchedRun]] = []
+        for _, steps, run in group:
+            join = next(d for d in range(n_layers + 1) if before[d] != steps[d])
+            while stems and stems[-1][0] >= join:
+                stems.pop()
+            found.append((join, run, stems[-1][1] if stems else None))
+            stems.append((join, run))
+            before = steps
+    found.sort(key=lambda branch: branch[0])
+    number = {run: i for i, (_, run, _) in enumerate(found)}
+    return [Branch(run, join, None if stem is None else number[stem]) for join, run, stem in found]
+
+
+def _steps(run: PatchedRun, n_layers: int) -> Steps:
+    """What a run sets, layer by layer."""
+    found: Steps = [()] * (n_layers + 1)
+    for patch in run.patches:
+        found[patch.depth] += (patch,)
+    return found
+
+
+def _effective(corrupted: Corrupted, run: PatchedRun) -> tuple[Patch, ...]:
+    """What can change the answer, in order: in a causal model, from the subject to the answer."""
+    prompt, patches = corrupted.prompts[run.prompt], sorted(set(run.patches))
+    if not corrupted.lm.is_causal:
+        return tuple(patches)
+    return tuple(p for p in patches if prompt.subject[0] <= p.token <= prompt.position)
+
+
+def _start(corrupted: Corrupted, run: PatchedRun) -> int:
+    """The first position that is run."""
+    lm = corrupted.lm
+    late = lm.is_causal and lm.architecture.resumable
+    return min(patch.token for patch in run.patches) if late else 0
+
+
+def _chunks(
+    corrupted: Corrupted, group: Sequence[PatchedRun], start: int, memory: int
+) -> Iterator[list[PatchedRun]]:
+    """Runs in batches of bounded size."""
+    row = _row_bytes(corrupted.lm, corrupted.run.ids.shape[1], start)
+    most = max(1, memory // 2 // (corrupted.samples * row))
+    # neighbours together: they have the most in common
+    n_layers = corrupted.lm.n_layers
+    ordered = sorted(group, key=lambda run: (run.prompt, _steps(run, n_layers)))
+    for at in range(0, len(ordered), most):
+        yield ordered[at : at + most]
+
+
+def _row_bytes(lm: LanguageModel, length: int, start: int) -> int:
+    """About what one row takes: activations of one layer, keys and values, logits."""
+    inside = (length - start) * (8 * lm.d_model + 3 * lm.d_mlp)
+    return (inside + 2 * length * lm.d_model + 3 * lm.vocabulary) * lm.dtype.itemsize
+
+
+class _Places(NamedTuple):
+    """Where states are set in a batch, and which rows of the corrupted run they come from."""
+
+    rows: Int[Tensor, " n"]
+    tokens: Int[Tensor, " n"]
+    sources: Int[Tensor, " n"]
+
+
+class _Pass:
+    """Some branches in one batch, from position ``start`` on."""
+
+    def __init__(self, corrupted: Corrupted, branches: Sequence[Branch], start: int) -> None:
+        self.corrupted, self.branches, self.start = corrupted, branches, start
+        self.lm = corrupted.lm
+
+    def run(self) -> Float[Tensor, "branches samples"]:
+        rows: dict[int, list[int]] = defaultdict(list)
+        for branch in self.branches:
+            rows[branch.join] += self.corrupted.rows(branch.run.prompt)
+        joins = {layer: self._tensor(found) for layer, found in rows.items()}
+        joins.pop(self.lm.n_layers, None)  # these only read what the last layer gave
+        hidden = self.corrupted.run.last_hidden[:0, self.start :]
+        if joins:
+            with self._attention_set():
+                hidden = resume(
+                    self.lm,
+                    self.corrupted.run,
+                    joins=joins,
+                    start=self.start,
+                    hook=lambda layer, _, values: self._set("mlp", layer, values),
+                    arriving=self._arriving,
+                )
+        hidden = self._arriving(self.lm.n_layers, hidden)
+        prompts = [self.corrupted.prompts[branch.run.prompt] for branch in self.branches]
+        p = answer_probability(self.lm, hidden, prompts, self.corrupted.samples, self.start)
+        return p.reshape(len(self.branches), -1)
+
+    def _arriving(self, layer: int, before: Tensor) -> Float[Tensor, "rows Tq d_model"]:
+        """What goes into ``layer``: what branches off there comes from its stem."""
+        source, samples = self.corrupted.states("hidden", layer - 1), self.corrupted.samples
+        parts = [before]
+        for run, join, stem in self.branches:
+            if join == layer:
+                rows = self.corrupted.rows(run.prompt)
+                own = source[rows.start : rows.stop, self.start :]
+                parts.append(own if stem is None else before[stem * samples :][:samples])
+        return self._set("hidden", layer - 1, torch.cat(parts) if parts[1:] else before)
+
+    def _tensor(self, values: Sequence[int]) -> Int[Tensor, " n"]:
+        return torch.tensor(values, dtype=torch.long, device=self.corrupted.run.ids.device)
+
+    @cached_property
+    def _places(self) -> dict[tuple[Kind, int], _Places]:
+        found: dict[tuple[Kind, int], list[tuple[int, int, int]]] = defaultdict(list)
+        for number, branch in enumerate(self.branches):
+            noisy = self.corrupted.rows(branch.run.prompt)
+            for patch in branch.run.patches:
+                if patch.depth < branch.join:
+                    continue  # its stem has it
+                found[patch.kind, patch.layer] += [
+                    (
+                        number * len(noisy) + sample,
+                        patch.token - self.start,
+                        noisy[0] - 1 if patch.clean else row,
+                    )
+                    for sample, row in enumerate(noisy)
+                ]
+        return {
+            where: _Places(*(self._tensor(column) for column in zip(*places, strict=True)))
+            for where, places in found.items()
+        }
+
+    def _set(self, kind: Kind, layer: int, states: Tensor) -> Tensor:
+        """``states`` with what is to be set there set."""
+        places = self._places.get((kind, layer))
+        if places is None:
+            return states
+        rows, tokens, sources = places
+        new = self.corrupted.states(kind, layer)[sources, tokens + self.start]
+        # out of place: the model may still read what it was given
+        return states.index_put((rows, tokens), new)
+
+    @contextmanager
+    def _attention_set(self) -> Iterator[None]:
+        def put(layer: int, output: Tensor) -> Tensor:
+            return self._set("attention", layer, output)
+
+        layers = sorted({layer for kind, layer in self._places if kind == "attention"})
+        with attention_hooks(self.lm, put, layers):
+            yield

@@ -1,0 +1,172 @@
+"""Traces of many prompts averaged by what their tokens are: first subject token, mask, ...
+
+The name of the capital of  Af gha ni stan   is   the  city  of
+before                      first … last     next further …  answer
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from kn_bench.cases.case import EditRequest
+from kn_bench.localise.corruption import Kind, TracePrompt, embedding_std, noise
+from kn_bench.localise.tracing import KINDS, Trace, trace
+from kn_bench.measure.encoding import Unencodable, encode_request
+from kn_bench.measure.statistics import Interval, mean_interval
+from kn_bench.model.language_model import LanguageModel
+from kn_bench.model.tokens import Span
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+Role = Literal["before", "first", "middle", "last", "next", "further", "answer"]
+ROLES: dict[Role, str] = {
+    "before": "before the subject",
+    "first": "first subject token",
+    "middle": "middle subject tokens",
+    "last": "last subject token",
+    "next": "first token after",
+    "further": "further tokens",
+    "answer": "where the answer is read",
+}
+"""Role -> its name in tables; a subject of one token has a last one only."""
+
+
+@dataclass(frozen=True)
+class RoleEffect:
+    """Mean indirect effect of restoring the states of one kind, role and layer.
+
+    Attributes:
+        effect: over the prompts that have the role, tokens of one prompt averaged first.
+    """
+
+    kind: Kind
+    role: Role
+    layer: int
+    effect: Interval
+
+
+@dataclass(frozen=True)
+class TraceStudy:
+    """Traces of some prompts, averaged.
+
+    Attributes:
+        traces: of every prompt.
+        total: mean of P clean less P corrupted.
+        effects: by kind, role and layer.
+    """
+
+    traces: tuple[Trace, ...]
+    total: Interval
+    effects: tuple[RoleEffect, ...]
+
+    def peak(self, kind: Kind) -> RoleEffect:
+        """Where restoring states of ``kind`` regains most."""
+        return max((e for e in self.effects if e.kind == kind), key=lambda e: e.effect.mean)
+
+
+def roles(prompt: TracePrompt) -> list[Role]:
+    """The role of each token."""
+    start, stop = prompt.subject
+    found: list[Role] = []
+    for token in range(len(prompt.ids)):
+        if token == prompt.position:
+            found.append("answer")
+        elif token < start:
+            found.append("before")
+        elif token < stop:
+            found.append("last" if token == stop - 1 else "first" if token == start else "middle")
+        else:
+            found.append("next" if token == stop else "further")
+    return found
+
+
+def by_role(traces: Sequence[Trace], clusters: Sequence[str]) -> TraceStudy:
+    """Average indirect effects by role, with cluster-bootstrap intervals over the prompts."""
+    assigned = [roles(one.prompt) for one in traces]
+    effects = []
+    for number, kind in enumerate(traces[0].kinds if traces else ()):
+        for role in ROLES:
+            rows = [i for i, own in enumerate(assigned) if role in own]
+            if not rows:
+                continue
+            means = np.stack([_role_mean(traces[i], assigned[i], number, role) for i in rows])
+            names = [clusters[i] for i in rows]
+            effects += [
+                RoleEffect(kind, role, layer, mean_interval(means[:, layer], names, bounds=None))
+                for layer in range(means.shape[1])
+            ]
+    lost = [one.clean - one.corrupted for one in traces]
+    return TraceStudy(tuple(traces), mean_interval(lost, clusters, bounds=None), tuple(effects))
+
+
+def _role_mean(
+    one: Trace, own: Sequence[Role], kind: int, role: Role
+) -> Float[np.ndarray, " n_layers"]:
+    tokens = [token for token, its in enumerate(own) if its == role]
+    mean: Float[np.ndarray, " n_layers"] = np.asarray(
+        one.indirect_effects[kind, tokens].double().mean(0)
+    )
+    return mean
+
+
+def trace_prompt(lm: LanguageModel, request: EditRequest) -> TracePrompt | Unencodable:
+    """The edited prompt with noise to be put on its subject, asked for ``target_true``.
+
+    Of a pair the preference to ``target_new`` is followed, as BLiMP scores it. Of an answer of
+    several tokens the first is read. A causal model's prompt ends before the answer, so the subject
+    must come first.
+    """
+    encoded = encode_request(request, lm.tokens)
+    if isinstance(encoded, Unencodable):
+        return encoded
+    text = request.cloze.fill(request.target_true)
+    if "{}" in request.prompt:
+        start = request.prompt.index("{}")
+    else:
+        start = len(text) - len(request.cloze.right) + request.suffix.index("{}")
+    gap = start - (text[start - 1 : start] == " ")
+    (spanned,) = lm.tokens.encode_spans([text], [Span(gap, start, start + len(request.subject))])
+    if spanned.last != encoded.subject_position:
+        return Unencodable("the subject does not begin and end at token borders", request.id)
+    true, new = encoded.true_ids[0], encoded.new_ids[0]
+    if request.task == "pair" and true == new:
+        return Unencodable("both members of the pair begin with the same token", request.id)
+    return TracePrompt(
+        encoded.prompt_ids,
+        encoded.answer_position,
+        (spanned.first, spanned.last + 1),
+        true,
+        new if request.task == "pair" else None,
+    )
+
+
+def trace_study(
+    lm: LanguageModel,
+    prompts: Sequence[TracePrompt],
+    clusters: Sequence[str],
+    *,
+    kinds: Sequence[Kind] = KINDS,
+    window: int = 10,
+    samples: int = 10,
+    multiplier: float = 3.0,
+    seed: int = 0,
+) -> TraceStudy:
+    """Trace prompts under noise of ``multiplier`` times the spread of their subjects' embeddings.
+
+    Args:
+        clusters: of the prompts, for the intervals.
+        window: layers restored at once for MLP and attention.
+        samples: of the noise.
+    """
+    if not prompts:
+        return by_role([], [])
+    tokens = [token for one in prompts for token in one.ids[slice(*one.subject)]]
+    std = multiplier * embedding_std(lm, tokens)
+    width = lm.input_embeddings.shape[1]
+    noises = [noise(one, std, width, samples=samples, seed=seed) for one in prompts]
+    return by_role(trace(lm, prompts, noises, kinds=kinds, window=window), clusters)

@@ -1,0 +1,223 @@
+"""What the controller knows of the session, before and beside the workers.
+
+It checks what the user asked for, names or opens the run, lends devices to workers, and starts the
+recorder when the first test of ours is known. All of it without torch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from kn_bench.cases.sampling import slug
+from kn_bench.editing import registry
+from kn_bench.editing.registry import Registry, RegistryError
+from kn_bench.model.source import on_hub
+from kn_bench.testing import method_fixtures, units
+from kn_bench.testing.devices import DevicePool, expand
+from kn_bench.testing.models import fingerprint
+from kn_bench.testing.options import Options
+from kn_bench.testing.plan import TestPlan, limit_of, make_plan
+
+if TYPE_CHECKING:
+    from kn_bench.results.manifest import Manifest
+    from kn_bench.results.rows import Key
+    from kn_bench.results.store import RunStore
+
+WORKER_INPUT = "kn_bench"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerConfig:
+    """Where a process that runs tests stands in the run.
+
+    Attributes:
+        device: where it computes.
+        commits: of models on the hub, by name: all processes load the same, whatever happens there.
+        units: folder of the units that processes share; None: each has its own.
+        done: what a resumed run has measured already.
+        workers: processes that share the machine.
+    """
+
+    device: str
+    commits: Mapping[str, str]
+    units: Path | None
+    done: frozenset[Key]
+    workers: int
+
+
+class RunController:
+    """One session, seen from its controller.
+
+    Raises:
+        pytest.UsageError: for anything asked for that cannot be, one sentence.
+    """
+
+    def __init__(
+        self, options: Options, methods: Registry, manager: pytest.PytestPluginManager
+    ) -> None:
+        self.options = options
+        self._registry = methods
+        self._manager = manager
+        self.check()
+
+    def check(self) -> None:
+        """Everything that can be found wrong before a worker is started."""
+        try:
+            self._methods = self._known_methods()
+            self.plan: TestPlan = make_plan(self.options)
+            self._fingerprints = {n: fingerprint(n) for n in self.plan.models.values()}
+            self.pool = DevicePool(expand(self.options.devices))
+        except (ValueError, OSError, RegistryError) as error:
+            raise pytest.UsageError(str(error)) from error
+        if self.options.baseline is not None:
+            self._check_gate(self.options.baseline)
+        if self.options.save_baseline is not None:
+            _check_writable(self.options.save_baseline)
+        if self.options.resume:
+            _ = self.store
+
+    def _check_gate(self, baseline: Path) -> None:
+        """Find out before the run, not after it, that there is nothing to hold it against."""
+        from kn_bench.results.baseline import read_baseline
+        from kn_bench.results.files import StoreError
+        from kn_bench.testing.gate import tolerances
+
+        try:
+            tolerances(self.options.gate)
+            read_baseline(baseline)
+        except StoreError as error:
+            raise pytest.UsageError(str(error)) from error
+
+    def _known_methods(self) -> dict[str, str]:
+        """Name -> origin of the methods to be measured.
+
+        The built-in ones are read from their source; only a name that is not found there, nor among
+        what pytest has loaded, makes the controller import what installed packages offer.
+        """
+        known = self._all_names()
+        if any(name not in known for name in self.options.methods):
+            method_fixtures.load_entry_points(self._manager)
+            known = self._all_names()
+        self._registry.check()
+        for name in self.options.methods:
+            if name not in known:
+                raise RegistryError(registry.unknown_method(name, known))
+        return {name: known[name] for name in self.options.methods or self._by_default(known)}
+
+    def _by_default(self, known: Iterable[str]) -> list[str]:
+        on_request = registry.builtin_on_request()
+        on_request |= {n for n, spec in self._registry.methods.items() if not spec.by_default}
+        return [name for name in known if name not in on_request]
+
+    def _all_names(self) -> dict[str, str]:
+        known = registry.builtin_names()
+        for name, spec in self._registry.methods.items():
+            registry.refuse_double(name, known.get(name, spec.origin), spec.origin)
+            known[name] = spec.origin
+        return known
+
+    # -- the run ---------------------------------------------------------------------------
+
+    @cached_property
+    def run(self) -> str:
+        """The run's name."""
+        from kn_bench.results.store import find_run, unused_name
+
+        if self.options.resume:
+            return find_run(self.options.reports, self.options.resume).name
+        return self.options.run or unused_name(self.options.reports)
+
+    @cached_property
+    def store(self) -> RunStore:
+        """The run's log, opened for writing."""
+        from kn_bench.results.files import StoreError
+        from kn_bench.results.store import RunStore
+
+        try:
+            if self.options.resume:
+                return RunStore.resume(self.options.reports, self.run, self.manifest())
+            store = RunStore.create(self.options.reports, self.manifest())
+            store.leave_out(self.plan.exclusions)
+            return store
+        except StoreError as error:
+            raise pytest.UsageError(str(error)) from error
+
+    def manifest(self) -> Manifest:
+        """What the run is made of."""
+        from kn_bench.results.manifest import new_manifest
+
+        return new_manifest(
+            self.run,
+            models=self._fingerprints,
+            data=self.plan.data,
+            options=self._bearing_on_results(),
+            seed=self.options.seed,
+            code=method_fixtures.code_hash(self._methods.values()),
+            devices=self.options.devices,
+        )
+
+    def _bearing_on_results(self) -> Mapping[str, str]:
+        options = self.options
+        return {
+            "cases": " ".join(self.plan.data),
+            "relations": " ".join(options.relations),
+            "limit": str(limit_of(options) or "all"),
+            "dtype": options.dtype,
+            **({"attention": options.attention} if options.attention else {}),
+            "methods": " ".join(self._methods),
+        }
+
+    def method_names(self) -> dict[str, str]:
+        """Name by slug."""
+        return {slug(name): name for name in self._methods}
+
+    # -- workers ---------------------------------------------------------------------------
+
+    def worker_config(self, worker: str, workers: int) -> WorkerConfig:
+        """Where ``worker`` is to compute, and what it is to leave out."""
+        done = self.store.done if self.options.resume else frozenset()
+        folder = self.options.reports / "runs" / self.run / units.FOLDER
+        commits = {name: one for name, one in self._fingerprints.items() if on_hub(name)}
+        return WorkerConfig(self.pool.lease(worker), commits, folder, done, workers)
+
+
+def _check_writable(file: Path) -> None:
+    """Find out before the run that a file cannot be written after it."""
+    there = next(path for path in (file, *file.parents) if path.exists())
+    if file.is_dir() or (there != file and not there.is_dir()) or not os.access(there, os.W_OK):
+        raise pytest.UsageError(f"--save-baseline {file} cannot be written: name another file")
+
+
+def pack(worker_config: WorkerConfig) -> dict[str, Any]:
+    """A place in the builtins that xdist sends to a worker."""
+    return {
+        "device": worker_config.device,
+        "commits": "\n".join("\t".join(pair) for pair in worker_config.commits.items()),
+        "units": str(worker_config.units),
+        "done": "\n".join("\t".join(key) for key in sorted(worker_config.done)),
+        "workers": worker_config.workers,
+    }
+
+
+def unpack(packed: Mapping[str, Any]) -> WorkerConfig:
+    """The place that :func:`pack` packed."""
+    from kn_bench.results.rows import Key
+
+    return WorkerConfig(
+        packed["device"],
+        dict(line.split("\t") for line in packed["commits"].splitlines()),
+        Path(packed["units"]),
+        frozenset(_keys(Key, packed["done"].split("\n"))),
+        packed["workers"],
+    )
+
+
+def _keys(make: Any, lines: Iterable[str]) -> Iterable[Any]:
+    return (make(*line.split("\t")) for line in lines if line)

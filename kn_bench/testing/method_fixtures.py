@@ -1,0 +1,88 @@
+"""Methods as fixtures of a pytest session: the built-in ones, and those of installed packages."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from kn_bench.editing import registry
+from kn_bench.editing.registry import MethodSpec, edit_method
+
+if TYPE_CHECKING:
+    import pytest
+
+ENTRY_POINTS = "kn_bench.methods"
+
+
+def fixtures_of(specs: Iterable[MethodSpec], name: str) -> ModuleType:
+    """A module that holds the fixtures of ``specs``.
+
+    Registered as a plug-in of its own it makes them visible to every test; a fixture in a conftest
+    would be visible beside that conftest only, and the suites may lie elsewhere.
+    """
+    import pytest  # a method's file is usable without it
+
+    module = ModuleType(name)
+    for number, spec in enumerate(specs):
+        setattr(module, f"method_{number}", pytest.fixture(name=spec.fixture)(spec.function))
+    return module
+
+
+def load_builtin(manager: pytest.PytestPluginManager) -> None:
+    """Import ``kn_bench.edits.*`` and register them as plug-ins; imports torch."""
+    for path in registry.builtin_files():
+        module = importlib.import_module(f"kn_bench.edits.{path.stem}")
+        if not manager.is_registered(module):
+            manager.register(module, module.__name__)
+
+
+def load_entry_points(manager: pytest.PytestPluginManager) -> None:
+    """Register what installed packages offer under ``kn_bench.methods``.
+
+    One that cannot be imported becomes a method whose tests are errors that say so: the others
+    still run, and the session does not end as if nothing were missing.
+    """
+    for entry in metadata.entry_points(group=ENTRY_POINTS):
+        name = f"kn_bench method {entry.name} = {entry.value}"
+        if not manager.has_plugin(name):
+            manager.register(_loaded(entry), name)
+
+
+def _loaded(entry: metadata.EntryPoint) -> ModuleType:
+    try:
+        found = entry.load()
+    except Exception as error:  # a third party's module may raise anything
+        found = _broken(entry, error)
+    if isinstance(found, ModuleType):
+        return found
+    module = ModuleType(entry.name)  # module:function names one method of the module
+    module.__dict__[entry.name] = found
+    return module
+
+
+def _broken(entry: metadata.EntryPoint, error: Exception) -> Callable[..., Any]:
+    reason = (
+        f"the entry point {entry.name} = {entry.value} of {ENTRY_POINTS} cannot be imported: "
+        f"{type(error).__name__}: {error}"
+    )
+
+    def fail() -> None:
+        raise ImportError(reason)
+
+    return edit_method(entry.name)(fail)
+
+
+def code_hash(origins: Iterable[str]) -> str:
+    """SHA-256 of the benchmark's own source and of the files of methods (``file:line``)."""
+    import kn_bench
+    from kn_bench.results.manifest import hash_files
+
+    package = Path(kn_bench.__file__).parent
+    files = {path for path in package.rglob("*.py") if "__pycache__" not in path.parts}
+    files.update(registry.builtin_files())
+    files.update(Path(origin.rpartition(":")[0]) for origin in origins)
+    return hash_files(sorted(file for file in files if file.is_file()), package.parent)

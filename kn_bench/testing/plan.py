@@ -1,0 +1,111 @@
+"""What a session offers to measure: models and cases, known to workers and controller alike.
+
+Text only: no model is loaded and torch is not imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kn_bench.cases.case import Case, Exclusion
+from kn_bench.cases.sampling import slug
+from kn_bench.testing.node_ids import CASES_PER_UNIT, model_slug
+from kn_bench.testing.options import Grain, Options
+
+EMBEDDED_LIMIT = 2
+"""Of 30 relations and paradigms; with 3 models and 12 methods that makes 13,000 tests."""
+
+
+@dataclass(frozen=True)
+class TestPlan:
+    """What can be measured.
+
+    Attributes:
+        models: names, by slug.
+        labels: the last part of a test id -> its cases: one case, or all of a relation.
+        exclusions: what the sources had to leave out.
+        data: source -> SHA-256 of what it offers.
+        grain: what a label stands for.
+    """
+
+    models: Mapping[str, str]
+    labels: Mapping[str, tuple[Case, ...]]
+    exclusions: tuple[Exclusion, ...]
+    data: Mapping[str, str]
+    grain: Grain
+
+    @property
+    def labels_per_unit(self) -> int:
+        return labels_per_unit(self.grain)
+
+
+def labels_per_unit(grain: Grain) -> int:
+    """Labels that make a unit: a few dozen cases, or the cases of one relation."""
+    return CASES_PER_UNIT if grain == "case" else 1
+
+
+def make_plan(options: Options) -> TestPlan:
+    """Read the cases and name the models.
+
+    Raises:
+        ValueError: for what cannot be offered, one sentence.
+    """
+    from kn_bench.cases import sources
+
+    cases: list[Case] = []
+    exclusions: list[Exclusion] = []
+    data = {}
+    for spec in options.cases:
+        selection = sources.load(
+            spec, limit=limit_of(options), relations=options.relations, seed=options.seed
+        )
+        cases += selection.cases
+        exclusions += selection.exclusions
+        data[_without_path(spec)] = sources.content_hash(selection.cases)
+    if not cases:
+        raise ValueError(
+            f"no case is left to measure of --cases {' '.join(options.cases)}"
+            + (f" with relations {', '.join(options.relations)}" if options.relations else "")
+        )
+    return TestPlan(_models(options), _labels(cases, options.grain), tuple(exclusions), data,
+                 options.grain)  # fmt: skip
+
+
+def limit_of(options: Options) -> int | None:
+    """Cases of each relation or paradigm: as asked, and few of the embedded ones unless asked."""
+    if options.limit is None and options.cases == ("embedded",):
+        return EMBEDDED_LIMIT
+    return None if options.limit == "all" else options.limit
+
+
+def _models(options: Options) -> dict[str, str]:
+    from kn_bench.model import embedded
+
+    by_slug: dict[str, str] = {}
+    for name in options.models or embedded.NAMES:
+        other = by_slug.setdefault(model_slug(name), name)
+        if other != name:
+            raise ValueError(
+                f"--model {other} and --model {name} have the same name in test ids, "
+                f"{model_slug(name)}: measure them in two runs"
+            )
+    return by_slug
+
+
+def _labels(cases: Sequence[Case], grain: Grain) -> dict[str, tuple[Case, ...]]:
+    labels: dict[str, list[Case]] = {}
+    for case in cases:
+        # the package's own cases are what ids are short for
+        label = case.id.removeprefix("embedded/") if grain == "case" else slug(case.relation)
+        if grain == "case" and label in labels:
+            raise ValueError(f"two cases are called {label}: give each its own id, or one source")
+        labels.setdefault(label, []).append(case)
+    return {label: tuple(members) for label, members in labels.items()}
+
+
+def _without_path(spec: str) -> str:
+    """A source as the manifest names it: another machine may keep its files elsewhere."""
+    name, equals, _ = spec.partition("=")
+    return name if equals else Path(spec).name

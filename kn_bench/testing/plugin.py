@@ -1,0 +1,198 @@
+"""The pytest plug-in: options and wiring.
+
+Every pytest session on a machine with kn_bench installed loads this module, so it imports nothing
+heavy and does next to nothing until a suite of ours is collected.
+
+    controller, or the only process    RunController, then Recorder
+    worker, or the only process        SuiteSession, ItemOutcomes
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+
+from kn_bench.editing.registry import Registry
+from kn_bench.testing.options import add_options, addressed, read_options
+
+if TYPE_CHECKING:
+    from kn_bench.testing.controller import RunController, WorkerConfig
+    from kn_bench.testing.session import SuiteSession
+
+REGISTRY = pytest.StashKey[Registry]()
+RECORDER = "kn_bench recorder"
+SUITES = "kn_bench suites"
+CONTROLLER: pytest.StashKey[RunController] = pytest.StashKey()
+
+
+# -- every session --------------------------------------------------------------------------
+
+
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
+    config = pluginmanager.get_plugin("pytestconfig")
+    if isinstance(config, pytest.Config) and addressed(config):
+        add_options(parser)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for line in (
+        "facts: cases that are facts",
+        "pairs: cases that are grammatical minimal pairs",
+    ):
+        config.addinivalue_line("markers", line)
+
+
+def pytest_plugin_registered(plugin: object, manager: pytest.PytestPluginManager) -> None:
+    """Find the methods of a plug-in, whatever brought it, and make them fixtures."""
+    config = manager.get_plugin("pytestconfig")
+    if not isinstance(config, pytest.Config):
+        return
+    new = registry_of(config).add(plugin)
+    if new:
+        from kn_bench.testing.method_fixtures import fixtures_of
+
+        name = f"kn_bench methods of {getattr(plugin, '__name__', 'a plug-in')} {id(plugin)}"
+        manager.register(fixtures_of(new, name), name)
+
+
+def registry_of(config: pytest.Config) -> Registry:
+    """The methods of this session."""
+    return config.stash.setdefault(REGISTRY, Registry())
+
+
+# -- controller, or the only process -----------------------------------------------------------
+
+
+def is_worker(config: pytest.Config) -> bool:
+    return hasattr(config, "workerinput")
+
+
+def controller_of(config: pytest.Config) -> RunController:
+    """The session's run controller, made when it is first asked for."""
+    if CONTROLLER not in config.stash:
+        from kn_bench.testing.controller import RunController
+
+        config.stash[CONTROLLER] = RunController(
+            read_options(config), registry_of(config), config.pluginmanager
+        )
+    return config.stash[CONTROLLER]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Refuse what cannot be before any worker is started: one sentence, exit status 4."""
+    if addressed(session.config) and not is_worker(session.config):
+        controller_of(session.config)
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    controller = config.stash.get(CONTROLLER, None)
+    if controller is None or not controller.options.resume:
+        return None
+    return f"kn_bench: run {controller.run} has {len(controller.store.done)} tests already"
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Without xdist: all tests are known."""
+    config = session.config
+    if config.pluginmanager.has_plugin(SUITES) and not is_worker(config):
+        _record(config, [item.nodeid for item in session.items])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_node_collection_finished(node: Any, ids: list[str]) -> None:
+    """With xdist: a worker knows all tests."""
+    _record(node.config, ids)
+
+
+def _record(config: pytest.Config, nodeids: list[str]) -> None:
+    from kn_bench.testing import node_ids
+
+    if config.getoption("collectonly") or not any(map(node_ids.parse, nodeids)):
+        return
+    recorder = config.pluginmanager.get_plugin(RECORDER)
+    if recorder is None:
+        from kn_bench.testing.recording import Recorder
+
+        controller = controller_of(config)
+        recorder = Recorder(
+            controller.store, controller.options, controller.plan, controller.method_names()
+        )
+        config.pluginmanager.register(recorder, RECORDER)
+        recorder.expect(nodeids)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell a worker where it computes and what a resumed run has already."""
+    config = node.config
+    if addressed(config):
+        from kn_bench.testing.controller import WORKER_INPUT, pack
+
+        worker_config = controller_of(config).worker_config(
+            node.gateway.id, node.workerinput["workercount"]
+        )
+        node.workerinput[WORKER_INPUT] = pack(worker_config)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    if CONTROLLER in node.config.stash:
+        controller_of(node.config).pool.release(node.gateway.id)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from kn_bench.testing.plan import labels_per_unit
+    from kn_bench.testing.scheduling import make_scheduler
+
+    return make_scheduler(config, log, labels_per_unit(read_options(config).grain))
+
+
+# -- worker, or the only process -----------------------------------------------------------------
+
+
+def suites_of(config: pytest.Config) -> SuiteSession:
+    """What the suites of this process ask, begun when the first of them is collected."""
+    found = config.pluginmanager.get_plugin(SUITES)
+    if found is None:
+        found = _begin(config)
+        config.pluginmanager.register(found, SUITES)
+    return cast("SuiteSession", found)
+
+
+def _begin(config: pytest.Config) -> SuiteSession:
+    from kn_bench.testing import method_fixtures
+    from kn_bench.testing.devices import settle
+    from kn_bench.testing.outcomes import ItemOutcomes
+    from kn_bench.testing.plan import make_plan
+
+    worker_config, options = worker_config_of(config), read_options(config)
+    settle(worker_config.workers, options.models)
+    method_fixtures.load_builtin(config.pluginmanager)
+    method_fixtures.load_entry_points(config.pluginmanager)
+    registry_of(config).check()
+    methods = registry_of(config).select(options.methods)
+    plan = make_plan(options) if is_worker(config) else controller_of(config).plan
+
+    from kn_bench.testing.session import SuiteSession
+
+    junit = bool(config.getoption("xmlpath", None))
+    config.pluginmanager.register(ItemOutcomes(strict=options.strict, junit=junit))
+    return SuiteSession(options, plan, methods, worker_config)
+
+
+def worker_config_of(config: pytest.Config) -> WorkerConfig:
+    """Where this process stands in the run."""
+    from kn_bench.testing.controller import WORKER_INPUT, WorkerConfig, unpack
+
+    if not is_worker(config):
+        return controller_of(config).worker_config("main", 1)
+    given = config.workerinput  # type: ignore[attr-defined]
+    if WORKER_INPUT in given:
+        return unpack(given[WORKER_INPUT])
+    # a suite collected through a parent folder: the controller learns of it from our test ids
+    return WorkerConfig(
+        read_options(config).devices[0], {}, None, frozenset(), given["workercount"]
+    )
