@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from kn_bench.measure.statistics import Interval
+from kn_bench.results import escaping
 
 NOTHING = "–"
 
@@ -58,21 +59,24 @@ def p_value(value: float) -> str:
 
 
 def markdown(headers: Sequence[str], rows: Iterable[Sequence[object]], left: int = 1) -> str:
-    """A Markdown table, the first ``left`` columns to the left, the others to the right."""
+    """A Markdown table, the first ``left`` columns to the left, the others to the right.
+
+    Cells are shown literally: no text opens a tag, a link or another cell.
+    """
     from tabulate import tabulate
 
-    body = [[str(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
+    body = [[escaping.markdown(str(cell)) for cell in row] for row in rows]
     align = ["left" if i < left else "right" for i in range(len(headers))]
     return tabulate(body, headers, tablefmt="pipe", disable_numparse=True, colalign=align) + "\n"
 
 
 def plain(headers: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:
-    """A table for a terminal; cells may have several lines."""
+    """A table for a terminal; cells may have several lines, and no control characters."""
     from tabulate import tabulate
 
     align = ["left" if i < left else "right" for i in range(len(headers))]
     return tabulate(
-        [list(row) for row in rows],
+        [[escaping.terminal(cell, lines=True) for cell in row] for row in rows],
         headers,
         tablefmt="simple",
         disable_numparse=True,
