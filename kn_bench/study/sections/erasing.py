@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Drawing
 
-VALUES = ("zero", "mean", "unk", "random")
+VALUES: tuple[Literal["zero", "mean", "unk", "random"], ...] = ("zero", "mean", "unk", "random")
 OTHER_TEXTS = 6
 PROMPTS = 4
 BEYOND = 100.0

@@ -1,0 +1,401 @@
+"""Edits on disk: one safetensors file an edit, with all that is not a tensor as JSON in its header.
+
+    header    {"kn_bench": JSON of what kind of edit, its notes, where it comes from, a SHA-256}
+    tensors   "0.u", "0.v", ...: dtype, shape and bytes as the edit holds them
+
+Nothing is pickled, so a file from a stranger can be read safely. The SHA-256 covers the JSON and
+every tensor: a file that was changed or cut off is refused, never loaded as another edit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from kn_bench import __version__
+from kn_bench.cases.case import Cloze
+from kn_bench.editing.edit import (
+    DenseEdit,
+    Edit,
+    LookupEdit,
+    LowRank,
+    LowRankEdit,
+    NeuronEdit,
+    NeuronScale,
+    NoEdit,
+    PromptEdit,
+)
+from kn_bench.model.language_model import LanguageModel
+
+FORMAT = 1
+"""Of the file; a reader refuses a newer one."""
+HEADER = "kn_bench"
+"""The key of our JSON among a safetensors file's metadata."""
+
+Scalar = bool | int | float | str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """Where a saved edit comes from.
+
+    Attributes:
+        model: the model's name, as the user gave it.
+        model_hash: ``LanguageModel.content_hash`` of the model that the edit was made for.
+        method: the method's name; ``""`` for an edit made by hand.
+        settings: the method's hyperparameters, by name.
+        case: id of the request that the edit is for, where it is one.
+        kn_bench: version of the package that made it.
+    """
+
+    model: str
+    model_hash: str
+    method: str = ""
+    settings: Mapping[str, Scalar] = field(default_factory=dict)
+    case: str = ""
+    kn_bench: str = __version__
+
+
+class EditFileError(ValueError):
+    """A file does not hold an edit that can be used; one sentence says why."""
+
+
+# -- what the header holds ---------------------------------------------------------------------
+
+
+class _NonFinite(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A number that JSON has no form for."""
+
+    number: Literal["nan", "inf", "-inf"]
+
+
+_Stored = bool | int | float | str | None | _NonFinite
+
+
+class _Kind(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """What an edit is, without its tensors."""
+
+
+class _None(_Kind, frozen=True, tag="none"):
+    pass
+
+
+class _LowRank(_Kind, frozen=True, tag="low_rank"):
+    layers: tuple[int, ...]
+
+
+class _Neurons(_Kind, frozen=True, tag="neurons"):
+    layers: tuple[int, ...]
+    factors: tuple[float | _NonFinite, ...]
+
+
+class _Dense(_Kind, frozen=True, tag="dense"):
+    names: tuple[str, ...]
+
+
+class _Prompt(_Kind, frozen=True, tag="prompt"):
+    prefix: str
+
+
+class _Lookup(_Kind, frozen=True, tag="lookup"):
+    answers: tuple[tuple[str, str, str | tuple[str, ...]], ...]
+
+
+_AnyKind = _None | _LowRank | _Neurons | _Dense | _Prompt | _Lookup
+
+
+class _Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    format: int
+    edit: _AnyKind
+    notes: dict[str, _Stored]
+    model: str
+    model_hash: str
+    method: str
+    settings: dict[str, _Stored]
+    case: str
+    kn_bench: str
+    sha256: str = ""
+
+
+# -- saving ------------------------------------------------------------------------------------
+
+
+def save_edit(edit: Edit, path: str | Path, *, provenance: Provenance) -> None:
+    """Write ``edit`` to one safetensors file, whole or not at all.
+
+    Every edit but a WrapperEdit can be saved: its context manager is code, and code is not stored.
+
+    Args:
+        edit: what a method returned.
+        path: the file; an existing one is replaced.
+        provenance: recorded with it, and held against the model when it is loaded.
+
+    Raises:
+        ValueError: for an edit that cannot be stored, in one sentence.
+        OSError: when the file cannot be written.
+
+    Example:
+        >>> import kn_bench as kn
+        >>> rome = kn.method("rome", kn.load_model("tiny-gpt2"))
+        >>> fact = kn.load_cases("embedded", relation="P36", limit=1)[0].request
+        >>> kn.save_edit(rome.edit(fact), "edit.safetensors", provenance=rome.provenance)
+        >>> kn.load_edit("edit.safetensors", model=rome.model)  # doctest: +ELLIPSIS
+        LowRankEdit(...)
+    """
+    kind, tensors = _packed(edit)
+    header = _Header(
+        format=FORMAT,
+        edit=kind,
+        notes=_stored(edit.notes),
+        model=provenance.model,
+        model_hash=provenance.model_hash,
+        method=provenance.method,
+        settings=_stored(provenance.settings),
+        case=provenance.case,
+        kn_bench=provenance.kn_bench,
+    )
+    try:
+        header = msgspec.structs.replace(header, sha256=_sha256(header, tensors))
+        text = msgspec.json.encode(header).decode()
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(
+            f"{type(edit).__name__}: expected notes and settings that JSON can hold; {error}"
+        ) from None
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        save_file(tensors, temporary, {HEADER: text})
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _packed(edit: Edit) -> tuple[_AnyKind, dict[str, Tensor]]:
+    """What goes into the header, and the tensors by their names in the file."""
+    # by exact type: a subclass may hold more than is written here
+    kind = type(edit)
+    if kind is NoEdit:
+        return _None(), {}
+    if isinstance(edit, LowRankEdit) and kind is LowRankEdit:
+        pairs: dict[str, Tensor] = {}
+        for i, update in enumerate(edit.updates):
+            pairs |= {f"{i}.u": update.u, f"{i}.v": update.v}
+        return _LowRank(tuple(int(update.layer) for update in edit.updates)), _owned(pairs)
+    if isinstance(edit, NeuronEdit) and kind is NeuronEdit:
+        neurons = {str(i): scale.neurons for i, scale in enumerate(edit.scales)}
+        layers = tuple(int(scale.layer) for scale in edit.scales)
+        factors = tuple(_finite(float(scale.factor)) for scale in edit.scales)
+        return _Neurons(layers, factors), _owned(neurons)
+    if isinstance(edit, DenseEdit) and kind is DenseEdit:
+        deltas = {str(i): delta for i, delta in enumerate(edit.deltas.values())}
+        return _Dense(tuple(edit.deltas)), _owned(deltas)
+    if isinstance(edit, PromptEdit) and kind is PromptEdit:
+        return _Prompt(edit.prefix), {}
+    if isinstance(edit, LookupEdit) and kind is LookupEdit:
+        return _Lookup(tuple((*cloze, answer) for cloze, answer in edit.answers.items())), {}
+    raise ValueError(
+        f"{kind.__name__}: expected an edit that is data (LowRankEdit, NeuronEdit, DenseEdit, "
+        "PromptEdit, LookupEdit or NoEdit); one that is code cannot be saved: make it again by its "
+        "method"
+    )
+
+
+def _owned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Each tensor on the CPU with memory of its own, as the file format wants it."""
+    owned: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        storage = tensor.untyped_storage()
+        # a view would be written whole, and a storage may be written once only
+        if storage.nbytes() != tensor.nbytes or storage.data_ptr() in seen:
+            tensor = tensor.clone(memory_format=torch.contiguous_format)
+        seen.add(tensor.untyped_storage().data_ptr())
+        owned[name] = tensor
+    return owned
+
+
+def _stored(values: Mapping[str, Any]) -> dict[str, _Stored]:
+    return {str(name): _scalar(value) for name, value in values.items()}
+
+
+def _scalar(value: Any) -> _Stored:
+    """A value as JSON holds it; a numpy or torch scalar is unpacked."""
+    value = value.item() if hasattr(value, "item") else value
+    return _finite(value) if isinstance(value, float) else value
+
+
+def _finite(value: float) -> float | _NonFinite:
+    if math.isfinite(value):
+        return value
+    return _NonFinite("nan" if math.isnan(value) else "inf" if value > 0 else "-inf")
+
+
+def _sha256(header: _Header, tensors: Mapping[str, Tensor]) -> str:
+    """Over all that the file says: the header without its hash, and every tensor."""
+    digest = hashlib.sha256(msgspec.json.encode(msgspec.structs.replace(header, sha256="")))
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
+        if tensor.numel():  # torch refuses to view nothing as bytes
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+# -- loading -----------------------------------------------------------------------------------
+
+
+def load_edit(path: str | Path, *, model: LanguageModel | None = None) -> Edit:
+    """Read an edit that :func:`save_edit` wrote; its tensors lie on the CPU.
+
+    Args:
+        path: the file.
+        model: where given, the model that the edit must have been made for.
+
+    Raises:
+        EditFileError: one sentence: no such file, not an edit's, cut off, changed since it was
+            written, of a newer version, or made for another model.
+
+    Example:
+        >>> import kn_bench as kn
+        >>> model = kn.load_model("tiny-gpt2")
+        >>> source = kn.Provenance(model="tiny-gpt2", model_hash=model.content_hash)
+        >>> kn.save_edit(kn.PromptEdit("Ottawa is far."), "far.safetensors", provenance=source)
+        >>> kn.load_edit("far.safetensors", model=model)
+        PromptEdit(notes={}, prefix='Ottawa is far.')
+    """
+    header, tensors = _read(Path(path))
+    if model is not None and header.model_hash != model.content_hash:
+        raise EditFileError(
+            f"{path}: expected an edit of {model.name} ({model.content_hash[:12]}), and this one "
+            f"was made for {header.model} ({header.model_hash[:12]}); load that model"
+        )
+    return _unpacked(header, tensors)
+
+
+def saved_provenance(path: str | Path) -> Provenance:
+    """Where the edit in ``path`` comes from.
+
+    Raises:
+        EditFileError: as :func:`load_edit` does.
+    """
+    header, _ = _read(Path(path))
+    return Provenance(
+        model=header.model,
+        model_hash=header.model_hash,
+        method=header.method,
+        settings=_restored(header.settings),
+        case=header.case,
+        kn_bench=header.kn_bench,
+    )
+
+
+def _read(path: Path) -> tuple[_Header, dict[str, Tensor]]:
+    if not path.is_file():
+        raise EditFileError(f"{path}: expected a file that save_edit wrote, and there is none")
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(HEADER)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise EditFileError(
+            f"{path}: expected a safetensors file that save_edit wrote ({error}); save the edit "
+            "again"
+        ) from None
+    if text is None:
+        raise EditFileError(
+            f"{path}: expected an edit that save_edit wrote, and this is a safetensors file of "
+            "another kind"
+        )
+    header = _header(path, text)
+    try:
+        intact = header.sha256 == _sha256(header, tensors)
+    except (RuntimeError, TypeError, ValueError):  # a dtype that has no bytes to be hashed
+        intact = False
+    if not intact:
+        raise EditFileError(
+            f"{path}: expected the SHA-256 that was written with the edit, and its content has "
+            "another; it was changed since: save the edit again"
+        )
+    return header, tensors
+
+
+def _header(path: Path, text: str) -> _Header:
+    try:
+        version = msgspec.json.decode(text, type=dict[str, Any]).get("format")
+        if isinstance(version, int) and version > FORMAT:
+            raise EditFileError(
+                f"{path}: expected an edit of format {FORMAT} or older, and this one has "
+                f"{version}; update kn_bench"
+            )
+        return msgspec.json.decode(text, type=_Header)
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        raise EditFileError(
+            f"{path}: expected the header of an edit ({error}); save the edit again"
+        ) from None
+
+
+def _unpacked(header: _Header, tensors: Mapping[str, Tensor]) -> Edit:
+    kind, notes = header.edit, _restored(header.notes)
+    if isinstance(kind, _LowRank):
+        updates = (LowRank(layer, tensors[f"{i}.u"], tensors[f"{i}.v"])
+                   for i, layer in enumerate(kind.layers))  # fmt: skip
+        return LowRankEdit(tuple(updates), notes=notes)
+    if isinstance(kind, _Neurons):
+        pairs = enumerate(zip(kind.layers, kind.factors, strict=True))
+        scales = (NeuronScale(layer, tensors[str(i)], _number(f)) for i, (layer, f) in pairs)
+        return NeuronEdit(tuple(scales), notes=notes)
+    if isinstance(kind, _Dense):
+        deltas = {name: tensors[str(i)] for i, name in enumerate(kind.names)}
+        return DenseEdit(deltas, notes=notes)
+    if isinstance(kind, _Prompt):
+        return PromptEdit(kind.prefix, notes=notes)
+    if isinstance(kind, _Lookup):
+        answers = {Cloze(left, right): answer for left, right, answer in kind.answers}
+        return LookupEdit(answers, notes=notes)
+    return NoEdit(notes=notes)
+
+
+def _restored(values: Mapping[str, _Stored]) -> dict[str, Any]:
+    return {name: _number(v) if isinstance(v, _NonFinite) else v for name, v in values.items()}
+
+
+def _number(value: float | _NonFinite) -> float:
+    return float(value.number) if isinstance(value, _NonFinite) else float(value)
+
+
+# -- where an edit comes from ------------------------------------------------------------------
+
+
+def settings_of(method: object) -> dict[str, Scalar]:
+    """The hyperparameters of a method, by name, for its provenance.
+
+    They are the fields of its ``hyperparameters``, or its own where it is a dataclass; of nested
+    ones ``outer.inner``. What is not a plain value is given by its text.
+    """
+    holder = getattr(method, "hyperparameters", method)
+    return dict(_flat("", holder)) if is_dataclass(holder) else {}
+
+
+def _flat(prefix: str, holder: Any) -> list[tuple[str, Scalar]]:
+    settings: list[tuple[str, Scalar]] = []
+    for declared in fields(holder):
+        value, name = getattr(holder, declared.name), f"{prefix}{declared.name}"
+        if isinstance(value, LanguageModel):
+            continue
+        if is_dataclass(value):
+            settings += _flat(f"{name}.", value)
+        else:
+            plain = value is None or isinstance(value, bool | int | float | str)
+            settings.append((name, value if plain else str(value)))
+    return settings
