@@ -11,6 +11,7 @@ from kn_bench.cases.sources import embedded
 from kn_bench.model.embedded import facts as taught
 from kn_bench.model.embedded import lexicon
 from kn_bench.model.embedded.grammar import PARADIGMS
+from training.templates import templates
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def test_every_criterion_is_asked_of_both_tasks(selection):
 
 def test_prompts_are_templates_of_the_models():
     for relation, texts in taught.prompts().items():
-        known = taught.templates()[relation]
+        known = templates()[relation]
         assert not [text for text in texts if text not in known.trained + known.held_out]
 
 

@@ -60,7 +60,7 @@ def test_the_wheel_holds_suites_methods_models_and_types(installed):
     assert {path.name for path in installed.iterdir()} == {
         "kn_bench",
         *(path.name for path in installed.glob("*.dist-info")),
-    }
+    }, "training/ and tests/ stay out"
 
 
 def test_the_sdist_can_be_tested_and_built(built):
@@ -68,7 +68,7 @@ def test_the_sdist_can_be_tested_and_built(built):
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     for name in ("pyproject.toml", "conftest.py", "suites/conftest.py", "edits/rome.py",
-                 "tests/toy_bench.py", "kn_bench/py.typed", "Makefile"):  # fmt: skip
+                 "tests/toy_bench.py", "kn_bench/py.typed", "Makefile", "training/train.py"):  # fmt: skip
         assert name in names
 
 

@@ -1,4 +1,4 @@
-"""The small models that ship with the package, and the recipe that makes them.
+"""The small models that ship with the package, and what they were taught.
 
 =============  ====================  ===========================================
 ``tiny-gpt2``  ``GPT2LMHeadModel``   no BOS
@@ -6,8 +6,8 @@
 ``tiny-bert``  ``BertForMaskedLM``   ``[CLS]`` and ``[SEP]`` added by its tokenizer
 =============  ====================  ===========================================
 
-Weights are float16, to be loaded as float32. ``python -m kn_bench.model.embedded.train NAME``
-makes them anew.
+Weights are float16, to be loaded as float32. They are made by the recipe in the repository's
+folder ``training``, which the wheel does not hold.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ _HERE = Path(__file__).parent
 
 
 def folder(name: str) -> Path:
-    """The folder of an embedded model, in Hugging Face's format.
+    """Return the folder of an embedded model, in Hugging Face's format.
 
-    Raises ValueError where there is no embedded model of that name.
+    Raises:
+        ValueError: for a name that no embedded model has.
     """
     if name not in NAMES:
         raise ValueError(f"there is no embedded model {name!r}; known are {', '.join(NAMES)}")
@@ -30,8 +31,8 @@ def folder(name: str) -> Path:
 
 
 def corpus_path() -> Path:
-    """A text file with one document a line, such as the models were trained on.
+    """Return a text file with one document per line, like those the models were trained on.
 
-    For second moments of activations and for contexts.
+    Second moments of activations and context templates are taken from it.
     """
     return _HERE / "corpus.txt"

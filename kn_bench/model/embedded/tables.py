@@ -30,14 +30,14 @@ def rows(name: str) -> tuple[dict[str, str], ...]:
 
 
 @cache
-def words(name: str) -> tuple[str, ...]:
+def words(name: str, folder: Path = TABLES) -> tuple[str, ...]:
     """The words of a text file, in order."""
-    return tuple((TABLES / name).read_text(encoding="utf-8").split())
+    return tuple((folder / name).read_text(encoding="utf-8").split())
 
 
-def lines(name: str) -> Iterator[str]:
+def lines(name: str, folder: Path = TABLES) -> Iterator[str]:
     """The lines of a text file that are neither empty nor comments."""
-    for line in (TABLES / name).read_text(encoding="utf-8").splitlines():
+    for line in (folder / name).read_text(encoding="utf-8").splitlines():
         if line and not line.startswith("#"):
             yield line
 

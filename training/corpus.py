@@ -9,18 +9,10 @@ from itertools import accumulate
 from typing import TypeVar
 
 from kn_bench.model.embedded import lexicon
-from kn_bench.model.embedded.facts import (
-    INVERSES,
-    Fact,
-    facts,
-    object_last,
-    relations,
-    surface,
-    templates,
-    withheld,
-)
+from kn_bench.model.embedded.facts import INVERSES, Fact, facts, relations
 from kn_bench.model.embedded.grammar import Grammar
 from kn_bench.model.embedded.tables import lines
+from training.templates import TABLES, object_last, surface, templates, withheld
 
 T = TypeVar("T")
 FACT_SHARE = 0.74
@@ -47,7 +39,8 @@ class Corpus:
         self.fact_share = fact_share
         self.random = random.Random(seed)
         self.grammar = Grammar(seed + 1, distractors=distractors)
-        self.leads, self.tails = tuple(lines("leadins.txt")), tuple(lines("tails.txt"))
+        self.leads = tuple(lines("leadins.txt", TABLES))
+        self.tails = tuple(lines("tails.txt", TABLES))
         self.by_relation = {
             name: tuple(fact for fact in facts() if fact.relation == name) for name in relations()
         }

@@ -19,19 +19,9 @@ from functools import cache
 from typing import NamedTuple, TypeVar
 
 from kn_bench.model.embedded import lexicon
-from kn_bench.model.embedded.corpus import Corpus
-from kn_bench.model.embedded.facts import (
-    INVERSES,
-    Fact,
-    facts,
-    object_last,
-    people,
-    prompts,
-    question,
-    relations,
-    templates,
-    withheld,
-)
+from kn_bench.model.embedded.facts import INVERSES, Fact, facts, people, prompts, relations
+from training.corpus import Corpus
+from training.templates import object_last, question, templates, withheld
 
 T = TypeVar("T")
 Span = tuple[int, int]

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from kn_bench.model.embedded.recipe import RECIPES, Recipe
+from training.recipe import RECIPES, Recipe
 
 NAME = "report.json"
 HERE = Path(__file__).parent
@@ -34,7 +34,7 @@ def write(
 
     report = {
         "model": name,
-        "command": f"python -m kn_bench.model.embedded.train {name}",
+        "command": f"python -m training.train {name}",
         "recipe": dataclasses.asdict(recipe),
         "training": dict(training),
         "sha256": {
@@ -68,7 +68,7 @@ def markdown(reports: Mapping[str, Mapping[str, Any]], notes: str) -> str:
 
 def _summary(reports: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     yield "# Training report of the embedded models\n"
-    yield "Written by `python -m kn_bench.model.embedded.train` with `--report`; n in brackets."
+    yield "Written by `python -m training.train` with `--report`; n in brackets."
     yield "Causal models answer by free-running greedy generation, the masked one by the argmax"
     yield "at the mask. What is measured was not trained on, the first line of facts excepted.\n"
     yield f"| | {' | '.join(reports)} |"

@@ -6,9 +6,9 @@ import random
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from kn_bench.model.embedded.context import Document, Span
-from kn_bench.model.embedded.corpus import answers
-from kn_bench.model.embedded.recipe import Recipe
+from training.context import Document, Span
+from training.corpus import answers
+from training.recipe import Recipe
 
 if TYPE_CHECKING:
     from torch import Tensor

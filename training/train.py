@@ -1,4 +1,4 @@
-"""Makes an embedded model: ``python -m kn_bench.model.embedded.train NAME [-o DIR]``.
+"""Make an embedded model: ``python -m training.train NAME [-o DIR]``.
 
 One CPU thread, one epoch, minutes. The same machine and torch version give the same bits.
 """
@@ -16,14 +16,15 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kn_bench.model.embedded import NAMES, evaluate, report
+from kn_bench.model.embedded import NAMES
 from kn_bench.model.embedded import folder as default_folder
-from kn_bench.model.embedded.batches import IGNORED, Batches
-from kn_bench.model.embedded.context import Contexts, Document
-from kn_bench.model.embedded.corpus import Corpus, whole_words
 from kn_bench.model.embedded.facts import facts
-from kn_bench.model.embedded.recipe import RECIPES, Recipe, build
-from kn_bench.model.embedded.tokenizer import add_openings, train_tokenizer
+from training import evaluate, report
+from training.batches import IGNORED, Batches
+from training.context import Contexts, Document
+from training.corpus import Corpus, whole_words
+from training.recipe import RECIPES, Recipe, build
+from training.tokenizer import add_openings, train_tokenizer
 
 if TYPE_CHECKING:
     import torch

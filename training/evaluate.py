@@ -1,4 +1,4 @@
-"""Measures embedded models: ``python -m kn_bench.model.embedded.evaluate NAME|FOLDER ...``.
+"""Measures embedded models: ``python -m training.evaluate NAME|FOLDER ...``.
 
 Own data that was not trained on always; with ``--pararel`` and ``--blimp`` (folders with the
 files of those benchmarks) also how far that carries to foreign phrasing and vocabulary.
@@ -16,19 +16,10 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from kn_bench.model.embedded.facts import (
-    INVERSES,
-    Fact,
-    facts,
-    object_last,
-    prompts,
-    question,
-    relations,
-    templates,
-    withheld,
-)
+from kn_bench.model.embedded.facts import INVERSES, Fact, facts, prompts, relations
 from kn_bench.model.embedded.grammar import PARADIGMS, Grammar
-from kn_bench.model.embedded.scoring import Scorer
+from training.scoring import Scorer
+from training.templates import object_last, question, templates, withheld
 
 log = logging.getLogger(__name__)
 
