@@ -67,8 +67,16 @@ def test_the_sdist_can_be_tested_and_built(built):
     (sdist,) = built.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    for name in ("pyproject.toml", "conftest.py", "suites/conftest.py", "edits/rome.py",
-                 "tests/toy_bench.py", "kn_bench/py.typed", "Makefile", "training/train.py"):  # fmt: skip
+    for name in (
+        "pyproject.toml",
+        "conftest.py",
+        "suites/conftest.py",
+        "edits/rome.py",
+        "tests/toy_bench.py",
+        "training/train.py",
+        "kn_bench/py.typed",
+        "Makefile",
+    ):
         assert name in names
 
 

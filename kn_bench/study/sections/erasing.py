@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from kn_bench.editing.edit import Edit, LowRankEdit, NotApplicable
+from kn_bench.edits.kn import ERASED
 from kn_bench.localise.controls.erasing import Erased, erased
 from kn_bench.localise.groups import Profile
 from kn_bench.localise.interventions import suppress
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Drawing
 
-VALUES: tuple[Literal["zero", "mean", "unk", "random"], ...] = ("zero", "mean", "unk", "random")
+VALUES: tuple[Literal[zero, mean, unk, random], ...] = ("zero", "mean", "unk", "random")
 OTHER_TEXTS = 6
 PROMPTS = 4
 BEYOND = 100.0
@@ -69,7 +70,7 @@ def _lost(material: Material, profile: Profile) -> Lost:
     lm, group = material.lm, profile.group
     neurons = material.neurons(profile)
     edits: list[tuple[str, Edit]] = []
-    for by in VALUES:
+    for by in ERASED:
         try:
             edits.append((by, LowRankEdit(erasing(lm, by).updates(neurons, group.id))))
         except NotApplicable:
