@@ -116,7 +116,7 @@ VERDICT = json.loads(
     encode_lines(
         [
             VerdictRow(
-                *Key("tiny-gpt2", "rome", "embedded/P36/Canada", "locality"),
+                *Key("tiny-gpt2", "rome", "embedded/P36/Canada", "locality")[:4],
                 "fact",
                 "P36",
                 "embedded",

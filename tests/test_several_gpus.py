@@ -76,7 +76,7 @@ def alone_and_spread(load, measured):
                 places = {str(lm.site(layer).weight.device) for layer in range(lm.n_layers)}
                 assert places == {"cuda:0", "cuda:1"}
             # methods remember by content: nothing computed before is to be read
-            lm.__dict__["content_hash"] = f"never seen before {next(NUMBERS)}"
+            lm.__dict__["original_hash"] = f"never seen before {next(NUMBERS)}"
             found.append(measured(lm))
     tiny_model.cache_clear()
     return found

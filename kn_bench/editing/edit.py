@@ -105,9 +105,14 @@ class WrapperEdit(Edit):
     """A change of the model by a context manager of the method's own (hooks, added modules).
 
     ``apply(hf_model)`` must undo all it did on exit; parameters and buffers are verified.
+
+    Attributes:
+        whole: in a sequence, it holds all steps so far and takes the place of the wrapper before
+            it; else the wrappers of all steps are open at once, the first outermost.
     """
 
     apply: Callable[[Any], AbstractContextManager[object]]
+    whole: bool = False
 
 
 class Method(Protocol):

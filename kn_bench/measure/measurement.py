@@ -8,9 +8,10 @@ All four readings of the literature come from the same forward passes and are ke
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from kn_bench.cases.case import Criterion, Exclusion, Task
+from kn_bench.measure.protocols import ONCE, Occasion
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,7 @@ class Measurement:
     """One row of a run's log: one probe of one case, under one method on one model.
 
     Attributes:
-        model, method, case, probe: the row's identity, together with ``criterion``.
+        model, method, case, probe: the row's identity, with ``criterion`` and ``occasion``.
         criterion: what the probe is counted for.
         kind, task, relation, source, cluster: copied from the case and the probe, so that a row
             can be aggregated without the case files.
@@ -66,6 +67,7 @@ class Measurement:
         before, after: what M and M' answered.
         kl: KL(M || M') of the next-token distributions at the answer position, in nats.
         n_expected, n_rejected: tokens scored.
+        occasion: under which protocol, and when it was asked.
     """
 
     model: str
@@ -85,6 +87,7 @@ class Measurement:
     before: Answer
     after: Answer
     kl: float
+    occasion: Occasion = field(default=ONCE, kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,11 +130,67 @@ class CaseResult:
 
 
 @dataclass(frozen=True, slots=True)
+class NormGrowth:
+    """|dW|_F / |W|_F of one edited matrix, W as loaded."""
+
+    parameter: str
+    relative: float
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """The edited model after some steps of a sequence: what is left of its abilities.
+
+    Shares and means are over the same fixed questions at every checkpoint; step 0 is the unedited
+    model.
+
+    Attributes:
+        step: steps so far.
+        edits: edits so far.
+        retained: share of the edits so far whose edited prompt still gives the new answer; with
+            ``n_retained`` of them asked.
+        blimp: accuracy on a fixed sample of ``n_blimp`` minimal pairs of paradigms not edited.
+        perplexity: on a fixed text of ``n_tokens`` tokens (masked model: pseudo-perplexity); as
+            1e30 where it is not finite.
+        kl: mean KL(unedited || edited) at the next token of ``n_neutral`` neutral prompts, in
+            nats.
+        known: share of ``n_known`` facts, known to the unedited model and never edited, that are
+            still answered.
+        norms: of every edited matrix.
+        collapsed_at: first step whose perplexity exceeded 10 times the unedited model's or was
+            not finite, as far as checkpoints show; 0 where there is none so far.
+    """
+
+    step: int
+    edits: int
+    retained: float
+    n_retained: int
+    blimp: float
+    n_blimp: int
+    perplexity: float
+    n_tokens: int
+    kl: float
+    n_neutral: int
+    known: float
+    n_known: int
+    norms: tuple[NormGrowth, ...] = ()
+    collapsed_at: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class UnitResult:
-    """What one unit (model x method x a few dozen cases) gave, with where its time went (s)."""
+    """What one unit (model x method x a few dozen cases) gave, with where its time went (s).
+
+    Attributes:
+        results: by case; of a sequence the immediate readings.
+        retained: of a sequence the readings after its last step.
+        checkpoints: of a sequence, step 0 first.
+    """
 
     model: str
     method: str
     results: dict[str, CaseResult]
     edit_seconds: float
     measure_seconds: float
+    retained: dict[str, CaseResult] = field(default_factory=dict)
+    checkpoints: tuple[Checkpoint, ...] = ()

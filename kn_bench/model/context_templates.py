@@ -35,7 +35,8 @@ def contexts(
     """Texts that ``lm`` writes after its start token, each closed by ``". "``.
 
     They depend on the model's content, the lengths and the seed alone: draws are made on the CPU
-    by a generator of their own.
+    by a generator of their own. In a sequence of edits they are the unedited model's, as in the
+    published code.
 
     Args:
         lengths: (tokens, how many) of each group.
@@ -46,8 +47,15 @@ def contexts(
     """
     if not lm.is_causal:
         raise ValueError(f"{lm.name} is a masked model: it continues no text")
-    key = (lm.content_hash, lengths, seed, top_k)
-    return _written.get(key, lambda: _write(lm, lengths, seed, top_k))
+    key = (lm.original_hash, lengths, seed, top_k)
+    return _written.get(key, lambda: _write_unedited(lm, lengths, seed, top_k))
+
+
+def _write_unedited(
+    lm: LanguageModel, lengths: tuple[tuple[int, int], ...], seed: int, top_k: int
+) -> tuple[str, ...]:
+    with lm.unedited():
+        return _write(lm, lengths, seed, top_k)
 
 
 def _write(

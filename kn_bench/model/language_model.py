@@ -46,6 +46,7 @@ class LanguageModel:
         hf: the Hugging Face model, in eval mode, its parameters frozen, its GELUs fused.
         tokens: the tokenizer behind our window.
         architecture: where its parts are.
+        held_edits: hash of the edits that the weights hold in a sequence; "" as loaded.
 
     Args:
         weights: reads the weights again (``state_dict``), to undo what a method should not have
@@ -63,6 +64,8 @@ class LanguageModel:
     ) -> None:
         self.name = name
         self._weights = weights
+        self.held_edits = ""
+        self._originals: Mapping[str, Tensor] = {}
         self.hf = _fused(hf.eval().requires_grad_(False))
         self.architecture = architecture or architecture_of(hf.config)
         self.tokens = Tokens(tokenizer, self.architecture.kind, _positions(hf.config))
@@ -136,9 +139,19 @@ class LanguageModel:
         matrix: Tensor = self.hf.get_input_embeddings().weight
         return matrix
 
-    @cached_property
+    @property
     def content_hash(self) -> str:
-        """SHA-256 over the family, all parameters and buffers as loaded, and the tokenizer."""
+        """What the model is now: its :attr:`original_hash`, and that of the edits it holds."""
+        if not self.held_edits:
+            return self.original_hash
+        return hashlib.sha256(f"{self.original_hash}+{self.held_edits}".encode()).hexdigest()
+
+    @cached_property
+    def original_hash(self) -> str:
+        """SHA-256 over the family, all parameters and buffers as loaded, and the tokenizer.
+
+        What is memoised under it must be computed under :meth:`unedited`.
+        """
         digest = hashlib.sha256(self.architecture.family.encode())
         digest.update(self.verified_hash.encode())
         digest.update(self.tokens.content_hash.encode())
@@ -158,6 +171,33 @@ class LanguageModel:
                 tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
             )
         return digest.hexdigest()
+
+    @contextmanager
+    def holding(self, edits: str, originals: Mapping[str, Tensor]) -> Iterator[None]:
+        """Say, while open, that the weights hold edits.
+
+        Args:
+            edits: hash of the edits, in order; becomes part of :attr:`content_hash`.
+            originals: the changed parameters as they were loaded, by name.
+        """
+        before = self.held_edits, self._originals
+        self.held_edits, self._originals = edits, originals
+        try:
+            yield
+        finally:
+            self.held_edits, self._originals = before
+
+    @contextmanager
+    def unedited(self) -> Iterator[None]:
+        """Put the weights back as they were loaded while open, where they hold edits."""
+        parameters = dict(self.hf.named_parameters())
+        now = {name: parameters[name].detach().clone() for name in self._originals}
+        _copy(self._originals, parameters)
+        try:
+            with self.holding("", {}):
+                yield
+        finally:
+            _copy(now, parameters)
 
     def restore(self) -> None:
         """Put back the weights as they were loaded.
@@ -312,6 +352,12 @@ def _positions(config: Any) -> int | None:
         return None
     offset = config.pad_token_id + 1 if config.model_type == "roberta" else 0
     return int(stated) - offset
+
+
+@torch.no_grad()
+def _copy(tensors: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        into[name].copy_(tensor)
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

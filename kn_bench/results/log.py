@@ -13,7 +13,7 @@ from kn_bench.results.rows import CrashRow, Key, Row, VerdictRow, decode_row, ki
 LOG = "measurements.jsonl"
 CLOSING = frozenset({"verdict", "crash"})
 """The kinds of row that close a test's rows."""
-KEYED = frozenset({"verdict", "edit"})
+KEYED = frozenset({"verdict", "edit", "curve"})
 """The kinds of row of which a log has one a key."""
 
 
@@ -26,7 +26,7 @@ class Contents:
 
     Attributes:
         done: keys with a verdict other than an error.
-        heads: beginnings of the verdict and edit lines, which hold their keys.
+        heads: beginnings of the verdict, edit and curve lines, which hold their keys.
         rewritten: the file was replaced by another in the repair.
     """
 
@@ -122,7 +122,7 @@ def _tests(path: Path) -> Iterator[_Test]:
 
 
 def head(line: bytes) -> bytes:
-    """The beginning of a verdict or edit line, up to its task: what it is, and its key."""
+    """The beginning of a verdict, edit or curve line, up to its task: what it is, and its key."""
     return line.partition(b',"task":')[0]
 
 

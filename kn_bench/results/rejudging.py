@@ -26,10 +26,10 @@ def rejudged(log: Path) -> Iterator[VerdictRow]:
     excluded: defaultdict[Key, list[Exclusion]] = defaultdict(list)
     for row in rows(log):
         if isinstance(row, Measurement):
-            measured[Key(row.model, row.method, row.case, row.criterion)].append(row)
+            measured[Key(row.model, row.method, row.case, row.criterion, row.occasion)].append(row)
         elif isinstance(row, ExclusionRow):
             excluded[
-                Key(row.model, row.method, row.exclusion.case, row.criterion)
+                Key(row.model, row.method, row.exclusion.case, row.criterion, row.occasion)
             ].append(row.exclusion)  # fmt: skip
         elif isinstance(row, VerdictRow):
             yield _again(row, measured.pop(row.key, []), excluded.pop(row.key, []))

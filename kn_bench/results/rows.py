@@ -5,6 +5,7 @@
     edit          the record of a case's edit        EditRow
     verdict       a criterion's reading of a case    VerdictRow, always the last of its test
     crash         a test lost with its worker        CrashRow
+    curve         a checkpoint of a sequence         CurveRow
 
 A test sends its rows as one text; its verdict closes them, so that a log cut off anywhere shows
 which tests are complete.
@@ -13,12 +14,13 @@ which tests are complete.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from kn_bench.cases.case import Case, Criterion, Exclusion, Task
 from kn_bench.measure.criteria import evidence
-from kn_bench.measure.measurement import CaseResult, EditRecord, Measurement
+from kn_bench.measure.measurement import CaseResult, Checkpoint, EditRecord, Measurement
+from kn_bench.measure.protocols import ONCE, Occasion
 from kn_bench.measure.verdict import Verdict
 from kn_bench.results.codec import FormatError, build, encode, members, parsed
 
@@ -30,17 +32,24 @@ class Key(NamedTuple):
     method: str
     case: str
     criterion: Criterion
+    occasion: Occasion = ONCE
 
 
 @dataclass(frozen=True, slots=True)
 class EditRow:
-    """The record of one case's edit; written once, with the first of the case's tests."""
+    """The record of one case's edit; written once, with the first of the case's tests.
+
+    Attributes:
+        step: in a sequence, the step that made the edit, from 1.
+    """
 
     model: str
     method: str
     case: str
+    occasion: Occasion = field(default=ONCE, kw_only=True)
     task: Task
     record: EditRecord
+    step: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +60,7 @@ class ExclusionRow:
     method: str
     criterion: Criterion
     exclusion: Exclusion
+    occasion: Occasion = ONCE
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +71,7 @@ class VerdictRow:
     method: str
     case: str
     criterion: Criterion
+    occasion: Occasion = field(default=ONCE, kw_only=True)
     task: Task
     relation: str
     source: str
@@ -69,7 +80,7 @@ class VerdictRow:
 
     @property
     def key(self) -> Key:
-        return Key(self.model, self.method, self.case, self.criterion)
+        return Key(self.model, self.method, self.case, self.criterion, self.occasion)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +92,27 @@ class CrashRow:
     case: str
     criterion: Criterion
     explanation: str
+    occasion: Occasion = ONCE
 
     @property
     def key(self) -> Key:
-        return Key(self.model, self.method, self.case, self.criterion)
+        return Key(self.model, self.method, self.case, self.criterion, self.occasion)
 
 
-Row = Measurement | ExclusionRow | EditRow | VerdictRow | CrashRow
+@dataclass(frozen=True, slots=True)
+class CurveRow:
+    """One checkpoint of a sequence; written once, with the first of the sequence's tests."""
+
+    model: str
+    method: str
+    protocol: str
+    sequence: int
+    step: int
+    task: Task
+    checkpoint: Checkpoint
+
+
+Row = Measurement | ExclusionRow | EditRow | VerdictRow | CrashRow | CurveRow
 
 KINDS: dict[str, type[Row]] = {
     "measurement": Measurement,
@@ -95,6 +120,7 @@ KINDS: dict[str, type[Row]] = {
     "edit": EditRow,
     "verdict": VerdictRow,
     "crash": CrashRow,
+    "curve": CurveRow,
 }
 """What the field ``row``, the first of every line, can be."""
 NAMES = {cls: name for name, cls in KINDS.items()}
@@ -102,11 +128,23 @@ _ROW = frozenset({"row"})
 _PREFIXES = {f'{{"row":"{name}'.encode(): name for name in KINDS}
 
 
-def encode_rows(key: Key, case: Case, result: CaseResult, verdict: Verdict) -> str:
+def encode_rows(
+    key: Key,
+    case: Case,
+    result: CaseResult,
+    verdict: Verdict,
+    *,
+    step: int = 0,
+    curve: Iterable[Checkpoint] = (),
+) -> str:
     """All rows of one test, a line each, closed by the verdict.
 
     The reliability probe that overturn reads is written as a row of its own with criterion
     ``overturn``, so that each test's rows stand alone.
+
+    Args:
+        step: in a sequence, the step that edited the case.
+        curve: the sequence's checkpoints, with the first of its tests.
     """
     given = evidence(key.criterion, case, result)
     # of a failed test there is nothing to keep, and it is measured again on resume
@@ -114,11 +152,17 @@ def encode_rows(key: Key, case: Case, result: CaseResult, verdict: Verdict) -> s
     rows: list[Row] = [
         m if m.criterion == key.criterion else replace(m, criterion=key.criterion) for m in measured
     ]
-    rows += [ExclusionRow(key.model, key.method, key.criterion, e) for e in given.exclusions]
+    at = key.occasion
+    rows += [ExclusionRow(key.model, key.method, key.criterion, e, at) for e in given.exclusions]
     if result.edit is not None:
-        rows.append(EditRow(key.model, key.method, key.case, case.task, result.edit))
+        about_edit = (key.model, key.method, key.case, case.task, result.edit, step)
+        rows.append(EditRow(*about_edit, occasion=at))
+    rows += [
+        CurveRow(key.model, key.method, at.protocol, at.sequence, c.step, case.task, c)
+        for c in curve
+    ]
     about = (case.task, case.relation, case.source, case.cluster)
-    rows.append(VerdictRow(*key, *about, verdict))
+    rows.append(VerdictRow(*key[:4], *about, verdict, occasion=at))
     return encode_lines(rows)
 
 

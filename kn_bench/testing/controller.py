@@ -11,13 +11,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
+from kn_bench.cases.case import Criterion
 from kn_bench.cases.sampling import slug
 from kn_bench.editing import registry
 from kn_bench.editing.registry import Registry, RegistryError
+from kn_bench.measure.protocols import occasion_of
 from kn_bench.model.source import on_hub
 from kn_bench.testing import method_fixtures, units
 from kn_bench.testing.devices import DevicePool, expand
@@ -201,23 +203,30 @@ def pack(worker_config: WorkerConfig) -> dict[str, Any]:
         "device": worker_config.device,
         "commits": "\n".join("\t".join(pair) for pair in worker_config.commits.items()),
         "units": str(worker_config.units),
-        "done": "\n".join("\t".join(key) for key in sorted(worker_config.done)),
+        "done": "\n".join(map(_packed_key, sorted(worker_config.done))),
         "workers": worker_config.workers,
     }
 
 
+def _packed_key(key: Key) -> str:
+    return "\t".join((*key[:4], key.occasion.slug))
+
+
 def unpack(packed: Mapping[str, Any]) -> WorkerConfig:
     """The place that :func:`pack` packed."""
-    from kn_bench.results.rows import Key
-
     return WorkerConfig(
         packed["device"],
         dict(line.split("\t") for line in packed["commits"].splitlines()),
         Path(packed["units"]),
-        frozenset(_keys(Key, packed["done"].split("\n"))),
+        frozenset(_keys(packed["done"].split("\n"))),
         packed["workers"],
     )
 
 
-def _keys(make: Any, lines: Iterable[str]) -> Iterable[Any]:
-    return (make(*line.split("\t")) for line in lines if line)
+def _keys(lines: Iterable[str]) -> Iterable[Key]:
+    from kn_bench.results.rows import Key
+
+    for line in lines:
+        if line:
+            model, method, case, criterion, occasion = line.split("\t")
+            yield Key(model, method, case, cast(Criterion, criterion), occasion_of(occasion))

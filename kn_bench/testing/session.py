@@ -107,7 +107,7 @@ class SuiteSession:
     def _is_done(self, item: pytest.Item) -> bool:
         point = point_of(item)
         return point is not None and all(
-            (point.model, point.method.name, case.id, point.criterion) in self._done
+            Key(point.model, point.method.name, case.id, point.criterion) in self._done
             for case in point.cases
         )
 

@@ -107,6 +107,8 @@ def solver_of(
 ) -> SecondMomentSolver:
     """C of the site of ``layer``, ready to be solved with; kept on disk as well.
 
+    In a sequence of edits it is the unedited model's, as in the published code.
+
     Args:
         corpus: the text; that of :func:`corpus_for` when None.
         max_tokens: how much of it; None for all.
@@ -114,7 +116,10 @@ def solver_of(
     corpus = corpus or corpus_for(lm)
 
     def measured() -> SecondMomentSolver:
-        moments = second_moments(lm, [layer], corpus, max_tokens=max_tokens, cache=cache_folder())
+        with lm.unedited():
+            moments = second_moments(
+                lm, [layer], corpus, max_tokens=max_tokens, cache=cache_folder()
+            )
         return SecondMomentSolver(moments[layer].matrix.to(lm.device))
 
-    return _solvers.get((lm.content_hash, layer, max_tokens, corpus.content_hash), measured)
+    return _solvers.get((lm.original_hash, layer, max_tokens, corpus.content_hash), measured)

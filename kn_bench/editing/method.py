@@ -1,0 +1,159 @@
+"""What an editing method may offer, and how it takes part in a protocol.
+
+    edit(requests) -> [Edit]                            each request on its own
+    edit_together(requests) -> Edit                     one edit for all of a step
+    begin() -> State
+    edit_together(requests, state) -> (Edit, State)     the same, with something carried along
+
+In a sequence the model that a method is bound to holds the edits of all steps before: keys, values
+and gradients are read on the model as it stands. What published code takes from the unedited model
+(context templates, C) is memoised by ``model.original_hash`` and computed under
+``model.unedited()``; everything else by ``model.content_hash``, which changes with every step.
+
+A state is a value of one sequence, never of the method or the process: the same method object
+serves many sequences, and a killed sequence goes on from the state that was stored last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from kn_bench.cases.case import EditRequest
+from kn_bench.editing.edit import Edit, NotApplicable
+
+State = Mapping[str, Tensor]
+"""What a method carries from step to step: tensors by name, numbers as tensors without dimensions.
+
+``{"sigma.4": ...}`` for a sum of K K^T at layer 4. Names and shapes may change from step to step.
+"""
+
+Kind = Literal["apart", "together", "carried"]
+"""How a method makes the edit of a step; see :func:`kind_of`."""
+
+
+@runtime_checkable
+class BatchMethod(Protocol):
+    """A method with one edit for many requests: MEMIT, EMMET, fine-tuning."""
+
+    def edit_together(self, requests: Sequence[EditRequest], /) -> Edit:
+        """One edit for all ``requests``; the model is untouched.
+
+        A method that is not defined for some requests may offer ``refusals(requests)``, a
+        NotApplicable or None for each: they are then left out beforehand. Without it a step that
+        is refused is halved until the requests are found for which it is.
+
+        Raises:
+            NotApplicable: when the method is not defined for the model or one of the requests.
+        """
+        ...
+
+
+@runtime_checkable
+class CarryingMethod(Protocol):
+    """A method that carries a state through a sequence: AlphaEdit, MEMIT-seq, UltraEdit, GRACE."""
+
+    def begin(self) -> State:
+        """The state before the first step; ``{}`` where there is nothing yet."""
+        ...
+
+    def edit_together(self, requests: Sequence[EditRequest], state: State, /) -> tuple[Edit, State]:
+        """The edit of one step, and the state to be given to the next; ``state`` is untouched.
+
+        The edit is what this step adds to the model as it stands, not all that came before. An
+        edit that cannot be added to others (a :class:`~kn_bench.editing.edit.WrapperEdit` with
+        ``whole=True``) holds all steps so far and takes the place of the one before.
+
+        Raises:
+            NotApplicable: when the method is not defined for the model or one of the requests.
+        """
+        ...
+
+
+Refusals = dict[int, NotApplicable]
+"""Index of a request -> why a method is not defined for it."""
+
+
+class Step(NamedTuple):
+    """What a method made of one step: its edits, and what is carried to the next."""
+
+    edits: tuple[Edit, ...]
+    state: State
+
+
+def kind_of(method: object) -> Kind:
+    """How ``method`` makes the edit of a step: what its object offers, the most capable first.
+
+    Raises:
+        TypeError: for an object that offers none of the three, or a half of the third.
+    """
+    if hasattr(method, "begin"):
+        if not hasattr(method, "edit_together"):
+            raise TypeError(
+                f"{type(method).__name__} has begin() but no edit_together(requests, state)"
+            )
+        return "carried"
+    if hasattr(method, "edit_together"):
+        return "together"
+    if hasattr(method, "edit") or hasattr(method, "edit_cases"):
+        return "apart"
+    raise TypeError(
+        f"{type(method).__name__}: expected edit(requests), edit_together(requests), or begin() "
+        "with edit_together(requests, state)"
+    )
+
+
+def begin(method: object) -> State:
+    """The state before the first step of a sequence; empty for a method that carries none."""
+    return dict(method.begin()) if isinstance(method, CarryingMethod) else {}
+
+
+def refusals(method: object, requests: Sequence[EditRequest], state: State) -> Refusals:
+    """Why ``method`` is not defined for some of ``requests``: index -> the reason.
+
+    Asked only after the whole step was refused, or where the method can say so beforehand.
+    """
+    ask = getattr(method, "refusals", None)
+    if ask is not None:
+        return {i: reason for i, reason in enumerate(ask(requests)) if reason is not None}
+    try:
+        edit_step(method, requests, state)
+    except NotApplicable as reason:
+        if len(requests) == 1:
+            return {0: reason}
+        middle = len(requests) // 2
+        first = refusals(method, requests[:middle], state)
+        second = refusals(method, requests[middle:], state)
+        return first | {middle + i: reason for i, reason in second.items()}
+    return {}
+
+
+def edit_step(method: object, requests: Sequence[EditRequest], state: State) -> Step:
+    """Make the edit of one step, in whichever way ``method`` offers.
+
+    A step of one request under a method that has ``edit`` only, or of several whose edits are then
+    summed, is ``edit(requests)``.
+
+    Raises:
+        NotApplicable: when the method is not defined for the model or one of the requests.
+        TypeError: see :func:`kind_of`; and for a method that returns something else.
+    """
+    kind = kind_of(method)
+    if kind == "carried":
+        returned = method.edit_together(requests, state)  # type: ignore[attr-defined]
+        if not isinstance(returned, tuple) or len(returned) != 2:
+            raise TypeError(
+                f"edit_together(requests, state) returned a {type(returned).__name__}: expected "
+                "the edit and the next state"
+            )
+        edit, after = returned
+        return Step((edit,), dict(after))
+    if kind == "together":
+        return Step((method.edit_together(requests),), state)  # type: ignore[attr-defined]
+    edits = method.edit(requests)  # type: ignore[attr-defined]
+    for edit in edits:
+        if isinstance(edit, NotApplicable):
+            raise edit
+    return Step(tuple(edits), state)
