@@ -77,3 +77,10 @@ def test_no_line_end_and_no_control_character_is_left(text):
 def test_a_cell_stays_one_cell(text):
     row = tables.markdown(("a", "b"), [(text, "end")]).splitlines()[2]
     assert len(re.findall(r"(?<!\\)(?:\\\\)*\|", row)) == 3
+
+
+def test_a_bar_in_a_header_does_not_split_the_table():
+    text = tables.markdown(("group", "|KN|", "R1²"), [("a", 3, 0.5)])
+    head, rule, row = text.splitlines()
+    assert head.replace("\\|", "").count("|") == rule.count("|") == row.count("|") == 4
+    assert "\\|KN\\|" in head

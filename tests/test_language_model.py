@@ -1,6 +1,7 @@
 """The window on a Hugging Face model changes nothing of what it computes."""
 
 import copy
+import re
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.activations import NewGELUActivation
 
+from kn_bench.model import language_model
 from kn_bench.model.language_model import LanguageModel
 from tests.tiny_models import word_tokenizer
 
@@ -38,3 +40,10 @@ def test_a_fused_gelu_is_the_same_function(family):
         expected, found = hf(input_ids=ids).logits, fused(input_ids=ids).logits
     assert not torch.equal(expected, expected.roll(1, 0))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-14)
+
+
+def test_the_members_that_its_docstring_draws_exist():
+    drawn = re.findall(r"[├└]── (\w+)", language_model.__doc__ or "")
+    assert len(drawn) >= 5
+    lm = LanguageModel("tiny", spelt_out("gpt2"), word_tokenizer(causal=True))
+    assert not [name for name in drawn if not hasattr(lm, name)]

@@ -2,14 +2,13 @@
 
 import io
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from kn_bench.model import second_moment
-from kn_bench.model.second_moment import TextFile, Texts, cache_folder, second_moments
+from kn_bench.model.second_moment import TextFile, Texts, second_moments
 from tests.tiny_models import tiny_model
 
 TEXTS = tuple(
@@ -187,11 +186,3 @@ def test_nothing_is_shown_where_no_one_watches(monkeypatch, capsys):
 def test_a_corpus_without_text_is_refused():
     with pytest.raises(ValueError, match="the corpus for the second moment has no text: give a"):
         second_moments(tiny_model("gpt2"), [0], Texts(()))
-
-
-def test_the_cache_lies_where_the_environment_says(monkeypatch, tmp_path):
-    monkeypatch.setenv("KN_BENCH_CACHE", str(tmp_path))
-    assert cache_folder() == tmp_path / "second_moments"
-    monkeypatch.delenv("KN_BENCH_CACHE")
-    assert cache_folder().parent.name == "kn_bench"
-    assert isinstance(cache_folder(), Path)

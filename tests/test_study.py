@@ -19,9 +19,14 @@ from kn_bench.study.material import Material
 from kn_bench.study.page import NothingToShow
 from kn_bench.study.plots import render
 from kn_bench.study.sections import CONTROLS, SECTIONS, parts
-from kn_bench.study.writing import markdown_text
+from kn_bench.study.writing import cell
 from tests.made_up_study import SETTINGS, made_up_cases
 from tests.tiny_models import tiny_model
+
+
+def cells(table):
+    return " ".join(cell(value, table.digits) for row in table.rows for value in row)
+
 
 # --- sections ----------------------------------------------------------------------------------
 
@@ -44,7 +49,7 @@ def test_sections_run_on_any_model(name, family):
     for table in section.tables:
         assert all(len(row) == len(table.headers) for row in table.rows)
         assert table.caption.endswith(".")
-        markdown_text(table)
+        assert cells(table)
     for figure in section.figures:
         assert figure.caption
         ET.fromstring(render(figure.draw).svg)
@@ -79,7 +84,7 @@ def test_one_fact_has_no_intervals_and_the_text_no_nan():
     made = Material(load_model("tiny-gpt2"), found, SETTINGS)
     for part in parts(["overturn", "tracing", "matched", "dose", "activators", "selectivity"]):
         section = part.run(made)
-        text = " ".join([*section.findings, *map(markdown_text, section.tables)])
+        text = " ".join([*section.findings, *map(cells, section.tables)])
         assert section.findings
         assert "nan" not in text
 

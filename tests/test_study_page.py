@@ -4,13 +4,25 @@ import dataclasses
 import re
 from html.parser import HTMLParser
 
+import matplotlib.colors as mc
 import numpy as np
+import pytest
 
 from kn_bench.measure.statistics import Interval
 from kn_bench.study.html import index_html
 from kn_bench.study.material import Material
 from kn_bench.study.page import Figure, NothingToShow, Section, Table
-from kn_bench.study.plots import COLOURS, bars, heat_map, panels, render, short, whiskers
+from kn_bench.study.plots import (
+    COLOURS,
+    MARKS,
+    TASK,
+    bars,
+    heat_map,
+    panels,
+    render,
+    short,
+    whiskers,
+)
 from kn_bench.study.runner import Part, Step, run_study, section_key
 from kn_bench.study.writing import cell, csv_text, read_section, write_section
 from tests.made_up_study import SETTINGS, made_up_cases
@@ -74,9 +86,8 @@ def test_what_a_section_writes(tmp_path, material):
     run_study(material, [counted_part([], tmp_path)], tmp_path / "out")
     folder = tmp_path / "out" / "made_up"
     names = {path.name for path in folder.iterdir()}
-    assert names == {"t.csv", "t.md", "f.svg", "f.png", "section.json"}
+    assert names == {"t.csv", "f.svg", "f.png", "section.json"}
     assert (folder / "t.csv").read_text() == "a,b,b low,b high,b n\n1,0.5,0.4,0.6,9\n"
-    assert "0.50 [0.40, 0.60] n=9" in (folder / "t.md").read_text()
     assert (folder / "f.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -155,8 +166,6 @@ def test_cells():
 
 def test_colours_can_be_told_apart_by_the_colour_blind():
     """After the deuteranope's confusion of red and green (Vienot et al. 1999), and in grey."""
-    import matplotlib.colors as mc
-
     rgb = np.array([mc.to_rgb(colour) for colour in COLOURS]) ** 2.2
     to_lms = np.array([[17.8824, 43.5161, 4.11935], [3.45565, 27.1554, 3.86714],
                        [0.0299566, 0.184309, 1.46709]])  # fmt: skip
@@ -166,6 +175,17 @@ def test_colours_can_be_told_apart_by_the_colour_blind():
     for i in range(4):
         for j in range(i):
             assert np.abs(seen[i] - seen[j]).max() > 0.15
+
+
+@pytest.mark.parametrize("task", TASK)
+def test_captions_name_the_marks_as_they_are_drawn(task):
+    colour, marker, _ = TASK[task]
+    red, green, blue = mc.to_rgb(colour)
+    is_drawn_in = {"blue": blue > max(red, green), "red": red > 2 * max(green, blue)}
+    shapes = {"circles": "o", "squares": "s"}
+    name, shape = MARKS[task].split()
+    assert is_drawn_in[name]
+    assert shapes[shape] == marker
 
 
 def test_figures_are_the_same_bytes_every_time():

@@ -186,14 +186,13 @@ def install():
     import kn_bench.testing.plan
     import kn_bench.testing.summary
 
-    kn_bench.testing.plan.EMBEDDED_LIMIT = 4  # what the tests count with
-
     stub("kn_bench.cases.sources", load=load, content_hash=lambda cases: str(len(cases)))
     stub("kn_bench.editing.edit", NotApplicable=NotApplicable)
     stub("kn_bench.measure.engine", Engine=Engine)
     stub("kn_bench.model.loading", load_model=load_model)
     stub("kn_bench.model.embedded", NAMES=("toy-gpt", "toy-masked"), folder=lambda name: Path())
     replace = setattr
+    replace(kn_bench.testing.plan, "EMBEDDED_LIMIT", 4)  # what the tests count with
     replace(kn_bench.editing.registry, "builtin_files", list)
     # the real one changes when somebody edits the source while tests run
     replace(kn_bench.testing.method_fixtures, "code_hash", lambda origins: "toy")

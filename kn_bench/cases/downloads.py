@@ -7,7 +7,7 @@ from importlib import resources
 from pathlib import Path
 from urllib.parse import urlparse
 
-from kn_bench.cases.reading import cache_folder
+from kn_bench.model.cache_folder import cache_folder
 
 
 def fetch(source: str, name: str, url: str) -> Path:

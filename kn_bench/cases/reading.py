@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import gc
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-import platformdirs
 
 
 def lines_of(path: Path) -> Iterator[tuple[int, str]]:
@@ -85,12 +82,6 @@ def list_of_objects(path: Path) -> list[dict[str, Any]]:
     if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
         raise ValueError(f"{path} does not hold a JSON list of objects, one a fact")
     return found
-
-
-def cache_folder() -> Path:
-    """Where downloads are kept: ``KN_BENCH_CACHE``, or the user's cache folder."""
-    named = os.environ.get("KN_BENCH_CACHE")
-    return Path(named) if named else platformdirs.user_cache_path("kn_bench", appauthor=False)
 
 
 @contextmanager

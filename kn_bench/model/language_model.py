@@ -3,11 +3,12 @@
 Nothing above this module names an architecture or calls the Hugging Face model by itself.
 
     LanguageModel
-    ├── tokens       text <-> ids                        (kn_bench.model.tokens)
-    ├── site(l)      down-projection of layer l: keys in, values out
-    ├── forward      ids -> logits at the positions that are read
-    ├── clean        one pass that remembers what resuming needs: layer inputs, keys and values
-    └── resume       rows that differ from a clean pass only from a layer and a position on
+    ├── tokens        text <-> ids                        (kn_bench.model.tokens)
+    ├── site          down-projection of a layer: keys in, values out
+    ├── forward       ids -> logits at the positions that are read
+    ├── keys          what goes into the down-projections of some layers
+    ├── site_hooks    reads and replaces what the down-projections give
+    └── input_hooks   reads and replaces what goes into layers
 """
 
 from __future__ import annotations

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
-from platformdirs import user_cache_path
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -106,12 +105,6 @@ class SecondMoment:
     layer: int
     matrix: Float[Tensor, "d_mlp d_mlp"]
     n_tokens: int
-
-
-def cache_folder() -> Path:
-    """Where second moments are kept: under KN_BENCH_CACHE, or the user's cache folder."""
-    chosen = os.environ.get("KN_BENCH_CACHE")
-    return (Path(chosen) if chosen else user_cache_path("kn_bench")) / "second_moments"
 
 
 def second_moments(

@@ -66,8 +66,9 @@ def markdown(headers: Sequence[str], rows: Iterable[Sequence[object]], left: int
     from tabulate import tabulate
 
     body = [[escaping.markdown(str(cell)) for cell in row] for row in rows]
+    heads = [escaping.markdown(header) for header in headers]
     align = ["left" if i < left else "right" for i in range(len(headers))]
-    return tabulate(body, headers, tablefmt="pipe", disable_numparse=True, colalign=align) + "\n"
+    return tabulate(body, heads, tablefmt="pipe", disable_numparse=True, colalign=align) + "\n"
 
 
 def plain(headers: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:

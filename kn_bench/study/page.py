@@ -18,7 +18,7 @@ Row = tuple[Value, ...]
 
 @dataclass(frozen=True)
 class Table:
-    """A table, also written as Markdown and CSV.
+    """A table on the page, also written as CSV.
 
     Attributes:
         name: of its files.

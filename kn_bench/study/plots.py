@@ -32,6 +32,8 @@ TASK: dict[Task, tuple[str, str, str]] = {
     "pair": (RED, "s", "syntax"),
 }
 """Colour, marker and label of each task."""
+MARKS: dict[Task, str] = {"fact": "blue circles", "pair": "red squares"}
+"""What captions call the marks of each task."""
 
 SHORTER = (
     ("determiner_noun_agreement", "det-noun"),

@@ -1,4 +1,4 @@
-"""A section on disk: tables as Markdown and CSV, figures as SVG and PNG, and its words as JSON."""
+"""A section on disk: tables as CSV, figures as SVG and PNG, and its words as JSON."""
 
 from __future__ import annotations
 
@@ -64,7 +64,6 @@ def write_section(section: Section, folder: Path, key: str, seconds: float) -> W
     """Write ``section`` to ``folder``; its words come last, so that they vouch for the rest."""
     for table in section.tables:
         write_text(folder / f"{table.name}.csv", csv_text(table))
-        write_text(folder / f"{table.name}.md", f"{table.caption}\n\n{markdown_text(table)}")
     for figure in section.figures:
         drawn = render(figure.draw)
         for suffix, content in (("svg", drawn.svg), ("png", drawn.png)):
@@ -121,11 +120,6 @@ def _number(value: float, digits: int) -> str:
     if value and abs(value) < 10.0**-digits / 2:
         return f"{value:.1e}"
     return tables.number(value, digits)
-
-
-def markdown_text(table: Table) -> str:
-    """All rows of ``table``, in Markdown."""
-    return tables.markdown(table.headers, _cells(table, table.rows), table.left)
 
 
 def csv_text(table: Table) -> str:

@@ -60,8 +60,8 @@ class Models:
         self._engines.pop(name, None)
 
     def _load(self, name: str) -> Engine:
-        from kn_bench.cases.reading import cache_folder
         from kn_bench.measure.engine import Engine
+        from kn_bench.model.cache_folder import cache_folder
         from kn_bench.model.loading import load_model
 
         model = load_model(

@@ -12,10 +12,7 @@ from pathlib import Path
 from kn_bench.cases.case import Case, Exclusion
 from kn_bench.cases.sampling import slug
 from kn_bench.testing.node_ids import CASES_PER_UNIT, model_slug
-from kn_bench.testing.options import Grain, Options
-
-EMBEDDED_LIMIT = 2
-"""Of 30 relations and paradigms; with 3 models and 12 methods that makes 13,000 tests."""
+from kn_bench.testing.options import EMBEDDED_LIMIT, Grain, Options
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from kn_bench.cases.building.pairs import pair_cases
 from kn_bench.cases.building.paradigms import AGREEMENT, BLIMP, Paradigm, unrelated
 from kn_bench.cases.building.spans import MinimalPair
 from kn_bench.cases.case import Selection
-from kn_bench.cases.reading import cache_folder, records
+from kn_bench.cases.reading import records
+from kn_bench.model.cache_folder import cache_folder
 
 SOURCE = "blimp"
 REPOSITORY = "nyu-mll/blimp"

@@ -18,12 +18,13 @@ from kn_bench.editing.rome.problem import Value, ValueProblem, ValueSettings
 from kn_bench.editing.rome.update import SecondMomentSolver
 from kn_bench.editing.rome.value import optimise_values
 from kn_bench.model import embedded
+from kn_bench.model.cache_folder import cache_folder
 from kn_bench.model.context_templates import contexts
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.memo import Memo
 from kn_bench.model.prefixed import States
 from kn_bench.model.ragged import Place
-from kn_bench.model.second_moment import Corpus, TextFile, cache_folder, second_moments
+from kn_bench.model.second_moment import Corpus, TextFile, second_moments
 
 _values: Memo[Value] = Memo(4096)
 _prefixes: Memo[States] = Memo(256)
@@ -116,10 +117,9 @@ def solver_of(
     corpus = corpus or corpus_for(lm)
 
     def measured() -> SecondMomentSolver:
+        folder = cache_folder() / "second_moments"
         with lm.unedited():
-            moments = second_moments(
-                lm, [layer], corpus, max_tokens=max_tokens, cache=cache_folder()
-            )
+            moments = second_moments(lm, [layer], corpus, max_tokens=max_tokens, cache=folder)
         return SecondMomentSolver(moments[layer].matrix.to(lm.device))
 
     return _solvers.get((lm.original_hash, layer, max_tokens, corpus.content_hash), measured)

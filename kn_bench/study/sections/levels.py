@@ -14,7 +14,7 @@ from kn_bench.measure.statistics import Interval, mean_interval
 from kn_bench.results import tables
 from kn_bench.study.material import METHODS, Material
 from kn_bench.study.page import Figure, Row, Section, Table
-from kn_bench.study.plots import TASK
+from kn_bench.study.plots import MARKS, TASK
 from kn_bench.study.sections.determiners import label
 from kn_bench.study.sections.levels_figures import (
     draw_layers,
@@ -62,8 +62,8 @@ def run(material: Material) -> Section:
         figures=(
             Figure(
                 "levels",
-                "Localisation of facts (blue circles) and syntax (orange squares) by relation and "
-                "paradigm: mean over facts or classes with its 95 % interval; the black bar is "
+                f"Localisation of facts ({MARKS['fact']}) and syntax ({MARKS['pair']}) by relation "
+                "and paradigm: mean over facts or classes with its 95 % interval; the black bar is "
                 "the mean null.",
                 lambda: draw_levels(material, measured),
                 "Figure 2",

@@ -13,7 +13,7 @@ from kn_bench.localise.groups import Profile
 from kn_bench.measure.statistics import Interval, mean_interval
 from kn_bench.study.material import Material
 from kn_bench.study.page import Figure, Row, Section, Table
-from kn_bench.study.plots import GREY, TASK, panels, plain_ticks, short
+from kn_bench.study.plots import GREY, MARKS, TASK, panels, plain_ticks, short
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
@@ -52,7 +52,7 @@ def run(material: Material) -> Section:
         figures=(
             Figure(
                 "z",
-                "z of every fact (blue circles) and class of pairs (orange squares) when its "
+                f"z of every fact ({MARKS['fact']}) and class of pairs ({MARKS['pair']}) when its "
                 "located neurons are suppressed (left) and enhanced (right), against matched "
                 "random neurons; 95 % of random sets lie in the grey band. The scale is "
                 "logarithmic beyond 5.",
