@@ -25,7 +25,7 @@ def test_a_test_that_is_never_heard_of_is_missed(bench, workers):
     result = bench.run("-q", workers, "--run", "r", TOY_SWALLOW=ONE)
     assert result.ret == 3
     result.stdout.fnmatch_lines(
-        ["kn_bench: 1 of the collected tests never reported (*test_overturn.py::test_overturn*"]
+        ["kn_bench: 1 of the collected tests were not measured (*test_overturn.py::test_overturn*"]
     )
     assert "measure them with --resume r" in result.stdout.str()
     again = bench.run(workers, "--resume", "r")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections import Counter, defaultdict
 from itertools import pairwise
 
@@ -10,10 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kn_bench.cases.case import CRITERIA
 from kn_bench.cases.sampling import slug
 from kn_bench.testing import node_ids
-from kn_bench.testing.node_ids import UnitKey
+from kn_bench.testing.node_ids import NodeId, UnitKey
 from kn_bench.testing.scheduling import AHEAD, Backlog, ChoosingScheduler, UnitScheduling
 from tests.conftest import comparable, outcomes
 
@@ -31,22 +31,35 @@ def nodeids(cases, criteria=("reliability", "locality"), foreign=0):
     return [*ours[:1], *(f"tests/test_other.py::test_{i}" for i in range(foreign)), *ours[1:]]
 
 
+def meaning(nodeid):
+    """What an id of :func:`nodeids` asks; None for a foreign one."""
+    found = re.search(r"::test_(\w+)\[(\w+)-(\w+)-([\w/]+)\]$", nodeid)
+    return NodeId(*found.groups()) if found else None
+
+
 def parsed(ids):
-    return [node_ids.parse(nodeid) for nodeid in ids]
+    return [meaning(nodeid) for nodeid in ids]
+
+
+def meanings(ids):
+    return {nodeid: node_id for nodeid in ids if (node_id := meaning(nodeid))}
 
 
 # -- addresses ---------------------------------------------------------------------------------
 
 
-def test_slug_and_parse():
+def test_slugs():
     assert slug("rome-no-c") == "rome_no_c"
     assert node_ids.model_slug("org/Llama-3.2 1B/") == "Llama_3.2_1B"
-    found = node_ids.parse("a/test_symmetry.py::test_symmetry[rome-tiny_gpt2-pararel/P36/Canada]")
-    assert found == ("symmetry", "rome", "tiny_gpt2", "pararel/P36/Canada")
-    assert all(node_ids.parse(f"test_{name}.py::test_{name}[a-b-c]") for name in CRITERIA)
-    assert node_ids.parse("test_x.py::test_x[a-b-c]") is None
-    assert node_ids.parse("test_x.py::test_locality[a-b-c]") is None
-    assert node_ids.parse("test_x.py::test_x") is None
+
+
+def test_a_worker_tells_the_controller_what_its_ids_mean():
+    known = {"odd[id]-\u2028::x": NodeId("symmetry", "rome", "tiny_gpt2", "pararel/P36/Canada")}
+    message = node_ids.new_message()
+    assert node_ids.told(message) == {}
+    node_ids.tell(message, known)
+    assert node_ids.told(message) == known
+    assert not message.exists()
 
 
 def test_units_hold_the_same_cases_for_all_methods():
@@ -54,7 +67,7 @@ def test_units_hold_the_same_cases_for_all_methods():
     keys = node_ids.units(parsed(ids), labels_per_unit=4)
     cases = defaultdict(set)
     for nodeid, key in zip(ids, keys, strict=True):
-        node_id = node_ids.parse(nodeid)
+        node_id = meaning(nodeid)
         assert (key is None) == (node_id is None)
         if key and node_id:
             cases[key].add(node_id.label)
@@ -111,7 +124,7 @@ class Simulation:
 
     def __init__(self, ids, workers, dice, labels_per_unit=4):
         self.ids, self.dice = ids, dice
-        self.scheduler = UnitScheduling(workers, labels_per_unit)
+        self.scheduler = UnitScheduling(workers, meanings(ids), labels_per_unit)
         self.workers, self.crashed, self.ran = [], [], []
         for number in range(workers):
             self.begin(f"gw{number}")
@@ -197,7 +210,7 @@ def test_the_group_of_a_dead_worker_is_free_again():
 
 def test_tests_of_another_project_are_scheduled_by_xdist_itself():
     made = []
-    scheduler = ChoosingScheduler(lambda: made.append("ours"), lambda: UnitScheduling(1))
+    scheduler = ChoosingScheduler({}, lambda: made.append("ours"), lambda: UnitScheduling(1, {}))
     worker = Worker("gw0")
     scheduler.add_node(worker)
     assert scheduler.nodes == [worker]
@@ -211,7 +224,7 @@ def test_tests_of_another_project_are_scheduled_by_xdist_itself():
 
 
 def test_workers_that_collect_different_tests_are_refused():
-    scheduler = UnitScheduling(2)
+    scheduler = UnitScheduling(2, {})
     for name, collected in (("gw0", nodeids(1)), ("gw1", nodeids(2))):
         worker = Worker(name)
         scheduler.add_node(worker)

@@ -3,27 +3,24 @@
     suites/test_reliability.py::test_reliability[rome-tiny_gpt2-P36/Canada]
                                  criterion       method model    label
 
-A *unit* is model x method x a few dozen cases: what one worker computes at once. Everything here
-is a function of the node ids alone, so that the workers, which have the tests, and the controller,
-which has only their ids, come to the same units without talking to each other.
+A *unit* is model x method x a few dozen cases: what one worker computes at once. A test is one of
+ours because of the parameter it was made with, never because of how its id is spelled: another
+plug-in may add parameters of its own, and another project may have tests of the same name. The
+controller, which has only ids, is told by its workers what they mean (:func:`tell`, :func:`told`).
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Hashable, Iterable, Sequence
+import json
+import tempfile
+import uuid
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from kn_bench.cases.sampling import slug
 
 CASES_PER_UNIT = 32
-
-# strict, for with xdist the ids are all that tells our tests from those of another project; the
-# file has no name in them where it is pytest's root
-_ADDRESS = re.compile(
-    r"(?:^|(?:^|/)test_(\w+)\.py)::test_(reliability|generality|locality|symmetry|synonym|overturn)"
-    r"\[([A-Za-z0-9_.]+)-([A-Za-z0-9_.]+)-([A-Za-z0-9_./]+)\]$"
-)
 
 
 class NodeId(NamedTuple):
@@ -46,14 +43,6 @@ class UnitKey(NamedTuple):
 def model_slug(name: str) -> str:
     """Return a model's name in the alphabet of test ids; of a path or a hub id the last part."""
     return slug(name.rstrip("/").rsplit("/", 1)[-1])
-
-
-def parse(nodeid: str) -> NodeId | None:
-    """The address in a node id; None for a test that is not ours."""
-    found = _ADDRESS.search(nodeid)
-    if not found or found[1] not in (None, found[2]):
-        return None
-    return NodeId(*found.groups()[1:])
 
 
 def units(
@@ -98,3 +87,33 @@ def order(node_ids: Sequence[NodeId | None], *, labels_per_unit: int = CASES_PER
         of_cases = (rank(0, model), unit.chunk, rank(1, method))
         keys.append((*of_cases, rank(2, criterion), rank(3, (model, label))))
     return sorted(range(len(keys)), key=keys.__getitem__)
+
+
+# -- from a worker to the controller -------------------------------------------------------------
+
+
+def new_message() -> Path:
+    """Name a file by which one worker is to tell the controller of its tests; it is not made yet.
+
+    xdist sends ids and has no message for what a plug-in wants to say of them.
+    """
+    return Path(tempfile.gettempdir()) / f"kn_bench-{uuid.uuid4().hex}.json"
+
+
+def tell(message: Path, meanings: Mapping[str, NodeId]) -> None:
+    """Write down which of a worker's tests are ours, and what they ask.
+
+    Raises:
+        OSError: when the file cannot be written: without it nothing could be recorded.
+    """
+    message.write_text(json.dumps(meanings, ensure_ascii=False), encoding="utf-8")
+
+
+def told(message: Path) -> dict[str, NodeId]:
+    """Read and remove what :func:`tell` wrote; nothing when the worker has no test of ours."""
+    try:
+        meanings = json.loads(message.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    message.unlink(missing_ok=True)
+    return {nodeid: NodeId(*fields) for nodeid, fields in meanings.items()}

@@ -23,6 +23,14 @@ _RUN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 EMBEDDED_LIMIT = 2
 """Of 30 relations and paradigms; with 3 models and 12 methods that makes 13,000 tests."""
 
+UNMEASURED_BY = {
+    "--forked": "runs each test in a process of its own, and a unit's tests share one model: leave "
+    "it out, and use -n for several processes",
+    "--setup-plan": "would end every test before it is measured: use --collect-only",
+    "--setup-only": "would end every test before it is measured: leave it out",
+}
+"""Options of pytest and its plug-ins under which no test of ours could be measured."""
+
 
 @dataclass(frozen=True, slots=True)
 class Options:
@@ -165,6 +173,9 @@ def _refuse_contradictions(options: Options, config: pytest.Config) -> None:
         )
     if options.gate and options.baseline is None:
         raise pytest.UsageError("--gate sets tolerances for --baseline FILE, which is not given")
+    for option, effect in UNMEASURED_BY.items():
+        if config.getoption(option, False):
+            raise pytest.UsageError(f"{option} {effect}")
     if config.getoption("dist", "no") == "each":
         raise pytest.UsageError(
             "--dist each would measure every case once a worker: use another --dist, or none"

@@ -23,6 +23,10 @@ ROWS = "kn_bench rows"
 """Property of a report that holds the rows of its test, as one text."""
 STATUS = "kn_bench.status"
 """Property of a report: its verdict's status."""
+UNMEASURED = (
+    "the test was not measured: something in this session (a fixture called verdict, a plug-in) "
+    "takes the place of kn_bench's own; remove or rename it"
+)
 SECONDS = "kn_bench seconds"
 """Property of the report of the test that computed a unit: where the time went."""
 
@@ -43,6 +47,8 @@ class Record:
 
 
 RECORD = pytest.StashKey[Record]()
+OURS = pytest.StashKey[bool]()
+"""Whether a test is one of ours, and so cannot pass without a :class:`Record`."""
 
 
 def conclude(verdicts: Sequence[Verdict]) -> Verdict:
@@ -105,6 +111,9 @@ class ItemOutcomes:
         report = yield
         record = item.stash.get(RECORD, None)
         if record is None:
+            if report.when == "call" and report.passed and item.stash.get(OURS, False):
+                report.outcome = "failed"
+                report.longrepr = UNMEASURED
             return report
         if report.when == "teardown":
             del item.stash[RECORD]  # a worker holds all of its items to the end

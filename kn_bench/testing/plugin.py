@@ -9,6 +9,8 @@ heavy and does next to nothing until a suite of ours is collected.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
@@ -18,12 +20,17 @@ from kn_bench.testing.options import add_options, addressed, read_options
 
 if TYPE_CHECKING:
     from kn_bench.testing.controller import RunController, WorkerConfig
+    from kn_bench.testing.node_ids import NodeId
     from kn_bench.testing.session import SuiteSession
 
 REGISTRY = pytest.StashKey[Registry]()
 RECORDER = "kn_bench recorder"
 SUITES = "kn_bench suites"
 CONTROLLER: pytest.StashKey[RunController] = pytest.StashKey()
+MEANINGS: pytest.StashKey[dict[str, NodeId]] = pytest.StashKey()
+"""What the tests of ours ask, by id; the controller has it from its workers."""
+MESSAGE = "kn_bench message"
+"""Worker input: the file by which a worker tells the controller of its tests."""
 
 
 # -- every session --------------------------------------------------------------------------
@@ -41,6 +48,8 @@ def pytest_configure(config: pytest.Config) -> None:
         "pairs: cases that are grammatical minimal pairs",
     ):
         config.addinivalue_line("markers", line)
+    if not is_worker(config):
+        config.pluginmanager.register(Unrecorded())
 
 
 def pytest_plugin_registered(plugin: object, manager: pytest.PytestPluginManager) -> None:
@@ -93,23 +102,33 @@ def pytest_report_header(config: pytest.Config) -> str | None:
     return f"kn_bench: run {controller.run} has {len(controller.store.done)} tests already"
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist's worker sends the ids
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Without xdist: all tests are known."""
+    """All tests are known: in the only process there is, or in a worker."""
     config = session.config
-    if config.pluginmanager.has_plugin(SUITES) and not is_worker(config):
-        _record(config, [item.nodeid for item in session.items])
+    if not config.pluginmanager.has_plugin(SUITES):
+        return
+    meanings = suites_of(config).meanings(session.items)
+    if not is_worker(config):
+        _record(config, meanings)
+    elif meanings:
+        from kn_bench.testing import node_ids
+
+        node_ids.tell(Path(config.workerinput[MESSAGE]), meanings)  # type: ignore[attr-defined]
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_node_collection_finished(node: Any, ids: list[str]) -> None:
     """With xdist: a worker knows all tests."""
-    _record(node.config, ids)
-
-
-def _record(config: pytest.Config, nodeids: list[str]) -> None:
     from kn_bench.testing import node_ids
 
-    if config.getoption("collectonly") or not any(map(node_ids.parse, nodeids)):
+    meanings = node_ids.told(Path(node.workerinput[MESSAGE]))
+    node.config.stash.setdefault(MEANINGS, {}).update(meanings)
+    _record(node.config, meanings)
+
+
+def _record(config: pytest.Config, meanings: Mapping[str, NodeId]) -> None:
+    if config.getoption("collectonly") or not meanings:
         return
     recorder = config.pluginmanager.get_plugin(RECORDER)
     if recorder is None:
@@ -120,13 +139,31 @@ def _record(config: pytest.Config, nodeids: list[str]) -> None:
             controller.store, controller.options, controller.plan, controller.method_names()
         )
         config.pluginmanager.register(recorder, RECORDER)
-        recorder.expect(nodeids)
+        recorder.expect(meanings)
+
+
+class Unrecorded:
+    """Stops the session at a result that nobody writes down: a green test must not hide it."""
+
+    @pytest.hookimpl(trylast=True)  # after the recorder, which takes the rows off the report
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        from kn_bench.testing.outcomes import ROWS
+
+        if any(name == ROWS for name, _ in report.user_properties):
+            pytest.exit(
+                f"{report.nodeid} was measured by a worker that did not say so when it collected "
+                "its tests: its result cannot be recorded; run with -n on this machine",
+                returncode=3,
+            )
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
     """Tell a worker where it computes and what a resumed run has already."""
+    from kn_bench.testing import node_ids
+
     config = node.config
+    node.workerinput[MESSAGE] = str(node_ids.new_message())
     if addressed(config):
         from kn_bench.testing.controller import WORKER_INPUT, pack
 
@@ -147,7 +184,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     from kn_bench.testing.plan import labels_per_unit
     from kn_bench.testing.scheduling import make_scheduler
 
-    return make_scheduler(config, log, labels_per_unit(read_options(config).grain))
+    meanings = config.stash.setdefault(MEANINGS, {})
+    return make_scheduler(config, log, meanings, labels_per_unit(read_options(config).grain))
 
 
 # -- worker, or the only process -----------------------------------------------------------------

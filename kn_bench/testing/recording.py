@@ -9,17 +9,18 @@ from __future__ import annotations
 import json
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from kn_bench.results.files import StoreError
-from kn_bench.testing import node_ids, outcomes, summary, units
+from kn_bench.testing import outcomes, summary, units
 from kn_bench.testing.outcomes import ROWS, SECONDS
 
 if TYPE_CHECKING:
     from kn_bench.results.store import RunStore
+    from kn_bench.testing.node_ids import NodeId
     from kn_bench.testing.options import Options
     from kn_bench.testing.plan import TestPlan
 
@@ -49,7 +50,9 @@ class Recorder:
         self._options = options
         self.plan = plan
         self._methods = methods
+        self._meanings: dict[str, NodeId] = {}
         self._expected: dict[str, None] = {}
+        self._accounted: set[str] = set()
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._started = time.perf_counter()
         self._last_unit: tuple[str, ...] = ()
@@ -58,10 +61,11 @@ class Recorder:
         self.finished = False
         self.ending: summary.Ending | None = None
 
-    def expect(self, nodeids: Iterable[str]) -> None:
+    def expect(self, meanings: Mapping[str, NodeId]) -> None:
         """The tests that are to be heard of; a second worker's list changes nothing."""
-        if not self._expected:
-            self._expected = {nodeid: None for nodeid in nodeids if node_ids.parse(nodeid)}
+        if not self._meanings:
+            self._meanings = dict(meanings)
+            self._expected = dict.fromkeys(meanings)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -70,6 +74,8 @@ class Recorder:
         seconds = _take(report, SECONDS)
         if rows is not None:
             self._append(rows)
+        if rows is not None or not report.passed:
+            self._accounted.add(report.nodeid)
         if seconds:
             for phase, spent in json.loads(seconds).items():
                 self._seconds[phase] += spent
@@ -87,19 +93,23 @@ class Recorder:
             pytest.exit(f"stopped: {error}", returncode=INCOMPLETE)
 
     def _finished(self, nodeid: str) -> None:
-        """Each unit's rows are brought to the disk when the next one begins."""
-        if nodeid not in self._expected:
+        """Each unit's rows are brought to the disk when the next one begins.
+
+        A test that ended well without a result stays expected: it was not measured.
+        """
+        if nodeid not in self._expected or nodeid not in self._accounted:
             return
+        self._accounted.remove(nodeid)
         del self._expected[nodeid]
-        node_id = node_ids.parse(nodeid)
-        if node_id and node_id[1:3] != self._last_unit:
+        node_id = self._meanings[nodeid]
+        if node_id[1:3] != self._last_unit:
             self._last_unit = node_id[1:3]
             self.store.sync()
 
     def _crash_rows(self, report: pytest.TestReport) -> str:
         from kn_bench.results.rows import CrashRow, encode_lines
 
-        node_id = node_ids.parse(report.nodeid)
+        node_id = self._meanings.get(report.nodeid)
         if node_id is None:
             return ""
         model = self.plan.models.get(node_id.model, node_id.model)
@@ -152,11 +162,11 @@ class Recorder:
             terminalreporter.write_line(f"kn_bench: go on with this run by --resume {run}")
 
     def lost_sentence(self) -> str:
-        """What became of the tests that were never heard of."""
+        """How many tests were collected and not measured, which, and what to do."""
         examples = ", ".join(self.lost[:3]) + (", ..." if len(self.lost) > 3 else "")
         return (
-            f"{len(self.lost)} of the collected tests never reported ({examples}): measure them "
-            f"with --resume {self.store.manifest.run}"
+            f"{len(self.lost)} of the collected tests were not measured ({examples}): measure "
+            f"them with --resume {self.store.manifest.run}"
         )
 
 

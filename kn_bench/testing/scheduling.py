@@ -12,12 +12,13 @@ worker that finds no group left takes a unit from the end of the longest group u
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from kn_bench.testing import node_ids
+from kn_bench.testing.node_ids import NodeId
 
 if TYPE_CHECKING:
     from xdist.workermanage import WorkerController
@@ -62,8 +63,14 @@ class Backlog:
 class UnitScheduling:
     """An xdist scheduler that never splits a unit; every operation is O(1) a test."""
 
-    def __init__(self, workers: int, labels_per_unit: int = node_ids.CASES_PER_UNIT) -> None:
+    def __init__(
+        self,
+        workers: int,
+        meanings: Mapping[str, NodeId],
+        labels_per_unit: int = node_ids.CASES_PER_UNIT,
+    ) -> None:
         self.numnodes = workers
+        self._meanings = meanings
         self.labels_per_unit = labels_per_unit
         self.collection: list[str] | None = None
         self.pending: dict[WorkerController, dict[int, None]] = {}
@@ -101,8 +108,8 @@ class UnitScheduling:
         """Cut the collection into units the first time, and give every idle worker some."""
         if self.collection is None:
             self.collection = next(iter(self._collected.values()))
-            parsed = map(node_ids.parse, self.collection)
-            self._units = node_ids.units(parsed, labels_per_unit=self.labels_per_unit)
+            known = map(self._meanings.get, self.collection)
+            self._units = node_ids.units(known, labels_per_unit=self.labels_per_unit)
             for group in _groups(self._units):
                 self._backlog.add(group)
         for node, collected in self._collected.items():
@@ -170,7 +177,13 @@ class ChoosingScheduler:
     suite of ours is not ours to schedule.
     """
 
-    def __init__(self, ours: Callable[[], Any], theirs: Callable[[], Any]) -> None:
+    def __init__(
+        self,
+        meanings: Mapping[str, NodeId],
+        ours: Callable[[], Any],
+        theirs: Callable[[], Any],
+    ) -> None:
+        self._meanings = meanings
         self._makers = (ours, theirs)
         self._waiting: list[WorkerController] = []
         self._chosen: Any = None
@@ -196,7 +209,8 @@ class ChoosingScheduler:
     def add_node_collection(self, node: WorkerController, collection: Sequence[str]) -> None:
         if self._chosen is None:
             ours, theirs = self._makers
-            self._chosen = (ours if any(map(node_ids.parse, collection)) else theirs)()
+            has_ours = any(nodeid in self._meanings for nodeid in collection)
+            self._chosen = (ours if has_ours else theirs)()
             for waiting in self._waiting:
                 self._chosen.add_node(waiting)
         self._chosen.add_node_collection(node, collection)
@@ -221,7 +235,7 @@ class ChoosingScheduler:
 
 
 def make_scheduler(
-    config: pytest.Config, log: Any, labels_per_unit: int
+    config: pytest.Config, log: Any, meanings: Mapping[str, NodeId], labels_per_unit: int
 ) -> ChoosingScheduler | None:
     """The scheduler of a session whose user named no ``--dist``; None where he did."""
     if named_dist(config):
@@ -231,7 +245,8 @@ def make_scheduler(
 
     workers = len(parse_tx_spec_config(config))
     return ChoosingScheduler(
-        ours=lambda: UnitScheduling(workers, labels_per_unit),
+        meanings,
+        ours=lambda: UnitScheduling(workers, meanings, labels_per_unit),
         theirs=lambda: LoadScheduling(config, log),
     )
 

@@ -120,9 +120,15 @@ class SuiteSession:
             point = point_of(item)
             if unit is not None and point is not None:
                 item.stash[UNIT] = unit
+                item.stash[outcomes.OURS] = True
                 self._members.setdefault(unit, {}).update((case.id, case) for case in point.cases)
         if all(UNIT in item.stash for item in session.items):
             _leave_out_log_capture(session.config)
+
+    def meanings(self, items: Sequence[pytest.Item]) -> dict[str, NodeId]:
+        """What the tests of ours among ``items`` ask, by id."""
+        known = ((item.nodeid, _address(item)) for item in items)
+        return {nodeid: node_id for nodeid, node_id in known if node_id is not None}
 
     # -- running ---------------------------------------------------------------------------
 
