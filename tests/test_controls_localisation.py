@@ -6,17 +6,17 @@ import torch
 
 from kn_bench.cases.case import Case, Cloze, EditRequest, Query
 from kn_bench.editing.edit import LowRank, LowRankEdit, NoEdit
-from kn_bench.localise.controls.activators import PARTS, firing, greatest, texts_of
-from kn_bench.localise.controls.choice import choose, halves, top
-from kn_bench.localise.controls.dose import dose_response
-from kn_bench.localise.controls.erasing import erased
-from kn_bench.localise.controls.matched import AgainstRandom, against_random, mean_activation
-from kn_bench.localise.controls.selectivity import Asked, Suppressed, selectivity
 from kn_bench.localise.groups import class_of, gap_prompts, groups_of, profiles
 from kn_bench.localise.interventions import answers, suppress
 from kn_bench.localise.selection import Neuron
 from kn_bench.measure.encoding import EncodedQuery
 from kn_bench.measure.sentences import perplexity, token_log_probs
+from kn_bench.study.sections.activators import PARTS, firing, greatest, texts_of
+from kn_bench.study.sections.choice import choose, halves, top
+from kn_bench.study.sections.dose import dose_response
+from kn_bench.study.sections.erasing import erased
+from kn_bench.study.sections.matched import AgainstRandom, against_random
+from kn_bench.study.sections.selectivity import Asked, Suppressed, selectivity
 from tests.tiny_models import tiny_model
 
 PLANTED = Neuron(2, 0)
@@ -53,7 +53,7 @@ def activations_of(lm, queries):
 
 def test_a_planted_neuron_stands_out_of_matched_random_ones(lm):
     queries = queries_of()
-    mean = mean_activation(activations_of(lm, queries))
+    mean = activations_of(lm, queries).double().mean(0)
     found = against_random(lm, queries, frozenset({PLANTED}), mean)
     assert len(found.draws) == 20
     assert found.z < -4
@@ -107,7 +107,7 @@ def test_dose_and_response(lm):
 
 
 def test_doses_needed_for_a_share_of_the_loss():
-    from kn_bench.localise.controls.dose import DoseResponse
+    from kn_bench.study.sections.dose import DoseResponse
 
     found = DoseResponse((0, 1, 2, 4, 8), (0.8, 0.7, 0.4, 0.1, 0.2), (1,) * 5, (0,) * 5)
     assert found.needed(0.5) == 2

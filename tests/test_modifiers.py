@@ -7,17 +7,17 @@ from scipy import stats
 
 from kn_bench.cases.case import Cloze
 from kn_bench.editing.edit import NoEdit
-from kn_bench.localise.co_occurrence import Company, association, company
 from kn_bench.localise.interventions import answers, crossed, lost_share, relative_change, scale
-from kn_bench.localise.modifiers import (
+from kn_bench.localise.selection import Neuron
+from kn_bench.measure.encoding import EncodedQuery
+from kn_bench.study.sections.modifiers.co_occurrence import NounCounts, association, count_nouns
+from kn_bench.study.sections.modifiers.modifier_shifts import (
     BLOCKS,
     MODIFIERS,
     Modifier,
     modifier_study,
     shifts_of,
 )
-from kn_bench.localise.selection import Neuron
-from kn_bench.measure.encoding import EncodedQuery
 from tests.tiny_models import tiny_model
 
 WORDS = [Modifier(f"w{i}", BLOCKS[i % 3]) for i in range(10, 34)]
@@ -199,26 +199,26 @@ def test_prompts_and_words_that_do_not_fit_are_counted():
         modifier_study(lm, prompts[1:], ["b"], [Neuron(0, 0)], modifiers=words)
 
 
-# --- company -----------------------------------------------------------------------------------
+# --- co-occurrence ---------------------------------------------------------------------------
 
 
-def test_company_is_counted_within_the_sentence():
+def test_co_occurrence_is_counted_within_the_sentence():
     texts = [
         "These old dogs bark. This dog barks, these days.",
         "The very big old dogs sleep. Every dog, every cat! These. Dogs run.",
     ]
-    found = company(
+    found = count_nouns(
         texts,
         ["these", "this", "the", "every", "sole"],
         singular={"dog", "cat", "sheep"},
         plural={"dogs", "days", "sheep"},
     )
     assert found == [
-        Company("these", 2, 0),
-        Company("this", 0, 1),
-        Company("the", 0, 0),  # the noun is the fourth word
-        Company("every", 0, 2),
-        Company("sole", 0, 0),
+        NounCounts("these", 2, 0),
+        NounCounts("this", 0, 1),
+        NounCounts("the", 0, 0),  # the noun is the fourth word
+        NounCounts("every", 0, 2),
+        NounCounts("sole", 0, 0),
     ]
     assert found[0].bias == pytest.approx(np.log(2.5 / 0.5))
     assert found[-1].bias == 0

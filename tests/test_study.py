@@ -75,7 +75,7 @@ def test_what_is_missing_is_said():
     ]:
         with pytest.raises(NothingToShow, match=reason):
             parts([name])[0].run(made)
-    with pytest.raises(ValueError, match="there is no section 'figure1'; known are determiners"):
+    with pytest.raises(ValueError, match="section 'figure1': expected one of determiners"):
         parts(["figure1"])
 
 

@@ -1,1 +1,1 @@
-"""The sub-commands of ``kn-bench``, a module each with a typer ``app``."""
+"""The sub-commands of ``kn-bench``: one module with a typer ``app`` for each."""

@@ -1,7 +1,7 @@
-"""``kn-bench``: what can be done with runs and models outside pytest.
+"""``kn-bench``: the command line for runs and models, outside pytest.
 
-Each command is a module of its own with a typer app, imported when it is called: asking for help
-imports no torch and no pandas.
+Each command is a module with a typer app of its own, imported only when it is called: help needs
+neither torch nor pandas.
 """
 
 from __future__ import annotations
@@ -17,24 +17,32 @@ from kn_bench.results.files import StoreError
 
 
 class Entry(NamedTuple):
-    """Where a command lies, and the line that the list of commands has for it."""
+    """The module of a command, and its line in the list of commands."""
 
     module: str
     help: str
 
 
 COMMANDS = {
-    "leaderboard": Entry("kn_bench.commands.leaderboard", "Rebuild the leaderboard from runs."),
-    "compare": Entry("kn_bench.commands.compare", "Compare two runs, paired on the same cases."),
-    "data": Entry("kn_bench.commands.data", "What cases there are: counts and hashes."),
-    "blimp": Entry("kn_bench.commands.blimp", "BLiMP's own accuracy of a model, unedited."),
-    "localise": Entry("kn_bench.commands.localise", "Locate knowledge neurons; how localised?"),
-    "modifiers": Entry("kn_bench.commands.modifiers", "Silence a number neuron, watch 24 words."),
-    "trace": Entry("kn_bench.commands.trace", "Causal tracing of facts and syntax."),
-    "control": Entry("kn_bench.commands.control", "One of the controls of localisation."),
-    "study": Entry("kn_bench.commands.study", "All of these into a folder with one page."),
+    "leaderboard": Entry(
+        "kn_bench.commands.leaderboard", "Rebuild the leaderboard from the logs of runs."
+    ),
+    "compare": Entry("kn_bench.commands.compare", "Compare two runs on the cases they share."),
+    "data": Entry("kn_bench.commands.data", "List sources of cases; check a file of your own."),
+    "blimp": Entry(
+        "kn_bench.commands.blimp", "Measure a model's accuracy on BLiMP, without edits."
+    ),
+    "localise": Entry(
+        "kn_bench.commands.localise", "Locate knowledge neurons and measure localisation."
+    ),
+    "modifiers": Entry(
+        "kn_bench.commands.modifiers", "Suppress a number neuron and measure 24 modifiers."
+    ),
+    "trace": Entry("kn_bench.commands.trace", "Trace which hidden states carry an answer."),
+    "control": Entry("kn_bench.commands.control", "Run one control or other section of the study."),
+    "study": Entry("kn_bench.commands.study", "Run the whole study and write an HTML report."),
 }
-"""Name -> its module, which has a typer app called ``app``."""
+"""Name of a command -> its module, which has a typer app called ``app``."""
 
 AS_THEY_COME = {
     "allow_extra_args": True,
@@ -46,11 +54,11 @@ group = typer.Typer(no_args_is_help=True, add_completion=False)
 
 @group.callback()
 def _about() -> None:
-    """Benchmark of model editing: boards and comparisons of runs of `pytest suites/`."""
+    """Work with runs of `pytest suites/` and study how a model stores what it knows."""
 
 
 def _handing_on(name: str) -> Callable[[typer.Context], None]:
-    """A command that hands its arguments, ``--help`` too, to the app of its module."""
+    """Return a command that passes its arguments, ``--help`` too, to the app of its module."""
 
     def hand_on(ctx: typer.Context) -> None:
         import_module(COMMANDS[name].module).app(ctx.args, prog_name=f"kn-bench {name}")
@@ -65,7 +73,7 @@ for _name, _entry in COMMANDS.items():
 
 
 def app() -> None:
-    """Run ``kn-bench``; what it cannot do is one sentence and exit status 2."""
+    """Run ``kn-bench``; report bad input in one sentence, with exit status 2."""
     try:
         group()
     except (StoreError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""``kn-bench compare``: two runs, or two methods, on the same cases."""
+"""``kn-bench compare``: two runs, or two methods, on the cases they share."""
 
 from __future__ import annotations
 
@@ -7,21 +7,28 @@ from typing import Annotated
 
 import typer
 
+from kn_bench.commands import options
+
 app = typer.Typer(add_completion=False)
 
 
 @app.command()
 def command(
     first: Annotated[str, typer.Argument(help="A run: its name, its folder or 'last'.")],
-    second: Annotated[str, typer.Argument(help="The run to compare with it; may be the same.")],
+    second: Annotated[
+        str,
+        typer.Argument(
+            help="The run to compare it with; the same run compares two of its methods."
+        ),
+    ],
     methods: Annotated[
         tuple[str, str] | None,
-        typer.Option(help="Compare this method in the first run with that one in the second."),
+        typer.Option(help="One method of the first run, and the method of the second beside it."),
     ] = None,
-    markdown: Annotated[bool, typer.Option(help="Print Markdown.")] = False,
-    reports: Annotated[Path, typer.Option(help="Folder that has the runs.")] = Path("reports"),
+    markdown: options.Markdown = False,
+    reports: options.Reports = Path("reports"),
 ) -> None:
-    """Compare two runs, paired on the same cases, with intervals; Holm across criteria."""
+    """Compare two runs on the cases they share: paired tests, intervals, Holm across criteria."""
     from kn_bench.results.comparison import comparison_text
     from kn_bench.results.loading import load_runs
     from kn_bench.results.store import find_run

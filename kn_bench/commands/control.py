@@ -1,4 +1,4 @@
-"""``kn-bench control``: one section of the study by its name, the eight controls among them."""
+"""``kn-bench control``: any one section of the study, such as one of its eight controls."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from kn_bench.commands import studying as options
+from kn_bench.commands import options
+from kn_bench.commands.runner import Request, run_sections
 
 app = typer.Typer(add_completion=False)
 
@@ -16,8 +17,8 @@ def command(
     name: Annotated[
         str,
         typer.Argument(
-            help="matched, dose, selectivity, erasing, choice, place, direction, activators; or "
-            "overturn, generations, invariance."
+            help="One of the controls matched, dose, selectivity, erasing, choice, place, "
+            "direction, activators, or of the sections overturn, generations, invariance."
         ),
     ],
     model: options.ModelName,
@@ -32,14 +33,18 @@ def command(
     dtype: options.Dtype = "float32",
     again: options.Again = False,
 ) -> None:
-    """Run one control of the study, or one of its other sections, and print it."""
+    """Run one section of the study and print its findings and tables."""
     from kn_bench.study.material import Settings
-    from kn_bench.study.sections import parts
 
-    parts([name])
-    settings = Settings(facts=facts, prompts=prompts, seed=seed)
-    found = options.material(
-        model, settings, cases=cases, relations=relation, paradigms=paradigm, device=device,
+    request = Request(
+        model=model,
+        output=output,
+        cases=cases,
+        relations=relation,
+        paradigms=paradigm,
+        device=device,
         dtype=dtype,
-    )  # fmt: skip
-    options.run_and_show(found, [name], output, again=again)
+        again=again,
+    )
+    settings = Settings(facts=facts, prompts=prompts, seed=seed)
+    run_sections([name], request, settings)

@@ -1,4 +1,4 @@
-"""``kn-bench data``: what cases there are, and whether a file of your own can be read."""
+"""``kn-bench data``: the sources of cases, and a check of your own files."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections import Counter
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from kn_bench.commands import options
 
 if TYPE_CHECKING:
     from kn_bench.cases.case import Selection
@@ -19,21 +21,21 @@ def command(
     cases: Annotated[
         list[str] | None,
         typer.Argument(
-            help="As --cases takes them: blimp=FOLDER, your own JSONL file, ...; by default all "
-            "sources that need no file of yours."
+            help="Sources as --cases takes them, such as blimp=FOLDER or your own JSONL file. "
+            "Default: all sources that need no file of yours."
         ),
     ] = None,
     by_relation: Annotated[
-        bool, typer.Option("--by-relation", help="A row for each relation and paradigm.")
+        bool, typer.Option("--by-relation", help="Print one row per relation and paradigm.")
     ] = False,
     fetch: Annotated[
-        bool, typer.Option("--fetch", help="Fetch what is not in the cache yet.")
+        bool, typer.Option("--fetch", help="Download what is not in the cache yet.")
     ] = False,
-    markdown: Annotated[bool, typer.Option(help="Print Markdown.")] = False,
+    markdown: options.Markdown = False,
 ) -> None:
-    """List the sources of cases with their counts and hashes, and why anything is excluded.
+    """List sources of cases with counts, hashes and the reasons for exclusions.
 
-    A file of your own is read and checked: what is wrong is said with its line.
+    A file of your own is read and checked; errors name the line.
     """
     from kn_bench.cases import sources
     from kn_bench.results import tables
@@ -42,14 +44,14 @@ def command(
     body: list[tuple[str, ...]] = []
     excluded: Counter[tuple[str, str]] = Counter()
     absent = []
-    for spec in cases or [name for name, one in sources.SOURCES.items() if not one.needs_path]:
+    for spec in cases or [name for name, known in sources.SOURCES.items() if not known.needs_path]:
         source, path = sources.parse(spec)
         if path is None and not fetch and not source.in_cache():
             absent.append(spec)
             continue
-        found = sources.load(spec)
-        body += rows(spec, found, by_relation=by_relation)
-        excluded.update((spec, one.reason) for one in found.exclusions)
+        selection = sources.load(spec)
+        body += rows(spec, selection, by_relation=by_relation)
+        excluded.update((spec, exclusion.reason) for exclusion in selection.exclusions)
     if body:
         typer.echo(layout(HEADERS, body))
     if excluded:
@@ -62,19 +64,19 @@ def command(
         )
 
 
-def rows(spec: str, found: Selection, *, by_relation: bool) -> list[tuple[str, ...]]:
-    """A row for the source, or one for each of its relations."""
+def rows(spec: str, selection: Selection, *, by_relation: bool) -> list[tuple[str, ...]]:
+    """Return one row for the source, or one for each of its relations."""
     from kn_bench.cases.sources import content_hash
 
     if not by_relation:
-        relations = len({case.relation for case in found.cases})
-        probes = sum(len(case.probes) for case in found.cases)
-        counts = (relations, len(found.cases), probes, len(found.exclusions))
-        return [(spec, *map(str, counts), content_hash(found.cases))]
-    left_out = Counter(_relation(one.case, spec) for one in found.exclusions)
+        relations = len({case.relation for case in selection.cases})
+        probes = sum(len(case.probes) for case in selection.cases)
+        counts = (relations, len(selection.cases), probes, len(selection.exclusions))
+        return [(spec, *map(str, counts), content_hash(selection.cases))]
+    left_out = Counter(_relation(exclusion.case, spec) for exclusion in selection.exclusions)
     listed = []
-    for id in sorted({case.relation for case in found.cases} | set(left_out)):
-        members = [case for case in found.cases if case.relation == id]
+    for id in sorted({case.relation for case in selection.cases} | set(left_out)):
+        members = [case for case in selection.cases if case.relation == id]
         probes = sum(len(case.probes) for case in members)
         numbers = map(str, (len(members), probes, left_out[id]))
         listed.append((spec, id, *numbers, content_hash(members)))
@@ -82,6 +84,6 @@ def rows(spec: str, found: Selection, *, by_relation: bool) -> list[tuple[str, .
 
 
 def _relation(case: str, spec: str) -> str:
-    """The relation in a case's id, ``source/relation/subject``."""
+    """Return the relation in a case's id, ``source/relation/subject``."""
     parts = case.split("/")
     return parts[1] if len(parts) > 1 else spec

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import typer
 
-from kn_bench.commands import studying as options
+from kn_bench.commands import options
+from kn_bench.commands.runner import Request, run_sections
 
 app = typer.Typer(add_completion=False)
 
@@ -23,16 +24,22 @@ def command(
     dtype: options.Dtype = "float32",
     again: options.Again = False,
 ) -> None:
-    """Locate knowledge neurons and measure how localised they are: Figures 1 to 4 of the paper.
+    """Locate knowledge neurons and measure how localised they are (Figures 1 to 4 of the paper).
 
-    Facts and syntax side by side, with intervals and nulls, with and without the cap on the number
-    of neurons, by integrated gradients and three other attributions.
+    Compares facts with syntax, four attributions, and selection with and without a maximum number
+    of neurons. Every figure comes with its interval and its null.
     """
     from kn_bench.study.material import Settings
 
-    settings = Settings(facts=facts, prompts=prompts, seed=seed)
-    found = options.material(
-        model, settings, cases=cases, relations=relation, paradigms=paradigm, device=device,
+    request = Request(
+        model=model,
+        output=output,
+        cases=cases,
+        relations=relation,
+        paradigms=paradigm,
+        device=device,
         dtype=dtype,
-    )  # fmt: skip
-    options.run_and_show(found, ["determiners", "levels"], output, again=again)
+        again=again,
+    )
+    settings = Settings(facts=facts, prompts=prompts, seed=seed)
+    run_sections(["determiners", "levels"], request, settings)

@@ -1,4 +1,4 @@
-"""``kn-bench study``: the paper's study and its controls on any model, as a folder and a page."""
+"""``kn-bench study``: the paper's figures and the controls on any model, as one page."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from kn_bench.commands import studying as options
+from kn_bench.commands import options
+from kn_bench.commands.runner import Request, run_sections
 
 app = typer.Typer(add_completion=False)
 
@@ -15,29 +16,37 @@ app = typer.Typer(add_completion=False)
 @app.command()
 def command(
     model: options.ModelName,
-    output: Annotated[Path, options.FOLDER],
+    output: Annotated[Path, options.OUTPUT],
     only: Annotated[
-        list[str] | None, typer.Option(help="Sections to run; repeatable. All by default.")
+        list[str] | None,
+        typer.Option(help="Run only this section. Repeatable. Default: all sections."),
     ] = None,
     cases: options.Cases = None,
     relation: options.Relations = None,
     paradigm: options.Paradigms = None,
     facts: options.Facts = 6,
     prompts: options.Prompts = 20,
-    corpus: options.CorpusFile = None,
+    corpus: options.Corpus = None,
     seed: options.Seed = 0,
     device: options.Device = "cpu",
     dtype: options.Dtype = "float32",
     again: options.Again = False,
 ) -> None:
-    """Run every section into a folder: tables, figures and one page. Goes on where it stopped."""
-    from kn_bench.study.material import Settings
-    from kn_bench.study.sections import SECTIONS, parts
+    """Run the whole study and write tables, figures and one HTML page to a folder.
 
-    parts(only)
-    settings = Settings(facts=facts, prompts=prompts, corpus=corpus, seed=seed)
-    found = options.material(
-        model, settings, cases=cases, relations=relation, paradigms=paradigm, device=device,
+    Sections that the folder already has are kept unless model, cases, settings or code changed.
+    """
+    from kn_bench.study.material import Settings
+
+    request = Request(
+        model=model,
+        output=output,
+        cases=cases,
+        relations=relation,
+        paradigms=paradigm,
+        device=device,
         dtype=dtype,
-    )  # fmt: skip
-    options.run_and_show(found, only or list(SECTIONS), output, again=again, show=False)
+        again=again,
+    )
+    settings = Settings(facts=facts, prompts=prompts, corpus=corpus, seed=seed)
+    run_sections(only, request, settings, show=False)

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from kn_bench.commands import studying as options
+from kn_bench.commands import options
+from kn_bench.commands.runner import Request, run_sections
 
 app = typer.Typer(add_completion=False)
 
@@ -18,12 +19,16 @@ def command(
     cases: options.Cases = None,
     relation: options.Relations = None,
     paradigm: options.Paradigms = None,
-    prompts: Annotated[int, typer.Option(help="Of each relation and paradigm.", min=1)] = 3,
-    samples: Annotated[int, typer.Option(help="Of the noise.", min=1)] = 10,
+    prompts: Annotated[
+        int, typer.Option(help="Number of prompts per relation and paradigm.", min=1)
+    ] = 3,
+    samples: Annotated[int, typer.Option(help="Number of noise samples per prompt.", min=1)] = 10,
     window: Annotated[
         int | None,
         typer.Option(
-            help="Layers restored at once for MLP and attention; 10 of 48 by default.", min=1
+            help="Number of neighbouring layers whose MLP or attention is restored together. "
+            "Default: a fifth of the layers, as published (10 of 48).",
+            min=1,
         ),
     ] = None,
     seed: options.Seed = 0,
@@ -31,12 +36,18 @@ def command(
     dtype: options.Dtype = "float32",
     again: options.Again = False,
 ) -> None:
-    """Trace which states carry an answer, by token role: Figure 9 of the paper."""
+    """Trace which hidden states carry an answer, by token position (Figure 9 of the paper)."""
     from kn_bench.study.material import Settings
 
-    settings = Settings(traced=prompts, samples=samples, window=window, seed=seed)
-    found = options.material(
-        model, settings, cases=cases, relations=relation, paradigms=paradigm, device=device,
+    request = Request(
+        model=model,
+        output=output,
+        cases=cases,
+        relations=relation,
+        paradigms=paradigm,
+        device=device,
         dtype=dtype,
-    )  # fmt: skip
-    options.run_and_show(found, ["tracing"], output, again=again)
+        again=again,
+    )
+    settings = Settings(traced=prompts, samples=samples, window=window, seed=seed)
+    run_sections(["tracing"], request, settings)

@@ -1,4 +1,5 @@
-"""The sections of a study, in order; each is a module with ``run(material) -> Section``."""
+"""The sections of a study, in order; each a module, or a small package, with
+``run(material) -> Section``."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ class Entry(NamedTuple):
 PAPER = {
     "determiners": Entry("determiners", "Which neurons do determiners share?"),
     "levels": Entry("levels", "Is syntax as localised as facts?"),
-    "modifiers": Entry("modifiers", "What becomes of words when a number neuron is silent?"),
+    "modifiers": Entry("modifiers", "Which words change when a number neuron is suppressed?"),
     "overturn": Entry("overturn", "Do shifts overturn answers?"),
     "tracing": Entry("tracing", "Where does causal tracing point?"),
     "generations": Entry("generations", "What does an edited model say?"),
@@ -51,13 +52,14 @@ def parts(names: Sequence[str] | None = None) -> list[Part]:
     """
     for name in names or ():
         if name not in SECTIONS:
-            raise ValueError(f"there is no section {name!r}; known are {', '.join(SECTIONS)}")
+            raise ValueError(f"section {name!r}: expected one of {', '.join(SECTIONS)}")
     return [_part(name) for name in SECTIONS if names is None or name in names]
 
 
 def _part(name: str) -> Part:
     module, title = SECTIONS[name]
-    sources = sorted(Path(__file__).parent.glob(f"{module}*.py"))
+    here = Path(__file__).parent
+    sources = sorted([*here.glob(f"{module}.py"), *here.glob(f"{module}/*.py")])
     return Part(name, title, _runner(module), tuple(sources))
 
 

@@ -1,4 +1,11 @@
-"""Control 4: erase values and perplexity, on all tokens and where the answer stands."""
+"""Control 4: erase values and perplexity, on all tokens and where the answer stands.
+
+Erasing neurons: is the fact gone, or the model?
+
+A value may be replaced by 0, by the mean, by the embedding of the unknown token or of a random one.
+Whether the model still works shows in the perplexity of whole texts; whether the fact is gone, in
+that of the answer at its gap alone.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +15,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kn_bench.editing.edit import Edit, LowRankEdit, NotApplicable
+from kn_bench.editing.edit import Edit, LowRankEdit, NoEdit, NotApplicable
 from kn_bench.edits.kn import ERASED
-from kn_bench.localise.controls.erasing import Erased, erased
 from kn_bench.localise.groups import Profile
-from kn_bench.localise.interventions import suppress
+from kn_bench.localise.interventions import crossed, suppress
 from kn_bench.localise.matching import matched, seeded
+from kn_bench.localise.queries import Fitted
+from kn_bench.measure.sentences import perplexity, token_log_probs
 from kn_bench.measure.statistics import Interval, mean_interval
+from kn_bench.model.language_model import LanguageModel
 from kn_bench.study.edited import erasing
 from kn_bench.study.material import Material
 from kn_bench.study.page import Figure, Row, Section, Table
@@ -24,11 +33,60 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Drawing
 
-VALUES: tuple[Literal[zero, mean, unk, random], ...] = ("zero", "mean", "unk", "random")
 OTHER_TEXTS = 6
 PROMPTS = 4
 BEYOND = 100.0
 """Ratios above this are written at the edge of the figure."""
+
+
+@dataclass(frozen=True)
+class Erased:
+    """What one edit left.
+
+    Attributes:
+        name: of the edit; ``none`` for the model as it is.
+        at_answer: exp of minus the mean log P(answer) at the gap.
+        own_texts: (pseudo-)perplexity of all tokens of the prompts, answers filled in.
+        other_texts: the same of unrelated texts.
+        accuracy: share of prompts whose answer is still the argmax.
+    """
+
+    name: str
+    at_answer: float
+    own_texts: float
+    other_texts: float
+    accuracy: float
+
+
+def erased(
+    lm: LanguageModel,
+    queries: Sequence[Fitted],
+    own_texts: Sequence[str],
+    other_texts: Sequence[str],
+    edits: Sequence[tuple[str, Edit]],
+) -> list[Erased]:
+    """Perplexities under each edit, and first those of the model as it is.
+
+    Args:
+        queries: prompts whose answers are to be lost.
+        own_texts: the same with their answers filled in.
+        other_texts: texts that nothing should happen to.
+        edits: (name, edit).
+    """
+    names, applied = zip(*[("none", NoEdit()), *edits], strict=True)
+    log_probs, ranks = crossed(lm, queries, applied)
+    own = perplexity(token_log_probs(lm, own_texts, applied))
+    other = perplexity(token_log_probs(lm, other_texts, applied))
+    return [
+        Erased(
+            name,
+            float(np.exp(-log_probs[i].mean())),
+            float(own[i]),
+            float(other[i]),
+            float((ranks[i] == 0).mean()),
+        )
+        for i, name in enumerate(names)
+    ]
 
 
 @dataclass(frozen=True)

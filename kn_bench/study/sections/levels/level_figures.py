@@ -10,7 +10,7 @@ import numpy as np
 from kn_bench.measure.statistics import Interval, mean_interval
 from kn_bench.study.material import METHODS, Material
 from kn_bench.study.plots import BLACK, HATCHES, TASK, bars, legend_below, panels, short, whiskers
-from kn_bench.study.sections.levels_measured import MEASURES, Levels, averaged, null_of
+from kn_bench.study.sections.levels.group_levels import MEASURES, Levels, averaged, null_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing

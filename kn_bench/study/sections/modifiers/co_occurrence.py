@@ -1,4 +1,4 @@
-"""Do modifiers shift by what they mean, or by the company they keep?
+"""Do modifiers shift by what they mean, or by the nouns that they occur with?
 
     bias     log odds of a plural against a singular noun after the modifier, counted in a corpus
     shift    the change of the modifier's probability when a number neuron is suppressed
@@ -26,7 +26,7 @@ PERMUTATIONS = 5000
 
 
 @dataclass(frozen=True)
-class Company:
+class NounCounts:
     """How often a word is followed by a noun of either number.
 
     Attributes:
@@ -44,14 +44,14 @@ class Company:
         return float(np.log((self.plural + 0.5) / (self.singular + 0.5)))
 
 
-def company(
+def count_nouns(
     texts: Iterable[str],
     words: Sequence[str],
     *,
     singular: Collection[str],
     plural: Collection[str],
     window: int = 3,
-) -> list[Company]:
+) -> list[NounCounts]:
     """Count the number of the first known noun within ``window`` words after each of ``words``.
 
     Args:
@@ -70,7 +70,7 @@ def company(
                     noun = next((number[t] for t in after if t in number), None)
                     if noun is not None:
                         found[token, noun] += 1
-    return [Company(word, found[word, 1], found[word, 0]) for word in words]
+    return [NounCounts(word, found[word, 1], found[word, 0]) for word in words]
 
 
 @dataclass(frozen=True)

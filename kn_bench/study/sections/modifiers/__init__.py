@@ -1,4 +1,4 @@
-"""Modifiers under suppression of the number neurons, and the company they keep (Figures 5 to 7)."""
+"""Modifiers under suppression of the number neurons, and their co-occurrence (Figures 5 to 7)."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kn_bench.localise.co_occurrence import Company
-from kn_bench.localise.modifiers import BLOCKS
 from kn_bench.study.material import Material
 from kn_bench.study.page import Figure, NothingToShow, Row, Section, Table
 from kn_bench.study.sections.determiners import label, number_neurons
-from kn_bench.study.sections.modifiers_figures import (
+from kn_bench.study.sections.modifiers.co_occurrence import NounCounts
+from kn_bench.study.sections.modifiers.modifier_figures import (
     draw_change,
-    draw_company,
+    draw_co_occurrence,
     draw_probabilities,
     whole,
 )
-from kn_bench.study.sections.modifiers_measured import Silenced, corpus_of, count, silence
+from kn_bench.study.sections.modifiers.modifier_shifts import BLOCKS
+from kn_bench.study.sections.modifiers.silencing import Silenced, corpus_of, count, silence
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -52,25 +52,25 @@ def run(material: Material) -> Section:
             "Figure 6",
         ),
     )
-    company_figure = Figure(
-        "company",
-        "Change of each modifier against the company it keeps: log odds of a plural against a "
+    co_occurrence_figure = Figure(
+        "co_occurrence",
+        "Change of each modifier against its co-occurrence: log odds of a plural against a "
         "singular noun after it, counted in the corpus. Modifiers of several tokens, and those "
         "that the corpus lacks, are left out.",
-        partial(draw_company, silenced, counted),
+        partial(draw_co_occurrence, silenced, counted),
         "Figure 7",
     )
     return Section(
         "modifiers",
-        "What becomes of words when a number neuron is silent?",
+        "Which words change when a number neuron is suppressed?",
         "24 modifiers in three blocks are asked for where a determiner stands, with the neuron as "
         "it is and set to 0. If it holds number, the words of its own number lose and no others. "
         "Each modifier is tested by prompts in pairs, before and after, with nouns flipped "
         "together, and Holm's correction over the modifiers. The published test takes the same "
         "prompts for independent samples and corrects nothing; it stands beside it.",
         tuple(sentence for one in silenced for sentence in _findings(one)),
-        tables=(_table(silenced), *((_company_table(silenced, counted),) if counted else ())),
-        figures=(*figures, *((company_figure,) if counted else ())),
+        tables=(_table(silenced), *((_co_occurrence_table(silenced, counted),) if counted else ())),
+        figures=(*figures, *((co_occurrence_figure,) if counted else ())),
         notes=_notes(material, silenced),
     )
 
@@ -94,7 +94,7 @@ def _findings(one: Silenced) -> list[str]:
     if one.association:
         a = one.association
         text.append(
-            f"Its shift goes with the company that words keep by rank correlation {a.spearman:.2f} "
+            f"Its shift and the co-occurrence counts have rank correlation {a.spearman:.2f} "
             f"(p = {a.p:.3f}, n = {a.n} modifiers), and within blocks by {a.partial:.2f} "
             f"(p = {a.partial_p:.3f}); the block alone explains {a.by_block:.0%} of the ranks."
         )
@@ -158,7 +158,7 @@ def _as_much(random: Float[np.ndarray, " draws"], change: float) -> float | None
     return None if np.isnan(random).any() else float((np.abs(random) >= abs(change)).mean())
 
 
-def _company_table(silenced: Sequence[Silenced], counted: Sequence[Company]) -> Table:
+def _co_occurrence_table(silenced: Sequence[Silenced], counted: Sequence[NounCounts]) -> Table:
     rows: list[Row] = []
     for one in counted:
         shifts = (
@@ -167,7 +167,7 @@ def _company_table(silenced: Sequence[Silenced], counted: Sequence[Company]) -> 
         )
         rows.append((one.word, one.plural, one.singular, one.bias, *shifts))
     return Table(
-        "company",
+        "co_occurrence",
         "How often each modifier is followed by a plural and a singular noun in the corpus, the "
         "log odds, and its change under each neuron's suppression.",
         ("modifier", "plural", "singular", "log odds", *(f"change, {s.name}" for s in silenced)),
@@ -189,5 +189,5 @@ def _notes(material: Material, silenced: Sequence[Silenced]) -> tuple[str, ...]:
             "without the noun."
         )
     if corpus_of(material) is None:
-        notes.append("No corpus was given to count the modifiers' company in (--corpus FILE).")
+        notes.append("Co-occurrence was not counted: give a text by --corpus FILE.")
     return tuple(notes)

@@ -1,4 +1,4 @@
-"""What becomes of the modifiers, and how often they stand beside plurals and singulars."""
+"""The modifiers under suppression, and how often they occur before plurals and singulars."""
 
 from __future__ import annotations
 
@@ -14,14 +14,24 @@ from kn_bench.cases.building.grammar import NUMBER_CLASS
 from kn_bench.cases.case import Query
 from kn_bench.editing.edit import NoEdit
 from kn_bench.localise.alternatives import activation
-from kn_bench.localise.co_occurrence import Association, Company, association, company
 from kn_bench.localise.interventions import relative_change, suppress
 from kn_bench.localise.matching import matched, seeded
-from kn_bench.localise.modifiers import MODIFIERS, ModifierStudy, ask_modifiers, modifier_study
 from kn_bench.localise.selection import Neuron
 from kn_bench.measure.encoding import encode_query
 from kn_bench.model import embedded
 from kn_bench.study.material import Material
+from kn_bench.study.sections.modifiers.co_occurrence import (
+    Association,
+    NounCounts,
+    association,
+    count_nouns,
+)
+from kn_bench.study.sections.modifiers.modifier_shifts import (
+    MODIFIERS,
+    ModifierStudy,
+    ask_modifiers,
+    modifier_study,
+)
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -34,7 +44,7 @@ class Silenced:
     Attributes:
         name: ``plural``, ``singular`` or ``given 9:1094``.
         random: change of each modifier for random neurons of the same layer and activation.
-        association: of shift and company; None without a corpus.
+        association: of shift and co-occurrence; None without a corpus.
     """
 
     name: str
@@ -44,7 +54,9 @@ class Silenced:
     association: Association | None
 
 
-def silence(material: Material, name: str, neuron: Neuron, counted: Sequence[Company]) -> Silenced:
+def silence(
+    material: Material, name: str, neuron: Neuron, counted: Sequence[NounCounts]
+) -> Silenced:
     """Every modifier with ``neuron`` set to 0, where the material's prompts have their gap."""
     prompts, nouns = zip(*material.gaps, strict=True)
     study = modifier_study(material.lm, prompts, nouns, [neuron])
@@ -85,7 +97,7 @@ def _activation_at_gaps(material: Material) -> torch.Tensor:
     return activation(material.lm, queries).double().mean(0)
 
 
-def _associated(study: ModifierStudy, counted: Sequence[Company]) -> Association | None:
+def _associated(study: ModifierStudy, counted: Sequence[NounCounts]) -> Association | None:
     known = {one.word: one for one in counted if one.plural + one.singular}
     shifts = [s for s in study.shifts if s.tokens == 1 and s.modifier.word in known]
     if not shifts:
@@ -97,15 +109,15 @@ def _associated(study: ModifierStudy, counted: Sequence[Company]) -> Association
     )
 
 
-def count(material: Material) -> list[Company]:
-    """The company of the 24 modifiers in the corpus; empty where there is none."""
+def count(material: Material) -> list[NounCounts]:
+    """Count the nouns after the 24 modifiers in the corpus; empty without a corpus."""
     path = corpus_of(material)
     if path is None:
         return []
     singular, plural = _noun_forms(material)
     with path.open(encoding="utf-8") as file:
         lines = (line for _, line in zip(range(material.settings.corpus_lines), file, strict=False))
-        return company(lines, [m.word for m in MODIFIERS], singular=singular, plural=plural)
+        return count_nouns(lines, [m.word for m in MODIFIERS], singular=singular, plural=plural)
 
 
 def corpus_of(material: Material) -> Path | None:

@@ -16,13 +16,7 @@ from kn_bench.study.material import METHODS, Material
 from kn_bench.study.page import Figure, Row, Section, Table
 from kn_bench.study.plots import MARKS, TASK
 from kn_bench.study.sections.determiners import label
-from kn_bench.study.sections.levels_figures import (
-    draw_layers,
-    draw_levels,
-    draw_methods,
-    layer_shares,
-)
-from kn_bench.study.sections.levels_measured import (
+from kn_bench.study.sections.levels.group_levels import (
     MEASURES,
     Levels,
     averaged,
@@ -30,6 +24,12 @@ from kn_bench.study.sections.levels_measured import (
     measure,
     null_of,
     value,
+)
+from kn_bench.study.sections.levels.level_figures import (
+    draw_layers,
+    draw_levels,
+    draw_methods,
+    layer_shares,
 )
 
 

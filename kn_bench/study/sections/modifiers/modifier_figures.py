@@ -1,4 +1,4 @@
-"""The figures of the modifiers: change, exact probabilities, and company."""
+"""The figures of the modifiers: change, exact probabilities, and co-occurrence."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kn_bench.localise.co_occurrence import Company
-from kn_bench.localise.modifiers import BLOCKS, Block, Shift
 from kn_bench.study.plots import BLUE, GREEN, GREY, HATCHES, RED, legend_below, panels
 from kn_bench.study.sections.determiners import label
+from kn_bench.study.sections.modifiers.co_occurrence import NounCounts
+from kn_bench.study.sections.modifiers.modifier_shifts import BLOCKS, Block, Shift
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Drawing
 
-    from kn_bench.study.sections.modifiers_measured import Silenced
+    from kn_bench.study.sections.modifiers.silencing import Silenced
 
 COLOUR: dict[Block, str] = {"plural": RED, "singular": BLUE, "neutral": GREEN}
 
@@ -105,7 +105,7 @@ def draw_probabilities(silenced: Sequence[Silenced]) -> Drawing:
     return figure
 
 
-def draw_company(silenced: Sequence[Silenced], counted: Sequence[Company]) -> Drawing:
+def draw_co_occurrence(silenced: Sequence[Silenced], counted: Sequence[NounCounts]) -> Drawing:
     known = {one.word: one for one in counted if one.plural + one.singular}
     figure, axes = panels(len(silenced), width=8.0, height=3.4)
     for ax, one in zip(axes, silenced, strict=True):

@@ -1,0 +1,69 @@
+"""The options that the commands on a model share, each defined once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def _writable(folder: Path | None) -> Path | None:
+    """Check before the model is loaded that ``folder`` can be written."""
+    from kn_bench.results.files import check_writable
+
+    if folder is not None:
+        check_writable(folder)
+    return folder
+
+
+def _positive(help: str) -> typer.models.OptionInfo:
+    info: typer.models.OptionInfo = typer.Option(help=help, min=1)
+    return info
+
+
+OUTPUT = typer.Option(
+    "-o",
+    "--output",
+    help="Write tables, figures and an HTML page to this folder.",
+    callback=_writable,
+)
+
+ModelName = Annotated[
+    str,
+    typer.Argument(
+        help="The model: a packaged name such as tiny-bert, a folder of safetensors, a hub id or "
+        "ID@REVISION."
+    ),
+]
+Output = Annotated[Path | None, OUTPUT]
+Cases = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Where the cases come from: embedded, blimp, pararel, NAME=FOLDER or a JSONL file. "
+        "Repeatable. Default: embedded for a packaged model, else blimp and pararel."
+    ),
+]
+Relations = Annotated[
+    list[str] | None,
+    typer.Option("--relation", help="Use only this relation, such as P36. Repeatable."),
+]
+Paradigms = Annotated[
+    list[str] | None, typer.Option("--paradigm", help="Use only this BLiMP paradigm. Repeatable.")
+]
+Facts = Annotated[int, _positive("Number of facts per relation whose neurons are located.")]
+Prompts = Annotated[int, _positive("Maximum number of prompts per fact and of pairs per class.")]
+Corpus = Annotated[
+    Path | None,
+    typer.Option(help="Text file in which to count co-occurrence of modifiers.", exists=True),
+]
+Seed = Annotated[int, typer.Option(help="Seed of all random sampling.")]
+Device = Annotated[
+    str, typer.Option(help="cpu, cuda or cuda:N; auto spreads the model over all GPUs.")
+]
+Dtype = Annotated[str, typer.Option(help="Precision in which the weights are loaded.")]
+Again = Annotated[
+    bool, typer.Option("--again", help="Recompute sections that the folder already has.")
+]
+Markdown = Annotated[bool, typer.Option("--markdown", help="Print tables as Markdown.")]
+Reports = Annotated[Path, typer.Option(help="Folder that contains the runs.")]

@@ -1,0 +1,178 @@
+"""Run sections of the study for a command: load model and cases, show progress, print results."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from kn_bench.cases.case import Case
+    from kn_bench.localise.selection import Neuron
+    from kn_bench.study.material import Material, Settings
+    from kn_bench.study.runner import Part, Step
+    from kn_bench.study.writing import Written
+
+ALL_CASES = 200
+"""Cases loaded of each relation and paradigm; no section looks at more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What the options of a command ask for.
+
+    Attributes:
+        model: name of the model.
+        output: folder to write; None only prints.
+        cases: sources; None for those that suit the model.
+        relations, paradigms: what to keep of them; everything when both are empty.
+        device, dtype: how the model is loaded.
+        again: recompute what the folder already has.
+    """
+
+    model: str
+    output: Path | None
+    cases: Sequence[str] | None = None
+    relations: Sequence[str] | None = None
+    paradigms: Sequence[str] | None = None
+    device: str = "cpu"
+    dtype: str = "float32"
+    again: bool = False
+
+
+def run_sections(
+    names: Sequence[str] | None, request: Request, settings: Settings, *, show: bool = True
+) -> None:
+    """Run the sections called ``names`` (all when None), then print or point at what they found.
+
+    Args:
+        show: print findings and tables even if they are also written to a folder.
+
+    Raises:
+        ValueError: one sentence, for an unknown section, before anything is loaded; for what
+            cannot be loaded; for a neuron that the model does not have.
+    """
+    from kn_bench.study.sections import parts
+
+    chosen = parts(names)
+    material = load_material(request, settings)
+    if request.output is None:
+        with TemporaryDirectory() as temporary:
+            _print(_run(material, chosen, Path(temporary), again=True))
+        typer.echo("give -o DIR to keep tables, figures and a page")
+        return
+    written = _run(material, chosen, request.output, again=request.again)
+    if show:
+        _print(written)
+    typer.echo(f"written to {request.output / 'index.html'}")
+
+
+def load_material(request: Request, settings: Settings) -> Material:
+    """Load the model and the cases that ``request`` names.
+
+    Raises:
+        ValueError: one sentence, for what cannot be loaded, when no case is left, or for a neuron
+            that the model does not have.
+    """
+    from kn_bench.model.loading import load_model
+    from kn_bench.study.material import Material
+
+    wanted = [*(request.relations or ()), *(request.paradigms or ())]
+    cases = load_cases(request.model, request.cases, wanted, settings.seed)
+    lm = load_model(request.model, device=request.device, dtype=request.dtype)
+    for layer, unit in settings.neurons:
+        if layer >= lm.n_layers or unit >= lm.d_mlp:
+            raise ValueError(
+                f"neuron '{layer}:{unit}' of {request.model}: expected a layer from 0 to "
+                f"{lm.n_layers - 1} and a number from 0 to {lm.d_mlp - 1}"
+            )
+    return Material(lm, cases, settings)
+
+
+def load_cases(
+    model: str, specs: Sequence[str] | None, wanted: Sequence[str], seed: int
+) -> list[Case]:
+    """Load the cases of ``specs``, or those that suit the kind of model.
+
+    Raises:
+        ValueError: when there are none.
+    """
+    from kn_bench.cases import sources
+    from kn_bench.model import embedded
+
+    chosen = specs or (["embedded"] if model in embedded.NAMES else ["blimp", "pararel"])
+    cases = [
+        case
+        for spec in chosen
+        for case in sources.load(spec, limit=ALL_CASES, relations=wanted or None, seed=seed).cases
+    ]
+    if not cases:
+        raise ValueError(
+            f"{', '.join(chosen)}: no cases of {', '.join(wanted)}; name relations or paradigms "
+            "that the source has (`kn-bench data --by-relation` lists them)"
+        )
+    return cases
+
+
+def parse_neurons(texts: Sequence[str] | None) -> tuple[Neuron, ...]:
+    """Read ``9:1094`` as layer 9, neuron 1094.
+
+    Raises:
+        ValueError: for another form.
+    """
+    from kn_bench.localise.selection import Neuron
+
+    neurons = []
+    for text in texts or ():
+        layer, colon, unit = text.partition(":")
+        if not (colon and layer.isdigit() and unit.isdigit()):
+            raise ValueError(f"--neuron {text!r}: expected LAYER:NUMBER, such as 9:1094")
+        neurons.append(Neuron(int(layer), int(unit)))
+    return tuple(neurons)
+
+
+def _run(material: Material, chosen: Sequence[Part], folder: Path, *, again: bool) -> list[Written]:
+    from kn_bench.study.runner import run_study
+
+    with _progress(chosen) as tell:
+        return run_study(material, chosen, folder, tell=tell, again=again)
+
+
+@contextmanager
+def _progress(chosen: Sequence[Part]) -> Iterator[Callable[[Step], None]]:
+    """Show a bar on a terminal, a line for each section elsewhere."""
+    from tqdm import tqdm
+
+    with tqdm(total=len(chosen), unit=" sections", disable=None, leave=False) as bar:
+
+        def tell(step: Step) -> None:
+            if step.state == "begins":
+                bar.set_description(step.part.title)
+                return
+            bar.update()
+            took = "kept" if step.state == "kept" else f"{step.seconds:.0f} s"
+            line = f"[{step.number + 1}/{len(chosen)}] {step.part.title} ({took})"
+            tqdm.write(line, file=sys.stderr)
+
+        yield tell
+
+
+def _print(written: Sequence[Written]) -> None:
+    from kn_bench.results import tables
+
+    for section in written:
+        typer.echo(f"\n{section.title}\n")
+        for sentence in (*section.findings, *section.notes):
+            typer.echo(f"  {sentence}")
+        for table in section.tables:
+            if table.rows:
+                typer.echo(f"\n{table.caption}\n")
+                typer.echo(tables.plain(table.headers, table.rows, table.left))
