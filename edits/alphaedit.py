@@ -26,8 +26,8 @@ from kn_bench.editing.rome.problem import ValueProblem
 from kn_bench.editing.rome.remembered import read_requests, solver_of, values_of
 from kn_bench.editing.rome.spread import alphaedit_coefficients, group_keys, null_space, spread
 from kn_bench.editing.rome.value import optimise_values
+from kn_bench.model.corpus import Corpus
 from kn_bench.model.language_model import LanguageModel
-from kn_bench.model.second_moment import Corpus
 
 from .memit import MemitHyperparameters, memit_hyperparameters
 

@@ -26,8 +26,8 @@ from kn_bench.editing.rome.remembered import read_requests, solver_of, values_of
 from kn_bench.editing.rome.spread import spread, whitened_coefficients
 from kn_bench.model import embedded
 from kn_bench.model.context_templates import LENGTHS
+from kn_bench.model.corpus import Corpus
 from kn_bench.model.language_model import LanguageModel
-from kn_bench.model.second_moment import Corpus
 
 from .rome import Rome, hyperparameters
 
@@ -153,7 +153,12 @@ class Memit:
         )
         return [
             replace(
-                edit, notes={"final_loss": _mean_loss(group, values), "layers_from": h.layers_from}
+                edit,
+                notes={
+                    "final_loss": _mean_loss(group, values),
+                    "layers_from": h.layers_from,
+                    "corpus": solvers[h.layers[-1]].source,
+                },
             )
             for edit, group in zip(edits, groups, strict=True)
         ]

@@ -26,8 +26,8 @@ from kn_bench.editing.rome.problem import Value, ValueSettings
 from kn_bench.editing.rome.remembered import read_requests, solver_of, values_of
 from kn_bench.editing.rome.update import KeyChoice, SecondMomentSolver, rank_one
 from kn_bench.model.context_templates import LENGTHS
+from kn_bench.model.corpus import Corpus
 from kn_bench.model.language_model import LanguageModel
-from kn_bench.model.second_moment import Corpus
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,8 +115,7 @@ class Rome:
     Args:
         lm: the model; untouched.
         chosen: hyperparameters; the model's published ones by default.
-        corpus: what C is taken over; by default the embedded models' own text, or the file that the
-            environment variable KN_BENCH_CORPUS names.
+        corpus: what C is taken over; the model's chosen text by default.
     """
 
     def __init__(
@@ -159,6 +158,8 @@ class Rome:
             "final_loss": float(value.losses[-1]),
             "passes": len(value.losses),
         }
+        if solver is not None:
+            notes["corpus"] = solver.source
         edit = LowRankEdit(updates=(made.update,), notes=notes)
         weight = torch.linalg.matrix_norm(self.lm.weight(h.layer).float())
         notes["relative_norm"] = norm(edit) / float(weight)

@@ -15,7 +15,8 @@ from kn_bench.editing.rome.encoding import encode_problem
 from kn_bench.editing.rome.problem import Row, ValueProblem, ValueSettings
 from kn_bench.editing.rome.update import KeyChoice, SecondMomentSolver, rank_one
 from kn_bench.editing.rome.value import optimise_values
-from kn_bench.model.second_moment import Texts, second_moments
+from kn_bench.model.corpus import Texts
+from kn_bench.model.second_moment import second_moments
 from tests.golden import cases, deviation
 
 MODES: dict[str, tuple[KeyChoice, KeyChoice]] = {

@@ -17,8 +17,8 @@ from kn_bench.editing.rome.update import rank_one
 from kn_bench.editing.rome.value import optimise_values
 from kn_bench.edits.rome import Rome, RomeHyperparameters, hyperparameters
 from kn_bench.model import context_templates as contexts_module
+from kn_bench.model.corpus import Texts
 from kn_bench.model.memo import Memo
-from kn_bench.model.second_moment import Texts
 from kn_bench.model.tokens import Tokens
 from tests.tiny_models import FAMILIES, ROUNDED, tiny_model, word_tokenizer
 
@@ -348,12 +348,12 @@ def test_published_layers_and_the_stated_default():
 
 def test_without_text_for_c_one_sentence_says_what_to_do(monkeypatch, tmp_path):
     lm = tiny_model("gpt2")
-    monkeypatch.delenv("KN_BENCH_CORPUS", raising=False)
-    with pytest.raises(ValueError, match="set KN_BENCH_CORPUS to a text file with one document a"):
-        remembered.corpus_for(lm)
+    monkeypatch.setattr(lm, "corpus", None)
     monkeypatch.setenv("KN_BENCH_CORPUS", str(tmp_path / "nothing.txt"))
-    with pytest.raises(ValueError, match="which is no file"):
+    with pytest.raises(ValueError, match="expected a text file with one document a line"):
         remembered.corpus_for(lm)
     (tmp_path / "text.txt").write_text("w5 w6 w7\n\nw8 w9\n")
     monkeypatch.setenv("KN_BENCH_CORPUS", str(tmp_path / "text.txt"))
-    assert list(remembered.corpus_for(lm).documents()) == ["w5 w6 w7", "w8 w9"]
+    chosen = remembered.corpus_for(lm)
+    assert list(chosen.corpus.documents()) == ["w5 w6 w7", "w8 w9"]
+    assert (chosen.name, remembered.corpus_for(lm)) == ("text.txt", chosen)

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from kn_bench.model import second_moment
-from kn_bench.model.second_moment import TextFile, Texts, second_moments
+from kn_bench.model.corpus import TextFile, Texts
+from kn_bench.model.second_moment import second_moments
 from tests.tiny_models import tiny_model
 
 TEXTS = tuple(
@@ -80,20 +81,20 @@ def test_an_interrupted_pass_goes_on_where_it_was(tmp_path, monkeypatch):
     chunks: list[list[str]] = []
     add = second_moment._add_chunk
 
-    def failing(lm, state, chunk, left):
+    def failing(lm, state, chunk, left, advance):
         if len(chunks) == 3:
             raise KeyboardInterrupt
         chunks.append(chunk)
-        add(lm, state, chunk, left)
+        add(lm, state, chunk, left, advance)
 
     monkeypatch.setattr(second_moment, "_add_chunk", failing)
     with pytest.raises(KeyboardInterrupt):
         second_moments(lm, [0, 1], Texts(TEXTS), cache=tmp_path)
     assert [path.name.split(".")[1] for path in tmp_path.iterdir()] == ["partial"]
 
-    def counting(lm, state, chunk, left):
+    def counting(lm, state, chunk, left, advance):
         chunks.append(chunk)
-        add(lm, state, chunk, left)
+        add(lm, state, chunk, left, advance)
 
     monkeypatch.setattr(second_moment, "_add_chunk", counting)
     resumed = second_moments(lm, [0, 1], Texts(TEXTS), cache=tmp_path)

@@ -120,7 +120,7 @@ def _again(
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
-    from kn_bench.model.loading import progress_on_terminals_only
+    from kn_bench.model.output import progress_on_terminals_only
 
     start = time.monotonic()
     masked = recipe.family == "bert"

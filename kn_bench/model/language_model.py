@@ -25,6 +25,8 @@ from torch import Tensor, nn
 from transformers.activations import NewGELUActivation
 
 from kn_bench.model.architecture import Architecture, architecture_of, submodule
+from kn_bench.model.corpus import NamedCorpus
+from kn_bench.model.progress import Progress, Silent
 from kn_bench.model.tokens import Tokens
 
 if TYPE_CHECKING:
@@ -48,6 +50,8 @@ class LanguageModel:
         tokens: the tokenizer behind our window.
         architecture: where its parts are.
         held_edits: hash of the edits that the weights hold in a sequence; "" as loaded.
+        corpus: text that statistics of its activations are taken over; None until it is chosen.
+        progress: what long work on the model reports to; nobody, unless it is set.
 
     Args:
         weights: reads the weights again (``state_dict``), to undo what a method should not have
@@ -67,6 +71,8 @@ class LanguageModel:
         self._weights = weights
         self.held_edits = ""
         self._originals: Mapping[str, Tensor] = {}
+        self.corpus: NamedCorpus | None = None
+        self.progress: Progress = Silent()
         self.hf = _fused(hf.eval().requires_grad_(False))
         self.architecture = architecture or architecture_of(hf.config)
         self.tokens = Tokens(tokenizer, self.architecture.kind, _positions(hf.config))

@@ -6,7 +6,6 @@ Never remote code, never pickle: weights come from safetensors alone.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -18,6 +17,7 @@ import torch
 from kn_bench.model.architecture import architecture_of
 from kn_bench.model.devices import devices_named
 from kn_bench.model.language_model import LanguageModel
+from kn_bench.model.output import progress_on_terminals_only
 from kn_bench.model.source import DTYPES, first_line, not_to_be_had, source_of
 
 
@@ -32,8 +32,8 @@ def load_model(
     """Load a model and its tokenizer.
 
     Args:
-        name: an embedded name (``tiny-gpt2``), a local folder, a hub id, or ``ID@REVISION``: a
-            branch, tag or commit of the hub.
+        name: an embedded name (``tiny-gpt2``), a packaged one (``smollm2-135m``), a local folder, a
+            GGUF file, a hub id, or ``ID@REVISION``: a branch, tag or commit of the hub.
         device: torch device, or ``auto``: spread over the GPUs there are (needs accelerate).
         dtype: of the weights; float32 unless asked otherwise, whatever the checkpoint's.
         attention: attention implementation (``sdpa``, ``eager``, ...); transformers' choice if
@@ -117,21 +117,6 @@ def _check_whole(name: str, hf: Any, tokenizer: Any) -> None:
             f"the GPUs have no room for all of {name!r}: use more of them, a smaller --dtype, or "
             "--device cpu"
         )
-
-
-@contextmanager
-def progress_on_terminals_only() -> Iterator[None]:
-    """No progress bar of transformers' while open, unless standard error is a terminal."""
-    from transformers.utils import logging
-
-    if sys.stderr.isatty() or not logging.is_progress_bar_enabled():
-        yield
-        return
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.enable_progress_bar()
 
 
 def _reason(name: str, error: OSError) -> str:

@@ -14,19 +14,19 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm import tqdm
 
+from kn_bench.model.corpus import Corpus
 from kn_bench.model.language_model import LanguageModel
+from kn_bench.model.progress import Advance
 from kn_bench.model.resuming import skipped
 from kn_bench.model.transfer import to_device
 
@@ -42,54 +42,6 @@ MAX_LENGTH = 1024
 """Tokens of a document that are read at most; fewer where the model has fewer positions."""
 _UNREADABLE = (OSError, SafetensorError, KeyError, TypeError, ValueError)
 """What reading a file may raise that is truncated, or none of ours."""
-
-
-class Corpus(Protocol):
-    """Documents, and a hash of all of them."""
-
-    @property
-    def content_hash(self) -> str: ...
-
-    def documents(self) -> Iterator[str]: ...
-
-
-@dataclass(frozen=True)
-class TextFile:
-    """A text file with one document a line; empty lines are passed over."""
-
-    path: Path
-
-    @property
-    def content_hash(self) -> str:
-        facts = self.path.stat()
-        return _file_hash(self.path, facts.st_size, facts.st_mtime_ns)
-
-    def documents(self) -> Iterator[str]:
-        with self.path.open(encoding="utf-8") as file:
-            yield from (line.strip() for line in file if line.strip())
-
-
-@lru_cache(maxsize=16)
-def _file_hash(path: Path, size: int, changed: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@dataclass(frozen=True)
-class Texts:
-    """Texts in memory, or a column of a data set: anything with a length and an order."""
-
-    texts: Sequence[str]
-
-    @property
-    def content_hash(self) -> str:
-        digest = hashlib.sha256()
-        for text in self.texts:
-            digest.update(text.encode() + b"\0")
-        return digest.hexdigest()
-
-    def documents(self) -> Iterator[str]:
-        yield from self.texts
 
 
 @dataclass(frozen=True)
@@ -182,14 +134,11 @@ def _accumulate(
         # nothing above the last site is needed
         for layer in lm.layers[max(layers) + 1 :]:
             stack.enter_context(skipped(layer))
-        # disable=None: a bar on a terminal, nothing in a log
-        bar = stack.enter_context(
-            tqdm(desc="second moments", total=max_tokens, unit=" tokens", disable=None, leave=False)
-        )
+        advance = stack.enter_context(lm.progress.task("second moment C", total=max_tokens))
+        advance(state.n_tokens)
         while chunk := list(islice(documents, CHUNK)):
             left = None if max_tokens is None else max_tokens - state.n_tokens
-            _add_chunk(lm, state, chunk, left)
-            bar.update(state.n_tokens - bar.n)
+            _add_chunk(lm, state, chunk, left, advance)
             if max_tokens is not None and state.n_tokens >= max_tokens:
                 break
             if partial is not None and time.monotonic() - saved > SAVE_EVERY:
@@ -198,7 +147,9 @@ def _accumulate(
     return state
 
 
-def _add_chunk(lm: LanguageModel, state: _Sums, chunk: Sequence[str], left: int | None) -> None:
+def _add_chunk(
+    lm: LanguageModel, state: _Sums, chunk: Sequence[str], left: int | None, advance: Advance
+) -> None:
     """Add the keys of some documents, the last one cut where ``left`` tokens are full."""
     length = min(lm.tokens.max_length, MAX_LENGTH)
     rows = [ids[:length] for ids in lm.tokens.encode_many(chunk)]
@@ -206,6 +157,7 @@ def _add_chunk(lm: LanguageModel, state: _Sums, chunk: Sequence[str], left: int 
         rows = _first_tokens(rows, left)
     for batch in _by_length([row for row in rows if row]):
         _add_batch(lm, state, batch)
+        advance(sum(map(len, batch)))
     state.n_documents += len(chunk)
 
 

@@ -1,10 +1,13 @@
-"""Where a model comes from, by its name: the package, a folder, or the hub. Imports no torch."""
+"""Where a model comes from, by its name: a package, a folder, a GGUF file, or the hub.
+
+Imports no torch, unless a GGUF file is met for the first time and must be converted.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from kn_bench.model import embedded
+from kn_bench.model import embedded, gguf_files, packaged
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 """What weights may be loaded as, by torch's names."""
@@ -14,14 +17,20 @@ def source_of(name: str) -> tuple[str, str | None]:
     """The folder of a local model, or a hub id with the revision it names, if any.
 
     Args:
-        name: an embedded name, a folder, ``ID`` or ``ID@REVISION`` (a branch, tag or commit).
+        name: an embedded or packaged name, a folder, a GGUF file, ``ID`` or ``ID@REVISION`` (a
+            branch, tag or commit).
 
     Raises:
-        ValueError: for a folder that is none, or holds no model.
+        ValueError: for a folder that is none, or holds no model, or a GGUF file or package that
+            cannot be used.
     """
     if name in embedded.NAMES:
         return str(embedded.folder(name)), None
+    if name in packaged.PACKAGED:
+        return str(packaged.folder(name)), None
     path = Path(name)
+    if path.suffix == ".gguf":
+        return str(_gguf(path)), None
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ValueError(f"{path} is no model folder: it has no config.json")
@@ -34,11 +43,28 @@ def source_of(name: str) -> tuple[str, str | None]:
     return id, revision or None
 
 
+def _gguf(path: Path) -> Path:
+    if not path.is_file():
+        raise ValueError(f"no GGUF file at '{path}'")
+    return gguf_files.converted(path)
+
+
+def origin(name: str) -> str:
+    """State what a model's weights were made from, where that is not plain from its name."""
+    source = Path(source_of(name)[0])
+    made_from = gguf_files.origin_of(source) if source.is_dir() else None
+    if made_from is None:
+        return ""
+    known = packaged.PACKAGED.get(name)
+    return f"{known.title}; {made_from.sentence}" if known else made_from.sentence
+
+
 def not_to_be_had(error: Exception) -> str:
     """The rest of a sentence on a name that is no model's: what the hub says is ``error``."""
     return (
-        f"it is none of the embedded models ({', '.join(embedded.NAMES)}), no folder, and not to "
-        f"be had from the hub or its cache ({first_line(error)})"
+        f"it is none of the embedded models ({', '.join(embedded.NAMES)}) or packaged ones "
+        f"({', '.join(packaged.PACKAGED)}), no folder, and not to be had from the hub or its cache "
+        f"({first_line(error)})"
     )
 
 

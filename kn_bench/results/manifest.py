@@ -124,7 +124,9 @@ def hash_files(files: Iterable[Path], root: Path | None = None) -> str:
     """SHA-256 over names (relative to ``root``) and contents, whatever the order given."""
     total = hashlib.sha256()
     for name, path in sorted((_name_in(root, path), path) for path in files):
-        total.update(f"{name}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+        with path.open("rb") as file:  # weights may be larger than memory
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        total.update(f"{name}\0{digest}\n".encode())
     return total.hexdigest()
 
 

@@ -20,7 +20,7 @@ from kn_bench.cases.sampling import slug
 from kn_bench.editing import registry
 from kn_bench.editing.registry import Registry, RegistryError
 from kn_bench.measure.protocols import occasion_of
-from kn_bench.model.source import on_hub
+from kn_bench.model.source import on_hub, origin
 from kn_bench.testing import method_fixtures, units
 from kn_bench.testing.devices import DevicePool, expand
 from kn_bench.testing.models import fingerprint
@@ -75,7 +75,9 @@ class RunController:
             self._methods = self._known_methods()
             self.plan: TestPlan = make_plan(self.options)
             self._fingerprints = {n: fingerprint(n) for n in self.plan.models.values()}
+            self._origins = {n: text for n in self._fingerprints if (text := origin(n))}
             self.pool = DevicePool(expand(self.options.devices))
+            self._corpus = self._checked_corpus()
         except (ValueError, OSError, RegistryError) as error:
             raise pytest.UsageError(str(error)) from error
         if self.options.baseline is not None:
@@ -84,6 +86,17 @@ class RunController:
             _check_writable(self.options.save_baseline)
         if self.options.resume:
             _ = self.store
+
+    def _checked_corpus(self) -> str:
+        """Return the named corpus with its hash, as the manifest has it."""
+        if not self.options.corpus:
+            return ""
+        from kn_bench.model import corpus
+
+        if self.options.corpus == corpus.SELF:
+            return corpus.SELF
+        named = corpus.file_named(self.options.corpus)
+        return f"{named.name} SHA-256 {named.corpus.content_hash}"
 
     def _check_gate(self, baseline: Path) -> None:
         """Find out before the run, not after it, that there is nothing to hold it against."""
@@ -151,6 +164,13 @@ class RunController:
         except StoreError as error:
             raise pytest.UsageError(str(error)) from error
 
+    def header(self) -> list[str]:
+        """State, before the first test, what is not plain from the command line."""
+        lines = [f"{name}: {text}" for name, text in self._origins.items()]
+        if self.options.resume:
+            lines.append(f"run {self.run} has {len(self.store.done)} tests already")
+        return [f"kn_bench: {line}" for line in lines]
+
     def manifest(self) -> Manifest:
         """What the run is made of."""
         from kn_bench.results.manifest import new_manifest
@@ -173,6 +193,8 @@ class RunController:
             "limit": str(limit_of(options) or "all"),
             "dtype": options.dtype,
             **({"attention": options.attention} if options.attention else {}),
+            **({"corpus": self._corpus} if self._corpus else {}),
+            **{f"origin of {name}": text for name, text in self._origins.items()},
             "methods": " ".join(self._methods),
         }
 

@@ -61,8 +61,10 @@ class Models:
 
     def _load(self, name: str) -> Engine:
         from kn_bench.measure.engine import Engine
+        from kn_bench.model import embedded
         from kn_bench.model.cache_folder import cache_folder
         from kn_bench.model.loading import load_model
+        from kn_bench.model.own_text import corpus_named
 
         model = load_model(
             name,
@@ -71,6 +73,8 @@ class Models:
             attention=self._options.attention or None,
             commit=self._commits.get(name),
         )
+        if self._options.corpus and name not in embedded.NAMES:
+            model.corpus = corpus_named(model, self._options.corpus)
         answers = cache_folder() / "answers"
         return Engine(model, cache=answers, memory=self._options.memory, seed=self._options.seed)
 

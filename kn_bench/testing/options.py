@@ -46,6 +46,7 @@ class Options:
         devices: torch devices; several form the workers' pool.
         dtype: of the weights.
         attention: attention implementation; "" for transformers' choice.
+        corpus: text that second moments are taken over; "" for the default.
         run: name of the run's folder; "" for a new one.
         resume: run to go on with, or ``last``; "" for none.
         baseline, save_baseline: files of the gate, or None.
@@ -65,6 +66,7 @@ class Options:
     devices: tuple[str, ...] = ("cpu",)
     dtype: str = "float32"
     attention: str = ""
+    corpus: str = ""
     run: str = ""
     resume: str = ""
     baseline: Path | None = None
@@ -86,8 +88,8 @@ def add_options(parser: pytest.Parser) -> None:
     def repeatable(name: str, metavar: str, help: str) -> None:
         option(name, f"{help} Repeatable.", action="append", metavar=metavar, default=[])
 
-    repeatable("--model", "NAME", "Embedded model, folder, hub id or ID@REVISION (default: all "
-               "embedded ones).")  # fmt: skip
+    repeatable("--model", "NAME", "Embedded model, smollm2-135m, folder, FILE.gguf, hub id or "
+               "ID@REVISION (default: all embedded ones).")  # fmt: skip
     repeatable("--method", "NAME", "Editing method (default: all registered).")
     repeatable("--cases", "SOURCE", "embedded, NAME=FOLDER or FILE.jsonl (default: embedded).")
     repeatable("--relation", "ID", "Relation to keep, such as P36 (default: all).")
@@ -104,6 +106,9 @@ def add_options(parser: pytest.Parser) -> None:
                "model over all GPUs (default: cpu).")  # fmt: skip
     option("--dtype", "Of the weights (default: float32).", default="float32", choices=DTYPES)
     option("--attention", "Attention implementation, such as eager.", default="", metavar="NAME")
+    option("--corpus", "Text for second moments: a file, one document a line, a data set of the "
+           "hub, or 'self' (default: a text set of the hub, or else 'self').", default="",
+           metavar="TEXT")  # fmt: skip
     option("--run", "Name of the run's folder.", default="", metavar="NAME")
     option("--resume", "Go on with a run: its name, or 'last'.", default="", metavar="RUN")
     option("--baseline", "Fail when a criterion fell significantly.", type=Path, metavar="FILE")
@@ -147,6 +152,7 @@ def read_options(config: pytest.Config) -> Options:
         devices=tuple(dict.fromkeys(get("--device", ("cpu",)))),
         dtype=get("--dtype", "float32"),
         attention=get("--attention", ""),
+        corpus=get("--corpus", "") or os.environ.get("KN_BENCH_CORPUS", ""),
         run=get("--run", ""),
         resume=get("--resume", ""),
         baseline=path("--baseline"),

@@ -95,11 +95,9 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         controller_of(session.config)
 
 
-def pytest_report_header(config: pytest.Config) -> str | None:
+def pytest_report_header(config: pytest.Config) -> list[str]:
     controller = config.stash.get(CONTROLLER, None)
-    if controller is None or not controller.options.resume:
-        return None
-    return f"kn_bench: run {controller.run} has {len(controller.store.done)} tests already"
+    return controller.header() if controller is not None else []
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist's worker sends the ids

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 from kn_bench.cases.case import EditRequest
 from kn_bench.editing.edit import NotApplicable
@@ -20,11 +19,13 @@ from kn_bench.editing.rome.value import optimise_values
 from kn_bench.model import embedded
 from kn_bench.model.cache_folder import cache_folder
 from kn_bench.model.context_templates import contexts
+from kn_bench.model.corpus import Corpus, NamedCorpus, TextFile
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.memo import Memo
+from kn_bench.model.own_text import corpus_named
 from kn_bench.model.prefixed import States
 from kn_bench.model.ragged import Place
-from kn_bench.model.second_moment import Corpus, TextFile, second_moments
+from kn_bench.model.second_moment import second_moments
 
 _values: Memo[Value] = Memo(4096)
 _prefixes: Memo[States] = Memo(256)
@@ -84,23 +85,23 @@ def values_of(
     return found
 
 
-def corpus_for(lm: LanguageModel) -> Corpus:
-    """The text that C is taken over: the embedded models' own, or the file KN_BENCH_CORPUS names.
+def corpus_for(lm: LanguageModel) -> NamedCorpus:
+    """Return the text that C is taken over, chosen once a loaded model.
+
+    It is the one that the user named (``--corpus``, or the environment variable KN_BENCH_CORPUS),
+    the embedded models' own, or a text set of the hub; without any of these, text that the model
+    writes itself.
 
     Raises:
-        ValueError: when there is none; says how to give one.
+        ValueError: for a text that cannot be had.
     """
-    if lm.name in embedded.NAMES:
-        return TextFile(embedded.corpus_path())
-    chosen = os.environ.get("KN_BENCH_CORPUS")
-    if not chosen:
-        raise ValueError(
-            f"no text to take the second moment C = E[k k^T] of {lm.name} over: set "
-            "KN_BENCH_CORPUS to a text file with one document a line, or choose rome-no-c"
-        )
-    if not Path(chosen).is_file():
-        raise ValueError(f"KN_BENCH_CORPUS names {chosen!r}, which is no file")
-    return TextFile(Path(chosen))
+    if lm.corpus is None:
+        named = os.environ.get("KN_BENCH_CORPUS", "")
+        if lm.name in embedded.NAMES:
+            lm.corpus = NamedCorpus("embedded", TextFile(embedded.corpus_path()))
+        else:
+            lm.corpus = corpus_named(lm, named)
+    return lm.corpus
 
 
 def solver_of(
@@ -112,14 +113,18 @@ def solver_of(
 
     Args:
         corpus: the text; that of :func:`corpus_for` when None.
-        max_tokens: how much of it; None for all.
+        max_tokens: how much of it; None for all, or for what the chosen text states.
     """
-    corpus = corpus or corpus_for(lm)
+    chosen = NamedCorpus("given", corpus) if corpus is not None else corpus_for(lm)
+    content, limit = chosen.corpus.content_hash, max_tokens or chosen.max_tokens
 
     def measured() -> SecondMomentSolver:
         folder = cache_folder() / "second_moments"
         with lm.unedited():
-            moments = second_moments(lm, [layer], corpus, max_tokens=max_tokens, cache=folder)
-        return SecondMomentSolver(moments[layer].matrix.to(lm.device))
+            moment = second_moments(lm, [layer], chosen.corpus, max_tokens=limit, cache=folder)[
+                layer
+            ]
+        source = f"{chosen.name}, {moment.n_tokens} tokens, SHA-256 {content[:12]}"
+        return SecondMomentSolver(moment.matrix.to(lm.device), source)
 
-    return _solvers.get((lm.original_hash, layer, max_tokens, corpus.content_hash), measured)
+    return _solvers.get((lm.original_hash, layer, limit, content), measured)

@@ -25,9 +25,11 @@ class SecondMomentSolver:
 
     Attributes:
         matrix: C = E[k k^T], ``[d_mlp, d_mlp]``.
+        source: the text it was taken over: name, tokens and hash; recorded with every edit.
     """
 
     matrix: Float[Tensor, "d_mlp d_mlp"]
+    source: str = ""
 
     @cached_property
     def _factor(self) -> Float[Tensor, "d_mlp d_mlp"]:

@@ -1,0 +1,149 @@
+"""Text that statistics of a model are taken over: files, data sets of the hub, texts in memory."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Protocol
+
+from kn_bench.model.cache_folder import cache_folder
+
+HUB_TEXT = "Salesforce/wikitext:wikitext-2-raw-v1"
+"""Data set, and configuration, that is the default where the hub can be reached: two million
+tokens of Wikipedia, which is what the published second moments are taken over."""
+SELF = "self"
+"""Name of the text that a model writes itself; see :mod:`kn_bench.model.own_text`."""
+
+
+class Corpus(Protocol):
+    """Documents, and a hash of all of them."""
+
+    @property
+    def content_hash(self) -> str: ...
+
+    def documents(self) -> Iterator[str]: ...
+
+
+@dataclass(frozen=True)
+class TextFile:
+    """A text file with one document a line; empty lines are passed over."""
+
+    path: Path
+
+    @property
+    def content_hash(self) -> str:
+        facts = self.path.stat()
+        return _file_hash(self.path, facts.st_size, facts.st_mtime_ns)
+
+    def documents(self) -> Iterator[str]:
+        with self.path.open(encoding="utf-8") as file:
+            yield from (line.strip() for line in file if line.strip())
+
+
+@lru_cache(maxsize=16)
+def _file_hash(path: Path, size: int, changed: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Texts in memory, or a column of a data set: anything with a length and an order."""
+
+    texts: Sequence[str]
+
+    @property
+    def content_hash(self) -> str:
+        digest = hashlib.sha256()
+        for text in self.texts:
+            digest.update(text.encode() + b"\0")
+        return digest.hexdigest()
+
+    def documents(self) -> Iterator[str]:
+        yield from self.texts
+
+
+@dataclass(frozen=True)
+class NamedCorpus:
+    """A corpus as it was chosen.
+
+    Attributes:
+        name: what edits, manifest and board call it: a file's name, a hub id, or ``self``.
+        corpus: its documents.
+        max_tokens: how many of its tokens are read where a method does not say; None for all.
+    """
+
+    name: str
+    corpus: Corpus
+    max_tokens: int | None = None
+
+
+def check_corpus(spec: str) -> None:
+    """Refuse, before any model is loaded, what ``--corpus`` cannot be.
+
+    Raises:
+        ValueError: one sentence, for a file that is not there or is not text, or a data set that
+            cannot be had.
+    """
+    if spec != SELF:
+        file_named(spec)
+
+
+def file_named(spec: str) -> NamedCorpus:
+    """Return the text that ``spec`` names: a file, or a data set of the hub, fetched once.
+
+    Args:
+        spec: a path, or ``ID`` or ``ID:CONFIGURATION`` of a data set with a column ``text``.
+
+    Raises:
+        ValueError: one sentence, when it cannot be had.
+    """
+    path = Path(spec).expanduser()
+    if path.is_file():
+        _check_text(path)
+        return NamedCorpus(path.name, TextFile(path))
+    if spec.count("/") != 1 or spec.startswith((".", "/", "~")) or path.suffix:
+        raise ValueError(
+            f"--corpus '{spec}': expected a text file with one document a line, a data set of the "
+            f"hub such as {HUB_TEXT}, or 'self' for text that the model writes"
+        )
+    return NamedCorpus(spec, TextFile(_fetched(spec)))
+
+
+def _check_text(path: Path) -> None:
+    try:
+        with path.open(encoding="utf-8") as file:
+            if not any(line.strip() for line in file):
+                raise ValueError(f"--corpus '{path}': expected text, the file is empty")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--corpus '{path}': expected UTF-8 text (byte {error.start})") from None
+    except OSError as error:
+        raise ValueError(f"--corpus '{path}' cannot be read: {error.strerror}") from None
+
+
+def _fetched(spec: str) -> Path:
+    """Return the text of a data set of the hub, one document a line, from the cache if there."""
+    kept = cache_folder() / "corpora" / (spec.replace("/", "--").replace(":", "--") + ".txt")
+    if kept.is_file():
+        return kept
+    import datasets  # slow to import, and needed only here
+
+    id, _, configuration = spec.partition(":")
+    try:
+        rows = datasets.load_dataset(id, configuration or None, split="train")
+        texts = rows["text"]
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"--corpus {spec} is neither a file nor in the cache, and the hub does not give it "
+            f"({type(error).__name__}): name a text file with one document a line, or 'self'"
+        ) from None
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    part = kept.with_suffix(f".{os.getpid()}.part")
+    lines = (" ".join(text.split()) for text in texts)
+    part.write_text("".join(line + "\n" for line in lines if line), encoding="utf-8")
+    part.replace(kept)
+    return kept

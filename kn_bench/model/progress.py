@@ -1,0 +1,90 @@
+"""Long work says how far it is: a callback that lower layers report to, and who draws it.
+
+A :class:`~kn_bench.model.language_model.LanguageModel` carries the callback as ``progress``; what
+runs the model reports there, and knows of no terminal::
+
+    with lm.progress.task("writing text", total=15_360) as advance:
+        ...
+        advance(64)
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Protocol, TextIO
+
+from tqdm import tqdm
+
+Advance = Callable[[float], None]
+LINE_EVERY = 60.0
+"""Seconds between two lines where there is no terminal."""
+
+
+class Progress(Protocol):
+    """What long work reports to."""
+
+    def task(self, what: str, total: float | None = None) -> AbstractContextManager[Advance]:
+        """Open one piece of work; what it yields is told of each part done.
+
+        Args:
+            what: is being done, in a few words, such as ``locating``.
+            total: sum of all parts, where it is known.
+        """
+
+
+class Silent:
+    """Reports to nobody."""
+
+    def task(self, what: str, total: float | None = None) -> AbstractContextManager[Advance]:
+        return nullcontext(_ignore)
+
+
+def _ignore(part: float) -> None:
+    pass
+
+
+class Bars:
+    """A bar for each task on a terminal; elsewhere a line a minute.
+
+    Args:
+        file: where to draw; standard error when None.
+    """
+
+    def __init__(self, file: TextIO | None = None) -> None:
+        self._file = file
+
+    @contextmanager
+    def task(self, what: str, total: float | None = None) -> Iterator[Advance]:
+        file = self._file or sys.stderr
+        if file.isatty():
+            with tqdm[None](desc=what, total=total, file=file, leave=False, mininterval=0.5) as bar:
+                yield bar.update  # type: ignore[misc]  # it also returns something
+            return
+        yield _Lines(what, total, file).advance
+
+
+class _Lines:
+    """One task in a log: how far it is, once a minute."""
+
+    def __init__(self, what: str, total: float | None, file: TextIO) -> None:
+        self._what, self._total, self._file = what, total, file
+        self._done = 0.0
+        self._started = self._written = time.monotonic()
+
+    def advance(self, part: float) -> None:
+        self._done += part
+        now = time.monotonic()
+        if now - self._written >= LINE_EVERY:
+            self._written = now
+            self._file.write(meter(self._what, self._done, self._total, now - self._started) + "\n")
+            self._file.flush()
+
+
+def meter(what: str, done: float, total: float | None, seconds: float, width: int = 79) -> str:
+    """Return tqdm's line for a piece of work: bar, share, time spent and time left."""
+    # tqdm's own word for an unknown total is 0
+    full = 0 if total is None else round(max(total, done))
+    return tqdm.format_meter(round(done), full, seconds, ncols=width, prefix=what)

@@ -1,0 +1,122 @@
+"""The text that C is taken over: named, found wrong before the run, or written by the model."""
+
+import pytest
+import torch
+
+from kn_bench.editing.rome import remembered
+from kn_bench.model import corpus, own_text
+from kn_bench.model.corpus import NamedCorpus, Texts, check_corpus, file_named
+from kn_bench.model.own_text import corpus_named
+from kn_bench.model.second_moment import second_moments
+from tests.tiny_models import tiny_model
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("KN_BENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("KN_BENCH_CORPUS", raising=False)
+    monkeypatch.setattr(own_text, "LENGTH", 20)
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def no_hub(monkeypatch):
+    def unreachable(*args, **options):
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr("datasets.load_dataset", unreachable)
+
+
+def test_without_hub_or_file_a_model_writes_its_own_text(no_hub):
+    lm = tiny_model("llama")
+    chosen = corpus_named(lm)
+    texts = list(chosen.corpus.documents())
+    tokens = sum(len(lm.tokens.encode(text).ids) for text in texts)
+    assert chosen.name == "self"
+    assert tokens >= 10 * lm.d_mlp
+    assert len(set(texts)) == len(texts)
+    # enough to solve with: no direction of the keys is missing
+    moment = second_moments(lm, [1], chosen.corpus)[1].matrix
+    assert float(torch.linalg.eigvalsh(moment.double()).min()) > 0
+
+
+def test_it_is_written_once_and_the_same_whenever_it_is_written(no_hub, cache, monkeypatch):
+    lm = tiny_model("gpt2")
+    path = own_text.own_text(lm, 100)
+    first = path.read_bytes()
+    with monkeypatch.context() as patched:
+        patched.setattr(own_text, "_write", lambda *_: pytest.fail("written again"))
+        assert own_text.own_text(lm, 100) == path
+    torch.rand(3)  # the process's own random state has no part in it
+    path.unlink()
+    state = torch.get_rng_state()
+    assert own_text.own_text(lm, 100).read_bytes() == first
+    assert torch.equal(torch.get_rng_state(), state)
+    assert own_text.own_text(lm, 100, seed=1).read_bytes() != first
+    assert own_text.own_text(tiny_model("llama"), 100) != path
+
+
+def test_a_cached_continuation_is_what_the_whole_text_gives(no_hub, monkeypatch):
+    """The key-value cache changes nothing: every token is among the likeliest of a plain pass."""
+    monkeypatch.setattr(own_text, "TOP_K", 1)
+    lm = tiny_model("llama")
+    (row,) = own_text._documents(lm, ["w5 w6"], seed=0)
+    ids = list(lm.tokens.encode("w5 w6").ids)
+    while len(ids) < 20:
+        scores = lm.forward(lm.tensor([ids]), torch.tensor([[len(ids) - 1]]))[0, 0]
+        scores[sorted(lm.tokens.special_ids)] = -torch.inf
+        ids.append(int(scores.argmax()))
+    assert row == " ".join(lm.tokens.decode(ids).split())
+
+
+def test_a_masked_model_writes_nothing_and_says_what_to_do(no_hub):
+    with pytest.raises(ValueError, match="is a masked model and writes no text: give"):
+        corpus_named(tiny_model("bert"))
+
+
+def test_where_the_hub_can_be_had_its_text_is_the_default_and_is_fetched_once(monkeypatch):
+    asked = []
+
+    def load_dataset(id, configuration, split):
+        asked.append((id, configuration, split))
+        return {"text": ["", " w5 w6\n w7 ", "w8"]}
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    lm = tiny_model("gpt2")
+    for _ in range(2):
+        chosen = corpus_named(lm)
+        assert list(chosen.corpus.documents()) == ["w5 w6 w7", "w8"]
+    assert asked == [("Salesforce/wikitext", "wikitext-2-raw-v1", "train")]
+    assert (chosen.name, chosen.max_tokens) == (corpus.HUB_TEXT, 10 * lm.d_mlp)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(None, "expected a text file with one document a line"), (b"", "the file is empty"),
+     (b" \n\n", "the file is empty"), (b"caf\xe9\n", "expected UTF-8 text")],
+)  # fmt: skip
+def test_a_file_that_cannot_be_used_is_found_out_before_the_run(tmp_path, content, said):
+    path = tmp_path / "text.txt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=said):
+        check_corpus(str(path))
+
+
+def test_a_data_set_that_cannot_be_had_is_one_sentence(no_hub):
+    with pytest.raises(ValueError, match=r"hub does not give it \(ConnectionError\): name a text"):
+        check_corpus("acme/text")
+    check_corpus("self")
+
+
+def test_every_edit_names_the_text_its_c_was_taken_over(tmp_path, monkeypatch):
+    lm = tiny_model("gpt2")
+    (tmp_path / "notes.txt").write_text("w5 w6 w7\n" * 3)
+    chosen = file_named(str(tmp_path / "notes.txt"))
+    monkeypatch.setattr(lm, "corpus", chosen)
+    solver = remembered.solver_of(lm, 1, None, None)
+    assert solver.source.startswith("notes.txt, 9 tokens, SHA-256 ")
+    assert solver.source.endswith(chosen.corpus.content_hash[:12])
+    limited = NamedCorpus("few", Texts(("w5 w6 w7 w8",)), max_tokens=2)
+    monkeypatch.setattr(lm, "corpus", limited)
+    assert remembered.solver_of(lm, 1, None, None).source.startswith("few, 2 tokens")
