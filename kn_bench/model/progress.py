@@ -18,7 +18,7 @@ from typing import Protocol, TextIO
 
 from tqdm import tqdm
 
-Advance = Callable[[float], None]
+Advance = Callable[[float], object]
 LINE_EVERY = 60.0
 """Seconds between two lines where there is no terminal."""
 
@@ -60,8 +60,8 @@ class Bars:
     def task(self, what: str, total: float | None = None) -> Iterator[Advance]:
         file = self._file or sys.stderr
         if file.isatty():
-            with tqdm[None](desc=what, total=total, file=file, leave=False, mininterval=0.5) as bar:
-                yield bar.update  # type: ignore[misc]  # it also returns something
+            with tqdm(desc=what, total=total, file=file, leave=False, mininterval=0.5) as bar:
+                yield bar.update
             return
         yield _Lines(what, total, file).advance
 
