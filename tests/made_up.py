@@ -7,9 +7,9 @@ from functools import partial
 from pathlib import Path
 
 from kn_bench.cases.case import Case, Cloze, Criterion, EditRequest, Exclusion, Probe, Task
+from kn_bench.cases.normalise import starts_with_answer
 from kn_bench.measure.criteria import judge
 from kn_bench.measure.measurement import Answer, CaseResult, EditRecord, Measurement
-from kn_bench.measure.normalise import starts_with_answer
 from kn_bench.results.manifest import Manifest, new_manifest
 from kn_bench.results.rows import Key, encode_rows
 from kn_bench.results.store import RunStore

@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kn_bench.cases.case import Case, Cloze, Selection
-from kn_bench.cases.sources import counterfact, jsonl, zsre
+from kn_bench.cases.sources import jsonl
 
 CANADA = {
     "subject": "Canada",
@@ -135,17 +135,11 @@ def test_pairs_and_facts_may_share_a_file_and_files_a_folder(file, tmp_path):
     assert len(jsonl.load(tmp_path, limit=1).cases) == 3
 
 
-def test_a_fact_listed_twice_is_left_out_both_times(file):
-    found = jsonl.load(file(CANADA, CANADA))
-    assert not found.cases
-    assert [e.reason for e in found.exclusions] == ["the same fact is listed again"] * 2
-
-
 @pytest.mark.parametrize(
     ("row", "message"),
     [
         ("{", "line 2: not JSON (Expecting property name enclosed in double quotes)"),
-        ("[1]", "line 2: a JSON list; one object a line is needed, such as {"),
+        ("[1]", "line 2: a JSON list; expected an object, such as {"),
         ({"subject": "Canada"}, "line 2: the field 'prompt' is missing"),
         ({**CANADA, "target_new": " "}, "line 2: target_new is ' '; it must be a text that is not"),
         ({**CANADA, "target_new": 3}, "line 2: target_new is 3; it must be a text that is not"),
@@ -153,7 +147,7 @@ def test_a_fact_listed_twice_is_left_out_both_times(file):
         ({**CANADA, "prompt": "The capital is"},
          "line 2: the subject 'Canada' stands not at all in the prompt 'The capital is'; mark its"),
         ({**CANADA, "prompt": "{} and {} is"}, "line 2: the subject 'Canada' stands more than"),
-        ({**CANADA, "traget_new": "Rome"}, "line 2: there is no field 'traget_new'; there are sub"),
+        ({**CANADA, "traget_new": "Rome"}, "line 2: unknown field 'traget_new': expected subject"),
         ({**CANADA, "suffix": 3}, "line 2: suffix is 3; it must be a text, and may be empty"),
         ({**CANADA, "paraphrases": "one"}, "line 2: paraphrases is 'one'; it must be a list"),
         ({**CANADA, "paraphrases": [3]}, "line 2: paraphrases is 3; it must be a text that is not"),
@@ -178,13 +172,13 @@ def test_the_number_of_further_mistakes_is_told(file):
 
 
 def test_empty_and_unreadable_files_are_named(file, tmp_path):
-    with pytest.raises(ValueError, match=r"^mine\.jsonl is empty; give one fact or minimal pair"):
+    with pytest.raises(ValueError, match=r"^mine\.jsonl holds no record; give one fact"):
         jsonl.load(file(""))
-    (tmp_path / "mine.jsonl").write_bytes(b"\xff\xfe{}")
-    with pytest.raises(ValueError, match=r"mine\.jsonl is not UTF-8 text \(byte 0\)$"):
+    (tmp_path / "mine.jsonl").write_bytes(b"\xff{}")
+    with pytest.raises(ValueError, match=r"mine\.jsonl is not UTF-8 text \(byte 0\); save"):
         jsonl.load(tmp_path / "mine.jsonl")
     (tmp_path / "mine.jsonl").unlink()
-    with pytest.raises(ValueError, match=r"holds no \.jsonl file; give a file of facts"):
+    with pytest.raises(ValueError, match=r"holds no \.jsonl, .* file; give a file of facts"):
         jsonl.load(tmp_path)
 
 
@@ -201,7 +195,7 @@ def is_read_or_refused(path) -> bool:
     try:
         found = jsonl.load(path)
     except ValueError as error:
-        return str(error).startswith((f"{path.name}, line ", f"{path.name} is empty"))
+        return str(error).startswith((f"{path.name}, line ", f"{path.name} holds no record"))
     return bool(found.cases or found.exclusions)
 
 
@@ -221,7 +215,8 @@ def test_whatever_a_field_holds_it_is_read_or_refused_with_a_line(tmp_path, fiel
     assert is_read_or_refused(path)
 
 
-WORD = st.text(st.characters(categories=("L", "N")), min_size=1, max_size=6)
+SPACED = st.characters(categories=("L", "N"), max_codepoint=0x2FFF)
+WORD = st.text(SPACED, min_size=1, max_size=6)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -236,95 +231,3 @@ def test_a_fact_comes_back_as_it_was_written(tmp_path, subject, left, right, tru
     request = only(jsonl.load(path)).request
     assert request.cloze.fill(true) == f"{left} {subject} {right} {true}."
     assert (request.subject, request.target_new) == (subject, new)
-
-
-COUNTERFACT = {
-    "case_id": 7,
-    "pararel_idx": 1,
-    "requested_rewrite": {
-        "prompt": "The mother tongue of {} is",
-        "relation_id": "P103",
-        "target_new": {"str": "English", "id": "Q1860"},
-        "target_true": {"str": "French", "id": "Q150"},
-        "subject": "Ann Lee",
-    },
-    "paraphrase_prompts": ["Some text. Ann Lee spoke the language"],
-    "neighborhood_prompts": ["Bo Roy is a native speaker of", "The mother tongue of Cy Fox is"],
-    "attribute_prompts": ["Di Orr spoke the language"],
-    "generation_prompts": ["Ann Lee was born in"],
-}
-
-
-def test_counterfact_is_read_as_published(tmp_path):
-    path = tmp_path / "counterfact.json"
-    other = json.loads(json.dumps(COUNTERFACT))
-    other["case_id"] = 8
-    other["requested_rewrite"].update(subject="Ed Poe", target_true={"str": "Dutch", "id": "Q"})
-    path.write_text(json.dumps([COUNTERFACT, other]))
-    case = next(c for c in counterfact.load(path).cases if c.id == "counterfact/P103/7")
-    assert case.request.cloze == Cloze("The mother tongue of Ann Lee is", ".")
-    assert (case.request.target_true, case.request.target_new) == ("French", "English")
-    (paraphrase,) = of(case, "generality")
-    assert paraphrase.cloze.left == "Some text. Ann Lee spoke the language"
-    neighbours = of(case, "locality", "same_object")
-    assert [p.cloze.left for p in neighbours] == COUNTERFACT["neighborhood_prompts"]
-    assert {(p.expected, p.rejected) for p in neighbours} == {("French", "English")}
-    (same_relation,) = of(case, "locality", "same_relation")
-    assert same_relation.cloze.left == "The mother tongue of Ed Poe is"
-    assert counterfact.relation_ids(path) == ("P103",)
-    assert not counterfact.load(path, relations=["P36"]).cases
-
-
-def test_what_is_not_counterfact_is_told(tmp_path):
-    path = tmp_path / "c.json"
-    path.write_text(json.dumps([COUNTERFACT, {"case_id": 8}]))
-    with pytest.raises(
-        ValueError, match=r"^c\.json, record 1: not in CounterFact's form \(KeyError: 'r"
-    ):
-        counterfact.load(path)
-    path.write_text("{}")
-    with pytest.raises(
-        ValueError, match=r"c\.json does not hold a JSON list of objects, one a fact$"
-    ):
-        counterfact.load(path)
-    path.write_text("[")
-    with pytest.raises(ValueError, match=r"c\.json cannot be read as JSON \(JSONDecodeError\)$"):
-        counterfact.load(path)
-
-
-ZSRE = {
-    "subject": "Watts Humphrey",
-    "src": "What university did Watts Humphrey attend?",
-    "pred": "Trinity College",
-    "rephrase": "What university did Watts Humphrey take part in?",
-    "alt": "University of Michigan",
-    "answers": ["Illinois Institute of Technology"],
-    "loc": "nq question: who played desmond doss father in hacksaw ridge",
-    "loc_ans": "Hugo Weaving",
-    "cond": "Trinity College >> University of Michigan || What university did ...",
-}
-
-
-def test_zsre_is_read_as_published(tmp_path):
-    path = tmp_path / "zsre.json"
-    unnamed = {**ZSRE, "src": "Which university was it?"}
-    same = {**ZSRE, "alt": ZSRE["answers"][0]}
-    path.write_text(json.dumps([ZSRE, unnamed, same, {**ZSRE, "loc_ans": ["Hugo", "W."]}]))
-    found = zsre.load(path)
-    case = next(c for c in found.cases if c.id == "zsre/zsre/0")
-    assert case.request.cloze == Cloze("What university did Watts Humphrey attend?", "")
-    assert case.request.target_true == "Illinois Institute of Technology"
-    (rephrased,) = of(case, "generality")
-    assert rephrased.cloze.fill("X") == "What university did Watts Humphrey take part in? X"
-    (unrelated,) = of(case, "locality", "other_relation")
-    assert unrelated.cloze.left == "who played desmond doss father in hacksaw ridge?"
-    assert unrelated.expected == "Hugo Weaving"
-    assert {(e.case, e.reason) for e in found.exclusions} == {
-        ("zsre/zsre/1", "the question does not name the subject once"),
-        ("zsre/zsre/2", "the new target is the true one"),
-    }
-    path.write_text(json.dumps([{"src": "x"}]))
-    with pytest.raises(
-        ValueError, match=r"^zsre\.json, record 0: not in zsRE's form \(KeyError: 'loc'"
-    ):
-        zsre.load(path)

@@ -13,8 +13,9 @@ from kn_bench.cases import sources
 
 SHARED = os.environ.get("KN_BENCH_SHARED")
 ALLOWED = (
-    "embedded, blimp, pararel, blimp=FOLDER, pararel=FOLDER, counterfact=FILE, zsre=FILE, "
-    "jsonl=PATH, or a path to JSONL of your own"
+    "embedded, blimp, pararel, blimp=FOLDER, pararel=FOLDER, mquake=FILE, counterfact=FILE, "
+    "ripple=FILE, knowedit=FILE, zsre=FILE, wikibigedit=FILE, qaedit=FILE, hallueditbench=FILE, "
+    "jsonl=PATH, or a file of facts or minimal pairs"
 )
 FACT = {"subject": "Canada", "prompt": "The capital of {} is", "target_true": "Ottawa",
         "target_new": "Paris"}  # fmt: skip
@@ -72,7 +73,7 @@ def test_a_limit_is_of_each_relation():
         ("blimp=nowhere", f"--cases blimp=nowhere: 'nowhere' does not exist; give {ALLOWED}"),
         ("embedded=x", f"there are no cases called 'embedded=x': give {ALLOWED}"),
         ("zsre", "--cases zsre has no data of its own: give --cases zsre=FILE"),
-        ("{json}", "--cases {json}: say what it holds: counterfact={json} or zsre={json}"),
+        ("{json}", "facts.json holds no record; give one fact or minimal pair a record"),
     ],
 )  # fmt: skip
 def test_what_is_no_source_is_told(tmp_path, spec, message):

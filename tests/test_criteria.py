@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kn_bench.cases.case import CRITERIA, Cloze, Exclusion, Probe
+from kn_bench.cases.normalise import first_sentence, same_answer, starts_with_answer, words
 from kn_bench.measure.criteria import judge, overturn_outcome, unchanged
-from kn_bench.measure.normalise import first_sentence, same_answer, starts_with_answer, words
 from kn_bench.measure.verdict import KindCount, OverturnOutcome, SymmetryOutcome
 from tests.made_up import (
     NEW,

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kn_bench.cases.case import CRITERIA, Exclusion
-from kn_bench.cases.sources import blimp, counterfact, jsonl, pararel, zsre
+from kn_bench.cases.sources import blimp, forms, jsonl, pararel
 from kn_bench.results.baseline import baseline_of, read_baseline
 from kn_bench.results.codec import encode
 from kn_bench.results.files import StoreError
@@ -26,7 +26,8 @@ from kn_bench.results.log import LOG, rows
 from kn_bench.results.manifest import FILE, read_manifest
 from kn_bench.results.store import EXCLUSIONS, RunStore
 from tests.made_up import manifest, write_run
-from tests.test_cases_jsonl import CANADA, COUNTERFACT, FULL, PAIR, ZSRE
+from tests.published_forms import FORMS
+from tests.test_cases_jsonl import CANADA, FULL, PAIR
 
 # -- what is spoilt ------------------------------------------------------------------------------
 
@@ -136,11 +137,12 @@ FACTS = json_lines(
         for s, o in (("Canada", "Ottawa"), ("France", "Paris"), ("Peru", "Lima"))
     )
 )
-OTHER = json.loads(json.dumps(COUNTERFACT).replace("Ann Lee", "Ed Poe").replace("French", "Dutch"))
 SOURCES = {
     "jsonl": Files({"mine.jsonl": json_lines(FULL, CANADA, PAIR)}, jsonl.load),
-    "counterfact": Files({"c.json": json_lines([COUNTERFACT, OTHER])}, counterfact.load),
-    "zsre": Files({"z.json": json_lines([ZSRE, ZSRE])}, zsre.load),
+    **{
+        name: Files({"data.json": json_lines(records)}, forms.load)
+        for name, records in FORMS.items()
+    },
     "blimp": Files(
         {"determiner_noun_agreement_1.jsonl": json_lines(*PAIRS)},
         lambda path: blimp.load(path.parent),

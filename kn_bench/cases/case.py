@@ -41,6 +41,11 @@ Scoring = Literal["gap", "two_prefix", "sentence"]
 ID_ALPHABET = re.compile(r"[A-Za-z0-9_.]+(/[A-Za-z0-9_.]+)*")
 
 
+def is_unspaced(char: str) -> bool:
+    """Tell whether no space stands beside ``char``: Chinese and Japanese script and its stops."""
+    return "\u3000" <= char <= "\u9fff" or "\uff00" <= char <= "\uffef"
+
+
 class Cloze(NamedTuple):
     """A text with one gap for the answer.
 
@@ -57,14 +62,15 @@ class Cloze(NamedTuple):
 
     @property
     def gap_space(self) -> str:
-        """The space between ``left`` and an answer: none at the start of the text."""
-        return " " if self.left else ""
+        """The space between ``left`` and an answer: none at the start, none in unspaced scripts."""
+        return " " if self.left and not is_unspaced(self.left[-1]) else ""
 
     @property
     def after_space(self) -> str:
         """The space between an answer and ``right``: none before punctuation, clitics, hyphens."""
-        hyphened = self.right[:1] == "-" and self.right[1:2].isalnum()
-        return "" if not self.right or hyphened or self.right[0] in ".,;:!?')" else " "
+        if not self.right or self.right[0] in ".,;:!?')" or is_unspaced(self.right[0]):
+            return ""
+        return "" if self.right[0] == "-" and self.right[1:2].isalnum() else " "
 
     @property
     def answer_is_last(self) -> bool:
@@ -90,7 +96,8 @@ class EditRequest:
         subject: text of the subject. For a pair: the word that governs agreement (the determiner,
             the noun or the name), as it stands in the prompt.
         prompt: text before the answer, with ``{}`` for the subject (CounterFact's form). The
-            ``{}`` stands in ``suffix`` instead when the subject follows the answer.
+            ``{}`` stands in ``suffix`` instead when the subject follows the answer, and nowhere
+            when a question does not name its subject: methods that need it are not applicable.
         suffix: text after the answer: ``"."``, or more where only masked models can be asked.
         target_true: what is true, or the grammatical member.
         target_new: what the edit is to make of it, or the ungrammatical member.
@@ -99,6 +106,8 @@ class EditRequest:
         background: the queries of a fixed sample of other facts of the relation (or other classes
             of the paradigm), one tuple each; the same for every selection of cases, so that what a
             method makes of it does not depend on which other cases run.
+        true_is_known: False where the data brings no true answer; ``target_true`` is then another
+            record's answer, to compare with, and says nothing of what the model knows.
     """
 
     id: str
@@ -111,12 +120,13 @@ class EditRequest:
     suffix: str = "."
     queries: tuple[Query, ...] = ()
     background: tuple[tuple[Query, ...], ...] = field(default=(), repr=False)
+    true_is_known: bool = True
 
     def __post_init__(self) -> None:
-        if (self.prompt + self.suffix).count("{}") != 1:
+        if (self.prompt + self.suffix).count("{}") > 1:
             raise ValueError(
-                f"{self.id}: the prompt {self.prompt!r} with suffix {self.suffix!r} must name the "
-                "subject's place by exactly one '{}'"
+                f"{self.id}: the prompt {self.prompt!r} with suffix {self.suffix!r} names the "
+                "subject's place more than once: mark one by '{}'"
             )
         if not ID_ALPHABET.fullmatch(self.id):
             raise ValueError(f"{self.id!r} is no case id: letters, digits, '_', '.' and '/' only")

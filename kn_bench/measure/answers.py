@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from kn_bench.cases.normalise import starts_with_answer
 from kn_bench.editing.applying import RowEdits
 from kn_bench.measure.cache import AnswerCache, Reading, Scored, content_key
 from kn_bench.measure.encoding import EncodedProbe, Row
 from kn_bench.measure.measurement import Answer
-from kn_bench.measure.normalise import starts_with_answer
 from kn_bench.model.language_model import LanguageModel
 
 if TYPE_CHECKING:

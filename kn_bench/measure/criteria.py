@@ -20,9 +20,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from kn_bench.cases.building.rows import UNCONDITIONED
 from kn_bench.cases.case import Case, Criterion, Exclusion, Task
+from kn_bench.cases.normalise import same_answer, words
 from kn_bench.measure.measurement import Answer, CaseResult, Measurement
-from kn_bench.measure.normalise import same_answer, words
 from kn_bench.measure.verdict import (
     KindCount,
     OverturnOutcome,
@@ -159,8 +160,14 @@ def probe_task(measurement: Measurement, case_task: Task) -> Task:
 
 
 def counts(criterion: Criterion, measurement: Measurement, task: Task) -> bool:
-    """Whether the probe counts: generality and synonym only where M gave ``target_true``."""
-    return criterion not in ("generality", "synonym") or gives_rejected(measurement.before, task)
+    """Tell whether the probe counts.
+
+    Generality and synonym count only where the unedited model gave ``target_true``; where the data
+    brings no true answer, every question counts.
+    """
+    if criterion not in ("generality", "synonym") or measurement.kind == UNCONDITIONED:
+        return True
+    return gives_rejected(measurement.before, task)
 
 
 def probe_holds(criterion: Criterion, measurement: Measurement, task: Task) -> bool:

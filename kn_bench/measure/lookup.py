@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from kn_bench.cases.case import Probe
+from kn_bench.cases.normalise import starts_with_answer
 from kn_bench.editing.edit import LookupEdit
 from kn_bench.measure.encoding import EncodedProbe
 from kn_bench.measure.measurement import Answer
-from kn_bench.measure.normalise import starts_with_answer
 
 if TYPE_CHECKING:
     from jaxtyping import Float

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from kn_bench.cases.building.neighbours import NEIGHBOURS, PAIRS, other_task
@@ -22,9 +22,14 @@ from kn_bench.cases.case import (
     Query,
     Selection,
 )
+from kn_bench.cases.normalise import words
 from kn_bench.cases.sampling import draw, limited, slug, unique_slugs
 
 BACKGROUND = 8
+REPEATED = "the same fact is listed again; its first copy is kept"
+UNCONDITIONED = "unconditioned"
+"""Kind of the generality probes of data without true answers: they count whatever the unedited
+model answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,18 +57,39 @@ class Synonym:
 
 @dataclass(frozen=True, slots=True)
 class Inverse:
-    """The inverse question, asked about either target, and who the new target belonged to."""
+    """The inverse question, asked about either target, and who the new target belonged to.
+
+    ``about_true`` is None and ``displaced`` empty where the data asks about the new target alone.
+    """
 
     about_new: Cloze
-    about_true: Cloze
+    about_true: Cloze | None
     displaced: str
+
+
+@dataclass(frozen=True, slots=True)
+class Portability:
+    """A question whose answer should follow from the edit.
+
+    Attributes:
+        kind: the data set's own name for it, such as ``Subject_Aliasing``.
+        cloze: the question.
+        answers: the answer, then its aliases.
+        conditions: what the unedited model has to answer for the question to count.
+    """
+
+    kind: str
+    cloze: Cloze
+    answers: tuple[str, ...]
+    conditions: tuple[Query, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class FactRow:
     """One fact to be edited, with all that its data set asks about it.
 
-    ``prompt`` and ``suffix`` hold ``{}`` once; see :class:`~kn_bench.cases.case.EditRequest`.
+    ``prompt`` and ``suffix`` hold ``{}`` once, or not at all where the subject is not named; see
+    :class:`~kn_bench.cases.case.EditRequest`. ``target_true`` is empty where the data brings none.
     """
 
     relation: str
@@ -78,6 +104,7 @@ class FactRow:
     neighbours: tuple[Neighbour, ...] = ()
     inverse: Inverse | None = None
     aliases: tuple[str, ...] = ()
+    portability: tuple[Portability, ...] = ()
 
     @property
     def cloze(self) -> Cloze:
@@ -117,21 +144,81 @@ def row_cases(
     for relation, members in by_relation.items():
         if relations is not None and relation not in relations:
             continue
-        names = unique_slugs([(r.id or r.subject, r.target_true + r.prompt) for r in members])
-        ids = [f"{slug(source)}/{slug(relation)}/{name}" for name in names]
-        times = Counter(ids)
+        members, repeats = _without_repeats(members)
+        ids = [f"{slug(source)}/{slug(relation)}/{name}" for name in _names(members)]
+        excluded += [
+            Exclusion(f"{slug(source)}/{slug(relation)}/{slug(row.id or row.subject)}", REPEATED)
+            for row in repeats
+        ]
         for i in limited(ids, limit, seed):
-            if times[ids[i]] > 1:
-                excluded.append(Exclusion(ids[i], "the same fact is listed again"))
+            row = _with_truth(members[i], members, ids[i], seed)
+            problem = _problem(row)
+            if problem:
+                excluded.append(Exclusion(ids[i], problem, detail=repr(row.target_new)))
                 continue
+            truth = bool(members[i].target_true)
             try:
-                cases.append(_case(ids[i], members[i], members, source, seed))
+                cases.append(_case(ids[i], row, members, source, seed, truth=truth))
             except ValueError as error:
                 excluded.append(Exclusion(ids[i], "the request is malformed", detail=str(error)))
     return Selection(tuple(cases), tuple(excluded))
 
 
-def _case(id: str, row: FactRow, rows: Sequence[FactRow], source: str, seed: int) -> Case:
+def _without_repeats(rows: Sequence[FactRow]) -> tuple[list[FactRow], list[FactRow]]:
+    """Return each fact once, at its first place, and the copies.
+
+    Two new targets for one fact are two facts.
+    """
+    first: dict[tuple[str, ...], FactRow] = {}
+    repeats = []
+    for row in rows:
+        key = (row.subject, row.prompt, row.suffix, row.target_true, row.target_new)
+        if key in first:
+            repeats.append(row)
+        first.setdefault(key, row)
+    return list(first.values()), repeats
+
+
+def _names(rows: Sequence[FactRow]) -> list[str]:
+    """Return the last part of each case's id; the new target tells apart what nothing else does."""
+    named = [(row.id or row.subject, row.target_true + row.prompt) for row in rows]
+    times = Counter(named)
+    return unique_slugs(
+        [
+            name if times[name] == 1 else (name[0], row.target_new)
+            for name, row in zip(named, rows, strict=True)
+        ]
+    )
+
+
+def _with_truth(row: FactRow, rows: Sequence[FactRow], id: str, seed: int) -> FactRow:
+    """Return ``row`` with an answer to compare the new one with, where its data brings none.
+
+    It is another record's answer, drawn by a seeded hash; what needs the true answer is not
+    applicable to the case.
+    """
+    if row.target_true:
+        return row
+    drawn = draw(
+        rows, 1, "distractor", seed, id,
+        where=lambda other: words(other.target_new) != words(row.target_new),
+    )  # fmt: skip
+    return replace(row, target_true=drawn[0].target_new) if drawn else row
+
+
+def _problem(row: FactRow) -> str:
+    """Return why a fact cannot be edited, by the normalisation that verdicts use; else ""."""
+    if not row.target_true:
+        return "the data brings no true answer, and no other record to draw one from"
+    new = {words(answer) for answer in (row.target_new, *row.aliases)}
+    if words(row.target_true) in new:
+        return "the new target is the true one, or one of its aliases, to a verdict"
+    return ""
+
+
+def _case(
+    id: str, row: FactRow, rows: Sequence[FactRow], source: str, seed: int, *, truth: bool
+) -> Case:
     others = draw(
         rows, BACKGROUND, "background", row.relation, where=lambda r: r.subject != row.subject
     )
@@ -145,8 +232,10 @@ def _case(id: str, row: FactRow, rows: Sequence[FactRow], source: str, seed: int
         target_true=row.target_true,
         target_new=row.target_new,
         queries=row.queries,
-        background=tuple(other.queries[:3] for other in others),
+        background=tuple(other.queries[:3] for other in others if other.target_true),
+        true_is_known=truth,
     )
+    unconditioned = "" if truth else UNCONDITIONED
     probes = (
         Probe(
             "reliability/0", "reliability", request.cloze, row.target_new, row.target_true,
@@ -154,10 +243,10 @@ def _case(id: str, row: FactRow, rows: Sequence[FactRow], source: str, seed: int
         ),
         *(
             Probe(f"generality/{i}", "generality", cloze, row.target_new, row.target_true,
-                  aliases=row.aliases)
+                  kind=unconditioned, aliases=row.aliases)
             for i, cloze in enumerate(row.paraphrases)
         ),
-        *_locality(id, row, rows, seed),
+        *_locality(id, row, rows, seed, truth=truth),
         *_symmetry(row),
         *(
             Probe(f"synonym/prompt/{i}", "synonym", s.cloze, s.target_new, s.target_true,
@@ -165,13 +254,15 @@ def _case(id: str, row: FactRow, rows: Sequence[FactRow], source: str, seed: int
             for i, s in enumerate(row.synonyms)
         ),
     )  # fmt: skip
-    return Case(request, probes, row.subject, source, MappingProxyType(_missing(row)))
+    return Case(request, probes, row.subject, source, MappingProxyType(_missing(row, truth)))
 
 
-def _locality(id: str, row: FactRow, rows: Sequence[FactRow], seed: int) -> Iterable[Probe]:
+def _locality(
+    id: str, row: FactRow, rows: Sequence[FactRow], seed: int, *, truth: bool
+) -> Iterable[Probe]:
     answers = (row.target_true, row.target_new)
     brought = row.neighbours
-    if not any(n.kind == "same_relation" for n in brought):
+    if truth and not any(n.kind == "same_relation" for n in brought):
         drawn = draw(
             rows,
             NEIGHBOURS,
@@ -180,7 +271,7 @@ def _locality(id: str, row: FactRow, rows: Sequence[FactRow], seed: int) -> Iter
             id,
             where=lambda r: r.subject != row.subject and r.target_true not in answers,
         )
-        brought += tuple(Neighbour(r.cloze, r.target_true) for r in drawn)
+        brought += tuple(Neighbour(r.cloze, r.target_true) for r in drawn if r.target_true)
     counts: defaultdict[str, int] = defaultdict(int)
     for n in brought:
         probe = f"locality/{n.kind}/{counts[n.kind]}"
@@ -196,13 +287,15 @@ def _symmetry(row: FactRow) -> Iterable[Probe]:
         return
     for kind, cloze in (("new_inverse", row.inverse.about_new),
                         ("old_inverse", row.inverse.about_true)):  # fmt: skip
-        yield Probe(
-            f"symmetry/{kind}/0", "symmetry", cloze, row.subject, row.inverse.displaced, kind=kind
-        )
+        if cloze is not None:
+            displaced = row.inverse.displaced or row.target_true
+            yield Probe(f"symmetry/{kind}/0", "symmetry", cloze, row.subject, displaced, kind=kind)
 
 
-def _missing(row: FactRow) -> Mapping[Criterion, str]:
+def _missing(row: FactRow, truth: bool) -> Mapping[Criterion, str]:
     missing: dict[Criterion, str] = {}
+    if not truth:
+        missing["overturn"] = "the data brings no true answer"
     if not row.paraphrases:
         missing["generality"] = "the data brings no paraphrase"
     if row.inverse is None:

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from kn_bench.cases.building.grammar import Number, number_of
-from kn_bench.cases.case import Cloze, Query, Scoring
+from kn_bench.cases.case import Cloze, Query, Scoring, is_unspaced
 
 PUNCTUATION = '.,;:!?"()'
 
@@ -90,10 +90,13 @@ def analyse(pair: MinimalPair, family: str) -> Analysis | str:
 def differing_span(good: str, bad: str) -> tuple[Cloze, str, str] | str:
     """The text that two sentences share, with a gap, and what either has in the gap.
 
-    Found word by word on the text. Where one of them has nothing in the gap, the gap takes in the
-    word before it (or after it); punctuation that both have after it is left outside.
+    Found word by word on the text, character by character in scripts without spaces. Where one of
+    them has nothing in the gap, the gap takes in the word before it (or after it); punctuation that
+    both have after it is left outside.
     """
-    a, b = good.split(), bad.split()
+    unspaced = is_unspaced(good[:1]) and " " not in good
+    a, b = (list(good), list(bad)) if unspaced else (good.split(), bad.split())
+    space = "" if unspaced else " "
     if a == b:
         return "the two sentences are the same"
     shorter = min(len(a), len(b))
@@ -108,8 +111,8 @@ def differing_span(good: str, bad: str) -> tuple[Cloze, str, str] | str:
         i, j = (i, j - 1) if i < 2 and j else (i - 1, j)
     if i < 0:
         return "the two sentences share no word around the differing span"
-    left, right = " ".join(a[:i]), " ".join(a[len(a) - j :])
-    in_good, in_bad = " ".join(a[i : len(a) - j]), " ".join(b[i : len(b) - j])
+    left, right = space.join(a[:i]), space.join(a[len(a) - j :])
+    in_good, in_bad = space.join(a[i : len(a) - j]), space.join(b[i : len(b) - j])
     ending = in_good[-1]
     if ending in ".,;:!?" and in_bad[-1] == ending and min(len(in_good), len(in_bad)) > 1:
         in_good, in_bad = in_good[:-1], in_bad[:-1]
@@ -168,6 +171,8 @@ def _find(cloze: Cloze, word: str) -> int | None:
 
 def _neighbour_of_gap(cloze: Cloze) -> tuple[str, int | None]:
     """The word before the gap, or the first after it, and where it begins in the cloze."""
+    if cloze.left and is_unspaced(cloze.left[-1]):  # segmenting is the tokenizer's business
+        return cloze.left[-1], len(cloze.left) - 1
     word = cloze.left.rsplit(" ", 1)[-1].strip(PUNCTUATION)
     if word:
         return word, cloze.left.rindex(word)

@@ -10,12 +10,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from kn_bench.cases.case import Case, Selection
 from kn_bench.cases.reading import without_collecting
-from kn_bench.cases.sources import blimp, counterfact, embedded, jsonl, pararel, zsre
+from kn_bench.cases.sources import blimp, embedded, forms, jsonl, pararel
+from kn_bench.cases.sources.records import read_records
 
 
 class Load(Protocol):
@@ -75,8 +77,10 @@ SOURCES = {
     "embedded": Source(_embedded, _embedded_ids),
     "blimp": Source(blimp.load, blimp.relation_ids, "FOLDER", in_cache=blimp.in_cache),
     "pararel": Source(pararel.load, pararel.relation_ids, "FOLDER", in_cache=pararel.in_cache),
-    "counterfact": Source(counterfact.load, counterfact.relation_ids, "FILE", needs_path=True),
-    "zsre": Source(zsre.load, zsre.relation_ids, "FILE", needs_path=True),
+    **{
+        name: Source(partial(forms.load, source=name), forms.relation_ids, "FILE", needs_path=True)
+        for name in forms.SOURCES
+    },
     "jsonl": Source(jsonl.load, jsonl.relation_ids, "PATH", needs_path=True),
 }
 """The sources by name. A new data set is one module and one line here."""
@@ -144,9 +148,10 @@ def _recognised(spec: str) -> tuple[Source, Path]:
         return SOURCES["pararel"], path
     if any((path / f"{id}.jsonl").is_file() for id in blimp.relation_ids()):
         return SOURCES["blimp"], path
-    if path.is_file() and path.suffix == ".json":
-        raise ValueError(f"--cases {spec}: say what it holds: counterfact={spec} or zsre={spec}")
-    return SOURCES["jsonl"], path
+    if path.is_dir():
+        return SOURCES["jsonl"], path
+    form = forms.form_of(read_records(path)[0])
+    return SOURCES["jsonl" if form is None else form.source], path
 
 
 def _existing(path: str, spec: str) -> Path:
@@ -160,7 +165,7 @@ def allowed() -> str:
     """What ``--cases`` takes, as part of a sentence."""
     bare = [name for name, source in SOURCES.items() if not source.needs_path]
     with_path = [f"{name}={source.path}" for name, source in SOURCES.items() if source.path]
-    return f"{', '.join([*bare, *with_path])}, or a path to JSONL of your own"
+    return f"{', '.join([*bare, *with_path])}, or a file of facts or minimal pairs"
 
 
 def _wanted(relations: Sequence[str] | None, known: Sequence[str]) -> list[str] | None:

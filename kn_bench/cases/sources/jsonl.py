@@ -1,4 +1,4 @@
-"""Your own facts and minimal pairs: one JSON object a line.
+"""Your own facts and minimal pairs: JSON lines, a JSON list, CSV, TSV or Parquet.
 
 A fact needs four fields:
 
@@ -24,10 +24,16 @@ A minimal pair needs ``good`` and ``bad``, and may have ``paradigm``, ``agreeing
 governs; the gap's neighbour when missing), ``scoring`` (gap, two_prefix, sentence) and ``id``:
 
     {"good": "He sold this book.", "bad": "He sold this books.", "agreeing": "this"}
+
+The same names are the columns of CSV, TSV and Parquet; a cell that holds more than a text
+(paraphrases, neighbours, inverse) holds it as JSON. The published files of BLiMP's relatives
+(RuBLiMP, TurBLiMP, SLING, MultiBLiMP and those in BLiMP's own form) are read as minimal pairs: the
+columns of :data:`RELATIVES` are taken for ``good`` and ``bad``, the others are passed over.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -38,15 +44,31 @@ from kn_bench.cases.building.paradigms import Paradigm
 from kn_bench.cases.building.rows import FactRow, Inverse, Neighbour, Synonym, row_cases
 from kn_bench.cases.building.spans import MinimalPair
 from kn_bench.cases.case import Case, Cloze, Exclusion, Scoring, Selection
-from kn_bench.cases.reading import lines_of, parse_object
+from kn_bench.cases.sampling import slug
+from kn_bench.cases.sources.records import (
+    DELIMITED,
+    HALF_A_CHARACTER,
+    has_half_a_character,
+    read_records,
+)
 
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 FACT_FIELDS = (
     "subject", "prompt", "target_true", "target_new", "relation", "id", "suffix", "paraphrases",
     "synonyms", "neighbours", "inverse", "aliases",
 )  # fmt: skip
+NESTED_FIELDS = ("paraphrases", "synonyms", "neighbours", "inverse", "aliases")
 PAIR_FIELDS = ("good", "bad", "paradigm", "agreeing", "scoring", "id")
 
-Row = FactRow | MinimalPair
+RELATIVES = (
+    ("sentence_good", "sentence_bad"),  # BLiMP, SLING, ZhoBLiMP, JBLiMP, BLiMP-NL
+    ("good_sentence", "bad_sentence"),  # TurBLiMP
+    ("source_sentence", "target_sentence"),  # RuBLiMP: the first is grammatical
+    ("sen", "wrong_sen"),  # MultiBLiMP
+)
+PARADIGM_COLUMNS = ("UID", "paradigm", "PID", "phenomenon")
+
+Row = FactRow | MinimalPair | Exclusion
 
 
 def load(
@@ -71,6 +93,7 @@ def load(
     excluded: list[Exclusion] = []
     for file in files(path):
         rows = read(file)
+        excluded += [row for row in rows if isinstance(row, Exclusion)]
         facts = [row for row in rows if isinstance(row, FactRow)]
         pairs = [row for row in rows if isinstance(row, MinimalPair)]
         paradigms = [Paradigm(name, name) for name in dict.fromkeys(p.paradigm for p in pairs)]
@@ -94,18 +117,25 @@ def load(
 
 def relation_ids(path: Path | None = None) -> tuple[str, ...]:
     """The relations and paradigms of the file or folder."""
-    rows = (row for file in files(path) for row in read(file))
-    return tuple(dict.fromkeys(r.relation if isinstance(r, FactRow) else r.paradigm for r in rows))
+    names = []
+    for row in (row for file in files(path) for row in read(file)):
+        if isinstance(row, FactRow):
+            names.append(row.relation)
+        elif isinstance(row, MinimalPair):
+            names.append(row.paradigm)
+    return tuple(dict.fromkeys(names))
 
 
 def files(path: Path | None) -> list[Path]:
     """The JSONL files at ``path``."""
     if path is None:
         return []
-    found = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
-    if not found:
-        raise ValueError(f"{path} holds no .jsonl file; give a file of facts, one object a line")
-    return found
+    if not path.is_dir():
+        return [path]
+    listed = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES and file.is_file())
+    if not listed:
+        raise ValueError(f"{path} holds no {', '.join(SUFFIXES)} file; give a file of facts")
+    return listed
 
 
 def read(path: Path) -> list[Row]:
@@ -118,8 +148,6 @@ def read(path: Path) -> list[Row]:
     if problems:
         more = f" (and {len(problems) - 1} more lines are wrong)" if len(problems) > 1 else ""
         raise ValueError(f"{path.name}, {problems[0]}{more}")
-    if not rows:
-        raise ValueError(f"{path.name} is empty; give one fact or minimal pair a line")
     return rows
 
 
@@ -130,17 +158,51 @@ def problems(path: Path) -> list[str]:
 
 def _read(path: Path) -> tuple[list[Row], list[str]]:
     rows: list[Row] = []
-    wrong = []
-    for number, line in lines_of(path):
-        where = f"line {number}"
+    wrong: list[str] = []
+    parses_cells = path.suffix in DELIMITED
+    for number, (where, fields) in enumerate(read_records(path, wrong=wrong), 1):
         try:
-            rows.append(_row(parse_object(line, where), path.stem, number))
+            if has_half_a_character(fields):
+                id = f"{slug(path.stem)}/{slug(path.stem)}/{number}"
+                rows.append(Exclusion(id, HALF_A_CHARACTER, detail=where))
+                continue
+            entry = _cells(fields) if parses_cells else fields
+            rows.append(_row(entry, path.stem, number))
         except ValueError as error:
-            wrong.append(str(error) if str(error).startswith(where) else f"{where}: {error}")
-    return rows, wrong
+            wrong.append(f"{where}: {error}")
+    return rows, sorted(wrong, key=_line_number)
+
+
+def _line_number(problem: str) -> int:
+    return int(problem.partition(":")[0].rpartition(" ")[2])
+
+
+def _cells(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a CSV row with the JSON in them read."""
+    return {
+        name: _json_cell(name, cell) if name in NESTED_FIELDS else cell
+        for name, cell in fields.items()
+    }
+
+
+def _json_cell(name: str, cell: str) -> Any:
+    try:
+        return json.loads(cell)
+    except ValueError:
+        raise ValueError(f'{name} is {cell!r}; expected JSON, such as ["…"]') from None
+
+
+def _relative(entry: dict[str, Any]) -> tuple[str, str] | None:
+    """Return the columns of the grammatical and the other sentence, if it is such a file."""
+    return next((pair for pair in RELATIVES if entry.keys() >= set(pair)), None)
 
 
 def _row(entry: dict[str, Any], stem: str, number: int) -> Row:
+    columns = _relative(entry)
+    if columns is not None:
+        paradigm = next((str(entry[c]) for c in PARADIGM_COLUMNS if entry.get(c)), stem)
+        good, bad = (_text(entry, column) for column in columns)
+        return MinimalPair(paradigm, str(number), good, bad)
     if "good" in entry or "bad" in entry:
         _only(entry, PAIR_FIELDS)
         scoring: Scoring = entry.get("scoring", "gap")
@@ -236,7 +298,10 @@ def _object(one: object, field: str, fields: Sequence[str]) -> dict[str, Any]:
 def _only(entry: dict[str, Any], fields: Iterable[str]) -> None:
     for name in entry:
         if name not in fields:
-            raise ValueError(f"there is no field {name!r}; there are {', '.join(fields)}")
+            raise ValueError(
+                f"unknown field {name!r}: expected {', '.join(fields)}, or the fields of a "
+                "published data set"
+            )
 
 
 def _text(entry: dict[str, Any], field: str, default: str | None = None) -> str:

@@ -1,0 +1,103 @@
+"""What the published forms have in common: answers with aliases, questions, prompts with a subject.
+
+Questions (zsRE, QAEdit, WikiBigEdit, MQuAKE) are not clozes. A base model is asked them in a frame,
+``Q: … A:``, which stands in the prompt itself and so in the hash of the data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from kn_bench.cases.case import Cloze
+
+FRAME = "Q: {question} A:"
+"""How a question is put to a base model."""
+
+
+class Unusable(Exception):  # noqa: N818 - a reason, not an error
+    """A record of the right form that cannot be edited or asked; its text is the reason.
+
+    Attributes:
+        detail: what exactly, for the log.
+    """
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(reason)
+        self.detail = detail
+
+
+def text(fields: Mapping[str, Any], name: str) -> str:
+    """Return the text of a field that must be there.
+
+    Raises:
+        ValueError: when it is missing, empty or not a text.
+    """
+    value = fields.get(name)
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{name} is {value!r}; expected a text that is not empty")
+    return value.strip()
+
+
+def answers(value: Any) -> tuple[str, ...]:
+    """Return an answer and its aliases from a text, a list, or nested lists of aliases."""
+    return tuple(dict.fromkeys(answer.strip() for answer in _leaves(value) if answer.strip()))
+
+
+def _leaves(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _leaves(part)
+    elif isinstance(value, Mapping):  # RippleEdits: {"value": …, "aliases": […]}
+        yield from _leaves(value.get("value", value.get("str", "")))
+        yield from _leaves(value.get("aliases", []))
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield str(value)
+
+
+def is_question(prompt: str) -> bool:
+    """Tell whether a prompt is a question rather than the beginning of a sentence."""
+    return prompt.rstrip().endswith("?")
+
+
+def framed(question: str) -> str:
+    """Return a question in the frame in which a base model is asked it."""
+    question = question.strip()
+    return FRAME.replace("{question}", question if is_question(question) else f"{question}?")
+
+
+def cloze_of(prompt: str, *, question: bool | None = None) -> Cloze:
+    """Return what is asked by ``prompt``, the answer at ``[Y]`` or at its end.
+
+    Args:
+        question: whether it is a question; by its question mark when None.
+    """
+    left, gap, right = prompt.partition("[Y]")
+    if gap:
+        return Cloze(left.rstrip(), right.lstrip())
+    if is_question(prompt) if question is None else question:
+        return Cloze(framed(prompt), "")
+    return Cloze(prompt.rstrip(), ".")
+
+
+def place_subject(prompt: str, subject: str) -> str:
+    """Return ``prompt`` with ``{}`` in the place of its subject; as it is where it has none.
+
+    The first occurrence is taken, whatever its case. Methods that need the subject are then not
+    applicable to a prompt that does not name it; the others are.
+    """
+    if "{}" in prompt:
+        return prompt
+    prompt = prompt.replace("{", "(").replace("}", ")")
+    at = prompt.casefold().find(subject.casefold()) if subject else -1
+    if at < 0:
+        return prompt
+    return f"{prompt[:at]}{{}}{prompt[at + len(subject) :]}"
+
+
+def edited_prompt(prompt: str, subject: str) -> tuple[str, str]:
+    """Return prompt and suffix of a request: a question framed, a cloze closed by a full stop."""
+    placed = place_subject(prompt.strip(), subject)
+    return (framed(placed), "") if is_question(placed) else (placed, ".")

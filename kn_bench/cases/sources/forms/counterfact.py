@@ -1,0 +1,72 @@
+"""CounterFact (Meng et al. 2022): as published, and in the flat form of EasyEdit and LocFT.
+
+Paraphrase prompts ask for generality, neighbourhood prompts (other subjects with the same object)
+for locality. CounterFact+ puts the edited prompt and its new answer in front of the neighbourhood
+prompts, which are asked as they stand. There are no inverse questions and no synonyms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from kn_bench.cases.building.rows import FactRow, Neighbour
+from kn_bench.cases.sources.forms.common import (
+    Unusable,
+    answers,
+    cloze_of,
+    edited_prompt,
+    place_subject,
+    text,
+)
+
+
+def published(fields: Mapping[str, Any], id: str) -> FactRow:
+    """Return the row of a record with ``requested_rewrite``."""
+    rewrite = fields["requested_rewrite"]
+    subject = text(rewrite, "subject")
+    true, new = text(rewrite["target_true"], "str"), text(rewrite["target_new"], "str")
+    return FactRow(
+        relation=text(rewrite, "relation_id"),
+        subject=subject,
+        prompt=place_subject(text(rewrite, "prompt"), subject),
+        target_true=true,
+        target_new=new,
+        id=str(fields.get("case_id", id)),
+        paraphrases=tuple(map(cloze_of, fields.get("paraphrase_prompts", ()))),
+        neighbours=tuple(
+            Neighbour(cloze_of(prompt), true, "same_object")
+            for prompt in fields.get("neighborhood_prompts", ())
+        ),
+    )
+
+
+def flat(fields: Mapping[str, Any], id: str) -> FactRow:
+    """Return the row of a flat record: EasyEdit's CounterFact, WikiBigEdit as LocFT has it."""
+    subject, new = text(fields, "subject"), answers(fields["target_new"])
+    if not new:
+        raise Unusable("the data brings no new answer")
+    prompt, suffix = edited_prompt(text(fields, "prompt"), subject)
+    true = answers(fields.get("ground_truth", ""))
+    return FactRow(
+        relation=str(fields.get("relation_id", fields.get("relation", ""))),
+        subject=subject,
+        prompt=prompt,
+        suffix=suffix,
+        target_true=true[0] if true else "",
+        target_new=new[0],
+        aliases=new[1:],
+        id=str(fields.get("case_id", id)),
+        paraphrases=tuple(map(cloze_of, answers(fields.get("rephrase_prompt", "")))),
+        neighbours=_neighbours(fields, "same_object" if true else "other_relation"),
+    )
+
+
+def _neighbours(fields: Mapping[str, Any], kind: str) -> tuple[Neighbour, ...]:
+    prompts = answers(fields.get("locality_prompt", ""))
+    given = fields.get("locality_ground_truth", "")
+    each = (
+        given if isinstance(given, list) and len(given) == len(prompts) else [given] * len(prompts)
+    )
+    asked = zip(prompts, map(answers, each), strict=True)
+    return tuple(Neighbour(cloze_of(p), a[0], kind) for p, a in asked if a)

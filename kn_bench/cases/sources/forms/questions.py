@@ -1,0 +1,111 @@
+"""Data sets of questions: WikiBigEdit as the hub has it, QAEdit, HalluEditBench."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from kn_bench.cases.building.rows import FactRow, Inverse, Neighbour, Portability
+from kn_bench.cases.case import Cloze
+from kn_bench.cases.sources.forms.common import (
+    Unusable,
+    answers,
+    cloze_of,
+    edited_prompt,
+    text,
+)
+
+
+def wikibigedit(fields: Mapping[str, Any], id: str) -> FactRow:
+    """Return the row of a record of WikiBigEdit (Thede et al. 2025)."""
+    subject, new = text(fields, "subject"), answers(fields["ans"])
+    if not new:
+        raise Unusable("the data brings no new answer")
+    prompt, suffix = edited_prompt(_question(fields, "update"), subject)
+    hop = answers(fields.get("mhop_ans", ""))
+    return FactRow(
+        relation=str(fields.get("tag", "")),
+        subject=subject,
+        prompt=prompt,
+        suffix=suffix,
+        target_true="",
+        target_new=new[0],
+        aliases=new[1:],
+        id=id,
+        paraphrases=tuple(
+            cloze_of(question, question=True)
+            for name in ("rephrase", "personas")
+            for question in answers(fields.get(name, ""))
+        ),
+        neighbours=_unrelated(fields),
+        portability=(
+            (Portability("Reasoning", cloze_of(text(fields, "mhop"), question=True), hop),)
+            if hop
+            else ()
+        ),
+    )
+
+
+def qaedit(fields: Mapping[str, Any], id: str) -> FactRow:
+    """Return the row of a record of QAEdit (Yang et al. 2025)."""
+    prompt, suffix = edited_prompt(_question(fields, "prompt"), text(fields, "subject"))
+    return FactRow(
+        relation=str(fields.get("source", "")),
+        subject=text(fields, "subject"),
+        prompt=prompt,
+        suffix=suffix,
+        target_true="",
+        target_new=text(fields, "target").rstrip("* "),
+        id=str(fields.get("id", id)),
+        paraphrases=tuple(
+            cloze_of(question, question=True) for question in answers(fields.get("rephrase", ""))
+        ),
+        neighbours=tuple(
+            neighbour for entry in fields.get("locality") or [] for neighbour in _unrelated(entry)
+        ),
+    )
+
+
+def hallueditbench(fields: Mapping[str, Any], id: str) -> FactRow:
+    """Return the row of a record of HalluEditBench (Huang et al. 2025).
+
+    What the unedited model is to be cured of stands in a column named ``output_…``; it is taken
+    for the answer before the edit. The reversed question asks for the inverse relation.
+    """
+    subject, new = text(fields, "subject"), text(fields, "object")
+    said = next((str(v) for name, v in fields.items() if name.startswith("output_")), "")
+    prompt, suffix = edited_prompt(text(fields, "question"), subject)
+    reverse = str(fields.get("reversed_relation_question", "")).strip()
+    about_new: Cloze | None = cloze_of(reverse, question=True) if reverse else None
+    hops = [
+        Portability(f"{n}hop", cloze_of(str(fields[f"question_{n}hop"]), question=True), expected)
+        for n in range(2, 7)
+        if f"question_{n}hop" in fields and (expected := answers(fields.get(f"answer_{n}hop", "")))
+    ]
+    return FactRow(
+        relation=str(fields.get("relation", "")),
+        subject=subject,
+        prompt=prompt,
+        suffix=suffix,
+        target_true=said.strip() if said.strip() != new else "",
+        target_new=new,
+        id=id,
+        paraphrases=tuple(
+            cloze_of(question, question=True)
+            for question in answers(fields.get("paraphrased_question", ""))
+        ),
+        inverse=Inverse(about_new, None, "") if about_new is not None else None,
+        portability=tuple(hops),
+    )
+
+
+def _question(fields: Mapping[str, Any], name: str) -> str:
+    question = text(fields, name)
+    return question if question.endswith("?") else f"{question}?"
+
+
+def _unrelated(fields: Mapping[str, Any]) -> tuple[Neighbour, ...]:
+    expected = answers(fields.get("loc_ans", ""))
+    if not expected or not fields.get("loc"):
+        return ()
+    return (Neighbour(cloze_of(text(fields, "loc"), question=True), expected[0], "other_relation"),)

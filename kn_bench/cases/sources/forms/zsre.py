@@ -1,0 +1,62 @@
+"""zsRE (Levy et al. 2017; De Cao et al. 2021), in the JSON that MEND, ROME and EasyEdit publish.
+
+Questions: the rephrased one asks for generality, the unrelated one (Natural Questions) for
+locality. EasyEdit's copy adds a question one hop on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from kn_bench.cases.building.rows import FactRow, Neighbour, Portability
+from kn_bench.cases.sources.forms.common import (
+    Unusable,
+    answers,
+    cloze_of,
+    edited_prompt,
+    text,
+)
+
+UNRELATED = "nq question: "
+
+
+def mend(fields: Mapping[str, Any], id: str) -> FactRow:
+    """Return the row of a record with ``src``, ``alt`` and ``answers``."""
+    subject, true = text(fields, "subject"), answers(fields["answers"])
+    if not true:
+        raise Unusable("the data brings no true answer")
+    prompt, suffix = edited_prompt(_question(text(fields, "src")), subject)
+    return FactRow(
+        relation="",
+        subject=subject,
+        prompt=prompt,
+        suffix=suffix,
+        target_true=true[0],
+        target_new=text(fields, "alt"),
+        id=id,
+        paraphrases=(cloze_of(text(fields, "rephrase"), question=True),),
+        neighbours=tuple(_unrelated(fields)),
+        portability=tuple(_one_hop(fields)),
+    )
+
+
+def _question(source: str) -> str:
+    return source if source.endswith("?") else f"{source}?"
+
+
+def _unrelated(fields: Mapping[str, Any]) -> list[Neighbour]:
+    expected = answers(fields.get("loc_ans", ""))
+    if "loc" not in fields or not expected:
+        return []
+    question = text(fields, "loc").removeprefix(UNRELATED).strip()
+    return [Neighbour(cloze_of(question, question=True), expected[0], "other_relation")]
+
+
+def _one_hop(fields: Mapping[str, Any]) -> list[Portability]:
+    added = fields.get("portability") or {}
+    expected = answers(added.get("New Answer", ""))
+    if not expected:
+        return []
+    cloze = cloze_of(text(added, "New Question"), question=True)
+    return [Portability("Reasoning", cloze, expected)]

@@ -1,0 +1,196 @@
+"""Records of a data file, whatever its form on disk: JSON, JSON lines, CSV, TSV or Parquet.
+
+The form is told by what the file holds. Text may be UTF-8 with or without a byte order mark, or
+UTF-16 with one, with any line ends. Nothing here knows what the fields mean.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+PARQUET = b"PAR1"
+DELIMITED = (".csv", ".tsv")
+_BYTE_ORDER_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+HALF_A_CHARACTER = "the text holds half a character (a lone surrogate)"
+"""Why a record is left out that JSON can hold and no model can be asked."""
+
+
+class Record(NamedTuple):
+    """One record of a file.
+
+    Attributes:
+        where: where it stands, for complaints: ``line 3``, ``record 0``, ``row 2``.
+        fields: its fields by name. Cells of CSV and TSV are texts; empty cells are left out.
+    """
+
+    where: str
+    fields: dict[str, Any]
+
+
+def read_records(path: Path, *, wrong: list[str] | None = None) -> list[Record]:
+    """Read all records of a file.
+
+    Args:
+        path: the file.
+        wrong: where to note the lines that are not JSON objects, instead of raising at the first.
+
+    Raises:
+        ValueError: one sentence, for a file that cannot be read, holds no records, or repeats a
+            field within a record.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: expected a data file; it is a folder, a device or missing")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+    if content[:4] == PARQUET:
+        records = list(_parquet(path))
+    else:
+        records = list(_textual(decoded(content, path), path, wrong))
+    if not records and not wrong:
+        raise ValueError(f"{path.name} holds no record; give one fact or minimal pair a record")
+    return records
+
+
+def has_half_a_character(fields: dict[str, Any]) -> bool:
+    """Tell whether a text of the record cannot be written as UTF-8."""
+    try:
+        json.dumps(fields, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def decoded(content: bytes, path: Path) -> str:
+    """Return the text of a file by its byte order mark, UTF-8 where it has none.
+
+    Raises:
+        ValueError: naming the first byte that is not text.
+    """
+    encoding = next((name for mark, name in _BYTE_ORDER_MARKS if content.startswith(mark)), "utf-8")
+    try:
+        return content.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path.name} is not {encoding.upper().removesuffix('-SIG')} text (byte {error.start});"
+            " save it as UTF-8"
+        ) from None
+
+
+def _textual(text: str, path: Path, wrong: list[str] | None) -> Iterator[Record]:
+    start = text.lstrip()[:1]
+    if path.suffix in DELIMITED:
+        return _delimited(text, path)
+    if start == "[" and path.suffix != ".jsonl":
+        return _json_list(text, path)
+    if start and start != "{" and path.suffix not in (".json", ".jsonl"):
+        return _delimited(text, path)
+    return _json_lines(text, path, wrong)
+
+
+def _json_list(text: str, path: Path) -> Iterator[Record]:
+    try:
+        entries = json.loads(text, object_pairs_hook=_without_repeats)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path.name} cannot be read as JSON ({_reason(error)})") from None
+    for index, entry in enumerate(entries):
+        yield Record(f"record {index}", _object(entry, f"{path.name}, record {index}"))
+
+
+def _json_lines(text: str, path: Path, wrong: list[str] | None) -> Iterator[Record]:
+    # not splitlines(): U+2028 may stand inside a JSON string
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        where = f"line {number}"
+        try:
+            yield Record(where, _json_object(line, f"{path.name}, {where}"))
+        except ValueError as error:
+            if wrong is None:
+                raise
+            wrong.append(str(error).removeprefix(f"{path.name}, "))
+
+
+def _delimited(text: str, path: Path) -> Iterator[Record]:
+    delimiter = max(",;\t", key=text.lstrip().split("\n", 1)[0].count)  # by the header
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        header = [name.strip() for name in next(reader, [])]
+        repeated = {name for name in header if header.count(name) > 1}
+        if repeated:
+            raise ValueError(f"{path.name}: the column {sorted(repeated)[0]!r} stands there twice")
+        for cells in reader:
+            where = f"line {reader.line_num}"
+            if not any(cell.strip() for cell in cells):
+                continue
+            if len(cells) != len(header):
+                raise ValueError(
+                    f"{path.name}, {where}: {len(cells)} cells under {len(header)} columns; quote "
+                    "a cell that holds the delimiter"
+                )
+            filled = zip(header, cells, strict=True)
+            yield Record(where, {name: cell for name, cell in filled if cell.strip()})
+    except csv.Error as error:
+        raise ValueError(f"{path.name}, line {reader.line_num}: not CSV ({error})") from None
+
+
+def _parquet(path: Path) -> Iterator[Record]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        rows = pyarrow.parquet.read_table(path).to_pylist()
+    except (OSError, pyarrow.ArrowException) as error:
+        raise ValueError(f"{path.name} cannot be read as Parquet ({_reason(error)})") from None
+    for index, row in enumerate(rows):
+        filled = {name: value for name, value in row.items() if value is not None}
+        yield Record(f"row {index}", filled)
+
+
+def _json_object(line: str, where: str) -> dict[str, Any]:
+    try:
+        entry = json.loads(line, object_pairs_hook=_without_repeats)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{where}: not JSON ({_reason(error)}); expected one object a line"
+        ) from None
+    return _object(entry, where)
+
+
+def _object(entry: object, where: str) -> dict[str, Any]:
+    if not isinstance(entry, dict):
+        raise ValueError(
+            f"{where}: a JSON {type(entry).__name__}; expected an object, such as "
+            '{"subject": "Canada", …}'
+        )
+    return entry
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the field {repeated!r} stands there twice")
+    return fields
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return error.msg
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

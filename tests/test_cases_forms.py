@@ -1,0 +1,246 @@
+"""Published forms of editing data are recognised by what they hold, in any form on disk."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from kn_bench.cases import sources
+from kn_bench.cases.building.rows import REPEATED, UNCONDITIONED
+from kn_bench.cases.case import Cloze
+from kn_bench.cases.sources import forms
+from kn_bench.cases.sources.records import HALF_A_CHARACTER, read_records
+from tests.published_forms import COUNTERFACT, FLAT, FORMS, MQUAKE, QAEDIT, ZSRE
+
+SHARED = os.environ.get("KN_BENCH_SHARED")
+FACT = {"subject": "Italy", "prompt": "The capital of {} is", "target_true": "Rome",
+        "target_new": "Paris"}  # fmt: skip
+
+
+def written(path: Path, records: object) -> Path:
+    path.write_text(json.dumps(records))
+    return path
+
+
+def probes(case, criterion, kind=None):
+    return [p for p in case.probes if p.criterion == criterion and kind in (None, p.kind)]
+
+
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("lines", [False, True])
+def test_a_form_is_recognised_with_and_without_its_name(tmp_path, name, lines):
+    source = name.split()[0]
+    path = written(tmp_path / "data.json", FORMS[name])
+    if lines:
+        path.write_text("\n".join(map(json.dumps, FORMS[name])))
+    bare, named = sources.load(str(path)), sources.load(f"{source}={path}")
+    assert bare == named
+    assert len(bare.cases) == 2
+    assert {case.source for case in bare.cases} == {source}
+    other = next(s for s in forms.SOURCES if s != source)
+    with pytest.raises(ValueError, match=rf"^{other}: data\.json holds .*; write {source}="):
+        sources.load(f"{other}={path}")
+
+
+def test_counterfact(tmp_path):
+    selection = sources.load(str(written(tmp_path / "c.json", FORMS["counterfact"])))
+    case = next(c for c in selection.cases if c.request.subject == "Ann Lee")
+    assert case.request.cloze == Cloze("The mother tongue of Ann Lee is", ".")
+    assert (case.request.target_true, case.request.target_new) == ("French", "English")
+    (paraphrase,) = probes(case, "generality")
+    assert paraphrase.cloze.left == "Some text. Ann Lee spoke the language"
+    neighbours = probes(case, "locality", "same_object")
+    assert [p.cloze.left for p in neighbours] == COUNTERFACT["neighborhood_prompts"]
+    assert {(p.expected, p.rejected) for p in neighbours} == {("French", "English")}
+
+
+def test_questions_are_framed_and_keep_their_subject(tmp_path):
+    selection = sources.load(str(written(tmp_path / "z.json", [ZSRE])))
+    (case,) = selection.cases
+    assert case.request.prompt == "Q: What university did {} attend? A:"
+    assert case.request.suffix == ""
+    (rephrased,) = probes(case, "generality")
+    assert rephrased.cloze.fill("X") == "Q: What university did Ann Lee take part in? A: X"
+    (unrelated,) = probes(case, "locality", "other_relation")
+    assert unrelated.cloze.left == "Q: who played the father in the film? A:"
+
+
+def test_a_question_without_its_subject_is_a_case_of_its_own_kind(tmp_path):
+    unnamed = {**ZSRE, "src": "Which university was it?"}
+    (case,) = sources.load(str(written(tmp_path / "z.json", [unnamed]))).cases
+    assert "{}" not in case.request.prompt
+    assert case.request.cloze.left == "Q: Which university was it? A:"
+
+
+def test_data_without_true_answers_says_so(tmp_path):
+    selection = sources.load(str(written(tmp_path / "q.json", FORMS["qaedit"])))
+    for case in selection.cases:
+        assert not case.request.true_is_known
+        assert case.not_applicable["overturn"] == "the data brings no true answer"
+        assert {p.kind for p in probes(case, "generality")} == {UNCONDITIONED}
+    assert selection.cases[0].request.target_new == "Ann Lee"  # without the star
+    alone = sources.load(str(written(tmp_path / "q.json", [QAEDIT])))
+    assert not alone.cases
+    assert "no other record" in alone.exclusions[0].reason
+
+
+def test_several_edits_in_one_record_are_counted_out(tmp_path):
+    double = {**MQUAKE, "requested_rewrite": MQUAKE["requested_rewrite"] * 2}
+    selection = sources.load(str(written(tmp_path / "m.json", [MQUAKE, double])))
+    assert len(selection.cases) == 1
+    assert [e.reason for e in selection.exclusions] == ["the record edits several facts at once"]
+
+
+def test_portability_has_its_conditions(tmp_path):
+    _, (row, _), _ = forms.read(written(tmp_path / "r.json", FORMS["ripple"]))
+    (question,) = row.portability
+    assert question.kind == "Compositionality_I"
+    assert question.answers == ("Zagreb", "City of Zagreb")
+    assert [q.answer for q in question.conditions] == ["Zagreb"]
+    _, (row, _), _ = forms.read(written(tmp_path / "m.json", FORMS["mquake"]))
+    assert [q.cloze.left for q in row.portability[0].conditions] == ["The capital of Croatia is"]
+
+
+# -- one's own facts ----------------------------------------------------------------------------
+
+
+def csv_text(delimiter: str) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out, delimiter=delimiter)
+    writer.writerow([*FACT, "paraphrases"])
+    writer.writerow([*FACT.values(), json.dumps(["Italy's capital is", "a, b; c"])])
+    writer.writerow(["Spain", "The capital of {} is", "Madrid", "Rome", ""])
+    return out.getvalue()
+
+
+OWN = {
+    "list.json": json.dumps([FACT, {**FACT, "subject": "Spain"}]).encode(),
+    "lines.jsonl": (json.dumps(FACT) + "\n" + json.dumps({**FACT, "subject": "Spain"})).encode(),
+    "bom.jsonl": b"\xef\xbb\xbf" + (json.dumps(FACT) + "\r\n" + json.dumps(
+        {**FACT, "subject": "Spain"})).encode(),
+    "utf16.jsonl": (json.dumps(FACT) + "\n" + json.dumps({**FACT, "subject": "Spain"})).encode(
+        "utf-16"),
+    "comma.csv": csv_text(",").encode(),
+    "semicolon.csv": csv_text(";").encode("utf-8-sig"),
+    "tab.tsv": csv_text("\t").encode(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_own_facts_in_any_form_on_disk(tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes(OWN[name])
+    selection = sources.load(str(path))
+    assert [c.request.subject for c in selection.cases] == ["Italy", "Spain"]
+    assert not selection.exclusions
+    if name.endswith("sv"):
+        assert len(probes(selection.cases[0], "generality")) == 2
+
+
+def test_own_facts_in_parquet(tmp_path):
+    import pandas as pd
+
+    path = tmp_path / "facts.parquet"
+    pd.DataFrame([{**FACT, "paraphrases": ["Italy's capital is"]}]).to_parquet(path)
+    (case,) = sources.load(str(path)).cases
+    assert len(probes(case, "generality")) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"a": 1, "a": 2}', "the field 'a' stands there twice"),
+        (b"[1]", "a JSON int; expected an object"),
+        (b"", "holds no record"),
+        (b"subject,prompt\nItaly,a,b\n", "3 cells under 2 columns"),
+        (b"subject,subject\nItaly,a\n", "the column 'subject' stands there twice"),
+        (b"\xff\xfe\x00", "is not UTF-16 text"),
+        (b'{"subject": "\xff"}', "is not UTF-8 text"),
+    ],
+)
+def test_a_bad_file_is_one_sentence(tmp_path, content, message):
+    path = tmp_path / ("f.csv" if content.startswith(b"subject") else "f.json")
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message) as error:
+        read_records(path)
+    assert path.name in str(error.value)
+
+
+def test_a_folder_or_a_device_is_not_read():
+    with pytest.raises(ValueError, match="expected a data file"):
+        read_records(Path(os.devnull))
+
+
+def test_half_a_character_is_left_out_with_its_reason(tmp_path):
+    half = json.dumps([{**FACT, "subject": "It\ud800aly", "prompt": "{} is"}, FACT])
+    path = tmp_path / "f.json"
+    path.write_text(half)
+    selection = sources.load(str(path))
+    assert [c.request.subject for c in selection.cases] == ["Italy"]
+    assert [e.reason for e in selection.exclusions] == [HALF_A_CHARACTER]
+
+
+# -- copies, conflicts, targets that say the same -------------------------------------------------
+
+
+def test_a_fact_listed_twice_is_kept_once(tmp_path):
+    selection = sources.load(str(written(tmp_path / "f.json", [FACT, FACT, FACT])))
+    assert len(selection.cases) == 1
+    assert Counter(e.reason for e in selection.exclusions) == {REPEATED: 2}
+
+
+def test_two_new_targets_for_one_fact_are_two_cases(tmp_path):
+    path = written(tmp_path / "f.json", [FACT, {**FACT, "target_new": "Milan"}])
+    selection = sources.load(str(path))
+    assert [c.id for c in selection.cases] == ["f/f/Italy.Paris", "f/f/Italy.Milan"]
+    assert not selection.exclusions
+
+
+@pytest.mark.parametrize("new", ["rome", "Rome.", "the Rome", " ROME "])
+def test_a_new_target_that_says_the_same_is_excluded(tmp_path, new):
+    selection = sources.load(str(written(tmp_path / "f.json", [{**FACT, "target_new": new}])))
+    assert not selection.cases
+    assert "the new target is the true one" in selection.exclusions[0].reason
+    flat = {**FLAT, "target_new": ["Paris", "Rome"]}
+    selection = sources.load(str(written(tmp_path / "f.json", [flat])))
+    assert not selection.cases  # an alias of the new target is the true one
+
+
+# -- the real files -----------------------------------------------------------------------------
+
+REAL = {
+    "counterfact_3k.json": ("counterfact", 3000),
+    "zsre_3k.json": ("zsre", 2883),
+    "wikibigedit_3k.json": ("wikibigedit", 3000),
+    "qaedit_1k.json": ("qaedit", 1000),
+    "hallueditbench_places_country.csv": ("hallueditbench", 100),
+}
+
+
+@pytest.mark.skipif(not SHARED, reason="KN_BENCH_SHARED names no folder with the real files")
+@pytest.mark.parametrize("name", REAL)
+def test_real_files_are_counted_whole(name):
+    source, cases = REAL[name]
+    path = Path(SHARED or ".") / "data" / "editing" / name
+    selection = sources.load(str(path))
+    assert {c.source for c in selection.cases} == {source}
+    assert len(selection.cases) == cases
+    assert len(selection.cases) + len(selection.exclusions) == len(read_records(path))
+
+
+@pytest.mark.skipif(not SHARED, reason="KN_BENCH_SHARED names no folder with the real files")
+def test_relatives_of_blimp_are_minimal_pairs():
+    for path in sorted((Path(SHARED or ".") / "data" / "minimal_pairs").iterdir()):
+        selection = sources.load(str(path))
+        assert len(selection.cases) + len(selection.exclusions) == 200, path.name
+        assert len(selection.cases) > 190, path.name
+        for case in selection.cases:
+            assert case.task == "pair"
+            good = case.request.cloze.fill(case.request.target_true)
+            assert good.replace(" ", "") in path.read_text(encoding="utf-8").replace(" ", "")
