@@ -7,6 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kn_bench.cases.case import Case, Cloze, Selection
+from kn_bench.cases.normalise import words
 from kn_bench.cases.sources import jsonl
 
 CANADA = {
@@ -222,7 +223,7 @@ WORD = st.text(SPACED, min_size=1, max_size=6)
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(subject=WORD, left=WORD, right=WORD, true=WORD, new=WORD)
 def test_a_fact_comes_back_as_it_was_written(tmp_path, subject, left, right, true, new):
-    if true == new or subject in left + right:
+    if words(true) == words(new) or subject in left + right:
         return
     row = {"subject": subject, "prompt": f"{left} {{}} {right}", "target_true": true,
            "target_new": new}  # fmt: skip
