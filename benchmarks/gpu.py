@@ -29,9 +29,8 @@ from kn_bench.editing.edit import LowRank, LowRankEdit
 from kn_bench.editing.rome.value import optimise_values
 from kn_bench.localise.attribution import attribute
 from kn_bench.measure.answers import Asker, Question
-from kn_bench.measure.encoding import EncodedProbe, Row
+from kn_bench.measure.encoding import AnswerRow, EncodedProbe
 from kn_bench.model.language_model import LanguageModel
-from kn_bench.model.memo import Memo
 from kn_bench.model.source import DTYPES
 from tests.tiny_models import word_tokenizer
 
@@ -81,7 +80,7 @@ def product_rate(device: str, dtype: torch.dtype, size: int = 4096) -> float:
 
 
 def probe(ids: Sequence[int], answers: tuple[int, int]) -> EncodedProbe:
-    rows = [Row((*ids, answer), (len(ids) - 1,), (answer,)) for answer in answers]
+    rows = [AnswerRow((*ids, answer), (len(ids) - 1,), (answer,)) for answer in answers]
     asked = Probe("reliability/0", "reliability", Cloze("w5"), "w6", "w7")
     return EncodedProbe(asked, tuple(ids), len(ids) - 1, rows[0], rows[1], answers[0])
 
@@ -106,12 +105,13 @@ def measuring(lm: LanguageModel, cases: int) -> Callable[[], Any]:
 def lines(name: str, options: argparse.Namespace) -> list[tuple[str, str, float, float, float]]:
     dtype = getattr(torch, options.dtype)
     lm = random_model(name, options.device, dtype)
+    lm.batcher.memory = options.memory << 30
     rate = product_rate(options.device, dtype)
     layer, n = round(lm.n_layers * EDITED_AT), options.batch
     asked, requests = prompts(lm, n, LENGTH), problems(lm, n)
     work: dict[str, Callable[[], Any]] = {
-        "attributions": functools.partial(attribute, lm, asked, memory=options.memory << 30),
-        "ROME edits": lambda: optimise_values(lm, layer, requests, SETTINGS, store=Memo(64)),
+        "attributions": functools.partial(attribute, lm, asked),
+        "ROME edits": functools.partial(_fresh_values, lm, layer, requests),
         "cases": measuring(lm, n),
     }
     found = []
@@ -126,13 +126,18 @@ def lines(name: str, options: argparse.Namespace) -> list[tuple[str, str, float,
     return found
 
 
+def _fresh_values(lm: LanguageModel, layer: int, requests: Sequence[ValueProblem]) -> list[Value]:
+    lm.memo.clear()
+    return optimise_values(lm, layer, requests, SETTINGS)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--dtype", default="bfloat16", choices=DTYPES)
     parser.add_argument("--model", nargs="+", default=["gpt2-xl", "llama-7b"], choices=list(MODELS))
     parser.add_argument("--batch", type=int, default=64, help="prompts, requests and cases")
-    parser.add_argument("--memory", type=int, default=16, help="GiB for attributions' rows")
+    parser.add_argument("--memory", type=int, default=32, help="GiB, half of them for one pass")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--sync", action="store_true", help="warn of synchronisations")
     options = parser.parse_args()

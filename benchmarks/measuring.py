@@ -26,7 +26,7 @@ from kn_bench.editing.edit import Edit, Method, NotApplicable
 from kn_bench.edits.controls import RandomRankOne
 from kn_bench.edits.rome import Rome
 from kn_bench.measure.answers import BUDGET
-from kn_bench.measure.encoding import EncodedCase, EncodedProbe, Row, encode_cases
+from kn_bench.measure.encoding import AnswerRow, EncodedCase, EncodedProbe, encode_cases
 from kn_bench.measure.engine import Engine
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.loading import load_model
@@ -60,7 +60,7 @@ def ask(lm: LanguageModel, probe: EncodedProbe, cached: bool) -> Numbers:
     )
 
 
-def score(lm: LanguageModel, row: Row) -> float:
+def score(lm: LanguageModel, row: AnswerRow) -> float:
     total = 0.0
     for part in row.parts:
         log_p = lm.hf(input_ids=torch.tensor([part.ids])).logits[0].log_softmax(-1)

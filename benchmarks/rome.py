@@ -22,7 +22,6 @@ from kn_bench.editing.rome.problem import Row, Value, ValueProblem, ValueSetting
 from kn_bench.editing.rome.update import rank_one
 from kn_bench.editing.rome.value import optimise_values
 from kn_bench.model.language_model import LanguageModel
-from kn_bench.model.memo import Memo
 from kn_bench.model.ragged import prepare
 
 SETTINGS = ValueSettings(stop_loss=0.0)
@@ -117,12 +116,14 @@ def main() -> None:
     asked = problems(lm, arguments.requests)
     rate = product_rate()
 
-    def together(n: int = len(asked), **options: Any) -> list[Value]:
-        return optimise_values(lm, layer, asked[:n], SETTINGS, store=Memo(64), **options)
+    def together(n: int = len(asked), memory: int = lm.batcher.memory) -> list[Value]:
+        lm.memo.clear()
+        lm.batcher.memory = memory
+        return optimise_values(lm, layer, asked[:n], SETTINGS)
 
     together(2)  # the first passes of a process are slow
     brute, deltas = timed(lambda: [brute_force(lm, layer, p) for p in asked[: arguments.brute]])
-    alone, _ = timed(lambda: together(arguments.brute, graph_bytes=1))
+    alone, _ = timed(lambda: together(arguments.brute, memory=1))
     batch, values = timed(together)
     worst = max(difference(layer, v, d) for v, d in zip(values, deltas, strict=False))
     rows = [

@@ -34,10 +34,11 @@ from kn_bench.editing.edit import (
 from kn_bench.editing.registry import edit_method
 from kn_bench.localise.alternatives import activation
 from kn_bench.localise.locating import Bag, Located, Locating, locate
-from kn_bench.localise.matching import matched, seeded
+from kn_bench.localise.matching import matched
 from kn_bench.localise.selection import Neurons, shared_by
 from kn_bench.measure.encoding import encode_query
 from kn_bench.model.language_model import LanguageModel
+from kn_bench.model.seeding import seeded
 
 if TYPE_CHECKING:
     from jaxtyping import Float

@@ -5,8 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kn_bench.measure.cache import AnswerCache, Reading, Scored, content_key
+from kn_bench.measure.cache import AnswerCache, TargetScores, content_key
 from kn_bench.measure.engine import Engine
+from kn_bench.model.scoring import Reading
 from tests.test_engine import Toy, _Nothing, rows, toy_case
 from tests.tiny_models import tiny_model
 
@@ -20,8 +21,8 @@ def test_a_second_run_asks_nothing_and_reads_the_same(tmp_path, monkeypatch):
     def never(*_):
         raise AssertionError("the model was asked again")
 
-    monkeypatch.setattr(second._asker, "_read_batch", never)
-    monkeypatch.setattr(second._asker, "_score_batch", never)
+    lm.memo.clear()
+    monkeypatch.setattr(lm, "hidden", never)
     assert rows(second, _Nothing(), cases) == first
 
 
@@ -64,7 +65,7 @@ def test_a_folder_that_cannot_be_made_is_done_without(tmp_path):
 def test_what_is_kept_comes_back(tmp_path):
     cache = AnswerCache(tmp_path, "model")
     reading = Reading(torch.tensor([-0.5, float("-inf")]), (3, 70000))
-    score = Scored((-1.25, -3e-9), (True, False))
+    score = TargetScores((-1.25, -3e-9), (True, False))
     cache.keep_readings([(b"a", reading)])
     cache.keep_scores([(b"b", score)])
     again = AnswerCache(tmp_path, "model")

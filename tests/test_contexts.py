@@ -4,13 +4,7 @@ import pytest
 import torch
 
 from kn_bench.model import context_templates as contexts_module
-from kn_bench.model.memo import Memo
 from tests.tiny_models import tiny_model
-
-
-@pytest.fixture(autouse=True)
-def _fresh_memory(monkeypatch):
-    monkeypatch.setattr(contexts_module, "_written", Memo(4))
 
 
 def test_contexts_have_their_lengths_and_no_special_token():

@@ -44,7 +44,7 @@ def queries_of(n=8, answer=ANSWER, seed=0):
 
 
 def activations_of(lm, queries):
-    keys = lm.keys(lm.tensor([q.ids for q in queries]), range(3))
+    keys = lm.neurons(lm.tensor([q.ids for q in queries]), range(3))
     return torch.stack([keys[layer][:, 4] for layer in range(3)], 1)
 
 
@@ -227,8 +227,8 @@ def test_a_neuron_that_fires_for_one_word_fires_for_the_parts_that_hold_it():
     found = firing(lm, request(), [request("w12", "w13")], frozenset({Neuron(0, 4)}), at_answer)
     assert [one.parts for one in found] == list(PARTS)
     with torch.no_grad():
-        keys = lm.keys(torch.tensor([lm.tokens.encode("w6 w7").ids]), [0])[0][0, :, 4]
-        other = lm.keys(torch.tensor([lm.tokens.encode("w12").ids]), [0])[0][0, :, 4]
+        keys = lm.neurons(torch.tensor([lm.tokens.encode("w6 w7").ids]), [0])[0][0, :, 4]
+        other = lm.neurons(torch.tensor([lm.tokens.encode("w12").ids]), [0])[0][0, :, 4]
     assert found[0].own == pytest.approx(float(keys.max()))
     assert found[0].other == pytest.approx(float(other.max()))
 
@@ -236,7 +236,7 @@ def test_a_neuron_that_fires_for_one_word_fires_for_the_parts_that_hold_it():
 def test_special_tokens_are_not_read():
     lm = tiny_model("bert")
     read = greatest(lm, ["w6"], [Neuron(0, 1)], np.array([1.0]))
-    keys = lm.keys(torch.tensor([lm.tokens.encode("w6").ids]), [0])[0][0, :, 1]
+    keys = lm.neurons(torch.tensor([lm.tokens.encode("w6").ids]), [0])[0][0, :, 1]
     assert read[0, 0] == pytest.approx(float(keys[1]))
 
 

@@ -5,8 +5,6 @@ import torch
 from transformers import BertConfig, BertForMaskedLM
 
 from kn_bench.cases.case import Cloze, Probe
-from kn_bench.editing.applying import RowEdits
-from kn_bench.editing.edit import NoEdit
 from kn_bench.measure.answers import Asker, Question
 from kn_bench.measure.encoding import EncodedProbe, encode_probe
 from kn_bench.model.language_model import LanguageModel
@@ -45,7 +43,7 @@ def test_a_word_of_several_pieces_is_scored_as_its_pseudo_log_likelihood(bert):
     assert isinstance(one, EncodedProbe)
     assert one.expected.n > 1
     assert one.rejected.n == 1
-    ((answer, _),) = Asker(bert).ask([Question(one, 0)], RowEdits(bert, [NoEdit()]))
+    ((answer, _),) = Asker(bert).ask([Question(one, 0)], UNEDITED)
     first = one.answer_position
     for word, row, value in (
         ("Timbuktu", one.expected, answer.log_prob_expected),

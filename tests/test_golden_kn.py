@@ -150,7 +150,7 @@ def test_probabilities_along_the_path_are_golden(case):
         asked = ask(lm, [Question(ids, position, query.answer_ids[0])])
         layer = np.arange(n_layers).repeat(n_steps)
         rows = Rows(np.zeros_like(layer), layer, np.tile(np.linspace(0, 1, n_steps), n_layers))
-        found = asked.run(rows, gradient=False, most=1000).probability
+        found = asked.run(rows, gradient=False).probability
         assert float((found.reshape(expected.shape) - expected).abs().max()) < 1e-5
 
 

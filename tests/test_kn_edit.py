@@ -22,7 +22,6 @@ from kn_bench.edits.kn import (
     kn_random,
     kn_suppress,
 )
-from kn_bench.localise import locating
 from kn_bench.localise.brute_force import Place, neurons_at, probability
 from kn_bench.localise.locating import Bag, Locating, locate
 from kn_bench.localise.selection import Neuron
@@ -223,7 +222,7 @@ def test_trap_09_independent_edits_do_not_depend_on_their_order(method):
 
     def made(order):
         lm = tiny_model("gpt2")
-        locating._MEMORIES.pop(lm, None)
+        lm.memo.clear()
         edits = method(lm).edit([requests[i] for i in order])
         return dict(zip(order, edits, strict=True))
 
@@ -336,12 +335,13 @@ def test_memory_goes_with_the_model():
     assert gone() is None
 
 
-def test_memory_is_bounded(monkeypatch):
-    monkeypatch.setattr(locating, "REMEMBERED", 2)
+def test_memory_is_bounded():
     lm = fresh()
+    lm.batcher.memory = 4 * 4000  # a quarter is for the memo
     (located,) = locate(lm, [Bag(request().queries)])
     assert located.queries == 5
-    assert len(locating._MEMORIES[lm].sets) == 2
+    assert 0 < lm.memo.n_bytes <= 4000
+    assert 0 < len(lm.memo.keys("coarse set")) < 5
 
 
 def test_half_precision_models_get_wide_edits():

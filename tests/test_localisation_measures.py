@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kn_bench.localise.locating import Locating
-from kn_bench.localise.matching import matched, seeded
+from kn_bench.localise.matching import matched
 from kn_bench.localise.measures import (
     NON_NEGATIVE_NULL,
     _random_shares,
@@ -21,6 +21,7 @@ from kn_bench.localise.measures import (
     r1_squared,
 )
 from kn_bench.localise.selection import Neuron
+from kn_bench.model.seeding import seeded
 
 
 def noise(*shape, seed=0):

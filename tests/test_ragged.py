@@ -4,8 +4,6 @@ import pytest
 import torch
 
 from kn_bench.model import prefixed
-from kn_bench.model.memo import Memo
-from kn_bench.model.prefixed import States
 from kn_bench.model.ragged import adds_to_stream, prepare
 from tests.tiny_models import FAMILIES, ROUNDED, tiny_model
 
@@ -58,7 +56,7 @@ def test_keys_values_and_last_hidden_are_those_of_the_clean_run(family):
     lm = tiny_model(family)
     ragged = prepare(lm, ROWS, STARTS, 1)
     for index, (row, start) in enumerate(zip(ROWS, STARTS, strict=True)):
-        keys = lm.keys(lm.tensor([row]), [1])[1][0, start]
+        keys = lm.neurons(lm.tensor([row]), [1])[1][0, start]
         torch.testing.assert_close(ragged.keys[index], keys)
         expected = whole_run(lm, row, start, 1, torch.zeros(lm.d_model, dtype=lm.dtype))
         torch.testing.assert_close(ragged.last_hidden[index, : len(row) - start], expected)
@@ -103,10 +101,10 @@ def test_rows_that_share_their_beginning_run_as_rows_that_do_not(family, counts)
     rows = [[7, 9, 11, 12], [7, 9, 40, 41, 42, 43], [7, 9, 13, 14, 15]]
     starts = [2, 3, 4]
     added = torch.randn(3, lm.d_model, dtype=lm.dtype)
-    store: Memo[States] = Memo(9)
+    lm.memo.clear()
     for _ in range(2):  # the second time what is shared is remembered
         alone = prepare(lm, rows, starts, 1)
-        together = prepare(lm, rows, starts, 1, shared=counts, store=store)
+        together = prepare(lm, rows, starts, 1, shared=counts)
         torch.testing.assert_close(together.keys, alone.keys, **tolerance(family))
         torch.testing.assert_close(together.values, alone.values, **tolerance(family))
         with torch.no_grad():
@@ -128,12 +126,13 @@ def test_a_shared_beginning_is_run_once_and_told_apart_by_model(monkeypatch):
         return run(lm, ids)
 
     monkeypatch.setattr(prefixed, "_run", noted)
-    store: Memo[States] = Memo(9)
     first, second = tiny_model("gpt2"), tiny_model("gpt2", seed=1)
+    first.memo.clear()
+    second.memo.clear()
     rows = [[7, 9, 11], [7, 9, 12], [5, 6, 13]]
     for lm in (first, first, second):
-        prepare(lm, rows, [2, 2, 2], 0, shared=[2, 2, 2], store=store)
-    assert ran == [[(7, 9), (5, 6)], [], [(7, 9), (5, 6)]]
+        prepare(lm, rows, [2, 2, 2], 0, shared=[2, 2, 2])
+    assert ran == [[(7, 9), (5, 6)], [(7, 9), (5, 6)]]
 
 
 def test_a_start_outside_its_row_and_a_masked_model_are_refused():

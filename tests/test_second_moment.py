@@ -22,7 +22,7 @@ def plain(lm, layer, texts):
     total, n = torch.zeros(lm.d_mlp, lm.d_mlp, dtype=lm.dtype), 0
     for text in texts:
         ids = lm.tokens.encode(text).ids
-        for key in lm.keys(lm.tensor([ids]), [layer])[layer][0]:
+        for key in lm.neurons(lm.tensor([ids]), [layer])[layer][0]:
             total = total + torch.outer(key, key)
             n += 1
     return total / n, n
@@ -31,8 +31,10 @@ def plain(lm, layer, texts):
 @pytest.mark.parametrize("family", ["gpt2", "llama", "opt", "bert", "albert"])
 def test_streamed_in_batches_it_is_the_plain_mean(family, monkeypatch):
     monkeypatch.setattr(second_moment, "CHUNK", 7)
-    monkeypatch.setattr(second_moment, "BATCH_TOKENS", 16)
+    monkeypatch.setattr(second_moment, "PRODUCT_TOKENS", 5)
     lm = tiny_model(family)
+    row = second_moment._row_bytes(lm, 6, 2)
+    monkeypatch.setattr(lm.batcher, "memory", 2 * 3 * row)  # a pass takes three rows of 6 tokens
     found = second_moments(lm, [2, 0], Texts(TEXTS))
     assert sorted(found) == [0, 2]
     for layer, moment in found.items():

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from kn_bench.measure import sentences as module
 from kn_bench.measure.sentences import preferred, sentence_log_probs
 
 from .tiny_models import FAMILIES, tiny_model
@@ -41,14 +40,14 @@ def test_the_size_of_batches_changes_nothing(family, monkeypatch):
     lm = tiny_model(family)
     wanted = sentence_log_probs(lm, TEXTS)
     rows: list[int] = []
-    read = module._read
+    forward = LanguageModel.forward
 
-    def counting(lm, batch, edits):
-        rows.append(len(batch))
-        return read(lm, batch, edits)
+    def counting(lm, ids, *rest):
+        rows.append(len(ids))
+        return forward(lm, ids, *rest)
 
-    monkeypatch.setattr(module, "LOGITS", 1)
-    monkeypatch.setattr(module, "_read", counting)
+    monkeypatch.setattr(lm.batcher, "memory", 1)
+    monkeypatch.setattr(LanguageModel, "forward", counting)
     np.testing.assert_allclose(sentence_log_probs(lm, TEXTS), wanted, rtol=1e-12)
     assert set(rows) == {1}
     assert len(rows) == (len(TEXTS) if lm.is_causal else sum(len(t.split()) for t in TEXTS))

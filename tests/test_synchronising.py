@@ -21,8 +21,8 @@ from kn_bench.localise.patching import PatchedRun, restore
 from kn_bench.localise.queries import Question
 from kn_bench.localise.scaling import ask
 from kn_bench.localise.tracing import KINDS, windowed
-from kn_bench.measure.answers import Asker
 from kn_bench.model.ragged import prepare
+from kn_bench.model.scoring import continue_greedily
 from kn_bench.model.second_moment import _add_batch, _Sums
 from tests.test_applying import rank_one
 from tests.test_rome import SETTINGS, problems
@@ -74,7 +74,7 @@ def test_attribution_asks_once_a_round(family, rule, on_meta, monkeypatch):
     host = Host(rng.random)
     monkeypatch.setattr(attribution, "to_host", host)
     asked = ask(on_meta(lm), questions)
-    found = attribution._attribute(asked, rule, most=50)
+    found = attribution._attribute(asked, rule)
     assert found[0].scores.shape == (lm.n_layers, lm.d_mlp)
     # 5 nodes at first, then up to 15, 35 and 75; and once at the end
     assert host.asked <= {"riemann": 1, "adaptive": 4}[rule.name] + 1
@@ -128,9 +128,9 @@ def test_generation_asks_nothing(family, on_meta):
     edits = RowEdits(on_meta(lm), [_moved(rank_one(lm, 1)), scaled])
     with torch.no_grad():
         output = lm.hidden(lm.tensor([[5, 6, 7]] * 2), use_cache=True)
-        first = lm.logits(output.last_hidden_state[:, -1]).argmax(-1)
-        answers = Asker(lm, budget=6)._continue(
-            output.past_key_values, first, edits, torch.arange(2, device="meta")
+        first = lm.logits(output.last_hidden_state[:, -1]).argmax(-1, keepdim=True)
+        answers = continue_greedily(
+            lm, output.past_key_values, first, edits, torch.arange(2, device="meta"), 6
         )
     assert answers.shape == (2, 6)
 

@@ -172,12 +172,13 @@ def test_windows_that_begin_at_one_layer_share_what_comes_before_they_end():
     assert sum(12 - branch.join for branch in branched(runs, 12)) == 88
 
 
-def test_batches_of_any_size_give_the_same():
+def test_batches_of_any_size_give_the_same(monkeypatch):
     lm = tiny_model("gpt2")
     prompts = [prompt_of(lm, length, seed=length) for length in (6, 7, 6)]
     added = [noise_of(lm, prompt) for prompt in prompts]
     together = trace(lm, prompts, added)
-    apart = trace(lm, prompts, added, memory=1)
+    monkeypatch.setattr(lm.batcher, "memory", 1)
+    apart = trace(lm, prompts, added)
     for one, other, prompt, its in zip(together, apart, prompts, added, strict=True):
         (alone,) = trace(lm, [prompt], [its])
         assert one.scores.shape == (3, len(prompt.ids), 3)

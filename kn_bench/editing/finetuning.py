@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from kn_bench.model.costs import graph_bytes
 from kn_bench.model.language_model import LanguageModel
+from kn_bench.model.precision import wide_dtype
 from kn_bench.model.prefixed import padded
 from kn_bench.model.ragged import arriving
 from kn_bench.model.resuming import skipped
+from kn_bench.model.scoring import log_probs_of
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
-
-WEIGHT_BYTES = 1 << 30
-"""Bound on what the copies of a batch's weights may take, with gradients and Adam's moments."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +89,19 @@ def fine_tune(
         raise ValueError(
             f"{lm.name} is a masked model: fine-tuning is defined here for causal ones"
         )
-    size = 4 * 4 * lm.d_mlp * lm.d_model * len(layers)
-    at_once = max(1, WEIGHT_BYTES // size)
-    found = []
-    for first in range(0, len(edits), at_once):
-        found += _Tuning(lm, sorted(layers), edits[first : first + at_once], settings).run()
-    return found
+    # float32 copies of the weights, their gradients and Adam's two moments
+    copies = 4 * 4 * lm.d_mlp * lm.d_model * len(layers)
+
+    def item_bytes(edit: Sequence[TunedRow]) -> int:
+        longest = max(len(row.ids) for row in edit)
+        reads = sum(len(row.reads) for row in edit) / len(edit)
+        return copies + len(edit) * graph_bytes(lm, longest, lm.n_layers - min(layers), reads=reads)
+
+    return lm.batcher.run(
+        lambda batch: _Tuning(lm, sorted(layers), batch, settings).run(),
+        edits,
+        item_bytes=item_bytes,
+    )
 
 
 class _Copies(nn.Module):
@@ -118,8 +125,7 @@ class _Copies(nn.Module):
 
 def _copied(tensor: Tensor) -> nn.Parameter:
     """bf16 and fp16 weights move in float32: Adam's steps are smaller than their spacing."""
-    exact = torch.promote_types(tensor.dtype, torch.float32)
-    return nn.Parameter(tensor.detach().to(exact, copy=True))
+    return nn.Parameter(tensor.detach().to(wide_dtype(tensor.dtype), copy=True))
 
 
 class _Tuning:
@@ -207,7 +213,7 @@ class _Rows:
             lm.hidden(ids, torch.ones_like(ids), use_cache=False)
         reads = list(_reads(edits))
         numbers = torch.tensor([read[:4] for read in reads], device=lm.device).T
-        exact = torch.promote_types(lm.dtype, torch.float32)
+        exact = wide_dtype(lm.dtype)
         return cls(
             lm=lm,
             ids=ids,
@@ -239,8 +245,7 @@ class _Rows:
             hidden = self.lm.hidden(
                 self.ids, torch.ones_like(self.ids), use_cache=False
             ).last_hidden_state
-        logits = self.lm.logits(hidden[self.read_row, self.read_at])
-        log_p = logits.to(self.read_weight.dtype).log_softmax(1)
+        log_p = log_probs_of(self.lm, hidden[self.read_row, self.read_at])
         each = -log_p.gather(1, self.read_target[:, None])[:, 0] * self.read_weight
         return each.new_zeros(len(copies)).index_add(0, self.read_edit, each)
 

@@ -18,16 +18,13 @@ import torch
 from torch import Tensor
 
 from kn_bench.localise.integration import Rule
-from kn_bench.localise.queries import Fitted, Question, by_length, questions_of
-from kn_bench.localise.scaling import Asked, Rows, ask, rows_within
+from kn_bench.localise.queries import Fitted, questions_of
+from kn_bench.localise.scaling import Asked, Rows, ask, row_bytes
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.transfer import to_device, to_host
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
-
-MEMORY = 2**30
-"""Bytes that the perturbed rows of one pass may take."""
 
 
 @dataclass(frozen=True)
@@ -69,13 +66,11 @@ def attribute(
     queries: Sequence[Fitted],
     *,
     rule: Rule | None = None,
-    memory: int = MEMORY,
 ) -> list[Attribution]:
     """Attribute the answer of each query to the neurons, layer by layer.
 
     Args:
         rule: how the integral is taken; adaptive by default.
-        memory: bytes that the perturbed rows of one pass may take.
 
     Raises:
         ValueError: for an answer with a special token, or with none at all.
@@ -83,13 +78,16 @@ def attribute(
     rule = rule or Rule()
     asked = [questions_of(lm, query) for query in queries]
     singles = list(dict.fromkeys(question for group in asked for question in group))
-    found: dict[Question, Attribution] = {}
-    longest = max((len(question.ids) for question in singles), default=1)
-    most = rows_within(lm, longest, memory)
-    for batch in by_length(singles, max(1, most // (lm.n_layers * rule.n_nodes))):
-        questions = [singles[index] for index in batch]
-        found.update(zip(questions, _attribute(ask(lm, questions), rule, most), strict=True))
-    return [_mean([found[question] for question in group]) for group in asked]
+    # as many questions as have all their first rows in one pass
+    rows = lm.n_layers * rule.n_nodes
+    attributions = lm.batcher.run(
+        lambda questions: _attribute(ask(lm, questions), rule),
+        singles,
+        item_bytes=lambda question: rows * row_bytes(lm, len(question.ids)),
+        shape=lambda question: len(question.ids),
+    )
+    by_question = dict(zip(singles, attributions, strict=True))
+    return [_mean([by_question[question] for question in group]) for group in asked]
 
 
 def _mean(parts: Sequence[Attribution]) -> Attribution:
@@ -110,9 +108,9 @@ def _mean(parts: Sequence[Attribution]) -> Attribution:
     )
 
 
-def _attribute(asked: Asked, rule: Rule, most: int) -> list[Attribution]:
+def _attribute(asked: Asked, rule: Rule) -> list[Attribution]:
     """Questions of equal length, with one clean pass behind them."""
-    path = _integrate(asked, rule, most)
+    path = _integrate(asked, rule)
     weights = [asked.lm.weight(layer) for layer in range(asked.lm.n_layers)]
     by_key = torch.stack([path.integral[:, i] @ w.T for i, w in enumerate(weights)], 1)
     scores = asked.keys * by_key
@@ -177,8 +175,8 @@ class _Intervals:
 class _Integrator:
     """Takes the integral on intervals of the paths of ``asked``."""
 
-    def __init__(self, asked: Asked, rule: Rule, most: int) -> None:
-        self.asked, self.rule, self.most = asked, rule, most
+    def __init__(self, asked: Asked, rule: Rule) -> None:
+        self.asked, self.rule = asked, rule
         self.n_layers = asked.lm.n_layers
         # what a layer's neurons add at the answer position: completeness in the values' space
         self.grown = asked.grown.flatten(0, 1)
@@ -189,7 +187,7 @@ class _Integrator:
 
     def probability(self, cell: np.ndarray, g: np.ndarray) -> Float[Tensor, " n"]:
         """P where the neurons of ``cell`` are scaled by ``g``."""
-        return self.asked.run(self.rows(cell, g), gradient=False, most=2 * self.most).probability
+        return self.asked.run(self.rows(cell, g), gradient=False).probability
 
     def gradients(
         self, cell: np.ndarray, low: np.ndarray, high: np.ndarray
@@ -198,7 +196,7 @@ class _Integrator:
         n, unit = len(self.unit.places), self.unit
         width = (high - low)[:, None]
         g = low[:, None] + width * unit.places
-        along = self.asked.run(self.rows(cell.repeat(n), g.ravel()), gradient=True, most=self.most)
+        along = self.asked.run(self.rows(cell.repeat(n), g.ravel()), gradient=True)
         gradient = along.gradient.reshape(len(cell), n, -1)
         weights = to_device(unit.weights * width, gradient.device, gradient.dtype)
         return along.probability.reshape(len(cell), n), torch.einsum(
@@ -210,8 +208,8 @@ class _Integrator:
         return (integral * self.grown[to_device(cell, integral.device)]).sum(1)
 
 
-def _integrate(asked: Asked, rule: Rule, most: int) -> _Path:
-    take = _Integrator(asked, rule, most)
+def _integrate(asked: Asked, rule: Rule) -> _Path:
+    take = _Integrator(asked, rule)
     n_cells = len(take.grown)
     cell = np.arange(n_cells)
     shape = (n_cells // take.n_layers, take.n_layers)

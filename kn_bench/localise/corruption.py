@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from kn_bench.localise.matching import seeded
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.resuming import CleanRun, clean_run
+from kn_bench.model.scoring import log_prob_of, share_of_two
+from kn_bench.model.seeding import seeded
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -184,12 +185,13 @@ def answer_probability(
 
     rows = torch.arange(len(hidden), device=hidden.device)
     logits = lm.logits(hidden[rows, of_rows([p.position - start for p in prompts])])
-    logits = logits.float() if logits.dtype.itemsize < 4 else logits
-    answer = logits[rows, of_rows([p.answer for p in prompts])]
-    rival = logits[rows, of_rows([p.answer if p.rival is None else p.rival for p in prompts])]
-    alone = of_rows([p.rival is None for p in prompts])
-    whole = torch.where(alone, logits.logsumexp(1), torch.logaddexp(answer, rival))
-    return (answer - whole).exp()
+    answers = of_rows([p.answer for p in prompts])
+    rivals = of_rows([p.answer if p.rival is None else p.rival for p in prompts])
+    return torch.where(
+        of_rows([p.rival is None for p in prompts]),
+        log_prob_of(logits, answers).exp(),
+        share_of_two(logits, answers, rivals),
+    )
 
 
 @contextmanager

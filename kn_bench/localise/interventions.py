@@ -4,7 +4,7 @@
     enhance    neurons x 2                               ranks, preferences, relative changes
     any edit   that is applied row by row
 
-All (query, edit) pairs asked for run in batches of equal length; equal rows run once.
+Equal rows run once.
 """
 
 from __future__ import annotations
@@ -16,19 +16,16 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from torch import Tensor
 
 from kn_bench.editing.applying import RowEdits
 from kn_bench.editing.edit import Edit, NeuronEdit, NeuronScale, NoEdit
 from kn_bench.localise.queries import Fitted, Question, questions_of
 from kn_bench.localise.selection import Neuron
 from kn_bench.model.language_model import LanguageModel
+from kn_bench.model.scoring import Row, TargetScore, score
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
-
-POSITIONS = 8192
-"""Positions (rows x tokens) of a batch."""
 
 
 class Answers(NamedTuple):
@@ -47,22 +44,8 @@ class Answers(NamedTuple):
     @property
     def probability(self) -> Float[np.ndarray, " n"]:
         """P(answer)."""
-        found: Float[np.ndarray, " n"] = np.exp(self.log_prob)
-        return found
-
-
-class _Row(NamedTuple):
-    """One row for the model: neurons are scaled from ``first`` on, logits read at ``position``."""
-
-    ids: tuple[int, ...]
-    position: int
-    first: int
-    edit: int
-
-
-class _Read(NamedTuple):
-    log_prob: float
-    rank: int
+        result: Float[np.ndarray, " n"] = np.exp(self.log_prob)
+        return result
 
 
 def scale(neurons: Iterable[Neuron], factor: float) -> NeuronEdit:
@@ -85,8 +68,6 @@ def answers(
     queries: Sequence[Fitted],
     edits: Sequence[Edit] = (NoEdit(),),
     edit_of: Sequence[int] | None = None,
-    *,
-    positions: int = POSITIONS,
 ) -> Answers:
     """The answer of every query under its edit.
 
@@ -94,25 +75,32 @@ def answers(
         queries: one an entry of the result.
         edits: applied row by row.
         edit_of: index into ``edits`` for each query; the first for all by default.
-        positions: rows x tokens of a batch.
     """
     chosen = edit_of if edit_of is not None else [0] * len(queries)
     asked = [questions_of(lm, query) for query in queries]
-    rows: dict[_Row, dict[int, None]] = {}
+    # questions that differ by their token alone share a row: 24 modifiers before one noun
+    tokens: dict[Row, dict[int, None]] = {}
     for query, group, edit in zip(queries, asked, chosen, strict=True):
         for question in group:
-            row = _Row(question.ids, question.position, query.answer_position, edit)
-            rows.setdefault(row, {})[question.token] = None
-    read = _read(lm, rows, RowEdits(lm, edits), positions)
-    found = [
-        [read[_key(q, query.answer_position, edit), q.token] for q in group]
+            tokens.setdefault(_untargeted(question, query, edit), {})[question.token] = None
+    rows = [row._replace(targets=(tuple(targets),)) for row, targets in tokens.items()]
+    scores: dict[tuple[Row, int], TargetScore] = {}
+    for row, (at_position,) in zip(tokens, score(lm, rows, RowEdits(lm, edits)), strict=True):
+        scores.update(((row, t), one) for t, one in zip(tokens[row], at_position, strict=True))
+    by_query = [
+        [scores[_untargeted(question, query, edit), question.token] for question in group]
         for query, group, edit in zip(queries, asked, chosen, strict=True)
     ]
     return Answers(
-        np.array([sum(one.log_prob for one in group) for group in found]),
-        np.array([group[0].rank for group in found], dtype=int),
-        np.array([all(one.rank == 0 for one in group) for group in found], dtype=bool),
+        np.array([sum(token.log_prob for token in group) for group in by_query]),
+        np.array([group[0].rank for group in by_query], dtype=int),
+        np.array([all(token.rank == 0 for token in group) for group in by_query], dtype=bool),
     )
+
+
+def _untargeted(question: Question, query: Fitted, edit: int) -> Row:
+    """The row that a question is read from, whichever token it asks for."""
+    return Row(question.ids, (question.position,), (), query.answer_position, edit)
 
 
 def crossed(
@@ -121,48 +109,8 @@ def crossed(
     """Log-probability and rank of every query's answer under every edit."""
     n = len(queries)
     edit_of = [edit for edit in range(len(edits)) for _ in range(n)]
-    found = answers(lm, list(queries) * len(edits), edits, edit_of)
-    return found.log_prob.reshape(-1, n), found.rank.reshape(-1, n)
-
-
-def _key(question: Question, first: int, edit: int) -> _Row:
-    return _Row(question.ids, question.position, first, edit)
-
-
-@torch.no_grad()
-def _read(
-    lm: LanguageModel, rows: dict[_Row, dict[int, None]], edits: RowEdits, positions: int
-) -> dict[tuple[_Row, int], _Read]:
-    groups: dict[int, list[_Row]] = defaultdict(list)
-    for row in rows:
-        groups[len(row.ids)].append(row)
-    found: dict[tuple[_Row, int], _Read] = {}
-    for length, group in sorted(groups.items()):
-        step = max(1, positions // length)
-        for start in range(0, len(group), step):
-            batch = group[start : start + step]
-            for row, logits in zip(batch, _logits(lm, batch, edits), strict=True):
-                tokens = torch.tensor(list(rows[row]), device=logits.device)
-                values = logits[tokens]
-                ranks = (logits > values[:, None]).sum(1).tolist()
-                log_probs = (values - logits.logsumexp(0)).tolist()
-                for token, p, rank in zip(rows[row], log_probs, ranks, strict=True):
-                    found[row, token] = _Read(p, rank)
-    return found
-
-
-def _logits(
-    lm: LanguageModel, batch: Sequence[_Row], edits: RowEdits
-) -> Float[Tensor, "rows vocabulary"]:
-    ids = lm.tensor([row.ids for row in batch])
-    at = torch.tensor([row.position for row in batch], device=ids.device)
-    first = torch.tensor([row.first for row in batch], device=ids.device)
-    edit_of = torch.tensor([row.edit for row in batch], device=ids.device)
-    places = torch.arange(ids.shape[1], device=ids.device)[None]
-    where = places >= first[:, None] if lm.is_causal else places == at[:, None]
-    with edits.on(edit_of, where):
-        logits = lm.forward(ids, at[:, None])[:, 0]
-    return logits.float() if logits.dtype.itemsize < 4 else logits
+    flat = answers(lm, list(queries) * len(edits), edits, edit_of)
+    return flat.log_prob.reshape(-1, n), flat.rank.reshape(-1, n)
 
 
 def relative_change(before: ArrayLike, after: ArrayLike) -> Float[np.ndarray, "*n"]:

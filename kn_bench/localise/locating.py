@@ -1,28 +1,20 @@
-"""From the queries of facts and classes to their knowledge neurons, each query attributed once.
-
-What is remembered is the coarse set of a query, not its scores: some dozens of neurons. It is kept
-with the model object and under the query and the settings, and forgotten when the weights change.
-"""
+"""From the queries of facts and classes to their knowledge neurons, each query attributed once."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
-from weakref import WeakKeyDictionary
 
 from kn_bench.cases.case import Query, Task
-from kn_bench.localise.attribution import MEMORY, attribute
+from kn_bench.localise.attribution import attribute
 from kn_bench.localise.integration import Rule
 from kn_bench.localise.selection import Neurons, Refined, adaptive, coarse, refined
-from kn_bench.measure.encoding import encode_query
+from kn_bench.measure.encoding import EncodedQuery, encode_query
 from kn_bench.model.language_model import LanguageModel
 
-Asked = tuple[Query, Task]
-
-REMEMBERED = 50_000
-"""Queries whose coarse sets are kept for one model; the least recently used are dropped."""
+TaskQuery = tuple[Query, Task]
+"""A query, and how a causal model is asked it."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +27,6 @@ class Locating:
         fewest, most: p is moved until the number of neurons is within these bounds.
         capped: False leaves p as it is, and the number of neurons to what there are.
         rule: how attributions are integrated.
-        memory: bytes that a batch of perturbed rows may take; changes nothing but speed.
     """
 
     t: float = 0.2
@@ -44,7 +35,6 @@ class Locating:
     most: int = 5
     capped: bool = True
     rule: Rule = field(default_factory=Rule)
-    memory: int = field(default=MEMORY, compare=False)
 
     def select(self, sets: Sequence[Neurons]) -> Refined:
         """The knowledge neurons of prompts with these coarse sets."""
@@ -97,20 +87,6 @@ class Located:
     unconverged: int
 
 
-@dataclass
-class _Memory:
-    """Coarse sets of one model, for the weights as they were; ``versions`` notices changes."""
-
-    versions: tuple[int, ...]
-    weights: str
-    sets: OrderedDict[tuple[Asked, float, Rule], CoarseSet | None] = field(
-        default_factory=OrderedDict
-    )
-
-
-_MEMORIES: WeakKeyDictionary[LanguageModel, _Memory] = WeakKeyDictionary()
-
-
 def locate(
     lm: LanguageModel, bags: Sequence[Bag], settings: Locating | None = None
 ) -> list[Located]:
@@ -122,73 +98,57 @@ def locate(
     """
     settings = settings or Locating()
     asked = [[(query, bag.task) for query in bag.queries] for bag in bags]
-    found = coarse_sets(lm, (one for bag in asked for one in bag), settings)
-    return [_located([found[one] for one in bag], settings) for bag in asked]
+    sets = coarse_sets(lm, (query for bag in asked for query in bag), settings)
+    return [_located([sets[query] for query in bag], settings) for bag in asked]
 
 
 def coarse_sets(
-    lm: LanguageModel, queries: Iterable[Asked], settings: Locating
-) -> dict[Asked, CoarseSet | None]:
-    """The coarse set of each distinct query; None for one that does not fit the model."""
-    memory = _memory(lm).sets
-    wanted = dict.fromkeys(queries)
-    found: dict[Asked, CoarseSet | None] = {}
-    missing = []
-    for query in wanted:
-        key = (query, settings.t, settings.rule)
-        if key in memory:
-            memory.move_to_end(key)
-            found[query] = memory[key]
-        else:
-            missing.append(query)
-    for query, result in zip(missing, _attributed(lm, missing, settings), strict=True):
-        found[query] = memory[query, settings.t, settings.rule] = result
-    while len(memory) > REMEMBERED:
-        memory.popitem(last=False)
-    return found
+    lm: LanguageModel, queries: Iterable[TaskQuery], settings: Locating
+) -> dict[TaskQuery, CoarseSet | None]:
+    """Return the coarse set of each distinct query; None for one that does not fit the model.
+
+    ``lm.memo`` keeps a query's coarse set, some dozens of neurons, and not its scores.
+    """
+    keys = {query: ("coarse set", query, settings.t, settings.rule) for query in queries}
+
+    def attributed(missing: list[tuple[str, TaskQuery, float, Rule]]) -> list[CoarseSet | None]:
+        return _attributed(lm, [query for _, query, _, _ in missing], settings)
+
+    sets = lm.memo.get_many(keys.values(), attributed)
+    return {query: sets[key] for query, key in keys.items()}
 
 
 def _attributed(
-    lm: LanguageModel, queries: Sequence[Asked], settings: Locating
+    lm: LanguageModel, queries: Sequence[TaskQuery], settings: Locating
 ) -> list[CoarseSet | None]:
     encoded = [encode_query(query, lm.tokens, task) for query, task in queries]
-    encoding = [one for one in encoded if one is not None]
+
+    def compute(fitting: list[EncodedQuery]) -> list[CoarseSet]:
+        return [
+            CoarseSet(
+                coarse(attribution.scores, settings.t),
+                float(attribution.completeness.max()),
+                bool(attribution.converged.all()),
+            )
+            for attribution in attribute(lm, fitting, rule=settings.rule)
+        ]
+
     # in portions: the scores themselves are large, and only the sets of them are kept
-    portion = max(1, settings.memory // (8 * lm.n_layers * lm.d_mlp))
-    sets: list[CoarseSet] = []
-    for start in range(0, len(encoding), portion):
-        for one in attribute(
-            lm, encoding[start : start + portion], rule=settings.rule, memory=settings.memory
-        ):
-            worst, converged = float(one.completeness.max()), bool(one.converged.all())
-            sets.append(CoarseSet(coarse(one.scores, settings.t), worst, converged))
-    remaining = iter(sets)
-    return [None if one is None else next(remaining) for one in encoded]
+    fitting = [query for query in encoded if query is not None]
+    scores = 8 * lm.n_layers * lm.d_mlp
+    sets = iter(lm.batcher.run(compute, fitting, item_bytes=lambda _: scores))
+    return [None if query is None else next(sets) for query in encoded]
 
 
 def _located(sets: Sequence[CoarseSet | None], settings: Locating) -> Located:
-    encoding = [one for one in sets if one is not None]
-    selected = settings.select([one.neurons for one in encoding])
+    fitting = [coarse_set for coarse_set in sets if coarse_set is not None]
+    selected = settings.select([coarse_set.neurons for coarse_set in fitting])
     return Located(
         neurons=selected.neurons,
         tau=selected.tau,
         within=selected.converged,
-        queries=len(encoding),
-        skipped=len(sets) - len(encoding),
-        completeness=max((one.completeness for one in encoding), default=0.0),
-        unconverged=sum(not one.converged for one in encoding),
+        queries=len(fitting),
+        skipped=len(sets) - len(fitting),
+        completeness=max((coarse_set.completeness for coarse_set in fitting), default=0.0),
+        unconverged=sum(not coarse_set.converged for coarse_set in fitting),
     )
-
-
-def _memory(lm: LanguageModel) -> _Memory:
-    """What is remembered of ``lm``, which is nothing once its weights are others."""
-    # torch counts in-place changes: only after one need the bytes be compared
-    versions = tuple(parameter._version for parameter in lm.hf.parameters())
-    known = _MEMORIES.get(lm)
-    if known is None or known.versions != versions:
-        weights = lm.parameter_hash()
-        if known is not None and known.weights == weights:
-            known.versions = versions
-        else:
-            known = _MEMORIES[lm] = _Memory(versions, weights)
-    return known

@@ -5,7 +5,6 @@ The control of every effect of knowledge neurons: does any active neuron of that
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -20,12 +19,6 @@ if TYPE_CHECKING:
 
 NEAREST = 20
 """Candidates for each neuron: those of its layer with the nearest mean activation."""
-
-
-def seeded(*parts: object) -> torch.Generator:
-    """A generator seeded by content: the same in every process and in any order of cases."""
-    digest = hashlib.sha256("\0".join(map(str, parts)).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
 def matched(

@@ -8,10 +8,10 @@ noise cannot reach, and those past the last layer, are not run at all. All of it
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
 from itertools import groupby
 from operator import itemgetter
 from typing import TYPE_CHECKING, NamedTuple
@@ -19,9 +19,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from kn_bench.localise.attribution import MEMORY
 from kn_bench.localise.corruption import Corrupted, Kind, answer_probability, attention_hooks
-from kn_bench.model.language_model import LanguageModel
+from kn_bench.model.costs import forward_bytes
 from kn_bench.model.resuming import resume
 
 if TYPE_CHECKING:
@@ -70,14 +69,11 @@ class Branch(NamedTuple):
 
 
 @torch.no_grad()
-def restore(
-    corrupted: Corrupted, runs: Sequence[PatchedRun], *, memory: int = MEMORY
-) -> Float[Tensor, "runs samples"]:
+def restore(corrupted: Corrupted, runs: Sequence[PatchedRun]) -> Float[Tensor, "runs samples"]:
     """P(answer) of corrupted runs with states set; equal runs are made once.
 
     Args:
         runs: any; one without effective patches is its corrupted run.
-        memory: bytes that a batch may take.
     """
     effective = [PatchedRun(run.prompt, _effective(corrupted, run)) for run in runs]
     found: dict[PatchedRun, Tensor] = {}
@@ -88,10 +84,12 @@ def restore(
         else:
             found[run] = corrupted.probability[run.prompt, 1:]
     for start, group in by_start.items():
-        for chunk in _chunks(corrupted, group, start, memory):
-            branches = branched(chunk, corrupted.lm.n_layers)
-            regained = _Pass(corrupted, branches, start).run()
-            found.update(zip([branch.run for branch in branches], regained, strict=True))
+        # neighbours together: they have the most in common
+        ordered = sorted(group, key=lambda run: (run.prompt, _steps(run, corrupted.lm.n_layers)))
+        together = functools.partial(_together, corrupted, ordered, start)
+        row = _row_bytes(corrupted, start)
+        for part in corrupted.lm.batcher.parts(together, len(ordered), corrupted.samples * row):
+            found.update(part)
     return torch.stack([found[run] for run in effective])
 
 
@@ -144,23 +142,21 @@ def _start(corrupted: Corrupted, run: PatchedRun) -> int:
     return min(patch.token for patch in run.patches) if late else 0
 
 
-def _chunks(
-    corrupted: Corrupted, group: Sequence[PatchedRun], start: int, memory: int
-) -> Iterator[list[PatchedRun]]:
-    """Runs in batches of bounded size."""
-    row = _row_bytes(corrupted.lm, corrupted.run.ids.shape[1], start)
-    most = max(1, memory // 2 // (corrupted.samples * row))
-    # neighbours together: they have the most in common
-    n_layers = corrupted.lm.n_layers
-    ordered = sorted(group, key=lambda run: (run.prompt, _steps(run, n_layers)))
-    for at in range(0, len(ordered), most):
-        yield ordered[at : at + most]
+def _together(
+    corrupted: Corrupted, runs: Sequence[PatchedRun], start: int, part: range
+) -> dict[PatchedRun, Float[Tensor, " samples"]]:
+    """P(answer) of part of the runs, from one pass."""
+    branches = branched(runs[part.start : part.stop], corrupted.lm.n_layers)
+    regained = _Pass(corrupted, branches, start).run()
+    return dict(zip([branch.run for branch in branches], regained, strict=True))
 
 
-def _row_bytes(lm: LanguageModel, length: int, start: int) -> int:
-    """About what one row takes: activations of one layer, keys and values, logits."""
-    inside = (length - start) * (8 * lm.d_model + 3 * lm.d_mlp)
-    return (inside + 2 * length * lm.d_model + 3 * lm.vocabulary) * lm.dtype.itemsize
+def _row_bytes(corrupted: Corrupted, start: int) -> int:
+    """What one row takes, twice: the other half of a pass is for the corrupted runs' states."""
+    length = corrupted.run.ids.shape[1]
+    # one layer's keys and values are gathered for its rows at a time
+    a_layer = 2 * length * corrupted.lm.d_model * corrupted.lm.dtype.itemsize
+    return 2 * (forward_bytes(corrupted.lm, length - start) + a_layer)
 
 
 class _Places(NamedTuple):
@@ -214,7 +210,7 @@ class _Pass:
     def _tensor(self, values: Sequence[int]) -> Int[Tensor, " n"]:
         return torch.tensor(values, dtype=torch.long, device=self.corrupted.run.ids.device)
 
-    @cached_property
+    @functools.cached_property
     def _places(self) -> dict[tuple[Kind, int], _Places]:
         found: dict[tuple[Kind, int], list[tuple[int, int, int]]] = defaultdict(list)
         for number, branch in enumerate(self.branches):

@@ -1,4 +1,4 @@
-"""From a fitted query to questions of one token each, and their grouping for the model.
+"""From an encoded query to questions of one token each.
 
 An answer of several tokens is asked token by token, each after the answer's own earlier ones:
 
@@ -9,8 +9,6 @@ An answer of several tokens is asked token by token, each after the answer's own
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -72,13 +70,3 @@ def _question(causal: bool, encoded: Fitted, index: int) -> Question:
     ids = list(encoded.ids)
     ids[start:position] = earlier
     return Question(tuple(ids), position, token)
-
-
-def by_length(questions: Sequence[Question], most: int) -> Iterator[list[int]]:
-    """Indices of questions of equal length, at most ``most`` at once: nothing is padded."""
-    groups: dict[int, list[int]] = defaultdict(list)
-    for index, question in enumerate(questions):
-        groups[len(question.ids)].append(index)
-    for _, group in sorted(groups.items()):
-        for start in range(0, len(group), most):
-            yield group[start : start + most]

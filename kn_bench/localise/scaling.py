@@ -20,7 +20,9 @@ from torch import Tensor
 
 from kn_bench.localise.queries import Question
 from kn_bench.model.after_site import CleanSites, clean_sites
+from kn_bench.model.costs import graph_bytes
 from kn_bench.model.language_model import LanguageModel
+from kn_bench.model.scoring import log_prob_of, probability_and_gradient
 from kn_bench.model.transfer import to_device
 
 if TYPE_CHECKING:
@@ -67,22 +69,18 @@ class Asked:
         """The neurons w at the answer position."""
         return self.clean.keys
 
-    def run(self, rows: Rows, *, gradient: bool, most: int) -> Along:
-        """P, and with ``gradient`` dP/dvalue, of rows in any order, at most ``most`` at once.
-
-        Where the device's memory does not suffice, half as many at once.
-        """
+    def run(self, rows: Rows, *, gradient: bool) -> Along:
+        """P, and with ``gradient`` dP/dvalue, of rows in any order."""
+        # rows of one question together: they read the same keys and values
         order = np.argsort(rows.question, kind="stable")
-        parts = np.split(order, range(most, len(order), most))
-        try:
-            pieces = [self._run(rows.take(part), gradient) for part in parts]
-        except torch.OutOfMemoryError:
-            fewer = min(most, len(order)) // 2
-            if not fewer:
-                raise
-            return self.run(rows, gradient=gradient, most=fewer)
+        a_row = row_bytes(self.lm, self.clean.run.ids.shape[1])
+        pieces = self.lm.batcher.parts(
+            lambda part: self._run(rows.take(order[part.start : part.stop]), gradient),
+            len(order),
+            a_row if gradient else a_row / 2,
+        )
         back = to_device(np.argsort(order), self.lm.device)
-        return Along(*(torch.cat(found)[back] for found in zip(*pieces, strict=True)))
+        return Along(*(torch.cat(column)[back] for column in zip(*pieces, strict=True)))
 
     @torch.no_grad()
     def without(self, question: int, layer: int, neurons: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
@@ -91,7 +89,7 @@ class Asked:
         lost = self.keys[question, layer, neurons][:, None] * self.lm.weight(layer)[neurons]
         values = self.clean.values[question, layer] - lost
         hidden = self.clean.changed({layer: asked}, {layer: values})
-        return answered(self.lm.logits(hidden), self.tokens[asked])
+        return log_prob_of(self.lm.logits(hidden), self.tokens[asked]).exp()
 
     def _run(self, rows: Rows, gradient: bool) -> Along:
         order = np.argsort(rows.layer, kind="stable")
@@ -110,9 +108,9 @@ class Asked:
             logits = self.lm.logits(self.clean.changed(asked, values))
         tokens, back = self.tokens[questions], to_device(np.argsort(order), self.lm.device)
         if not gradient:
-            found = answered(logits, tokens)[back]
-            return Along(found, found[:, None])
-        probability, by_logits = _differentiated(logits.detach(), tokens)
+            probability = log_prob_of(logits, tokens).exp()[back]
+            return Along(probability, probability[:, None])
+        probability, by_logits = probability_and_gradient(logits.detach(), tokens)
         grown = torch.autograd.grad(logits, list(values.values()), by_logits)
         return Along(probability[back], torch.cat(grown)[back])
 
@@ -125,42 +123,16 @@ def ask(lm: LanguageModel, questions: Sequence[Question]) -> Asked:
     tokens = torch.tensor([q.token for q in questions], device=ids.device)
     clean = clean_sites(lm, ids, positions)
     grown = [clean.keys[:, layer] @ lm.weight(layer) for layer in range(lm.n_layers)]
-    return Asked(
-        lm, clean, tokens, torch.stack(grown, 1), answered(lm.logits(clean.last_hidden), tokens)
-    )
+    probability = log_prob_of(lm.logits(clean.last_hidden), tokens).exp()
+    return Asked(lm, clean, tokens, torch.stack(grown, 1), probability)
 
 
-def rows_within(lm: LanguageModel, length: int, memory: int) -> int:
-    """How many perturbed rows of questions of ``length`` tokens fit into ``memory`` bytes.
+def row_bytes(lm: LanguageModel, length: int) -> int:
+    """What a perturbed row of a question of ``length`` tokens takes, with its gradient.
 
-    Counts what autograd keeps: some 14 vectors of d_model and 3 of d_mlp a layer and position, half
-    of the layers on average, and 3 of the vocabulary's.
+    A causal model's row runs at its last position alone and reads the others' attention keys and
+    values; rows of all layers travel together, so that each runs in half of them on average.
     """
     positions = 1 if lm.is_causal else length
-    a_layer = 14 * lm.d_model + 3 * lm.d_mlp
-    elements = positions * lm.n_layers * a_layer / 2 + 3 * lm.vocabulary
-    if lm.is_causal:
-        elements += length * lm.n_layers * lm.d_model  # the earlier positions' keys and values
-    return max(1, int(memory / (elements * lm.dtype.itemsize)))
-
-
-def answered(
-    logits: Float[Tensor, "n vocabulary"], tokens: Int[Tensor, " n"]
-) -> Float[Tensor, " n"]:
-    """P of the tokens, in at least float32."""
-    logits = _wide(logits)
-    return (logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(1)).exp()
-
-
-def _differentiated(
-    logits: Float[Tensor, "n vocabulary"], tokens: Int[Tensor, " n"]
-) -> tuple[Float[Tensor, " n"], Float[Tensor, "n vocabulary"]]:
-    """P of the tokens and dP/dlogits = P * (1[token] - p): one pass where autograd takes six."""
-    p = _wide(logits).softmax(1)
-    answer = p.gather(1, tokens[:, None])
-    by_logits = p.mul_(-answer).scatter_add_(1, tokens[:, None], answer)
-    return answer[:, 0], by_logits.to(logits.dtype)
-
-
-def _wide(logits: Tensor) -> Tensor:
-    return logits.float() if logits.dtype.itemsize < 4 else logits
+    cached = length if lm.is_causal else 0
+    return graph_bytes(lm, positions, lm.n_layers / 2, cached=cached)

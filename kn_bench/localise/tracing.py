@@ -10,14 +10,12 @@ what P(answer) regains by it is its indirect effect.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from kn_bench.localise.attribution import MEMORY
 from kn_bench.localise.corruption import Kind, TracePrompt, corrupt
 from kn_bench.localise.patching import Patch, PatchedRun, restore
 from kn_bench.model.language_model import LanguageModel
@@ -60,7 +58,6 @@ def trace(
     kinds: Sequence[Kind] = KINDS,
     window: int = 10,
     replace: bool = False,
-    memory: int = MEMORY,
 ) -> list[Trace]:
     """Restore every state of every prompt.
 
@@ -70,19 +67,32 @@ def trace(
         kinds: what to restore.
         window: layers restored at once for MLP and attention outputs (Meng et al.: 10).
         replace: the noise stands in for the embeddings instead of being added.
-        memory: bytes that a batch of restored runs may take.
     """
-    found: dict[int, Trace] = {}
-    for batch in _alike(lm, prompts, noises, memory):
+
+    def compute(batch: list[int]) -> list[Trace]:
         corrupted = corrupt(
             lm, [prompts[i] for i in batch], [noises[i] for i in batch], replace=replace
         )
         states = list(_states(lm.n_layers, corrupted.prompts, kinds, window))
-        regained = restore(corrupted, states, memory=memory).mean(1).cpu()
+        regained = restore(corrupted, states).mean(1).cpu()
         scores = regained.reshape(len(batch), len(kinds), -1, lm.n_layers)
-        for i, one, p in zip(batch, scores, corrupted.probability.cpu(), strict=True):
-            found[i] = Trace(prompts[i], tuple(kinds), one, float(p[0]), float(p[1:].mean()))
-    return [found[i] for i in range(len(prompts))]
+        return [
+            Trace(prompts[i], tuple(kinds), scores[n], float(p[0]), float(p[1:].mean()))
+            for n, (i, p) in enumerate(zip(batch, corrupted.probability.cpu(), strict=True))
+        ]
+
+    def state_bytes(i: int) -> int:
+        # twice: the other half of a pass is for the restored runs
+        rows = 1 + len(noises[i])
+        states = 5 * lm.n_layers * len(prompts[i].ids) * lm.d_model
+        return 2 * rows * states * lm.dtype.itemsize
+
+    return lm.batcher.run(
+        compute,
+        range(len(prompts)),
+        item_bytes=state_bytes,
+        shape=lambda i: (len(prompts[i].ids), len(noises[i])),
+    )
 
 
 def windowed(kind: Kind, layer: int, token: int, n_layers: int, window: int) -> tuple[Patch, ...]:
@@ -104,17 +114,3 @@ def _states(
             for token in range(len(prompt.ids)):
                 for layer in range(n_layers):
                     yield PatchedRun(number, windowed(kind, layer, token, n_layers, window))
-
-
-def _alike(
-    lm: LanguageModel, prompts: Sequence[TracePrompt], noises: Sequence[Tensor], memory: int
-) -> Iterator[list[int]]:
-    """Prompts of equal length with as many samples, as many at once as memory allows."""
-    groups: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for index, (prompt, one) in enumerate(zip(prompts, noises, strict=True)):
-        groups[len(prompt.ids), len(one)].append(index)
-    for (length, samples), group in sorted(groups.items()):
-        kept = 5 * lm.n_layers * length * lm.d_model * lm.dtype.itemsize
-        most = max(1, memory // 2 // ((1 + samples) * kept))
-        for at in range(0, len(group), most):
-            yield group[at : at + most]

@@ -5,7 +5,8 @@
     └── scores     ids, positions, targets             -> log p and argmax of each target
 
 The key is the content itself (SHA-256 of the ids), the file is the model's: nothing is ever stale.
-SQLite lets several workers share it. A cache that cannot be read or written is done without.
+SQLite lets several workers share it. A cache that cannot be read or written is ignored, with a
+warning.
 """
 
 from __future__ import annotations
@@ -16,14 +17,12 @@ import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
-if TYPE_CHECKING:
-    from jaxtyping import Float
+from kn_bench.model.scoring import Reading
 
 LIMIT = 4 << 30
 """Bytes of one model's file; beyond it the cache is read and no longer written."""
@@ -34,19 +33,7 @@ _TABLES = (
 )
 
 
-class Reading(NamedTuple):
-    """What one distinct prompt gave.
-
-    Attributes:
-        log_probs: log-probabilities of the next token (masked model: of the mask), float32.
-        generated: the greedy continuation's ids; the argmax alone for a masked model.
-    """
-
-    log_probs: Float[Tensor, " vocabulary"]
-    generated: tuple[int, ...]
-
-
-class Scored(NamedTuple):
+class TargetScores(NamedTuple):
     """Teacher-forced readings of one row: log p of each target, and whether it is the argmax."""
 
     log_probs: tuple[float, ...]
@@ -87,27 +74,29 @@ class AnswerCache:
             for key, log_probs, generated in self._get("readings", "generated", keys)
         }
 
-    def scores(self, keys: Sequence[bytes]) -> dict[bytes, Scored]:
+    def scores(self, keys: Sequence[bytes]) -> dict[bytes, TargetScores]:
         """Those of ``keys`` that are known."""
         return {
-            key: Scored(
+            key: TargetScores(
                 tuple(np.frombuffer(log_probs, np.float64).tolist()),
                 tuple(np.frombuffer(argmax, np.bool_).tolist()),
             )
             for key, log_probs, argmax in self._get("scores", "argmax", keys)
         }
 
-    def keep_readings(self, found: Iterable[tuple[bytes, Reading]]) -> None:
+    def keep_readings(self, readings: Iterable[tuple[bytes, Reading]]) -> None:
+        """Store readings by their keys."""
         rows = (
-            (key, one.log_probs.numpy().tobytes(), np.array(one.generated, np.int32).tobytes())
-            for key, one in found
+            (key, log_probs.numpy().tobytes(), np.array(generated, np.int32).tobytes())
+            for key, (log_probs, generated) in readings
         )
         self._put("readings", rows)
 
-    def keep_scores(self, found: Iterable[tuple[bytes, Scored]]) -> None:
+    def keep_scores(self, scores: Iterable[tuple[bytes, TargetScores]]) -> None:
+        """Store scores by their keys."""
         rows = (
-            (key, np.array(one.log_probs).tobytes(), np.array(one.argmax, np.bool_).tobytes())
-            for key, one in found
+            (key, np.array(log_probs).tobytes(), np.array(argmax, np.bool_).tobytes())
+            for key, (log_probs, argmax) in scores
         )
         self._put("scores", rows)
 
@@ -123,17 +112,17 @@ class AnswerCache:
     ) -> list[tuple[bytes, bytes, bytes]]:
         if not self._usable or not keys:
             return []
-        found: list[tuple[bytes, bytes, bytes]] = []
+        rows: list[tuple[bytes, bytes, bytes]] = []
         query = f"SELECT key, log_probs, {last} FROM {table} WHERE key IN "
         try:
             with closing(self._open()) as connection:
                 for at in range(0, len(keys), 500):
                     some = keys[at : at + 500]
                     marks = ",".join("?" * len(some))
-                    found += connection.execute(f"{query} ({marks})", some).fetchall()
+                    rows += connection.execute(f"{query} ({marks})", some).fetchall()
         except sqlite3.Error as error:
             self._give_up(error)
-        return found
+        return rows
 
     def _put(self, table: str, rows: Iterable[tuple[bytes, bytes, bytes]]) -> None:
         try:

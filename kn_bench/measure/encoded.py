@@ -21,7 +21,7 @@ LONG = "the text is longer than the model takes"
 AFTER = "the answer stands before the word it agrees with: no prompt to predict it from"
 
 
-class Row(NamedTuple):
+class AnswerRow(NamedTuple):
     """One row for the model.
 
     Attributes:
@@ -36,10 +36,10 @@ class Row(NamedTuple):
     ids: Ids
     positions: Ids
     targets: Ids
-    further: tuple[Row, ...] = ()
+    further: tuple[AnswerRow, ...] = ()
 
     @property
-    def parts(self) -> tuple[Row, ...]:
+    def parts(self) -> tuple[AnswerRow, ...]:
         """All rows to score: this one, and those whose log-probabilities are added."""
         return (self, *self.further)
 
@@ -64,8 +64,8 @@ class EncodedProbe(NamedTuple):
     probe: Probe
     prompt_ids: Ids
     answer_position: int
-    expected: Row
-    rejected: Row
+    expected: AnswerRow
+    rejected: AnswerRow
     first_expected: int
 
 
@@ -76,6 +76,11 @@ class EncodedCase:
     case: Case
     probes: tuple[EncodedProbe, ...]
     exclusions: tuple[Exclusion, ...] = ()
+
+    @property
+    def n_bytes(self) -> int:
+        """About what it takes in memory, without looking at each token."""
+        return 2048 * (1 + len(self.probes))
 
 
 @dataclass(frozen=True, slots=True)

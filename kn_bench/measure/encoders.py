@@ -20,8 +20,8 @@ from kn_bench.measure.encoded import (
     SAME,
     SEVERAL,
     SPECIAL,
+    AnswerRow,
     Ids,
-    Row,
     Unencodable,
 )
 from kn_bench.model.tokens import Span, Spanned, Tokens
@@ -36,8 +36,8 @@ class Body(NamedTuple):
 
     prompt_ids: Ids
     answer_position: int
-    expected: Row
-    rejected: Row
+    expected: AnswerRow
+    rejected: AnswerRow
     first_expected: int
 
 
@@ -183,7 +183,7 @@ class Causal(_Encoder):
         n = len(prompt)
         return Body(prompt, n - 1, expected, rejected, expected.ids[n])
 
-    def _row(self, asked: Asked, which: int, start: Ids, prompt: Ids) -> Row | Unencodable:
+    def _row(self, asked: Asked, which: int, start: Ids, prompt: Ids) -> AnswerRow | Unencodable:
         """The row that scores one answer: the word, what follows it, or both."""
         text, answer = asked.texts[which], asked.answers[which]
         ids = start + self.ids[text]
@@ -203,7 +203,7 @@ class Causal(_Encoder):
             return Unencodable(SPECIAL, f"{answer!r} in {text!r}")
         if size > self.tokens.max_length:
             return Unencodable(LONG, f"{size} tokens of {self.tokens.max_length}: {text!r}")
-        return Row(ids, tuple(range(n - 1, size - 1)), targets)
+        return AnswerRow(ids, tuple(range(n - 1, size - 1)), targets)
 
     def _is_blank(self, answer: str, ids: Ids) -> bool:
         """Whether only a space is left of ``answer``: some tokenizers drop what cannot be seen."""
@@ -248,15 +248,15 @@ def _both(asked: Asked) -> str:
     return "{!r} and {!r}".format(*asked.answers)
 
 
-def _each_masked(answered: Answered, mask: int, one: Ids) -> Row:
+def _each_masked(answered: Answered, mask: int, one: Ids) -> AnswerRow:
     """A row for each piece of the answer, masked while others are seen; ``one`` has one mask."""
     before, answer, after = answered
     if len(answer) == 1:
-        return Row(one, (len(before),), answer)
+        return AnswerRow(one, (len(before),), answer)
     rows = []
     for i, piece in enumerate(answer):
         ids = (*before, *answer[:i], mask, *answer[i + 1 :], *after)
-        rows.append(Row(ids, (len(before) + i,), (piece,)))
+        rows.append(AnswerRow(ids, (len(before) + i,), (piece,)))
     return rows[0]._replace(further=tuple(rows[1:]))
 
 

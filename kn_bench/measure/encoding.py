@@ -20,11 +20,11 @@ from kn_bench.cases.case import Case, EditRequest, Exclusion, Probe, Query, Task
 from kn_bench.cases.reading import without_collecting
 from kn_bench.measure.encoded import (
     AFTER,
+    AnswerRow,
     EncodedCase,
     EncodedProbe,
     EncodedQuery,
     EncodedRequest,
-    Row,
     Unencodable,
 )
 from kn_bench.measure.encoders import (
@@ -41,11 +41,11 @@ from kn_bench.measure.encoders import (
 from kn_bench.model.tokens import Tokens, last_token_of
 
 __all__ = [
+    "AnswerRow",
     "EncodedCase",
     "EncodedProbe",
     "EncodedQuery",
     "EncodedRequest",
-    "Row",
     "Unencodable",
     "encode_case",
     "encode_cases",

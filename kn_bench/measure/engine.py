@@ -9,7 +9,6 @@ no weight go through the model together.
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,12 +41,10 @@ from kn_bench.measure.measurement import (
     UnitResult,
 )
 from kn_bench.model.language_model import LanguageModel
+from kn_bench.model.scoring import UNEDITED
 
 if TYPE_CHECKING:
     from jaxtyping import Float
-
-POSITIONS = 16384
-"""Default positions (rows x tokens) a batch; 4 layers x 128 wide: 200 MB of activations."""
 
 
 class Asked(NamedTuple):
@@ -72,7 +69,8 @@ class Engine:
     Args:
         model: the model; its parameters are hashed at once, to be held to that hash.
         cache: folder for the unedited model's answers, by content; None keeps them in memory.
-        memory: bytes that the unedited model's log-probabilities and a batch may take.
+        memory: bytes that the model's work may take, see :mod:`kn_bench.model.batching`; None
+            leaves them as they are.
         seed: kept for methods' own use; the engine draws nothing.
     """
 
@@ -89,10 +87,9 @@ class Engine:
         self._hash = model.verified_hash
         device = model.device.type
         self._cache = AnswerCache(cache, f"{model.content_hash}-{device}") if cache else None
-        self._asker = Asker(model, tokens=_positions(model, memory))
-        self._before: OrderedDict[Any, Asked] = OrderedDict()
-        self._room = max(1024, (memory or 1 << 30) // 2 // (4 * model.vocabulary))
-        self._encoded: dict[tuple[str, int], EncodedCase | Exclusion] = {}
+        self._asker = Asker(model)
+        if memory is not None:
+            model.batcher.memory = memory
 
     # -- the one thing it does -------------------------------------------------------------
 
@@ -120,12 +117,14 @@ class Engine:
         return UnitResult(self.model.name, method_name, order, middle - started, ended - middle)
 
     def _encode(self, cases: Sequence[Case], results: dict[str, CaseResult]) -> list[EncodedCase]:
-        new = [case for case in cases if (case.id, hash(case.request)) not in self._encoded]
-        for case, outcome in zip(new, encode_cases(new, self.model.tokens), strict=True):
-            self._encoded[case.id, hash(case.request)] = outcome
+        tokens = self.model.tokens
+        by_key = {("encoded", case.id, case.request): case for case in cases}
+        outcomes: dict[Any, EncodedCase | Exclusion] = self.model.memo.get_many(
+            by_key, lambda missing: encode_cases([by_key[key] for key in missing], tokens)
+        )
         encoded = []
-        for case in cases:
-            outcome = self._encoded[case.id, hash(case.request)]
+        for key, case in by_key.items():
+            outcome = outcomes[key]
             if isinstance(outcome, Exclusion):
                 results[case.id] = CaseResult(case.id, None, (), (outcome,))
             else:
@@ -194,8 +193,10 @@ class Engine:
         """Cases whose log-probabilities fit into memory together."""
         portion: list[_Edited] = []
         probes = 0
+        # before and after, in float32
+        most = self.model.batcher.answer_bytes // (2 * 4 * self.model.vocabulary)
         for one in edited:
-            if portion and probes + len(one.encoded.probes) > self._room:
+            if portion and probes + len(one.encoded.probes) > most:
                 yield portion
                 portion, probes = [], 0
             portion.append(one)
@@ -234,8 +235,7 @@ class Engine:
         before = self.before(one.encoded.probes)
         try:
             with in_place(self.model, one.edit):
-                nothing = RowEdits(self.model, [NoEdit()])
-                answers = self._asker.ask([Question(p, 0) for p in one.encoded.probes], nothing)
+                answers = self._asker.ask([Question(p, 0) for p in one.encoded.probes], UNEDITED)
         except ValueError as error:
             results[case] = CaseResult(
                 case, one.record, (), one.encoded.exclusions, error=f"{name}: {error}"
@@ -275,23 +275,15 @@ class Engine:
         return CaseResult(one.encoded.case.id, one.record, tuple(rows), tuple(excluded))
 
     def before(self, probes: Sequence[EncodedProbe]) -> dict[Any, Asked]:
-        """The unedited model's answers, by content; each distinct probe is asked once."""
-        wanted = {_key(probe): probe for probe in probes}
-        found = {key: self._before[key] for key in wanted if key in self._before}
-        missing = [probe for key, probe in wanted.items() if key not in found]
-        answers = self._asker.ask(
-            [Question(probe, 0) for probe in missing],
-            RowEdits(self.model, [NoEdit()]),
-            self._cache,
-        )
-        for probe, answer in zip(missing, answers, strict=True):
-            found[_key(probe)] = self._before[_key(probe)] = Asked(*answer)
-        for key in wanted:
-            if key in self._before:
-                self._before.move_to_end(key)
-        while len(self._before) > self._room:
-            self._before.popitem(last=False)
-        return found
+        """Return the unedited model's answers, by content; each distinct probe is asked once."""
+        by_key = {("answer", *_key(probe)): probe for probe in probes}
+
+        def ask(missing: list[Any]) -> list[Asked]:
+            questions = [Question(by_key[key], 0) for key in missing]
+            return [Asked(*a) for a in self._asker.ask(questions, UNEDITED, self._cache)]
+
+        answers = self.model.memo.get_many(by_key, ask)
+        return {key[1:]: answer for key, answer in answers.items()}
 
 
 def _key(encoded: EncodedProbe) -> Any:
@@ -354,11 +346,3 @@ def _measurement(
         after=after.answer,
         kl=max(0.0, float(kl)),
     )
-
-
-def _positions(model: LanguageModel, memory: int | None) -> int:
-    """Positions a batch may have: half the budget over what one position takes, at float32."""
-    if memory is None:
-        return POSITIONS
-    width = model.d_mlp * 3 + model.d_model * 8 + model.n_layers * model.d_model * 2
-    return max(256, memory // 2 // (4 * (width + model.vocabulary // 8)))

@@ -11,30 +11,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from kn_bench.editing.applying import RowEdits
 from kn_bench.editing.edit import Edit, NoEdit
 from kn_bench.model.language_model import LanguageModel
-from kn_bench.model.transfer import to_host
+from kn_bench.model.scoring import Row, target_log_probs
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
-
-LOGITS = 1 << 26
-"""Logits of one batch at most: 256 MB in float32."""
-
-
-class _Row(NamedTuple):
-    """Token ids of a text, and where in them what is read: ``targets[i]`` at ``places[i]``."""
-
-    text: int
-    ids: tuple[int, ...]
-    places: tuple[int, ...]
-    targets: tuple[int, ...]
 
 
 def token_log_probs(
@@ -43,9 +30,8 @@ def token_log_probs(
     """Log-probability of every token of each text under each edit, in nats; special tokens apart.
 
     A causal model whose tokenizer sets no BOS reads its end-of-text token first, so that the first
-    word counts too. Rows of one shape travel together, so nothing is padded. Equal texts are read
-    once: rounding differs from row to row, and a tie is to stay one. Neurons are scaled wherever
-    something is read.
+    word counts too. Equal texts are read once: rounding differs from row to row, and a tie is to
+    stay one. Neurons are scaled wherever something is read.
 
     Args:
         texts: whole, as they are read.
@@ -56,19 +42,19 @@ def token_log_probs(
             can only be applied in place.
     """
     distinct = {text: number for number, text in enumerate(dict.fromkeys(texts))}
-    groups: dict[tuple[int, int], list[tuple[_Row, int]]] = defaultdict(list)
-    for row in _rows_of(lm, list(distinct)):
-        groups[len(row.ids), len(row.places)] += [(row, edit) for edit in range(len(edits))]
-    found: dict[tuple[int, int], list[float]] = defaultdict(list)
-    packed = RowEdits(lm, edits)
-    for (length, read), rows in sorted(groups.items()):
-        # half of the budget is for what the layers hold
-        size = max(1, LOGITS // (read * lm.vocabulary + length * 8 * lm.d_mlp))
-        for start in range(0, len(rows), size):
-            batch = rows[start : start + size]
-            for (row, edit), values in zip(batch, _read(lm, batch, packed), strict=True):
-                found[row.text, edit] += values.tolist()
-    return [np.array([found[distinct[text], edit] for edit in range(len(edits))]) for text in texts]
+    owners: list[tuple[int, int]] = []
+    rows: list[Row] = []
+    for number, row in _rows_of(lm, list(distinct)):
+        for edit in range(len(edits)):
+            owners.append((number, edit))
+            rows.append(row._replace(edit=edit))
+    by_text: dict[tuple[int, int], list[float]] = defaultdict(list)
+    # a masked model's rows of one text, a token each, come in the order of the tokens
+    for owner, values in zip(owners, target_log_probs(lm, rows, RowEdits(lm, edits)), strict=True):
+        by_text[owner] += values.tolist()
+    return [
+        np.array([by_text[distinct[text], edit] for edit in range(len(edits))]) for text in texts
+    ]
 
 
 def sentence_log_probs(
@@ -86,8 +72,8 @@ def perplexity(
     log_probs: Sequence[Float[np.ndarray, "edits tokens"]],
 ) -> Float[np.ndarray, " edits"]:
     """exp of minus the mean log-probability of all tokens of all texts, for each edit."""
-    found: Float[np.ndarray, " edits"] = np.exp(-np.concatenate(list(log_probs), axis=1).mean(1))
-    return found
+    result: Float[np.ndarray, " edits"] = np.exp(-np.concatenate(list(log_probs), axis=1).mean(1))
+    return result
 
 
 def preferred(
@@ -101,8 +87,8 @@ def preferred(
     return better
 
 
-def _rows_of(lm: LanguageModel, texts: Sequence[str]) -> Iterator[_Row]:
-    """What is put to the model: a row a text, or for a masked model one a token."""
+def _rows_of(lm: LanguageModel, texts: Sequence[str]) -> Iterator[tuple[int, Row]]:
+    """Yield what is put to the model: a row for each text, or for a masked model for each token."""
     special = lm.tokens.special_ids
     for number, ids in enumerate(lm.tokens.encode_many(texts)):
         asked = [i for i, token in enumerate(ids) if token not in special]
@@ -112,34 +98,19 @@ def _rows_of(lm: LanguageModel, texts: Sequence[str]) -> Iterator[_Row]:
             assert lm.tokens.mask_id is not None  # Tokens has looked
             for i in asked:
                 masked = (*ids[:i], lm.tokens.mask_id, *ids[i + 1 :])
-                yield _Row(number, masked, (i,), (ids[i],))
+                yield number, Row(masked, (i,), ((ids[i],),), first=i)
             continue
         if asked[0] == 0:
             ids, asked = (_beginning(lm), *ids), [i + 1 for i in asked]
-        yield _Row(number, ids, tuple(i - 1 for i in asked), tuple(ids[i] for i in asked))
+        positions = tuple(i - 1 for i in asked)
+        yield number, Row(ids, positions, tuple((ids[i],) for i in asked), first=positions[0])
 
 
 def _beginning(lm: LanguageModel) -> int:
-    found = lm.tokens.between_id
-    if found is None:
+    token = lm.tokens.between_id
+    if token is None:
         raise ValueError(
             f"the tokenizer of {lm.name} has neither a BOS nor an EOS token, so a sentence's first "
             "word has no probability"
         )
-    return found
-
-
-@torch.no_grad()
-def _read(
-    lm: LanguageModel, batch: Sequence[tuple[_Row, int]], edits: RowEdits
-) -> Float[np.ndarray, "rows read"]:
-    ids = lm.tensor([row.ids for row, _ in batch])
-    places = lm.tensor([row.places for row, _ in batch])
-    targets = lm.tensor([row.targets for row, _ in batch])
-    edit_of = torch.tensor([edit for _, edit in batch], device=ids.device)
-    where = torch.zeros_like(ids, dtype=torch.bool).scatter(1, places, True)
-    with edits.on(edit_of, where):
-        logits = lm.forward(ids, places)
-    logits = logits.float() if logits.dtype.itemsize < 4 else logits
-    read = logits.gather(2, targets[..., None])[..., 0] - logits.logsumexp(-1)
-    return to_host(read.double())[0]
+    return token

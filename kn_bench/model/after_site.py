@@ -15,7 +15,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -40,9 +39,6 @@ class Ways:
 
     after: Literal["added", "rerun", "layer"]
     narrow: bool = False
-
-
-_WAYS: WeakKeyDictionary[LanguageModel, Ways] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -161,9 +157,11 @@ def clean_sites(
     Args:
         positions: one of each row; for a causal model the last.
     """
-    if lm not in _WAYS:
-        _WAYS[lm] = _find_ways(_clean_sites(lm, ids[:1], positions[:1], Ways("rerun")))
-    return _clean_sites(lm, ids, positions, _WAYS[lm])
+    ways = lm.memo.get(
+        ("ways after a site",),
+        lambda: _find_ways(_clean_sites(lm, ids[:1], positions[:1], Ways("rerun"))),
+    )
+    return _clean_sites(lm, ids, positions, ways)
 
 
 def _clean_sites(lm: LanguageModel, ids: Tensor, positions: Tensor, ways: Ways) -> CleanSites:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from kn_bench.model.language_model import LanguageModel
-from kn_bench.model.memo import Memo
+from kn_bench.model.precision import widened
+from kn_bench.model.seeding import seeded
 
 if TYPE_CHECKING:
     from jaxtyping import Int
@@ -21,8 +22,6 @@ LENGTHS = ((5, 10), (10, 10))
 """(tokens, how many) of each group, as published."""
 START = "The"
 """What a model without a start token begins with."""
-
-_written: Memo[tuple[str, ...]] = Memo(16)
 
 
 def contexts(
@@ -47,15 +46,12 @@ def contexts(
     """
     if not lm.is_causal:
         raise ValueError(f"{lm.name} is a masked model: it continues no text")
-    key = (lm.original_hash, lengths, seed, top_k)
-    return _written.get(key, lambda: _write_unedited(lm, lengths, seed, top_k))
 
+    def written() -> tuple[str, ...]:
+        with lm.unedited():
+            return _write(lm, lengths, seed, top_k)
 
-def _write_unedited(
-    lm: LanguageModel, lengths: tuple[tuple[int, int], ...], seed: int, top_k: int
-) -> tuple[str, ...]:
-    with lm.unedited():
-        return _write(lm, lengths, seed, top_k)
+    return lm.memo.get(("context templates", lengths, seed, top_k), written, original=True)
 
 
 def _write(
@@ -66,7 +62,7 @@ def _write(
         return ()
     start = _start(lm)
     ids = lm.tensor([start] * len(wanted))
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     for _ in range(max(wanted)):
         ids = torch.cat([ids, _next(lm, ids, generator, top_k)], 1)
     texts = (
@@ -79,11 +75,10 @@ def _write(
 
 
 def _start(lm: LanguageModel) -> list[int]:
-    own = lm.tokens.encode("").ids
-    one = lm.tokens.between_id
-    if own or one is not None:
-        return list(own) or [one]  # type: ignore[list-item]  # one of them is there
-    return list(lm.tokens.encode(START).ids)
+    if own := lm.tokens.encode("").ids:
+        return list(own)
+    between = lm.tokens.between_id
+    return list(lm.tokens.encode(START).ids) if between is None else [between]
 
 
 @torch.no_grad()
@@ -91,7 +86,7 @@ def _next(
     lm: LanguageModel, ids: Int[Tensor, "rows T"], generator: torch.Generator, top_k: int
 ) -> Int[Tensor, "rows 1"]:
     last = torch.full((len(ids), 1), ids.shape[1] - 1, device=ids.device)
-    logits = lm.forward(ids, last)[:, 0].float().cpu()
+    logits = widened(lm.forward(ids, last)[:, 0]).cpu()
     logits[:, sorted(lm.tokens.special_ids)] = -torch.inf
     best = logits.topk(top_k, dim=1)
     drawn = torch.multinomial(best.values.softmax(1), 1, generator=generator)

@@ -3,12 +3,12 @@
 Nothing above this module names an architecture or calls the Hugging Face model by itself.
 
     LanguageModel
-    ├── tokens        text <-> ids                        (kn_bench.model.tokens)
-    ├── site          down-projection of a layer: keys in, values out
-    ├── forward       ids -> logits at the positions that are read
-    ├── keys          what goes into the down-projections of some layers
-    ├── site_hooks    reads and replaces what the down-projections give
-    └── input_hooks   reads and replaces what goes into layers
+    ├── tokens       text <-> ids                        (kn_bench.model.tokens)
+    ├── site(l)      down-projection of layer l: mlp_in, its neurons, to mlp_out
+    ├── forward      ids -> logits at the positions that are read
+    ├── hooks        seeing and replacing what enters a layer, or leaves a site
+    ├── batcher      how much of it is run at once         (kn_bench.model.batching)
+    └── memo         what is remembered between passes     (kn_bench.model.memo)
 """
 
 from __future__ import annotations
@@ -25,15 +25,18 @@ from torch import Tensor, nn
 from transformers.activations import NewGELUActivation
 
 from kn_bench.model.architecture import Architecture, architecture_of, submodule
+from kn_bench.model.batching import Batcher, default_memory
 from kn_bench.model.corpus import NamedCorpus
+from kn_bench.model.memo import Memo
 from kn_bench.model.progress import Progress, Silent
 from kn_bench.model.tokens import Tokens
+from kn_bench.model.weights import Weights
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
 SiteHook = Callable[[int, Tensor, Tensor], Tensor]
-"""(layer, keys [rows, T, d_mlp], values [rows, T, d_model]) -> the values to go on with."""
+"""(layer, mlp_in [rows, T, d_mlp], mlp_out [rows, T, d_model]) -> the mlp_out to go on with."""
 
 InputHook = Callable[[int, Tensor], Tensor | None]
 """(layer, what goes into it [rows, T, d_model]) -> what is to go into it instead, if not None."""
@@ -52,6 +55,8 @@ class LanguageModel:
         held_edits: hash of the edits that the weights hold in a sequence; "" as loaded.
         corpus: text that statistics of its activations are taken over; None until it is chosen.
         progress: what long work on the model reports to; nobody, unless it is set.
+        batcher: how much of its work is run at once; set ``batcher.memory`` to change that.
+        memo: what is remembered between passes, for the weights as they are.
 
     Args:
         weights: reads the weights again (``state_dict``), to undo what a method should not have
@@ -81,6 +86,11 @@ class LanguageModel:
         self.hf.config.pad_token_id = None
         self.layers: list[nn.Module] = _layers(hf, self.architecture)
         self._heads = [submodule(hf, path) for path in self.architecture.head]
+        weight_bytes = sum(p.numel() * p.element_size() for p in hf.parameters())
+        self.batcher = Batcher(default_memory(weight_bytes, self.device))
+        self._digests = Weights(hf)
+        # neither holds this object: it goes, and its memory with it, when the last user lets go
+        self.memo = Memo(self.batcher, self._digests)
 
     @property
     def is_causal(self) -> bool:
@@ -100,15 +110,15 @@ class LanguageModel:
     def n_layers(self) -> int:
         return len(self.layers)
 
-    @property
+    @cached_property
     def d_mlp(self) -> int:
         return self.weight(0).shape[0]
 
-    @property
+    @cached_property
     def d_model(self) -> int:
         return self.weight(0).shape[1]
 
-    @property
+    @cached_property
     def vocabulary(self) -> int:
         """Number of rows of the output embedding; may exceed the tokenizer's."""
         return self.output_embeddings.shape[0]
@@ -171,13 +181,7 @@ class LanguageModel:
 
     def parameter_hash(self) -> str:
         """SHA-256 over the names and bytes of every parameter and buffer, as they are now."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(_tensors(self.hf), key=lambda item: item[0]):
-            digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
-            digest.update(
-                tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
-            )
-        return digest.hexdigest()
+        return self._digests.digest()
 
     @contextmanager
     def holding(self, edits: str, originals: Mapping[str, Tensor]) -> Iterator[None]:
@@ -260,9 +264,10 @@ class LanguageModel:
 
     @contextmanager
     def site_hooks(self, hook: SiteHook, layers: Sequence[int]) -> Iterator[None]:
-        """Let ``hook`` see keys and replace values at the sites of ``layers`` while it is open."""
+        """Let ``hook`` see mlp_in and replace mlp_out at the sites of ``layers`` while open."""
         home = self.device
         with ExitStack() as stack:
+            stack.enter_context(self.memo.suspended())
             for layer in layers:
 
                 def run(_: nn.Module, inputs: Any, output: Tensor, layer: int = layer) -> Tensor:
@@ -277,6 +282,7 @@ class LanguageModel:
         """Let ``hook`` see and replace what goes into ``layers`` while it is open."""
         home = self.device
         with ExitStack() as stack:
+            stack.enter_context(self.memo.suspended())
             for layer in layers:
 
                 def run(_: nn.Module, args: Any, kwargs: Any, layer: int = layer) -> Any:
@@ -311,19 +317,19 @@ class LanguageModel:
 
         return only
 
-    def keys(
+    def neurons(
         self, ids: Int[Tensor, "rows T"], layers: Sequence[int], mask: Tensor | None = None
     ) -> dict[int, Float[Tensor, "rows T d_mlp"]]:
-        """Inputs of the sites of ``layers``: neurons, or keys. No gradient."""
-        found: dict[int, Tensor] = {}
+        """Return mlp_in, the neurons, of each of ``layers``. No gradient."""
+        neurons: dict[int, Tensor] = {}
 
-        def keep(layer: int, keys: Tensor, values: Tensor) -> Tensor:
-            found[layer] = keys.reshape(*ids.shape, -1)
-            return values
+        def keep(layer: int, mlp_in: Tensor, mlp_out: Tensor) -> Tensor:
+            neurons[layer] = mlp_in.reshape(*ids.shape, -1)
+            return mlp_out
 
         with torch.no_grad(), self.site_hooks(keep, layers):
             self.hidden(ids, mask, **self._no_cache)
-        return found
+        return neurons
 
 
 def _fused(hf: Any) -> Any:
@@ -366,7 +372,3 @@ def _copy(tensors: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
         into[name].copy_(tensor)
 
-
-def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from module.named_parameters()
-    yield from module.named_buffers()

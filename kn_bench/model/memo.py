@@ -1,39 +1,134 @@
-"""A bounded memory of results, kept by what they were made from."""
+"""What a loaded model remembers between passes: one bounded memory, dropped with the model."""
 
 from __future__ import annotations
 
+import sys
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
-from typing import Generic, TypeVar
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from kn_bench.model.batching import Batcher
+from kn_bench.model.weights import Weights
 
 V = TypeVar("V")
 
 
-class Memo(Generic[V]):
-    """The last ``size`` results, by key; the least recently used is forgotten first.
+class Memo:
+    """Results by key, within a bound in bytes; what was used longest ago is forgotten first.
 
-    A key holds all that a result depends on: the model's content hash, never its name.
+    A key begins with the name of what is remembered and holds all that it depends on besides the
+    weights. What was made from other weights is not found: an edit in place, or a load, hides what
+    was remembered before, and taking the edit back shows it again. While something changes the
+    model without changing a weight (hooks), nothing is found and nothing is kept.
+
+    Args:
+        batcher: knows the bound in bytes; the latest result is kept even where it alone is larger.
+        weights: names the weights as they are now.
     """
 
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self._kept: OrderedDict[Hashable, V] = OrderedDict()
+    def __init__(self, batcher: Batcher, weights: Weights) -> None:
+        self._batcher = batcher
+        self._weights = weights
+        self._kept: OrderedDict[tuple[str, Any], tuple[Any, int]] = OrderedDict()
+        self._suspended = 0
+        self.n_bytes = 0
 
-    def __contains__(self, key: Hashable) -> bool:
-        return key in self._kept
+    def __len__(self) -> int:
+        return len(self._kept)
 
-    def __getitem__(self, key: Hashable) -> V:
-        self._kept.move_to_end(key)
-        return self._kept[key]
+    def get(self, key: Hashable, make: Callable[[], V], *, original: bool = False) -> V:
+        """Return the result for ``key``, made if it is not remembered.
 
-    def __setitem__(self, key: Hashable, value: V) -> None:
-        self._kept[key] = value
-        self._kept.move_to_end(key)
-        while len(self._kept) > self.size:
-            self._kept.popitem(last=False)
+        Args:
+            original: of the model as it was loaded, whatever its weights hold now; ``make`` sees to
+                it that these are put back for its time.
+        """
+        result: V = self.get_many([key], lambda _: [make()], original=original)[key]
+        return result
 
-    def get(self, key: Hashable, make: Callable[[], V]) -> V:
-        """The result for ``key``, made if it is not there."""
-        if key not in self:
-            self[key] = make()
-        return self[key]
+    def get_many(
+        self,
+        keys: Iterable[Hashable],
+        make: Callable[[list[Any]], Sequence[Any]],
+        *,
+        original: bool = False,
+    ) -> dict[Any, Any]:
+        """Return the results for all ``keys``; those not remembered are made in one call.
+
+        Args:
+            make: a result for each of the keys that it is given.
+            original: see :meth:`get`.
+        """
+        wanted = dict.fromkeys(keys)
+        if self._suspended:
+            missing = list(wanted)
+            return dict(zip(missing, make(missing) if missing else (), strict=True))
+        weights = "" if original else self._weights.now()
+        results = {}
+        missing = []
+        for key in wanted:
+            pair = weights, key
+            if (kept := self._kept.get(pair)) is None:
+                missing.append(key)
+            else:
+                self._kept.move_to_end(pair)
+                results[key] = kept[0]
+        if missing:
+            for key, result in zip(missing, make(missing), strict=True):
+                results[key] = result
+                self._keep((weights, key), result)
+        return results
+
+    def keys(self, name: str) -> list[Any]:
+        """Return the keys under ``name`` of what is remembered for the weights as they are."""
+        weights = self._weights.now()
+        return [key for made_from, key in self._kept if made_from == weights and key[0] == name]
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._kept.clear()
+        self.n_bytes = 0
+
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        """Neither find nor keep anything while open: the model is not what its weights say."""
+        self._suspended += 1
+        try:
+            yield
+        finally:
+            self._suspended -= 1
+
+    def _keep(self, key: tuple[str, Any], result: Any) -> None:
+        if key in self._kept:
+            self.n_bytes -= self._kept.pop(key)[1]
+        size = n_bytes(key) + n_bytes(result)
+        self._kept[key] = result, size
+        self.n_bytes += size
+        most = self._batcher.memo_bytes
+        while self.n_bytes > most and len(self._kept) > 1:
+            self.n_bytes -= self._kept.popitem(last=False)[1][1]
+
+
+def n_bytes(value: Any) -> int:
+    """Return about how much memory ``value`` takes, tensors and all that it holds included.
+
+    A class that computes more than it is made of says so by an attribute ``n_bytes``.
+    """
+    if isinstance(value, Tensor):
+        return value.numel() * value.element_size()
+    stated = getattr(value, "n_bytes", None)
+    if isinstance(stated, int):
+        return stated
+    if is_dataclass(value) and not isinstance(value, type):
+        return 64 + sum(n_bytes(getattr(value, field.name)) for field in fields(value))
+    if isinstance(value, tuple | list | set | frozenset):
+        if len(value) > 8 and all(isinstance(part, int) for part in value):
+            return 36 * len(value)
+        return 64 + sum(map(n_bytes, value))
+    if isinstance(value, Mapping):
+        return 64 + sum(n_bytes(key) + n_bytes(part) for key, part in value.items())
+    return sys.getsizeof(value)

@@ -9,7 +9,7 @@ or two: shorter than any sliding window, which the ready mask does not know.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,7 +19,6 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers.cache_utils import DynamicCache
 
 from kn_bench.model.language_model import LanguageModel
-from kn_bench.model.memo import Memo
 from kn_bench.model.resuming import PrefixCache
 
 if TYPE_CHECKING:
@@ -77,38 +76,29 @@ def shared_prefixes(
     lm: LanguageModel,
     rows: Sequence[Sequence[int]],
     counts: Sequence[int],
-    store: Memo[States] | None,
 ) -> Prefixes:
-    """The first ``counts`` tokens of each row, each distinct prefix run once.
-
-    Args:
-        store: where prefixes are remembered by the model's content hash: only for a model that is
-            as it was loaded. None runs them for this batch alone.
-    """
+    """Return the first ``counts`` tokens of each row, each distinct prefix run once and kept."""
     at = torch.tensor(counts, device=lm.device)
     if not any(counts):
         return Prefixes((), (), at)
-    store = Memo(len(rows)) if store is None else store
     wanted = [tuple(row[:n]) for row, n in zip(rows, counts, strict=True)]
-    keys: dict[tuple[int, ...], Hashable] = {ids: (lm.content_hash, ids) for ids in wanted if ids}
-    found = {ids: store[key] for ids, key in keys.items() if key in store}
-    missing = [ids for ids in keys if ids not in found]
-    for ids, states in zip(missing, _run(lm, missing), strict=True):
-        found[ids] = store[keys[ids]] = states
-    found[()] = _empty(next(iter(found.values())))
-    distinct = list(found)
+    kept: dict[tuple[str, tuple[int, ...]], States] = lm.memo.get_many(
+        [("prefix", ids) for ids in wanted if ids],
+        lambda missing: _run(lm, [ids for _, ids in missing]),
+    )
+    states = {ids: of_prefix for (_, ids), of_prefix in kept.items()}
+    states[()] = _empty(next(iter(states.values())))
+    distinct = list(states)
     index = torch.tensor([distinct.index(ids) for ids in wanted], device=lm.device)
     return Prefixes(
-        _stacked([found[ids].keys for ids in distinct], index),
-        _stacked([found[ids].values for ids in distinct], index),
+        _stacked([states[ids].keys for ids in distinct], index),
+        _stacked([states[ids].values for ids in distinct], index),
         at,
     )
 
 
 @torch.no_grad()
 def _run(lm: LanguageModel, prefixes: Sequence[tuple[int, ...]]) -> list[States]:
-    if not prefixes:
-        return []
     ids = padded(lm, prefixes)
     # plain layers: a sliding window would drop keys that are still to be read
     output = lm.hidden(ids, torch.ones_like(ids), past_key_values=DynamicCache(), use_cache=True)

@@ -19,11 +19,9 @@ import torch
 from torch import Tensor
 
 from kn_bench.model.language_model import LanguageModel
-from kn_bench.model.memo import Memo
 from kn_bench.model.prefixed import (
     Prefixes,
     Recorded,
-    States,
     padded,
     run_after,
     shared_prefixes,
@@ -75,7 +73,6 @@ def prepare(
     *,
     place: Place = "site",
     shared: Sequence[int] | None = None,
-    store: Memo[States] | None = None,
 ) -> Ragged:
     """Run ``rows`` once, and make them ready to be run again from a change at ``layer``.
 
@@ -85,7 +82,6 @@ def prepare(
         layer: the layer at which it will be added.
         place: to the values of its site, or to its output.
         shared: how many first tokens of each row are a text that other rows begin with as well.
-        store: remembers such texts; see :func:`kn_bench.model.prefixed.shared_prefixes`.
 
     Raises:
         ValueError: for a masked model, a start outside its row or within what is shared, and a
@@ -102,7 +98,7 @@ def prepare(
     )
     # where what is added simply joins the residual stream, the layer itself need not run again
     first = layer + 1 if joins else layer
-    before = shared_prefixes(lm, rows, shared, store)
+    before = shared_prefixes(lm, rows, shared)
     stops = torch.tensor([len(row) for row in rows], device=lm.device)
     cache = Recorded(before)
     with _watched(lm, layer, at - before.counts) as found, arriving(lm, first) as inputs:

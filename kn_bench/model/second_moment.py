@@ -25,7 +25,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from kn_bench.model.corpus import Corpus
+from kn_bench.model.costs import forward_bytes
 from kn_bench.model.language_model import LanguageModel
+from kn_bench.model.precision import widened
 from kn_bench.model.progress import Advance
 from kn_bench.model.resuming import skipped
 from kn_bench.model.transfer import to_device
@@ -35,7 +37,8 @@ if TYPE_CHECKING:
 
 CHUNK = 512
 """Documents tokenised and sorted by length at a time; a pass can be resumed between two chunks."""
-BATCH_TOKENS = 4096
+PRODUCT_TOKENS = 4096
+"""Tokens of one product k^T k: its sum is float32, and loses digits as it grows."""
 SAVE_EVERY = 60.0
 """Seconds between two saves of an unfinished pass."""
 MAX_LENGTH = 1024
@@ -155,9 +158,17 @@ def _add_chunk(
     rows = [ids[:length] for ids in lm.tokens.encode_many(chunk)]
     if left is not None:
         rows = _first_tokens(rows, left)
-    for batch in _by_length([row for row in rows if row]):
+
+    def add(batch: list[tuple[int, ...]]) -> list[None]:
         _add_batch(lm, state, batch)
         advance(sum(map(len, batch)))
+        return [None] * len(batch)
+
+    lm.batcher.run(
+        add,
+        [row for row in rows if row],
+        item_bytes=lambda row: _row_bytes(lm, len(row), len(state.sums)),
+    )
     state.n_documents += len(chunk)
 
 
@@ -169,24 +180,22 @@ def _first_tokens(rows: Sequence[tuple[int, ...]], left: int) -> list[tuple[int,
     return kept
 
 
-def _by_length(rows: Sequence[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:
-    """Batches of similar length, about :data:`BATCH_TOKENS` each."""
-    batch: list[tuple[int, ...]] = []
-    for row in sorted(rows, key=len):
-        if batch and (len(batch) + 1) * len(row) > BATCH_TOKENS:
-            yield batch
-            batch = []
-        batch.append(row)
-    if batch:
-        yield batch
+def _row_bytes(lm: LanguageModel, length: int, layers: int) -> int:
+    """What a row takes: one layer's activations, and the neurons of those that are summed."""
+    neurons = length * layers * lm.d_mlp * (lm.dtype.itemsize + 4)
+    return forward_bytes(lm, length, reads=0) + neurons
 
 
 def _add_batch(lm: LanguageModel, state: _Sums, rows: Sequence[tuple[int, ...]]) -> None:
     ids, mask, real = _padded(lm, rows)
-    for layer, keys in lm.keys(ids, list(state.sums), mask).items():
-        found = keys.flatten(0, 1)[real]
-        found = found.to(torch.promote_types(found.dtype, torch.float32))
-        state.sums[layer] += found.T @ found
+    # every product before any sum: what runs out of memory is run again, and must not count twice
+    products = {
+        layer: [k.T @ k for k in torch.split(widened(mlp_in.flatten(0, 1)[real]), PRODUCT_TOKENS)]
+        for layer, mlp_in in lm.neurons(ids, list(state.sums), mask).items()
+    }
+    for layer, parts in products.items():
+        for part in parts:
+            state.sums[layer] += part
     state.n_tokens += sum(map(len, rows))
 
 

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kn_bench.model.precision import widened
+
 if TYPE_CHECKING:
     from jaxtyping import Shaped
 
@@ -29,5 +31,5 @@ def to_device(
 
 def to_host(*tensors: Tensor) -> tuple[np.ndarray, ...]:
     """The tensors' values in at least float32, once the device has done all that was queued."""
-    wide = [t.float() if t.is_floating_point() and t.dtype.itemsize < 4 else t for t in tensors]
+    wide = [widened(t) if t.is_floating_point() else t for t in tensors]
     return tuple(np.asarray(tensor.detach().cpu()) for tensor in wide)

@@ -13,6 +13,7 @@ from torch.nn.functional import kl_div
 from kn_bench.editing.rome.problem import ValueProblem, ValueSettings
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.ragged import Ragged, Rerun
+from kn_bench.model.scoring import log_probs_of
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
@@ -75,7 +76,7 @@ class Batch:
         ).T
         anchor_row = torch.tensor(anchors, dtype=torch.long, device=lm.device)
         with torch.no_grad():
-            initial = _log_probabilities(lm, ragged.last_hidden[anchor_row, 0])
+            initial = log_probs_of(lm, ragged.last_hidden[anchor_row, 0])
         return cls(
             lm=lm,
             rerun=ragged.rerun,
@@ -100,12 +101,12 @@ class Batch:
         """Each request's loss at its delta; row i of ``deltas`` belongs to the batch's i-th."""
         hidden = self.rerun.run(deltas[self.owner])
         zeros = deltas.new_zeros(len(deltas))
-        wanted = _log_probabilities(self.lm, hidden[self.read_row, self.read_at])
+        wanted = log_probs_of(self.lm, hidden[self.read_row, self.read_at])
         of_target = wanted.gather(1, self.read_target[:, None])[:, 0]
         nll = zeros.index_add(0, self.owner[self.read_row], -of_target * self.read_weight)
         kl = zeros
         if len(self.anchor_row):
-            edited = _log_probabilities(self.lm, hidden[self.anchor_row, 0])
+            edited = log_probs_of(self.lm, hidden[self.anchor_row, 0])
             # KL(edited || initial), as published
             each = kl_div(self.anchor_initial, edited, log_target=True, reduction="none").sum(1)
             kl = zeros.index_add(0, self.owner[self.anchor_row], settings.kl_factor * each)
@@ -132,11 +133,3 @@ class Batch:
             anchor_initial=self.anchor_initial[anchors],
             first_rows=self.first_rows[going],
         )
-
-
-def _log_probabilities(
-    lm: LanguageModel, hidden: Float[Tensor, "n d_model"]
-) -> Float[Tensor, "n vocabulary"]:
-    logits = lm.logits(hidden)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return logits.log_softmax(1)

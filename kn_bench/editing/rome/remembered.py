@@ -1,14 +1,14 @@
-"""What the methods of ROME's family ask of an unedited model, remembered by content.
+"""What the methods of ROME's family ask of a model, remembered with it (``lm.memo``).
 
-Methods that edit the same cases share contexts, keys, optimised values and second moments: each is
-made once a process. Keys hold the model's content hash and all settings, so that two models, or two
-settings, never share anything.
+Methods that edit the same cases share contexts, keys, optimised values and second moments. Keys
+hold all settings, and the memo goes by the weights, so that two settings never share anything.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from kn_bench.cases.case import EditRequest
 from kn_bench.editing.edit import NotApplicable
@@ -21,15 +21,9 @@ from kn_bench.model.cache_folder import cache_folder
 from kn_bench.model.context_templates import contexts
 from kn_bench.model.corpus import Corpus, NamedCorpus, TextFile
 from kn_bench.model.language_model import LanguageModel
-from kn_bench.model.memo import Memo
 from kn_bench.model.own_text import corpus_named
-from kn_bench.model.prefixed import States
 from kn_bench.model.ragged import Place
 from kn_bench.model.second_moment import second_moments
-
-_values: Memo[Value] = Memo(4096)
-_prefixes: Memo[States] = Memo(256)
-_solvers: Memo[SecondMomentSolver] = Memo(8)
 
 
 def read_requests(
@@ -73,16 +67,17 @@ def values_of(
 ) -> dict[ValueProblem, Value]:
     """The optimised value of each problem; those not met before are optimised together."""
     keys = {
-        problem: (lm.content_hash, layer, place, settings, problem)
+        problem: ("value", layer, place, settings, problem)
         for problem in problems
         if isinstance(problem, ValueProblem)
     }
-    found = {problem: _values[key] for problem, key in keys.items() if key in _values}
-    missing = [problem for problem in keys if problem not in found]
-    made = optimise_values(lm, layer, missing, settings, place=place, store=_prefixes)
-    for problem, value in zip(missing, made, strict=True):
-        found[problem] = _values[keys[problem]] = value
-    return found
+
+    def optimised(missing: list[Any]) -> list[Value]:
+        asked = [problem for *_, problem in missing]
+        return optimise_values(lm, layer, asked, settings, place=place)
+
+    values = lm.memo.get_many(keys.values(), optimised)
+    return {problem: values[key] for problem, key in keys.items()}
 
 
 def corpus_for(lm: LanguageModel) -> NamedCorpus:
@@ -127,4 +122,4 @@ def solver_of(
         source = f"{chosen.name}, {moment.n_tokens} tokens, SHA-256 {content[:12]}"
         return SecondMomentSolver(moment.matrix.to(lm.device), source)
 
-    return _solvers.get((lm.original_hash, layer, limit, content), measured)
+    return lm.memo.get(("solver", layer, limit, content), measured, original=True)

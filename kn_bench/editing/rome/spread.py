@@ -26,6 +26,7 @@ from kn_bench.editing.edit import LowRank, LowRankEdit
 from kn_bench.editing.rome.problem import Row, ValueProblem
 from kn_bench.editing.rome.update import SecondMomentSolver
 from kn_bench.model.language_model import LanguageModel
+from kn_bench.model.precision import wide_dtype
 from kn_bench.model.ragged import states_at
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def spread(
         for group, (found, output) in enumerate(zip(keys, reached, strict=True)):
             a = coefficients(layer, found)
             residual = (targets[group].double() - output.double()) / (len(layers) - index)
-            exact = torch.promote_types(lm.dtype, torch.float32)
+            exact = wide_dtype(lm.dtype)
             update = LowRank(layer, a.to(exact), residual.to(exact))
             edits[group] = LowRankEdit(updates=(*edits[group].updates, update))
     return edits

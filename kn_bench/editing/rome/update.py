@@ -31,6 +31,11 @@ class SecondMomentSolver:
     matrix: Float[Tensor, "d_mlp d_mlp"]
     source: str = ""
 
+    @property
+    def n_bytes(self) -> int:
+        """What the matrix and its factor take, for the memo that keeps them."""
+        return self.matrix.numel() * (self.matrix.element_size() + 8)
+
     @cached_property
     def _factor(self) -> Float[Tensor, "d_mlp d_mlp"]:
         factor: Tensor

@@ -7,7 +7,7 @@ batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,19 +15,14 @@ from torch import Tensor, nn
 
 from kn_bench.editing.rome.loss import Batch, Losses
 from kn_bench.editing.rome.problem import Value, ValueProblem, ValueSettings
+from kn_bench.model.costs import graph_bytes
 from kn_bench.model.language_model import LanguageModel
-from kn_bench.model.memo import Memo
-from kn_bench.model.prefixed import States
+from kn_bench.model.precision import widened
 from kn_bench.model.ragged import Place, prepare
 from kn_bench.model.transfer import to_host
 
 if TYPE_CHECKING:
     from jaxtyping import Float
-
-GRAPH_BYTES = 1 << 30
-"""Rough bound on what one batch's autograd graph may hold, in bytes."""
-TENSORS_A_LAYER = 34
-"""Vectors of d_model kept for the backward pass, a token and layer (4 x wide MLP, attention)."""
 
 
 def optimise_values(
@@ -37,42 +32,26 @@ def optimise_values(
     settings: ValueSettings,
     *,
     place: Place = "site",
-    store: Memo[States] | None = None,
-    graph_bytes: int = GRAPH_BYTES,
 ) -> list[Value]:
     """Find every request's delta at ``layer``; the model is untouched.
 
     Args:
         place: where delta is added: to the site's values (ROME), or to the layer's output (MEMIT).
-        store: remembers contexts, for a model that is as it was loaded.
-        graph_bytes: requests are taken in batches whose graph stays about within it.
 
     Raises:
         ValueError: for a masked model.
     """
-    values: dict[int, Value] = {}
-    for indices in _batches(lm, layer, problems, graph_bytes):
-        found = _optimise(lm, layer, [problems[index] for index in indices], settings, place, store)
-        values.update(zip(indices, found, strict=True))
-    return [values[index] for index in range(len(problems))]
 
+    def item_bytes(problem: ValueProblem) -> int:
+        rows, reads = len(problem.rows), sum(len(row.reads) for row in problem.rows)
+        layers = lm.n_layers - layer
+        return rows * graph_bytes(lm, _queries(problem), layers, reads=reads / rows)
 
-def _batches(
-    lm: LanguageModel, layer: int, problems: Sequence[ValueProblem], graph_bytes: int
-) -> Iterator[list[int]]:
-    """Problems of similar length together, as many as the budget allows."""
-    a_token = TENSORS_A_LAYER * lm.d_model * max(4, lm.dtype.itemsize) * (lm.n_layers - layer)
-    batch: list[int] = []
-    rows = 0
-    for index in sorted(range(len(problems)), key=lambda i: _queries(problems[i])):
-        more = len(problems[index].rows)
-        if batch and (rows + more) * _queries(problems[index]) * a_token > graph_bytes:
-            yield batch
-            batch, rows = [], 0
-        batch.append(index)
-        rows += more
-    if batch:
-        yield batch
+    return lm.batcher.run(
+        lambda batch: _optimise(lm, layer, batch, settings, place),
+        problems,
+        item_bytes=item_bytes,
+    )
 
 
 def _queries(problem: ValueProblem) -> int:
@@ -85,7 +64,6 @@ def _optimise(
     problems: Sequence[ValueProblem],
     settings: ValueSettings,
     place: Place,
-    store: Memo[States] | None,
 ) -> list[Value]:
     rows = [row for problem in problems for row in problem.rows]
     ragged = prepare(
@@ -95,11 +73,9 @@ def _optimise(
         layer,
         place=place,
         shared=[row.context for row in rows],
-        store=store,
     )
     # bf16 and fp16 weights: the edit's own arithmetic is float32
-    exact = torch.promote_types(lm.dtype, torch.float32)
-    keys, outputs = ragged.keys.to(exact), ragged.values.to(exact)
+    keys, outputs = widened(ragged.keys), widened(ragged.values)
     batch = Batch.of(lm, problems, ragged)
     firsts = batch.first_rows.tolist()
     deltas, history = _descend(batch, outputs[batch.first_rows], settings)

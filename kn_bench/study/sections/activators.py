@@ -126,7 +126,7 @@ def greatest(
         groups[len(ids)].append(index)
     found = np.zeros((len(texts), len(neurons)))
     for group in groups.values():
-        keys = lm.keys(lm.tensor([encoded[i] for i in group]), layers)
+        keys = lm.neurons(lm.tensor([encoded[i] for i in group]), layers)
         special = np.array([[t in lm.tokens.special_ids for t in encoded[i]] for i in group])
         for column, neuron in enumerate(neurons):
             values = keys[neuron.layer][..., neuron.unit].double().cpu().numpy() * signs[column]

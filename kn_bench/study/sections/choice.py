@@ -19,7 +19,8 @@ from torch import Tensor
 from kn_bench.editing.edit import NoEdit
 from kn_bench.localise.groups import Profile
 from kn_bench.localise.interventions import crossed, suppress
-from kn_bench.localise.matching import matched, seeded
+from kn_bench.localise.matching import matched
+from kn_bench.model.seeding import seeded
 from kn_bench.localise.queries import Fitted
 from kn_bench.localise.selection import Neuron, Neurons
 from kn_bench.measure.statistics import Interval, mean_interval, paired

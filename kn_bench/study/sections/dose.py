@@ -17,7 +17,7 @@ import torch
 
 from kn_bench.localise.groups import Profile
 from kn_bench.localise.interventions import crossed, suppress
-from kn_bench.localise.matching import seeded
+from kn_bench.model.seeding import seeded
 from kn_bench.localise.queries import Fitted
 from kn_bench.localise.selection import Neuron
 from kn_bench.measure.statistics import Interval, mean_interval

@@ -19,7 +19,8 @@ from kn_bench.editing.edit import Edit, LowRankEdit, NoEdit, NotApplicable
 from kn_bench.edits.kn import ERASED
 from kn_bench.localise.groups import Profile
 from kn_bench.localise.interventions import crossed, suppress
-from kn_bench.localise.matching import matched, seeded
+from kn_bench.localise.matching import matched
+from kn_bench.model.seeding import seeded
 from kn_bench.localise.queries import Fitted
 from kn_bench.measure.sentences import perplexity, token_log_probs
 from kn_bench.measure.statistics import Interval, mean_interval

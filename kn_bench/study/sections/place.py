@@ -11,9 +11,10 @@ import torch
 from kn_bench.cases.case import EditRequest, Task
 from kn_bench.editing.edit import Edit, LowRank, LowRankEdit, NotApplicable
 from kn_bench.localise.groups import Profile
-from kn_bench.localise.matching import matched, seeded
+from kn_bench.localise.matching import matched
 from kn_bench.localise.selection import Neuron, Neurons
 from kn_bench.measure.statistics import Interval, mean_interval
+from kn_bench.model.seeding import seeded
 from kn_bench.study.edited import Outcome, rewritten, rome, took
 from kn_bench.study.material import Material
 from kn_bench.study.page import Figure, Row, Section, Table

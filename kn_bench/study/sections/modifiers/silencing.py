@@ -15,10 +15,12 @@ from kn_bench.cases.case import Query
 from kn_bench.editing.edit import NoEdit
 from kn_bench.localise.alternatives import activation
 from kn_bench.localise.interventions import relative_change, suppress
-from kn_bench.localise.matching import matched, seeded
+from kn_bench.localise.matching import matched
+from kn_bench.model.seeding import seeded
 from kn_bench.localise.selection import Neuron
 from kn_bench.measure.encoding import encode_query
 from kn_bench.model import embedded
+from kn_bench.model.seeding import seeded
 from kn_bench.study.material import Material
 from kn_bench.study.sections.modifiers.co_occurrence import (
     Association,

@@ -1,0 +1,21 @@
+"""Half precision is computed with as it is, and read in float32: the one place that widens."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
+
+
+def wide_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return float32 for bfloat16 and float16, and wider types unchanged."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def widened(tensor: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
+    """Return ``tensor`` in at least float32; a tensor that is as wide already is not copied."""
+    return tensor.to(wide_dtype(tensor.dtype))

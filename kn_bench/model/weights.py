@@ -1,0 +1,55 @@
+"""The bytes of a model's weights: what they were, what they are, and whether they have changed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+
+class Weights:
+    """Parameters and buffers of a module, named by what they hold.
+
+    Args:
+        module: as it was loaded.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._versions = self._count_changes()
+        self._loaded: str | None = None
+        self._name = ""
+
+    def digest(self) -> str:
+        """Return SHA-256 over the names and bytes of every parameter and buffer as they are now."""
+        versions = self._count_changes()
+        sha = hashlib.sha256()
+        for name, tensor in sorted(_tensors(self._module), key=lambda item: item[0]):
+            sha.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
+            sha.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        digest = sha.hexdigest()
+        if self._loaded is None and versions == self._versions:
+            self._loaded = digest
+        self._versions = versions
+        self._name = "" if digest == self._loaded else digest
+        return digest
+
+    def now(self) -> str:
+        """Name the weights: ``""`` as they were loaded, else their digest.
+
+        torch counts changes in place, and only after one are the bytes compared. Whoever takes an
+        edit back compares them in any case, so that this costs nothing more.
+        """
+        if self._count_changes() != self._versions:
+            self.digest()
+        return self._name
+
+    def _count_changes(self) -> tuple[int, ...]:
+        return tuple(parameter._version for parameter in self._module.parameters())
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters()
+    yield from module.named_buffers()
