@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from kn_bench.measure.sentences import preferred, sentence_log_probs
+from kn_bench.model.language_model import LanguageModel
 
 from .tiny_models import FAMILIES, tiny_model
 

@@ -371,4 +371,3 @@ def _positions(config: Any) -> int | None:
 def _copy(tensors: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
         into[name].copy_(tensor)
-
