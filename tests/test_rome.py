@@ -16,7 +16,6 @@ from kn_bench.editing.rome.problem import Row, ValueProblem, ValueSettings
 from kn_bench.editing.rome.update import rank_one
 from kn_bench.editing.rome.value import optimise_values
 from kn_bench.edits.rome import Rome, RomeHyperparameters, hyperparameters
-from kn_bench.model import context_templates as contexts_module
 from kn_bench.model.corpus import Texts
 from kn_bench.model.tokens import Tokens
 from tests.tiny_models import FAMILIES, ROUNDED, tiny_model, word_tokenizer

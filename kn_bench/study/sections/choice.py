@@ -20,11 +20,11 @@ from kn_bench.editing.edit import NoEdit
 from kn_bench.localise.groups import Profile
 from kn_bench.localise.interventions import crossed, suppress
 from kn_bench.localise.matching import matched
-from kn_bench.model.seeding import seeded
 from kn_bench.localise.queries import Fitted
 from kn_bench.localise.selection import Neuron, Neurons
 from kn_bench.measure.statistics import Interval, mean_interval, paired
 from kn_bench.model.language_model import LanguageModel
+from kn_bench.model.seeding import seeded
 from kn_bench.study.material import METHODS, Material
 from kn_bench.study.page import Figure, NothingToShow, Row, Section, Table
 from kn_bench.study.plots import TASK, panels, whiskers

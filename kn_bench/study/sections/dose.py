@@ -17,11 +17,11 @@ import torch
 
 from kn_bench.localise.groups import Profile
 from kn_bench.localise.interventions import crossed, suppress
-from kn_bench.model.seeding import seeded
 from kn_bench.localise.queries import Fitted
 from kn_bench.localise.selection import Neuron
 from kn_bench.measure.statistics import Interval, mean_interval
 from kn_bench.model.language_model import LanguageModel
+from kn_bench.model.seeding import seeded
 from kn_bench.study.material import Material
 from kn_bench.study.page import Figure, Row, Section, Table
 from kn_bench.study.plots import TASK, panels, whiskers

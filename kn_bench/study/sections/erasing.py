@@ -20,11 +20,11 @@ from kn_bench.edits.kn import ERASED
 from kn_bench.localise.groups import Profile
 from kn_bench.localise.interventions import crossed, suppress
 from kn_bench.localise.matching import matched
-from kn_bench.model.seeding import seeded
 from kn_bench.localise.queries import Fitted
 from kn_bench.measure.sentences import perplexity, token_log_probs
 from kn_bench.measure.statistics import Interval, mean_interval
 from kn_bench.model.language_model import LanguageModel
+from kn_bench.model.seeding import seeded
 from kn_bench.study.edited import erasing
 from kn_bench.study.material import Material
 from kn_bench.study.page import Figure, Row, Section, Table

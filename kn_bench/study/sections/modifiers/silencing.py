@@ -16,7 +16,6 @@ from kn_bench.editing.edit import NoEdit
 from kn_bench.localise.alternatives import activation
 from kn_bench.localise.interventions import relative_change, suppress
 from kn_bench.localise.matching import matched
-from kn_bench.model.seeding import seeded
 from kn_bench.localise.selection import Neuron
 from kn_bench.measure.encoding import encode_query
 from kn_bench.model import embedded
