@@ -25,9 +25,9 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
 from kn_bench.localise.attribution import Attribution, attribute
-from kn_bench.localise.brute_force import Place, integrated_gradients
 from kn_bench.localise.integration import Rule
 from kn_bench.model.language_model import LanguageModel
+from tests.brute_force import Place, integrated_gradients
 from tests.tiny_models import word_tokenizer
 
 

@@ -53,7 +53,7 @@ def test_a_rank_one_edit_gives_equal_logits_both_ways(family):
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "bert"])
-def test_trap_07_suppress_and_enhance_scale_the_activation_at_the_answer(family):
+def test_suppress_and_enhance_scale_the_activation_at_the_answer(family):
     """Sign test: x0 takes the neuron's value away, x2 adds it once more, elsewhere nothing."""
     lm = tiny_model(family)
     ids, layer, neuron, position = some_ids(), 1, 5, 4
@@ -83,7 +83,7 @@ def test_trap_07_suppress_and_enhance_scale_the_activation_at_the_answer(family)
     torch.testing.assert_close(suppressed[:, :position], unchanged[:, :position])
 
 
-def test_trap_14_the_updated_weight_maps_the_key_to_the_value_exactly():
+def test_the_updated_weight_maps_the_key_to_the_value_exactly():
     lm = tiny_model("gpt2")
     weight, key = lm.weight(1), torch.randn(lm.d_mlp, dtype=lm.dtype)
     value = torch.randn(lm.d_model, dtype=lm.dtype)
@@ -93,7 +93,7 @@ def test_trap_14_the_updated_weight_maps_the_key_to_the_value_exactly():
         torch.testing.assert_close(key @ lm.weight(1), value, rtol=1e-10, atol=1e-10)
 
 
-def test_trap_15_a_thousand_edits_leave_every_bit():
+def test_a_thousand_edits_leave_every_bit():
     lm = tiny_model("gpt2", torch.float32)
     before = lm.parameter_hash()
     for seed in range(1000):
@@ -102,7 +102,7 @@ def test_trap_15_a_thousand_edits_leave_every_bit():
     assert lm.parameter_hash() == before
 
 
-def test_trap_20_the_update_is_applied_once():
+def test_the_update_is_applied_once():
     lm = tiny_model("llama")
     edit = rank_one(lm, 2, 7)
     before = lm.weight(2).clone()

@@ -14,15 +14,15 @@ from kn_bench.localise.alternatives import (
     gradient_x_activation,
 )
 from kn_bench.localise.attribution import Attribution, _mean, attribute
-from kn_bench.localise.brute_force import (
+from kn_bench.localise.integration import Nodes, Rule
+from kn_bench.localise.queries import questions_of
+from kn_bench.localise.scaling import Asked
+from tests.brute_force import (
     Place,
     integrated_gradients,
     neurons_at,
     probability,
 )
-from kn_bench.localise.integration import Nodes, Rule
-from kn_bench.localise.queries import questions_of
-from kn_bench.localise.scaling import Asked
 from tests.tiny_models import FAMILIES, tiny_model
 
 ONE_INTERVAL = Rule(most=5)
@@ -197,7 +197,7 @@ def test_gauss_legendre_is_exact_on_polynomials(n):
         assert integral(nodes, power) == pytest.approx(1 / (power + 1), rel=1e-9)
 
 
-def test_trap_06_both_ends_counted_is_biased_on_a_cubic():
+def test_an_integration_rule_that_counts_both_ends_is_biased_on_a_cubic():
     linspace, riemann, legendre = (
         integral(rule.on_unit_interval(), 3) / 0.25 - 1
         for rule in (Rule("linspace"), Rule("riemann"), Rule())
@@ -217,7 +217,7 @@ def test_published_rules_have_the_published_nodes():
 
 
 @pytest.mark.parametrize("name", ["adaptive", "riemann", "linspace"])
-def test_trap_12_fewer_than_five_nodes_are_refused(name):
+def test_fewer_than_five_nodes_are_refused(name):
     with pytest.raises(ValueError) as error:  # noqa: PT011 - the text is pinned below
         Rule(name, 1)
     assert str(error.value) == ("1 integration nodes are too few to attribute by: use at least 5")
@@ -233,7 +233,7 @@ def test_an_unknown_rule_is_refused():
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_trap_29_later_tokens_come_after_the_answers_own_earlier_ones(family):
+def test_later_tokens_come_after_the_answers_own_earlier_ones(family):
     lm = tiny_model(family)
     (query,) = queries(lm, (6,), n_answer=3)
     nodes = Rule("riemann", 6).on_unit_interval()
@@ -261,7 +261,7 @@ def test_an_answer_of_several_tokens_converges_where_each_of_them_does():
     assert found.worst == pytest.approx(2)
 
 
-def test_trap_29_a_masked_model_sees_the_answers_earlier_tokens_in_place():
+def test_a_masked_model_sees_the_answers_earlier_tokens_in_place():
     lm = tiny_model("bert")
     mask = lm.tokens.mask_id
     assert mask is not None
@@ -280,7 +280,7 @@ def test_trap_29_a_masked_model_sees_the_answers_earlier_tokens_in_place():
         ("bert", (), "no token at all"),
     ],
 )
-def test_trap_13_special_tokens_are_no_answer(family, answer, what):
+def test_special_tokens_are_no_answer(family, answer, what):
     lm = tiny_model(family)
     with pytest.raises(ValueError, match=f"hold {what}: only ordinary tokens can be attributed"):
         attribute(lm, [Fitted((10, 11, 12), 2, answer)])
@@ -311,7 +311,7 @@ def test_other_attributions_equal_brute_force(family):
             assert float(fall[layer, unit]) == pytest.approx(expected, rel=1e-7, abs=1e-12)
 
 
-def test_trap_27_half_precision_weights_do_not_make_half_precision_probabilities():
+def test_half_precision_weights_do_not_make_half_precision_probabilities():
     lm = tiny_model("gpt2", torch.bfloat16)
     (found,) = attribute(lm, queries(lm, (6,)), rule=ONE_INTERVAL)
     assert found.without.dtype == torch.float32
@@ -319,7 +319,7 @@ def test_trap_27_half_precision_weights_do_not_make_half_precision_probabilities
     assert bool(torch.isfinite(found.scores).all())
 
 
-def test_trap_27_half_precision_is_reported_and_not_refined_in_vain():
+def test_half_precision_is_reported_and_not_refined_in_vain():
     """bfloat16 rounds P by more than the tolerance: more nodes would not help, and it says so."""
     narrow, wide = tiny_model("gpt2", torch.bfloat16), tiny_model("gpt2", torch.float32)
     asked = queries(narrow, (6,) * 6)

@@ -190,7 +190,7 @@ def test_every_real_pair_is_a_case_or_excluded_with_a_reason(real):
 
 
 @needs_files
-def test_trap_04_real_sentences_come_back_from_their_parts(real):
+def test_real_sentences_come_back_from_their_parts(real):
     texts = {}
     for paradigm in BLIMP:
         for pair in blimp.read_pairs(REAL / f"{paradigm.id}.jsonl", paradigm):

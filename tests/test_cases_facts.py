@@ -110,7 +110,7 @@ def test_the_prompt_has_no_article_where_it_can_be_helped(cases):
     assert cases["P106/Ann_Lee"].request.prompt == "{} works as"
 
 
-def test_trap_02_the_new_target_is_another_object_never_a_true_one(cases):
+def test_the_new_target_is_another_object_never_a_true_one(cases):
     true: dict[tuple[str, str], set[str]] = {}
     for fact in FACTS:
         true.setdefault((fact.relation, fact.subject), set()).add(fact.object)
@@ -128,7 +128,7 @@ for case in selection().cases:
 """
 
 
-def test_trap_02_the_hash_seed_of_the_process_is_of_no_consequence():
+def test_the_hash_seed_of_the_process_is_of_no_consequence():
     code = HASHES.format(root=str(Path(__file__).parents[1]))
     runs = [
         subprocess.run(
@@ -143,7 +143,7 @@ def test_trap_02_the_hash_seed_of_the_process_is_of_no_consequence():
     assert runs[0] == runs[1] != ""
 
 
-def test_trap_02_the_order_of_the_facts_is_of_no_consequence(cases):
+def test_the_order_of_the_facts_is_of_no_consequence(cases):
     backwards = selection(facts=FACTS[::-1])
     assert {c.id: c for c in backwards.cases} == cases
 
@@ -230,7 +230,7 @@ def test_no_neighbour_has_the_new_target_for_its_answer(cases):
             assert probe.task == "pair" or probe.expected != case.request.target_new
 
 
-def test_trap_23_symmetry_is_asked_of_one_to_one_pairs_alone(cases):
+def test_symmetry_is_asked_of_one_to_one_pairs_alone(cases):
     for shared in ("Cook_County", "Illinois"):
         case = cases[f"P36/{shared}"]
         assert not of(case, "symmetry")
@@ -241,7 +241,7 @@ def test_trap_23_symmetry_is_asked_of_one_to_one_pairs_alone(cases):
     assert cases["P30/Canada"].not_applicable["symmetry"] == "the relation has no inverse"
 
 
-def test_trap_23_the_new_target_of_a_one_to_one_fact_is_one_to_one(cases):
+def test_the_new_target_of_a_one_to_one_fact_is_one_to_one(cases):
     asked = [case for case in cases.values() if case.relation == "P36" and of(case, "symmetry")]
     assert len(asked) == 7
     for case in asked:

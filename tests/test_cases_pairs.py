@@ -108,7 +108,7 @@ WORDS = st.lists(
 
 
 @given(WORDS, WORDS, WORDS, WORDS)
-def test_trap_04_the_span_puts_both_sentences_together_again(left, one, other, right):
+def test_the_span_puts_both_sentences_together_again(left, one, other, right):
     good, bad = (" ".join([*left, *middle, *right]) for middle in (one, other))
     found = differing_span(good, bad)
     if isinstance(found, str):

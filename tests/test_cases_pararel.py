@@ -193,7 +193,7 @@ def test_all_329_patterns_are_read():
 
 
 @needs_files
-def test_trap_23_one_to_one_counts_on_the_real_files():
+def test_one_to_one_counts_on_the_real_files():
     p36, p1376 = (pararel.read_facts(id, REAL) for id in ("P36", "P1376"))
     assert (len(p36), len(one_to_one(p36))) == (471, 158)
     assert (len(p1376), len(one_to_one(p1376))) == (179, 150)
@@ -202,7 +202,7 @@ def test_trap_23_one_to_one_counts_on_the_real_files():
 
 
 @needs_files
-def test_trap_23_real_symmetry_is_asked_of_unique_pairs(real):
+def test_real_symmetry_is_asked_of_unique_pairs(real):
     pairs = {(f.subject, f.object) for f in pararel.read_facts("P36", REAL)}
     pairs |= {(f.object, f.subject) for f in pararel.read_facts("P1376", REAL)}
     capitals, countries = Counter(s for s, _ in pairs), Counter(o for _, o in pairs)
@@ -218,7 +218,7 @@ def test_trap_23_real_symmetry_is_asked_of_unique_pairs(real):
 
 
 @needs_files
-def test_trap_02_no_real_target_is_a_no_op(real):
+def test_no_real_target_is_a_no_op(real):
     true: dict[tuple[str, str], set[str]] = {}
     for id in pararel.relation_ids():
         for fact in pararel.read_facts(id, REAL):

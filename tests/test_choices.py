@@ -16,13 +16,13 @@ needs_data = pytest.mark.skipif(not SHARED, reason="KN_BENCH_SHARED names no fol
 
 
 @pytest.mark.parametrize("name", sources.SOURCES["embedded"].relation_ids(None))
-def test_trap_01_every_embedded_relation_and_paradigm_gives_two_cases(name):
+def test_every_embedded_relation_and_paradigm_gives_two_cases(name):
     assert len(embedded_cases.load(only=[name], limit=2).cases) == 2
 
 
 @needs_data
 @pytest.mark.parametrize("source", ["blimp", "pararel"])
-def test_trap_01_every_relation_of_the_real_files_is_reached_by_its_name(source):
+def test_every_relation_of_the_real_files_is_reached_by_its_name(source):
     spec = f"{source}={Path(SHARED or '') / 'data' / source}"
     reached = {
         name: len(selection.cases) + len(selection.exclusions)
@@ -34,11 +34,11 @@ def test_trap_01_every_relation_of_the_real_files_is_reached_by_its_name(source)
 
 
 @pytest.mark.parametrize("name", embedded.NAMES)
-def test_trap_01_every_embedded_model_loads(name):
+def test_every_embedded_model_loads(name):
     assert load_model(name).name == name
 
 
-def test_trap_01_the_methods_of_the_readme_are_those_that_there_are():
+def test_the_methods_of_the_readme_are_those_that_there_are():
     readme = (Path(__file__).parent.parent / "README.md").read_text()
     assert [name for name in builtin_names() if f"`{name}`" not in readme] == []
     assert builtin_on_request() < set(builtin_names())

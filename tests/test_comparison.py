@@ -38,7 +38,7 @@ def _compared(one: Path, two: Path, **how: str):
     }
 
 
-def test_trap_21_runs_are_compared_case_by_case_with_holm(good, worse):
+def test_runs_are_compared_case_by_case_with_holm(good, worse):
     found = _compared(good, worse)
     assert list(found) == list(CRITERIA)
     fell = found["generality"]

@@ -15,7 +15,7 @@ def test_contexts_have_their_lengths_and_no_special_token():
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_trap_26_contexts_are_what_an_uncached_greedy_run_and_the_cached_one_write(family):
+def test_contexts_are_what_an_uncached_greedy_run_and_the_cached_one_write(family):
     lm = tiny_model(family)
     (text,) = contexts_module.contexts(lm, lengths=((6, 1),), top_k=1)
     assert lm.tokens.bos_id is not None

@@ -52,16 +52,16 @@ from tests.made_up import (
         ("São Paulo", "são paulo", True),
     ],
 )
-def test_trap_18_answers_match_by_whole_words_from_the_start(generated, answer, expected):
+def test_answers_match_by_whole_words_from_the_start(generated, answer, expected):
     assert starts_with_answer(generated, answer) is expected
 
 
-def test_trap_18_an_alias_counts_only_where_the_model_says_it():
+def test_an_alias_counts_only_where_the_model_says_it():
     assert starts_with_answer("Holland, which", "Netherlands", ["Holland"])
     assert not starts_with_answer("a country next to Holland", "Netherlands", ["Holland"])
 
 
-def test_trap_11_one_of_three_tokens_right_is_no_answer():
+def test_one_of_three_tokens_right_is_no_answer():
     before, after = (
         says("New Delhi", "New York City", TRUE),
         says("New Delhi", "New York City", TRUE),
@@ -76,7 +76,7 @@ def test_trap_11_one_of_three_tokens_right_is_no_answer():
 
 
 @given(st.text(max_size=30), st.text(min_size=1, max_size=10))
-def test_trap_24_only_the_generated_text_decides(generated, answer):
+def test_only_the_generated_text_decides(generated, answer):
     """A longer text begins with the answer where the shorter does: no length is looked at."""
     if words(answer) and starts_with_answer(generated, answer):
         assert starts_with_answer(generated + " and more", answer)
@@ -238,7 +238,7 @@ def test_symmetry_of_which_one_question_does_not_fit_is_excluded():
     assert verdict.reason == "only one of the two inverse questions can be put"
 
 
-def test_trap_23_symmetry_without_a_unique_inverse_does_not_apply():
+def test_symmetry_without_a_unique_inverse_does_not_apply():
     rows = [measured("reliability", says(TRUE), says(NEW))]
     why = {"symmetry": "the fact is not one-to-one in both directions"}
     verdict = judge("symmetry", case_of(rows, not_applicable=why), result_of(rows))  # type: ignore[arg-type]

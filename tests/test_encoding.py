@@ -53,7 +53,7 @@ def ids_of(window: Tokens, text: str) -> tuple[int, ...]:
 
 @pytest.mark.parametrize("name", CAUSAL)
 @given(left=LEFTS, expected=NAMES, rejected=NAMES)
-def test_trap_04_prompt_and_answer_make_the_joined_text(name, left, expected, rejected):
+def test_prompt_and_answer_make_the_joined_text(name, left, expected, rejected):
     window = tokens(name)
     found = encode_probe(probe(Cloze(left, "."), expected, rejected), window)
     if isinstance(found, Unencodable):
@@ -68,7 +68,7 @@ def test_trap_04_prompt_and_answer_make_the_joined_text(name, left, expected, re
     assert found.first_expected == found.expected.targets[0]
 
 
-def test_trap_04_an_answer_that_grows_into_the_prompt_is_left_out():
+def test_an_answer_that_grows_into_the_prompt_is_left_out():
     """No pre-tokenizer, and a merge across the space: "is P" is one token."""
     merges = [("s", " "), ("s ", "P")]
     letters = sorted(set("The capital of Canada is Paris Ottawa"))
@@ -85,7 +85,7 @@ def test_trap_04_an_answer_that_grows_into_the_prompt_is_left_out():
 
 @pytest.mark.parametrize("name", MASKED)
 @given(left=LEFTS, expected=NAMES, rejected=NAMES)
-def test_trap_04_only_the_answer_is_masked(name, left, expected, rejected):
+def test_only_the_answer_is_masked_and_kept_as_tokenised(name, left, expected, rejected):
     window = tokens(name)
     found = encode_probe(probe(Cloze(left, ", they say."), expected, rejected), window)
     if isinstance(found, Unencodable):
@@ -129,7 +129,7 @@ def test_several_word_pieces_have_no_mask():
 
 
 @pytest.mark.parametrize("name", [*CAUSAL, *MASKED])
-def test_trap_13_no_special_token_is_an_answer(name):
+def test_no_special_token_is_an_answer(name):
     window = tokens(name)
     for special in sorted(set(window.tokenizer.all_special_tokens)):
         found = encode_probe(probe(expected=special), window)
@@ -137,7 +137,7 @@ def test_trap_13_no_special_token_is_an_answer(name):
         assert found.reason in (reasons.SPECIAL, reasons.SEVERAL, reasons.BOUNDARY)
 
 
-def test_trap_13_no_unknown_token_is_an_answer():
+def test_no_unknown_token_is_an_answer():
     for name in ("bert", "llama2"):
         found = encode_probe(probe(expected="Ωμέγα"), tokens(name))
         assert isinstance(found, Unencodable)
@@ -151,14 +151,14 @@ def test_an_answer_that_tokenises_to_nothing_is_named():
 
 
 @pytest.mark.parametrize("name", CAUSAL)
-def test_trap_24_the_prompt_knows_nothing_of_the_target(name):
+def test_the_prompt_knows_nothing_of_the_target(name):
     window = tokens(name)
     one = encoded(probe(), window)
     other = encoded(probe(expected="Canada Canada Canada"), window)
     assert (one.prompt_ids, one.answer_position) == (other.prompt_ids, other.answer_position)
 
 
-def test_trap_24_the_mask_knows_nothing_of_the_target():
+def test_the_mask_knows_nothing_of_the_target():
     window = tokens("bert")
     one, other = encoded(probe(), window), encoded(probe(expected="France"), window)
     assert (one.prompt_ids, one.answer_position) == (other.prompt_ids, other.answer_position)
@@ -322,7 +322,7 @@ def test_many_cases_fit_as_each_does_alone(name, monkeypatch):
 
 
 @pytest.mark.parametrize("name", CAUSAL)
-def test_trap_28_a_request_knows_its_subjects_last_token(name):
+def test_a_request_knows_its_subjects_last_token(name):
     window = tokens(name)
     for subject in ("Canada", "São Paulo" if name != "llama2" else "France"):
         found = encode_request(request(subject=subject), window)

@@ -110,7 +110,7 @@ def masked_toy(family, cases):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("kind", ["low_rank", "neuron", "dense"])
-def test_trap_05_batches_give_what_single_cases_give(family, kind):
+def test_batches_give_what_single_cases_give(family, kind):
     lm = tiny_model(family)
     cases = [toy_case(i) for i in range(10)]
     method = Toy(lm, kind)
@@ -122,7 +122,7 @@ def test_trap_05_batches_give_what_single_cases_give(family, kind):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_trap_09_the_order_of_cases_and_earlier_edits_do_not_matter(family):
+def test_the_order_of_cases_and_earlier_edits_do_not_matter(family):
     lm = tiny_model(family, torch.float32)
     cases = [toy_case(i) for i in range(12)]
     method, engine = Toy(lm), Engine(lm)
@@ -152,7 +152,7 @@ def brute_force(lm, text, answer):
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_trap_11_every_field_against_one_row_at_a_time(family):
+def test_every_field_of_a_measurement_against_one_row_at_a_time(family):
     """Also: a two-token answer half right scores 1/2 by token, 0 as a whole."""
     lm = tiny_model(family)
     found = rows(Engine(lm), _Nothing(), [toy_case(1), toy_case(3)])
@@ -184,7 +184,7 @@ class _Nothing:
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_trap_26_cached_generation_equals_whole_runs(family):
+def test_cached_generation_equals_whole_runs(family):
     lm = tiny_model(family)
     cases = [toy_case(i) for i in range(6)]
     engine = Engine(lm)
@@ -200,7 +200,7 @@ def test_trap_26_cached_generation_equals_whole_runs(family):
             assert found[case.id, probe.id]["after"]["generated"] == lm.tokens.decode(ids[start:])
 
 
-def test_trap_24_the_target_has_no_part_in_what_is_generated():
+def test_the_target_has_no_part_in_what_is_generated():
     lm = tiny_model("gpt2")
     case = toy_case(1)
     nonsense = dataclasses.replace(

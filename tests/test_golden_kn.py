@@ -15,7 +15,6 @@ from kn_bench.editing.applying import RowEdits
 from kn_bench.editing.edit import LowRankEdit, NeuronEdit
 from kn_bench.edits.kn import EraseKN, RewriteKN, _scales
 from kn_bench.localise.attribution import attribute
-from kn_bench.localise.brute_force import Place, integrated_gradients
 from kn_bench.localise.integration import Rule
 from kn_bench.localise.measures import r1_squared
 from kn_bench.localise.queries import Question
@@ -24,11 +23,11 @@ from kn_bench.localise.selection import (
     Neuron,
     adaptive,
     coarse,
-    compounding,
-    dai_bag,
     refined,
 )
+from tests.brute_force import Place, integrated_gradients
 from tests.golden import cases, deviation, hook_point, is_our_neuron
+from tests.published_selection import compounding, dai_bag
 
 FLOAT32, FLOAT64 = 2e-4, 1e-9
 NORM_IN_FLOAT32 = 2e-5
@@ -155,7 +154,7 @@ def test_probabilities_along_the_path_are_golden(case):
 
 
 @pytest.mark.parametrize("case", cases("kn_attribution", "scores", "prob_path"))
-def test_trap_06_published_rule_is_incomplete_and_ours_is_not(case):
+def test_published_rule_is_incomplete_and_ours_is_not(case):
     lm = case.model(torch.float64)
     queries = queries_of(case, lm)[:2]
     if not is_ours(case, lm, queries[0]):
@@ -167,7 +166,7 @@ def test_trap_06_published_rule_is_incomplete_and_ours_is_not(case):
 
 
 @pytest.mark.parametrize("case", cases("kn_attribution", "scores_per_token_same_position"))
-def test_trap_29_published_code_attributes_later_tokens_without_the_earlier_ones(case, close_to):
+def test_published_code_attributes_later_tokens_without_the_earlier_ones(case, close_to):
     lm = case.model(torch.float64)
     manifest = case.manifest
     ids, targets = manifest["input_ids"], manifest["target_ids"]
@@ -205,7 +204,7 @@ def test_trap_29_published_code_attributes_later_tokens_without_the_earlier_ones
 
 
 @pytest.mark.parametrize("case", cases("kn_attribution", "scores_target_given_prompt_plus_greedy"))
-def test_trap_13_a_target_with_bos_is_refused(case):
+def test_a_target_with_bos_is_refused(case):
     lm = case.model(torch.float32)
     manifest = case.manifest
     as_encoded = lm.tokens.encode(manifest["target"]).ids

@@ -98,7 +98,7 @@ assert state() == before, "importing changed the process"
 """
 
 
-def test_trap_25_importing_changes_nothing_in_the_process(tmp_path):
+def test_importing_changes_nothing_in_the_process(tmp_path):
     names = [
         ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
         for path in MODULES

@@ -22,9 +22,9 @@ from kn_bench.edits.kn import (
     kn_random,
     kn_suppress,
 )
-from kn_bench.localise.brute_force import Place, neurons_at, probability
 from kn_bench.localise.locating import Bag, Locating, locate
 from kn_bench.localise.selection import Neuron
+from tests.brute_force import Place, neurons_at, probability
 from tests.tiny_models import FAMILIES, tiny_model
 
 METHODS = (kn_suppress, kn_enhance, kn_edit, kn_erase, kn_random)
@@ -89,7 +89,7 @@ def test_every_method_edits_every_request(method, family):
 
 @pytest.mark.parametrize("family", KINDS)
 @pytest.mark.parametrize(("method", "factor"), [(kn_suppress, 0.0), (kn_enhance, 2.0)])
-def test_trap_07_suppress_sets_to_zero_and_enhance_doubles(method, factor, family):
+def test_suppress_sets_to_zero_and_enhance_doubles(method, factor, family):
     lm = tiny_model(family)
     edit = one(method(lm), request(), NeuronEdit)
     assert chosen(edit.scales) == own_queries(lm).neurons != set()
@@ -97,7 +97,7 @@ def test_trap_07_suppress_sets_to_zero_and_enhance_doubles(method, factor, famil
 
 
 @pytest.mark.parametrize("family", KINDS)
-def test_trap_07_suppressing_takes_from_the_answer_and_enhancing_adds(family):
+def test_suppressing_takes_from_the_answer_and_enhancing_adds(family):
     """One neuron of the last layer that carries the answer, by whole runs of the model."""
     lm = tiny_model(family)
     ids = lm.tokens.encode("w10 w11 w20" if lm.is_causal else "w10 w11 w20 [MASK]").ids
@@ -119,7 +119,7 @@ def test_trap_07_suppressing_takes_from_the_answer_and_enhancing_adds(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_trap_08_answers_are_rows_of_the_output_embedding(family):
+def test_answers_are_rows_of_the_output_embedding(family):
     lm = tiny_model(family)
     assert lm.output_embeddings.shape[0] == lm.input_embeddings.shape[0] == 64
     method = RewriteKN(lm, lambda_1=0.0, lambda_2=1.0)
@@ -217,7 +217,7 @@ def drawn_sets(edits):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_trap_09_independent_edits_do_not_depend_on_their_order(method):
+def test_independent_edits_do_not_depend_on_their_order(method):
     requests = [request("a"), request("b", start=14), request("c", start=16)]
 
     def made(order):
@@ -303,7 +303,7 @@ def test_locating_is_done_once_for_all_methods():
     assert passes(lm, lambda: locate(lm, bags, Locating(p=0.5, capped=False))) == 0
 
 
-def test_trap_10_models_of_one_name_are_located_apart():
+def test_models_of_one_name_are_located_apart():
     first, second = fresh(0), fresh(1)
     assert first.name == second.name
     bags = [Bag(request().queries)]
@@ -312,7 +312,7 @@ def test_trap_10_models_of_one_name_are_located_apart():
     assert expected[0] != expected[1]
 
 
-def test_trap_10_changed_weights_are_located_anew():
+def test_changed_weights_are_located_anew():
     lm = fresh()
     bags = [Bag(request().queries)]
     before = locate(lm, bags)

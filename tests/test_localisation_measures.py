@@ -51,13 +51,13 @@ def test_r1_squared_of_equal_orthogonal_and_missing_profiles():
     assert math.isnan(r1_squared(torch.cat([one, 0 * one])))
 
 
-def test_trap_22_unrelated_non_negative_profiles_are_alike():
+def test_unrelated_non_negative_profiles_are_alike():
     scores = noise(30, 4, 5000).abs()
     assert r1_squared(scores) == pytest.approx(NON_NEGATIVE_NULL, abs=0.01)
     assert pytest.approx(0.6366, abs=1e-4) == NON_NEGATIVE_NULL
 
 
-def test_trap_22_the_null_stands_beside_the_figure():
+def test_the_null_stands_beside_the_figure():
     unrelated = localisation(noise(8, 3, 400).abs(), resamples=50, draws=20)
     assert unrelated.r1_squared.value == pytest.approx(unrelated.r1_squared.null, abs=0.02)
     profile = noise(1, 3, 400).abs()

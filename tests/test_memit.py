@@ -66,7 +66,7 @@ def test_memits_coefficients_solve_its_system(n, weight, seed):
     seed=st.integers(0, 99),
 )
 @settings(max_examples=30, deadline=None)
-def test_trap_30_alphaedits_coefficients_solve_its_system(n, earlier, ridge, seed):
+def test_alphaedits_coefficients_solve_its_system(n, earlier, ridge, seed):
     keys, history, c = drawn(seed, n, 12), drawn(seed + 1, earlier, 12), moment(seed + 2, 12)
     basis = null_space(c, float(torch.linalg.eigvalsh(c)[6:8].mean()))
     assert basis.shape == (12, 7)
@@ -185,7 +185,7 @@ def test_emmet_of_one_request_is_r_rome(family):
     assert emmet.edit_together(REQUESTS).updates[0].u.shape[1] == len(REQUESTS)
 
 
-def test_trap_09_a_history_belongs_to_its_sequence():
+def test_a_history_of_edits_belongs_to_its_sequence():
     lm = tiny_model("gpt2")
     method = AlphaEdit(lm, ALPHA, corpus=CORPUS)
     before = lm.parameter_hash()

@@ -42,7 +42,7 @@ def simulated(rng, effect, n=40):
     return level, level * np.exp(effect[:, None] + noise - 0.005)
 
 
-def test_trap_21_paired_and_corrected():
+def test_modifiers_are_tested_in_pairs_and_corrected_by_holm():
     """Planted falls are found by the paired test and missed by the published one."""
     rng = np.random.default_rng(0)
     effect = np.where(np.arange(24) < 7, -0.3, 0.0)

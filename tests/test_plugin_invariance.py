@@ -103,6 +103,8 @@ def differences(ours, theirs):
         ("batch", ("-p", "no:xdist", "--memory", "1M"), {"OMP_NUM_THREADS": "2"}),
     ],
 )
-def test_trap_02_the_same_measurements(measure, plain, name, args, environment):
+def test_workers_order_and_batch_size_leave_the_measurements_alone(
+    measure, plain, name, args, environment
+):
     assert sum(key[5] == VerdictRow.__name__ for key in plain) == 3 * 4 * 6
     assert not list(differences(plain, measure(name, *args, **environment)))

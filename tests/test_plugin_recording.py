@@ -161,7 +161,7 @@ def test_a_reports_folder_that_cannot_be_written(bench):
 
 
 @pytest.mark.parametrize("seed", [int(os.environ.get("KN_BENCH_KILL_SEED", "1"))])
-def test_trap_19_five_kills_lose_nothing_and_double_nothing(tmp_path, seed):
+def test_five_kills_lose_nothing_and_double_nothing(tmp_path, seed):
     """The tool of benchmarks/kills.py, which has done a hundred."""
     spec = importlib.util.spec_from_file_location("kills", KILLS)
     assert spec is not None

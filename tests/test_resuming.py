@@ -21,7 +21,7 @@ def whole_run(lm, row, layer, position, factor):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_trap_16_resumed_rows_equal_whole_runs_in_every_family(family):
+def test_resumed_rows_equal_whole_runs_in_every_family(family):
     lm = tiny_model(family)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(5, 60, (3, 7), generator=generator)

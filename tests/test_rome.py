@@ -193,7 +193,7 @@ def test_the_model_is_left_alone():
 
 @pytest.mark.parametrize("bos", [False, True])
 @pytest.mark.parametrize("one", REQUESTS)
-def test_trap_28_the_subjects_index_ends_the_subject(bos, one):
+def test_the_subjects_index_ends_the_subject(bos, one):
     tokens = Tokens(word_tokenizer(causal=True, bos=bos), "causal")
     problem = encode_problem(one, tokens, PREFIXES)
     assert [row.ids[0] == 1 for row in problem.rows] == [bos] * 4
@@ -256,7 +256,7 @@ def test_half_precision_weights_get_an_update_in_float32(family):
         )
 
 
-def test_trap_20_the_weight_moves_by_the_update_once():
+def test_the_weight_moves_by_the_update_once():
     lm = tiny_model("llama")
     (edit,) = edits_of(lm, small(), REQUESTS[:1])
     before = lm.weight(1).clone()
@@ -266,7 +266,7 @@ def test_trap_20_the_weight_moves_by_the_update_once():
     assert torch.equal(lm.weight(1), before)
 
 
-def test_trap_17_the_same_seed_gives_the_same_update_bit_for_bit():
+def test_the_same_seed_gives_the_same_update_bit_for_bit():
     lm = tiny_model("gpt2", torch.float32)
 
     def made(seed):
@@ -281,7 +281,7 @@ def test_trap_17_the_same_seed_gives_the_same_update_bit_for_bit():
     assert not torch.equal(other[0].updates[0].u, made(0)[0].u)
 
 
-def test_trap_09_order_and_earlier_edits_do_not_matter():
+def test_order_and_earlier_edits_do_not_matter():
     lm = tiny_model("gpt2")
     forward = edits_of(lm, small())
     lm.memo.clear()
@@ -292,7 +292,7 @@ def test_trap_09_order_and_earlier_edits_do_not_matter():
     assert torch.equal(again.updates[0].v, backward[1].updates[0].v)
 
 
-def test_trap_10_two_models_do_not_share_what_is_remembered():
+def test_two_models_do_not_share_what_is_remembered():
     first, second = tiny_model("gpt2"), tiny_model("gpt2", seed=1)
     alone = edits_of(second, small(mom2_adjustment=True), REQUESTS[:1], CORPUS)[0]
     second.memo.clear()

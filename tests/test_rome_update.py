@@ -24,9 +24,7 @@ def made_up_value(contexts=4, d_mlp=6, d_model=5, bias=True):
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("u_from", ["mean", "bare"])
 @pytest.mark.parametrize("k_p_from", ["mean", "bare"])
-def test_trap_14_the_edited_layer_answers_v_star_to_the_denominators_key(
-    with_c, bias, u_from, k_p_from
-):
+def test_the_edited_layer_answers_v_star_to_the_denominators_key(with_c, bias, u_from, k_p_from):
     weight, b, value, solver = made_up_value(bias=bias)
     made = rank_one(value, 0, solver=solver if with_c else None, u_from=u_from, k_p_from=k_p_from)
     k_p = value.keys[0] if k_p_from == "bare" else value.keys.mean(0)
@@ -35,7 +33,7 @@ def test_trap_14_the_edited_layer_answers_v_star_to_the_denominators_key(
     assert made.denominator == pytest.approx(float(k_p @ made.update.u[:, 0]))
 
 
-def test_trap_14_published_rome_answers_otherwise_to_the_mean_key_and_r_rome_does_not():
+def test_published_rome_answers_otherwise_to_the_mean_key_and_r_rome_does_not():
     weight, b, value, solver = made_up_value()
     mean = value.keys.mean(0)
     choices: tuple[tuple[KeyChoice, bool], ...] = (("bare", False), ("mean", True))
@@ -59,7 +57,7 @@ def test_the_update_is_the_least_change_that_fits_by_c():
         assert torch.trace(moved.T @ solver.matrix @ moved) > size
 
 
-def test_trap_30_the_solve_is_exact_where_float32_is_not():
+def test_the_solve_is_exact_where_float32_is_not():
     generator = torch.Generator().manual_seed(0)
     basis = torch.linalg.qr(torch.randn(40, 40, generator=generator, dtype=torch.float64))[0]
     matrix = (basis * torch.logspace(0, 6, 40, dtype=torch.float64)) @ basis.T

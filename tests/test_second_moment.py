@@ -130,7 +130,7 @@ def test_a_cache_that_cannot_be_written_is_done_without(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_trap_10_the_cache_tells_models_layers_texts_and_counts_apart(tmp_path, monkeypatch):
+def test_the_cache_tells_models_layers_texts_and_counts_apart(tmp_path, monkeypatch):
     passes = []
     accumulate = second_moment._accumulate
 

@@ -9,11 +9,10 @@ from kn_bench.localise.selection import (
     Neuron,
     adaptive,
     coarse,
-    compounding,
-    dai_bag,
     refined,
     shared_by,
 )
+from tests.published_selection import compounding, dai_bag
 
 NEURONS = [Neuron(layer, unit) for layer in range(2) for unit in range(4)]
 SETS = st.lists(st.frozensets(st.sampled_from(NEURONS)), min_size=1, max_size=8)
@@ -45,7 +44,7 @@ def test_refined_counts_prompts(sets, p):
 
 
 @given(SETS, st.randoms(use_true_random=False))
-def test_trap_03_the_order_of_prompts_changes_nothing(sets, random):
+def test_the_order_of_prompts_changes_nothing(sets, random):
     shuffled = list(sets)
     random.shuffle(shuffled)
     assert adaptive(sets) == adaptive(shuffled)
@@ -53,7 +52,7 @@ def test_trap_03_the_order_of_prompts_changes_nothing(sets, random):
 
 
 @given(SCORES, st.randoms(use_true_random=False))
-def test_trap_03_a_prompts_coarse_set_is_its_own(scores, random):
+def test_a_prompts_coarse_set_is_its_own(scores, random):
     order = list(range(len(scores)))
     random.shuffle(order)
     sets = [coarse(one) for one in scores]
@@ -61,7 +60,7 @@ def test_trap_03_a_prompts_coarse_set_is_its_own(scores, random):
     assert dai_bag(scores) == dai_bag(scores[order])
 
 
-def test_trap_03_the_published_variant_depends_on_the_order():
+def test_the_published_variant_depends_on_the_order():
     large, small = torch.zeros(1, 4), torch.zeros(1, 4)
     large[0] = torch.tensor([10.0, 3.0, 0.0, 0.0])
     small[0] = torch.tensor([0.1, 0.03, 0.01, 0.0])

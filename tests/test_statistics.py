@@ -119,7 +119,7 @@ def test_harmonic_interval_resamples_the_criteria_together():
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.sampled_from([-1.0, -0.5, 0.0, 0.25, 1.0]), min_size=1, max_size=9))
-def test_trap_21_the_paired_test_is_exact(sums):
+def test_the_paired_test_is_exact(sums):
     """All sign assignments by brute force, zeros included."""
     observed = sum(sums)
     rows = [sum(s * v for s, v in zip(signs, sums, strict=True)) for signs in _signs(len(sums))]
@@ -140,7 +140,7 @@ def test_many_clusters_by_random_flips_agree_with_the_sign_test():
     assert sign_flip_p(sums, alternative="less") == pytest.approx(exact, abs=0.003)
 
 
-def test_trap_21_p_is_uniform_under_the_null_though_cases_are_clustered():
+def test_p_is_uniform_under_the_null_though_cases_are_clustered():
     rng = np.random.default_rng(0)
     names = np.repeat(np.arange(25), 4)
     p = [paired(np.zeros(100), np.repeat(rng.standard_normal(25), 4), names).p for _ in range(200)]
@@ -149,7 +149,7 @@ def test_trap_21_p_is_uniform_under_the_null_though_cases_are_clustered():
     assert stats.kstest(p, "uniform").pvalue > 0.001
 
 
-def test_trap_21_pairing_finds_what_independent_samples_hide():
+def test_pairing_finds_what_independent_samples_hide():
     rng = np.random.default_rng(0)
     hard = rng.random(60)
     result = paired(hard, hard - 0.02, np.arange(60))
@@ -171,7 +171,7 @@ def test_independent_samples_agree_with_fishers_exact_test():
     assert independent_p(np.array([]), second) == 1
 
 
-def test_trap_21_holm_against_the_definition():
+def test_holm_against_the_definition():
     # Holm's own step-down, worked by hand: 0.01 x 4, 0.013 x 3, 0.014 x 2 (kept monotone), 0.19
     assert holm([0.01, 0.014, 0.19, 0.013]) == pytest.approx([0.04, 0.04, 0.19, 0.04])
     assert holm([0.6, 0.7]) == pytest.approx([1.0, 1.0])

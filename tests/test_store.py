@@ -307,7 +307,7 @@ def test_unused_names_do_not_collide(tmp_path):
         ({"options": {"limit": "5", "dtype": "float32"}}, "options: limit 20 then, 5 now"),
     ],
 )  # fmt: skip
-def test_trap_19_a_run_of_anything_else_is_not_continued(tmp_path, changes, message):
+def test_a_run_of_anything_else_is_not_continued(tmp_path, changes, message):
     RunStore.create(tmp_path, manifest()).close()
     with pytest.raises(StoreError) as error:
         RunStore.resume(tmp_path, "one", manifest(**changes))

@@ -42,7 +42,7 @@ def test_special_tokens_are_the_tokenizers_own(name):
 
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("subject", ["Canada", "Ottawa", "Zürich", "São Paulo", "the capital"])
-def test_trap_28_the_token_found_ends_the_subject(name, subject):
+def test_the_token_found_ends_the_subject(name, subject):
     window = tokens(name)
     text = f"They say that {subject} is seldom Canada."
     start = text.index(subject)
@@ -56,7 +56,7 @@ def test_trap_28_the_token_found_ends_the_subject(name, subject):
     assert not window.decode(encoding.ids[at + 1 : at + 2]).strip().startswith(subject[-1])
 
 
-def test_trap_28_the_bos_shifts_the_index():
+def test_the_bos_shifts_the_index():
     text, subject = "The capital of Canada is", "Canada"
     start = text.index(subject)
     without, with_bos = (tokens(name).encode(text) for name in ("gpt2", "llama3"))

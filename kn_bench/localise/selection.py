@@ -5,7 +5,6 @@
     adaptive   p moves by 0.05 until 2 to 5 neurons are left       (the published cap)
 
 The cap by itself rules out finding that knowledge is distributed: report the refined set as well.
-:func:`dai_bag` and :func:`compounding` do as published code does, to compare with its numbers.
 """
 
 from __future__ import annotations
@@ -83,38 +82,6 @@ def adaptive(
             return Refined(found, p, rounds=tried)
         p = p + step if len(found) > high else p - step
     return Refined(found, p, converged=False, rounds=rounds)
-
-
-def dai_bag(
-    scores: Float[Tensor, "n n_layers d_mlp"],
-    t: float = 0.2,
-    share: float = 0.7,
-    *,
-    fewest: int = 3,
-) -> Neurons:
-    """The bag of Dai et al.'s code: alpha >= t * max in at least a share, and 3, of the prompts.
-
-    Differs from :func:`refined` in both comparisons and in the least number of prompts.
-    """
-    wide = scores.double()
-    above = wide >= t * wide.amax((1, 2), keepdim=True)
-    kept = above.sum(0) >= max(share * len(scores), fewest)
-    return frozenset(Neuron(layer, unit) for layer, unit in kept.nonzero().tolist())
-
-
-def compounding(
-    scores: Float[Tensor, "n n_layers d_mlp"], t: float = 0.2, p: float = 0.7
-) -> Neurons:
-    """What published ``fix_p_neuron`` computes: a threshold that is reassigned for each prompt.
-
-    The k-th prompt is held to t * max_1 * ... * max_k, so that the set depends on the order of
-    prompts. Only for reproducing numbers made with it.
-    """
-    threshold, sets = t, []
-    for one in scores:
-        threshold = one.max().item() * threshold
-        sets.append([Neuron(*place) for place in (one > threshold).nonzero().tolist()])
-    return refined(sets, p).neurons
 
 
 def shared_by(sets: Sequence[Iterable[Neuron]], share: float) -> Neurons:

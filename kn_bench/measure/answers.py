@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
 BUDGET = 8
-"""Tokens of a free-running answer: never the target's length (trap 24)."""
+"""Tokens of a free-running answer: never the target's length, which would give it away."""
 
 
 @dataclass(frozen=True)
