@@ -227,7 +227,7 @@ def test_broken_files_are_one_sentence(broken, tmp_path):
     shutil.copytree(embedded.folder("tiny-gpt2"), folder)
     with (folder / broken).open("r+b") as file:
         file.truncate(200)
-    with pytest.raises(ValueError, match=r"^the model .*model'? cannot be loaded \(") as refused:
+    with pytest.raises(ValueError, match=r"download it again$") as refused:
         load_model(str(folder))
     assert "\n" not in str(refused.value)
 
@@ -244,7 +244,8 @@ def test_gpus_without_room_for_the_model_are_refused(monkeypatch):
 
     def offloaded(*args, device_map, **more):
         assert device_map == "auto"
-        return accelerate.cpu_offload(whole(*args, **more), execution_device="cpu")
+        hf, info = whole(*args, **more)
+        return accelerate.cpu_offload(hf, execution_device="cpu"), info
 
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", offloaded)
     with pytest.raises(ValueError, match="the GPUs have no room for all of 'tiny-gpt2': use more"):

@@ -8,9 +8,10 @@ neurons (the keys of ROME), its output their values. One row here is all that a 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from torch import nn
+if TYPE_CHECKING:
+    from torch import nn
 
 Kind = Literal["causal", "masked"]
 
@@ -165,9 +166,27 @@ _REFUSED = {
 }
 
 
+_BUILT_IN = frozenset(_TABLE.values())
+
+
 def register(row: Architecture) -> None:
     """Add a family, or replace its row; call it before loading the model."""
     _TABLE[row.family] = row
+
+
+def registered() -> tuple[Architecture, ...]:
+    """The rows that :func:`register` has added or replaced."""
+    return tuple(row for row in _TABLE.values() if row not in _BUILT_IN)
+
+
+def language_part(config: Any) -> Any:
+    """The part of a Hugging Face config that describes what kn_bench measures.
+
+    A multimodal class (Gemma 3 from 4B on, Mistral 3) holds its text model's config as
+    ``text_config``. It is taken apart only where there is no row for the class as a whole.
+    """
+    inner = getattr(config, "text_config", None)
+    return config if inner is None or str(config.model_type) in _TABLE else inner
 
 
 def families() -> tuple[str, ...]:

@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
-from kn_bench.model.architecture import architecture_of
+from kn_bench.model.architecture import architecture_of, language_part
 from kn_bench.model.devices import devices_named
+from kn_bench.model.integrity import check_tokenizer, refuse_incomplete
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.output import progress_on_terminals_only
 from kn_bench.model.source import DTYPES, first_line, not_to_be_had, source_of
@@ -41,8 +42,9 @@ def load_model(
         commit: of the hub, where the name alone might soon mean another.
 
     Raises:
-        ValueError: one sentence: unknown name, dtype, device or attention, no safetensors, unknown
-            family, no tokenizer, no accelerate, no room on the device.
+        ValueError: one sentence: unknown name, dtype, device or attention, no safetensors, weights
+            that are missing, unknown family, no tokenizer or not the model's, no accelerate, no
+            room on the device.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
@@ -55,21 +57,41 @@ def load_model(
     if attention:
         kept["attn_implementation"] = attention
     with _in_one_sentence(name):
-        config = AutoConfig.from_pretrained(source, **options)
-        config = getattr(config, "text_config", config)
+        whole = AutoConfig.from_pretrained(source, **options)
+        config = language_part(whole)
         architecture = architecture_of(config)
         auto = AutoModelForCausalLM if architecture.kind == "causal" else AutoModelForMaskedLM
+        if config is not whole:
+            kept |= {"config": config, "key_mapping": _INNER}
 
-        def weights(**encode_one: Any) -> Any:
-            with progress_on_terminals_only():
-                return auto.from_pretrained(source, **kept, **encode_one, **options)
+        def load(**where: Any) -> Any:
+            with progress_on_terminals_only(), _quietly():
+                hf, info = auto.from_pretrained(
+                    source,
+                    **kept,
+                    **where,
+                    **options,
+                    output_loading_info=True,
+                    ignore_mismatched_sizes=True,  # they are refused here, by name
+                )
+            refuse_incomplete(name, info, architecture, config)
+            return hf
 
-        hf = weights(device_map="auto") if device == "auto" else _moved(name, weights(), device)
+        hf = load(device_map="auto") if device == "auto" else _moved(name, load(), device)
         tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True, **options)
-    _check_whole(name, hf, tokenizer)
+    _check_placed(name, hf)
+    check_tokenizer(name, tokenizer, hf.get_input_embeddings().weight.shape[0], Path(source))
     return LanguageModel(
-        name, hf, tokenizer, architecture=architecture, weights=lambda: weights().state_dict()
+        name, hf, tokenizer, architecture=architecture, weights=lambda: load().state_dict()
     )
+
+
+_INNER = {
+    r"^model\.language_model\.": "model.",
+    r"^language_model\.model\.": "model.",
+    r"^language_model\.lm_head\.": "lm_head.",
+}
+"""Where multimodal checkpoints keep their text model, and where the text model alone has it."""
 
 
 def _check_place(device: str, dtype: str) -> None:
@@ -104,19 +126,26 @@ def _moved(name: str, hf: Any, device: str) -> Any:
         ) from error
 
 
-def _check_whole(name: str, hf: Any, tokenizer: Any) -> None:
-    if not tokenizer("The capital of Canada is", add_special_tokens=False)["input_ids"]:
-        # transformers makes an empty tokenizer where the files are missing
-        raise ValueError(
-            f"the tokenizer of {name!r} makes no token of plain text: tokenizer.json is missing, "
-            "or holds no vocabulary"
-        )
+def _check_placed(name: str, hf: Any) -> None:
     if any(parameter.is_meta for parameter in hf.parameters()):
         # accelerate would fetch these for each pass: nothing could be read from them or edited
         raise ValueError(
             f"the GPUs have no room for all of {name!r}: use more of them, a smaller --dtype, or "
             "--device cpu"
         )
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """No warnings of transformers' while open: what they say is refused here, in one sentence."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity(max(level, logging.ERROR))
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
 
 
 def _reason(name: str, error: OSError) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from kn_bench.model import embedded, gguf_files, packaged
+from kn_bench.model.folder import check_folder
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 """What weights may be loaded as, by torch's names."""
@@ -32,8 +33,7 @@ def source_of(name: str) -> tuple[str, str | None]:
     if path.suffix == ".gguf":
         return str(_gguf(path)), None
     if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ValueError(f"{path} is no model folder: it has no config.json")
+        check_folder(path)
         return str(path), None
     id, _, revision = name.partition("@")
     if id in embedded.NAMES:

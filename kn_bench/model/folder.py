@@ -1,0 +1,165 @@
+"""A model's folder, checked before any of it is loaded: in milliseconds, without torch.
+
+What a broken download, an adapter or a quantised checkpoint would become otherwise is an error of a
+library far below, a hang, or a model that is partly random. Each complaint is one sentence.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+CONFIG = "config.json"
+INDEX = "model.safetensors.index.json"
+WEIGHTS = "model.safetensors"
+READ = (".safetensors", ".json", ".txt", ".model", ".jinja")
+"""Endings of the files that are read when a model is loaded."""
+PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
+LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+SIZES = (
+    *LAYERS,
+    *("hidden_size", "n_embd", "dim", "d_model", "num_attention_heads", "n_head", "n_heads"),
+    *("vocab_size", "intermediate_size", "n_inner", "ffn_dim", "hidden_dim"),
+)
+LARGEST = dict.fromkeys(LAYERS, 1000)
+"""More layers than any published model has; a billion of them would fill the memory."""
+_LARGEST = 1 << 24
+_HEADER = 100 << 20
+"""Bytes that the safetensors format allows for a header."""
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that holds no whole model in safetensors.
+
+    Raises:
+        ValueError: one sentence: what is wrong, and what to do.
+    """
+    for problem in _problems(folder):
+        raise ValueError(problem)
+
+
+def _problems(folder: Path) -> Iterator[str]:
+    yield from _odd_files(folder)
+    if (folder / "adapter_config.json").is_file():
+        base = _read(folder / "adapter_config.json").get("base_model_name_or_path", "its base")
+        yield (
+            f"{folder} holds a PEFT adapter of {base}, not a model: merge it (peft's "
+            "merge_and_unload(), then save_pretrained) and give the merged folder"
+        )
+    if not (folder / CONFIG).is_file():
+        yield f"{folder} is no model folder: it has no {CONFIG}"
+    config = _read(folder / CONFIG)
+    yield from _odd_config(folder, config)
+    yield from _odd_weights(folder)
+
+
+def _odd_files(folder: Path) -> Iterator[str]:
+    """Whatever has a name that is going to be opened and is no regular file: it may never end."""
+    for path in sorted(folder.iterdir()):
+        if path.suffix not in READ:
+            continue
+        try:
+            mode = path.stat().st_mode
+        except OSError as error:
+            yield f"{path} is a link to nowhere ({error.strerror}): download the model again"
+            continue
+        if not stat.S_ISREG(mode):
+            kind = "folder" if stat.S_ISDIR(mode) else "device or pipe"
+            yield f"{path} is a {kind}: expected a regular file; download the model again"
+        elif not os.access(path, os.R_OK):
+            yield f"{path} cannot be read: give yourself the right to read it"
+
+
+def _odd_config(folder: Path, config: Mapping[str, Any]) -> Iterator[str]:
+    inner = config.get("text_config")
+    for part in (config, inner if isinstance(inner, dict) else {}):
+        for name in SIZES:
+            value, most = part.get(name, 1), LARGEST.get(name, _LARGEST)
+            if value is None:
+                continue
+            if type(value) is not int or not 1 <= value <= most:
+                yield (
+                    f"{folder / CONFIG}: {name} is {str(value)[:40]}: expected a whole number from "
+                    f"1 to {most:,}"
+                )
+    quantised = config.get("quantization_config")
+    if isinstance(quantised, dict):
+        method = str(quantised.get("quant_method", "an unnamed method"))[:40]
+        yield (
+            f"{folder} holds weights quantised by {method}: expected plain float weights, which "
+            "edits can be added to; give the checkpoint it was made from, or its dequantize() "
+            "saved by save_pretrained"
+        )
+
+
+def _odd_weights(folder: Path) -> Iterator[str]:
+    if (folder / WEIGHTS).is_file():
+        files = [folder / WEIGHTS]
+    elif (folder / INDEX).is_file():
+        weights = _read(folder / INDEX).get("weight_map")
+        if not isinstance(weights, dict) or not all(isinstance(v, str) for v in weights.values()):
+            yield f"{folder / INDEX} has no weight_map of names: download it again"
+            return
+        names = sorted(set(weights.values()))
+        absent = [name for name in names if not (folder / name).is_file()]
+        if absent:
+            yield (
+                f"{folder} lacks {len(absent)} of its {len(names)} safetensors files "
+                f"({', '.join(absent[:3])}{', ...' * (len(absent) > 3)}), which {INDEX} names: "
+                "download them"
+            )
+            return
+        files = [folder / name for name in names]
+    else:
+        pickled = any(path.suffix in PICKLED for path in folder.iterdir())
+        yield f"{folder} has no safetensors weights" + (
+            ", and kn_bench unpickles none: convert it first" if pickled else
+            f": expected {WEIGHTS}, or {INDEX} and the files it names"
+        )  # fmt: skip
+        return
+    for file in files:
+        yield from _odd_safetensors(file)
+
+
+def _odd_safetensors(path: Path) -> Iterator[str]:
+    """A file that was cut off, or is none: the format begins with the length of a JSON header."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > min(_HEADER, size - 8):
+            yield f"{path} is no whole safetensors file ({size} bytes): download it again"
+            return
+        try:
+            header = json.loads(file.read(length))
+            ends = [int(h["data_offsets"][1]) for n, h in header.items() if n != "__metadata__"]
+        except (ValueError, RecursionError, KeyError, TypeError, IndexError, AttributeError):
+            yield f"{path} is no safetensors file (its header cannot be read): download it again"
+            return
+    if not ends:
+        yield f"{path} holds no weights: download it again"
+    elif max(ends) != size - 8 - length:
+        yield (
+            f"{path} has {size - 8 - length:,} bytes of weights where its header names "
+            f"{max(ends):,}: it was cut off; download it again"
+        )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The object of a JSON file.
+
+    Raises:
+        ValueError: when it is none.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{path} is not JSON ({type(error).__name__}): download it again"
+        ) from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no JSON object: download it again")
+    return content
