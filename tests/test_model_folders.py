@@ -33,7 +33,7 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 @pytest.fixture
 def copied(tmp_path):
-    def copy(source: Path) -> Path:
+    def copy(source):
         folder = tmp_path / "model"
         shutil.copytree(source, folder)
         return folder

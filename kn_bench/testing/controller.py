@@ -21,6 +21,7 @@ from kn_bench.editing import registry
 from kn_bench.editing.registry import Registry, RegistryError
 from kn_bench.measure.protocols import occasion_of
 from kn_bench.model.source import on_hub, origin
+from kn_bench.model.trial import refuse_unloadable
 from kn_bench.testing import method_fixtures, units
 from kn_bench.testing.devices import DevicePool, expand
 from kn_bench.testing.models import fingerprint
@@ -78,6 +79,8 @@ class RunController:
             self._origins = {n: text for n in self._fingerprints if (text := origin(n))}
             self.pool = DevicePool(expand(self.options.devices))
             self._corpus = self._checked_corpus()
+            for model in self.plan.models.values():
+                self._check_loads(model)
         except (ValueError, OSError, RegistryError) as error:
             raise pytest.UsageError(str(error)) from error
         if self.options.baseline is not None:
@@ -97,6 +100,15 @@ class RunController:
             return corpus.SELF
         named = corpus.file_named(self.options.corpus)
         return f"{named.name} SHA-256 {named.corpus.content_hash}"
+
+    def _check_loads(self, model: str) -> None:
+        refuse_unloadable(
+            model,
+            self._fingerprints[model],
+            dtype=self.options.dtype,
+            attention=self.options.attention,
+            commit=self._fingerprints[model] if on_hub(model) else None,
+        )
 
     def _check_gate(self, baseline: Path) -> None:
         """Find out before the run, not after it, that there is nothing to hold it against."""
