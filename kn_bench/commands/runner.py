@@ -83,11 +83,13 @@ def load_material(request: Request, settings: Settings) -> Material:
             that the model does not have.
     """
     from kn_bench.model.loading import load_model
+    from kn_bench.model.progress import Bars
     from kn_bench.study.material import Material
 
     wanted = [*(request.relations or ()), *(request.paradigms or ())]
     cases = load_cases(request.model, request.cases, wanted, settings.seed)
     lm = load_model(request.model, device=request.device, dtype=request.dtype)
+    lm.progress = Bars()
     for layer, unit in settings.neurons:
         if layer >= lm.n_layers or unit >= lm.d_mlp:
             raise ValueError(
@@ -106,9 +108,13 @@ def load_cases(
         ValueError: when there are none.
     """
     from kn_bench.cases import sources
-    from kn_bench.model import embedded
+    from kn_bench.cases.sources.defaults import default_specs
 
-    chosen = specs or (["embedded"] if model in embedded.NAMES else ["blimp", "pararel"])
+    chosen: Sequence[str] = specs or ()
+    if not chosen:
+        chosen, sentence = default_specs([model])
+        if sentence:
+            typer.echo(sentence, err=True)
     cases = [
         case
         for spec in chosen

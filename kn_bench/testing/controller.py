@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import pytest
 
@@ -27,6 +27,7 @@ from kn_bench.testing.devices import DevicePool, expand
 from kn_bench.testing.models import fingerprint
 from kn_bench.testing.options import Options
 from kn_bench.testing.plan import TestPlan, limit_of, make_plan
+from kn_bench.testing.selecting import settled
 
 if TYPE_CHECKING:
     from kn_bench.results.manifest import Manifest
@@ -46,6 +47,9 @@ class WorkerConfig:
         units: folder of the units that processes share; None: each has its own.
         done: what a resumed run has measured already.
         workers: processes that share the machine.
+        cases: sources that the controller settled on.
+        limit: of cases, as the controller settled it; None for all.
+        known: ids of the cases that are known, where only these are asked.
     """
 
     device: str
@@ -53,6 +57,14 @@ class WorkerConfig:
     units: Path | None
     done: frozenset[Key]
     workers: int
+    cases: tuple[str, ...] = ()
+    limit: int | Literal["all"] | None = None
+    known: tuple[str, ...] = ()
+
+    def applied(self, options: Options) -> Options:
+        """Return the options of a worker with what the controller settled."""
+        cases = self.cases or options.cases or ("embedded",)
+        return replace(options, cases=cases, limit=self.limit, known_ids=self.known)
 
 
 class RunController:
@@ -74,6 +86,7 @@ class RunController:
         """Everything that can be found wrong before a worker is started."""
         try:
             self._methods = self._known_methods()
+            self.options, self._said = settled(self.options)
             self.plan: TestPlan = make_plan(self.options)
             self._fingerprints = {n: fingerprint(n) for n in self.plan.models.values()}
             self._origins = {n: text for n in self._fingerprints if (text := origin(n))}
@@ -178,7 +191,7 @@ class RunController:
 
     def header(self) -> list[str]:
         """State, before the first test, what is not plain from the command line."""
-        lines = [f"{name}: {text}" for name, text in self._origins.items()]
+        lines = [*(f"{name}: {text}" for name, text in self._origins.items()), *self._said]
         if self.options.resume:
             lines.append(f"run {self.run} has {len(self.store.done)} tests already")
         return [f"kn_bench: {line}" for line in lines]
@@ -203,6 +216,7 @@ class RunController:
             "cases": " ".join(self.plan.data),
             "relations": " ".join(options.relations),
             "limit": str(limit_of(options) or "all"),
+            **({"known": "yes"} if options.known else {}),
             "dtype": options.dtype,
             **({"attention": options.attention} if options.attention else {}),
             **({"corpus": self._corpus} if self._corpus else {}),
@@ -221,7 +235,11 @@ class RunController:
         done = self.store.done if self.options.resume else frozenset()
         folder = self.options.reports / "runs" / self.run / units.FOLDER
         commits = {name: one for name, one in self._fingerprints.items() if on_hub(name)}
-        return WorkerConfig(self.pool.lease(worker), commits, folder, done, workers)
+        options = self.options
+        return WorkerConfig(
+            self.pool.lease(worker), commits, folder, done, workers,
+            cases=options.cases, limit=options.limit, known=options.known_ids,
+        )  # fmt: skip
 
 
 def _check_writable(file: Path) -> None:
@@ -239,6 +257,9 @@ def pack(worker_config: WorkerConfig) -> dict[str, Any]:
         "units": str(worker_config.units),
         "done": "\n".join(map(_packed_key, sorted(worker_config.done))),
         "workers": worker_config.workers,
+        "cases": "\n".join(worker_config.cases),
+        "limit": str(worker_config.limit),
+        "known": "\n".join(worker_config.known),
     }
 
 
@@ -254,7 +275,16 @@ def unpack(packed: Mapping[str, Any]) -> WorkerConfig:
         Path(packed["units"]),
         frozenset(_keys(packed["done"].split("\n"))),
         packed["workers"],
+        tuple(packed["cases"].splitlines()),
+        _limit(packed["limit"]),
+        tuple(packed["known"].splitlines()),
     )
+
+
+def _limit(text: str) -> int | Literal["all"] | None:
+    if text == "None":
+        return None
+    return "all" if text == "all" else int(text)
 
 
 def _keys(lines: Iterable[str]) -> Iterable[Key]:

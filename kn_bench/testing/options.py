@@ -6,12 +6,14 @@ import os
 import re
 import shlex
 from argparse import ArgumentTypeError
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 
+from kn_bench.model import embedded
 from kn_bench.model.source import DTYPES
 
 Grain = Literal["case", "unit"]
@@ -39,9 +41,11 @@ class Options:
     Attributes:
         models: names, folders or hub ids; empty: the embedded models.
         methods: names; empty: all that are registered.
-        cases: sources; empty: the embedded cases.
+        cases: sources; empty: those that fit the models, see :mod:`kn_bench.testing.selecting`.
         relations: relations and paradigms to keep; empty: all.
         limit: cases of each relation or paradigm; None: not asked for.
+        known: whether the limit counts cases that the unedited models answer.
+        known_ids: those cases, once they are settled; empty: all.
         seed: of every draw.
         devices: torch devices; several form the workers' pool.
         dtype: of the weights.
@@ -62,6 +66,8 @@ class Options:
     cases: tuple[str, ...] = ("embedded",)
     relations: tuple[str, ...] = ()
     limit: int | Literal["all"] | None = None
+    known: bool = False
+    known_ids: tuple[str, ...] = ()
     seed: int = 0
     devices: tuple[str, ...] = ("cpu",)
     dtype: str = "float32"
@@ -91,7 +97,8 @@ def add_options(parser: pytest.Parser) -> None:
     repeatable("--model", "NAME", "Embedded model, smollm2-135m, folder, FILE.gguf, hub id or "
                "ID@REVISION (default: all embedded ones).")  # fmt: skip
     repeatable("--method", "NAME", "Editing method (default: all registered).")
-    repeatable("--cases", "SOURCE", "embedded, NAME=FOLDER or FILE.jsonl (default: embedded).")
+    repeatable("--cases", "SOURCE", "embedded, NAME=FOLDER or FILE.jsonl (default: embedded; for a "
+               "model of your own PARAREL and BLiMP).")  # fmt: skip
     repeatable("--relation", "ID", "Relation to keep, such as P36 (default: all).")
     repeatable("--paradigm", "NAME", "BLiMP paradigm to keep (default: all).")
     option(
@@ -101,6 +108,7 @@ def add_options(parser: pytest.Parser) -> None:
         type=_limit,
         metavar="N",
     )
+    option("--known", "Count only cases that the unedited model answers.", action="store_true")
     option("--seed", "Seed of every draw (default: 0).", type=_number, default=0, metavar="N")
     repeatable("--device", "DEVICE", "cpu, cuda or cuda:N; several are shared out; auto spreads a "
                "model over all GPUs (default: cpu).")  # fmt: skip
@@ -145,9 +153,10 @@ def read_options(config: pytest.Config) -> Options:
     options = Options(
         models=tuple(dict.fromkeys(get("--model", ()))),
         methods=tuple(dict.fromkeys(get("--method", ()))),
-        cases=tuple(dict.fromkeys(get("--cases", ("embedded",)))),
+        cases=tuple(dict.fromkeys(get("--cases", _default_cases(get("--model", ()))))),
         relations=tuple(dict.fromkeys([*get("--relation", ()), *get("--paradigm", ())])),
         limit=get("--limit", None),
+        known=get("--known", False),
         seed=get("--seed", 0),
         devices=tuple(dict.fromkeys(get("--device", ("cpu",)))),
         dtype=get("--dtype", "float32"),
@@ -165,6 +174,11 @@ def read_options(config: pytest.Config) -> Options:
     )
     _refuse_contradictions(options, config)
     return options
+
+
+def _default_cases(models: Sequence[str]) -> tuple[str, ...]:
+    """Return the embedded cases for embedded models; for others they are yet to be settled."""
+    return ("embedded",) if set(models) <= set(embedded.NAMES) else ()
 
 
 def _refuse_contradictions(options: Options, config: pytest.Config) -> None:

@@ -5,11 +5,11 @@ Text only: no model is loaded and torch is not imported.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kn_bench.cases.case import Case, Exclusion
+from kn_bench.cases.case import Case, Exclusion, Selection
 from kn_bench.cases.sampling import slug
 from kn_bench.testing.node_ids import CASES_PER_UNIT, model_slug
 from kn_bench.testing.options import EMBEDDED_LIMIT, Grain, Options
@@ -51,13 +51,16 @@ def make_plan(options: Options) -> TestPlan:
     """
     from kn_bench.cases import sources
 
+    known = frozenset(options.known_ids)
     cases: list[Case] = []
     exclusions: list[Exclusion] = []
     data = {}
     for spec in options.cases:
-        selection = sources.load(
-            spec, limit=limit_of(options), relations=options.relations, seed=options.seed
-        )
+        # known cases may lie anywhere in a source
+        limit = None if options.known_ids else limit_of(options)
+        selection = sources.load(spec, limit=limit, relations=options.relations, seed=options.seed)
+        if options.known_ids:
+            selection = _only(selection, known)
         cases += selection.cases
         exclusions += selection.exclusions
         data[_without_path(spec)] = sources.content_hash(selection.cases)
@@ -68,6 +71,11 @@ def make_plan(options: Options) -> TestPlan:
         )
     return TestPlan(_models(options), _labels(cases, options.grain), tuple(exclusions), data,
                  options.grain)  # fmt: skip
+
+
+def _only(selection: Selection, ids: Collection[str]) -> Selection:
+    """Return the cases called ``ids``; what a source left out of others is not this run's."""
+    return Selection(tuple(case for case in selection.cases if case.id in ids))
 
 
 def limit_of(options: Options) -> int | None:

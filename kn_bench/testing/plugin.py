@@ -204,7 +204,8 @@ def _begin(config: pytest.Config) -> SuiteSession:
     from kn_bench.testing.outcomes import ItemOutcomes
     from kn_bench.testing.plan import make_plan
 
-    worker_config, options = worker_config_of(config), read_options(config)
+    worker_config = worker_config_of(config)
+    options = worker_config.applied(read_options(config))
     settle(worker_config.workers, options.models)
     method_fixtures.load_builtin(config.pluginmanager)
     method_fixtures.load_entry_points(config.pluginmanager)

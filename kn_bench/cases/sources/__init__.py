@@ -1,6 +1,7 @@
 """Where cases come from, by name: what ``--cases`` takes.
 
 embedded                  the package's own facts and grammar
+real-world                of these, what is about the real world
 blimp, pararel            from the hub, the pinned files, or the cache
 blimp=FOLDER, ...         from a folder of their files
 """
@@ -69,12 +70,23 @@ def _embedded(
     return embedded.load(only=relations, limit=limit, seed=seed)
 
 
+def _real_world(
+    path: Path | None = None,
+    *,
+    limit: int | None = None,
+    relations: Sequence[str] | None = None,
+    seed: int = 0,
+) -> Selection:
+    return embedded.load(only=relations, limit=limit, seed=seed, real=True)
+
+
 def _embedded_ids(path: Path | None = None) -> Sequence[str]:
     return [r.id for r in embedded.relations()] + [p.id for p in embedded.paradigms()]
 
 
 SOURCES = {
     "embedded": Source(_embedded, _embedded_ids),
+    "real-world": Source(_real_world, _embedded_ids),
     "blimp": Source(blimp.load, blimp.relation_ids, "FOLDER", in_cache=blimp.in_cache),
     "pararel": Source(pararel.load, pararel.relation_ids, "FOLDER", in_cache=pararel.in_cache),
     **{

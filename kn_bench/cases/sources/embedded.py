@@ -36,7 +36,11 @@ OTHER_TASK = 24
 
 
 def load(
-    *, only: Sequence[str] | None = None, limit: int | None = None, seed: int = 0
+    *,
+    only: Sequence[str] | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    real: bool = False,
 ) -> Selection:
     """The embedded cases.
 
@@ -44,6 +48,7 @@ def load(
         only: relations and paradigms to build cases of; all when None.
         limit: cases of each relation and paradigm; all when None.
         seed: of all draws.
+        real: leave out the facts about invented people, which no other model can know.
 
     Raises:
         ValueError: for a relation or paradigm that is not taught.
@@ -58,7 +63,7 @@ def load(
     names = [*taught.relations(), *grammar.PARADIGMS] if only is None else list(only)
     of_facts = fact_cases(
         relations(),
-        facts(),
+        [fact for fact in facts() if not real or fact.subject not in taught.invented()],
         source=SOURCE,
         prefix=f"{SOURCE}/",
         only=[name for name in names if name in taught.relations()],

@@ -54,6 +54,12 @@ def _things() -> list[Fact]:
     return [Fact(row["relation"], row["product"], row["maker"]) for row in rows("products.tsv")]
 
 
+@cache
+def invented() -> frozenset[str]:
+    """Return the names of the people who do not exist."""
+    return frozenset(row["name"] for row in rows("invented.tsv"))
+
+
 def people() -> tuple[dict[str, str], ...]:
     """The rows of the two tables of people: real ones, then invented ones."""
     return rows("people.tsv") + rows("invented.tsv")
