@@ -41,8 +41,8 @@ Cases = Annotated[
     list[str] | None,
     typer.Option(
         help="Where the cases come from: embedded, blimp, pararel, NAME=FOLDER or a JSONL file. "
-        "Repeatable. Default: embedded for an embedded model, else pararel and blimp, or what can be "
-        "had of them."
+        "Repeatable. Default: embedded for an embedded model, else pararel and blimp, or what "
+        "can be had of them."
     ),
 ]
 Relations = Annotated[
