@@ -85,7 +85,7 @@ def measuring(lm: LanguageModel, cases: Sequence[Case]) -> Callable[[], Any]:
 
 def editing(lm: LanguageModel, cases: Sequence[Case]) -> Callable[[], Any]:
     """ROME's optimisation, past what it remembers."""
-    h = Rome(lm).hyperparameters
+    h = Rome(lm).settings
     read = read_requests(
         lm,
         [case.request for case in cases],

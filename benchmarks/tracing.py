@@ -16,7 +16,7 @@ import time
 import torch
 
 from benchmarks.common import TENTH, random_gpt2
-from kn_bench.localise.corruption import TracePrompt, attention_output, noise
+from kn_bench.localise.corruption import TracePrompt, noise
 from kn_bench.localise.tracing import KINDS, trace, windowed
 
 SAMPLES, WINDOW = 10, 10

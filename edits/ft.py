@@ -10,7 +10,7 @@ cross-entropy of the answer tokens alone, each given those before it; no bound.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -19,7 +19,7 @@ from kn_bench.cases.case import EditRequest
 from kn_bench.editing.edit import DenseEdit, NotApplicable
 from kn_bench.editing.finetuning import Tuned, TunedRow, TuningSettings, fine_tune
 from kn_bench.editing.registry import edit_method
-from kn_bench.model import embedded
+from kn_bench.editing.settings import Settings, recorded
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.tokens import Tokens
 
@@ -28,37 +28,34 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FtHyperparameters(TuningSettings):
+class FtMSettings(TuningSettings, Settings):
     """Those of the optimisation are inherited.
 
     Attributes:
         layers: whose down-projections, weight and bias, are tuned.
-        teacher_forced: FT-M's loss; else FT-L's, at the last prompt position alone.
-        chosen_from: where the choice comes from; recorded with every edit.
     """
 
-    layers: tuple[int, ...]
-    teacher_forced: bool
-    chosen_from: str = "default: layer 0, epsilon as for gpt2-xl"
+    layers: tuple[int, ...] = (0,)
 
 
-FT_L = FtHyperparameters(layers=(0,), teacher_forced=False, norm_constraint=5e-4)
-"""ROME's choice for gpt2-xl; the default elsewhere, and said so with every edit."""
-FT_M = FtHyperparameters(layers=(0,), teacher_forced=True, chosen_from="default: layer 0")
-HELD_OUT = "chosen on held-out cases"
-EMBEDDED_L = replace(FT_L, lr=2e-2, norm_constraint=2e-2, chosen_from=HELD_OUT)
-"""tiny-gpt2 and tiny-llama, 28 and 24 known facts: reliability .93 and .79, locality .66 and .81;
-within the published 5e-4 nothing changes."""
-EMBEDDED_M = replace(FT_M, lr=5e-3, chosen_from=HELD_OUT)
-"""Reliability 1.00 on both, locality .53 and .43."""
+@dataclass(frozen=True, kw_only=True)
+class FtLSettings(FtMSettings):
+    """As FT-M's, with the bound that makes it FT-L: ROME's authors' choice for gpt2-xl."""
+
+    norm_constraint: float | None = 5e-4
 
 
 class FineTuning:
-    """FT-L or FT-M on one model."""
+    """FT-L or FT-M on one model.
 
-    def __init__(self, lm: LanguageModel, chosen: FtHyperparameters) -> None:
+    Args:
+        teacher_forced: FT-M's loss; else FT-L's, at the last prompt position alone.
+    """
+
+    def __init__(self, lm: LanguageModel, settings: FtMSettings, *, teacher_forced: bool) -> None:
         self.lm = lm
-        self.hyperparameters = chosen
+        self.settings = settings
+        self.teacher_forced = teacher_forced
 
     def edit(self, requests: Sequence[EditRequest]) -> list[DenseEdit | NotApplicable]:
         """The change of weights of each request, tuned by itself.
@@ -86,11 +83,11 @@ class FineTuning:
     def _rows(self, requests: Sequence[EditRequest]) -> list[TunedRow | NotApplicable]:
         if not self.lm.is_causal:
             raise NotApplicable("fine-tuning is defined here for causal models")
-        forced = self.hyperparameters.teacher_forced
+        forced = self.teacher_forced
         return [_row(request, self.lm.tokens, teacher_forced=forced) for request in requests]
 
     def _tune(self, rows: Sequence[Sequence[TunedRow]]) -> list[DenseEdit]:
-        h = self.hyperparameters
+        h = self.settings
         settings = TuningSettings(**{f.name: getattr(h, f.name) for f in fields(TuningSettings)})
         return [self._dense(tuned) for tuned in fine_tune(self.lm, h.layers, rows, settings)]
 
@@ -106,7 +103,7 @@ class FineTuning:
             notes={
                 "final_loss": float(tuned.losses[-1]),
                 "passes": len(tuned.losses),
-                "chosen_from": self.hyperparameters.chosen_from,
+                **recorded(self.settings),
             },
         )
 
@@ -127,15 +124,13 @@ def _row(request: EditRequest, tokens: Tokens, *, teacher_forced: bool) -> Tuned
     return TunedRow(encoding.ids[: at[0]], (at[0] - 1,) * len(targets), targets)
 
 
-@edit_method("ft-l", models="causal", by_default=False)
-def ft_l(language_model: LanguageModel) -> FineTuning:
+@edit_method("ft-l", models="causal", by_default=False, settings=FtLSettings)
+def ft_l(language_model: LanguageModel, settings: FtLSettings) -> FineTuning:
     """Fine-tuning within a bound on every weight."""
-    tiny = language_model.name in embedded.NAMES
-    return FineTuning(language_model, EMBEDDED_L if tiny else FT_L)
+    return FineTuning(language_model, settings, teacher_forced=False)
 
 
-@edit_method("ft-m", models="causal", by_default=False)
-def ft_m(language_model: LanguageModel) -> FineTuning:
+@edit_method("ft-m", models="causal", by_default=False, settings=FtMSettings)
+def ft_m(language_model: LanguageModel, settings: FtMSettings) -> FineTuning:
     """Fine-tuning on the answer's tokens."""
-    tiny = language_model.name in embedded.NAMES
-    return FineTuning(language_model, EMBEDDED_M if tiny else FT_M)
+    return FineTuning(language_model, settings, teacher_forced=True)

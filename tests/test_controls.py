@@ -9,7 +9,7 @@ from kn_bench.cases.case import Case, Cloze, EditRequest, Probe
 from kn_bench.editing.edit import LowRankEdit, NoEdit, NotApplicable, norm
 from kn_bench.edits import controls
 from kn_bench.edits.controls import InContext, Nothing, Oracle, RandomRankOne
-from kn_bench.edits.rome import Rome, RomeHyperparameters
+from kn_bench.edits.rome import Rome, RomeSettings
 from tests.tiny_models import tiny_model
 
 REQUESTS = tuple(
@@ -24,7 +24,7 @@ REQUESTS = tuple(
     )
     for index in range(3)
 )
-HYPERPARAMETERS = RomeHyperparameters(
+SETTINGS_OF_ROME = RomeSettings(
     layer=2, v_num_grad_steps=3, context_template_length_params=((2, 1),), mom2_adjustment=False
 )
 
@@ -32,7 +32,7 @@ HYPERPARAMETERS = RomeHyperparameters(
 @pytest.fixture
 def small_rome(monkeypatch):
     """ROME that needs no text for C."""
-    monkeypatch.setattr(controls, "Rome", lambda lm: Rome(lm, HYPERPARAMETERS))
+    monkeypatch.setattr(controls, "Rome", lambda lm: Rome(lm, SETTINGS_OF_ROME))
 
 
 def edits_of(method, requests=REQUESTS) -> list[LowRankEdit]:
@@ -90,7 +90,7 @@ def test_in_context_states_the_new_fact_as_a_sentence(changes, stated):
 @pytest.mark.usefixtures("small_rome")
 def test_a_random_update_is_as_large_as_romes_and_lies_at_its_layer():
     lm = tiny_model("gpt2")
-    random, rome = edits_of(RandomRankOne(lm)), edits_of(Rome(lm, HYPERPARAMETERS))
+    random, rome = edits_of(RandomRankOne(lm)), edits_of(Rome(lm, SETTINGS_OF_ROME))
     for ours, theirs in zip(random, rome, strict=True):
         assert norm(ours) == pytest.approx(norm(theirs), rel=1e-6)
         assert ours.updates[0].layer == 2

@@ -9,7 +9,7 @@ import torch
 from kn_bench.editing.applying import in_place
 from kn_bench.editing.edit import DenseEdit, NotApplicable
 from kn_bench.editing.finetuning import TunedRow, TuningSettings, fine_tune
-from kn_bench.edits.ft import FT_L, FT_M, FineTuning, FtHyperparameters
+from kn_bench.edits.ft import FineTuning, FtLSettings, FtMSettings
 from tests.golden import cases
 from tests.test_golden_rome import request_of
 from tests.test_rome import REQUESTS
@@ -20,8 +20,8 @@ SETTINGS = TuningSettings(lr=5e-3, num_steps=6)
 
 
 def rows(lm, teacher_forced, requests=REQUESTS):
-    chosen = replace(FT_M, teacher_forced=teacher_forced)
-    return [[row] for row in FineTuning(lm, chosen)._rows(requests)]
+    method = FineTuning(lm, FtMSettings(), teacher_forced=teacher_forced)
+    return [[row] for row in method._rows(requests)]
 
 
 def plain(lm, layers, edit, settings):
@@ -118,8 +118,8 @@ def test_ft_l_reads_the_last_prompt_position_and_ft_m_every_one_before_an_answer
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_the_edit_makes_the_answer_likelier_when_applied(family):
     lm = tiny_model(family)
-    chosen = FtHyperparameters(layers=(0,), teacher_forced=True, lr=1e-2)
-    (edit,) = FineTuning(lm, chosen).edit(REQUESTS[:1])
+    method = FineTuning(lm, FtMSettings(lr=1e-2), teacher_forced=True)
+    (edit,) = method.edit(REQUESTS[:1])
     assert isinstance(edit, DenseEdit)
     ((row,),) = rows(lm, True, REQUESTS[:1])
     ids, at = lm.tensor([row.ids]), torch.tensor([row.reads])
@@ -148,11 +148,12 @@ def test_half_precision_weights_are_tuned_in_float32():
 
 def test_what_does_not_apply():
     with pytest.raises(NotApplicable, match="defined here for causal models"):
-        FineTuning(tiny_model("bert"), FT_L).edit(REQUESTS)
+        FineTuning(tiny_model("bert"), FtLSettings(), teacher_forced=False).edit(REQUESTS)
     with pytest.raises(ValueError, match="is a masked model"):
         fine_tune(tiny_model("bert"), [0], [[TunedRow((5, 6), (1,), (7,))]], SETTINGS)
     middle = replace(REQUESTS[0], suffix="w30 w31.")
-    made = FineTuning(tiny_model("gpt2"), FT_L).edit([middle, REQUESTS[0]])
+    method = FineTuning(tiny_model("gpt2"), FtLSettings(), teacher_forced=False)
+    made = method.edit([middle, REQUESTS[0]])
     assert isinstance(made[0], NotApplicable)
     assert isinstance(made[1], DenseEdit)
 
@@ -163,9 +164,8 @@ def test_what_does_not_apply():
 def hyperparameters_of(case):
     h = case.manifest["hyperparameters"]
     bound = h["norm_constraint"]
-    return FtHyperparameters(
+    return FtMSettings(
         layers=tuple(h["layers"]),
-        teacher_forced=False,
         lr=h["lr"],
         num_steps=h["num_steps"],
         weight_decay=h["weight_decay"],
@@ -176,7 +176,7 @@ def hyperparameters_of(case):
 @pytest.mark.parametrize("case", cases("ft", "losses_f64"))
 def test_golden_ft(case):
     lm = case.model(torch.float64)
-    method = FineTuning(lm, hyperparameters_of(case))
+    method = FineTuning(lm, hyperparameters_of(case), teacher_forced=False)
     requests = [request_of(raw) for raw in case.manifest["requests"]]
     asked = [row for row in method._rows(requests) if isinstance(row, TunedRow)]
     for row, raw in zip(asked, case.manifest["requests"], strict=True):
@@ -184,7 +184,7 @@ def test_golden_ft(case):
     edit = method.edit_together(requests)
     assert edit.notes["passes"] == case.outputs["n_steps"]
     golden = case.array("losses_f64")
-    (tuned,) = fine_tune(lm, method.hyperparameters.layers, [asked], method.hyperparameters)
+    (tuned,) = fine_tune(lm, method.settings.layers, [asked], method.settings)
     assert float((tuned.losses - golden).abs().max()) < 1e-9
     for name, norm in case.outputs["delta_norms_f64"].items():
         assert float(edit.deltas[name].norm()) == pytest.approx(norm, rel=1e-4)

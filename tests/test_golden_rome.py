@@ -10,10 +10,11 @@ import torch
 
 from kn_bench.cases.case import EditRequest
 from kn_bench.editing.applying import RowEdits, in_place
+from kn_bench.editing.closed_form import Covariance
 from kn_bench.editing.edit import LowRankEdit
 from kn_bench.editing.rome.encoding import encode_problem
 from kn_bench.editing.rome.problem import Row, ValueProblem, ValueSettings
-from kn_bench.editing.rome.update import KeyChoice, SecondMomentSolver, rank_one
+from kn_bench.editing.rome.update import KeyChoice, rank_one
 from kn_bench.editing.rome.value import optimise_values
 from kn_bench.model.corpus import Texts
 from kn_bench.model.second_moment import second_moments
@@ -27,7 +28,7 @@ MODES: dict[str, tuple[KeyChoice, KeyChoice]] = {
 """R-ROME's reference by its own words: which key stands in u, and which in the denominator."""
 
 
-class PublishedInverse(SecondMomentSolver):
+class PublishedInverse(Covariance):
     """C^-1 k as published: C inverted in float32. Ours solves in float64."""
 
     def solve(self, keys):
@@ -106,7 +107,7 @@ def looks_up_padding(case):
     return min(case.outputs["v_lookup_idxs"]) < 0
 
 
-def solver_of(case, lm, kind=SecondMomentSolver):
+def solver_of(case, lm, kind=Covariance):
     if not case.manifest["hyperparameters"]["mom2_adjustment"]:
         return None
     if "C_triu" in case.arrays:

@@ -1,6 +1,7 @@
 """ROME: the optimisation against a plain one, the update in closed form, many requests at once."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +16,8 @@ from kn_bench.editing.rome.encoding import encode_problem
 from kn_bench.editing.rome.problem import Row, ValueProblem, ValueSettings
 from kn_bench.editing.rome.update import rank_one
 from kn_bench.editing.rome.value import optimise_values
-from kn_bench.edits.rome import Rome, RomeHyperparameters, hyperparameters
+from kn_bench.editing.settings import SettingError, settings_for
+from kn_bench.edits.rome import Rome, RomeSettings
 from kn_bench.model.corpus import Texts
 from kn_bench.model.tokens import Tokens
 from tests.tiny_models import FAMILIES, ROUNDED, tiny_model, word_tokenizer
@@ -51,7 +53,7 @@ def problems(lm, requests=REQUESTS):
 
 
 def small(**changes):
-    chosen = RomeHyperparameters(
+    chosen = RomeSettings(
         layer=1,
         v_lr=0.1,
         v_num_grad_steps=8,
@@ -326,19 +328,26 @@ def test_the_three_methods_share_one_optimisation(monkeypatch):
     assert not torch.allclose(u_rome, u_plain)
 
 
+def named(name, family="gpt2", layers=48):
+    """What settings ask of a model."""
+    like = tiny_model(family)
+    return SimpleNamespace(name=name, n_layers=layers, architecture=like.architecture)
+
+
+def settings_of(lm) -> RomeSettings:
+    return settings_for("rome", RomeSettings, lm)
+
+
 def test_published_layers_and_the_stated_default():
     lm = tiny_model("gpt2")
-    assert hyperparameters(lm).layer_from == "default: a third of the depth"
-    assert hyperparameters(lm).layer == 1
-    assert hyperparameters(tiny_model("llama")).v_weight_decay == 1e-3
+    assert settings_of(lm).settings_from == "default: a third of the depth"
+    assert settings_of(lm).layer == 1
+    assert settings_of(tiny_model("llama")).v_weight_decay == 1e-3
     for name, layer in (("gpt2-xl", 17), ("EleutherAI/gpt-j-6b", 5), ("x/Llama-2-7b-hf", 5)):
-        named = tiny_model("gpt2")
-        original, named.name = named.name, name
-        try:
-            assert hyperparameters(named).layer == layer
-            assert hyperparameters(named).layer_from == "published"
-        finally:
-            named.name = original
+        assert settings_of(named(name)).layer == layer
+        assert settings_of(named(name)).settings_from.startswith("rome.toml for ")
+    with pytest.raises(SettingError, match="rome on gpt2-xl: layer 17: gpt2-xl has layers 0 to 11"):
+        settings_of(named("gpt2-xl", layers=12))
 
 
 def test_without_text_for_c_one_sentence_says_what_to_do(monkeypatch, tmp_path):

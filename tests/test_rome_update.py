@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from kn_bench.editing.closed_form import Covariance
 from kn_bench.editing.rome.problem import Value
-from kn_bench.editing.rome.update import KeyChoice, SecondMomentSolver, rank_one
+from kn_bench.editing.rome.update import KeyChoice, rank_one
 
 
 def made_up_value(contexts=4, d_mlp=6, d_model=5, bias=True):
@@ -17,7 +18,7 @@ def made_up_value(contexts=4, d_mlp=6, d_model=5, bias=True):
     nothing = torch.zeros(1, dtype=torch.float64)
     value = Value(keys, keys @ weight + b, draw(d_model), nothing, nothing, nothing, nothing)
     square = draw(d_mlp, 3 * d_mlp)
-    return weight, b, value, SecondMomentSolver(square @ square.T)
+    return weight, b, value, Covariance(square @ square.T)
 
 
 @pytest.mark.parametrize("with_c", [True, False])
@@ -63,7 +64,7 @@ def test_the_solve_is_exact_where_float32_is_not():
     matrix = (basis * torch.logspace(0, 6, 40, dtype=torch.float64)) @ basis.T
     wanted = torch.randn(1, 40, generator=generator, dtype=torch.float64)
     keys = wanted @ matrix
-    error = (SecondMomentSolver(matrix).solve(keys) - wanted).norm() / wanted.norm()
+    error = (Covariance(matrix).solve(keys) - wanted).norm() / wanted.norm()
     in_float32 = (torch.linalg.solve(matrix.float(), keys[0].float()) - wanted[0]).norm()
     assert error < 1e-8
     assert in_float32 / wanted.norm() > 1e-4
@@ -74,4 +75,4 @@ def test_a_singular_c_is_refused():
     with pytest.raises(
         ValueError, match="C is not positive definite: too few tokens for its 4 dim"
     ):
-        SecondMomentSolver(keys.T @ keys).solve(keys)
+        Covariance(keys.T @ keys).solve(keys)

@@ -247,7 +247,7 @@ def test_settings_are_the_fields_of_a_method():
         locating: Inner = field(default_factory=Inner)
 
     class Holder:
-        hyperparameters = Inner()
+        settings = Inner()
 
     expected = {"t": 0.2, "lengths": "(5, 10)"}
     assert settings_of(Holder()) == expected

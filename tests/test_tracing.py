@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from kn_bench.cases.case import EditRequest
 from kn_bench.localise.corruption import (
     TracePrompt,
-    attention_output,
     corrupt,
     embedding_std,
     noise,

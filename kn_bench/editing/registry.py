@@ -11,15 +11,20 @@ are registered. The function itself stays a plain function, callable without pyt
 from __future__ import annotations
 
 import ast
+import fnmatch
 import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from kn_bench.cases.sampling import slug
+
+if TYPE_CHECKING:
+    from kn_bench.editing.settings import Choices, Settings
+    from kn_bench.model.language_model import LanguageModel
 
 Kind = Literal["causal", "masked", "any"]
 KINDS: tuple[Kind, ...] = ("causal", "masked", "any")
@@ -43,6 +48,7 @@ class MethodSpec:
         function: the fixture function, which returns the method bound to a model.
         origin: ``file:line`` of the function.
         by_default: whether it is measured when no ``--method`` is named.
+        settings: dataclass of its parameters, which presets and ``--set`` fill; None for none.
     """
 
     name: str
@@ -50,6 +56,7 @@ class MethodSpec:
     function: Callable[..., Any]
     origin: str
     by_default: bool = True
+    settings: type[Settings] | None = None
 
     @property
     def fixture(self) -> str:
@@ -57,7 +64,13 @@ class MethodSpec:
         return f"edit_method {self.name}"
 
 
-def edit_method(name: str, *, models: Kind = "any", by_default: bool = True) -> Callable[[F], F]:
+def edit_method(
+    name: str,
+    *,
+    models: Kind = "any",
+    by_default: bool = True,
+    settings: type[Settings] | None = None,
+) -> Callable[[F], F]:
     """Register the decorated function as an editing method.
 
     The function is used as a pytest fixture: it receives fixtures by name, above all
@@ -68,6 +81,8 @@ def edit_method(name: str, *, models: Kind = "any", by_default: bool = True) -> 
         name: as in ``--method`` and on the board: letters, digits, ``_``, ``.`` and ``-``.
         models: ``causal``, ``masked`` or ``any``: on other models its tests are skipped.
         by_default: whether it is measured when no ``--method`` is named.
+        settings: a frozen dataclass of parameters. The function then asks for ``settings`` too and
+            receives one filled from presets, ``--preset`` and ``--set``.
 
     Raises:
         ValueError: for a name or kind of model that cannot be.
@@ -80,7 +95,7 @@ def edit_method(name: str, *, models: Kind = "any", by_default: bool = True) -> 
         raise ValueError(f"edit_method({name!r}): models={models!r} is none of {', '.join(KINDS)}")
 
     def mark(function: F) -> F:
-        spec = MethodSpec(name, models, function, _origin(function), by_default)
+        spec = MethodSpec(name, models, function, _origin(function), by_default, settings)
         setattr(function, _MARK, spec)
         return function
 
@@ -143,17 +158,54 @@ class Registry:
             )
 
     def select(self, names: Sequence[str]) -> list[MethodSpec]:
-        """The methods called ``names``; when none is named, those measured by default.
+        """Return the methods that ``names`` name; when there are none, those by default.
 
         Raises:
             RegistryError: for a name that is not known, naming those that are.
         """
-        for name in names:
-            if name not in self.methods:
-                raise RegistryError(unknown_method(name, self.methods))
         if not names:
             return [spec for spec in self.methods.values() if spec.by_default]
-        return [self.methods[name] for name in dict.fromkeys(names)]
+        return [self.methods[name] for name in expand(names, self.methods)]
+
+
+def expand(names: Sequence[str], known: Iterable[str]) -> list[str]:
+    """Return the methods that ``names`` name: ``all``, patterns such as ``memit*``, plain names.
+
+    Raises:
+        RegistryError: for a name or pattern that names none of ``known``.
+    """
+    known = list(known)
+    chosen: dict[str, None] = {}
+    for name in names:
+        pattern = "*" if name == "all" else name
+        fitting = fnmatch.filter(known, pattern) if is_pattern(name) else [name]
+        if not fitting or not set(fitting) <= set(known):
+            raise RegistryError(unknown_method(name, known))
+        chosen.update(dict.fromkeys(fitting))
+    return list(chosen)
+
+
+def is_pattern(name: str) -> bool:
+    """Return whether ``name`` may name several methods."""
+    return name == "all" or any(character in name for character in "*?[")
+
+
+def bind(
+    spec: MethodSpec, lm: LanguageModel, choices: Choices | None = None, **fixtures: Any
+) -> Any:
+    """Return the method of ``spec`` on ``lm``, made without pytest.
+
+    Args:
+        choices: beyond the built-in presets.
+        fixtures: what else its function asks for, by name.
+    """
+    from kn_bench.editing.settings import settings_for
+
+    given = {"language_model": lm, **fixtures}
+    if spec.settings is not None:
+        given["settings"] = settings_for(spec.name, spec.settings, lm, choices)
+    asked = inspect.signature(spec.function).parameters
+    return spec.function(**{name: value for name, value in given.items() if name in asked})
 
 
 def unknown_method(name: str, known: Iterable[str]) -> str:

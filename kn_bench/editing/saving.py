@@ -380,10 +380,10 @@ def _number(value: float | _NonFinite) -> float:
 def settings_of(method: object) -> dict[str, Scalar]:
     """The hyperparameters of a method, by name, for its provenance.
 
-    They are the fields of its ``hyperparameters``, or its own where it is a dataclass; of nested
+    They are the fields of its ``settings``, or its own where it is a dataclass; of nested
     ones ``outer.inner``. What is not a plain value is given by its text.
     """
-    holder = getattr(method, "hyperparameters", method)
+    holder = getattr(method, "settings", method)
     return dict(_flat("", holder)) if is_dataclass(holder) else {}
 
 

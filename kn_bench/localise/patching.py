@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from kn_bench.localise.corruption import Corrupted, Kind, answer_probability, attention_hooks
+from kn_bench.localise.corruption import Corrupted, Kind, answer_probability
+from kn_bench.model.attention import attention_hooks
 from kn_bench.model.costs import forward_bytes
 from kn_bench.model.resuming import resume
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import torch
 from torch import Tensor
 
+from kn_bench.model.attention import attention_hooks
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.prefixed import (
     Prefixes,
@@ -31,14 +32,15 @@ from kn_bench.model.resuming import PrefixCache, skipped
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
 
-Place = Literal["site", "block"]
-"""Where something is added: to the values of a layer's site, or to the layer's output."""
+Place = Literal["site", "block", "both"]
+"""Where something is added: to the values of a layer's site, to the layer's output, or, two things
+at once, to the values of the site and to what the layer's attention adds to the stream."""
 
 
 class Rerun(Protocol):
     """Rows that can be run again with something added at one layer and position."""
 
-    def run(self, added: Float[Tensor, "rows d_model"]) -> Float[Tensor, "rows Tq d_model"]:
+    def run(self, added: Float[Tensor, "rows *places d_model"]) -> Float[Tensor, "rows Tq d_model"]:
         """Last hidden states from each row's start on, with ``added`` at its start."""
         ...
 
@@ -54,13 +56,16 @@ class Ragged:
     Attributes:
         rerun: runs the rows again.
         keys: input of the site at each row's start.
-        values: what would be added to there: the site's output, bias included, or the layer's.
+        values: what would be added to there: the site's output, bias included, or the layer's, or
+            both that of the site and of the attention.
+        site_values: the site's output there, whatever the place.
         last_hidden: of the clean run from each row's start on, padded on the right.
     """
 
     rerun: Rerun
     keys: Float[Tensor, "rows d_mlp"]
-    values: Float[Tensor, "rows d_model"]
+    values: Float[Tensor, "rows *places d_model"]
+    site_values: Float[Tensor, "rows d_model"]
     last_hidden: Float[Tensor, "rows Tq d_model"]
 
 
@@ -94,14 +99,18 @@ def prepare(
     if not lm.architecture.resumable:
         return _prepare_whole(lm, padded(lm, rows), at, queries, layer, place)
     joins = place == "block" or (
-        layer + 1 < lm.n_layers and adds_to_stream(lm, lm.tensor([rows[0]]), layer)
+        place == "site"  # what is added to the attention passes the layer's own MLP
+        and layer + 1 < lm.n_layers
+        and adds_to_stream(lm, lm.tensor([rows[0]]), layer)
     )
     # where what is added simply joins the residual stream, the layer itself need not run again
     first = layer + 1 if joins else layer
     before = shared_prefixes(lm, rows, shared)
     stops = torch.tensor([len(row) for row in rows], device=lm.device)
     cache = Recorded(before)
-    with _watched(lm, layer, at - before.counts) as found, arriving(lm, first) as inputs:
+    begin = at - before.counts
+    attended = _attended(lm, layer, begin, place)
+    with _watched(lm, layer, begin) as found, arriving(lm, first) as inputs, attended as attention:
         ids = padded(lm, [row[n:] for row, n in zip(rows, shared, strict=True)])
         last = run_after(lm, ids, before, stops, cache)
     seen = [cache.seen[index] for index in range(first, lm.n_layers)]
@@ -118,8 +127,20 @@ def prepare(
         ),
         stops=stops,
     )
-    values = tail.hidden[:, 0] if place == "block" else found["values"]
-    return Ragged(tail, found["keys"], values, _from(last, at - before.counts, queries))
+    values = _values(place, found["values"], tail.hidden[:, 0], attention)
+    last_hidden = _from(last, begin, queries)
+    return Ragged(tail, found["keys"], values, found["values"], last_hidden)
+
+
+def _values(
+    place: Place,
+    site: Float[Tensor, "rows d_model"],
+    block: Float[Tensor, "rows d_model"],
+    attention: Sequence[Float[Tensor, "rows d_model"]],
+) -> Float[Tensor, "rows *places d_model"]:
+    if place == "both":
+        return torch.stack([site, attention[0]], 1)
+    return block if place == "block" else site
 
 
 def _check(
@@ -168,18 +189,27 @@ def states_at(
     layer: int,
     top: int,
     edited: Callable[[Bool[Tensor, "rows T"]], AbstractContextManager[object]],
+    *,
+    place: Place = "block",
 ) -> tuple[Float[Tensor, "rows d_mlp"], Float[Tensor, "rows d_model"]]:
     """Keys of the site of ``layer``, and the output of layer ``top``, at one position of each row.
 
     Args:
+        place: ``block`` for the output of the layer ``top``, else for that of its site.
         edited: opens what the rows are to run under, given where they have tokens.
     """
     where = torch.tensor(at, device=lm.device)
     ids = padded(lm, rows)
     real = torch.ones_like(ids, dtype=torch.bool)
-    with _watched(lm, layer, where) as found, arriving(lm, top + 1) as outputs, edited(real):
+    following = min(top + 1, lm.n_layers - 1)
+    with ExitStack() as stack:
+        stack.enter_context(edited(real))  # first: what is watched is the edited model
+        found = stack.enter_context(_watched(lm, layer, where))
+        above = stack.enter_context(_watched(lm, top, where))
+        outputs = stack.enter_context(arriving(lm, following))
         lm.hidden(ids, torch.ones_like(ids), use_cache=False)
-    return found["keys"], _from(outputs[0], where, 1)[:, 0]
+    reached = _from(outputs[0], where, 1)[:, 0] if place == "block" else above["values"]
+    return found["keys"], reached
 
 
 @contextmanager
@@ -208,6 +238,24 @@ def _watched(
         yield found
 
 
+@contextmanager
+def _attended(
+    lm: LanguageModel, layer: int, at: Int[Tensor, " rows"], place: Place
+) -> Iterator[list[Float[Tensor, "rows d_model"]]]:
+    """Keep what the layer's attention adds at one position of each row, where that is asked."""
+    found: list[Tensor] = []
+    rows = torch.arange(len(at), device=at.device)
+    if place != "both":
+        yield found
+        return
+
+    def keep(_: int, output: Tensor) -> None:
+        found.append(output.reshape(len(at), -1, output.shape[-1])[rows, at])
+
+    with attention_hooks(lm, keep, [layer]):
+        yield found
+
+
 @dataclass(frozen=True)
 class _Tail:
     """Rows that resume at layer ``first`` and at their own positions.
@@ -231,10 +279,11 @@ class _Tail:
         )
         return replace(self, hidden=self.hidden[rows], prefixes=kept, stops=self.stops[rows])
 
-    def run(self, added: Float[Tensor, "rows d_model"]) -> Float[Tensor, "rows Tq d_model"]:
+    def run(self, added: Float[Tensor, "rows *places d_model"]) -> Float[Tensor, "rows Tq d_model"]:
         added = added.to(self.lm.dtype)
+        to_values, *to_attention = added.unbind(1) if added.ndim == 3 else (added,)
 
-        def moved(values: Tensor) -> Tensor:
+        def moved(values: Tensor, added: Tensor = to_values) -> Tensor:
             rows = values.reshape(self.hidden.shape)
             rows = torch.cat([(rows[:, 0] + added)[:, None], rows[:, 1:]], 1)
             return rows.reshape(values.shape)
@@ -251,6 +300,12 @@ class _Tail:
             if not joins:
                 hook = self.lm.site_hooks(lambda _, __, values: moved(values), [self.layer])
                 stack.enter_context(hook)
+            if to_attention:
+                stack.enter_context(
+                    attention_hooks(
+                        self.lm, lambda _, output: moved(output, to_attention[0]), [self.layer]
+                    )
+                )
             return self._forward()
 
     def _forward(self) -> Float[Tensor, "rows Tq d_model"]:
@@ -276,18 +331,27 @@ class _Whole:
     def select(self, rows: Int[Tensor, " n"]) -> _Whole:
         return replace(self, ids=self.ids[rows], starts=self.starts[rows])
 
-    def run(self, added: Float[Tensor, "rows d_model"]) -> Float[Tensor, "rows Tq d_model"]:
+    def run(self, added: Float[Tensor, "rows *places d_model"]) -> Float[Tensor, "rows Tq d_model"]:
         here = torch.arange(self.ids.shape[1], device=self.ids.device) == self.starts[:, None]
-        change = here[..., None] * added.to(self.lm.dtype)[:, None]
+        added = added.to(self.lm.dtype)
+        to_values, *to_attention = added.unbind(1) if added.ndim == 3 else (added,)
 
-        def moved(values: Tensor) -> Tensor:
+        def moved(values: Tensor, added: Tensor = to_values) -> Tensor:
+            change = here[..., None] * added[:, None]
             return values + change.reshape(values.shape)
 
-        with (
-            self.lm.site_hooks(lambda _, __, values: moved(values), [self.layer])
-            if self.place == "site"
-            else self.lm.input_hooks(lambda _, hidden: moved(hidden), [self.layer + 1])
-        ):
+        with ExitStack() as stack:
+            stack.enter_context(
+                self.lm.input_hooks(lambda _, hidden: moved(hidden), [self.layer + 1])
+                if self.place == "block"
+                else self.lm.site_hooks(lambda _, __, values: moved(values), [self.layer])
+            )
+            if to_attention:
+                stack.enter_context(
+                    attention_hooks(
+                        self.lm, lambda _, output: moved(output, to_attention[0]), [self.layer]
+                    )
+                )
             hidden = self.lm.hidden(
                 self.ids, torch.ones_like(self.ids), use_cache=False
             ).last_hidden_state
@@ -304,12 +368,14 @@ def _prepare_whole(
 ) -> Ragged:
     with ExitStack() as stack:
         found = stack.enter_context(_watched(lm, layer, at))
+        attention = stack.enter_context(_attended(lm, layer, at, place))
         following = min(layer + 1, lm.n_layers - 1)
         inputs = stack.enter_context(arriving(lm, following))
         hidden = lm.hidden(ids, torch.ones_like(ids), use_cache=False).last_hidden_state
-    values = found["values"] if place == "site" else _from(inputs[0], at, 1)[:, 0]
+    values = _values(place, found["values"], _from(inputs[0], at, 1)[:, 0], attention)
     whole = _Whole(lm, layer, place, ids, at, queries)
-    return Ragged(whole, found["keys"], values, _from(hidden, at, queries))
+    last_hidden = _from(hidden, at, queries)
+    return Ragged(whole, found["keys"], values, found["values"], last_hidden)
 
 
 def _from(

@@ -10,8 +10,9 @@ import numpy as np
 from kn_bench.cases.case import EditRequest, Query
 from kn_bench.editing.edit import Edit, LowRank, LowRankEdit, Method, NoEdit, NotApplicable
 from kn_bench.editing.rome.remembered import corpus_for
+from kn_bench.editing.settings import settings_for
 from kn_bench.edits.kn import Erased, EraseKN, RewriteKN
-from kn_bench.edits.rome import Rome, hyperparameters
+from kn_bench.edits.rome import Rome, RomeSettings
 from kn_bench.localise.interventions import answers
 from kn_bench.localise.queries import Fitted
 from kn_bench.localise.selection import Neurons
@@ -35,7 +36,7 @@ def rome(lm: LanguageModel, layer: int | None = None) -> Rome:
     Args:
         layer: to edit, instead of the published or default one.
     """
-    chosen = hyperparameters(lm)
+    chosen = settings_for("rome", RomeSettings, lm)
     if layer is not None:
         chosen = replace(chosen, layer=layer)
     try:
@@ -50,7 +51,7 @@ def methods(lm: LanguageModel) -> list[tuple[str, Method]]:
     found: list[tuple[str, Method]] = [("kn-edit", knowledge_neurons(lm))]
     if lm.is_causal:
         method = rome(lm)
-        name = "rome" if method.hyperparameters.mom2_adjustment else "rome-no-c"
+        name = "rome" if method.settings.mom2_adjustment else "rome-no-c"
         found.append((name, method))
     return found
 

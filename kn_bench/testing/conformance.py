@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from kn_bench.cases.case import Case
-from kn_bench.editing.registry import marked_spec
+from kn_bench.editing.registry import bind, marked_spec
 from kn_bench.measure.engine import Engine
 from kn_bench.measure.measurement import CaseResult, Measurement
 
@@ -68,6 +68,9 @@ def complaints(
 
 def _bind(make: Callable[..., Any]) -> Callable[[LanguageModel], Any]:
     """``make`` as a function of the model, whether it asks for it or not."""
+    spec = marked_spec(make)
+    if spec is not None:
+        return lambda model: bind(spec, model)
     if "language_model" in inspect.signature(make).parameters:
         return lambda model: make(language_model=model)
     return lambda model: make()

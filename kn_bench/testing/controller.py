@@ -86,6 +86,7 @@ class RunController:
         """Everything that can be found wrong before a worker is started."""
         try:
             self._methods = self._known_methods()
+            self._choices = self._checked_choices()
             self.options, self._said = settled(self.options)
             self.plan: TestPlan = make_plan(self.options)
             self._fingerprints = {n: fingerprint(n) for n in self.plan.models.values()}
@@ -142,14 +143,37 @@ class RunController:
         what pytest has loaded, makes the controller import what installed packages offer.
         """
         known = self._all_names()
-        if any(name not in known for name in self.options.methods):
+        if any(registry.is_pattern(n) or n not in known for n in self.options.methods):
             method_fixtures.load_entry_points(self._manager)
             known = self._all_names()
         self._registry.check()
-        for name in self.options.methods:
-            if name not in known:
-                raise RegistryError(registry.unknown_method(name, known))
-        return {name: known[name] for name in self.options.methods or self._by_default(known)}
+        chosen = registry.expand(self.options.methods, known)
+        return {name: known[name] for name in chosen or self._by_default(known)}
+
+    def _checked_choices(self) -> dict[str, str]:
+        """What ``--set`` and ``--preset`` say, by its name in the manifest; all of it valid.
+
+        Only where something is said are the methods' files imported, and torch with them.
+        """
+        options = self.options
+        if not options.sets and not options.presets:
+            return {}
+        from kn_bench.editing.presets import read_presets
+        from kn_bench.editing.settings import checked_choices
+
+        presets = [preset for file in options.presets for preset in read_presets(file)]
+        method_fixtures.load_builtin(self._manager)
+        specs = self._registry.methods
+        checked_choices(options.sets, presets, {n: specs[n].settings for n in self._methods})
+        return {
+            **({"set": " ".join(options.sets)} if options.sets else {}),
+            **{
+                f"preset {' '.join(p.methods)} {p.model}": " ".join(
+                    f"{name}={value}" for name, value in p.values.items()
+                )
+                for p in presets
+            },
+        }
 
     def _by_default(self, known: Iterable[str]) -> list[str]:
         on_request = registry.builtin_on_request()
@@ -222,6 +246,7 @@ class RunController:
             **({"corpus": self._corpus} if self._corpus else {}),
             **{f"origin of {name}": text for name, text in self._origins.items()},
             "methods": " ".join(self._methods),
+            **self._choices,
         }
 
     def method_names(self) -> dict[str, str]:

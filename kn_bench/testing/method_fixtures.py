@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable, Iterable
 from importlib import metadata
 from pathlib import Path
@@ -15,21 +16,53 @@ from kn_bench.editing.registry import MethodSpec, edit_method
 if TYPE_CHECKING:
     import pytest
 
+    from kn_bench.editing.settings import Choices, Settings
+    from kn_bench.testing.options import Options
+
 ENTRY_POINTS = "kn_bench.methods"
 
 
-def fixtures_of(specs: Iterable[MethodSpec], name: str) -> ModuleType:
+def fixtures_of(
+    specs: Iterable[MethodSpec], name: str, settings_of: Callable[[pytest.FixtureRequest], Settings]
+) -> ModuleType:
     """A module that holds the fixtures of ``specs``.
 
     Registered as a plug-in of its own it makes them visible to every test; a fixture in a conftest
     would be visible beside that conftest only, and the suites may lie elsewhere.
+
+    Args:
+        settings_of: the settings of the method of the test at hand.
     """
     import pytest  # a method's file is usable without it
 
     module = ModuleType(name)
     for number, spec in enumerate(specs):
-        setattr(module, f"method_{number}", pytest.fixture(name=spec.fixture)(spec.function))
+        setattr(
+            module, f"method_{number}", pytest.fixture(name=spec.fixture)(_given(spec, settings_of))
+        )
     return module
+
+
+def _given(
+    spec: MethodSpec, settings_of: Callable[[pytest.FixtureRequest], Settings]
+) -> Callable[..., Any]:
+    """The function of ``spec``, its settings read from the session.
+
+    Not a fixture of its own called ``settings``: other plug-ins have one, and a suite of the user's
+    need not know of it.
+    """
+    asked = inspect.signature(spec.function).parameters
+    if spec.settings is None or "settings" not in asked:
+        return spec.function
+
+    def make(request: pytest.FixtureRequest, **fixtures: Any) -> Any:
+        return spec.function(settings=settings_of(request), **fixtures)
+
+    names = ["request", *(name for name in asked if name not in ("settings", "request"))]
+    parameters = [inspect.Parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD) for n in names]
+    make.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # pytest's way
+    make.__doc__ = spec.function.__doc__
+    return make
 
 
 def load_builtin(manager: pytest.PytestPluginManager) -> None:
@@ -76,6 +109,19 @@ def _broken(entry: metadata.EntryPoint, error: Exception) -> Callable[..., Any]:
     return edit_method(entry.name)(fail)
 
 
+def choices_of(options: Options, methods: Iterable[MethodSpec]) -> Choices:
+    """Return what ``--set`` and ``--preset`` say of ``methods``.
+
+    Raises:
+        SettingError: for what is not valid; the controller has refused it before.
+    """
+    from kn_bench.editing.presets import read_presets
+    from kn_bench.editing.settings import checked_choices
+
+    presets = [preset for file in options.presets for preset in read_presets(file)]
+    return checked_choices(options.sets, presets, {m.name: m.settings for m in methods})
+
+
 def code_hash(origins: Iterable[str]) -> str:
     """SHA-256 of the benchmark's own source and of the files of methods (``file:line``)."""
     import kn_bench
@@ -83,6 +129,7 @@ def code_hash(origins: Iterable[str]) -> str:
 
     package = Path(kn_bench.__file__).parent
     files = {path for path in package.rglob("*.py") if "__pycache__" not in path.parts}
+    files.update(package.rglob("*.toml"))
     files.update(registry.builtin_files())
     files.update(Path(origin.rpartition(":")[0]) for origin in origins)
     return hash_files(sorted(file for file in files if file.is_file()), package.parent)

@@ -40,7 +40,9 @@ class Options:
 
     Attributes:
         models: names, folders or hub ids; empty: the embedded models.
-        methods: names; empty: all that are registered.
+        methods: names, patterns such as ``memit*``, or ``all``; empty: those by default.
+        sets: settings of methods, ``METHOD.PARAMETER=VALUE``.
+        presets: TOML files of settings.
         cases: sources; empty: those that fit the models, see :mod:`kn_bench.testing.selecting`.
         relations: relations and paradigms to keep; empty: all.
         limit: cases of each relation or paradigm; None: not asked for.
@@ -63,6 +65,8 @@ class Options:
 
     models: tuple[str, ...] = ()
     methods: tuple[str, ...] = ()
+    sets: tuple[str, ...] = ()
+    presets: tuple[Path, ...] = ()
     cases: tuple[str, ...] = ("embedded",)
     relations: tuple[str, ...] = ()
     limit: int | Literal["all"] | None = None
@@ -96,7 +100,10 @@ def add_options(parser: pytest.Parser) -> None:
 
     repeatable("--model", "NAME", "Embedded model, smollm2-135m, folder, FILE.gguf, hub id or "
                "ID@REVISION (default: all embedded ones).")  # fmt: skip
-    repeatable("--method", "NAME", "Editing method (default: all registered).")
+    repeatable("--method", "NAME", "Editing method, a pattern such as 'memit*', or 'all' (default: "
+               "those that are quick).")  # fmt: skip
+    repeatable("--set", "METHOD.PARAMETER=VALUE", "A setting of a method, such as memit.v_lr=0.1.")
+    repeatable("--preset", "FILE", "TOML file of settings, such as `kn-bench tune` writes.")
     repeatable("--cases", "SOURCE", "embedded, NAME=FOLDER or FILE.jsonl (default: embedded; for a "
                "model of your own PARAREL and BLiMP).")  # fmt: skip
     repeatable("--relation", "ID", "Relation to keep, such as P36 (default: all).")
@@ -153,6 +160,10 @@ def read_options(config: pytest.Config) -> Options:
     options = Options(
         models=tuple(dict.fromkeys(get("--model", ()))),
         methods=tuple(dict.fromkeys(get("--method", ()))),
+        sets=tuple(get("--set", ())),
+        presets=tuple(
+            config.invocation_params.dir / file for file in dict.fromkeys(get("--preset", ()))
+        ),
         cases=tuple(dict.fromkeys(get("--cases", _default_cases(get("--model", ()))))),
         relations=tuple(dict.fromkeys([*get("--relation", ()), *get("--paradigm", ())])),
         limit=get("--limit", None),

@@ -19,6 +19,7 @@ from kn_bench.editing.registry import Registry
 from kn_bench.testing.options import add_options, addressed, read_options
 
 if TYPE_CHECKING:
+    from kn_bench.editing.settings import Settings
     from kn_bench.testing.controller import RunController, WorkerConfig
     from kn_bench.testing.node_ids import NodeId
     from kn_bench.testing.session import SuiteSession
@@ -62,7 +63,11 @@ def pytest_plugin_registered(plugin: object, manager: pytest.PytestPluginManager
         from kn_bench.testing.method_fixtures import fixtures_of
 
         name = f"kn_bench methods of {getattr(plugin, '__name__', 'a plug-in')} {id(plugin)}"
-        manager.register(fixtures_of(new, name), name)
+        manager.register(fixtures_of(new, name, _settings_of), name)
+
+
+def _settings_of(request: pytest.FixtureRequest) -> Settings:
+    return suites_of(request.config).settings(request.node)
 
 
 def registry_of(config: pytest.Config) -> Registry:
@@ -211,13 +216,14 @@ def _begin(config: pytest.Config) -> SuiteSession:
     method_fixtures.load_entry_points(config.pluginmanager)
     registry_of(config).check()
     methods = registry_of(config).select(options.methods)
+    choices = method_fixtures.choices_of(options, methods)
     plan = make_plan(options) if is_worker(config) else controller_of(config).plan
 
     from kn_bench.testing.session import SuiteSession
 
     junit = bool(config.getoption("xmlpath", None))
     config.pluginmanager.register(ItemOutcomes(strict=options.strict, junit=junit))
-    return SuiteSession(options, plan, methods, worker_config)
+    return SuiteSession(options, plan, methods, worker_config, choices)
 
 
 def worker_config_of(config: pytest.Config) -> WorkerConfig:

@@ -31,6 +31,7 @@ from kn_bench.testing.plan import TestPlan
 from kn_bench.testing.units import UnitResults
 
 if TYPE_CHECKING:
+    from kn_bench.editing.settings import Choices, Settings
     from kn_bench.model.language_model import LanguageModel
 
 _MARKS: dict[Task, tuple[pytest.MarkDecorator]] = {
@@ -61,7 +62,9 @@ class SuiteSession:
         plan: TestPlan,
         methods: Sequence[MethodSpec],
         worker_config: WorkerConfig,
+        choices: Choices,
     ) -> None:
+        self._choices = choices
         self._plan = plan
         self._methods = methods
         self._done = worker_config.done
@@ -141,6 +144,17 @@ class SuiteSession:
                 "that it could be; load one with kn_bench.model.loading.load_model"
             )
         return self._models.model(point.model)
+
+    def settings(self, item: pytest.Item) -> Settings:
+        """Return the settings of a test's method for its model."""
+        from kn_bench.editing.settings import settings_for
+
+        point = point_of(item)
+        assert point is not None
+        assert point.method.settings is not None
+        return settings_for(
+            point.method.name, point.method.settings, self._models.model(point.model), self._choices
+        )
 
     def verdict(self, request: pytest.FixtureRequest) -> outcomes.Verdict:
         """The verdict of one test; leaves its rows for the report.

@@ -20,12 +20,18 @@ if TYPE_CHECKING:
 
 
 class Losses(NamedTuple):
-    """The loss of each request and its weighted parts."""
+    """The loss of each request and its weighted parts.
+
+    ``right`` counts the target tokens that are the likeliest, ``right_in_contexts`` those of them
+    that stand in a context other than the bare prompt.
+    """
 
     total: Float[Tensor, " requests"]
     nll: Float[Tensor, " requests"]
     kl: Float[Tensor, " requests"]
     decay: Float[Tensor, " requests"]
+    right: Float[Tensor, " requests"]
+    right_in_contexts: Float[Tensor, " requests"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,8 @@ class Batch:
         owner: request of each row.
         read_row, read_at: row, and position counted from the row's subject, of every read.
         read_target: token to predict there.
-        read_weight: share of a read in its request's mean over contexts of means over tokens.
+        read_weight: share of a read in its fact's mean over contexts of means over tokens.
+        read_in_context: 1 for a read of another row than a bare prompt.
         anchor_row, anchor_initial: row and initial log-probabilities of each KL anchor.
         first_rows: row of each request's bare prompt, in the batch as it was made.
     """
@@ -48,6 +55,7 @@ class Batch:
     read_at: Int[Tensor, " reads"]
     read_target: Int[Tensor, " reads"]
     read_weight: Float[Tensor, " reads"]
+    read_in_context: Float[Tensor, " reads"]
     anchor_row: Int[Tensor, " anchors"]
     anchor_initial: Float[Tensor, "anchors vocabulary"]
     first_rows: Int[Tensor, " requests"]
@@ -58,16 +66,17 @@ class Batch:
         owner: list[int] = []
         firsts: list[int] = []
         anchors: list[int] = []
-        reads: list[tuple[int, int, int, float]] = []
+        reads: list[tuple[int, int, int, float, float]] = []
         for index, problem in enumerate(problems):
             firsts.append(len(owner))
-            for row in problem.contexts:
-                weight = 1 / (len(problem.contexts) * len(row.targets))
-                reads += [
-                    (len(owner), at - row.subject, target, weight)
-                    for at, target in zip(row.reads, row.targets, strict=True)
-                ]
-                owner.append(index)
+            for fact in problem.facts:
+                for number, row in enumerate(fact):
+                    weight, inside = 1 / (len(fact) * len(row.targets)), float(number > 0)
+                    reads += [
+                        (len(owner), at - row.subject, target, weight, inside)
+                        for at, target in zip(row.reads, row.targets, strict=True)
+                    ]
+                    owner.append(index)
             if problem.anchor is not None:
                 anchors.append(len(owner))
                 owner.append(index)
@@ -87,6 +96,9 @@ class Batch:
             read_weight=torch.tensor(
                 [read[3] for read in reads], dtype=initial.dtype, device=lm.device
             ),
+            read_in_context=torch.tensor(
+                [read[4] for read in reads], dtype=initial.dtype, device=lm.device
+            ),
             anchor_row=anchor_row,
             anchor_initial=initial,
             first_rows=torch.tensor(firsts, device=lm.device),
@@ -94,26 +106,48 @@ class Batch:
 
     def losses(
         self,
-        deltas: Float[Tensor, "requests d_model"],
-        v_0: Float[Tensor, "requests d_model"],
+        deltas: Float[Tensor, "requests *places d_model"],
+        v_0: Float[Tensor, "requests *places d_model"],
         settings: ValueSettings,
+        nll_factor: Float[Tensor, " requests"] | None = None,
     ) -> Losses:
-        """Each request's loss at its delta; row i of ``deltas`` belongs to the batch's i-th."""
+        """Each request's loss at its delta; row i of ``deltas`` belongs to the batch's i-th.
+
+        Args:
+            nll_factor: weight of the likelihood of each request; None for 1.
+        """
         hidden = self.rerun.run(deltas[self.owner])
         zeros = deltas.new_zeros(len(deltas))
         wanted = log_probs_of(self.lm, hidden[self.read_row, self.read_at])
         of_target = wanted.gather(1, self.read_target[:, None])[:, 0]
-        nll = zeros.index_add(0, self.owner[self.read_row], -of_target * self.read_weight)
+        read_owner = self.owner[self.read_row]
+        nll = zeros.index_add(0, read_owner, -of_target * self.read_weight)
+        nll = nll if nll_factor is None else nll * nll_factor
+        right = (wanted.argmax(1) == self.read_target).to(zeros.dtype)
         kl = zeros
         if len(self.anchor_row):
             edited = log_probs_of(self.lm, hidden[self.anchor_row, 0])
             # KL(edited || initial), as published
             each = kl_div(self.anchor_initial, edited, log_target=True, reduction="none").sum(1)
             kl = zeros.index_add(0, self.owner[self.anchor_row], settings.kl_factor * each)
-        decay = (
-            settings.v_weight_decay * torch.linalg.vector_norm(deltas, dim=1) / v_0.square().sum(1)
+        ratios = torch.linalg.vector_norm(deltas, dim=-1) / v_0.square().sum(-1)
+        decay = settings.v_weight_decay * ratios.reshape(len(deltas), -1).sum(1)
+        return Losses(
+            nll + kl + decay,
+            nll,
+            kl,
+            decay,
+            zeros.index_add(0, read_owner, right),
+            zeros.index_add(0, read_owner, right * self.read_in_context.to(zeros.dtype)),
         )
-        return Losses(nll + kl + decay, nll, kl, decay)
+
+    def counts(self) -> tuple[list[int], list[int]]:
+        """Return how many target tokens each request has: in all rows, and in contexts."""
+        owner = self.owner[self.read_row]
+        zeros = self.read_weight.new_zeros(len(self.first_rows))
+        everywhere = zeros.index_add(0, owner, torch.ones_like(self.read_weight))
+        inside = zeros.index_add(0, owner, self.read_in_context)
+        return everywhere.int().tolist(), inside.int().tolist()
 
     def select(self, going: Bool[Tensor, " requests"]) -> Batch:
         """The same for the requests that go on."""
@@ -129,6 +163,7 @@ class Batch:
             read_at=self.read_at[reads],
             read_target=self.read_target[reads],
             read_weight=self.read_weight[reads],
+            read_in_context=self.read_in_context[reads],
             anchor_row=row_number[self.anchor_row[anchors]],
             anchor_initial=self.anchor_initial[anchors],
             first_rows=self.first_rows[going],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -39,10 +40,23 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class ValueProblem:
-    """One request: its contexts, the bare prompt first, and the anchor of the KL term."""
+    """One target: its contexts, the bare prompt first, and the anchor of the KL term.
+
+    Attributes:
+        contexts: rows of one request; where the facts of one subject are merged, of several in
+            turn, each with its bare prompt first.
+        sizes: rows of each fact; () for a single fact.
+    """
 
     contexts: tuple[Row, ...]
     anchor: Row | None
+    sizes: tuple[int, ...] = ()
+
+    @property
+    def facts(self) -> tuple[tuple[Row, ...], ...]:
+        """The rows of each fact, its bare prompt first."""
+        ends = tuple(accumulate(self.sizes or (len(self.contexts),)))
+        return tuple(self.contexts[a:b] for a, b in zip((0, *ends), ends, strict=False))
 
     @property
     def rows(self) -> tuple[Row, ...]:
@@ -61,6 +75,17 @@ class ValueSettings:
         clamp_norm_factor: delta is kept within this many times ``|v_0|``.
         kl_factor: weight of KL(edited || initial) at the anchor.
         stop_loss: a request is finished when its total loss, before an update, is below this.
+        stop_after_rank_1: a request is finished after so many passes, not necessarily in a row, in
+            which every target token is the likeliest in every context but the bare prompt; 0: never
+            (ENCORE's |prob_cutoff|).
+        rank_1_reads: count a pass when exactly so many target tokens are the likeliest, as ENCORE's
+            published code does with 5; 0: all of them.
+        settled_nll_factor: weight of the likelihood in the passes after one in which every target
+            token is the likeliest; 1 elsewhere (PMET: 0.1). Such a request is finished once the KL
+            term is at most ``settled_kl``.
+        settled_kl: see there.
+        norm_anchor: m of NAS: what the site is to give is scaled to norm m; where it is above 2 m,
+            the request is passed over. 0: off.
     """
 
     v_lr: float = 0.5
@@ -69,6 +94,11 @@ class ValueSettings:
     clamp_norm_factor: float = 4.0
     kl_factor: float = 0.0625
     stop_loss: float = 0.05
+    stop_after_rank_1: int = 0
+    rank_1_reads: int = 0
+    settled_nll_factor: float = 1.0
+    settled_kl: float = 0.01
+    norm_anchor: float = 0.0
 
     @property
     def value_settings(self) -> ValueSettings:
@@ -84,6 +114,7 @@ class Value:
         keys: site inputs at the subject, one a context, the bare prompt first.
         outputs: what delta is added to there: the site's outputs, bias included, or the layer's.
         delta: what is to be added to ``v_0 = outputs[0]``.
+        beside: where delta stands at two places, v_0 + delta of the other, the attention's.
         losses: total loss of each forward pass; ``nll``, ``kl``, ``decay`` its weighted parts.
     """
 
@@ -94,6 +125,7 @@ class Value:
     nll: Float[Tensor, " steps"]
     kl: Float[Tensor, " steps"]
     decay: Float[Tensor, " steps"]
+    beside: Float[Tensor, " d_model"] | None = None
 
     @property
     def v_star(self) -> Float[Tensor, " d_model"]:

@@ -11,10 +11,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from kn_bench.cases.case import EditRequest
+from kn_bench.editing.closed_form import Covariance
 from kn_bench.editing.edit import NotApplicable
 from kn_bench.editing.rome.encoding import encode_problem
 from kn_bench.editing.rome.problem import Value, ValueProblem, ValueSettings
-from kn_bench.editing.rome.update import SecondMomentSolver
 from kn_bench.editing.rome.value import optimise_values
 from kn_bench.model import embedded
 from kn_bench.model.cache_folder import cache_folder
@@ -99,9 +99,9 @@ def corpus_for(lm: LanguageModel) -> NamedCorpus:
     return lm.corpus
 
 
-def solver_of(
+def covariance_of(
     lm: LanguageModel, layer: int, corpus: Corpus | None, max_tokens: int | None
-) -> SecondMomentSolver:
+) -> Covariance:
     """C of the site of ``layer``, ready to be solved with; kept on disk as well.
 
     In a sequence of edits it is the unedited model's, as in the published code.
@@ -113,13 +113,13 @@ def solver_of(
     chosen = NamedCorpus("given", corpus) if corpus is not None else corpus_for(lm)
     content, limit = chosen.corpus.content_hash, max_tokens or chosen.max_tokens
 
-    def measured() -> SecondMomentSolver:
+    def measured() -> Covariance:
         folder = cache_folder() / "second_moments"
         with lm.unedited():
             moment = second_moments(lm, [layer], chosen.corpus, max_tokens=limit, cache=folder)[
                 layer
             ]
         source = f"{chosen.name}, {moment.n_tokens} tokens, SHA-256 {content[:12]}"
-        return SecondMomentSolver(moment.matrix.to(lm.device), source)
+        return Covariance(moment.matrix.to(lm.device), source)
 
     return lm.memo.get(("solver", layer, limit, content), measured, original=True)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
-import torch
 from torch import Tensor
 
+from kn_bench.editing.closed_form import Covariance
 from kn_bench.editing.edit import LowRank
 from kn_bench.editing.rome.problem import Value
 
@@ -17,40 +16,6 @@ if TYPE_CHECKING:
 
 KeyChoice = Literal["bare", "mean"]
 """Which key a formula takes: that of the bare prompt, or the mean over contexts."""
-
-
-@dataclass(frozen=True)
-class SecondMomentSolver:
-    """C^-1 k, by a Cholesky factor of C in float64: C is ill-conditioned.
-
-    Attributes:
-        matrix: C = E[k k^T], ``[d_mlp, d_mlp]``.
-        source: the text it was taken over: name, tokens and hash; recorded with every edit.
-    """
-
-    matrix: Float[Tensor, "d_mlp d_mlp"]
-    source: str = ""
-
-    @property
-    def n_bytes(self) -> int:
-        """What the matrix and its factor take, for the memo that keeps them."""
-        return self.matrix.numel() * (self.matrix.element_size() + 8)
-
-    @cached_property
-    def _factor(self) -> Float[Tensor, "d_mlp d_mlp"]:
-        factor: Tensor
-        failed: Tensor
-        factor, failed = torch.linalg.cholesky_ex(self.matrix.double())
-        if int(failed):
-            raise ValueError(
-                "C is not positive definite: too few tokens for its "
-                f"{len(self.matrix)} dimensions; use more text, or a ridge"
-            )
-        return factor
-
-    def solve(self, keys: Float[Tensor, "n d_mlp"]) -> Float[Tensor, "n d_mlp"]:
-        """Rows C^-1 k, in float64."""
-        return torch.cholesky_solve(keys.double().T, self._factor).T
 
 
 @dataclass(frozen=True)
@@ -70,7 +35,7 @@ def rank_one(
     value: Value,
     layer: int,
     *,
-    solver: SecondMomentSolver | None,
+    solver: Covariance | None,
     u_from: KeyChoice = "mean",
     k_p_from: KeyChoice = "bare",
 ) -> RankOne:

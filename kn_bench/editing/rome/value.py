@@ -36,7 +36,8 @@ def optimise_values(
     """Find every request's delta at ``layer``; the model is untouched.
 
     Args:
-        place: where delta is added: to the site's values (ROME), or to the layer's output (MEMIT).
+        place: where delta is added: to the site's values (ROME), to the layer's output (MEMIT), or
+            to the values of the site and to the attention's (PMET), a delta each.
 
     Raises:
         ValueError: for a masked model.
@@ -79,23 +80,74 @@ def _optimise(
     batch = Batch.of(lm, problems, ragged)
     firsts = batch.first_rows.tolist()
     deltas, history = _descend(batch, outputs[batch.first_rows], settings)
-    return [
-        Value(
-            keys=keys[first : first + len(problem.contexts)],
-            outputs=outputs[first : first + len(problem.contexts)],
-            delta=delta.detach(),
-            losses=steps[:, 0],
-            nll=steps[:, 1],
-            kl=steps[:, 2],
-            decay=steps[:, 3],
+    values = []
+    for problem, first, delta, steps in zip(problems, firsts, deltas, history, strict=True):
+        found = delta.detach()
+        beside = None
+        if place == "both":
+            beside = outputs[first, 1] + found[1]
+            found = found[0]
+        if settings.norm_anchor:
+            site = widened(ragged.site_values[first])
+            found = anchored(site, found, settings.norm_anchor)
+        here = slice(first, first + len(problem.contexts))
+        values.append(
+            Value(
+                keys=keys[here],
+                outputs=outputs[here, 0] if place == "both" else outputs[here],
+                delta=found,
+                losses=steps[:, 0],
+                nll=steps[:, 1],
+                kl=steps[:, 2],
+                decay=steps[:, 3],
+                beside=beside,
+            )
         )
-        for problem, first, delta, steps in zip(problems, firsts, deltas, history, strict=True)
-    ]
+    return values
+
+
+def anchored(
+    v_0: Float[Tensor, " d_model"], delta: Float[Tensor, " d_model"], norm: float
+) -> Float[Tensor, " d_model"]:
+    """Return the delta for which |v_0 + delta| is ``norm``: NAS, norm-anchor scaling.
+
+    Scaled up as well as down; where it is above twice the norm there is no change.
+    """
+    v_star = v_0 + delta
+    size = v_star.norm()
+    if float(size) > 2 * norm:
+        return torch.zeros_like(delta)
+    scaled: Tensor = v_star * (norm / (size + 1e-10)) - v_0
+    return scaled
+
+
+class _Progress:
+    """What decides, beside the loss, when each request is finished: ENCORE's and PMET's rules."""
+
+    def __init__(self, batch: Batch, settings: ValueSettings, like: Tensor) -> None:
+        self.settings = settings
+        self.reads, self.reads_in_contexts = batch.counts()
+        self.passes_at_rank_1 = [0] * len(self.reads)
+        self.nll_factor = torch.ones(len(self.reads), dtype=like.dtype, device=like.device)
+
+    def finished(self, index: int, part: Float[Tensor, " parts"]) -> bool:
+        """Return whether request ``index`` is finished, given the parts of its loss."""
+        total, _, kl, _, right, right_in_contexts = part.tolist()
+        s = self.settings
+        if s.stop_after_rank_1:
+            wanted = s.rank_1_reads or self.reads_in_contexts[index] or self.reads[index]
+            reached = right_in_contexts if self.reads_in_contexts[index] else right
+            self.passes_at_rank_1[index] += int(reached) == wanted
+            if self.passes_at_rank_1[index] >= s.stop_after_rank_1:
+                return True
+        settled = s.settled_nll_factor != 1 and int(right) == self.reads[index]
+        self.nll_factor[index] = s.settled_nll_factor if settled else 1.0
+        return not total >= s.stop_loss or (settled and kl <= s.settled_kl)  # not: NaN ends it too
 
 
 def _descend(
-    batch: Batch, v_0: Float[Tensor, "requests d_model"], settings: ValueSettings
-) -> tuple[list[nn.Parameter], list[Float[Tensor, "steps 4"]]]:
+    batch: Batch, v_0: Float[Tensor, "requests *places d_model"], settings: ValueSettings
+) -> tuple[list[nn.Parameter], list[Float[Tensor, "steps 6"]]]:
     """Adam on every request's delta; each stops for itself.
 
     The published order: the loss is looked at before the update, N passes make N - 1 updates, and
@@ -104,21 +156,29 @@ def _descend(
     deltas = [nn.Parameter(torch.zeros_like(v)) for v in v_0]
     adam = torch.optim.Adam(deltas, lr=settings.v_lr)
     history: list[list[Tensor]] = [[] for _ in deltas]
-    radii = settings.clamp_norm_factor * v_0.norm(dim=1)
+    radii = settings.clamp_norm_factor * v_0.norm(dim=-1, keepdim=True)
     active = list(range(len(deltas)))
+    progress = _Progress(batch, settings, v_0)
     for step in range(settings.v_num_grad_steps):
         with torch.enable_grad():
-            losses = batch.losses(torch.stack([deltas[i] for i in active]), v_0[active], settings)
+            losses = batch.losses(
+                torch.stack([deltas[i] for i in active]),
+                v_0[active],
+                settings,
+                progress.nll_factor[active],
+            )
         # the one question a step that the device is asked: which requests are done
         parts = torch.from_numpy(*to_host(torch.stack(losses, 1)))
+        on = []
         for index, part in zip(active, parts, strict=True):
             history[index].append(part)
-        going = parts[:, 0] >= settings.stop_loss
-        if step + 1 == settings.v_num_grad_steps or not bool(going.any()):
+            on.append(not progress.finished(index, part))
+        if step + 1 == settings.v_num_grad_steps or not any(on):
             break
+        going = torch.tensor(on)
         _update(adam, deltas, active, losses, going, radii)
-        if not bool(going.all()):
-            active = [index for index, on in zip(active, going.tolist(), strict=True) if on]
+        if not all(on):
+            active = [index for index, goes in zip(active, on, strict=True) if goes]
             batch = batch.select(going)
     return deltas, [torch.stack(steps) for steps in history]
 
@@ -129,7 +189,7 @@ def _update(
     active: Sequence[int],
     losses: Losses,
     going: Tensor,
-    radii: Float[Tensor, " requests"],
+    radii: Float[Tensor, "requests *places 1"],
 ) -> None:
     """One step of those that go on: Adam passes over parameters without a gradient."""
     on = [index for index, goes in zip(active, going.tolist(), strict=True) if goes]
@@ -141,4 +201,5 @@ def _update(
     with torch.no_grad():
         for index in on:
             delta = deltas[index]
-            delta.mul_((radii[index] / delta.norm().clamp_min(1e-30)).clamp_max(1))
+            size = delta.norm(dim=-1, keepdim=True).clamp_min(1e-30)
+            delta.mul_((radii[index] / size).clamp_max(1))

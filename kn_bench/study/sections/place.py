@@ -116,7 +116,7 @@ def _by_rome(material: Material) -> list[Placed]:
         return []
     requests = material.requests("fact", ROME_REQUESTS)
     own = rome(lm)
-    chosen = own.hyperparameters.layer
+    chosen = own.settings.layer
     made = own.edit(requests)
     edits: list[tuple[str, EditRequest, Edit | NotApplicable | None]] = []
     for layer in range(lm.n_layers):

@@ -1,0 +1,249 @@
+"""Settings of methods: a frozen dataclass each, filled from presets and from ``--set``.
+
+Later ones win:
+
+    the dataclass's own defaults       what the paper says of every model
+    defaults_for(lm)                   what follows from the model's shape
+    editing/presets/*.toml             published or measured settings of known models
+    --preset FILE                      the user's own, or those that `kn-bench tune` wrote
+    --set METHOD.PARAMETER=VALUE       one value
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
+
+import msgspec
+
+from kn_bench.editing.presets import Preset, builtin_presets, preset_for
+
+if TYPE_CHECKING:
+    from kn_bench.editing.edit import Notes
+    from kn_bench.model.language_model import LanguageModel
+
+_ASSIGNMENT = re.compile(r"(?P<method>[A-Za-z0-9_.-]+)\.(?P<parameter>\w+)=(?P<value>.*)", re.S)
+
+
+class SettingError(ValueError):
+    """A setting that no method has, or of the wrong type; one sentence."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Base of all methods' settings.
+
+    Attributes:
+        settings_from: where the values come from; recorded with every edit, never set by hand.
+    """
+
+    settings_from: str = field(default="published defaults", metadata={"fixed": True})
+
+    @classmethod
+    def defaults_for(cls, lm: LanguageModel) -> dict[str, Any]:
+        """Return what follows from the shape of ``lm``, where no preset says otherwise."""
+        return {}
+
+    def check(self, lm: LanguageModel) -> None:
+        """Raise SettingError for values that ``lm`` cannot have."""
+        layers = getattr(self, "layers", None) or (getattr(self, "layer", 0),)
+        for layer in layers:
+            if not 0 <= layer < lm.n_layers:
+                raise SettingError(
+                    f"layer {layer}: {lm.name} has layers 0 to {lm.n_layers - 1}; set others"
+                )
+
+
+S = TypeVar("S", bound=Settings)
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """One ``--set METHOD.PARAMETER=VALUE``."""
+
+    method: str
+    parameter: str
+    value: Any
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """What the user chose beyond the built-in presets.
+
+    Attributes:
+        assignments: values of ``--set``, in the order given.
+        presets: contents of ``--preset`` files, in the order given.
+    """
+
+    assignments: tuple[Assignment, ...] = ()
+    presets: tuple[Preset, ...] = ()
+
+
+def parse_assignment(text: str) -> Assignment:
+    """Read ``memit.v_lr=0.1``; the value as in TOML, or a bare word.
+
+    Raises:
+        SettingError: for another form.
+    """
+    found = _ASSIGNMENT.fullmatch(text)
+    if not found:
+        raise SettingError(
+            f"--set {text!r}: expected METHOD.PARAMETER=VALUE, such as memit.v_lr=0.1"
+        )
+    value = _value(found["value"].strip())
+    return Assignment(found["method"], found["parameter"], value, text)
+
+
+def _value(text: str) -> Any:
+    if text.lower() == "none":
+        return None
+    for spelled in (text, f"[{text}]"):  # 0,1 is taken for [0,1]
+        try:
+            return tomllib.loads(f"value = {spelled}")["value"]
+        except tomllib.TOMLDecodeError:
+            continue
+    return text
+
+
+def parameters(cls: type[Settings]) -> dict[str, Any]:
+    """Return name -> type of what can be set."""
+    hints = get_type_hints(cls)
+    return {f.name: hints[f.name] for f in fields(cls) if not f.metadata.get("fixed")}
+
+
+def check_assignment(assignment: Assignment, cls: type[Settings] | None) -> Any:
+    """Return the value of ``assignment`` in its parameter's type.
+
+    ``none`` is no value, or the word where the parameter has it as a choice.
+
+    Raises:
+        SettingError: for a method without settings, an unknown parameter, or another type.
+    """
+    if cls is None:
+        raise SettingError(
+            f"--set {assignment.text!r}: {assignment.method} has no parameters; leave it out"
+        )
+    value = assignment.value
+    if value is None and "none" in get_args(parameters(cls).get(assignment.parameter)):
+        value = "none"
+    try:
+        return _typed(assignment.parameter, value, cls, assignment.method)
+    except SettingError as error:
+        raise SettingError(f"--set {assignment.text!r}: {error}") from None
+
+
+def _typed(name: str, value: Any, cls: type[Settings], method: str) -> Any:
+    known = parameters(cls)
+    if name not in known:
+        raise SettingError(
+            f"{method} has no parameter {name!r}; expected one of {', '.join(sorted(known))}"
+        )
+    try:
+        # text too: TOML has no tuples, and a bare 1 is a float's value as well
+        return msgspec.convert(value, known[name])
+    except msgspec.ValidationError as error:
+        wanted = getattr(known[name], "__name__", str(known[name]))
+        wanted = str(known[name]) if "[" in str(known[name]) else wanted
+        raise SettingError(
+            f"{method}.{name} is of type {wanted.replace('typing.', '')}: {_lower(str(error))}"
+        ) from None
+
+
+def _lower(text: str) -> str:
+    return text[:1].lower() + text[1:].replace("`", "")
+
+
+def settings_for(method: str, cls: type[S], lm: LanguageModel, choices: Choices | None = None) -> S:
+    """Return the settings of ``method`` for ``lm``.
+
+    Raises:
+        SettingError: for values that the method or the model cannot have, one sentence.
+    """
+    choices = choices or Choices()
+    values: dict[str, Any] = dict(cls.defaults_for(lm))
+    source = values.pop("settings_from", "published defaults")
+    for presets in (builtin_presets(), choices.presets):
+        preset = preset_for(method, lm.name, presets)
+        if preset is not None:
+            values |= {n: _typed(n, v, cls, method) for n, v in preset.values.items()
+                       if not preset.inherited or n in parameters(cls)}  # fmt: skip
+            source = f"{preset.origin} for {preset.model}"
+    own = [one for one in choices.assignments if one.method == method]
+    values |= {one.parameter: check_assignment(one, cls) for one in own}
+    if own:
+        source += "; set: " + ", ".join(sorted({one.parameter for one in own}))
+    missing = [f.name for f in fields(cls) if f.name not in values and _required(f)]
+    if missing:
+        raise SettingError(
+            f"{method} on {lm.name} has no value for {', '.join(missing)}: give "
+            + " ".join(f"--set {method}.{name}=VALUE" for name in missing)
+        )
+    settings = cls(**values, settings_from=source)
+    try:
+        settings.check(lm)
+    except SettingError as error:
+        raise SettingError(f"{method} on {lm.name}: {error}") from None
+    return settings
+
+
+def _required(one: Any) -> bool:
+    return one.default is MISSING and one.default_factory is MISSING
+
+
+def recorded(settings: Settings) -> Notes:
+    """Return what is recorded with every edit: the source, and what differs from the defaults."""
+    changed = [
+        f"{f.name}={_shown(getattr(settings, f.name))}"
+        for f in fields(settings)
+        if not f.metadata.get("fixed") and getattr(settings, f.name) != f.default
+    ]
+    return {"settings_from": settings.settings_from, "settings": " ".join(changed)}
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"[{','.join(map(_shown, value))}]"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _check_preset(preset: Preset, method: str, cls: type[Settings] | None) -> None:
+    if cls is None:
+        return
+    for name, value in preset.values.items():
+        try:
+            _typed(name, value, cls, method)
+        except SettingError as error:
+            raise SettingError(f"--preset {preset.origin}: {error}") from None
+
+
+def checked_choices(
+    sets: Iterable[str],
+    presets: Sequence[Preset],
+    methods: Mapping[str, type[Settings] | None],
+) -> Choices:
+    """Return the user's choices, every one of them valid for one of ``methods``.
+
+    Args:
+        sets: texts of ``--set``.
+        presets: contents of ``--preset`` files.
+        methods: name -> settings class of the methods that are measured.
+
+    Raises:
+        SettingError: one sentence, for the first that is not.
+    """
+    assignments = tuple(map(parse_assignment, sets))
+    for one in assignments:
+        if one.method not in methods:
+            raise SettingError(
+                f"--set {one.text!r}: {one.method!r} is not among the methods of this run "
+                f"({', '.join(methods)}); name it with --method"
+            )
+        check_assignment(one, methods[one.method])
+    for preset in presets:
+        for method in preset.methods:
+            _check_preset(preset, method, methods.get(method))
+    return Choices(assignments, tuple(presets))

@@ -1,0 +1,192 @@
+"""Settings: presets, --preset and --set, and what is refused before a run."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import fields
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from kn_bench.editing import presets as presets_module
+from kn_bench.editing.presets import PresetError, builtin_presets, preset_for, read_presets
+from kn_bench.editing.registry import (
+    RegistryError,
+    builtin_files,
+    expand,
+    marked,
+)
+from kn_bench.editing.settings import (
+    Choices,
+    SettingError,
+    checked_choices,
+    parameters,
+    parse_assignment,
+    recorded,
+    settings_for,
+)
+from kn_bench.edits.ft import FtLSettings
+from kn_bench.edits.rome import RomeSettings
+from kn_bench.results.log import LOG
+from tests.conftest import PLUGINS
+from tests.tiny_models import tiny_model
+
+
+def model(name="tiny-gpt2", layers=4):
+    return SimpleNamespace(name=name, n_layers=layers, architecture=tiny_model("gpt2").architecture)
+
+
+def specs():
+    modules = [importlib.import_module(f"kn_bench.edits.{f.stem}") for f in builtin_files()]
+    return {spec.name: spec for module in modules for spec in marked(module)}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("rome.v_lr=2", 2.0),
+        ("rome.v_lr=2e-1", 0.2),
+        ("rome.mom2_adjustment=false", False),
+        ("rome.mom2_n_tokens=none", None),
+        ("rome.k_p_from=mean", "mean"),
+        ("rome.context_template_length_params=[[5, 2], [10, 1]]", ((5, 2), (10, 1))),
+        ("ft-l.layers=0,1", (0, 1)),
+    ],
+)
+def test_values_are_read_in_their_parameters_type(text, value):
+    method = text.partition(".")[0]
+    cls = {"rome": RomeSettings, "ft-l": FtLSettings}[method]
+    choices = checked_choices([text], (), {method: cls})
+    made: Any = settings_for(method, cls, model(), choices)
+    name = choices.assignments[0].parameter
+    assert getattr(made, name) == value
+    assert type(getattr(made, name)) is type(value)
+    assert made.settings_from.endswith(f"; set: {name}")
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("rome", "--set 'rome': expected METHOD.PARAMETER=VALUE, such as memit.v_lr=0.1"),
+        ("rome.v_lr", "--set 'rome.v_lr': expected METHOD.PARAMETER=VALUE"),
+        ("memit.v_lr=1", "'memit' is not among the methods of this run (rome, none); name it"),
+        ("none.x=1", "--set 'none.x=1': none has no parameters; leave it out"),
+        ("rome.lr=1", "rome has no parameter 'lr'; expected one of clamp_norm_factor, context_"),
+        ("rome.v_lr=fast", "rome.v_lr is of type float: expected float, got str"),
+        ("rome.layer=1.5", "rome.layer is of type int: expected int, got float"),
+        ("rome.u_from=last", "rome.u_from is of type Literal['bare', 'mean']: invalid enum value"),
+        ("rome.settings_from=me", "rome has no parameter 'settings_from'"),
+    ],
+)
+def test_what_cannot_be_set_is_one_sentence(text, sentence):
+    with pytest.raises(SettingError) as error:
+        checked_choices([text], (), {"rome": RomeSettings, "none": None})
+    assert sentence in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_later_ones_win_and_say_so(tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text('methods = ["rome"]\n[models.tiny-gpt2]\nlayer = 2\nv_lr = 7\n')
+    plain = settings_for("rome", RomeSettings, model())
+    assert (plain.layer, plain.v_lr, plain.settings_from) == (0, 2.0, "rome.toml for tiny-gpt2")
+    mine = read_presets(file)
+    theirs = settings_for("rome", RomeSettings, model(), Choices(presets=mine))
+    assert (theirs.layer, theirs.v_lr, theirs.stop_loss) == (2, 7.0, plain.stop_loss)
+    assert theirs.settings_from == "mine.toml for tiny-gpt2"
+    own = Choices((parse_assignment("rome.layer=3"),), mine)
+    assert settings_for("rome", RomeSettings, model(), own).layer == 3
+    assert "layer=3" in str(recorded(settings_for("rome", RomeSettings, model(), own))["settings"])
+    with pytest.raises(SettingError, match="layer 3: tiny-gpt2 has layers 0 to 1; set others"):
+        settings_for("rome", RomeSettings, model(layers=2), own)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("x = [", "expected a TOML file of presets"),
+        ("[models.m]\nlayer = 1\n", "expected methods = "),
+        ('methods = ["rome"]\nmodels = 3\n', "expected methods = "),
+        ('methods = ["rome"]\n[models]\nm = 3\n', "expected a table"),
+    ],
+)
+def test_a_file_that_is_no_preset_is_one_sentence(tmp_path, text, sentence):
+    file = tmp_path / "mine.toml"
+    file.write_text(text)
+    with pytest.raises(PresetError, match=sentence):
+        read_presets(file)
+    with pytest.raises(PresetError, match="expected a TOML file"):
+        read_presets(tmp_path / "nothing.toml")
+
+
+def test_a_presets_values_are_checked_before_the_run(tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text('methods = ["rome"]\n[models.m]\nlayers = [1]\n')
+    with pytest.raises(SettingError, match=r"--preset mine\.toml: rome has no parameter 'layers'"):
+        checked_choices((), read_presets(file), {"rome": RomeSettings})
+
+
+def test_every_preset_that_comes_with_the_package_fits_its_methods():
+    known = specs()
+    for preset in builtin_presets():
+        for method in preset.methods:
+            cls = known[method].settings
+            assert cls is not None, (preset.origin, method)
+            checked_choices((), [preset], {method: cls})
+            # every value is of a parameter that this method itself has
+            assert set(preset.values) <= set(parameters(cls)), (preset.origin, method)
+        assert preset.source, f"{preset.origin} does not say where {preset.model} comes from"
+
+
+def test_the_longest_beginning_of_a_models_name_wins():
+    def preset(name, **values):
+        return presets_module.Preset(("m",), name, values, "", "")
+
+    mine = (preset("gpt2", a=1), preset("gpt2-xl", a=2))
+    assert preset_for("m", "openai-community/gpt2-xl@main", mine) == mine[1]
+    assert preset_for("m", "gpt2-medium", mine) == mine[0]
+    assert preset_for("m", "llama", mine) is None
+    assert preset_for("other", "gpt2", mine) is None
+
+
+def test_every_parameter_of_every_method_can_be_set():
+    """Types that the command line cannot write would be parameters that nobody can set."""
+    for name, spec in specs().items():
+        if spec.settings is None:
+            continue
+        for one in fields(spec.settings):
+            if one.metadata.get("fixed") or not isinstance(one.default, float | int | str):
+                continue
+            text = f"{name}.{one.name}={str(one.default).lower()}"
+            assert checked_choices([text], (), {name: spec.settings})
+
+
+def test_patterns_and_all_name_methods():
+    known = ("rome", "r-rome", "memit", "memit-seq")
+    assert expand(["memit*"], known) == ["memit", "memit-seq"]
+    assert expand(["all"], known) == list(known)
+    assert expand(["rome", "*rome"], known) == ["rome", "r-rome"]
+    with pytest.raises(RegistryError, match="unknown method 'x\\*'; known: memit, memit-seq"):
+        expand(["x*"], known)
+
+
+def test_the_command_line_sets_and_refuses(pytester):
+    def run(*args):
+        return pytester.runpytest_subprocess(
+            *PLUGINS, "--pyargs", "kn_bench.suites", "--model=tiny-gpt2", "--relation=P36",
+            "--limit=1", "-k", "reliability", "--method=rome-no-c", "--run=r", *args,
+        )  # fmt: skip
+
+    refused = run("--set", "rome-no-c.lr=1")
+    assert refused.ret == 4
+    assert "rome-no-c has no parameter 'lr'; expected one of" in refused.stderr.str()
+    assert "Traceback" not in refused.stderr.str() + refused.stdout.str()
+    assert not (pytester.path / "reports").exists()
+    run("--set", "rome-no-c.layer=1", "--set", "rome-no-c.v_num_grad_steps=2")
+    folder = pytester.path / "reports/runs/r"
+    manifest = (folder / "manifest.json").read_text()
+    assert '"set": "rome-no-c.layer=1 rome-no-c.v_num_grad_steps=2"' in manifest
+    log = (folder / LOG).read_text()
+    assert "; set: layer, v_num_grad_steps" in log
+    assert '"passes":2' in log.replace(" ", "")
