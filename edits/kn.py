@@ -16,9 +16,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from kn_bench.cases.case import EditRequest, Query
@@ -39,9 +40,6 @@ from kn_bench.localise.selection import Neurons, shared_by
 from kn_bench.measure.encoding import encode_query
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.seeding import seeded
-
-if TYPE_CHECKING:
-    from jaxtyping import Float
 
 Erased = Literal["zero", "mean", "unk", "random"]
 ERASED: tuple[Erased, ...] = ("zero", "mean", "unk", "random")

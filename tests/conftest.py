@@ -12,9 +12,13 @@ import pytest
 from hypothesis import settings
 from tabulate import tabulate
 
-from kn_bench.results import log
-from kn_bench.results.rows import VerdictRow
-from tests.golden import deviation
+from tests.shapes import check_shapes
+
+check_shapes()  # before any of those packages is imported
+
+from kn_bench.results import log  # noqa: E402
+from kn_bench.results.rows import VerdictRow  # noqa: E402
+from tests.golden import deviation  # noqa: E402
 
 # no deadlines: a busy machine is no failure
 settings.register_profile("default", deadline=None)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from jaxtyping import Float
+
 from kn_bench.localise.selection import Neuron, Neurons, refined
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
     from torch import Tensor
 
 

@@ -13,9 +13,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from kn_bench.editing.edit import (
@@ -26,9 +26,6 @@ from kn_bench.editing.edit import (
     WrapperEdit,
 )
 from kn_bench.model.language_model import LanguageModel
-
-if TYPE_CHECKING:
-    from jaxtyping import Bool, Float, Int
 
 IN_PLACE = (DenseEdit, WrapperEdit)
 """Edits that need the weights or the modules themselves: one at a time."""

@@ -17,15 +17,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from kn_bench.cases.case import Cloze, EditRequest
-
-if TYPE_CHECKING:
-    from jaxtyping import Float, Int
 
 Notes = dict[str, float | int | str | bool]
 

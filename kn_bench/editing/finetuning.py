@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from kn_bench.model.costs import graph_bytes
@@ -21,9 +21,6 @@ from kn_bench.model.prefixed import padded
 from kn_bench.model.ragged import arriving
 from kn_bench.model.resuming import skipped
 from kn_bench.model.scoring import log_probs_of
-
-if TYPE_CHECKING:
-    from jaxtyping import Float, Int
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,20 +9,17 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from kn_bench.localise.queries import Fitted, questions_of
 from kn_bench.localise.scaling import Asked, Rows, ask, row_bytes
 from kn_bench.model.language_model import LanguageModel
 
-if TYPE_CHECKING:
-    from jaxtyping import Float
-
-    Scores = Float[Tensor, "n n_layers d_mlp"]
+Scores = Float[Tensor, "n n_layers d_mlp"]
 
 
 def activation(lm: LanguageModel, queries: Sequence[Fitted]) -> Scores:

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from kn_bench.localise.integration import Rule
@@ -22,9 +22,6 @@ from kn_bench.localise.queries import Fitted, questions_of
 from kn_bench.localise.scaling import Asked, Rows, ask, row_bytes
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.transfer import to_device, to_host
-
-if TYPE_CHECKING:
-    from jaxtyping import Bool, Float, Int
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from kn_bench.model.attention import attention_hooks
@@ -19,9 +20,6 @@ from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.resuming import CleanRun, clean_run
 from kn_bench.model.scoring import log_prob_of, share_of_two
 from kn_bench.model.seeding import seeded
-
-if TYPE_CHECKING:
-    from jaxtyping import Float
 
 Kind = Literal["hidden", "mlp", "attention"]
 """A layer's output, what its MLP adds to the residual stream, or what its attention adds."""

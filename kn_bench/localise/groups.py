@@ -13,9 +13,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from kn_bench.cases.building.grammar import NUMBER_CLASS, lexeme, number_of
@@ -29,9 +29,6 @@ from kn_bench.localise.queries import Fitted
 from kn_bench.localise.selection import Neuron, Neurons, Refined, coarse
 from kn_bench.measure.encoding import encode_query
 from kn_bench.model.language_model import LanguageModel
-
-if TYPE_CHECKING:
-    from jaxtyping import Float
 
 RANKED = 512
 """Neurons that are put in order: a large model has hundreds of thousands."""

@@ -10,13 +10,11 @@ The last two are for comparison with published numbers.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from jaxtyping import Float
 
 RuleName = Literal["adaptive", "riemann", "linspace"]
 RULES: tuple[RuleName, ...] = ("adaptive", "riemann", "linspace")

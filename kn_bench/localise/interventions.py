@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float, Int
 from numpy.typing import ArrayLike
 
 from kn_bench.editing.applying import RowEdits
@@ -23,9 +24,6 @@ from kn_bench.localise.queries import Fitted, Question, questions_of
 from kn_bench.localise.selection import Neuron
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.scoring import Row, TargetScore, score
-
-if TYPE_CHECKING:
-    from jaxtyping import Bool, Float, Int
 
 
 class Answers(NamedTuple):

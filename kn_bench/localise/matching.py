@@ -7,15 +7,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from kn_bench.localise.selection import Neuron, Neurons
-
-if TYPE_CHECKING:
-    from jaxtyping import Float
 
 NEAREST = 20
 """Candidates for each neuron: those of its layer with the nearest mean activation."""

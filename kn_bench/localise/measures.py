@@ -21,20 +21,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from kn_bench.localise.locating import Locating
 from kn_bench.localise.selection import Neurons, Refined, coarse
 
-if TYPE_CHECKING:
-    from jaxtyping import Float, Int
-
-    Scores = Float[Tensor, "n n_layers d_mlp"]
-    Samples = Sequence[Int[np.ndarray, " n"]]
+Scores = Float[Tensor, "n n_layers d_mlp"]
+Samples = Sequence[Int[np.ndarray, " n"]]
 
 NON_NEGATIVE_NULL = 2 / math.pi
 """R_1^2 of unrelated profiles of half-normal noise, for many neurons and prompts."""

@@ -14,18 +14,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from operator import itemgetter
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from kn_bench.localise.corruption import Corrupted, Kind, answer_probability
 from kn_bench.model.attention import attention_hooks
 from kn_bench.model.costs import forward_bytes
 from kn_bench.model.resuming import resume
-
-if TYPE_CHECKING:
-    from jaxtyping import Float, Int
 
 
 class Patch(NamedTuple):

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from kn_bench.localise.queries import Question
@@ -24,9 +25,6 @@ from kn_bench.model.costs import graph_bytes
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.scoring import log_prob_of, probability_and_gradient
 from kn_bench.model.transfer import to_device
-
-if TYPE_CHECKING:
-    from jaxtyping import Float, Int
 
 
 class Rows(NamedTuple):

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
+from jaxtyping import Float
 
 from kn_bench.cases.case import EditRequest
 from kn_bench.localise.corruption import Kind, TracePrompt, embedding_std, noise
@@ -19,9 +20,6 @@ from kn_bench.measure.encoding import Unencodable, encode_request
 from kn_bench.measure.statistics import Interval, mean_interval
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.tokens import Span
-
-if TYPE_CHECKING:
-    from jaxtyping import Float
 
 Role = Literal["before", "first", "middle", "last", "next", "further", "answer"]
 ROLES: dict[Role, str] = {

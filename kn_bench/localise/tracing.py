@@ -12,16 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from jaxtyping import Float
 from torch import Tensor
 
 from kn_bench.localise.corruption import Kind, TracePrompt, corrupt
 from kn_bench.localise.patching import Patch, PatchedRun, restore
 from kn_bench.model.language_model import LanguageModel
-
-if TYPE_CHECKING:
-    from jaxtyping import Float
 
 KINDS: tuple[Kind, ...] = ("hidden", "mlp", "attention")
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from jaxtyping import Float
 from torch import Tensor
 
 from kn_bench.cases.normalise import starts_with_answer
@@ -23,9 +23,6 @@ from kn_bench.measure.measurement import Answer
 from kn_bench.model import scoring
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.scoring import Prompt, Reading, RowContext
-
-if TYPE_CHECKING:
-    from jaxtyping import Float
 
 BUDGET = 8
 """Tokens of a free-running answer: never the target's length, which would give it away."""

@@ -12,8 +12,9 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+from jaxtyping import Float
 from torch import Tensor
 
 from kn_bench.cases.case import Case, Exclusion
@@ -42,9 +43,6 @@ from kn_bench.measure.measurement import (
 )
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.scoring import UNEDITED
-
-if TYPE_CHECKING:
-    from jaxtyping import Float
 
 
 class Asked(NamedTuple):

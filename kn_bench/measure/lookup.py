@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from kn_bench.cases.case import Probe
@@ -14,9 +14,6 @@ from kn_bench.cases.normalise import starts_with_answer
 from kn_bench.editing.edit import LookupEdit
 from kn_bench.measure.encoding import EncodedProbe
 from kn_bench.measure.measurement import Answer
-
-if TYPE_CHECKING:
-    from jaxtyping import Float
 
 DOUBT = 1e-6
 """Probability that a looked-up answer leaves to all else, so that every number stays finite."""

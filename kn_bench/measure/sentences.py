@@ -11,17 +11,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
+from jaxtyping import Bool, Float
 
 from kn_bench.editing.applying import RowEdits
 from kn_bench.editing.edit import Edit, NoEdit
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.scoring import Row, target_log_probs
-
-if TYPE_CHECKING:
-    from jaxtyping import Bool, Float
 
 
 def token_log_probs(

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
+from jaxtyping import Float, Float32, Int
 from numpy.typing import ArrayLike
-
-if TYPE_CHECKING:
-    from jaxtyping import Float, Float32, Int
 
 RESAMPLES = 4000
 """Bootstrap resamples: the end of a 95 % interval moves by about 0.02 of its width by chance."""

@@ -14,18 +14,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache
 
 from kn_bench.model.architecture import submodule
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.resuming import CleanRun, clean_run, replaced_forward, resume, skipped
-
-if TYPE_CHECKING:
-    from jaxtyping import Float, Int
 
 
 @dataclass(frozen=True)

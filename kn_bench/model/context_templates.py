@@ -6,17 +6,13 @@ They are written without a key-value cache: at these lengths it would save nothi
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.precision import widened
 from kn_bench.model.seeding import seeded
-
-if TYPE_CHECKING:
-    from jaxtyping import Int
 
 LENGTHS = ((5, 10), (10, 10))
 """(tokens, how many) of each group, as published."""

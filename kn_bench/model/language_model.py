@@ -18,9 +18,10 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers.activations import NewGELUActivation
 
@@ -31,9 +32,6 @@ from kn_bench.model.memo import Memo
 from kn_bench.model.progress import Progress, Silent
 from kn_bench.model.tokens import Tokens
 from kn_bench.model.weights import Weights
-
-if TYPE_CHECKING:
-    from jaxtyping import Float, Int
 
 SiteHook = Callable[[int, Tensor, Tensor], Tensor]
 """(layer, mlp_in [rows, T, d_mlp], mlp_out [rows, T, d_model]) -> the mlp_out to go on with."""

@@ -14,18 +14,15 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from filelock import FileLock
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from kn_bench.model.cache_folder import cache_folder
 from kn_bench.model.corpus import HUB_TEXT, SELF, NamedCorpus, TextFile, file_named
 from kn_bench.model.language_model import LanguageModel
-
-if TYPE_CHECKING:
-    from jaxtyping import Float, Int
 
 KEYS_PER_DIMENSION = 10
 """Tokens a text has for each dimension of the keys."""

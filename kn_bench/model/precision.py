@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
+from jaxtyping import Shaped
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from jaxtyping import Shaped
 
 
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:

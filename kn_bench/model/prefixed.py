@@ -11,18 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers.cache_utils import DynamicCache
 
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.resuming import PrefixCache
-
-if TYPE_CHECKING:
-    from jaxtyping import Float, Int
 
 
 class States(NamedTuple):

@@ -15,16 +15,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from kn_bench.model.language_model import LanguageModel, SiteHook
-
-if TYPE_CHECKING:
-    from jaxtyping import Float, Int
 
 Arriving = Callable[[int, Tensor], Tensor]
 """(layer, what the rows present brought from the layer before [rows, Tq, d_model]) -> what goes

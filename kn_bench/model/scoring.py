@@ -19,19 +19,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from kn_bench.model.costs import forward_bytes
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.precision import widened
 from kn_bench.model.transfer import to_host
-
-if TYPE_CHECKING:
-    from jaxtyping import Bool, Float, Int
 
 
 class Row(NamedTuple):

@@ -16,10 +16,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -31,9 +31,6 @@ from kn_bench.model.precision import widened
 from kn_bench.model.progress import Advance
 from kn_bench.model.resuming import skipped
 from kn_bench.model.transfer import to_device
-
-if TYPE_CHECKING:
-    from jaxtyping import Float, Int
 
 CHUNK = 512
 """Documents tokenised and sorted by length at a time; a pass can be resumed between two chunks."""

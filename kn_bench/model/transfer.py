@@ -7,16 +7,12 @@ that was queued. Loops therefore do their bookkeeping in numpy, and ask the devi
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import torch
+from jaxtyping import Shaped
 from torch import Tensor
 
 from kn_bench.model.precision import widened
-
-if TYPE_CHECKING:
-    from jaxtyping import Shaped
 
 
 def to_device(

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from kn_bench.cases.case import Case, Cloze, EditRequest, Query, Task
@@ -22,9 +22,6 @@ from kn_bench.localise.selection import Neuron, Neurons
 from kn_bench.measure.encoding import encode_query
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.study.page import NothingToShow
-
-if TYPE_CHECKING:
-    from jaxtyping import Float
 
 TASKS: tuple[Task, ...] = ("fact", "pair")
 METHODS = ("integrated gradients", "gradient x activation", "direct ablation", "activation")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import kl_div
 
@@ -14,9 +15,6 @@ from kn_bench.editing.rome.problem import ValueProblem, ValueSettings
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.ragged import Ragged, Rerun
 from kn_bench.model.scoring import log_probs_of
-
-if TYPE_CHECKING:
-    from jaxtyping import Bool, Float, Int
 
 
 class Losses(NamedTuple):

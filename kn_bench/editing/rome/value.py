@@ -8,9 +8,9 @@ batch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from kn_bench.editing.rome.loss import Batch, Losses
@@ -20,9 +20,6 @@ from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.precision import widened
 from kn_bench.model.ragged import Place, prepare
 from kn_bench.model.transfer import to_host
-
-if TYPE_CHECKING:
-    from jaxtyping import Float
 
 
 def optimise_values(

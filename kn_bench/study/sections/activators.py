@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from kn_bench.cases.case import EditRequest
@@ -28,8 +29,8 @@ from kn_bench.study.page import Figure, NothingToShow, Row, Section, Table
 from kn_bench.study.plots import BLUE, GREY, HATCHES, bars, panels
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
     from matplotlib.figure import Figure as Drawing
+
 
 OTHERS = 5
 

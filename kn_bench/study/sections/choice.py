@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from kn_bench.editing.edit import NoEdit
@@ -30,10 +31,9 @@ from kn_bench.study.page import Figure, NothingToShow, Row, Section, Table
 from kn_bench.study.plots import TASK, panels, whiskers
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
-
-    Scores = Float[Tensor, "n n_layers d_mlp"]
     from matplotlib.figure import Figure as Drawing
+
+Scores = Float[Tensor, "n n_layers d_mlp"]
 
 K = 5
 ALL = (*METHODS, "random")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from jaxtyping import Float
 
 from kn_bench.localise.groups import Profile
 from kn_bench.localise.interventions import crossed, suppress
@@ -27,7 +28,6 @@ from kn_bench.study.page import Figure, Row, Section, Table
 from kn_bench.study.plots import TASK, panels, whiskers
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
     from matplotlib.figure import Figure as Drawing
 
 PROMPTS = 8

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from jaxtyping import Float
 from torch import Tensor
 
 from kn_bench.editing.edit import NoEdit
@@ -26,8 +27,8 @@ from kn_bench.study.page import Figure, Row, Section, Table
 from kn_bench.study.plots import GREY, MARKS, TASK, panels, plain_ticks, short
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
     from matplotlib.figure import Figure as Drawing
+
 
 PROMPTS = 8
 """Of each group."""

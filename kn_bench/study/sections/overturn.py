@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from jaxtyping import Bool, Float
 
 from kn_bench.editing.edit import NoEdit
 from kn_bench.localise.groups import Profile
@@ -19,7 +20,6 @@ from kn_bench.study.page import Figure, Row, Section, Table
 from kn_bench.study.plots import TASK, legend_below, panels
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float
     from matplotlib.figure import Figure as Drawing
 
 CAUSAL = (

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from jaxtyping import Float
 
 from kn_bench.editing.edit import NoEdit
 from kn_bench.localise.interventions import crossed, suppress
@@ -22,7 +23,6 @@ from kn_bench.study.page import Figure, Row, Section, Table
 from kn_bench.study.plots import heat_map, panels, short
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
     from matplotlib.figure import Figure as Drawing
 
 GROUPS, PROMPTS = 3, 2

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
+from jaxtyping import Float
 
 from kn_bench.study.material import Material
 from kn_bench.study.page import Figure, NothingToShow, Row, Section, Table
@@ -20,9 +20,6 @@ from kn_bench.study.sections.modifiers.modifier_figures import (
 )
 from kn_bench.study.sections.modifiers.modifier_shifts import BLOCKS
 from kn_bench.study.sections.modifiers.silencing import Silenced, corpus_of, count, silence
-
-if TYPE_CHECKING:
-    from jaxtyping import Float
 
 
 def run(material: Material) -> Section:

@@ -13,13 +13,10 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+from jaxtyping import Float
 from numpy.typing import ArrayLike
-
-if TYPE_CHECKING:
-    from jaxtyping import Float
 
 WORD = re.compile(r"[a-z]+(?:['-][a-z]+)*")
 PERMUTATIONS = 5000

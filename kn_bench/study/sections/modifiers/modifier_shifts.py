@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 
 from kn_bench.cases.case import Cloze, Query
 from kn_bench.editing.edit import Edit, NoEdit
@@ -28,9 +29,6 @@ from kn_bench.measure.statistics import (
     sign_flip_p,
 )
 from kn_bench.model.language_model import LanguageModel
-
-if TYPE_CHECKING:
-    from jaxtyping import Float
 
 Block = Literal["plural", "singular", "neutral"]
 BLOCKS: tuple[Block, ...] = ("plural", "singular", "neutral")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from jaxtyping import Float
 
 from kn_bench.cases.building.grammar import NUMBER_CLASS
 from kn_bench.cases.case import Query
@@ -33,9 +33,6 @@ from kn_bench.study.sections.modifiers.modifier_shifts import (
     ask_modifiers,
     modifier_study,
 )
-
-if TYPE_CHECKING:
-    from jaxtyping import Float
 
 
 @dataclass(frozen=True)
