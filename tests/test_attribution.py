@@ -252,7 +252,8 @@ def test_an_answer_of_several_tokens_converges_where_each_of_them_does():
 
     def of_token(completeness, allowed):
         one = torch.ones(2)
-        return Attribution(one[:, None], 0.5, one, one.new(completeness), one.new(allowed), one)
+        nodes = torch.ones(2, dtype=torch.long)
+        return Attribution(one[:, None], 0.5, one, one.new(completeness), one.new(allowed), nodes)
 
     found = _mean([of_token([3e-4, 2e-6], [1e-3, 1e-6]), of_token([1e-7, 1e-4], [1e-6, 1e-3])])
     assert found.converged.tolist() == [True, False]

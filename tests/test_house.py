@@ -18,6 +18,7 @@ LAYERS = (
     "results",
     "edits",
     "study",
+    "api",
     "testing",
     "commands",
 )

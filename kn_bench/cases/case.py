@@ -15,6 +15,7 @@ is a named tuple, which takes a third of a frozen dataclass's time to make.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -90,7 +91,8 @@ class EditRequest:
     """What a method is asked to do: make the model answer ``target_new`` for ``target_true``.
 
     Attributes:
-        id: stable id of the case, from a controlled alphabet, such as ``pararel/P36/Canada``.
+        id: stable id of the case, from a controlled alphabet, such as ``pararel/P36/Canada``; made
+            of the content where it is not given.
         task: ``fact`` or ``pair``.
         relation: Wikidata id (``P36``) or BLiMP paradigm.
         subject: text of the subject. For a pair: the word that governs agreement (the determiner,
@@ -108,21 +110,36 @@ class EditRequest:
             method makes of it does not depend on which other cases run.
         true_is_known: False where the data brings no true answer; ``target_true`` is then another
             record's answer, to compare with, and says nothing of what the model knows.
+
+    Raises:
+        ValueError: for a prompt with more than one ``{}``, an empty subject or answer, or two answers
+            that are the same.
+
+    Example:
+        >>> import kn_bench as kn
+        >>> fact = kn.EditRequest(subject="Canada", prompt="The capital of {} is",
+        ...                       target_true="Ottawa", target_new="Rome")
+        >>> fact.cloze.fill("Rome")
+        'The capital of Canada is Rome.'
     """
 
-    id: str
-    task: Task
-    relation: str
-    subject: str
-    prompt: str
-    target_true: str
-    target_new: str
+    id: str = ""
+    task: Task = "fact"
+    relation: str = ""
+    subject: str = ""
+    prompt: str = ""
+    target_true: str = ""
+    target_new: str = ""
     suffix: str = "."
     queries: tuple[Query, ...] = ()
     background: tuple[tuple[Query, ...], ...] = field(default=(), repr=False)
     true_is_known: bool = True
 
     def __post_init__(self) -> None:
+        if not self.id:
+            content = (self.subject, self.prompt, self.suffix, self.target_true, self.target_new)
+            digest = hashlib.sha256(repr(content).encode()).hexdigest()
+            object.__setattr__(self, "id", f"request/{digest[:12]}")
         if (self.prompt + self.suffix).count("{}") > 1:
             raise ValueError(
                 f"{self.id}: the prompt {self.prompt!r} with suffix {self.suffix!r} names the "

@@ -21,10 +21,13 @@ from torch import Tensor
 from kn_bench.editing.edit import (
     DenseEdit,
     Edit,
+    LookupEdit,
     LowRankEdit,
     NeuronEdit,
+    PromptEdit,
     WrapperEdit,
 )
+from kn_bench.editing.validation import checked
 from kn_bench.model.language_model import LanguageModel
 
 IN_PLACE = (DenseEdit, WrapperEdit)
@@ -142,11 +145,96 @@ class RowEdits:
 
         def hook(layer: int, keys: Tensor, values: Tensor) -> Tensor:
             keys = keys.reshape(*where.shape, -1)
-            for part in self._by_layer[layer]:
-                values = values + part.change(keys, edit_of, where).reshape(values.shape)
-            return values
+            return self.changed(layer, keys, values, edit_of, where)
 
-        return self.lm.site_hooks(hook, list(self._by_layer))
+        return self.lm.site_hooks(hook, self.layers)
+
+    @property
+    def layers(self) -> list[int]:
+        """The layers at whose sites something changes."""
+        return list(self._by_layer)
+
+    def changed(
+        self,
+        layer: int,
+        keys: Float[Tensor, "rows T d_mlp"],
+        values: Tensor,
+        edit_of: Int[Tensor, " rows"],
+        where: Bool[Tensor, "rows T"],
+    ) -> Tensor:
+        """The values of one site under the rows' edits; see :meth:`on`."""
+        for part in self._by_layer[layer]:
+            values = values + part.change(keys, edit_of, where).reshape(values.shape)
+        return values
+
+
+@contextmanager
+def edited(model: LanguageModel, edit: Edit) -> Iterator[LanguageModel]:
+    """Let ``model`` be the edited one while open; afterwards it is as it was, to the bit.
+
+    Neurons are scaled where an answer is read: at the mask, or from the last prompt token on.
+
+    Args:
+        model: what a method made the edit for.
+        edit: any edit but a LookupEdit, which is not a change of the model.
+
+    Raises:
+        ValueError: for an edit that does not fit the model, or a LookupEdit.
+        EditOutlivedError: when some parameter or buffer differs afterwards.
+
+    Example:
+        >>> import kn_bench as kn
+        >>> model = kn.load_model("tiny-gpt2")
+        >>> with kn.edited(model, kn.PromptEdit("The capital of France is Rome.")):
+        ...     text = model.generate("The capital of France is", max_new_tokens=1)
+        >>> text
+        ' Rome'
+    """
+    (problem,) = checked([edit], 1, model, "the edit")
+    if isinstance(problem, str):
+        raise ValueError(problem)
+    if isinstance(edit, LookupEdit):
+        raise ValueError(
+            "LookupEdit: expected an edit of the model, and this is a table of answers to the "
+            "probes of cases; measure it by evaluate"
+        )
+    before = model.prompt_prefix
+    try:
+        if isinstance(edit, PromptEdit):
+            model.prompt_prefix = f"{before} {edit.prefix}".strip()
+        scope = _scaled(model, edit) if isinstance(edit, NeuronEdit) else in_place(model, edit)
+        with scope:
+            yield model
+    finally:
+        model.prompt_prefix = before
+
+
+@contextmanager
+def _scaled(model: LanguageModel, edit: NeuronEdit) -> Iterator[None]:
+    """Scale neurons in every forward pass of ``model``, one prompt a row."""
+    mask = model.tokens.mask_id
+    now: dict[str, Tensor] = {}
+
+    def read(_: object, args: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
+        ids = named["input_ids"] if "input_ids" in named else args[0]
+        # with keys and values kept, the last token fed is the last of the prompt, then each new one
+        last = torch.arange(ids.shape[1], device=ids.device) == ids.shape[1] - 1
+        now["where"] = last.expand_as(ids) if model.is_causal else ids == mask
+
+    rows = RowEdits(model, [edit])
+
+    def scale(layer: int, keys: Tensor, values: Tensor) -> Tensor:
+        where = now["where"]
+        keys = keys.reshape(*where.shape, -1)
+        first = torch.zeros(len(where), dtype=torch.long, device=where.device)
+        return rows.changed(layer, keys, values, first, where)
+
+    handle = model.hf.base_model.register_forward_pre_hook(read, with_kwargs=True)
+    try:
+        with model.site_hooks(scale, rows.layers):
+            yield
+    finally:
+        handle.remove()
 
 
 @contextmanager

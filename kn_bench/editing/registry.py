@@ -86,6 +86,19 @@ def edit_method(
 
     Raises:
         ValueError: for a name or kind of model that cannot be.
+
+    Example:
+        >>> import kn_bench as kn
+        >>> class Whisper:
+        ...     def edit(self, requests):
+        ...         return [kn.PromptEdit(f"{r.subject} is special.") for r in requests]
+        >>> @kn.edit_method("whisper")
+        ... def whisper(language_model):
+        ...     return Whisper()
+        >>> fact = kn.EditRequest(subject="Canada", prompt="The capital of {} is",
+        ...                       target_true="Ottawa", target_new="Rome")
+        >>> kn.method(whisper, kn.load_model("tiny-gpt2")).edit(fact)
+        PromptEdit(notes={}, prefix='Canada is special.')
     """
     if not _NAME.fullmatch(name):
         raise ValueError(

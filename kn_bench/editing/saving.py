@@ -147,7 +147,7 @@ def save_edit(edit: Edit, path: str | Path, *, provenance: Provenance) -> None:
 
     Example:
         >>> import kn_bench as kn
-        >>> rome = kn.method("rome", kn.load_model("tiny-gpt2"))
+        >>> rome = kn.method("rome-no-c", kn.load_model("tiny-gpt2"))
         >>> fact = kn.load_cases("embedded", relation="P36", limit=1)[0].request
         >>> kn.save_edit(rome.edit(fact), "edit.safetensors", provenance=rome.provenance)
         >>> kn.load_edit("edit.safetensors", model=rome.model)  # doctest: +ELLIPSIS

@@ -74,7 +74,7 @@ class Corrupted:
     run: CleanRun
     mlp: tuple[Float[Tensor, "rows T d_model"], ...]
     attention: tuple[Float[Tensor, "rows T d_model"], ...]
-    probability: Float[Tensor, "prompts 1+samples"]
+    probability: Float[Tensor, "prompts runs"]
 
     def rows(self, prompt: int) -> range:
         """The noisy rows of a prompt; its clean row is the one before."""

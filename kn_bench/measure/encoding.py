@@ -130,6 +130,15 @@ def encode_request(request: EditRequest, tokens: Tokens) -> EncodedRequest | Une
     """A request in ids, with the place of the subject's last token.
 
     A causal model's prompt must hold the subject: where that follows the answer there is none.
+
+    Example:
+        >>> import kn_bench as kn
+        >>> model = kn.load_model("tiny-gpt2")
+        >>> fact = kn.EditRequest(subject="Canada", prompt="The capital of {} is",
+        ...                       target_true="Ottawa", target_new="Rome")
+        >>> encoded = kn.encode_request(fact, model.tokens)
+        >>> model.tokens.decode(encoded.prompt_ids), model.tokens.decode(encoded.new_ids)
+        ('The capital of Canada is', ' Rome')
     """
     before = "{}" in request.prompt
     if tokens.kind == "causal" and not before:

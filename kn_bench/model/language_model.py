@@ -47,6 +47,7 @@ class LanguageModel:
 
     Attributes:
         name: as the user gave it.
+        prompt_prefix: a text that :meth:`generate` puts in front of every prompt; see ``edited``.
         hf: the Hugging Face model, in eval mode, its parameters frozen, its GELUs fused.
         tokens: the tokenizer behind our window.
         architecture: where its parts are.
@@ -73,6 +74,7 @@ class LanguageModel:
         self.name = name
         self._weights = weights
         self.held_edits = ""
+        self.prompt_prefix = ""
         self._originals: Mapping[str, Tensor] = {}
         self.corpus: NamedCorpus | None = None
         self.progress: Progress = Silent()
@@ -238,9 +240,16 @@ class LanguageModel:
         return torch.tanh(hidden / cap) * cap if cap else hidden
 
     def hidden(
-        self, ids: Int[Tensor, "rows T"], mask: Int[Tensor, "rows T"] | None = None, **options: Any
+        self,
+        ids: Int[Tensor, "rows T"],
+        mask: Int[Tensor, "rows T"] | Float[Tensor, "#rows 1 T keys"] | None = None,
+        **options: Any,
     ) -> Any:
-        """The base model's output; ``last_hidden_state`` is [rows, T, d_model]."""
+        """The base model's output; ``last_hidden_state`` is [rows, T, d_model].
+
+        Args:
+            mask: 1 where a token is and 0 where padding is; or what is added to attention scores.
+        """
         output = self.hf.base_model(input_ids=ids, attention_mask=mask, **options)
         output.last_hidden_state = output.last_hidden_state.to(self.device)
         return output
@@ -255,6 +264,59 @@ class LanguageModel:
         hidden = self.hidden(ids, mask, **self._no_cache).last_hidden_state
         rows = torch.arange(len(ids), device=ids.device)[:, None]
         return self.logits(hidden[rows, positions])
+
+    @torch.no_grad()
+    def generate(self, prompt: str, *, max_new_tokens: int = 20) -> str:
+        """Continue ``prompt`` greedily, or fill its mask.
+
+        Args:
+            prompt: the text; for a masked model with one mask token in it.
+            max_new_tokens: tokens to generate at most; generation stops at the end of a text.
+
+        Returns:
+            The new text, without the prompt; of a masked model the word at the mask.
+
+        Raises:
+            ValueError: for a masked model's prompt without exactly one mask, or a prompt that is
+                empty or leaves no room in the model.
+
+        Example:
+            >>> import kn_bench as kn
+            >>> kn.load_model("tiny-gpt2").generate("The capital of France is", max_new_tokens=1)
+            ' Paris'
+        """
+        if self.prompt_prefix:
+            prompt = f"{self.prompt_prefix} {prompt}"
+        ids = list(self.tokens.encode(prompt).ids)
+        if not self.is_causal:
+            masks = [i for i, id in enumerate(ids) if id == self.tokens.mask_id]
+            if len(masks) != 1:
+                raise ValueError(
+                    f"{prompt!r}: expected one {self.tokens.mask_token} in a prompt for the masked "
+                    f"model {self.name}, and it has {len(masks)}"
+                )
+            filled = self.forward(self.tensor([ids]), self.tensor([masks]))[0, 0].argmax()
+            return self.tokens.decode([int(filled)]).strip()
+        ids = ids[: len(ids) - self.tokens.n_closing]
+        if not ids or len(ids) + max_new_tokens > self.tokens.max_length:
+            raise ValueError(
+                f"{prompt[:40]!r}: expected 1 to {self.tokens.max_length - max_new_tokens} tokens "
+                f"before {max_new_tokens} new ones, and it has {len(ids)}"
+            )
+        return self.tokens.decode(self._continued(ids, max_new_tokens))
+
+    def _continued(self, ids: Sequence[int], n: int) -> list[int]:
+        """The ids of the greedy continuation, at most ``n``; keys and values are kept."""
+        new: list[int] = []
+        feed, past = self.tensor([ids]), None
+        while len(new) < n:
+            output = self.hf(input_ids=feed, past_key_values=past, use_cache=True)
+            token = int(output.logits[0, -1].argmax())
+            if token == self.tokens.eos_id:
+                break
+            new.append(token)
+            feed, past = self.tensor([[token]]), output.past_key_values
+        return new
 
     @property
     def _no_cache(self) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""What joins the layers into the functions of ``import kn_bench``."""

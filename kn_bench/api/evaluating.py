@@ -1,0 +1,156 @@
+"""Measure a method on cases outside of pytest: the same engine, criteria and board."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pandas as pd
+
+from kn_bench.api.methods import BoundMethod, MethodName, method
+from kn_bench.cases import sources
+from kn_bench.cases.case import CRITERIA, Case
+from kn_bench.measure.criteria import judge
+from kn_bench.measure.engine import Engine
+from kn_bench.measure.measurement import CaseResult
+from kn_bench.model.language_model import LanguageModel
+from kn_bench.results.leaderboard import leaderboard, terminal_table
+from kn_bench.results.loading import Runs, load_runs
+from kn_bench.results.log import LOG
+from kn_bench.results.manifest import new_manifest, write_manifest
+from kn_bench.results.rows import Key, encode_rows
+
+
+def load_cases(
+    source: str,
+    *,
+    relation: str | Sequence[str] | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+) -> list[Case]:
+    """Load edit requests with their probes.
+
+    Args:
+        source: what ``--cases`` takes: ``embedded``, ``pararel``, ``blimp``, ``NAME=FOLDER``, or a
+            path to JSONL of your own.
+        relation: relations or BLiMP paradigms to keep, such as ``P36``; all by default.
+        limit: cases of each relation, drawn by ``seed``; all by default.
+        seed: of the sampling.
+
+    Raises:
+        ValueError: for an unknown source or relation, or data that cannot be read.
+
+    Example:
+        >>> import kn_bench as kn
+        >>> cases = kn.load_cases("embedded", relation="P36", limit=2)
+        >>> [case.relation for case in cases]
+        ['P36', 'P36']
+    """
+    relations = [relation] if isinstance(relation, str) else relation
+    return list(sources.load(source, limit=limit, relations=relations, seed=seed).cases)
+
+
+def evaluate(
+    model: LanguageModel, how: MethodName | BoundMethod, cases: Sequence[Case]
+) -> Evaluation:
+    """Edit every case by a method, and judge the edited model by the six criteria.
+
+    Args:
+        model: the model; it is as it was afterwards.
+        how: a method's name, a function decorated by ``@edit_method``, or what
+            :func:`kn_bench.method` returned.
+        cases: what to edit and ask.
+
+    Raises:
+        ValueError: for no cases, two cases of one id, or an unknown method.
+        NotApplicable: for a method that is not defined for this kind of model.
+
+    Example:
+        >>> import kn_bench as kn
+        >>> cases = kn.load_cases("embedded", relation="P36", limit=2)
+        >>> evaluation = kn.evaluate(kn.load_model("tiny-gpt2"), "none", cases)
+        >>> evaluation.score("reliability"), evaluation.score("locality")
+        (0.0, 1.0)
+    """
+    if not cases:
+        raise ValueError("evaluate: expected at least one case, and there is none; load some")
+    if len({case.id for case in cases}) < len(cases):
+        raise ValueError("evaluate: expected cases with ids of their own, and two share one")
+    bound = how if isinstance(how, BoundMethod) else method(how, model)
+    unit = Engine(model).measure(bound.name, bound.inner, cases)
+    results = tuple(unit.results[case.id] for case in cases)
+    rows = "".join(
+        encode_rows(Key(model.name, bound.name, case.id, criterion), case, result,
+                    judge(criterion, case, result))
+        for case, result in zip(cases, results, strict=True)
+        for criterion in CRITERIA
+    )  # fmt: skip
+    data = {"cases": sources.content_hash(cases)}
+    return Evaluation(model.name, bound.name, results, rows, {model.name: model.content_hash}, data)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a method did to the cases it was measured on.
+
+    Attributes:
+        model, method: names.
+        results: of each case: the edit's record, every probe before and after, what was left out.
+
+    Example:
+        >>> import kn_bench as kn
+        >>> cases = kn.load_cases("embedded", relation="P36", limit=2)
+        >>> evaluation = kn.evaluate(kn.load_model("tiny-gpt2"), "none", cases)
+        >>> print(evaluation.board())  # doctest: +ELLIPSIS
+        Facts...
+    """
+
+    model: str
+    method: str
+    results: tuple[CaseResult, ...] = field(repr=False)
+    _rows: str = field(repr=False)
+    _models: dict[str, str] = field(repr=False)
+    _data: dict[str, str] = field(repr=False)
+
+    @property
+    def runs(self) -> Runs:
+        """Return the rows as the results package aggregates them."""
+        with TemporaryDirectory() as folder:
+            self.save(folder)
+            return load_runs([Path(folder)])
+
+    @property
+    def verdicts(self) -> pd.DataFrame:
+        """Return one row a case and criterion: status, score, explanation, readings."""
+        return self.runs.verdicts
+
+    def score(self, criterion: str) -> float:
+        """Return the mean score of a criterion over the cases that count for it; NaN if none."""
+        if criterion not in CRITERIA:
+            raise ValueError(f"{criterion!r}: expected one of {', '.join(CRITERIA)}")
+        verdicts = self.verdicts
+        return float(verdicts.loc[verdicts["criterion"] == criterion, "verdict_score"].mean())
+
+    def board(self, *, markdown: bool = False) -> str:
+        """Return the board as text: compact, or the whole document in Markdown."""
+        return leaderboard(self.runs) if markdown else terminal_table(self.runs)
+
+    def save(self, folder: str | Path) -> None:
+        """Write a run's folder, which ``kn-bench leaderboard`` and ``kn-bench compare`` read.
+
+        Raises:
+            OSError: when the folder cannot be written.
+            ValueError: when it holds a run already.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        if (folder / LOG).exists():
+            raise ValueError(f"{folder}: expected a folder without a run; name another one")
+        options = {"method": self.method}
+        manifest = new_manifest(
+            folder.name, models=self._models, data=self._data, options=options, seed=0
+        )
+        (folder / LOG).write_text(self._rows, encoding="utf-8")
+        write_manifest(folder, manifest.ended({}))

@@ -1,0 +1,87 @@
+"""Where a model keeps a fact: knowledge neurons and causal tracing of one request."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kn_bench.api.methods import with_queries
+from kn_bench.cases.case import EditRequest
+from kn_bench.localise import locating, tracing
+from kn_bench.localise.corruption import Kind, noise
+from kn_bench.localise.locating import Bag, Located, Locating
+from kn_bench.localise.token_positions import embedding_std, trace_prompt
+from kn_bench.localise.tracing import KINDS, Trace
+from kn_bench.measure.encoding import Unencodable
+from kn_bench.model.language_model import LanguageModel
+
+
+def locate(
+    model: LanguageModel, request: EditRequest, *, settings: Locating | None = None
+) -> Located:
+    """Locate the knowledge neurons of a fact by integrated gradients (Dai et al. 2022).
+
+    Args:
+        model: the model.
+        request: the fact, located by its ``queries``; by its own prompt where it has none.
+        settings: thresholds and integration; the paper's by default.
+
+    Raises:
+        ValueError: when no prompt of the request can be put to this model.
+
+    Example:
+        >>> import kn_bench as kn
+        >>> model = kn.load_model("tiny-bert")
+        >>> fact = kn.load_cases("embedded", relation="P36", limit=1)[0].request
+        >>> sorted(kn.locate(model, fact).neurons)[0]  # doctest: +ELLIPSIS
+        Neuron(layer=..., unit=...)
+    """
+    bag = Bag(with_queries(request).queries, request.task)
+    (located,) = locating.locate(model, [bag], settings)
+    if not located.queries:
+        raise ValueError(
+            f"{request.id}: expected a prompt that {model.name} can be asked, and none of "
+            f"{len(bag.queries)} fits its tokenizer; give queries of which the answer is one token"
+        )
+    return located
+
+
+def trace(
+    model: LanguageModel,
+    request: EditRequest,
+    *,
+    kinds: Sequence[Kind] = KINDS,
+    window: int = 10,
+    samples: int = 10,
+    multiplier: float = 3.0,
+    seed: int = 0,
+) -> Trace:
+    """Trace which hidden states carry a fact (causal tracing, Meng et al. 2022).
+
+    Args:
+        model: the model.
+        request: the fact; noise is put on its subject, and ``target_true`` is followed.
+        kinds: what to restore: ``hidden``, ``mlp``, ``attention``.
+        window: layers restored at once for MLP and attention outputs.
+        samples: of the noise.
+        multiplier: of the noise, in standard deviations of the subject's embeddings.
+        seed: of the noise.
+
+    Raises:
+        ValueError: when the prompt cannot be put to this model.
+
+    Example:
+        >>> import kn_bench as kn
+        >>> model = kn.load_model("tiny-gpt2")
+        >>> fact = kn.load_cases("embedded", relation="P36", limit=1)[0].request
+        >>> traced = kn.trace(model, fact, kinds=["hidden"], samples=2)
+        >>> traced.scores.shape[-1] == model.n_layers  # kind, token, layer
+        True
+    """
+    prompt = trace_prompt(model, request)
+    if isinstance(prompt, Unencodable):
+        raise ValueError(f"{request.id}: expected a prompt to trace; {prompt.reason}")
+    std = multiplier * embedding_std(model, prompt.ids[slice(*prompt.subject)])
+    width = model.input_embeddings.shape[1]
+    noises = [noise(prompt, std, width, samples=samples, seed=seed)]
+    (traced,) = tracing.trace(model, [prompt], noises, kinds=kinds, window=window)
+    return traced

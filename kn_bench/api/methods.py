@@ -1,0 +1,180 @@
+"""Editing methods by name, bound to a model, without pytest."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from importlib import metadata
+from typing import Any, overload
+
+from kn_bench.cases.case import EditRequest, Query
+from kn_bench.editing import registry
+from kn_bench.editing.edit import Edit, Method, NotApplicable
+from kn_bench.editing.registry import MethodSpec, Registry, RegistryError
+from kn_bench.editing.saving import Provenance, Scalar, settings_of
+from kn_bench.editing.validation import checked
+from kn_bench.model.language_model import LanguageModel
+
+ENTRY_POINTS = "kn_bench.methods"
+MethodName = str | Callable[..., Any]
+"""A registered name, or a function that ``@edit_method`` decorates."""
+
+
+def methods() -> tuple[str, ...]:
+    """Return the names of all editing methods: the built-in ones and those of installed packages.
+
+    Example:
+        >>> import kn_bench as kn
+        >>> "rome" in kn.methods()
+        True
+    """
+    return tuple(_registered().methods)
+
+
+def method(name: MethodName, model: LanguageModel) -> BoundMethod:
+    """Bind an editing method to a model.
+
+    Args:
+        name: a name that :func:`methods` lists, or a function decorated by ``@edit_method``.
+        model: what to edit; it stays as it is.
+
+    Raises:
+        ValueError: for an unknown name, or a function that is not decorated or needs fixtures that
+            only pytest has.
+        NotApplicable: for a method that is not defined for this kind of model.
+
+    Example:
+        >>> import kn_bench as kn
+        >>> rome = kn.method("rome", kn.load_model("tiny-gpt2"))
+        >>> rome.name, rome.settings["layer"]
+        ('rome', 0)
+    """
+    spec = _spec(name)
+    kind = "causal" if model.is_causal else "masked"
+    if spec.models not in (kind, "any"):
+        raise NotApplicable(f"{spec.name} is defined for {spec.models} models only")
+    needed = set(inspect.signature(spec.function).parameters)
+    if needed - {"language_model"}:
+        raise ValueError(
+            f"{spec.name}: expected a method that takes language_model alone, and it also takes "
+            f"{', '.join(sorted(needed - {'language_model'}))}; measure it by pytest, which has "
+            "those fixtures"
+        )
+    bound = spec.function(**({"language_model": model} if needed else {}))
+    return BoundMethod(spec.name, model, bound)
+
+
+@dataclass(frozen=True)
+class BoundMethod:
+    """An editing method bound to one model.
+
+    Attributes:
+        name: of the method.
+        model: what it edits.
+        inner: the object that the method's author wrote.
+
+    Example:
+        >>> import kn_bench as kn
+        >>> kn.method("none", kn.load_model("tiny-gpt2")).provenance.method
+        'none'
+    """
+
+    name: str
+    model: LanguageModel
+    inner: Method
+
+    @overload
+    def edit(self, requests: EditRequest) -> Edit: ...
+
+    @overload
+    def edit(self, requests: Sequence[EditRequest]) -> list[Edit | NotApplicable]: ...
+
+    def edit(
+        self, requests: EditRequest | Sequence[EditRequest]
+    ) -> Edit | list[Edit | NotApplicable]:
+        """Make the edits of ``requests``; the model is left alone.
+
+        Args:
+            requests: one, or several, each edited on its own.
+
+        Returns:
+            The edit of one request; of several a list, with a NotApplicable in place of an edit
+            that the method is not defined for.
+
+        Raises:
+            NotApplicable: when the method is not defined for the model, or for the one request.
+            ValueError: when what the method returned is not an edit of this model.
+        """
+        several = [requests] if isinstance(requests, EditRequest) else list(requests)
+        asked = [with_queries(request) for request in several]
+        edits: list[Edit | NotApplicable] = []
+        for edit in checked(self.inner.edit(asked), len(asked), self.model, self.name):
+            if isinstance(edit, str):
+                raise ValueError(edit)
+            edits.append(edit)
+        if not isinstance(requests, EditRequest):
+            return edits
+        (only,) = edits
+        if isinstance(only, NotApplicable):
+            raise only
+        return only
+
+    @property
+    def settings(self) -> dict[str, Scalar]:
+        """Return the method's hyperparameters by name; ``{}`` where it does not show them."""
+        return settings_of(self.inner)
+
+    @property
+    def provenance(self) -> Provenance:
+        """Return what :func:`kn_bench.save_edit` records of an edit that this method made."""
+        return Provenance(
+            model=self.model.name,
+            model_hash=self.model.content_hash,
+            method=self.name,
+            settings=self.settings,
+        )
+
+
+def with_queries(request: EditRequest) -> EditRequest:
+    """Return ``request`` with a query to locate neurons by: its own prompt where it has none."""
+    if request.queries:
+        return request
+    return replace(request, queries=(Query(request.cloze, request.target_true),))
+
+
+def _spec(name: MethodName) -> MethodSpec:
+    if not isinstance(name, str):
+        spec = registry.marked_spec(name)
+        if spec is None:
+            raise ValueError(
+                f"{getattr(name, '__name__', name)!r}: expected a method's name, or a function "
+                "decorated by @kn_bench.edit_method"
+            )
+        return spec
+    try:
+        (spec,) = _registered().select([name])
+    except RegistryError as error:
+        raise ValueError(str(error)) from None
+    return spec
+
+
+def _registered() -> Registry:
+    """Return the methods of kn_bench.edits and of installed packages."""
+    known = Registry()
+    for path in registry.builtin_files():
+        known.add(importlib.import_module(f"kn_bench.edits.{path.stem}"))
+    for entry in metadata.entry_points(group=ENTRY_POINTS):
+        loaded = entry.load()
+        # `module:function` names one method, `module` all of its methods
+        known.add(loaded if inspect.ismodule(loaded) else _Only(loaded))
+    known.check()
+    return known
+
+
+class _Only:
+    """Holds one method, as a module holds several."""
+
+    def __init__(self, function: object) -> None:
+        self.function = function

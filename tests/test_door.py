@@ -1,0 +1,242 @@
+"""The public API: what ``import kn_bench`` offers, and that every example of it is right."""
+
+from __future__ import annotations
+
+import doctest
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import kn_bench as kn
+from tests.tiny_models import tiny_model
+
+DOOR = {
+    "BoundMethod", "Case", "DenseEdit", "Edit", "EditRequest", "Evaluation", "LanguageModel",
+    "LowRank", "LowRankEdit", "NeuronEdit", "NeuronScale", "NoEdit", "NotApplicable", "PromptEdit",
+    "Provenance", "Unencodable", "WrapperEdit", "edit_method", "edited", "encode_request",
+    "evaluate", "load_cases", "load_edit", "load_model", "locate", "method", "methods",
+    "save_edit", "trace",
+}  # fmt: skip
+FUNCTIONS = sorted(name for name in DOOR if name[0].islower())
+
+
+def test_the_public_names_are_these():
+    """A name that goes or comes is a change of the API: note it in CHANGELOG.md."""
+    assert set(kn.__all__) == DOOR
+    assert len(kn.__all__) == len(DOOR)
+    assert set(dir(kn)) >= DOOR
+
+
+@pytest.mark.parametrize("name", sorted(DOOR))
+def test_every_public_name_is_documented(name):
+    value = getattr(kn, name)
+    assert value.__module__.startswith("kn_bench.")
+    assert value.__doc__
+    assert value.__doc__ != type(value).__doc__
+
+
+def test_another_name_is_refused():
+    with pytest.raises(AttributeError, match="module 'kn_bench' has no attribute 'leaderboard'"):
+        kn.leaderboard  # noqa: B018
+
+
+def test_the_module_where_a_name_lives_is_the_one_that_type_checkers_read():
+    import ast
+
+    tree = ast.parse(Path(kn.__file__).read_text())
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    seen = {
+        (node.module, alias.name)
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    homes = {(f"kn_bench.{module}", name) for module, names in kn._HOMES.items() for name in names}
+    assert seen == homes
+    assert {name for _, name in homes} == DOOR
+
+
+LIGHT = """
+import sys, time
+start = time.perf_counter()
+import kn_bench
+spent = time.perf_counter() - start
+assert not {"torch", "pytest", "numpy", "transformers", "pandas", "jaxtyping"} & set(sys.modules)
+print(spent)
+"""
+
+
+def test_importing_takes_no_time_and_nothing_heavy():
+    """Under 150 ms; the best of three, for the machine may be busy."""
+    runs = [
+        subprocess.run([sys.executable, "-c", LIGHT], capture_output=True, text=True)
+        for _ in range(3)
+    ]
+    assert not any(run.returncode for run in runs), runs[0].stderr
+    assert min(float(run.stdout) for run in runs) < 0.15
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_functions_example_gives_what_it_says(name, tmp_path, monkeypatch):
+    function = getattr(kn, name)
+    examples = doctest.DocTestFinder(recurse=False).find(function, name, globs={})
+    assert any(test.examples for test in examples), f"{name} has no example"
+    monkeypatch.chdir(tmp_path)  # some write a file
+    runner = doctest.DocTestRunner()
+    report: list[str] = []
+    for test in examples:
+        runner.run(test, out=report.append)
+    assert not runner.failures, "".join(report)
+
+
+def request(**changes):
+    given = {"subject": "w5", "prompt": "w6 {} w7", "target_true": "w8", "target_new": "w9"}
+    return kn.EditRequest(**{**given, **changes})
+
+
+def test_a_request_needs_no_more_than_its_text():
+    first = request()
+    assert first == request()
+    assert first.id.startswith("request/")
+    assert request(target_new="w10").id != first.id
+    with pytest.raises(ValueError, match="subject '' is empty"):
+        kn.EditRequest(prompt="The capital of {} is", target_true="Ottawa", target_new="Rome")
+
+
+def test_an_unknown_method_and_a_bare_function_are_refused():
+    model = tiny_model("gpt2")
+    with pytest.raises(ValueError, match="unknown method 'rom'; known: "):
+        kn.method("rom", model)
+    with pytest.raises(ValueError, match="'request': expected a method's name, or a function"):
+        kn.method(request, model)
+    with pytest.raises(kn.NotApplicable, match="rome is defined for causal models only"):
+        kn.method("rome", tiny_model("bert"))
+
+    @kn.edit_method("needs-more")
+    def needs_more(language_model, tmp_path):
+        return None
+
+    with pytest.raises(ValueError, match="it also takes tmp_path; measure it by pytest"):
+        kn.method(needs_more, model)
+
+
+class Prefix:
+    def __init__(self, refused=()):
+        self.refused = refused
+
+    def edit(self, requests):
+        return [
+            kn.NotApplicable("not this one") if r.target_new in self.refused else kn.PromptEdit("a")
+            for r in requests
+        ]
+
+
+def test_one_request_gives_an_edit_and_several_a_list():
+    @kn.edit_method("prefix")
+    def prefix():
+        return Prefix(refused=("w11",))
+
+    bound = kn.method(prefix, tiny_model("gpt2"))
+    assert bound.edit(request()) == kn.PromptEdit("a")
+    first, second = bound.edit([request(), request(target_new="w11")])
+    assert first == kn.PromptEdit("a")
+    assert str(second) == "not this one"
+    with pytest.raises(kn.NotApplicable, match="not this one"):
+        bound.edit(request(target_new="w11"))
+
+
+def low_rank(model):
+    generator = torch.Generator().manual_seed(0)
+    u = torch.randn(model.d_mlp, 1, generator=generator).to(model.dtype)
+    v = torch.randn(1, model.d_model, generator=generator).to(model.dtype)
+    return kn.LowRankEdit((kn.LowRank(1, u, 50 * v),))
+
+
+def neurons(model):
+    return kn.NeuronEdit((kn.NeuronScale(1, torch.arange(model.d_mlp), 4.0),))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "bloom", "bert", "albert", "modernbert"])
+@pytest.mark.parametrize("make", [low_rank, neurons])
+def test_what_an_edited_model_generates_is_what_its_rows_say(family, make):
+    """Greedily, token by token and without kept keys and values, under the edits of rows."""
+    from kn_bench.editing.applying import RowEdits
+
+    model = tiny_model(family)
+    before = model.parameter_hash()
+    edit = make(model)
+    text = "w6 w5 w7" if model.is_causal else "w6 w5 [MASK] w7"
+    n = 4 if model.is_causal else 1
+    with kn.edited(model, edit):
+        generated = model.generate(text, max_new_tokens=n)
+    assert model.parameter_hash() == before
+    ids = list(model.tokens.encode(text).ids)
+    start = len(ids) - 1 if model.is_causal else ids.index(model.tokens.mask_id)
+    expected = []
+    for _ in range(n):
+        row = model.tensor([ids])
+        positions = torch.arange(row.shape[1])[None]
+        where = positions >= start if model.is_causal else positions == start
+        at = model.tensor([[len(ids) - 1 if model.is_causal else start]])
+        with torch.no_grad(), RowEdits(model, [edit]).on(torch.zeros(1, dtype=torch.long), where):
+            token = int(model.forward(row, at)[0, 0].argmax())
+        if token == model.tokens.eos_id:
+            break
+        expected.append(token)
+        ids.append(token)
+    assert generated.split() == model.tokens.decode(expected).split()
+
+
+def test_generation_is_another_under_these_edits():
+    """Else the test above would compare nothing."""
+    model = tiny_model("gpt2")
+    plain = model.generate("w6 w5 w7", max_new_tokens=4)
+    for make in (low_rank, neurons):
+        with kn.edited(model, make(model)):
+            assert model.generate("w6 w5 w7", max_new_tokens=4) != plain
+    assert model.generate("w6 w5 w7", max_new_tokens=4) == plain
+
+
+def test_a_prompt_edit_stands_in_front_while_it_is_open():
+    model = tiny_model("gpt2")
+    stated = model.generate("w9 w6 w5 w7", max_new_tokens=3)
+    with kn.edited(model, kn.PromptEdit("w9")):
+        assert model.generate("w6 w5 w7", max_new_tokens=3) == stated
+    assert model.prompt_prefix == ""
+
+
+def test_what_cannot_be_generated_is_refused():
+    with pytest.raises(ValueError, match=r"expected one \[MASK\] in a prompt for the masked model"):
+        tiny_model("bert").generate("w5 w6")
+    with pytest.raises(ValueError, match="tokens before 20 new ones, and it has 0"):
+        tiny_model("gpt2").generate("")
+    edit = kn.NeuronEdit((kn.NeuronScale(99, torch.arange(2), 0.0),))
+    with pytest.raises(ValueError, match="the edit edits layer 99"):
+        kn.edited(tiny_model("gpt2"), edit).__enter__()
+
+
+def test_an_evaluation_is_what_pytest_measures(tmp_path):
+    """The same engine and criteria; its folder is a run that the commands read."""
+    from kn_bench.results.loading import load_runs
+
+    model = kn.load_model("tiny-gpt2")
+    cases = kn.load_cases("embedded", relation="P36", limit=3)
+    evaluation = kn.evaluate(model, "in-context", cases)
+    assert set(evaluation.verdicts["criterion"]) == {
+        "reliability", "generality", "locality", "symmetry", "synonym", "overturn",
+    }  # fmt: skip
+    assert [result.case for result in evaluation.results] == [case.id for case in cases]
+    assert evaluation.score("reliability") == 1.0
+    assert "in-context" in evaluation.board()
+    assert evaluation.board(markdown=True).startswith("# Leaderboard")
+    evaluation.save(tmp_path / "run")
+    assert len(load_runs([tmp_path / "run"]).verdicts) == 6 * len(cases)
+    with pytest.raises(ValueError, match="expected a folder without a run"):
+        evaluation.save(tmp_path / "run")
+    with pytest.raises(ValueError, match="'speed': expected one of reliability, "):
+        evaluation.score("speed")
+    with pytest.raises(ValueError, match="expected at least one case"):
+        kn.evaluate(model, "none", [])
