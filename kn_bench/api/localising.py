@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from kn_bench.api.methods import with_queries
 from kn_bench.cases.case import EditRequest
 from kn_bench.localise import locating, tracing
-from kn_bench.localise.corruption import Kind, noise
+from kn_bench.localise.corruption import Kind, embedding_std, noise
 from kn_bench.localise.locating import Bag, Located, Locating
-from kn_bench.localise.token_positions import embedding_std, trace_prompt
+from kn_bench.localise.token_positions import trace_prompt
 from kn_bench.localise.tracing import KINDS, Trace
 from kn_bench.measure.encoding import Unencodable
 from kn_bench.model.language_model import LanguageModel

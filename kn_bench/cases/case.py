@@ -112,7 +112,7 @@ class EditRequest:
             record's answer, to compare with, and says nothing of what the model knows.
 
     Raises:
-        ValueError: for a prompt with more than one ``{}``, an empty subject or answer, or two answers
+        ValueError: for a prompt with several ``{}``, an empty subject or answer, or two answers
             that are the same.
 
     Example:

@@ -212,14 +212,14 @@ def edited(model: LanguageModel, edit: Edit) -> Iterator[LanguageModel]:
 @contextmanager
 def _scaled(model: LanguageModel, edit: NeuronEdit) -> Iterator[None]:
     """Scale neurons in every forward pass of ``model``, one prompt a row."""
-    mask = model.tokens.mask_id
+    mask = model.tokens.mask_id if model.tokens.mask_id is not None else -1
     now: dict[str, Tensor] = {}
 
     def read(_: object, args: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
         ids = named["input_ids"] if "input_ids" in named else args[0]
         # with keys and values kept, the last token fed is the last of the prompt, then each new one
         last = torch.arange(ids.shape[1], device=ids.device) == ids.shape[1] - 1
-        now["where"] = last.expand_as(ids) if model.is_causal else ids == mask
+        now["where"] = last.expand_as(ids) if model.is_causal else ids.eq(mask)
 
     rows = RowEdits(model, [edit])
 
