@@ -26,6 +26,7 @@ from benchmarks.rome import EDITED_AT, SETTINGS, problems
 from kn_bench.cases.case import Cloze, Probe
 from kn_bench.editing.applying import RowEdits
 from kn_bench.editing.edit import LowRank, LowRankEdit
+from kn_bench.editing.rome.problem import Value, ValueProblem
 from kn_bench.editing.rome.value import optimise_values
 from kn_bench.localise.attribution import attribute
 from kn_bench.measure.answers import Asker, Question
