@@ -28,6 +28,7 @@ from transformers.activations import NewGELUActivation
 from kn_bench.model.architecture import Architecture, architecture_of, submodule
 from kn_bench.model.batching import Batcher, default_memory
 from kn_bench.model.corpus import NamedCorpus
+from kn_bench.model.generating import greedy
 from kn_bench.model.memo import Memo
 from kn_bench.model.progress import Progress, Silent
 from kn_bench.model.tokens import Tokens
@@ -303,20 +304,8 @@ class LanguageModel:
                 f"{prompt[:40]!r}: expected 1 to {self.tokens.max_length - max_new_tokens} tokens "
                 f"before {max_new_tokens} new ones, and it has {len(ids)}"
             )
-        return self.tokens.decode(self._continued(ids, max_new_tokens))
-
-    def _continued(self, ids: Sequence[int], n: int) -> list[int]:
-        """The ids of the greedy continuation, at most ``n``; keys and values are kept."""
-        new: list[int] = []
-        feed, past = self.tensor([ids]), None
-        while len(new) < n:
-            output = self.hf(input_ids=feed, past_key_values=past, use_cache=True)
-            token = int(output.logits[0, -1].argmax())
-            if token == self.tokens.eos_id:
-                break
-            new.append(token)
-            feed, past = self.tensor([[token]]), output.past_key_values
-        return new
+        new = greedy(self.hf, self.tensor([ids]), max_new_tokens, end=self.tokens.eos_id)
+        return self.tokens.decode(new)
 
     @property
     def _no_cache(self) -> dict[str, Any]:
