@@ -268,14 +268,11 @@ class LanguageModel:
 
     @torch.no_grad()
     def generate(self, prompt: str, *, max_new_tokens: int = 20) -> str:
-        """Continue ``prompt`` greedily, or fill its mask.
+        """Return the greedy continuation of ``prompt``, or the word at its mask.
 
         Args:
             prompt: the text; for a masked model with one mask token in it.
             max_new_tokens: tokens to generate at most; generation stops at the end of a text.
-
-        Returns:
-            The new text, without the prompt; of a masked model the word at the mask.
 
         Raises:
             ValueError: for a masked model's prompt without exactly one mask, or a prompt that is

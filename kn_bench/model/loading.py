@@ -45,6 +45,12 @@ def load_model(
         ValueError: one sentence: unknown name, dtype, device or attention, no safetensors, weights
             that are missing, unknown family, no tokenizer or not the model's, no accelerate, no
             room on the device.
+
+    Example:
+        >>> import kn_bench as kn
+        >>> model = kn.load_model("tiny-bert")
+        >>> model.is_causal, model.n_layers
+        (False, 3)
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
