@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
 
+from jaxtyping import Float
 from torch import Tensor
 
 from kn_bench.cases.case import EditRequest
@@ -22,9 +22,6 @@ from kn_bench.editing.registry import edit_method
 from kn_bench.editing.settings import Settings, recorded
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.tokens import Tokens
-
-if TYPE_CHECKING:
-    from jaxtyping import Float
 
 
 @dataclass(frozen=True, kw_only=True)

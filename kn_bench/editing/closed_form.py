@@ -18,13 +18,11 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from jaxtyping import Float
 
 
 class Factors(NamedTuple):

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from kn_bench.cases.case import EditRequest
@@ -39,9 +40,6 @@ from kn_bench.model.corpus import Corpus
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.precision import wide_dtype
 from kn_bench.model.ragged import Place
-
-if TYPE_CHECKING:
-    from jaxtyping import Float
 
 State = Mapping[str, Tensor]
 

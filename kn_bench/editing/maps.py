@@ -10,15 +10,13 @@ Updates and weights are taken as maps from keys to values, ``[d_mlp, d_model]``.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from kn_bench.editing.closed_form import Factors
-
-if TYPE_CHECKING:
-    from jaxtyping import Bool, Float
 
 UpdateMap = Literal["none", "rect", "prune", "sphere"]
 

@@ -13,9 +13,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Literal, Protocol
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from kn_bench.model.attention import attention_hooks
@@ -28,9 +29,6 @@ from kn_bench.model.prefixed import (
     shared_prefixes,
 )
 from kn_bench.model.resuming import PrefixCache, skipped
-
-if TYPE_CHECKING:
-    from jaxtyping import Bool, Float, Int
 
 Place = Literal["site", "block", "both"]
 """Where something is added: to the values of a layer's site, to the layer's output, or, two things

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from kn_bench.editing.applying import RowEdits
@@ -20,11 +21,8 @@ from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.precision import wide_dtype
 from kn_bench.model.ragged import Place, states_at
 
-if TYPE_CHECKING:
-    from jaxtyping import Float
-
-    Coefficients = Callable[[int, Float[Tensor, "n d_mlp"]], Float[Tensor, "d_mlp n"]]
-    """(layer, keys of one batch) -> A, in float64."""
+Coefficients = Callable[[int, Float[Tensor, "n d_mlp"]], Float[Tensor, "d_mlp n"]]
+"""(layer, keys of one batch) -> A, in float64."""
 
 Mean = Literal["grouped", "flat"]
 """Over contexts: the bare prompt weighs one half and the others share the rest (MEMIT), or all

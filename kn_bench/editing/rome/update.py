@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+from jaxtyping import Float
 from torch import Tensor
 
 from kn_bench.editing.closed_form import Covariance
 from kn_bench.editing.edit import LowRank
 from kn_bench.editing.rome.problem import Value
-
-if TYPE_CHECKING:
-    from jaxtyping import Float
 
 KeyChoice = Literal["bare", "mean"]
 """Which key a formula takes: that of the bare prompt, or the mean over contexts."""
