@@ -18,6 +18,7 @@ import torch
 from benchmarks.common import TENTH, random_gpt2
 from kn_bench.localise.corruption import TracePrompt, noise
 from kn_bench.localise.tracing import KINDS, trace, windowed
+from kn_bench.model.attention import attention_output
 
 SAMPLES, WINDOW = 10, 10
 

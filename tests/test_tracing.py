@@ -18,6 +18,7 @@ from kn_bench.localise.patching import Patch, PatchedRun, branched, restore
 from kn_bench.localise.token_positions import by_role, roles, trace_prompt, trace_study
 from kn_bench.localise.tracing import KINDS, Trace, trace, windowed
 from kn_bench.measure.encoding import Unencodable
+from kn_bench.model.attention import attention_output
 from tests.tiny_models import FAMILIES, tiny_model
 
 ADDING = set(FAMILIES) - {"gemma2", "gemma3_text", "olmo2"}
