@@ -32,6 +32,7 @@ from kn_bench.testing.units import UnitResults
 
 if TYPE_CHECKING:
     from kn_bench.editing.settings import Choices, Settings
+    from kn_bench.measure.verdict import Verdict
     from kn_bench.model.language_model import LanguageModel
 
 _MARKS: dict[Task, tuple[pytest.MarkDecorator]] = {
@@ -156,7 +157,7 @@ class SuiteSession:
             point.method.name, point.method.settings, self._models.model(point.model), self._choices
         )
 
-    def verdict(self, request: pytest.FixtureRequest) -> outcomes.Verdict:
+    def verdict(self, request: pytest.FixtureRequest) -> Verdict:
         """The verdict of one test; leaves its rows for the report.
 
         Skips, or fails the set-up, where there is nothing to assert.
