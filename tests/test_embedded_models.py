@@ -1,6 +1,7 @@
 """The models that ship with the package: their files, and what they know."""
 
 import dataclasses
+import functools
 import hashlib
 import stat
 import subprocess
@@ -113,6 +114,7 @@ def test_the_bundled_corpus_is_the_recipes():
 # What they know -----------------------------------------------------------------------------
 
 
+@functools.cache
 def asked(scorer, which):
     return evaluate.sample(evaluate.questions_of(scorer, which), QUESTIONS, seed=11)
 

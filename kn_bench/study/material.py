@@ -104,7 +104,7 @@ class Material:
 
     def of_task(self, task: Task) -> list[Profile]:
         """The profiles of facts, or of pairs."""
-        return [one for one in self.profiles if one.group.task == task]
+        return [profile for profile in self.profiles if profile.group.task == task]
 
     def neurons(self, profile: Profile) -> Neurons:
         """The profile's knowledge neurons, by the published rule with its cap.
@@ -153,7 +153,7 @@ class Material:
         """
         found = []
         for task in TASKS:
-            groups = [one for one in self.of_task(task) if len(one.encoded) > 1]
+            groups = [profile for profile in self.of_task(task) if len(profile.encoded) > 1]
             rounds: Counter[str] = Counter()
             turns = []
             for one in sorted(groups, key=lambda one: stable_hash("sample", one.group.id)):
@@ -196,14 +196,14 @@ class Material:
 def best_class(profiles_: Sequence[Profile], name: str) -> list[Profile]:
     """The profiles of the classes called ``name``, of all paradigms that ask for it."""
     return [
-        one
-        for one in profiles_
-        if one.group.task == "pair"
-        and one.group.name == name
-        and all(r.target_true.lower() == name for r in one.group.requests)
+        profile
+        for profile in profiles_
+        if profile.group.task == "pair"
+        and profile.group.name == name
+        and all(r.target_true.lower() == name for r in profile.group.requests)
     ]
 
 
 def stacked(profiles_: Sequence[Profile]) -> Float[Tensor, "n n_layers d_mlp"]:
     """Scores of all prompts of several profiles."""
-    return torch.cat([one.scores for one in profiles_])
+    return torch.cat([profile.scores for profile in profiles_])

@@ -82,7 +82,7 @@ def run_study(
         seconds = time.perf_counter() - started
         written.append(write_section(section, folder / part.id, key, seconds))
         tell(Step(part, number, "done", seconds))
-    others = [one for one in _written(folder) if one.id not in {w.id for w in written}]
+    others = [section for section in _written(folder) if section.id not in {w.id for w in written}]
     everything = in_order([*written, *others], parts)
     write_text(folder / "index.html", index_html(material, everything, folder))
     write_text(folder / "README.md", index_markdown(material.lm.name, everything))

@@ -141,11 +141,14 @@ class _Builder:
         self.elsewhere = [tables[id] for id in unrelated(self.paradigm, among, NEIGHBOURS)]
 
     def excluded(self, limit: int | None) -> list[Exclusion]:
-        found = [
+        exclusions = [
             Exclusion(self._id(pair), reason, detail=f"{pair.good} | {pair.bad}")
             for pair, reason in self.table.unusable
         ]
-        return [found[i] for i in limited([one.case for one in found], limit, self.seed)]
+        return [
+            exclusions[i]
+            for i in limited([exclusion.case for exclusion in exclusions], limit, self.seed)
+        ]
 
     def build(self, limit: int | None) -> list[Case]:
         ids = [self._id(a.pair) for a in self.table.pairs]

@@ -108,7 +108,7 @@ class Paradigm:
 
 def _paradigms() -> tuple[Paradigm, ...]:
     converse = dict([*CONVERSES, *((b, a) for a, b in CONVERSES)])
-    found = [
+    paradigms = [
         Paradigm(
             id,
             family,
@@ -119,7 +119,7 @@ def _paradigms() -> tuple[Paradigm, ...]:
         for family, ids in FAMILIES.items()
         for id in ids.split()
     ]
-    return tuple(sorted(found, key=lambda p: p.id))
+    return tuple(sorted(paradigms, key=lambda p: p.id))
 
 
 BLIMP: tuple[Paradigm, ...] = _paradigms()

@@ -172,8 +172,8 @@ def frame(pattern: str) -> tuple[str, str]:
 
 @lru_cache(maxsize=8192)
 def _article(pattern: str) -> str:
-    found = re.search(r"\b([Aa]n?) \[Y\]", pattern)
-    return found[1].lower() if found else ""
+    match = re.search(r"\b([Aa]n?) \[Y\]", pattern)
+    return match[1].lower() if match else ""
 
 
 @lru_cache(maxsize=65536)

@@ -64,10 +64,10 @@ class Analysis:
 
 def analyse(pair: MinimalPair, family: str) -> Analysis | str:
     """``pair`` taken apart, or the reason why it cannot be."""
-    found = differing_span(pair.good, pair.bad)
-    if isinstance(found, str):
-        return found
-    cloze, good, bad = found
+    parts = differing_span(pair.good, pair.bad)
+    if isinstance(parts, str):
+        return parts
+    cloze, good, bad = parts
     marked = mark(cloze, pair.agreeing, _in_cloze(pair, cloze))
     if marked is None:
         return "the agreeing word does not stand in what both sentences share"

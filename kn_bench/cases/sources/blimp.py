@@ -197,13 +197,13 @@ def _needed(wanted: Sequence[str]) -> set[str]:
 
 
 def _in_folder(folder: Path) -> tuple[Paradigm, ...]:
-    found = tuple(p for p in BLIMP if (folder / f"{p.id}.jsonl").is_file())
-    if not found:
+    paradigms = tuple(p for p in BLIMP if (folder / f"{p.id}.jsonl").is_file())
+    if not paradigms:
         raise ValueError(
             f"{folder} holds none of BLiMP's files: one for each paradigm is needed, such as "
             "determiner_noun_agreement_1.jsonl"
         )
-    return found
+    return paradigms
 
 
 def _file(paradigm: Paradigm, folder: Path | None) -> Path:

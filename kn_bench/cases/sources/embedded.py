@@ -132,12 +132,12 @@ def paradigms() -> tuple[Paradigm, ...]:
 @cache
 def pairs() -> tuple[MinimalPair, ...]:
     """The minimal pairs of all paradigms; the same in every process."""
-    found = []
+    minimal_pairs = []
     for paradigm in grammar.PARADIGMS:
         source = grammar.Grammar(f"cases {paradigm}", held_out=True, nouns=_nouns())
         unlike = dict.fromkeys(source.pair(paradigm) for _ in range(2 * PAIRS))
-        found += [_pair(pair, f"{i:03d}") for i, pair in enumerate([*unlike][:PAIRS])]
-    return tuple(found)
+        minimal_pairs += [_pair(pair, f"{i:03d}") for i, pair in enumerate([*unlike][:PAIRS])]
+    return tuple(minimal_pairs)
 
 
 def _nouns() -> list[lexicon.Noun]:
@@ -177,12 +177,12 @@ def _fact_probes() -> tuple[Probe, ...]:
     objects: dict[str, list[str]] = {}
     for fact in facts():
         objects.setdefault(fact.relation, []).append(fact.object)
-    found = []
+    probes = []
     for fact in draw(facts(), OTHER_TASK, "facts"):
         pattern = prompts[fact.relation]
         other = [name for name in objects[fact.relation] if name != fact.object]
         others = draw(other, 1, fact.subject)
         if pattern and others:
             cloze = pattern.cloze(fact.subject)
-            found.append(Probe(fact.subject, "locality", cloze, fact.object, others[0]))
-    return tuple(found)
+            probes.append(Probe(fact.subject, "locality", cloze, fact.object, others[0]))
+    return tuple(probes)

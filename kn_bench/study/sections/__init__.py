@@ -66,7 +66,7 @@ def _part(name: str) -> Part:
 def _runner(module: str) -> Callable[[Material], Section]:
     def run(material: Material) -> Section:
         # imported when it is run: help on the command line needs none of it
-        found: Section = import_module(f"{__name__}.{module}").run(material)
-        return found
+        section: Section = import_module(f"{__name__}.{module}").run(material)
+        return section
 
     return run

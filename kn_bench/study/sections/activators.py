@@ -152,7 +152,7 @@ def run(material: Material) -> Section:
     facts = material.of_task("fact")
     if not facts:
         raise NothingToShow("There are no facts among the cases.")
-    found = [_fired(material, profile) for profile in facts]
+    readings = [_fired(material, profile) for profile in facts]
     return Section(
         "activators",
         "Control 8: what makes a knowledge neuron fire?",
@@ -160,14 +160,14 @@ def run(material: Material) -> Section:
         "relation or pairs of them; what is left out is nothing, or the word it. Beside them stand "
         "the same texts of other facts of the relation. The unit is the activation where the "
         "fact's own prompts are answered; of each text the greatest value over its tokens counts.",
-        _findings(found),
-        tables=(_table(found),),
+        _findings(readings),
+        tables=(_table(readings),),
         figures=(
             Figure(
                 "firing",
                 "Activation of the located neurons on texts with parts of their fact (blue), and "
                 "of other facts of the relation (grey, hatched), with 95 % intervals over facts.",
-                lambda: _draw(found),
+                lambda: _draw(readings),
             ),
         ),
     )
@@ -188,21 +188,25 @@ def _fired(material: Material, profile: Profile) -> Fired:
     )
 
 
-def _values(found: Sequence[Fired], name: str) -> list[Interval]:
-    names = [one.profile.group.id for one in found]
+def _values(readings: Sequence[Fired], name: str) -> list[Interval]:
+    names = [reading.profile.group.id for reading in readings]
     return [
-        mean_interval([getattr(one.by_parts[i], name) for one in found], names, bounds=None)
+        mean_interval(
+            [getattr(reading.by_parts[i], name) for reading in readings], names, bounds=None
+        )
         for i in range(len(PARTS))
     ]
 
 
-def _table(found: Sequence[Fired]) -> Table:
-    names = [one.profile.group.id for one in found]
-    own, other = _values(found, "own"), _values(found, "other")
+def _table(readings: Sequence[Fired]) -> Table:
+    names = [reading.profile.group.id for reading in readings]
+    own, other = _values(readings, "own"), _values(readings, "other")
     rows: list[Row] = []
     for i, parts in enumerate(PARTS):
         test = paired(
-            [one.by_parts[i].other for one in found], [one.by_parts[i].own for one in found], names
+            [reading.by_parts[i].other for reading in readings],
+            [reading.by_parts[i].own for reading in readings],
+            names,
         )
         rows.append((parts, own[i], other[i], test.difference.mean, test.p))
     return Table(
@@ -216,8 +220,8 @@ def _table(found: Sequence[Fired]) -> Table:
     )
 
 
-def _findings(found: Sequence[Fired]) -> tuple[str, ...]:
-    own, other = _values(found, "own"), _values(found, "other")
+def _findings(readings: Sequence[Fired]) -> tuple[str, ...]:
+    own, other = _values(readings, "own"), _values(readings, "other")
     parts = [
         f"{name} {tables.number(a.mean)} (other facts {tables.number(b.mean)})"
         for name, a, b in zip(PARTS, own, other, strict=True)
@@ -225,12 +229,20 @@ def _findings(found: Sequence[Fired]) -> tuple[str, ...]:
     return (f"Activation on {', '.join(parts)}; n={own[0].n} facts.",)
 
 
-def _draw(found: Sequence[Fired]) -> Drawing:
+def _draw(readings: Sequence[Fired]) -> Drawing:
     figure, (axes,) = panels(1, width=7.5, height=3.0)
     series = (("own", BLUE, "", "own fact"), ("other", GREY, HATCHES[1], "other facts"))
     for shift, (name, colour, hatch, label) in zip((-0.2, 0.2), series, strict=True):
         places = [i + shift for i in range(len(PARTS))]
-        bars(axes, places, _values(found, name), colour=colour, hatch=hatch, width=0.4, label=label)
+        bars(
+            axes,
+            places,
+            _values(readings, name),
+            colour=colour,
+            hatch=hatch,
+            width=0.4,
+            label=label,
+        )
     axes.axhline(1, color="black", linewidth=0.8, linestyle="--")
     axes.set_xticks(range(len(PARTS)), [name.replace("+", "\n+ ") for name in PARTS])
     axes.set_ylabel("activation / that at the answer")

@@ -102,12 +102,12 @@ def choose(
     edits = [NoEdit(), *map(suppress, sets.values()), *map(suppress, random)]
     log_probs, _ = crossed(lm, [queries[i] for i in unseen], edits)
     changes = (log_probs[1:] - log_probs[0]).mean(1)
-    found = [
+    choices = [
         Chosen(name, neurons, float(change), len(neurons & first) / k)
         for (name, neurons), change in zip(sets.items(), changes, strict=False)
     ]
     floor = float(np.mean(changes[len(sets) :]))
-    return [*found, Chosen("random", frozenset(), floor, 0.0)]
+    return [*choices, Chosen("random", frozenset(), floor, 0.0)]
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class Tried:
 
 def run(material: Material) -> Section:
     """The section."""
-    found = [
+    trials = [
         Tried(
             profile,
             tuple(
@@ -140,7 +140,7 @@ def run(material: Material) -> Section:
         )
         for profile in material.sample
     ]
-    if not found:
+    if not trials:
         raise NothingToShow("No fact or class has two prompts to choose on and test on.")
     return Section(
         "choice",
@@ -149,35 +149,35 @@ def run(material: Material) -> Section:
         "attribution; on the remaining prompts they are suppressed. Direct ablation is a search "
         "for the neurons that lower P most when each is silenced alone. Matched random neurons "
         "are the floor.",
-        _findings(found),
-        tables=(_table(found),),
+        _findings(trials),
+        tables=(_table(trials),),
         figures=(
             Figure(
                 "choice",
                 f"Change of log P(answer) on unseen prompts when the {K} neurons chosen by each "
                 "attribution are suppressed: mean with its 95 % interval over facts or classes.",
-                lambda: _draw(found),
+                lambda: _draw(trials),
             ),
         ),
     )
 
 
-def _mean(found: Sequence[Tried], method: str) -> Interval:
-    names = [one.profile.group.id for one in found]
-    return mean_interval([one.change(method) for one in found], names, bounds=None)
+def _mean(trials: Sequence[Tried], method: str) -> Interval:
+    names = [trial.profile.group.id for trial in trials]
+    return mean_interval([trial.change(method) for trial in trials], names, bounds=None)
 
 
-def _table(found: Sequence[Tried]) -> Table:
+def _table(trials: Sequence[Tried]) -> Table:
     rows: list[Row] = []
     for task, (_, _, label) in TASK.items():
-        mine = [one for one in found if one.profile.group.task == task]
+        mine = [trial for trial in trials if trial.profile.group.task == task]
         if not mine:
             continue
-        names = [one.profile.group.id for one in mine]
-        first = [one.change(METHODS[0]) for one in mine]
+        names = [trial.profile.group.id for trial in mine]
+        first = [trial.change(METHODS[0]) for trial in mine]
         for number, method in enumerate(ALL):
-            overlap = mean_interval([one.chosen[number].overlap for one in mine], names)
-            test = paired(first, [one.change(method) for one in mine], names)
+            overlap = mean_interval([trial.chosen[number].overlap for trial in mine], names)
+            test = paired(first, [trial.change(method) for trial in mine], names)
             same = method in (METHODS[0], "random")
             rows.append(
                 (
@@ -199,20 +199,20 @@ def _table(found: Sequence[Tried]) -> Table:
     )
 
 
-def _findings(found: Sequence[Tried]) -> tuple[str, ...]:
+def _findings(trials: Sequence[Tried]) -> tuple[str, ...]:
     sentences = []
     for task, (_, _, label) in TASK.items():
-        mine = [one for one in found if one.profile.group.task == task]
+        mine = [trial for trial in trials if trial.profile.group.task == task]
         if mine:
             parts = [f"{method} {_mean(mine, method).mean:+.2f}" for method in ALL]
             sentences.append(f"{label} (n={len(mine)}), change of log P: {', '.join(parts)}.")
     return tuple(sentences)
 
 
-def _draw(found: Sequence[Tried]) -> Drawing:
+def _draw(trials: Sequence[Tried]) -> Drawing:
     figure, (axes,) = panels(1, width=6.5, height=2.8)
     for shift, (task, (colour, marker, label)) in zip((-0.1, 0.1), TASK.items(), strict=True):
-        mine = [one for one in found if one.profile.group.task == task]
+        mine = [trial for trial in trials if trial.profile.group.task == task]
         if mine:
             values = [_mean(mine, method) for method in ALL]
             places = [i + shift for i in range(len(ALL))]

@@ -72,7 +72,11 @@ def determiner_sets(material: Material) -> dict[str, list[Neurons]]:
         NothingToShow: when some determiner is asked for by no pair.
     """
     found = {
-        name: [one for p in best_class(material.profiles, name) for one in p.coarse_sets()]
+        name: [
+            coarse_set
+            for p in best_class(material.profiles, name)
+            for coarse_set in p.coarse_sets()
+        ]
         for name in DETERMINERS
     }
     missing = [name for name in DETERMINERS if not found[name]]
@@ -108,7 +112,7 @@ def _findings(
     sets: dict[str, list[Neurons]],
     chance: dict[str, ByChance],
 ) -> tuple[str, ...]:
-    shares = {one.neuron: one.shares for one in found}
+    shares = {recurrence.neuron: recurrence.shares for recurrence in found}
     sentences = []
     for name, neuron in number.items():
         of = dict(zip(DETERMINERS, shares.get(neuron, (0.0,) * 4), strict=True))
@@ -137,15 +141,15 @@ def _table(
     }
     rows: list[Row] = [
         (
-            label(one.neuron),
+            label(recurrence.neuron),
             *(
-                mean_interval([one.neuron in pair for pair in sets[name]], nouns[name])
+                mean_interval([recurrence.neuron in pair for pair in sets[name]], nouns[name])
                 for name in DETERMINERS
             ),
-            min(one.shares[:2]) - max(one.shares[2:]),
-            min(one.shares[2:]) - max(one.shares[:2]),
+            min(recurrence.shares[:2]) - max(recurrence.shares[2:]),
+            min(recurrence.shares[2:]) - max(recurrence.shares[:2]),
         )
-        for one in found
+        for recurrence in found
     ]
     rows.insert(0, ("chance: mean", *(chance[name].mean for name in DETERMINERS), None, None))
     rows.insert(1, ("chance: 95 %", *(chance[name].high for name in DETERMINERS), None, None))
@@ -168,8 +172,8 @@ def _table(
 
 def _draw(material: Material, found: list[Recurrence]) -> Drawing:
     figure, (axes,) = panels(1, height=2.4)
-    neurons = sorted(one.neuron for one in found)
-    shares = {one.neuron: one.shares for one in found}
+    neurons = sorted(recurrence.neuron for recurrence in found)
+    shares = {recurrence.neuron: recurrence.shares for recurrence in found}
     means = []
     for name in DETERMINERS:
         mean = stacked(best_class(material.profiles, name)).double().mean(0)

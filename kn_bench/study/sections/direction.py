@@ -46,10 +46,10 @@ def run(material: Material) -> Section:
         NothingToShow: when no request fits the model.
     """
     requests = directed(material)
-    found = []
+    trials = []
     for name, method in methods(material.lm):
-        found += _made(material, name, method, requests)
-    if not found:
+        trials += _made(material, name, method, requests)
+    if not trials:
         raise NothingToShow("No request could be edited on this model.")
     return Section(
         "direction",
@@ -57,14 +57,14 @@ def run(material: Material) -> Section:
         "Requests that the model answers rightly are edited to the wrong answer, and those that "
         "it answers wrongly to the right one. An edit may take because the new answer was "
         "probable all along: so success is shown by the prior probability of the new answer.",
-        _findings(found),
-        tables=(_table(found), _by_prior(found)),
+        _findings(trials),
+        tables=(_table(trials), _by_prior(trials)),
         figures=(
             Figure(
                 "prior",
                 "Share of edits after which the new answer is given (argmax), by its probability "
                 "before the edit, with 95 % intervals over subjects or nouns.",
-                lambda: _draw(found),
+                lambda: _draw(trials),
             ),
         ),
         notes=tuple(
@@ -119,17 +119,19 @@ def _made(
 
 
 def _rate(mine: Sequence[Directed], name: str = "argmax") -> Interval:
-    values = [getattr(one.outcome, name) for one in mine]
-    return mean_interval(values, [one.request.subject for one in mine])
+    values = [getattr(trial.outcome, name) for trial in mine]
+    return mean_interval(values, [trial.request.subject for trial in mine])
 
 
-def _table(found: Sequence[Directed]) -> Table:
+def _table(trials: Sequence[Directed]) -> Table:
     rows: list[Row] = []
-    for method in dict.fromkeys(one.method for one in found):
+    for method in dict.fromkeys(trial.method for trial in trials):
         for direction in DIRECTIONS:
             for task, (_, _, label) in TASK.items():
                 mine = [
-                    o for o in found if (o.method, o.direction, o.task) == (method, direction, task)
+                    o
+                    for o in trials
+                    if (o.method, o.direction, o.task) == (method, direction, task)
                 ]
                 if mine:
                     prior = float(np.exp(np.mean([np.log(o.outcome.prior) for o in mine])))
@@ -147,7 +149,7 @@ def _table(found: Sequence[Directed]) -> Table:
 
 
 def _binned(mine: Sequence[Directed]) -> list[list[Directed]]:
-    places = np.digitize([one.outcome.prior for one in mine], BINS[1:-1])
+    places = np.digitize([trial.outcome.prior for trial in mine], BINS[1:-1])
     return [
         [one for one, at in zip(mine, places, strict=True) if at == i] for i in range(len(BINS) - 1)
     ]
@@ -157,11 +159,11 @@ def _labels() -> list[str]:
     return ["< 1e-6", "1e-6 to 1e-4", "1e-4 to 0.01", "> 0.01"]
 
 
-def _by_prior(found: Sequence[Directed]) -> Table:
+def _by_prior(trials: Sequence[Directed]) -> Table:
     rows: list[Row] = []
-    for method in dict.fromkeys(one.method for one in found):
+    for method in dict.fromkeys(trial.method for trial in trials):
         for direction in DIRECTIONS:
-            mine = [o for o in found if (o.method, o.direction) == (method, direction)]
+            mine = [o for o in trials if (o.method, o.direction) == (method, direction)]
             rates = [_rate(group) if group else None for group in _binned(mine)]
             if mine:
                 rows.append((method, direction, *rates))
@@ -174,12 +176,12 @@ def _by_prior(found: Sequence[Directed]) -> Table:
     )
 
 
-def _findings(found: Sequence[Directed]) -> tuple[str, ...]:
+def _findings(trials: Sequence[Directed]) -> tuple[str, ...]:
     sentences = []
-    for method in dict.fromkeys(one.method for one in found):
+    for method in dict.fromkeys(trial.method for trial in trials):
         parts = []
         for direction in DIRECTIONS:
-            mine = [o for o in found if (o.method, o.direction) == (method, direction)]
+            mine = [o for o in trials if (o.method, o.direction) == (method, direction)]
             if mine:
                 rate = _rate(mine)
                 parts.append(f"{direction} {tables.share(rate)} (n={rate.n})")
@@ -187,12 +189,12 @@ def _findings(found: Sequence[Directed]) -> tuple[str, ...]:
     return tuple(sentences)
 
 
-def _draw(found: Sequence[Directed]) -> Drawing:
-    names = list(dict.fromkeys(one.method for one in found))
+def _draw(trials: Sequence[Directed]) -> Drawing:
+    names = list(dict.fromkeys(trial.method for trial in trials))
     figure, axes = panels(len(names), width=3.6 * len(names) + 0.4, height=2.8, sharey=True)
     for ax, name in zip(axes, names, strict=True):
         for number, direction in enumerate(DIRECTIONS):
-            mine = [o for o in found if (o.method, o.direction) == (name, direction)]
+            mine = [o for o in trials if (o.method, o.direction) == (name, direction)]
             groups = _binned(mine)
             places = [i + 0.12 * (2 * number - 1) for i, group in enumerate(groups) if group]
             values = [_rate(group) for group in groups if group]

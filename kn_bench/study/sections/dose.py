@@ -106,7 +106,7 @@ class Dosed:
 
 def run(material: Material) -> Section:
     """The section."""
-    found = [_dosed(material, profile) for profile in material.profiles]
+    curves = [_dosed(material, profile) for profile in material.profiles]
     return Section(
         "dose",
         "Control 2: how many neurons hold an answer?",
@@ -114,15 +114,15 @@ def run(material: Material) -> Section:
         "off: the answer's probability, its rank, and whether it is still given. A random order "
         "over all neurons is the control. Needed for half (90 %) is the least dose that takes half "
         "(90 %) of the greatest loss.",
-        _findings(found),
-        tables=(_needed(material, found), _left(found)),
+        _findings(curves),
+        tables=(_needed(material, curves), _left(curves)),
         figures=(
             Figure(
                 "dose",
                 "Share of the answer's probability and of right answers that is left after "
                 "suppressing the first k neurons by attribution (filled), and k random ones "
                 "(open), with 95 % intervals over facts or classes.",
-                lambda: _draw(found),
+                lambda: _draw(curves),
             ),
         ),
     )
@@ -142,31 +142,31 @@ def _dosed(material: Material, profile: Profile) -> Dosed:
     )  # fmt: skip
 
 
-def _of(found: Sequence[Dosed], task: str) -> list[Dosed]:
-    return [one for one in found if one.profile.group.task == task]
+def _of(curves: Sequence[Dosed], task: str) -> list[Dosed]:
+    return [curve for curve in curves if curve.profile.group.task == task]
 
 
-def _curve(found: Sequence[Dosed], name: str, *, ranked: bool, relative: bool) -> list[Interval]:
+def _curve(curves: Sequence[Dosed], name: str, *, ranked: bool, relative: bool) -> list[Interval]:
     rows: list[Float[np.ndarray, " doses"]] = []
-    for one in found:
+    for one in curves:
         values = np.array(getattr(one.ranked if ranked else one.random, name))
         rows.append(values / values[0] if relative and values[0] else values)
     stacked = np.stack(rows)
-    names = [one.profile.group.id for one in found]
+    names = [curve.profile.group.id for curve in curves]
     return [mean_interval(stacked[:, i], names, bounds=None) for i in range(stacked.shape[1])]
 
 
-def _doses_needed(found: Sequence[Dosed], share: float) -> Interval:
-    needed = [one.ranked.needed(share) for one in found]
-    names = [one.profile.group.id for one in found]
+def _doses_needed(curves: Sequence[Dosed], share: float) -> Interval:
+    needed = [curve.ranked.needed(share) for curve in curves]
+    names = [curve.profile.group.id for curve in curves]
     return mean_interval([np.nan if n is None else n for n in needed], names, bounds=None)
 
 
-def _needed(material: Material, found: Sequence[Dosed]) -> Table:
+def _needed(material: Material, curves: Sequence[Dosed]) -> Table:
     rows: list[Row] = []
     named = [(relation, relation) for relation in material.relations]
-    groups = [(n, [o for o in found if o.profile.group.relation == r]) for n, r in named]
-    groups += [(f"all {label}", _of(found, task)) for task, (_, _, label) in TASK.items()]
+    groups = [(n, [o for o in curves if o.profile.group.relation == r]) for n, r in named]
+    groups += [(f"all {label}", _of(curves, task)) for task, (_, _, label) in TASK.items()]
     for name, mine in groups:
         if mine:
             five = DOSES.index(5)
@@ -224,10 +224,10 @@ def _left(found: Sequence[Dosed]) -> Table:
     )
 
 
-def _findings(found: Sequence[Dosed]) -> tuple[str, ...]:
+def _findings(curves: Sequence[Dosed]) -> tuple[str, ...]:
     sentences = []
     for task, (_, _, name) in TASK.items():
-        mine = _of(found, task)
+        mine = _of(curves, task)
         if mine:
             half, most = _doses_needed(mine, 0.5), _doses_needed(mine, 0.9)
             five = _curve(mine, "probability", ranked=True, relative=True)[DOSES.index(5)]
@@ -241,13 +241,13 @@ def _findings(found: Sequence[Dosed]) -> tuple[str, ...]:
     return tuple(sentences)
 
 
-def _draw(found: Sequence[Dosed]) -> Drawing:
+def _draw(curves: Sequence[Dosed]) -> Drawing:
     figure, axes = panels(2, width=7.5, height=3.0, sharex=True)
     for ax, name, label in zip(
         axes, ("probability", "accuracy"), ("probability left", "answers still right"), strict=True
     ):
         for task, (colour, marker, task_name) in TASK.items():
-            mine = _of(found, task)
+            mine = _of(curves, task)
             if not mine:
                 continue
             places = [k + 0.5 if k == 0 else k for k in mine[0].ranked.doses]

@@ -100,7 +100,7 @@ class Lost:
 
 def run(material: Material) -> Section:
     """The section."""
-    found = [_lost(material, profile) for profile in material.sample]
+    losses = [_lost(material, profile) for profile in material.sample]
     return Section(
         "erasing",
         "Control 4: is the fact gone, or the model?",
@@ -110,8 +110,8 @@ def run(material: Material) -> Section:
         "all tokens of the group's own texts, and on all tokens of unrelated texts (for a masked "
         "model the pseudo-perplexity, every token masked in turn): a method may lose the answer "
         "and keep the model, or lose both.",
-        _findings(found),
-        tables=(_table(found),),
+        _findings(losses),
+        tables=(_table(losses),),
         figures=(
             Figure(
                 "perplexity",
@@ -119,7 +119,7 @@ def run(material: Material) -> Section:
                 "tokens of its own texts, and on unrelated texts: geometric means with 95 % "
                 "intervals over facts or classes. 1 is no change; what lies beyond the frame is "
                 "written at its edge.",
-                lambda: _draw(found),
+                lambda: _draw(losses),
             ),
         ),
     )
@@ -150,42 +150,42 @@ def _others(material: Material, profile: Profile) -> list[str]:
     found = []
     for task in TASK:
         groups = [p for p in material.of_task(task) if p.group.relation != profile.group.relation]
-        for one in groups[:: max(1, len(groups) // (OTHER_TEXTS // 2))][: OTHER_TEXTS // 2]:
-            query = one.group.queries[one.kept[0]]
+        for group in groups[:: max(1, len(groups) // (OTHER_TEXTS // 2))][: OTHER_TEXTS // 2]:
+            query = group.group.queries[group.kept[0]]
             found.append(query.cloze.fill(query.answer))
     return found or [profile.group.queries[0].cloze.fill(profile.group.queries[0].answer)]
 
 
-def _ratio(found: Sequence[Lost], edit: str, name: str) -> Interval:
+def _ratio(losses: Sequence[Lost], edit: str, name: str) -> Interval:
     """Geometric mean of the ratio to the unedited model."""
     logs, groups = [], []
-    for one in found:
-        plain = one.by_edit[0]
-        mine = next((e for e in one.by_edit if e.name == edit), None)
+    for loss in losses:
+        plain = loss.by_edit[0]
+        mine = next((e for e in loss.by_edit if e.name == edit), None)
         if mine is not None:
             logs.append(np.log(getattr(mine, name) / getattr(plain, name)))
-            groups.append(one.profile.group.id)
+            groups.append(loss.profile.group.id)
     log = mean_interval(logs, groups, bounds=None)
     mean, low, high = np.exp([log.mean, log.low, log.high]).tolist()
     return Interval(mean, low, high, log.n)
 
 
-def _names(found: Sequence[Lost]) -> list[str]:
-    return list(dict.fromkeys(e.name for one in found for e in one.by_edit if e.name != "none"))
+def _names(losses: Sequence[Lost]) -> list[str]:
+    return list(dict.fromkeys(e.name for loss in losses for e in loss.by_edit if e.name != "none"))
 
 
-def _table(found: Sequence[Lost]) -> Table:
+def _table(losses: Sequence[Lost]) -> Table:
     rows: list[Row] = []
     for task, (_, _, label) in TASK.items():
-        mine = [one for one in found if one.profile.group.task == task]
+        mine = [loss for loss in losses if loss.profile.group.task == task]
         if not mine:
             continue
-        groups = [one.profile.group.id for one in mine]
-        plain = mean_interval([one.by_edit[0].accuracy for one in mine], groups)
+        groups = [loss.profile.group.id for loss in mine]
+        plain = mean_interval([loss.by_edit[0].accuracy for loss in mine], groups)
         rows.append((label, "none", None, None, None, plain))
-        for edit in _names(found):
+        for edit in _names(losses):
             ratios = [_ratio(mine, edit, key) for key in ("at_answer", "own_texts", "other_texts")]
-            accuracy = [e.accuracy for one in mine for e in one.by_edit if e.name == edit]
+            accuracy = [e.accuracy for loss in mine for e in loss.by_edit if e.name == edit]
             rows.append((label, edit, *ratios, mean_interval(accuracy, groups[: len(accuracy)])))
     return Table(
         "erasing",
@@ -197,11 +197,11 @@ def _table(found: Sequence[Lost]) -> Table:
     )
 
 
-def _findings(found: Sequence[Lost]) -> tuple[str, ...]:
+def _findings(losses: Sequence[Lost]) -> tuple[str, ...]:
     parts = []
-    for edit in _names(found):
+    for edit in _names(losses):
         at, own, other = (
-            _ratio(found, edit, key).mean for key in ("at_answer", "own_texts", "other_texts")
+            _ratio(losses, edit, key).mean for key in ("at_answer", "own_texts", "other_texts")
         )
         parts.append(f"{edit}: x{at:.2f}, x{own:.2f}, x{other:.2f}")
     return (
@@ -209,9 +209,9 @@ def _findings(found: Sequence[Lost]) -> tuple[str, ...]:
     )
 
 
-def _draw(found: Sequence[Lost]) -> Drawing:
+def _draw(losses: Sequence[Lost]) -> Drawing:
     figure, axes = panels(3, width=9.0, height=3.1, sharey=True)
-    names = _names(found)
+    names = _names(losses)
     for ax, key, title in zip(
         axes,
         ("at_answer", "own_texts", "other_texts"),
@@ -219,7 +219,7 @@ def _draw(found: Sequence[Lost]) -> Drawing:
         strict=True,
     ):
         for shift, (task, (colour, marker, label)) in zip((-0.13, 0.13), TASK.items(), strict=True):
-            mine = [one for one in found if one.profile.group.task == task]
+            mine = [loss for loss in losses if loss.profile.group.task == task]
             if mine:
                 values = [_ratio(mine, edit, key) for edit in names]
                 places = [-i + shift for i in range(len(names))]
@@ -227,7 +227,7 @@ def _draw(found: Sequence[Lost]) -> Drawing:
                          horizontal=True)  # fmt: skip
         ax.axvline(1, color="black", linewidth=0.8)
         ax.set_xscale("log")
-        _cut(ax, found, names, key)
+        _cut(ax, losses, names, key)
         plain_ticks(ax, [0.5, 1, 2, 5, 10, 20, 50, 100, 200])
         ax.set_title(title)
         ax.set_xlabel("ratio of perplexity")
@@ -236,10 +236,10 @@ def _draw(found: Sequence[Lost]) -> Drawing:
     return figure
 
 
-def _cut(ax: Axes, found: Sequence[Lost], names: Sequence[str], key: str) -> None:
+def _cut(ax: Axes, losses: Sequence[Lost], names: Sequence[str], key: str) -> None:
     """End the axis where the others would be pressed together; write down what lies beyond."""
     ratios = {
-        (i, task): _ratio([o for o in found if o.profile.group.task == task], edit, key).mean
+        (i, task): _ratio([o for o in losses if o.profile.group.task == task], edit, key).mean
         for i, edit in enumerate(names)
         for task in TASK
     }

@@ -32,7 +32,7 @@ def run(material: Material) -> Section:
             if result.error or result.not_applicable or not result.measurements:
                 notes.append(f"{name} on {case.id}: {result.error or result.not_applicable}")
                 continue
-            rows += [_row(name, case, one) for one in _shown(result)]
+            rows += [_row(name, case, measurement) for measurement in _shown(result)]
             first = next(m for m in result.measurements if m.criterion == "reliability")
             taken, counted = taken + first.after.gives_expected, counted + 1
     if not counted:
@@ -79,24 +79,24 @@ def _kinds(case: Case) -> int:
 def _shown(result: CaseResult) -> list[Measurement]:
     """The first probe of each criterion (and of the first kind of locality)."""
     first: dict[str, Measurement] = {}
-    for one in result.measurements:
-        first.setdefault(one.criterion, one)
+    for measurement in result.measurements:
+        first.setdefault(measurement.criterion, measurement)
     return list(first.values())
 
 
-def _row(method: str, case: Case, one: Measurement) -> Row:
+def _row(method: str, case: Case, measurement: Measurement) -> Row:
     request = case.request
-    probe = next(p for p in case.probes if p.id == one.probe)
-    keeps = one.criterion == "locality" or one.kind == "old_inverse"
+    probe = next(p for p in case.probes if p.id == measurement.probe)
+    keeps = measurement.criterion == "locality" or measurement.kind == "old_inverse"
     return (
         method,
         f"{request.subject}: {request.target_true} → {request.target_new}",
-        one.criterion,
+        measurement.criterion,
         probe.cloze.left + probe.cloze.gap_space + "▁" + _right(probe.cloze.right),
-        one.before.generated.strip(),
-        one.after.generated.strip(),
-        "as before" if keeps else one.expected,
-        _given(one, keeps),
+        measurement.before.generated.strip(),
+        measurement.after.generated.strip(),
+        "as before" if keeps else measurement.expected,
+        _given(measurement, keeps),
     )
 
 
@@ -104,8 +104,12 @@ def _right(text: str) -> str:
     return text if not text or text[0] in ".,;:!?'" else f" {text}"
 
 
-def _given(one: Measurement, keeps: bool) -> str:
+def _given(measurement: Measurement, keeps: bool) -> str:
     if keeps:
-        same = one.before.gives_expected == one.after.gives_expected
-        return "yes" if same and one.before.gives_rejected == one.after.gives_rejected else "no"
-    return "yes" if one.after.gives_expected else "no"
+        same = measurement.before.gives_expected == measurement.after.gives_expected
+        return (
+            "yes"
+            if same and measurement.before.gives_rejected == measurement.after.gives_rejected
+            else "no"
+        )
+    return "yes" if measurement.after.gives_expected else "no"

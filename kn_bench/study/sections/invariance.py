@@ -92,18 +92,24 @@ def measure(material: Material, cases: Sequence[Case]) -> list[Judged]:
 
 def rate(judged: Sequence[Judged], criterion: Criterion) -> Interval:
     """Mean score of a criterion over the cases that count for it."""
-    mine = [one for one in judged if one.criterion == criterion and one.verdict.score is not None]
-    scores = [one.verdict.score or 0.0 for one in mine]
-    return mean_interval(scores, [one.cluster for one in mine])
+    mine = [
+        judgement
+        for judgement in judged
+        if judgement.criterion == criterion and judgement.verdict.score is not None
+    ]
+    scores = [judgement.verdict.score or 0.0 for judgement in mine]
+    return mean_interval(scores, [judgement.cluster for judgement in mine])
 
 
 def _table(judged: Sequence[Judged]) -> Table:
     rows: list[Row] = []
-    methods_ = list(dict.fromkeys(one.method for one in judged))
-    for relation in [*dict.fromkeys(one.relation for one in judged), "all"]:
+    methods_ = list(dict.fromkeys(judgement.method for judgement in judged))
+    for relation in [*dict.fromkeys(judgement.relation for judgement in judged), "all"]:
         for method in methods_:
             mine = [
-                one for one in judged if one.method == method and relation in (one.relation, "all")
+                judgement
+                for judgement in judged
+                if judgement.method == method and relation in (judgement.relation, "all")
             ]
             rows.append((relation, method, *(rate(mine, criterion) for criterion in SHOWN)))
     for relation in dict.fromkeys(one.relation for one in PUBLISHED):
@@ -124,11 +130,13 @@ def _table(judged: Sequence[Judged]) -> Table:
 
 def _outcomes(judged: Sequence[Judged]) -> Table:
     rows: list[Row] = []
-    for method in dict.fromkeys(one.method for one in judged):
+    for method in dict.fromkeys(judgement.method for judgement in judged):
         found = [
-            one.verdict.symmetry
-            for one in judged
-            if one.method == method and one.criterion == "symmetry" and one.verdict.symmetry
+            judgement.verdict.symmetry
+            for judgement in judged
+            if judgement.method == method
+            and judgement.criterion == "symmetry"
+            and judgement.verdict.symmetry
         ]
         if found:
             rows.append(
@@ -152,8 +160,8 @@ def _outcomes(judged: Sequence[Judged]) -> Table:
 
 def _findings(judged: Sequence[Judged]) -> tuple[str, ...]:
     sentences = []
-    for method in dict.fromkeys(one.method for one in judged):
-        mine = [one for one in judged if one.method == method]
+    for method in dict.fromkeys(judgement.method for judgement in judged):
+        mine = [judgement for judgement in judged if judgement.method == method]
         parts = []
         for criterion in ("reliability", "symmetry", "synonym"):
             r = rate(mine, criterion)
@@ -165,10 +173,10 @@ def _findings(judged: Sequence[Judged]) -> tuple[str, ...]:
 
 def _draw(judged: Sequence[Judged]) -> Drawing:
     figure, (axes,) = panels(1, width=6.5, height=2.9)
-    names = list(dict.fromkeys(one.method for one in judged))
+    names = list(dict.fromkeys(judgement.method for judgement in judged))
     width = 0.8 / max(1, len(names))
     for number, name in enumerate(names):
-        mine = [one for one in judged if one.method == name]
+        mine = [judgement for judgement in judged if judgement.method == name]
         places = [i - 0.4 + width * (number + 0.5) for i in range(len(SHOWN))]
         values = [rate(mine, criterion) for criterion in SHOWN]
         bars(

@@ -105,7 +105,7 @@ class Compared:
 
 def run(material: Material) -> Section:
     """The section."""
-    found = compare(material)
+    comparisons = compare(material)
     return Section(
         "matched",
         "Control 1: do random neurons do the same?",
@@ -113,8 +113,8 @@ def run(material: Material) -> Section:
         f"and of similar mean activation ({material.settings.draws} draws), are suppressed and "
         "enhanced on the same prompts. z is how many standard deviations of the draws the effect "
         "lies from their mean.",
-        _findings(found),
-        tables=(_table(material, found), _groups(found)),
+        _findings(comparisons),
+        tables=(_table(material, comparisons), _groups(comparisons)),
         figures=(
             Figure(
                 "z",
@@ -122,7 +122,7 @@ def run(material: Material) -> Section:
                 "located neurons are suppressed (left) and enhanced (right), against matched "
                 "random neurons; 95 % of random sets lie in the grey band. The scale is "
                 "logarithmic beyond 5.",
-                lambda: _draw(material, found),
+                lambda: _draw(material, comparisons),
             ),
         ),
     )
@@ -150,26 +150,30 @@ def compare(material: Material) -> list[Compared]:
 
 
 def _summary(mine: Sequence[Compared]) -> tuple[Interval | float | None, ...]:
-    names = [one.profile.group.id for one in mine]
-    effects = mean_interval([one.against.effect for one in mine], names, bounds=None)
-    random = mean_interval([np.mean(one.against.draws) for one in mine], names, bounds=None)
-    z = [one.against.z for one in mine if np.isfinite(one.against.z)]
+    names = [comparison.profile.group.id for comparison in mine]
+    effects = mean_interval([comparison.against.effect for comparison in mine], names, bounds=None)
+    random = mean_interval(
+        [np.mean(comparison.against.draws) for comparison in mine], names, bounds=None
+    )
+    z = [comparison.against.z for comparison in mine if np.isfinite(comparison.against.z)]
     return (
         effects,
         random,
         float(np.median(z)) if z else None,
-        mean_interval([one.p <= 0.05 for one in mine], names),
+        mean_interval([comparison.p <= 0.05 for comparison in mine], names),
     )
 
 
-def _table(material: Material, found: Sequence[Compared]) -> Table:
+def _table(material: Material, comparisons: Sequence[Compared]) -> Table:
     rows: list[Row] = []
     named = [(relation, {relation}) for relation in material.relations]
     for task, (_, _, name) in TASK.items():
         named.append((f"all {name}", {p.group.relation for p in material.of_task(task)}))
     for name, relations in named:
         for how in FACTORS:
-            mine = [o for o in found if o.how == how and o.profile.group.relation in relations]
+            mine = [
+                o for o in comparisons if o.how == how and o.profile.group.relation in relations
+            ]
             if mine:
                 rows.append((name, how, *_summary(mine)))
     return Table(
@@ -183,19 +187,19 @@ def _table(material: Material, found: Sequence[Compared]) -> Table:
     )
 
 
-def _groups(found: Sequence[Compared]) -> Table:
+def _groups(comparisons: Sequence[Compared]) -> Table:
     rows: list[Row] = [
         (
-            one.profile.group.id,
-            one.how,
-            one.against.n_neurons,
-            one.against.effect,
-            float(np.mean(one.against.draws)),
-            float(np.std(one.against.draws, ddof=1)),
-            one.against.z,
-            one.p,
+            comparison.profile.group.id,
+            comparison.how,
+            comparison.against.n_neurons,
+            comparison.against.effect,
+            float(np.mean(comparison.against.draws)),
+            float(np.std(comparison.against.draws, ddof=1)),
+            comparison.against.z,
+            comparison.p,
         )
-        for one in found
+        for comparison in comparisons
     ]
     return Table(
         "matched_by_group",
@@ -209,11 +213,11 @@ def _groups(found: Sequence[Compared]) -> Table:
     )
 
 
-def _findings(found: Sequence[Compared]) -> tuple[str, ...]:
+def _findings(comparisons: Sequence[Compared]) -> tuple[str, ...]:
     sentences = []
     for task, (_, _, name) in TASK.items():
         for how in FACTORS:
-            mine = [o for o in found if o.how == how and o.profile.group.task == task]
+            mine = [o for o in comparisons if o.how == how and o.profile.group.task == task]
             if mine:
                 effect, random, z, beyond = _summary(mine)
                 assert isinstance(effect, Interval)
@@ -227,13 +231,15 @@ def _findings(found: Sequence[Compared]) -> tuple[str, ...]:
     return tuple(sentences)
 
 
-def _draw(material: Material, found: Sequence[Compared]) -> Drawing:
-    relations = [r for r in material.relations if any(o.profile.group.relation == r for o in found)]
+def _draw(material: Material, comparisons: Sequence[Compared]) -> Drawing:
+    relations = [
+        r for r in material.relations if any(o.profile.group.relation == r for o in comparisons)
+    ]
     figure, axes = panels(2, width=8.0, height=1.2 + 0.22 * len(relations), sharey=True)
     for ax, how in zip(axes, FACTORS, strict=True):
         ax.axvspan(-1.96, 1.96, color=GREY, alpha=0.25, linewidth=0)
         for place, relation in enumerate(relations):
-            mine = [o for o in found if o.how == how and o.profile.group.relation == relation]
+            mine = [o for o in comparisons if o.how == how and o.profile.group.relation == relation]
             colour, marker, _ = TASK[mine[0].profile.group.task]
             z = [o.against.z for o in mine if np.isfinite(o.against.z)]
             spread = np.linspace(-0.2, 0.2, len(z)) if len(z) > 1 else [0.0]

@@ -52,7 +52,7 @@ class Overturned:
 
 def run(material: Material) -> Section:
     """The section."""
-    found = overturn(material, material.profiles)
+    outcomes = overturn(material, material.profiles)
     return Section(
         "overturn",
         "Do shifts overturn answers?",
@@ -60,15 +60,15 @@ def run(material: Material) -> Section:
         "share of the answer's probability that is lost stand the rates at which an answer that "
         "was right is overturned: within the pair (the true against the rejected answer), and by "
         "the argmax of the vocabulary. The paper: at most 5.2 % of BLiMP's items are overturned.",
-        _findings(found),
-        tables=(_table(material, found),),
+        _findings(outcomes),
+        tables=(_table(material, outcomes),),
         figures=(
             Figure(
                 "overturn",
                 "Overturn rate against the mean share of probability lost, each point a fact or a "
                 "class of pairs with its located neurons suppressed; the dashed line is the "
                 "paper's highest rate on BLiMP.",
-                lambda: _draw(found),
+                lambda: _draw(outcomes),
                 "Figure 8",
             ),
         ),
@@ -113,21 +113,23 @@ def _turned(
     return np.where(counted, turned.astype(float), np.nan)
 
 
-def _mean(found: Sequence[Overturned], name: str, bounds: tuple[float, float] | None) -> Interval:
-    values = np.concatenate([getattr(one, name) for one in found])
-    groups = [one.profile.group.id for one in found for _ in one.shift]
+def _mean(
+    outcomes: Sequence[Overturned], name: str, bounds: tuple[float, float] | None
+) -> Interval:
+    values = np.concatenate([getattr(outcome, name) for outcome in outcomes])
+    groups = [outcome.profile.group.id for outcome in outcomes for _ in outcome.shift]
     return mean_interval(values, groups, bounds=bounds)
 
 
-def _table(material: Material, found: Sequence[Overturned]) -> Table:
+def _table(material: Material, outcomes: Sequence[Overturned]) -> Table:
     rows: list[Row] = []
     for relation in material.relations:
-        mine = [one for one in found if one.profile.group.relation == relation]
+        mine = [outcome for outcome in outcomes if outcome.profile.group.relation == relation]
         if not mine:
             continue
         rows.append((relation, mine[0].profile.group.task, *_rates(mine)))
     for task, (_, _, name) in TASK.items():
-        mine = [one for one in found if one.profile.group.task == task]
+        mine = [outcome for outcome in outcomes if outcome.profile.group.task == task]
         if mine:
             rows.append((f"all {name}", task, *_rates(mine)))
     return Table(
@@ -155,10 +157,10 @@ def _rates(mine: Sequence[Overturned]) -> tuple[Interval, ...]:
     )
 
 
-def _findings(found: Sequence[Overturned]) -> tuple[str, ...]:
+def _findings(outcomes: Sequence[Overturned]) -> tuple[str, ...]:
     sentences = []
     for task, (_, _, name) in TASK.items():
-        mine = [one for one in found if one.profile.group.task == task]
+        mine = [outcome for outcome in outcomes if outcome.profile.group.task == task]
         if not mine:
             continue
         shift, pair = _mean(mine, "shift", None), _mean(mine, "pair", (0.0, 1.0))
@@ -172,17 +174,17 @@ def _findings(found: Sequence[Overturned]) -> tuple[str, ...]:
     return tuple(sentences)
 
 
-def _draw(found: Sequence[Overturned]) -> Drawing:
+def _draw(outcomes: Sequence[Overturned]) -> Drawing:
     figure, axes = panels(2, width=7.5, height=3.1, sharey=True)
     for ax, name, title in zip(
         axes, ("pair", "argmax"), ("within the pair", "by the argmax"), strict=True
     ):
         for task, (colour, marker, label) in TASK.items():
-            mine = [one for one in found if one.profile.group.task == task]
+            mine = [outcome for outcome in outcomes if outcome.profile.group.task == task]
             points = [
-                (one.shift.mean(), np.nanmean(values))
-                for one in mine
-                if np.isfinite(values := getattr(one, name)).any()
+                (outcome.shift.mean(), np.nanmean(values))
+                for outcome in mine
+                if np.isfinite(values := getattr(outcome, name)).any()
             ]
             if points:
                 x, y = zip(*points, strict=True)

@@ -40,7 +40,7 @@ class Placed:
 
 def run(material: Material) -> Section:
     """The section."""
-    found = [*_in_columns(material), *_by_rome(material)]
+    trials = [*_in_columns(material), *_by_rome(material)]
     return Section(
         "place",
         "Control 6: does the place of the edit matter?",
@@ -50,14 +50,14 @@ def run(material: Material) -> Section:
         "anywhere, it says nothing of where knowledge is. ROME (causal models) is made at every "
         "layer, at the prompt's last word instead of the subject, and with a random key and the "
         "same norm.",
-        _findings(found),
-        tables=(_table(found),),
+        _findings(trials),
+        tables=(_table(trials),),
         figures=(
             Figure(
                 "place",
                 "Share of edits after which the model gives the new answer (argmax), by place, "
                 "with 95 % intervals over subjects or nouns.",
-                lambda: _draw(found),
+                lambda: _draw(trials),
             ),
         ),
         notes=()
@@ -157,18 +157,19 @@ def _random_key(
 
 
 def _rate(mine: Sequence[Placed], name: str) -> Interval:
-    values = [getattr(one.outcome, name) for one in mine]
-    return mean_interval(values, [one.request.subject for one in mine])
+    values = [getattr(trial.outcome, name) for trial in mine]
+    return mean_interval(values, [trial.request.subject for trial in mine])
 
 
-def _grouped(found: Sequence[Placed]) -> list[tuple[str, str, Task, list[Placed]]]:
-    keys = dict.fromkeys((one.method, one.place, one.task) for one in found)
+def _grouped(trials: Sequence[Placed]) -> list[tuple[str, str, Task, list[Placed]]]:
+    keys = dict.fromkeys((trial.method, trial.place, trial.task) for trial in trials)
     return [
-        (*key, [one for one in found if (one.method, one.place, one.task) == key]) for key in keys
+        (*key, [trial for trial in trials if (trial.method, trial.place, trial.task) == key])
+        for key in keys
     ]
 
 
-def _table(found: Sequence[Placed]) -> Table:
+def _table(trials: Sequence[Placed]) -> Table:
     rows: list[Row] = [
         (
             method,
@@ -178,7 +179,7 @@ def _table(found: Sequence[Placed]) -> Table:
             _rate(mine, "preferred"),
             _rate(mine, "before"),
         )
-        for method, place, task, mine in _grouped(found)
+        for method, place, task, mine in _grouped(trials)
     ]
     return Table(
         "place",
@@ -190,22 +191,22 @@ def _table(found: Sequence[Placed]) -> Table:
     )
 
 
-def _findings(found: Sequence[Placed]) -> tuple[str, ...]:
+def _findings(trials: Sequence[Placed]) -> tuple[str, ...]:
     sentences = []
-    for method in dict.fromkeys(one.method for one in found):
+    for method in dict.fromkeys(trial.method for trial in trials):
         parts = []
-        for its, place, task, mine in _grouped(found):
+        for its, place, task, mine in _grouped(trials):
             if its == method:
                 parts.append(f"{place} ({TASK[task][2]}) {_rate(mine, 'argmax').mean:.0%}")
         sentences.append(f"{method} gives the new answer: {', '.join(parts)}.")
     return tuple(sentences)
 
 
-def _draw(found: Sequence[Placed]) -> Drawing:
-    names = list(dict.fromkeys((one.method, one.place) for one in found))
+def _draw(trials: Sequence[Placed]) -> Drawing:
+    names = list(dict.fromkeys((trial.method, trial.place) for trial in trials))
     figure, (axes,) = panels(1, width=7.0, height=1.0 + 0.27 * len(names))
     for shift, (task, (colour, marker, label)) in zip((-0.13, 0.13), TASK.items(), strict=True):
-        groups = {(m, p): mine for m, p, t, mine in _grouped(found) if t == task}
+        groups = {(m, p): mine for m, p, t, mine in _grouped(trials) if t == task}
         places = [-i + shift for i, name in enumerate(names) if name in groups]
         values = [_rate(groups[name], "argmax") for name in names if name in groups]
         whiskers(axes, places, values, colour=colour, marker=marker, label=label, horizontal=True)

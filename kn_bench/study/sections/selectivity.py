@@ -79,12 +79,12 @@ def selectivity(
     lm: LanguageModel, suppressed: Sequence[Suppressed], asked: Sequence[Asked]
 ) -> list[Cell]:
     """The matrix of :class:`Cell`, own prompts apart from those of others of the same relation."""
-    queries = [query for one in asked for query in one.queries]
+    queries = [query for question in asked for query in question.queries]
     edits = [NoEdit(), *(suppress(one.neurons) for one in suppressed)]
     log_probs, _ = crossed(lm, queries, edits)
     changes = log_probs[1:] - log_probs[0]
-    names = np.array([one.name for one in asked for _ in one.queries])
-    columns = np.array([one.column for one in asked for _ in one.queries])
+    names = np.array([question.name for question in asked for _ in question.queries])
+    columns = np.array([question.column for question in asked for _ in question.queries])
     cells: dict[tuple[str, str, bool], list[tuple[float, str]]] = {}
     for i, one in enumerate(suppressed):
         mine = names == one.name

@@ -47,8 +47,8 @@ class Traced:
 def run(material: Material) -> Section:
     """The section."""
     tried = [traced(material, task) for task in TASK]
-    found = [one for one in tried if one.cases]
-    if not found:
+    sides = [one for one in tried if one.cases]
+    if not sides:
         unfit, offered = sum(one.unfit for one in tried), sum(one.offered for one in tried)
         raise NothingToShow(
             f"No prompt can be traced: of {offered} looked at, {unfit} cannot be put to the model "
@@ -68,33 +68,33 @@ def run(material: Material) -> Section:
         "model's prompt has hardly a probability of its own. Only prompts that the model answers "
         "rightly are traced. The paper finds an early and a late site on facts, and "
         "neither on syntax.",
-        tuple(sentence for one in found for sentence in _findings(one)),
-        tables=(_table(found), _peaks(found)),
+        tuple(sentence for side in sides for sentence in _findings(side)),
+        tables=(_table(sides), _peaks(sides)),
         figures=(
             Figure(
                 "roles",
                 "Mean indirect effect by token role and layer, for facts (above) and syntax "
                 "(below). Where the subject ends the prompt, its last token is where the answer is "
                 "read.",
-                lambda: _draw_roles(material, found),
+                lambda: _draw_roles(material, sides),
                 "Figure 9",
             ),
             *(
                 Figure(
-                    f"example_{one.task}",
-                    f"One {TASK[one.task][2].removesuffix('s')} prompt, token by token: indirect "
+                    f"example_{side.task}",
+                    f"One {TASK[side.task][2].removesuffix('s')} prompt, token by token: indirect "
                     "effect of each state; the starred tokens are corrupted.",
-                    partial(_draw_example, material, _example(one)),
+                    partial(_draw_example, material, _example(side)),
                 )
-                for one in found
+                for side in sides
             ),
         ),
         notes=tuple(
-            f"{TASK[one.task][2]}: of {one.offered} prompts looked at, {one.unfit} cannot be put "
-            f"to the model with the subject corrupted, and "
-            f"{one.offered - one.unfit - len(one.cases)} are not answered rightly or were not "
+            f"{TASK[side.task][2]}: of {side.offered} prompts looked at, {side.unfit} cannot be "
+            "put to the model with the subject corrupted, and "
+            f"{side.offered - side.unfit - len(side.cases)} are not answered rightly or were not "
             "needed."
-            for one in found
+            for side in sides
         ),
     )
 
@@ -178,10 +178,10 @@ def _findings(one: Traced) -> list[str]:
     ]
 
 
-def _table(found: Sequence[Traced]) -> Table:
+def _table(sides: Sequence[Traced]) -> Table:
     rows: list[Row] = [
         (TASK[one.task][2], TITLES[e.kind], ROLES[e.role], e.layer, e.effect)
-        for one in found
+        for one in sides
         for e in one.study.effects
     ]
     return Table(
@@ -195,9 +195,9 @@ def _table(found: Sequence[Traced]) -> Table:
     )
 
 
-def _peaks(found: Sequence[Traced]) -> Table:
+def _peaks(sides: Sequence[Traced]) -> Table:
     rows: list[Row] = []
-    for one in found:
+    for one in sides:
         for kind in KINDS:
             subject = [e for e in one.study.effects if e.kind == kind and e.role == "last"]
             early = max(subject, key=lambda e: e.effect.mean, default=None)
@@ -226,11 +226,11 @@ def _peaks(found: Sequence[Traced]) -> Table:
     )
 
 
-def _draw_roles(material: Material, found: Sequence[Traced]) -> Drawing:
+def _draw_roles(material: Material, sides: Sequence[Traced]) -> Drawing:
     layers = [str(layer) for layer in range(material.lm.n_layers)]
-    figure, axes = panels(3, len(found), width=9.5, height=2.6 * len(found))
-    top = max(e.effect.mean for one in found for e in one.study.effects)
-    for row, one in enumerate(found):
+    figure, axes = panels(3, len(sides), width=9.5, height=2.6 * len(sides))
+    top = max(e.effect.mean for one in sides for e in one.study.effects)
+    for row, one in enumerate(sides):
         present = [r for r in ROLES if any(e.role == r for e in one.study.effects)]
         for column, kind in enumerate(KINDS):
             values = np.full((len(present), material.lm.n_layers), np.nan)
@@ -259,16 +259,16 @@ def _example(one: Traced) -> Trace:
     )
 
 
-def _draw_example(material: Material, one: Trace) -> Drawing:
-    tokens = [material.lm.tokens.tokenizer.decode([i]).strip() for i in one.prompt.ids]
-    start, stop = one.prompt.subject
+def _draw_example(material: Material, trace: Trace) -> Drawing:
+    tokens = [material.lm.tokens.tokenizer.decode([i]).strip() for i in trace.prompt.ids]
+    start, stop = trace.prompt.subject
     names = [f"{text}*" if start <= i < stop else text for i, text in enumerate(tokens)]
     figure, axes = panels(3, width=9.5, height=1.0 + 0.22 * len(tokens))
-    top = float(one.indirect_effects.abs().max())
-    for number, (ax, kind) in enumerate(zip(axes, one.kinds, strict=True)):
+    top = float(trace.indirect_effects.abs().max())
+    for number, (ax, kind) in enumerate(zip(axes, trace.kinds, strict=True)):
         heat_map(
             ax,
-            one.indirect_effects[number].double().numpy(),
+            trace.indirect_effects[number].double().numpy(),
             rows=names if number == 0 else [""] * len(names),
             columns=[str(layer) for layer in range(material.lm.n_layers)],
             two_sided=True,
@@ -276,7 +276,7 @@ def _draw_example(material: Material, one: Trace) -> Drawing:
         )
         ax.set_title(TITLES[kind])
         ax.set_xlabel("layer")
-    answer = material.lm.tokens.tokenizer.decode([one.prompt.answer]).strip()
-    what = f'P("{answer}")' if one.prompt.rival is None else f'preference for "{answer}"'
-    figure.suptitle(f"{what}: {one.clean:.2f} clean, {one.corrupted:.2f} corrupted")
+    answer = material.lm.tokens.tokenizer.decode([trace.prompt.answer]).strip()
+    what = f'P("{answer}")' if trace.prompt.rival is None else f'preference for "{answer}"'
+    figure.suptitle(f"{what}: {trace.clean:.2f} clean, {trace.corrupted:.2f} corrupted")
     return figure

@@ -89,16 +89,16 @@ def run(material: Material) -> Section:
 def _by_relation(material: Material, measured: Sequence[Levels]) -> Table:
     rows: list[Row] = []
     for relation in material.relations:
-        mine = [one for one in measured if one.profile.group.relation == relation]
+        mine = [levels for levels in measured if levels.profile.group.relation == relation]
         if not mine:
             continue
         rows.append(
             (
                 relation,
                 "fact" if mine[0].profile.group.task == "fact" else "syntax",
-                sum(one.capped.n_prompts for one in mine),
+                sum(levels.capped.n_prompts for levels in mine),
                 *(mean(mine, name) for name in MEASURES for mean in (averaged, null_of)),
-                sum(2 <= len(one.capped.neurons) <= 5 for one in mine) / len(mine),
+                sum(2 <= len(levels.capped.neurons) <= 5 for levels in mine) / len(mine),
                 averaged(mine, "n_neurons", capped=False),
                 averaged(mine, "attribution_share", capped=False),
             )
@@ -125,7 +125,7 @@ def _by_relation(material: Material, measured: Sequence[Levels]) -> Table:
 def _by_group(measured: Sequence[Levels]) -> Table:
     rows = tuple(
         (
-            one.profile.group.id,
+            levels.profile.group.id,
             "capped" if capped else "uncapped",
             " ".join(map(label, sorted(found.neurons)[:8]))
             + (" …" if len(found.neurons) > 8 else ""),
@@ -136,8 +136,8 @@ def _by_group(measured: Sequence[Levels]) -> Table:
                 for cell in _with_null(value(found, name), found.n_prompts)
             ),
         )
-        for one in measured
-        for capped, found in ((True, one.capped), (False, one.uncapped))
+        for levels in measured
+        for capped, found in ((True, levels.capped), (False, levels.uncapped))
     )
     return Table(
         "levels_by_group",
@@ -161,12 +161,12 @@ def _with_null(found: Measure, n: int) -> tuple[Interval, float]:
 def _by_neuron(material: Material, measured: Sequence[Levels]) -> Table:
     rows: list[Row] = []
     settings = material.settings
-    for one in measured:
-        profile, sets = one.profile, one.profile.coarse_sets()
+    for levels in measured:
+        profile, sets = levels.profile, levels.profile.coarse_sets()
         chance = chance_recurrence(
             sets, material.lm.d_mlp, draws=settings.permutations, seed=settings.seed
         )
-        for neuron in sorted(one.capped.neurons):
+        for neuron in sorted(levels.capped.neurons):
             share = mean_interval([neuron in found for found in sets], profile.clusters)
             rows.append((profile.group.id, label(neuron), share, chance.mean, chance.high))
     return Table(
@@ -184,7 +184,7 @@ def _by_neuron(material: Material, measured: Sequence[Levels]) -> Table:
 def _by_layer(measured: Sequence[Levels]) -> Table:
     rows: list[Row] = []
     for task, (_, _, name) in TASK.items():
-        mine = [one for one in measured if one.profile.group.task == task]
+        mine = [levels for levels in measured if levels.profile.group.task == task]
         for rule, capped in (("capped", True), ("uncapped", False)):
             shares = layer_shares(mine, capped=capped) if mine else []
             rows += [
@@ -225,11 +225,11 @@ def _by_prompt(material: Material) -> Table:
             profile.group.id,
             query.cloze.fill(f"[{query.answer}]"),
             profile.attributions[place].probability,
-            len(found),
-            _listed(found, profile.scores[place]),
+            len(neurons),
+            _listed(neurons, profile.scores[place]),
         )
         for profile in material.profiles
-        for place, found in enumerate(profile.coarse_sets())
+        for place, neurons in enumerate(profile.coarse_sets())
         for query in (profile.group.queries[profile.kept[place]],)
     ]
     return Table(
@@ -244,8 +244,8 @@ def _by_prompt(material: Material) -> Table:
     )
 
 
-def _listed(found: Neurons, scores: torch.Tensor) -> str:
-    ordered = sorted(found, key=lambda n: (-float(scores[n.layer, n.unit]), n))
+def _listed(neurons: Neurons, scores: torch.Tensor) -> str:
+    ordered = sorted(neurons, key=lambda n: (-float(scores[n.layer, n.unit]), n))
     return " ".join(map(label, ordered[:10])) + " …" * (len(ordered) > 10)
 
 
@@ -284,7 +284,7 @@ def _completeness(material: Material) -> Table:
 
 def _findings(measured: Sequence[Levels]) -> tuple[str, ...]:
     by_task = {
-        name: [one for one in measured if one.profile.group.task == task]
+        name: [levels for levels in measured if levels.profile.group.task == task]
         for task, (_, _, name) in TASK.items()
     }
     sentences = []

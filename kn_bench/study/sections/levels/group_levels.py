@@ -41,21 +41,23 @@ def measure(material: Material) -> list[Levels]:
     Raises:
         NothingToShow: when there are none.
     """
-    found = [
-        one
+    group_levels = [
+        levels
         for profile in material.profiles
         if len(profile.encoded) > 1
-        for one in levels_of(material, profile, METHODS[:1], resamples=material.settings.resamples)
+        for levels in levels_of(
+            material, profile, METHODS[:1], resamples=material.settings.resamples
+        )
     ]
-    if not found:
+    if not group_levels:
         raise NothingToShow("No fact or class has two prompts that fit the model.")
-    return found
+    return group_levels
 
 
 def levels_of(
     material: Material, profile: Profile, methods: Sequence[str], resamples: int
 ) -> list[Levels]:
-    found = []
+    group_levels = []
     for method in methods:
         scores = material.scores(profile, method)
         unrelated = _unrelated(material, profile) if method == METHODS[0] else None
@@ -70,8 +72,8 @@ def levels_of(
             )
             for locating in (CAPPED, UNCAPPED)
         ]
-        found.append(Levels(profile, method, *both))
-    return found
+        group_levels.append(Levels(profile, method, *both))
+    return group_levels
 
 
 def _unrelated(material: Material, profile: Profile) -> torch.Tensor | None:
@@ -92,10 +94,12 @@ def value(one: Localisation, name: str) -> Measure:
 
 def averaged(measured: Sequence[Levels], name: str, *, capped: bool = True) -> Interval:
     """Mean of a measure over groups, with an interval over them."""
-    values = [value(one.capped if capped else one.uncapped, name).value for one in measured]
-    return mean_interval(values, [one.profile.group.id for one in measured], bounds=None)
+    values = [
+        value(levels.capped if capped else levels.uncapped, name).value for levels in measured
+    ]
+    return mean_interval(values, [levels.profile.group.id for levels in measured], bounds=None)
 
 
 def null_of(measured: Sequence[Levels], name: str) -> float:
-    nulls = [value(one.capped, name).null for one in measured]
+    nulls = [value(levels.capped, name).null for levels in measured]
     return float(np.nanmean(nulls)) if np.isfinite(nulls).any() else float("nan")

@@ -21,13 +21,15 @@ TICKS = ("integrated\ngradients", "gradient x\nactivation", "direct\nablation", 
 def draw_levels(material: Material, measured: Sequence[Levels]) -> Drawing:
     shown = ("n_neurons", "tau", "r1_squared", "attribution_share")
     relations = [
-        r for r in material.relations if any(one.profile.group.relation == r for one in measured)
+        r
+        for r in material.relations
+        if any(levels.profile.group.relation == r for levels in measured)
     ]
     figure, axes = panels(4, width=9.0, height=1.2 + 0.22 * len(relations), sharey=True)
     places = list(range(len(relations)))[::-1]
     for ax, name in zip(axes, shown, strict=True):
         for place, relation in zip(places, relations, strict=True):
-            mine = [one for one in measured if one.profile.group.relation == relation]
+            mine = [levels for levels in measured if levels.profile.group.relation == relation]
             colour, marker, _ = TASK[mine[0].profile.group.task]
             whiskers(
                 ax, [place], [averaged(mine, name)], colour=colour, marker=marker, horizontal=True
@@ -66,7 +68,7 @@ def draw_layers(material: Material, measured: Sequence[Levels]) -> Drawing:
         for shift, hatch, (task, (colour, _, label)) in zip(
             (-0.2, 0.2), HATCHES, TASK.items(), strict=False
         ):
-            mine = [one for one in measured if one.profile.group.task == task]
+            mine = [levels for levels in measured if levels.profile.group.task == task]
             if mine:
                 shares = layer_shares(mine, capped=capped)
                 bars(ax, (layers + shift).tolist(), shares, colour=colour, hatch=hatch, width=0.4,
@@ -82,7 +84,7 @@ def draw_layers(material: Material, measured: Sequence[Levels]) -> Drawing:
 
 def layer_shares(measured: Sequence[Levels], *, capped: bool = True) -> list[Interval]:
     """Share of each group's neurons in each layer, averaged; groups without neurons left out."""
-    found = [one.capped if capped else one.uncapped for one in measured]
+    found = [levels.capped if capped else levels.uncapped for levels in measured]
     counts = np.array([[layer.value for layer in one.layers] for one in found])
     there = counts.sum(1) > 0
     if not there.any():

@@ -72,10 +72,10 @@ def run(material: Material) -> Section:
     )
 
 
-def _findings(one: Silenced) -> list[str]:
+def _findings(silenced: Silenced) -> list[str]:
     sentences = []
     for block in BLOCKS:
-        shifts = [s for s in whole(one) if s.modifier.block == block]
+        shifts = [s for s in whole(silenced) if s.modifier.block == block]
         falls = sum(s.p_holm < 0.05 and s.change < 0 for s in shifts)
         rises = sum(s.p_holm < 0.05 and s.change > 0 for s in shifts)
         published = sum(s.p_published < 0.05 for s in shifts)
@@ -85,11 +85,11 @@ def _findings(one: Silenced) -> list[str]:
             f"{len(shifts)} ({published} by the published test)"
         )
     text = [
-        f"The {one.name} neuron ({label(one.neuron)}), {one.study.shifts[0].n} prompts, words of "
-        "one token: " + "; ".join(sentences) + "."
+        f"The {silenced.name} neuron ({label(silenced.neuron)}), {silenced.study.shifts[0].n} "
+        "prompts, words of one token: " + "; ".join(sentences) + "."
     ]
-    if one.association:
-        a = one.association
+    if silenced.association:
+        a = silenced.association
         text.append(
             f"Its shift and the co-occurrence counts have rank correlation {a.spearman:.2f} "
             f"(p = {a.p:.3f}, n = {a.n} modifiers), and within blocks by {a.partial:.2f} "
@@ -157,12 +157,12 @@ def _as_much(random: Float[np.ndarray, " draws"], change: float) -> float | None
 
 def _co_occurrence_table(silenced: Sequence[Silenced], counted: Sequence[NounCounts]) -> Table:
     rows: list[Row] = []
-    for one in counted:
+    for counts in counted:
         shifts = (
-            next((s.change for s in it.study.shifts if s.modifier.word == one.word), None)
+            next((s.change for s in it.study.shifts if s.modifier.word == counts.word), None)
             for it in silenced
         )
-        rows.append((one.word, one.plural, one.singular, one.bias, *shifts))
+        rows.append((counts.word, counts.plural, counts.singular, counts.bias, *shifts))
     return Table(
         "co_occurrence",
         "How often each modifier is followed by a plural and a singular noun in the corpus, the "

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 COLOUR: dict[Block, str] = {"plural": RED, "singular": BLUE, "neutral": GREEN}
 
 
-def whole(one: Silenced) -> list[Shift]:
+def whole(silenced: Silenced) -> list[Shift]:
     """The modifiers that are one token to the model; all of them where none is."""
-    return [s for s in one.study.shifts if s.tokens == 1] or list(one.study.shifts)
+    return [s for s in silenced.study.shifts if s.tokens == 1] or list(silenced.study.shifts)
 
 
 def draw_change(silenced: Sequence[Silenced]) -> Drawing:
@@ -50,9 +50,9 @@ def draw_change(silenced: Sequence[Silenced]) -> Drawing:
     return figure
 
 
-def _limits(one: Silenced) -> tuple[float, float]:
+def _limits(silenced: Silenced) -> tuple[float, float]:
     """Room for the words of one token: those of several are rare, and their ratios wild."""
-    ends = [end for s in whole(one) for end in (s.low, s.high)]
+    ends = [end for s in whole(silenced) for end in (s.low, s.high)]
     room = 0.2 * (max(ends) - min(ends)) + 0.02
     return min(ends) - room, max(ends) + room
 
@@ -106,7 +106,7 @@ def draw_probabilities(silenced: Sequence[Silenced]) -> Drawing:
 
 
 def draw_co_occurrence(silenced: Sequence[Silenced], counted: Sequence[NounCounts]) -> Drawing:
-    known = {one.word: one for one in counted if one.plural + one.singular}
+    known = {counts.word: counts for counts in counted if counts.plural + counts.singular}
     figure, axes = panels(len(silenced), width=8.0, height=3.4)
     for ax, one in zip(axes, silenced, strict=True):
         for block, marker in zip(BLOCKS, ("s", "o", "^"), strict=True):
