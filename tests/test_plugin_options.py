@@ -24,7 +24,7 @@ def test_sizes(text, size):
 
 @pytest.mark.parametrize("text", ["", "-1", "0", "2X", "much"])
 def test_no_sizes(text):
-    with pytest.raises(argparse.ArgumentTypeError, match="is no size: give a number with K"):
+    with pytest.raises(argparse.ArgumentTypeError, match="expected a number with K"):
         options._bytes(text)
 
 
@@ -63,8 +63,8 @@ def test_an_unknown_model_names_the_embedded_ones(pytester, monkeypatch):
 @pytest.mark.parametrize(
     ("args", "sentence"),
     [
-        (("--limit", "0"), "argument --limit: '0' is no number of cases: give 1 or more, or 'all'"),
-        (("--memory", "much"), "argument --memory: 'much' is no size: give a number with K, M, G"),
+        (("--limit", "0"), "argument --limit: '0': expected a positive integer or 'all'"),
+        (("--memory", "much"), "argument --memory: 'much': expected a number with K, M, G"),
         (("--seed", "x"), "argument --seed: 'x' is no whole number"),
         (("--grain", "fine"), "argument --grain: invalid choice: 'fine'"),
         (("--dtype", "int8"), "argument --dtype: invalid choice: 'int8'"),

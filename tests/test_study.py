@@ -60,7 +60,7 @@ def test_all_figures_of_the_paper_have_a_section():
     from pathlib import Path
 
     folder = Path(__file__).parent.parent / "kn_bench" / "study" / "sections"
-    text = "".join(path.read_text() for path in folder.glob("*.py"))
+    text = "".join(path.read_text() for path in folder.rglob("*.py"))
     assert {int(n) for n in re.findall(r'"Figure (\d+)"', text)} == {*range(1, 10), 11}
     assert "Figure 10" in text
     assert len(CONTROLS) == 8

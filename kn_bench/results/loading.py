@@ -26,7 +26,7 @@ KEY = ["model", "method", "case", "criterion", *OCCASION]
 
 @dataclass(frozen=True, slots=True)
 class Runs:
-    """The rows of one or several runs, a frame a kind, with a column ``run``.
+    """Return the rows of one or several runs: one DataFrame per row type, with a column ``run``.
 
     What is not said to be otherwise is of the protocol ``single``.
 

@@ -40,7 +40,7 @@ class Settings:
         samples: of the noise in traces.
         window: layers restored at once for MLP and attention; None for 10 of 48, as published,
             in proportion.
-        sampled, sampled_prompts: groups of each task, and prompts of each, for what is dear.
+        sampled, sampled_prompts: groups of each task, and prompts of each, for expensive methods.
         edited: cases of each relation that are edited and measured.
         draws: random sets of neurons beside each set.
         permutations: behind the nulls of the measures of localisation.
@@ -149,7 +149,7 @@ class Material:
     def sample(self) -> list[Profile]:
         """Some groups of each task, from as many relations as can be, with few prompts each.
 
-        For what is dear: direct ablation runs the model once for every neuron and prompt.
+        For expensive methods: direct ablation runs the model once for every neuron and prompt.
         """
         found = []
         for task in TASKS:

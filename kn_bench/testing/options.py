@@ -272,7 +272,7 @@ def _limit(text: str) -> int | Literal["all"]:
     if text == "all":
         return "all"
     if not text.isdecimal() or int(text) < 1:
-        raise _invalid(f"{text!r} is no number of cases: give 1 or more, or 'all'")
+        raise _invalid(f"{text!r}: expected a positive integer or 'all'")
     return int(text)
 
 
@@ -286,7 +286,7 @@ def _number(text: str) -> int:
 def _bytes(text: str) -> int:
     found = _SIZE.fullmatch(text.strip())
     if not found or float(found[1]) <= 0:
-        raise _invalid(f"{text!r} is no size: give a number with K, M, G or T, such as 2G")
+        raise _invalid(f"{text!r}: expected a number with K, M, G or T, such as 2G")
     return int(float(found[1]) * 1024 ** " KMGT".index((found[2] or " ").upper()))
 
 

@@ -1,4 +1,4 @@
-"""Suppressing a number neuron: what becomes of the words that stand before a noun?
+"""Suppress a number neuron and measure the words that stand before a noun.
 
 Niu et al. 2024, section 3: where a neuron that is found over *these* and *those* is set to 0, all
 words that go with a plural noun should lose probability, and no others. Here for 24 modifiers in
