@@ -193,7 +193,7 @@ def test_cached_generation_equals_whole_runs(family):
         for probe in case.probes:
             ids = list(lm.tokens.encode(probe.cloze.left).ids)
             start = len(ids)
-            for _ in range(engine._asker.budget):
+            for _ in range(engine.asker.budget):
                 with torch.no_grad():
                     logits = lm.forward(lm.tensor([ids]), torch.tensor([[len(ids) - 1]]))
                 ids.append(int(logits.argmax()))
@@ -239,13 +239,13 @@ def test_the_unedited_model_is_asked_once(monkeypatch):
     lm = tiny_model("gpt2")
     engine, cases = Engine(lm), [toy_case(i) for i in range(8)]
     asked: list[int] = []
-    ask = engine._asker.ask
+    ask = engine.asker.ask
 
     def counted(questions, *more):
         asked.append(len(questions))
         return ask(questions, *more)
 
-    monkeypatch.setattr(engine._asker, "ask", counted)
+    monkeypatch.setattr(engine.asker, "ask", counted)
     engine.measure("none", _Nothing(), cases)
     first = sum(asked)
     engine.measure("again", _Nothing(), cases)

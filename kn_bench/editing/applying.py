@@ -245,17 +245,9 @@ def in_place(lm: LanguageModel, edit: Edit) -> Iterator[None]:
         ValueError: a delta names no parameter, or has another shape.
         EditOutlivedError: some parameter or buffer differs afterwards.
     """
-    before = lm.verified_hash
+    before = lm.parameter_hash() if lm.held_edits else lm.verified_hash
     parameters = dict(lm.hf.named_parameters())
-    deltas = _deltas(lm, edit)
-    for name, delta in deltas.items():
-        if name not in parameters:
-            raise ValueError(f"the edit changes {name!r}, which is no parameter of {lm.name}")
-        if delta.shape != parameters[name].shape:
-            raise ValueError(
-                f"the edit's delta of {name!r} has shape {tuple(delta.shape)}, the parameter "
-                f"{tuple(parameters[name].shape)}"
-            )
+    deltas = deltas_of(lm, edit)
     saved = {name: parameters[name].detach().clone() for name in deltas}
     try:
         with torch.no_grad():
@@ -274,16 +266,31 @@ def in_place(lm: LanguageModel, edit: Edit) -> Iterator[None]:
             )
 
 
-def _deltas(lm: LanguageModel, edit: Edit) -> dict[str, Tensor]:
-    if isinstance(edit, DenseEdit):
-        return dict(edit.deltas)
+def deltas_of(lm: LanguageModel, edit: Edit) -> dict[str, Tensor]:
+    """The change of weights of ``edit`` by parameter name; empty for an edit of something else.
+
+    Raises:
+        ValueError: a delta names no parameter, or has another shape; or the edit changes
+            activations.
+    """
     if isinstance(edit, LowRankEdit):
-        found: dict[str, Tensor] = {}
+        deltas: dict[str, Tensor] = {}
         for up in edit.updates:
-            change = up.u @ up.v
+            change = up.u.to(lm.device) @ up.v.to(lm.device)
             name = lm.weight_name(up.layer)
-            found[name] = found.get(name, 0) + (change.T if lm.transposed(up.layer) else change)
-        return found
+            deltas[name] = deltas.get(name, 0) + (change.T if lm.transposed(up.layer) else change)
+        return deltas
     if isinstance(edit, NeuronEdit):
         raise ValueError("a NeuronEdit changes activations, not weights: apply it row by row")
-    return {}
+    if not isinstance(edit, DenseEdit):
+        return {}
+    parameters = dict(lm.hf.named_parameters())
+    for name, delta in edit.deltas.items():
+        if name not in parameters:
+            raise ValueError(f"the edit changes {name!r}, which is no parameter of {lm.name}")
+        if delta.shape != parameters[name].shape:
+            raise ValueError(
+                f"the edit's delta of {name!r} has shape {tuple(delta.shape)}, the parameter "
+                f"{tuple(parameters[name].shape)}"
+            )
+    return dict(edit.deltas)

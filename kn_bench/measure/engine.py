@@ -70,6 +70,9 @@ class Engine:
         memory: bytes that the model's work may take, see :mod:`kn_bench.model.batching`; None
             leaves them as they are.
         seed: kept for methods' own use; the engine draws nothing.
+
+    Attributes:
+        asker: puts questions to the model as it stands.
     """
 
     def __init__(
@@ -85,11 +88,16 @@ class Engine:
         self._hash = model.verified_hash
         device = model.device.type
         self._cache = AnswerCache(cache, f"{model.content_hash}-{device}") if cache else None
-        self._asker = Asker(model)
+        self.asker = Asker(model)
         if memory is not None:
             model.batcher.memory = memory
 
     # -- the one thing it does -------------------------------------------------------------
+
+    @property
+    def room(self) -> int:
+        """How many probes may be held at once, before and after, in float32."""
+        return self.model.batcher.answer_bytes // (2 * 4 * self.model.vocabulary)
 
     def measure(self, method_name: str, method: Method, cases: Sequence[Case]) -> UnitResult:
         """Edit every case by ``method`` and put all its probes to the model before and after.
@@ -99,7 +107,7 @@ class Engine:
         """
         started = time.perf_counter()
         results: dict[str, CaseResult] = {}
-        encoded = self._encode(cases, results)
+        encoded = self.encode(cases, results)
         edited, failed = self._edit(method_name, method, encoded)
         results.update(failed)
         middle = time.perf_counter()
@@ -114,7 +122,8 @@ class Engine:
         ended = time.perf_counter()
         return UnitResult(self.model.name, method_name, order, middle - started, ended - middle)
 
-    def _encode(self, cases: Sequence[Case], results: dict[str, CaseResult]) -> list[EncodedCase]:
+    def encode(self, cases: Sequence[Case], results: dict[str, CaseResult]) -> list[EncodedCase]:
+        """Return the cases in the model's ids; those that do not fit go into ``results``."""
         tokens = self.model.tokens
         by_key = {("encoded", case.id, case.request): case for case in cases}
         outcomes: dict[Any, EncodedCase | Exclusion] = self.model.memo.get_many(
@@ -191,10 +200,8 @@ class Engine:
         """Cases whose log-probabilities fit into memory together."""
         portion: list[_Edited] = []
         probes = 0
-        # before and after, in float32
-        most = self.model.batcher.answer_bytes // (2 * 4 * self.model.vocabulary)
         for one in edited:
-            if portion and probes + len(one.encoded.probes) > most:
+            if portion and probes + len(one.encoded.probes) > self.room:
                 yield portion
                 portion, probes = [], 0
             portion.append(one)
@@ -220,7 +227,7 @@ class Engine:
                 if isinstance(asked, EncodedProbe):
                     questions.append(Question(asked, index))
                     owners.append((index, probe.probe.id))
-        answers = self._asker.ask(questions, edits)
+        answers = self.asker.ask(questions, edits)
         after: list[dict[str, Asked]] = [{} for _ in edited]
         for (index, probe_id), answer in zip(owners, answers, strict=True):
             after[index][probe_id] = Asked(*answer)
@@ -233,7 +240,7 @@ class Engine:
         before = self.before(one.encoded.probes)
         try:
             with in_place(self.model, one.edit):
-                answers = self._asker.ask([Question(p, 0) for p in one.encoded.probes], UNEDITED)
+                answers = self.asker.ask([Question(p, 0) for p in one.encoded.probes], UNEDITED)
         except ValueError as error:
             results[case] = CaseResult(
                 case, one.record, (), one.encoded.exclusions, error=f"{name}: {error}"
@@ -255,7 +262,7 @@ class Engine:
     ) -> CaseResult:
         rows, excluded = [], list(one.encoded.exclusions)
         for probe in one.encoded.probes:
-            first = before[_key(probe)]
+            first = before[content_of(probe)]
             if isinstance(one.edit, LookupEdit):
                 second: Asked | None = Asked(
                     *looked_up(one.edit, probe, first.answer, first.log_probs)
@@ -268,23 +275,23 @@ class Engine:
                 excluded.append(outcome)
             else:
                 rows.append(
-                    _measurement(self.model.name, name, one.encoded.case, probe, first, second)
+                    measurement_of(self.model.name, name, one.encoded.case, probe, first, second)
                 )
         return CaseResult(one.encoded.case.id, one.record, tuple(rows), tuple(excluded))
 
     def before(self, probes: Sequence[EncodedProbe]) -> dict[Any, Asked]:
         """Return the unedited model's answers, by content; each distinct probe is asked once."""
-        by_key = {("answer", *_key(probe)): probe for probe in probes}
+        by_key = {("answer", *content_of(probe)): probe for probe in probes}
 
         def ask(missing: list[Any]) -> list[Asked]:
             questions = [Question(by_key[key], 0) for key in missing]
-            return [Asked(*a) for a in self._asker.ask(questions, UNEDITED, self._cache)]
+            return [Asked(*a) for a in self.asker.ask(questions, UNEDITED, self._cache)]
 
         answers = self.model.memo.get_many(by_key, ask)
         return {key[1:]: answer for key, answer in answers.items()}
 
 
-def _key(encoded: EncodedProbe) -> Any:
+def content_of(encoded: EncodedProbe) -> Any:
     """Everything an answer depends on besides the model."""
     probe = encoded.probe
     return (
@@ -320,9 +327,10 @@ def _prefixed(
     return found
 
 
-def _measurement(
+def measurement_of(
     model: str, method: str, case: Case, encoded: EncodedProbe, before: Asked, after: Asked
 ) -> Measurement:
+    """Return the row of one probe."""
     probe = encoded.probe
     kl = (before.log_probs.exp() * (before.log_probs - after.log_probs)).nansum()
     return Measurement(

@@ -141,8 +141,8 @@ class NormGrowth:
 class Checkpoint:
     """The edited model after some steps of a sequence: what is left of its abilities.
 
-    Shares and means are over the same fixed questions at every checkpoint; step 0 is the unedited
-    model.
+    Shares and means are over the same fixed questions at every checkpoint, None where there are
+    none; step 0 is the unedited model.
 
     Attributes:
         step: steps so far.
@@ -163,15 +163,15 @@ class Checkpoint:
 
     step: int
     edits: int
-    retained: float
+    retained: float | None
     n_retained: int
-    blimp: float
+    blimp: float | None
     n_blimp: int
     perplexity: float
     n_tokens: int
-    kl: float
+    kl: float | None
     n_neutral: int
-    known: float
+    known: float | None
     n_known: int
     norms: tuple[NormGrowth, ...] = ()
     collapsed_at: int = 0

@@ -1,0 +1,523 @@
+"""Sequences and batches: many edits in one model, asked after their step and after the last one.
+
+    for each step:   method -> edits -> stored -> added to the model
+    immediate        the case's probes, on the model right after its step
+    checkpoints      what the model can still do (kn_bench.measure.ability)
+    retained         all cases' probes, on the model after the last step
+
+Low-rank steps are asked in blocks: the weights are put back to the block's beginning, and every row
+runs under the steps up to its own. So a step costs the same whatever came before it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kn_bench.cases.case import Case, Exclusion
+from kn_bench.editing.applying import RowEdits
+from kn_bench.editing.composition import CannotCompose, Composition, UpToStep, summed
+from kn_bench.editing.edit import (
+    Edit,
+    LookupEdit,
+    LowRankEdit,
+    NoEdit,
+    NotApplicable,
+    PromptEdit,
+    describe,
+    norm,
+)
+from kn_bench.editing.method import State, begin, edit_step, kind_of, refusals
+from kn_bench.editing.saving import Provenance, settings_of
+from kn_bench.editing.validation import checked
+from kn_bench.measure.ability import Abilities, Ability
+from kn_bench.measure.answers import Question, Rows
+from kn_bench.measure.criteria import gives_expected
+from kn_bench.measure.drawing import without_edited_neighbours
+from kn_bench.measure.encoding import EncodedCase, EncodedProbe, encode_cases
+from kn_bench.measure.engine import Asked, Engine, content_of, measurement_of
+from kn_bench.measure.lookup import looked_up
+from kn_bench.measure.measurement import (
+    CaseResult,
+    Checkpoint,
+    EditRecord,
+    Measurement,
+    UnitResult,
+)
+from kn_bench.measure.protocols import Asked as Time
+from kn_bench.measure.protocols import Occasion, Protocol, checkpoints
+from kn_bench.measure.steps import Made, StepRecord, StepStore, shared
+
+BLOCK_RANK = 64
+"""Low-rank steps are asked together until their updates have this rank in all."""
+STOPPED = "the sequence was stopped before: the model had collapsed"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One sequence to be run.
+
+    Attributes:
+        protocol: how many edits, in which steps.
+        cases: in the order of editing; as many as the protocol has edits.
+        number: which of the repetitions, from 0.
+        stop_at_collapse: end the sequence at the checkpoint that finds the model collapsed.
+    """
+
+    protocol: Protocol
+    cases: tuple[Case, ...]
+    number: int = 0
+    stop_at_collapse: bool = False
+
+    def steps(self) -> Iterator[tuple[int, tuple[Case, ...]]]:
+        """Number of each step, from 1, and its cases."""
+        size = self.protocol.per_step
+        for step, first in enumerate(range(0, len(self.cases), size), start=1):
+            yield step, self.cases[first : first + size]
+
+    def step_of(self) -> dict[str, int]:
+        """Case -> the step that edits it."""
+        return {case.id: step for step, cases in self.steps() for case in cases}
+
+
+@dataclass
+class _Block:
+    """Steps that are in the model but not asked yet."""
+
+    start: dict[str, torch.Tensor] = field(default_factory=dict)
+    edits: list[Edit] = field(default_factory=list)
+    cases: list[tuple[str, int]] = field(default_factory=list)
+    rank: int = 0
+
+
+class _SequenceFailedError(Exception):
+    """A method failed at a step: the rest of the sequence cannot be measured."""
+
+
+def measure_sequence(
+    engine: Engine, name: str, method: Any, plan: Plan, *, folder: Path | None = None
+) -> UnitResult:
+    """Edit by ``method`` step after step, and ask what the plan's protocol asks.
+
+    Nothing that a method does wrong is raised: the cases that cannot be measured for it carry the
+    error, and the model is as it was.
+
+    Args:
+        engine: of the model.
+        name: of the method.
+        method: bound to the engine's model, see :mod:`kn_bench.editing.method`.
+        plan: what to edit, in which order.
+        folder: where steps are stored, and taken from when they are there already.
+    """
+    return _Run(engine, name, method, plan, folder).result()
+
+
+class _Run:
+    """One sequence under way."""
+
+    def __init__(
+        self, engine: Engine, name: str, method: Any, plan: Plan, folder: Path | None
+    ) -> None:
+        self.engine, self.name, self.method, self.plan = engine, name, method, plan
+        self.lm = engine.model
+        self.store = StepStore(folder) if folder is not None else None
+        self.immediate: dict[str, CaseResult] = {}
+        self.retained: dict[str, CaseResult] = {}
+        encoded = engine.encode(plan.cases, self.immediate)
+        self.encoded = {one.case.id: one for one in without_edited_neighbours(encoded, plan.cases)}
+        self.records: dict[str, EditRecord] = {}
+        self.checkpoints: list[Checkpoint] = []
+        self.block = _Block()
+        self.ability: Ability | None = None
+        self.edit_seconds = 0.0
+
+    def result(self) -> UnitResult:
+        started = time.perf_counter()
+        try:
+            kind_of(self.method)
+            self._run()
+        except NotApplicable as reason:
+            self._rest(not_applicable=str(reason))
+        except _SequenceFailedError as failure:
+            self._rest(error=str(failure))
+        except (CannotCompose, TypeError) as failure:
+            self._rest(error=f"{self.name} {self.plan.protocol}: {failure}")
+        order = [case.id for case in self.plan.cases]
+        retained = {case: self.retained[case] for case in order} if self._keeps else {}
+        spent = time.perf_counter() - started
+        return UnitResult(
+            self.lm.name,
+            self.name,
+            {case: self.immediate[case] for case in order},
+            self.edit_seconds,
+            spent - self.edit_seconds,
+            retained,
+            tuple(self.checkpoints),
+        )
+
+    @property
+    def _keeps(self) -> bool:
+        return self.plan.protocol.name == "sequence"
+
+    def _run(self) -> None:
+        if self._keeps:
+            self.ability = Ability(self.engine, self.plan.cases)
+            self._note(0, self.ability.unedited, [])
+        stops = set(checkpoints(self.plan.protocol.steps))
+        state = begin(self.method)
+        with Composition(self.lm) as model:
+            self.model = model
+            for step, cases in self.plan.steps():
+                made = self._made(step, [c for c in cases if c.id in self.encoded], state)
+                state = made.state
+                self._take(made, step)
+                if self._keeps and step in stops:
+                    self._ask_block()
+                    self._look(step)
+                    if self.plan.stop_at_collapse and self.checkpoints[-1].collapsed_at:
+                        break
+            self._ask_block()
+            if self._keeps:
+                edited = [(case, 0) for case in self.records]
+                self.retained |= self._readings(edited, "retained", self._as_it_stands())
+        self._rest(stopped=True)
+
+    # -- a step ----------------------------------------------------------------------------
+
+    def _made(self, step: int, cases: Sequence[Case], state: State) -> Made:
+        """The edits of a step: stored ones, or new ones, stored before they are used."""
+        if self.store is not None:
+            stored = self.store.load(step, device=self.lm.device)
+            if stored is not None:
+                return replace(stored, state=stored.state or state)
+        started = time.perf_counter()
+        content, before = self.lm.content_hash, _checksum(self.lm)
+        try:
+            made = self._edited(step, cases, state)
+        except _SequenceFailedError as failure:
+            if not self._collapsed():
+                raise
+            # what a method does to a model that has collapsed is part of the finding
+            record = StepRecord(step, tuple(case.id for case in cases), 1, 0.0, {}, str(failure))
+            made = Made(record, (NoEdit(notes={"failed": str(failure)}),), state)
+        if _checksum(self.lm) != before:
+            raise _SequenceFailedError(
+                f"{self.name} changed the model's parameters while editing; a method must return "
+                "its edit as a value and leave the model alone"
+            )
+        seconds = time.perf_counter() - started
+        self.edit_seconds += seconds
+        record = StepRecord(
+            step, made.record.edited, len(made.edits), seconds, made.record.refused,
+            made.record.failed,
+        )  # fmt: skip
+        made = replace(made, record=record)
+        if self.store is not None:
+            origin = Provenance(
+                model=self.lm.name,
+                model_hash=content,
+                method=self.name,
+                settings=settings_of(self.method),
+                case=cases[0].id if len(cases) == 1 else "",
+            )
+            if not self.store.save(made, origin):
+                self.store = None  # code is not stored: the sequence cannot be gone on with
+        return made
+
+    def _edited(self, step: int, cases: Sequence[Case], state: State) -> Made:
+        refused: dict[str, str] = {}
+        left = list(cases)
+        try:
+            if hasattr(self.method, "refusals"):
+                left = self._without_refused(left, state, refused)
+            edits, after = self._ask_method(left, state, refused)
+        except NotApplicable as reason:
+            if len(left) == 1:
+                refused[left[0].id] = str(reason)
+                left, edits, after = [], (), state
+            else:
+                left = self._without_refused(left, state, refused)
+                edits, after = self._ask_method(left, state, refused)
+        except _SequenceFailedError:
+            raise
+        except Exception as error:  # a plug-in's own code: anything may come
+            raise _SequenceFailedError(
+                f"{self.name} failed at step {step}: {type(error).__name__}: {error}"
+            ) from error
+        edited = tuple(case.id for case in left if case.id not in refused)
+        problems = [e for e in checked(list(edits), len(edits), self.lm, self.name)
+                    if isinstance(e, str)]  # fmt: skip
+        if problems:
+            raise _SequenceFailedError(f"{problems[0]} at step {step}")
+        return Made(StepRecord(step, edited, len(edits), 0.0, refused), tuple(edits), after)
+
+    def _ask_method(
+        self, cases: Sequence[Case], state: State, refused: dict[str, str]
+    ) -> tuple[tuple[Edit, ...], State]:
+        if not cases:
+            return (), state
+        requests = [case.request for case in cases]
+        if kind_of(self.method) != "apart":
+            return edit_step(self.method, requests, state)
+        by_case = getattr(self.method, "edit_cases", None)
+        returned = by_case(cases) if by_case else self.method.edit(requests)
+        edits = checked(returned, len(cases), self.lm, self.name)
+        for case, edit in zip(cases, edits, strict=True):
+            if isinstance(edit, NotApplicable):
+                refused[case.id] = str(edit)
+            elif isinstance(edit, str):
+                raise _SequenceFailedError(edit)
+        return tuple(edit for edit in edits if isinstance(edit, Edit)), state
+
+    def _without_refused(
+        self, cases: Sequence[Case], state: State, refused: dict[str, str]
+    ) -> list[Case]:
+        reasons = refusals(self.method, [case.request for case in cases], state)
+        refused |= {cases[i].id: str(reason) for i, reason in reasons.items()}
+        return [case for i, case in enumerate(cases) if i not in reasons]
+
+    def _take(self, made: Made, step: int) -> None:
+        """Let the model hold the edits of a step, and ask at once what cannot wait."""
+        record = made.record
+        for case, reason in record.refused.items():
+            self.immediate[case] = self.retained[case] = self._empty(case, not_applicable=reason)
+        seconds = record.seconds / max(1, len(record.edited))
+        for case, edit in zip(record.edited, shared(made), strict=True):
+            self.records[case] = EditRecord(seconds, describe(edit), norm(edit), dict(edit.notes))
+        if not made.edits:
+            return
+        if len(made.edits) > 1:  # each made by itself: the step is their sum
+            made = replace(made, edits=(summed(made.edits),))
+        (edit,) = made.edits
+        waits = isinstance(edit, LowRankEdit | NoEdit) and isinstance(
+            self.model.asked_under, NoEdit
+        )
+        if not waits:
+            self._ask_block()
+        if not self.block.edits:
+            self.block = _Block(start=self.model.snapshot())
+        try:
+            self.model.add([edit])
+        except CannotCompose:
+            raise
+        except ValueError as error:
+            raise _SequenceFailedError(f"{self.name}: {error}") from error
+        self.block.edits.append(edit)
+        self.block.cases += [(case, len(self.block.edits)) for case in record.edited]
+        self.block.rank += _rank(edit)
+        if not waits:
+            cases = [(case, 0) for case, _ in self.block.cases]
+            self.block = _Block()
+            self.immediate |= self._readings(cases, "immediate", self._as_it_stands())
+        elif self.block.rank >= BLOCK_RANK:
+            self._ask_block()
+
+    # -- asking ----------------------------------------------------------------------------
+
+    def _ask_block(self) -> None:
+        """Put the immediate questions of the steps that wait for them."""
+        block, self.block = self.block, _Block()
+        if not block.cases:
+            return
+        with self.model.as_of(block.start):
+            edits = UpToStep(self.lm, block.edits)
+            self.immediate |= self._readings(block.cases, "immediate", edits)
+
+    def _as_it_stands(self) -> Rows:
+        return RowEdits(self.lm, [self.model.asked_under])
+
+    def _readings(
+        self, asked: Sequence[tuple[str, int]], when: Time, edits: Rows
+    ) -> dict[str, CaseResult]:
+        """The cases' results; each case's rows run under its number's edit."""
+        results: dict[str, CaseResult] = {}
+        for portion in self._portions(asked):
+            ones = [self.encoded[case] for case, _ in portion]
+            with self.model.unedited() if self.model.changed else nullcontext():
+                before = self.engine.before([p for one in ones for p in one.probes])
+            posed, excluded = self._posed(ones)
+            after = self._after(portion, posed, before, edits)
+            for one in ones:
+                results[one.case.id] = self._case(one, when, before, after, excluded)
+        return results
+
+    def _portions(self, asked: Sequence[tuple[str, int]]) -> Iterator[list[tuple[str, int]]]:
+        """Cases whose log-probabilities fit into memory together."""
+        portion: list[tuple[str, int]] = []
+        probes = 0
+        for case, number in asked:
+            n = len(self.encoded[case].probes)
+            if portion and probes + n > self.engine.room // 2:
+                yield portion
+                portion, probes = [], 0
+            portion.append((case, number))
+            probes += n
+        if portion:
+            yield portion
+
+    def _posed(
+        self, ones: Sequence[EncodedCase]
+    ) -> tuple[dict[tuple[str, str], EncodedProbe], dict[tuple[str, str], Exclusion]]:
+        """Each probe as it is put: behind the prefix of a prompt edit, where it still fits."""
+        edit = self.model.asked_under
+        plain = {(one.case.id, p.probe.id): p for one in ones for p in one.probes}
+        if not isinstance(edit, PromptEdit):
+            return plain, {}
+        posed: dict[tuple[str, str], EncodedProbe] = {}
+        excluded: dict[tuple[str, str], Exclusion] = {}
+        again = encode_cases([one.case for one in ones], self.lm.tokens, prefix=edit.prefix)
+        for one, outcome in zip(ones, again, strict=True):
+            case = one.case.id
+            if isinstance(outcome, Exclusion):
+                excluded |= {
+                    (case, p.probe.id): replace(outcome, probe=p.probe.id) for p in one.probes
+                }
+                continue
+            posed |= {(case, p.probe.id): p for p in outcome.probes}
+            excluded |= {(case, e.probe): e for e in outcome.exclusions if e.probe is not None}
+        return {key: posed[key] for key in plain if key in posed}, excluded
+
+    def _after(
+        self,
+        portion: Sequence[tuple[str, int]],
+        posed: Mapping[tuple[str, str], EncodedProbe],
+        before: Mapping[Any, Asked],
+        edits: Rows,
+    ) -> dict[tuple[str, str], Asked]:
+        """What the edited model answers, by case and probe id."""
+        if not self.model.changed:
+            return {key: before[content_of(probe)] for key, probe in posed.items()}
+        edit = self.model.asked_under
+        if isinstance(edit, LookupEdit):
+            return {
+                key: Asked(*looked_up(edit, probe, *before[content_of(probe)]))
+                for key, probe in posed.items()
+            }
+        number = dict(portion)
+        questions = [Question(probe, number[case]) for (case, _), probe in posed.items()]
+        answers = self.engine.asker.ask(questions, edits)
+        return {key: Asked(*answer) for key, answer in zip(posed, answers, strict=True)}
+
+    def _case(
+        self,
+        one: EncodedCase,
+        when: Time,
+        before: Mapping[Any, Asked],
+        after: Mapping[tuple[str, str], Asked],
+        excluded: Mapping[tuple[str, str], Exclusion],
+    ) -> CaseResult:
+        case = one.case.id
+        occasion = Occasion(str(self.plan.protocol), self.plan.number, when)
+        rows: list[Measurement] = []
+        left_out = list(one.exclusions)
+        for probe in one.probes:
+            key = case, probe.probe.id
+            if key in after:
+                row = measurement_of(
+                    self.lm.name, self.name, one.case, probe, before[content_of(probe)], after[key]
+                )
+                rows.append(replace(row, occasion=occasion))
+            else:
+                left_out.append(excluded[key])
+        record = self.records[case] if when == "immediate" else None
+        return CaseResult(case, record, tuple(rows), tuple(left_out))
+
+    # -- checkpoints -----------------------------------------------------------------------
+
+    def _look(self, step: int) -> None:
+        assert self.ability is not None
+        held = self._held()
+        seen = self.ability.look(self.model) if self.model.changed else self.ability.unedited
+        self._note(step, seen, held)
+
+    def _held(self) -> list[bool]:
+        """Whether the edited prompt of each edit so far gives the new answer."""
+        asked: list[tuple[str, int]] = [(case, 0) for case in self.records]
+        ones = self.encoded
+        self.encoded = {
+            case: replace(ones[case], probes=_reliability(ones[case])) for case, _ in asked
+        }
+        try:
+            results = self._readings(asked, "retained", self._as_it_stands())
+        finally:
+            self.encoded = ones
+        return [
+            gives_expected(m.after, m.task)
+            for result in results.values()
+            for m in result.measurements
+        ]
+
+    def _note(self, step: int, seen: Abilities, held: Sequence[bool]) -> None:
+        assert self.ability is not None
+        collapsed = self.checkpoints[-1].collapsed_at if self.checkpoints else 0
+        if step and not collapsed and self.ability.collapsed(seen.perplexity):
+            collapsed = step
+        self.checkpoints.append(
+            Checkpoint(
+                step=step,
+                edits=len(self.records),
+                retained=sum(held) / len(held) if held else None,
+                n_retained=len(held),
+                blimp=seen.blimp,
+                n_blimp=seen.n_blimp,
+                perplexity=seen.perplexity,
+                n_tokens=seen.n_tokens,
+                kl=seen.kl,
+                n_neutral=seen.n_neutral,
+                known=seen.known,
+                n_known=seen.n_known,
+                norms=seen.norms,
+                collapsed_at=collapsed,
+            )
+        )
+
+    def _collapsed(self) -> bool:
+        if self.ability is None:
+            return False
+        return self.ability.collapsed(self.ability.look(self.model).perplexity)
+
+    # -- what was not measured -------------------------------------------------------------
+
+    def _empty(self, case: str, **why: str) -> CaseResult:
+        one = self.encoded.get(case)
+        return CaseResult(case, None, (), one.exclusions if one else (), **why)
+
+    def _rest(self, *, stopped: bool = False, **why: str) -> None:
+        """Say of every case that has no result why it has none."""
+        for case in (case.id for case in self.plan.cases):
+            if stopped:
+                empty = CaseResult(case, None, (), (Exclusion(case, STOPPED),))
+            else:
+                empty = self._empty(case, **why)
+            first = self.immediate.setdefault(case, empty)
+            if case not in self.encoded:  # it does not fit: the same reason both times
+                self.retained.setdefault(case, first)
+            self.retained.setdefault(case, empty)
+
+
+def _reliability(one: EncodedCase) -> tuple[EncodedProbe, ...]:
+    return tuple(probe for probe in one.probes if probe.probe.criterion == "reliability")
+
+
+def _rank(edit: Edit) -> int:
+    if not isinstance(edit, LowRankEdit):
+        return 1
+    return max((update.u.shape[1] for update in edit.updates), default=1)
+
+
+def _checksum(lm: Any) -> tuple[int, ...]:
+    """Of every parameter; cheap enough for every step, where SHA-256 is for the end."""
+    return tuple(_sums(lm.hf.parameters()))
+
+
+def _sums(tensors: Iterable[torch.Tensor]) -> Iterator[int]:
+    for tensor in tensors:
+        plain = tensor.detach().contiguous().reshape(-1)
+        width = {2: torch.int16, 4: torch.int32, 8: torch.int64}[plain.element_size()]
+        yield int(plain.view(width).sum(dtype=torch.int64))
