@@ -1,5 +1,7 @@
 """The protocol as a value: its text, its slugs in test ids, its checkpoints."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -99,11 +101,12 @@ def test_a_method_takes_part_by_what_its_object_offers():
     ]
     with pytest.raises(TypeError, match=r"expected edit\(requests\), edit_together"):
         kind_of(object())
+    requests: Any = [1, 2]
     state = begin(Carried())
     assert state == {}
-    assert edit_step(Carried(), [1, 2], state).state == {"requests": [1, 2]}
-    assert len(edit_step(Apart(), [1, 2], {}).edits) == 2
-    assert len(edit_step(Together(), [1, 2], {}).edits) == 1
+    assert edit_step(Carried(), requests, state).state == {"requests": [1, 2]}
+    assert len(edit_step(Apart(), requests, {}).edits) == 2
+    assert len(edit_step(Together(), requests, {}).edits) == 1
 
 
 @given(st.lists(st.integers(-3, 3), min_size=1, max_size=12))

@@ -104,7 +104,7 @@ class Composition:
                     self._wrappers.close()
                     self._wrapped.clear()
                 self._wrapped.append(edit)
-                self._wrappers.enter_context(edit.apply(self.lm.hf))
+                self._wrap(edit)
             elif not isinstance(edit, NoEdit):
                 self.asked_under = joined(self.asked_under, edit)
             self.changed = self.changed or not isinstance(edit, NoEdit)
@@ -114,6 +114,11 @@ class Composition:
         self._open.close()
         if self.changed:
             self._open.enter_context(self.lm.holding(self._hash, self._originals))
+
+    def _wrap(self, edit: WrapperEdit) -> None:
+        # the weights do not show what a wrapper does
+        self._wrappers.enter_context(self.lm.memo.suspended())
+        self._wrappers.enter_context(edit.apply(self.lm.hf))
 
     @torch.no_grad()
     def _add_to_weights(self, deltas: Mapping[str, Tensor]) -> None:
@@ -160,7 +165,7 @@ class Composition:
                 yield
         finally:
             for edit in self._wrapped:
-                self._wrappers.enter_context(edit.apply(self.lm.hf))
+                self._wrap(edit)
 
     def growth(self) -> dict[str, float]:
         """|dW|_F / |W|_F of every edited matrix, W as loaded."""

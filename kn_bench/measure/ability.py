@@ -23,7 +23,7 @@ from kn_bench.cases import sources
 from kn_bench.cases.case import Case, Probe, Task
 from kn_bench.editing.applying import RowEdits
 from kn_bench.editing.edit import LookupEdit, PromptEdit
-from kn_bench.measure.answers import Question, Rows
+from kn_bench.measure.answers import Question
 from kn_bench.measure.criteria import gives_rejected
 from kn_bench.measure.drawing import mentions
 from kn_bench.measure.encoding import EncodedProbe, Unencodable, encode_probe
@@ -31,6 +31,7 @@ from kn_bench.measure.engine import Engine, content_of
 from kn_bench.measure.measurement import NormGrowth
 from kn_bench.model import embedded
 from kn_bench.model.prefixed import padded
+from kn_bench.model.scoring import RowContext
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -45,6 +46,8 @@ MASKED_LINES = 12
 """Of a masked model, which runs a line once for each of its tokens."""
 NEUTRAL = 48
 """Neutral prompts: the first words of further lines."""
+AT_ONCE = 32
+"""Lines of the text in a batch."""
 COLLAPSE = 10.0
 """A model has collapsed when its perplexity exceeds that of the unedited one so many times."""
 
@@ -129,7 +132,7 @@ class Ability:
         return not math.isfinite(perplexity) or perplexity > COLLAPSE * self.unedited.perplexity
 
     def _share(
-        self, probes: Sequence[EncodedProbe], task: Task, edits: Rows, prefix: str
+        self, probes: Sequence[EncodedProbe], task: Task, edits: RowContext, prefix: str
     ) -> tuple[float | None, int]:
         if prefix:
             again = [encode_probe(probe.probe, self.lm.tokens, prefix) for probe in probes]
@@ -154,7 +157,7 @@ class Ability:
         return [" ".join(words[: max(2, len(words) // 2)]) for words in lines]
 
     @torch.no_grad()
-    def _perplexity(self, edits: Rows, prefix: str) -> tuple[float, int]:
+    def _perplexity(self, edits: RowContext, prefix: str) -> tuple[float, int]:
         """exp of the mean -log p of each token given those before (or around) it."""
         n_lines = TEXT_LINES if self.lm.is_causal else MASKED_LINES
         before = self._prefix_ids(prefix)
@@ -174,10 +177,9 @@ class Ability:
         if not reads:
             return math.inf, 0
         total = 0.0
-        size = max(1, self.engine.asker.tokens // max(map(len, rows)))
-        for first in range(0, len(rows), size):
-            part = [(r - first, at, t) for r, at, t in reads if first <= r < first + size]
-            total += self._nll(rows[first : first + size], part, edits)
+        for first in range(0, len(rows), AT_ONCE):
+            part = [(r - first, at, t) for r, at, t in reads if first <= r < first + AT_ONCE]
+            total += self._nll(rows[first : first + AT_ONCE], part, edits)
         mean = total / len(reads)
         return (math.exp(mean) if mean < 700 else math.inf), len(reads)
 
@@ -185,7 +187,7 @@ class Ability:
         self,
         rows: Sequence[tuple[int, ...]],
         reads: Sequence[tuple[int, int, int]],
-        edits: Rows,
+        edits: RowContext,
     ) -> float:
         hidden = self._hidden(rows, edits)
         row, at, token = (torch.tensor(column, device=hidden.device)
@@ -194,7 +196,7 @@ class Ability:
         return float(-log_p.gather(1, token[:, None]).double().sum())
 
     @torch.no_grad()
-    def _next_tokens(self, edits: Rows, prefix: str) -> Float[Tensor, "prompts vocabulary"]:
+    def _next_tokens(self, edits: RowContext, prefix: str) -> Float[Tensor, "prompts vocabulary"]:
         """Log-probabilities after each neutral prompt (of a masked model: at a final mask)."""
         before = self._prefix_ids(prefix)
         rows, at = [], []
@@ -210,14 +212,14 @@ class Ability:
         read = hidden[torch.arange(len(rows)), torch.tensor(at, device=hidden.device)]
         return self.lm.logits(read).float().log_softmax(-1).cpu()
 
-    def _kl(self, edits: Rows, prefix: str) -> tuple[float | None, int]:
+    def _kl(self, edits: RowContext, prefix: str) -> tuple[float | None, int]:
         after = self._next_tokens(edits, prefix)
         before = self._neutral_before
         kl = (before.exp() * (before - after)).nansum(1).mean()
         return max(0.0, float(kl)), len(self.neutral)
 
     def _hidden(
-        self, rows: Sequence[tuple[int, ...]], edits: Rows
+        self, rows: Sequence[tuple[int, ...]], edits: RowContext
     ) -> Float[Tensor, "rows T d_model"]:
         """Last hidden states of rows padded on the right; neurons are scaled everywhere."""
         ids = padded(self.lm, rows)

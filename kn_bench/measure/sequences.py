@@ -37,7 +37,7 @@ from kn_bench.editing.method import State, begin, edit_step, kind_of, refusals
 from kn_bench.editing.saving import Provenance, settings_of
 from kn_bench.editing.validation import checked
 from kn_bench.measure.ability import Abilities, Ability
-from kn_bench.measure.answers import Question, Rows
+from kn_bench.measure.answers import Question
 from kn_bench.measure.criteria import gives_expected
 from kn_bench.measure.drawing import without_edited_neighbours
 from kn_bench.measure.encoding import EncodedCase, EncodedProbe, encode_cases
@@ -53,6 +53,7 @@ from kn_bench.measure.measurement import (
 from kn_bench.measure.protocols import Asked as Time
 from kn_bench.measure.protocols import Occasion, Protocol, checkpoints
 from kn_bench.measure.steps import Made, StepRecord, StepStore, shared
+from kn_bench.model.scoring import RowContext
 
 BLOCK_RANK = 64
 """Low-rank steps are asked together until their updates have this rank in all."""
@@ -329,11 +330,11 @@ class _Run:
             edits = UpToStep(self.lm, block.edits)
             self.immediate |= self._readings(block.cases, "immediate", edits)
 
-    def _as_it_stands(self) -> Rows:
+    def _as_it_stands(self) -> RowContext:
         return RowEdits(self.lm, [self.model.asked_under])
 
     def _readings(
-        self, asked: Sequence[tuple[str, int]], when: Time, edits: Rows
+        self, asked: Sequence[tuple[str, int]], when: Time, edits: RowContext
     ) -> dict[str, CaseResult]:
         """The cases' results; each case's rows run under its number's edit."""
         results: dict[str, CaseResult] = {}
@@ -353,7 +354,7 @@ class _Run:
         probes = 0
         for case, number in asked:
             n = len(self.encoded[case].probes)
-            if portion and probes + n > self.engine.room // 2:
+            if portion and probes + n > self.engine.room:
                 yield portion
                 portion, probes = [], 0
             portion.append((case, number))
@@ -388,7 +389,7 @@ class _Run:
         portion: Sequence[tuple[str, int]],
         posed: Mapping[tuple[str, str], EncodedProbe],
         before: Mapping[Any, Asked],
-        edits: Rows,
+        edits: RowContext,
     ) -> dict[tuple[str, str], Asked]:
         """What the edited model answers, by case and probe id."""
         if not self.model.changed:

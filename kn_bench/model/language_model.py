@@ -81,7 +81,7 @@ class LanguageModel:
         self.progress: Progress = Silent()
         self.hf = _fused(hf.eval().requires_grad_(False))
         self.architecture = architecture or architecture_of(hf.config)
-        self.tokens = Tokens(tokenizer, self.architecture.kind, _positions(hf.config))
+        self.tokens = Tokens(tokenizer, self.architecture.kind, positions_of(hf.config))
         # rows here are never padded without a mask; transformers would warn of every row that
         # holds the id which GPT-2-like models have for padding and for the end of a text
         self.hf.config.pad_token_id = None
@@ -404,7 +404,7 @@ def _layers(hf: Any, architecture: Architecture) -> list[nn.Module]:
     return layers
 
 
-def _positions(config: Any) -> int | None:
+def positions_of(config: Any) -> int | None:
     """Positions the model has, less those that RoBERTa-like families count from the padding."""
     stated = getattr(config, "max_position_embeddings", None)
     if stated is None:

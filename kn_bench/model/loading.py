@@ -17,9 +17,10 @@ import torch
 from kn_bench.model.architecture import architecture_of, language_part
 from kn_bench.model.devices import devices_named
 from kn_bench.model.integrity import check_tokenizer, refuse_incomplete
-from kn_bench.model.language_model import LanguageModel
+from kn_bench.model.language_model import LanguageModel, positions_of
 from kn_bench.model.output import progress_on_terminals_only
 from kn_bench.model.source import DTYPES, first_line, not_to_be_had, source_of
+from kn_bench.model.tokens import Tokens
 
 
 def load_model(
@@ -98,6 +99,23 @@ _INNER = {
     r"^language_model\.lm_head\.": "lm_head.",
 }
 """Where multimodal checkpoints keep their text model, and where the text model alone has it."""
+
+
+def load_tokens(name: str, *, commit: str | None = None) -> Tokens:
+    """Load a model's tokenizer without its weights; arguments as those of :func:`load_model`.
+
+    Raises:
+        ValueError: as :func:`load_model` does.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    source, revision = source_of(name)
+    options: dict[str, Any] = {"revision": commit or revision, "trust_remote_code": False}
+    with _in_one_sentence(name):
+        config = AutoConfig.from_pretrained(source, **options)
+        config = language_part(config)
+        tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True, **options)
+        return Tokens(tokenizer, architecture_of(config).kind, positions_of(config))
 
 
 def _check_place(device: str, dtype: str) -> None:

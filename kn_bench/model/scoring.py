@@ -205,7 +205,9 @@ def read(
         generated = log_probs.argmax(-1)[:, None]
         if lm.is_causal:
             past = output.past_key_values
-            generated = continue_greedily(lm, past, generated, edits, edit_of, n_tokens)
+            # the answer goes on as far as the model has positions
+            room = min(n_tokens, 1 + lm.tokens.max_length - ids.shape[1])
+            generated = continue_greedily(lm, past, generated, edits, edit_of, room)
         host = log_probs.cpu()
         return [
             Reading(row, tuple(tokens))

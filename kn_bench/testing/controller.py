@@ -19,15 +19,16 @@ from kn_bench.cases.case import Criterion
 from kn_bench.cases.sampling import slug
 from kn_bench.editing import registry
 from kn_bench.editing.registry import Registry, RegistryError
-from kn_bench.measure.protocols import occasion_of
+from kn_bench.measure.protocols import SINGLE, occasion_of
 from kn_bench.model.source import on_hub, origin
 from kn_bench.model.trial import refuse_unloadable
-from kn_bench.testing import method_fixtures, units
+from kn_bench.testing import method_fixtures, sequences, units
 from kn_bench.testing.devices import DevicePool, expand
 from kn_bench.testing.models import fingerprint
 from kn_bench.testing.options import Options
 from kn_bench.testing.plan import TestPlan, limit_of, make_plan
 from kn_bench.testing.selecting import settled
+from kn_bench.testing.sequences import Drawing
 
 if TYPE_CHECKING:
     from kn_bench.results.manifest import Manifest
@@ -50,6 +51,8 @@ class WorkerConfig:
         cases: sources that the controller settled on.
         limit: of cases, as the controller settled it; None for all.
         known: ids of the cases that are known, where only these are asked.
+        sequences: what was drawn for the protocol, packed; "" under ``single``.
+        edits: folder of the sequences' steps; None: they are not stored.
     """
 
     device: str
@@ -60,6 +63,9 @@ class WorkerConfig:
     cases: tuple[str, ...] = ()
     limit: int | Literal["all"] | None = None
     known: tuple[str, ...] = ()
+
+    sequences: str = ""
+    edits: Path | None = None
 
     def applied(self, options: Options) -> Options:
         """Return the options of a worker with what the controller settled."""
@@ -91,6 +97,7 @@ class RunController:
             self.plan: TestPlan = make_plan(self.options)
             self._fingerprints = {n: fingerprint(n) for n in self.plan.models.values()}
             self._origins = {n: text for n in self._fingerprints if (text := origin(n))}
+            self.drawing = self._drawn()
             self.pool = DevicePool(expand(self.options.devices))
             self._corpus = self._checked_corpus()
             for model in self.plan.models.values():
@@ -123,6 +130,15 @@ class RunController:
             attention=self.options.attention,
             commit=self._fingerprints[model] if on_hub(model) else None,
         )
+
+    def _drawn(self) -> Drawing | None:
+        """The sequences of the protocol; None under ``single``."""
+        if self.options.protocol == SINGLE:
+            return None
+        return sequences.draw(self.plan, self.options, self._commits())
+
+    def _commits(self) -> dict[str, str]:
+        return {name: commit for name, commit in self._fingerprints.items() if on_hub(name)}
 
     def _check_gate(self, baseline: Path) -> None:
         """Find out before the run, not after it, that there is nothing to hold it against."""
@@ -208,7 +224,8 @@ class RunController:
             if self.options.resume:
                 return RunStore.resume(self.options.reports, self.run, self.manifest())
             store = RunStore.create(self.options.reports, self.manifest())
-            store.leave_out(self.plan.exclusions)
+            not_drawn = self.drawing.exclusions(self.plan) if self.drawing else []
+            store.leave_out([*self.plan.exclusions, *not_drawn])
             return store
         except StoreError as error:
             raise pytest.UsageError(str(error)) from error
@@ -216,6 +233,7 @@ class RunController:
     def header(self) -> list[str]:
         """State, before the first test, what is not plain from the command line."""
         lines = [*(f"{name}: {text}" for name, text in self._origins.items()), *self._said]
+        lines += self.drawing.notes if self.drawing else ()
         if self.options.resume:
             lines.append(f"run {self.run} has {len(self.store.done)} tests already")
         return [f"kn_bench: {line}" for line in lines]
@@ -247,6 +265,20 @@ class RunController:
             **{f"origin of {name}": text for name, text in self._origins.items()},
             "methods": " ".join(self._methods),
             **self._choices,
+            "protocol": str(options.protocol),
+            **self._of_protocol(),
+        }
+
+    def _of_protocol(self) -> dict[str, str]:
+        if self.drawing is None:
+            return {}
+        options = self.options
+        apart = (f"{slug} {n}" for slug, n in self.drawing.put_apart.items())
+        return {
+            "sequences": str(options.sequences),
+            "put apart": ", ".join(apart),
+            **({"conflicts": "allowed"} if options.allow_conflicts else {}),
+            **({"stop": "at collapse"} if options.stop_at_collapse else {}),
         }
 
     def method_names(self) -> dict[str, str]:
@@ -258,13 +290,19 @@ class RunController:
     def worker_config(self, worker: str, workers: int) -> WorkerConfig:
         """Where ``worker`` is to compute, and what it is to leave out."""
         done = self.store.done if self.options.resume else frozenset()
-        folder = self.options.reports / "runs" / self.run / units.FOLDER
-        commits = {name: one for name, one in self._fingerprints.items() if on_hub(name)}
-        options = self.options
+        folder = self.options.reports / "runs" / self.run
         return WorkerConfig(
-            self.pool.lease(worker), commits, folder, done, workers,
-            cases=options.cases, limit=options.limit, known=options.known_ids,
-        )  # fmt: skip
+            self.pool.lease(worker),
+            self._commits(),
+            folder / units.FOLDER,
+            done,
+            workers,
+            cases=self.options.cases,
+            limit=self.options.limit,
+            known=self.options.known_ids,
+            sequences=sequences.pack_sequences(self.drawing),
+            edits=folder / "edits",
+        )
 
 
 def _check_writable(file: Path) -> None:
@@ -285,6 +323,8 @@ def pack(worker_config: WorkerConfig) -> dict[str, Any]:
         "cases": "\n".join(worker_config.cases),
         "limit": str(worker_config.limit),
         "known": "\n".join(worker_config.known),
+        "sequences": worker_config.sequences,
+        "edits": str(worker_config.edits),
     }
 
 
@@ -303,6 +343,8 @@ def unpack(packed: Mapping[str, Any]) -> WorkerConfig:
         tuple(packed["cases"].splitlines()),
         _limit(packed["limit"]),
         tuple(packed["known"].splitlines()),
+        packed["sequences"],
+        Path(packed["edits"]),
     )
 
 

@@ -2,6 +2,8 @@
 
     suites/test_reliability.py::test_reliability[rome-tiny_gpt2-P36/Canada]
                                  criterion       method model    label
+    suites/test_reliability.py::test_reliability[rome-tiny_gpt2-sequence_100.0.retained-P36/Canada]
+                                                                occasion
 
 A *unit* is model x method x a few dozen cases: what one worker computes at once. A test is one of
 ours because of the parameter it was made with, never because of how its id is spelled: another
@@ -19,21 +21,29 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kn_bench.cases.sampling import slug
+from kn_bench.measure.protocols import occasion_of
 
 CASES_PER_UNIT = 32
 
 
 class NodeId(NamedTuple):
-    """What a node id of ours says: slugs, not names; ``label`` is a case or a relation."""
+    """What a node id of ours says: slugs, not names; ``label`` is a case or a relation.
+
+    ``occasion`` is "" under the protocol ``single``, else ``sequence_100.0.retained``.
+    """
 
     criterion: str
     method: str
     model: str
     label: str
+    occasion: str = ""
 
 
 class UnitKey(NamedTuple):
-    """One unit. Units that share ``model`` and ``chunk`` have the same cases."""
+    """One unit. Units that share ``model`` and ``chunk`` have the same cases.
+
+    Under a protocol of several edits a unit is one whole batch or sequence, ``chunk`` its number.
+    """
 
     model: str
     chunk: int
@@ -59,6 +69,10 @@ def units(
         if node_id is None:
             keys.append(None)
             continue
+        if node_id.occasion:
+            number = occasion_of(node_id.occasion).sequence
+            keys.append(UnitKey(node_id.model, number, node_id.method))
+            continue
         labels = seen.setdefault(node_id.model, {})
         number = labels.setdefault(node_id.label, len(labels))
         keys.append(UnitKey(node_id.model, number // labels_per_unit, node_id.method))
@@ -71,7 +85,7 @@ def order(node_ids: Sequence[NodeId | None], *, labels_per_unit: int = CASES_PER
     Units with the same cases follow one another. Inside a unit the criteria follow one another,
     so that the terminal names each file once a unit.
     """
-    ranks: tuple[dict[Hashable, int], ...] = ({}, {}, {}, {})
+    ranks: tuple[dict[Hashable, int], ...] = ({}, {}, {}, {}, {})
 
     def rank(worker_config: int, name: Hashable) -> int:
         return ranks[worker_config].setdefault(name, len(ranks[worker_config]))
@@ -83,9 +97,10 @@ def order(node_ids: Sequence[NodeId | None], *, labels_per_unit: int = CASES_PER
         if unit is None or node_id is None:
             keys.append((-1,))
             continue
-        criterion, method, model, label = node_id
+        criterion, method, model, label, occasion = node_id
         of_cases = (rank(0, model), unit.chunk, rank(1, method))
-        keys.append((*of_cases, rank(2, criterion), rank(3, (model, label))))
+        within = (rank(2, criterion), rank(3, occasion), rank(4, (model, label)))
+        keys.append((*of_cases, *within))
     return sorted(range(len(keys)), key=keys.__getitem__)
 
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import pytest
 
+from kn_bench.measure.protocols import SINGLE, Protocol, parse_protocol
 from kn_bench.model import embedded
 from kn_bench.model.source import DTYPES
 
@@ -61,6 +62,10 @@ class Options:
         grain: a test a case, or a test a relation.
         memory: bytes that a batch may use, or None.
         reports: folder of runs and leaderboard.
+        protocol: how many edits a model holds, and when each is asked.
+        sequences: repetitions of a protocol of several edits.
+        allow_conflicts: let requests that contradict each other meet in one sequence.
+        stop_at_collapse: end a sequence at the checkpoint that finds the model collapsed.
     """
 
     models: tuple[str, ...] = ()
@@ -86,6 +91,10 @@ class Options:
     grain: Grain = "case"
     memory: int | None = None
     reports: Path = Path("reports")
+    protocol: Protocol = SINGLE
+    sequences: int = 1
+    allow_conflicts: bool = False
+    stop_at_collapse: bool = False
 
 
 def add_options(parser: pytest.Parser) -> None:
@@ -132,6 +141,15 @@ def add_options(parser: pytest.Parser) -> None:
     option("--strict-criteria", "A missed criterion fails its test.", action="store_true")
     option("--grain", "A test a case, or a test a relation (default: case).", default="case",
            choices=("case", "unit"))  # fmt: skip
+    option("--protocol", "single, batch:N, sequence:N or sequence:N/B (N edits, B a step; default: "
+           "single).", type=_protocol, default=SINGLE, metavar="PROTOCOL")  # fmt: skip
+    option("--sequences", "Batches or sequences of the protocol, each drawn by the seed "
+           "(default: 1; 3 or more give intervals over sequences).", type=_count, default=1,
+           metavar="K")  # fmt: skip
+    option("--allow-conflicts", "Let requests about the same subject and relation meet in one "
+           "sequence.", action="store_true")  # fmt: skip
+    option("--stop-at-collapse", "End a sequence when the model's perplexity exceeds 10 times the "
+           "unedited model's.", action="store_true")  # fmt: skip
     option("--memory", "Memory that a batch may use, such as 2G.", type=_bytes, metavar="SIZE")
     option("--reports", "Folder of runs and leaderboard (default: reports).", type=Path,
            default=Path("reports"), metavar="DIR")  # fmt: skip
@@ -182,6 +200,10 @@ def read_options(config: pytest.Config) -> Options:
         grain=get("--grain", "case"),
         memory=get("--memory", None),
         reports=config.invocation_params.dir / get("--reports", Path("reports")),
+        protocol=get("--protocol", SINGLE),
+        sequences=get("--sequences", 1),
+        allow_conflicts=get("--allow-conflicts", False),
+        stop_at_collapse=get("--stop-at-collapse", False),
     )
     _refuse_contradictions(options, config)
     return options
@@ -201,6 +223,11 @@ def _refuse_contradictions(options: Options, config: pytest.Config) -> None:
     if options.run and not _RUN_NAME.fullmatch(options.run):
         raise pytest.UsageError(
             f"--run {options.run!r} is no name for a folder: letters, digits, '_', '.' and '-' only"
+        )
+    if options.protocol == SINGLE and options.sequences != 1:
+        raise pytest.UsageError(
+            f"--sequences {options.sequences}: expected a --protocol of several edits, such as "
+            "sequence:100; under single every case is measured once"
         )
     if options.gate and options.baseline is None:
         raise pytest.UsageError("--gate sets tolerances for --baseline FILE, which is not given")
@@ -273,6 +300,19 @@ def _limit(text: str) -> int | Literal["all"]:
         return "all"
     if not text.isdecimal() or int(text) < 1:
         raise _invalid(f"{text!r}: expected a positive integer or 'all'")
+    return int(text)
+
+
+def _protocol(text: str) -> Protocol:
+    try:
+        return parse_protocol(text)
+    except ValueError as error:
+        raise _invalid(str(error)) from None
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise _invalid(f"{text!r}: expected a positive number of sequences")
     return int(text)
 
 

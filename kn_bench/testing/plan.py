@@ -11,6 +11,7 @@ from pathlib import Path
 
 from kn_bench.cases.case import Case, Exclusion, Selection
 from kn_bench.cases.sampling import slug
+from kn_bench.measure.protocols import SINGLE
 from kn_bench.testing.node_ids import CASES_PER_UNIT, model_slug
 from kn_bench.testing.options import EMBEDDED_LIMIT, Grain, Options
 
@@ -80,6 +81,8 @@ def _only(selection: Selection, ids: Collection[str]) -> Selection:
 
 def limit_of(options: Options) -> int | None:
     """Cases of each relation or paradigm: as asked, and few of the embedded ones unless asked."""
+    if options.protocol != SINGLE and options.limit is None:
+        return None  # the protocol itself says how many are drawn
     if options.limit is None and options.cases == ("embedded",):
         return EMBEDDED_LIMIT
     return None if options.limit == "all" else options.limit

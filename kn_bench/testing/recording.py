@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from kn_bench.measure.protocols import occasion_of
 from kn_bench.results.files import StoreError
 from kn_bench.testing import outcomes, summary, units
 from kn_bench.testing.outcomes import ROWS, SECONDS
@@ -114,10 +115,9 @@ class Recorder:
             return ""
         model = self.plan.models.get(node_id.model, node_id.model)
         method = self._methods.get(node_id.method, node_id.method)
-        return encode_lines(
-            CrashRow(model, method, case.id, _criterion(node_id.criterion), str(report.longrepr))
-            for case in self.plan.labels.get(node_id.label, ())
-        )
+        cases = [case.id for case in self.plan.labels.get(node_id.label, ())] or [node_id.label]
+        about = (_criterion(node_id.criterion), str(report.longrepr), occasion_of(node_id.occasion))
+        return encode_lines(CrashRow(model, method, case, *about) for case in cases)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_report_teststatus(self, report: Any) -> Any:

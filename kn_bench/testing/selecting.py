@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from kn_bench.cases.sampling import stable_hash
+from kn_bench.measure.protocols import SINGLE
 from kn_bench.testing.options import EMBEDDED_LIMIT, Options
 from kn_bench.testing.plan import limit_of
 
@@ -39,7 +40,9 @@ def settled(options: Options) -> tuple[Options, list[str]]:
         from kn_bench.model import embedded
 
         specs, line = default_specs(options.models or embedded.NAMES)
-        limit = EMBEDDED_LIMIT if options.limit is None else options.limit
+        # a protocol of several edits says itself how many are drawn
+        default: int | Literal["all"] = EMBEDDED_LIMIT if options.protocol == SINGLE else "all"
+        limit = default if options.limit is None else options.limit
         options = replace(options, cases=specs, limit=limit)
         lines += [line] if line else []
     if options.known:

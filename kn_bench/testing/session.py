@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -21,6 +21,7 @@ from kn_bench.cases.sampling import slug
 from kn_bench.editing.registry import MethodSpec
 from kn_bench.measure.criteria import judge
 from kn_bench.measure.measurement import CaseResult, UnitResult
+from kn_bench.measure.protocols import ONCE, Occasion
 from kn_bench.results.rows import Key, encode_rows
 from kn_bench.testing import node_ids, outcomes
 from kn_bench.testing.controller import WorkerConfig
@@ -28,10 +29,13 @@ from kn_bench.testing.models import Models
 from kn_bench.testing.node_ids import NodeId, UnitKey
 from kn_bench.testing.options import Options
 from kn_bench.testing.plan import TestPlan
+from kn_bench.testing.sequences import PlannedSequence, tests_of, unpack_sequences
 from kn_bench.testing.units import UnitResults
 
 if TYPE_CHECKING:
     from kn_bench.editing.settings import Choices, Settings
+    from kn_bench.measure.engine import Engine
+    from kn_bench.measure.sequences import Plan
     from kn_bench.measure.verdict import Verdict
     from kn_bench.model.language_model import LanguageModel
 
@@ -45,13 +49,23 @@ UNIT = pytest.StashKey[UnitKey]()
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """The parameter of one test: what is judged, of whom, on which cases."""
+    """The parameter of one test: what is judged, of whom, on which cases, when they are asked.
+
+    Attributes:
+        sequence: the whole batch or sequence that the cases belong to; None under ``single``.
+    """
 
     criterion: Criterion
     method: MethodSpec
     model: str
     cases: tuple[Case, ...]
     node_id: NodeId
+    occasion: Occasion = ONCE
+    sequence: PlannedSequence | None = None
+
+    def key(self, case: Case) -> Key:
+        """What identifies the verdict on one of its cases."""
+        return Key(self.model, self.method.name, case.id, self.criterion, self.occasion)
 
 
 class SuiteSession:
@@ -73,27 +87,41 @@ class SuiteSession:
         self._results = UnitResults(worker_config.units)
         self._members: dict[UnitKey, dict[str, Case]] = {}
         self._seconds: dict[UnitKey, str] = {}
+        self._options = options
+        self._edits = worker_config.edits
+        self._sequences = unpack_sequences(worker_config.sequences, plan, options.protocol)
+        self._curves_told: set[UnitKey] = set()
 
     # -- collection ------------------------------------------------------------------------
 
     def parametrize(self, metafunc: pytest.Metafunc) -> None:
         """One test a model, method and label for the suite's criterion."""
         criterion = criterion_of(metafunc.function.__name__)
-        addressed = [
-            (method, model, cases, NodeId(criterion, slug(method.name), model_slug, label))
-            for model_slug, model in self._plan.models.items()
-            for method in self._methods
-            for label, cases in self._plan.labels.items()
-        ]
+        points = self._in_sequences(criterion) if self._sequences else self._apart(criterion)
         parameters = [
-            pytest.param(
-                Point(criterion, method, model, cases, node_id),
-                id=f"{node_id.method}-{node_id.model}-{node_id.label}",
-                marks=_MARKS[cases[0].task],
-            )
-            for method, model, cases, node_id in addressed
+            pytest.param(point, id=_id(point.node_id), marks=_MARKS[point.cases[0].task])
+            for point in points
         ]
         metafunc.parametrize("verdict", parameters, indirect=True)
+
+    def _apart(self, criterion: Criterion) -> Iterator[Point]:
+        """Under the protocol ``single``: every case by itself."""
+        for model_slug, model in self._plan.models.items():
+            for method in self._methods:
+                for label, cases in self._plan.labels.items():
+                    node_id = NodeId(criterion, slug(method.name), model_slug, label)
+                    yield Point(criterion, method, model, cases, node_id)
+
+    def _in_sequences(self, criterion: Criterion) -> Iterator[Point]:
+        """Every case of every sequence, once for each time of asking."""
+        for model_slug, model in self._plan.models.items():
+            for method in self._methods:
+                for sequence in self._sequences[model_slug]:
+                    for label, cases, occasion in tests_of(sequence, self._options):
+                        at = (criterion, slug(method.name), model_slug, label, occasion.slug)
+                        yield Point(
+                            criterion, method, model, cases, NodeId(*at), occasion, sequence
+                        )
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(
@@ -110,10 +138,7 @@ class SuiteSession:
 
     def _is_done(self, item: pytest.Item) -> bool:
         point = point_of(item)
-        return point is not None and all(
-            Key(point.model, point.method.name, case.id, point.criterion) in self._done
-            for case in point.cases
-        )
+        return point is not None and all(point.key(case) in self._done for case in point.cases)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_finish(self, session: pytest.Session) -> None:
@@ -125,7 +150,9 @@ class SuiteSession:
             if unit is not None and point is not None:
                 item.stash[UNIT] = unit
                 item.stash[outcomes.OURS] = True
-                self._members.setdefault(unit, {}).update((case.id, case) for case in point.cases)
+                # a sequence is measured whole, whatever is left of it to be reported
+                cases = point.sequence.cases if point.sequence else point.cases
+                self._members.setdefault(unit, {}).update((case.id, case) for case in cases)
         if all(UNIT in item.stash for item in session.items):
             _leave_out_log_capture(session.config)
 
@@ -166,13 +193,18 @@ class SuiteSession:
         unit = item.stash[UNIT]
         cases = self._members[unit]
         computed = self._results.get(unit, cases, lambda: self._compute(request, point, unit))
-        results = computed.results
+        retained = point.occasion.asked == "retained"
+        results = computed.retained if retained else computed.results
+        steps = self._plan_of(point).step_of() if point.sequence else {}
         verdicts, rows = [], []
         for case in point.cases:
             result = results[case.id]
             verdict = judge(point.criterion, case, result)
-            key = Key(point.model, point.method.name, case.id, point.criterion)
-            rows.append(encode_rows(key, case, result, verdict))
+            curve = () if unit in self._curves_told else computed.checkpoints
+            self._curves_told.add(unit)
+            step = steps.get(case.id, 0)
+            key = point.key(case)
+            rows.append(encode_rows(key, case, result, verdict, step=step, curve=curve))
             verdicts.append(verdict)
             if result.edit is not None:  # its record goes with the first test of the case
                 results[case.id] = replace(result, edit=None)
@@ -199,7 +231,7 @@ class SuiteSession:
         loaded = time.perf_counter()
         try:
             method = request.getfixturevalue(point.method.fixture)
-            result = engine.measure(point.method.name, method, cases)
+            result = self._measured(engine, method, point, cases)
         except (NotApplicable, pytest.skip.Exception) as reason:
             return _all(point, cases, not_applicable=str(reason))
         except (Exception, pytest.fail.Exception) as error:  # a plug-in's own code
@@ -208,6 +240,28 @@ class SuiteSession:
             return _all(point, cases, error=_sentence(point, error))
         self._note_seconds(unit, loaded - started, result)
         return _with_origin(result, point.method.origin)
+
+    def _measured(
+        self, engine: Engine, method: Any, point: Point, cases: Sequence[Case]
+    ) -> UnitResult:
+        """Edit and ask as the protocol says."""
+        if point.sequence is None:
+            return engine.measure(point.method.name, method, cases)
+        from kn_bench.measure.sequences import measure_sequence
+
+        names = (point.node_id.method, point.node_id.model, str(point.sequence.number))
+        folder = self._edits / "-".join(names) if self._edits is not None else None
+        return measure_sequence(
+            engine, point.method.name, method, self._plan_of(point), folder=folder
+        )
+
+    def _plan_of(self, point: Point) -> Plan:
+        from kn_bench.measure.sequences import Plan
+
+        assert point.sequence is not None
+        options = self._options
+        sequence = point.sequence
+        return Plan(options.protocol, sequence.cases, sequence.number, options.stop_at_collapse)
 
     def _note_seconds(self, unit: UnitKey, loading: float, result: UnitResult) -> None:
         self._seconds[unit] = json.dumps(
@@ -227,16 +281,26 @@ def _all(
         case.id: CaseResult(case.id, None, (), not_applicable=not_applicable, error=error)
         for case in cases
     }
-    return UnitResult(point.model, point.method.name, results, 0.0, 0.0)
+    retained = dict(results) if point.sequence else {}
+    return UnitResult(point.model, point.method.name, results, 0.0, 0.0, retained)
+
+
+def _id(node_id: NodeId) -> str:
+    """The parameter's id: what a unit has in common first."""
+    names = (node_id.method, node_id.model, node_id.occasion, node_id.label)
+    return "-".join(name for name in names if name)
 
 
 def _with_origin(result: UnitResult, origin: str) -> UnitResult:
     """Errors say where the method stands that made them."""
-    results = {
-        case: replace(found, error=f"{found.error} ({origin})") if found.error else found
-        for case, found in result.results.items()
-    }
-    return replace(result, results=results)
+
+    def of(results: Mapping[str, CaseResult]) -> dict[str, CaseResult]:
+        return {
+            case: replace(found, error=f"{found.error} ({origin})") if found.error else found
+            for case, found in results.items()
+        }
+
+    return replace(result, results=of(result.results), retained=of(result.retained))
 
 
 def _sentence(point: Point, error: BaseException) -> str:

@@ -1,0 +1,159 @@
+"""Batches and sequences of a session: drawn once by the controller, the same in every worker.
+
+    suites/test_reliability.py::test_reliability[rome-tiny_gpt2-sequence_100.0.retained-P36/Canada]
+
+Which cases fit a model only its tokenizer knows, so the controller loads the tokenizers; the
+workers are told what was drawn.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kn_bench.cases.case import Case, Exclusion
+from kn_bench.measure.protocols import SINGLE, Occasion, Protocol
+from kn_bench.testing.options import Options
+from kn_bench.testing.plan import TestPlan
+
+if TYPE_CHECKING:
+    from kn_bench.model.tokens import Tokens
+
+WHOLE = "all"
+"""The label of a test that stands for all cases of a sequence (``--grain unit``)."""
+NOT_DRAWN = "not drawn: the protocol's sequences are shorter than the cases offered"
+
+
+@dataclass(frozen=True)
+class PlannedSequence:
+    """The cases of one batch or sequence, in the order of editing.
+
+    Attributes:
+        number: of the model's sequences, from 0; those of facts come before those of pairs.
+    """
+
+    number: int
+    cases: tuple[Case, ...]
+
+    def occasions(self, protocol: Protocol) -> Iterator[Occasion]:
+        """When its cases are asked."""
+        for asked in protocol.asked:
+            yield Occasion(str(protocol), self.number, asked)
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What was drawn for all models.
+
+    Attributes:
+        sequences: model slug -> its sequences.
+        put_apart: model slug -> requests that contradict one that was drawn.
+        notes: a sentence for each task of a model that has too few cases.
+    """
+
+    sequences: Mapping[str, tuple[PlannedSequence, ...]]
+    put_apart: Mapping[str, int]
+    notes: tuple[str, ...] = ()
+
+    def exclusions(self, plan: TestPlan) -> list[Exclusion]:
+        """The cases that no model's sequences have."""
+        drawn = {c.id for found in self.sequences.values() for s in found for c in s.cases}
+        return [Exclusion(case.id, NOT_DRAWN) for case in _cases(plan) if case.id not in drawn]
+
+
+def draw(plan: TestPlan, options: Options, commits: Mapping[str, str]) -> Drawing:
+    """Draw the sequences of every model.
+
+    Raises:
+        ValueError: when a model has too few cases of every task, or its tokenizer cannot be
+            loaded; one sentence.
+    """
+    from kn_bench.measure.drawing import TooFewCases, by_task, draw_sequences
+    from kn_bench.measure.encoding import Unencodable, encode_probe
+
+    sequences: dict[str, tuple[PlannedSequence, ...]] = {}
+    put_apart: dict[str, int] = {}
+    notes: list[str] = []
+    for slug, name in plan.models.items():
+        tokens = _tokens(name, commits.get(name))
+        found: list[PlannedSequence] = []
+        shortages: list[str] = []
+        for task, cases in by_task(_cases(plan)).items():
+            try:
+                drawn = draw_sequences(
+                    cases,
+                    options.protocol,
+                    options.sequences,
+                    seed=options.seed,
+                    fits=lambda case, tokens=tokens: (  # type: ignore[misc]
+                        not isinstance(encode_probe(case.probes[0], tokens), Unencodable)
+                    ),
+                    allow_conflicts=options.allow_conflicts,
+                )
+            except TooFewCases as shortage:
+                shortages.append(f"{name}, {task}s: {shortage}")
+                continue
+            put_apart[slug] = put_apart.get(slug, 0) + drawn.put_apart
+            numbers = range(len(found), len(found) + len(drawn.sequences))
+            found += map(PlannedSequence, numbers, drawn.sequences)
+        if not found:
+            raise ValueError("; ".join(shortages))
+        notes += shortages
+        sequences[slug] = tuple(found)
+    return Drawing(sequences, put_apart, tuple(notes))
+
+
+def _cases(plan: TestPlan) -> list[Case]:
+    return [case for cases in plan.labels.values() for case in cases]
+
+
+def _tokens(name: str, commit: str | None) -> Tokens:
+    from kn_bench.model.loading import load_tokens
+
+    return load_tokens(name, commit=commit)
+
+
+def tests_of(
+    sequence: PlannedSequence, options: Options
+) -> Iterator[tuple[str, tuple[Case, ...], Occasion]]:
+    """Label, cases and occasion of each test of a sequence."""
+    for occasion in sequence.occasions(options.protocol):
+        if options.grain == "unit":
+            yield WHOLE, sequence.cases, occasion
+            continue
+        for case in sequence.cases:
+            yield case.id.removeprefix("embedded/"), (case,), occasion
+
+
+# -- from the controller to a worker -----------------------------------------------------------
+
+
+def pack_sequences(drawing: Drawing | None) -> str:
+    """What a worker is told: ids by model and sequence; "" under the protocol ``single``."""
+    if drawing is None:
+        return ""
+    return json.dumps(
+        {
+            slug: [[sequence.number, *(case.id for case in sequence.cases)] for sequence in found]
+            for slug, found in drawing.sequences.items()
+        }
+    )
+
+
+def unpack_sequences(
+    packed: str, plan: TestPlan, protocol: Protocol
+) -> dict[str, tuple[PlannedSequence, ...]]:
+    """The sequences by model slug; none under the protocol ``single``."""
+    if protocol == SINGLE or not packed:
+        return {}
+    by_id = {case.id: case for case in _cases(plan)}
+    told: dict[str, Sequence[Sequence[str]]] = json.loads(packed)
+    return {
+        slug: tuple(
+            PlannedSequence(int(number), tuple(by_id[case] for case in ids))
+            for number, *ids in sequences
+        )
+        for slug, sequences in told.items()
+    }
