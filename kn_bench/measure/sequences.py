@@ -12,8 +12,7 @@ runs under the steps up to its own. So a step costs the same whatever came befor
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,34 +24,29 @@ from kn_bench.editing.applying import RowEdits
 from kn_bench.editing.composition import CannotCompose, Composition, UpToStep, summed
 from kn_bench.editing.edit import (
     Edit,
-    LookupEdit,
     LowRankEdit,
     NoEdit,
     NotApplicable,
-    PromptEdit,
     describe,
     norm,
 )
-from kn_bench.editing.method import State, begin, edit_step, kind_of, refusals
-from kn_bench.editing.saving import Provenance, settings_of
-from kn_bench.editing.validation import checked
+from kn_bench.editing.method import begin, kind_of
 from kn_bench.measure.ability import Abilities, Ability
-from kn_bench.measure.answers import Question
 from kn_bench.measure.criteria import gives_expected
 from kn_bench.measure.drawing import without_edited_neighbours
-from kn_bench.measure.encoding import EncodedCase, EncodedProbe, encode_cases
-from kn_bench.measure.engine import Asked, Engine, content_of, measurement_of
-from kn_bench.measure.lookup import looked_up
+from kn_bench.measure.encoding import EncodedCase, EncodedProbe
+from kn_bench.measure.engine import Engine
+from kn_bench.measure.making import SequenceFailedError, StepMaker
 from kn_bench.measure.measurement import (
     CaseResult,
     Checkpoint,
     EditRecord,
-    Measurement,
     UnitResult,
 )
 from kn_bench.measure.protocols import Asked as Time
 from kn_bench.measure.protocols import Occasion, Protocol, checkpoints
-from kn_bench.measure.steps import Made, StepRecord, StepStore, shared
+from kn_bench.measure.reader import Reader
+from kn_bench.measure.steps import Made, StepStore, shared
 from kn_bench.model.scoring import RowContext
 
 BLOCK_RANK = 64
@@ -95,10 +89,6 @@ class _Block:
     edits: list[Edit] = field(default_factory=list)
     cases: list[tuple[str, int]] = field(default_factory=list)
     rank: int = 0
-
-
-class _SequenceFailedError(Exception):
-    """A method failed at a step: the rest of the sequence cannot be measured."""
 
 
 def measure_sequence(
@@ -145,7 +135,7 @@ class _Run:
             self._run()
         except NotApplicable as reason:
             self._rest(not_applicable=str(reason))
-        except _SequenceFailedError as failure:
+        except SequenceFailedError as failure:
             self._rest(error=str(failure))
         except (CannotCompose, TypeError) as failure:
             self._rest(error=f"{self.name} {self.plan.protocol}: {failure}")
@@ -172,10 +162,13 @@ class _Run:
             self._note(0, self.ability.unedited, [])
         stops = set(checkpoints(self.plan.protocol.steps))
         state = begin(self.method)
+        maker = StepMaker(self.lm, self.name, self.method, self.store, self._collapsed)
         with Composition(self.lm) as model:
             self.model = model
+            self.reader = Reader(self.engine, self.name, model)
             for step, cases in self.plan.steps():
-                made = self._made(step, [c for c in cases if c.id in self.encoded], state)
+                made = maker.make(step, [c for c in cases if c.id in self.encoded], state)
+                self.edit_seconds = maker.seconds
                 state = made.state
                 self._take(made, step)
                 if self._keeps and step in stops:
@@ -190,98 +183,6 @@ class _Run:
         self._rest(stopped=True)
 
     # -- a step ----------------------------------------------------------------------------
-
-    def _made(self, step: int, cases: Sequence[Case], state: State) -> Made:
-        """The edits of a step: stored ones, or new ones, stored before they are used."""
-        if self.store is not None:
-            stored = self.store.load(step, device=self.lm.device)
-            if stored is not None:
-                return replace(stored, state=stored.state or state)
-        started = time.perf_counter()
-        content, before = self.lm.content_hash, _checksum(self.lm)
-        try:
-            made = self._edited(step, cases, state)
-        except _SequenceFailedError as failure:
-            if not self._collapsed():
-                raise
-            # what a method does to a model that has collapsed is part of the finding
-            record = StepRecord(step, tuple(case.id for case in cases), 1, 0.0, {}, str(failure))
-            made = Made(record, (NoEdit(notes={"failed": str(failure)}),), state)
-        if _checksum(self.lm) != before:
-            raise _SequenceFailedError(
-                f"{self.name} changed the model's parameters while editing; a method must return "
-                "its edit as a value and leave the model alone"
-            )
-        seconds = time.perf_counter() - started
-        self.edit_seconds += seconds
-        record = StepRecord(
-            step, made.record.edited, len(made.edits), seconds, made.record.refused,
-            made.record.failed,
-        )  # fmt: skip
-        made = replace(made, record=record)
-        if self.store is not None:
-            origin = Provenance(
-                model=self.lm.name,
-                model_hash=content,
-                method=self.name,
-                settings=settings_of(self.method),
-                case=cases[0].id if len(cases) == 1 else "",
-            )
-            if not self.store.save(made, origin):
-                self.store = None  # code is not stored: the sequence cannot be gone on with
-        return made
-
-    def _edited(self, step: int, cases: Sequence[Case], state: State) -> Made:
-        refused: dict[str, str] = {}
-        left = list(cases)
-        try:
-            if hasattr(self.method, "refusals"):
-                left = self._without_refused(left, state, refused)
-            edits, after = self._ask_method(left, state, refused)
-        except NotApplicable as reason:
-            if len(left) == 1:
-                refused[left[0].id] = str(reason)
-                left, edits, after = [], (), state
-            else:
-                left = self._without_refused(left, state, refused)
-                edits, after = self._ask_method(left, state, refused)
-        except _SequenceFailedError:
-            raise
-        except Exception as error:  # a plug-in's own code: anything may come
-            raise _SequenceFailedError(
-                f"{self.name} failed at step {step}: {type(error).__name__}: {error}"
-            ) from error
-        edited = tuple(case.id for case in left if case.id not in refused)
-        problems = [e for e in checked(list(edits), len(edits), self.lm, self.name)
-                    if isinstance(e, str)]  # fmt: skip
-        if problems:
-            raise _SequenceFailedError(f"{problems[0]} at step {step}")
-        return Made(StepRecord(step, edited, len(edits), 0.0, refused), tuple(edits), after)
-
-    def _ask_method(
-        self, cases: Sequence[Case], state: State, refused: dict[str, str]
-    ) -> tuple[tuple[Edit, ...], State]:
-        if not cases:
-            return (), state
-        requests = [case.request for case in cases]
-        if kind_of(self.method) != "apart":
-            return edit_step(self.method, requests, state)
-        by_case = getattr(self.method, "edit_cases", None)
-        returned = by_case(cases) if by_case else self.method.edit(requests)
-        edits = checked(returned, len(cases), self.lm, self.name)
-        for case, edit in zip(cases, edits, strict=True):
-            if isinstance(edit, NotApplicable):
-                refused[case.id] = str(edit)
-            elif isinstance(edit, str):
-                raise _SequenceFailedError(edit)
-        return tuple(edit for edit in edits if isinstance(edit, Edit)), state
-
-    def _without_refused(
-        self, cases: Sequence[Case], state: State, refused: dict[str, str]
-    ) -> list[Case]:
-        reasons = refusals(self.method, [case.request for case in cases], state)
-        refused |= {cases[i].id: str(reason) for i, reason in reasons.items()}
-        return [case for i, case in enumerate(cases) if i not in reasons]
 
     def _take(self, made: Made, step: int) -> None:
         """Let the model hold the edits of a step, and ask at once what cannot wait."""
@@ -308,7 +209,7 @@ class _Run:
         except CannotCompose:
             raise
         except ValueError as error:
-            raise _SequenceFailedError(f"{self.name}: {error}") from error
+            raise SequenceFailedError(f"{self.name}: {error}") from error
         self.block.edits.append(edit)
         self.block.cases += [(case, len(self.block.edits)) for case in record.edited]
         self.block.rank += _rank(edit)
@@ -337,97 +238,14 @@ class _Run:
         self, asked: Sequence[tuple[str, int]], when: Time, edits: RowContext
     ) -> dict[str, CaseResult]:
         """The cases' results; each case's rows run under its number's edit."""
-        results: dict[str, CaseResult] = {}
-        for portion in self._portions(asked):
-            ones = [self.encoded[case] for case, _ in portion]
-            with self.model.unedited() if self.model.changed else nullcontext():
-                before = self.engine.before([p for one in ones for p in one.probes])
-            posed, excluded = self._posed(ones)
-            after = self._after(portion, posed, before, edits)
-            for one in ones:
-                results[one.case.id] = self._case(one, when, before, after, excluded)
-        return results
+        numbered = [(self.encoded[case], number) for case, number in asked]
+        results = self.reader.read(numbered, self._occasion(when), edits)
+        if when == "retained":  # an edit is recorded once
+            return results
+        return {case: replace(r, edit=self.records[case]) for case, r in results.items()}
 
-    def _portions(self, asked: Sequence[tuple[str, int]]) -> Iterator[list[tuple[str, int]]]:
-        """Cases whose log-probabilities fit into memory together."""
-        portion: list[tuple[str, int]] = []
-        probes = 0
-        for case, number in asked:
-            n = len(self.encoded[case].probes)
-            if portion and probes + n > self.engine.room:
-                yield portion
-                portion, probes = [], 0
-            portion.append((case, number))
-            probes += n
-        if portion:
-            yield portion
-
-    def _posed(
-        self, ones: Sequence[EncodedCase]
-    ) -> tuple[dict[tuple[str, str], EncodedProbe], dict[tuple[str, str], Exclusion]]:
-        """Each probe as it is put: behind the prefix of a prompt edit, where it still fits."""
-        edit = self.model.asked_under
-        plain = {(one.case.id, p.probe.id): p for one in ones for p in one.probes}
-        if not isinstance(edit, PromptEdit):
-            return plain, {}
-        posed: dict[tuple[str, str], EncodedProbe] = {}
-        excluded: dict[tuple[str, str], Exclusion] = {}
-        again = encode_cases([one.case for one in ones], self.lm.tokens, prefix=edit.prefix)
-        for one, outcome in zip(ones, again, strict=True):
-            case = one.case.id
-            if isinstance(outcome, Exclusion):
-                excluded |= {
-                    (case, p.probe.id): replace(outcome, probe=p.probe.id) for p in one.probes
-                }
-                continue
-            posed |= {(case, p.probe.id): p for p in outcome.probes}
-            excluded |= {(case, e.probe): e for e in outcome.exclusions if e.probe is not None}
-        return {key: posed[key] for key in plain if key in posed}, excluded
-
-    def _after(
-        self,
-        portion: Sequence[tuple[str, int]],
-        posed: Mapping[tuple[str, str], EncodedProbe],
-        before: Mapping[Any, Asked],
-        edits: RowContext,
-    ) -> dict[tuple[str, str], Asked]:
-        """What the edited model answers, by case and probe id."""
-        if not self.model.changed:
-            return {key: before[content_of(probe)] for key, probe in posed.items()}
-        edit = self.model.asked_under
-        if isinstance(edit, LookupEdit):
-            return {
-                key: Asked(*looked_up(edit, probe, *before[content_of(probe)]))
-                for key, probe in posed.items()
-            }
-        number = dict(portion)
-        questions = [Question(probe, number[case]) for (case, _), probe in posed.items()]
-        answers = self.engine.asker.ask(questions, edits)
-        return {key: Asked(*answer) for key, answer in zip(posed, answers, strict=True)}
-
-    def _case(
-        self,
-        one: EncodedCase,
-        when: Time,
-        before: Mapping[Any, Asked],
-        after: Mapping[tuple[str, str], Asked],
-        excluded: Mapping[tuple[str, str], Exclusion],
-    ) -> CaseResult:
-        case = one.case.id
-        occasion = Occasion(str(self.plan.protocol), self.plan.number, when)
-        rows: list[Measurement] = []
-        left_out = list(one.exclusions)
-        for probe in one.probes:
-            key = case, probe.probe.id
-            if key in after:
-                row = measurement_of(
-                    self.lm.name, self.name, one.case, probe, before[content_of(probe)], after[key]
-                )
-                rows.append(replace(row, occasion=occasion))
-            else:
-                left_out.append(excluded[key])
-        record = self.records[case] if when == "immediate" else None
-        return CaseResult(case, record, tuple(rows), tuple(left_out))
+    def _occasion(self, when: Time) -> Occasion:
+        return Occasion(str(self.plan.protocol), self.plan.number, when)
 
     # -- checkpoints -----------------------------------------------------------------------
 
@@ -439,15 +257,9 @@ class _Run:
 
     def _held(self) -> list[bool]:
         """Whether the edited prompt of each edit so far gives the new answer."""
-        asked: list[tuple[str, int]] = [(case, 0) for case in self.records]
-        ones = self.encoded
-        self.encoded = {
-            case: replace(ones[case], probes=_reliability(ones[case])) for case, _ in asked
-        }
-        try:
-            results = self._readings(asked, "retained", self._as_it_stands())
-        finally:
-            self.encoded = ones
+        ones = [self.encoded[case] for case in self.records]
+        asked = [(replace(one, probes=_reliability(one)), 0) for one in ones]
+        results = self.reader.read(asked, self._occasion("retained"), self._as_it_stands())
         return [
             gives_expected(m.after, m.task)
             for result in results.values()
@@ -510,15 +322,3 @@ def _rank(edit: Edit) -> int:
     if not isinstance(edit, LowRankEdit):
         return 1
     return max((update.u.shape[1] for update in edit.updates), default=1)
-
-
-def _checksum(lm: Any) -> tuple[int, ...]:
-    """Of every parameter; cheap enough for every step, where SHA-256 is for the end."""
-    return tuple(_sums(lm.hf.parameters()))
-
-
-def _sums(tensors: Iterable[torch.Tensor]) -> Iterator[int]:
-    for tensor in tensors:
-        plain = tensor.detach().contiguous().reshape(-1)
-        width = {2: torch.int16, 4: torch.int32, 8: torch.int64}[plain.element_size()]
-        yield int(plain.view(width).sum(dtype=torch.int64))

@@ -1,0 +1,154 @@
+"""Making the edits of a step: by whatever the method's object offers, checked and stored."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from kn_bench.cases.case import Case
+from kn_bench.editing.edit import Edit, NoEdit, NotApplicable
+from kn_bench.editing.method import State, edit_step, kind_of, refusals
+from kn_bench.editing.saving import Provenance, settings_of
+from kn_bench.editing.validation import checked
+from kn_bench.measure.steps import Made, StepRecord, StepStore
+from kn_bench.model.language_model import LanguageModel
+
+
+class SequenceFailedError(Exception):
+    """A method failed at a step: the rest of the sequence cannot be measured."""
+
+
+class StepMaker:
+    """Makes the steps of one sequence, or takes them from where they are stored.
+
+    Args:
+        lm: the model, which holds the steps before.
+        name: of the method.
+        method: bound to ``lm``.
+        store: of the sequence; None where steps are not stored.
+        collapsed: whether the model has collapsed: then a method may fail, and the sequence goes on
+            without that edit.
+
+    Attributes:
+        seconds: spent on editing so far.
+    """
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        name: str,
+        method: Any,
+        store: StepStore | None,
+        collapsed: Callable[[], bool],
+    ) -> None:
+        self.lm, self.name, self.method, self.store = lm, name, method, store
+        self.collapsed = collapsed
+        self.seconds = 0.0
+
+    def make(self, step: int, cases: Sequence[Case], state: State) -> Made:
+        """The edits of a step: stored ones, or new ones, stored before they are used."""
+        if self.store is not None:
+            stored = self.store.load(step, device=self.lm.device)
+            if stored is not None:
+                return replace(stored, state=stored.state or state)
+        started = time.perf_counter()
+        content, before = self.lm.content_hash, _checksum(self.lm)
+        try:
+            made = self._edited(step, cases, state)
+        except SequenceFailedError as failure:
+            if not self.collapsed():
+                raise
+            # what a method does to a model that has collapsed is part of the finding
+            record = StepRecord(step, tuple(case.id for case in cases), 1, 0.0, {}, str(failure))
+            made = Made(record, (NoEdit(notes={"failed": str(failure)}),), state)
+        if _checksum(self.lm) != before:
+            raise SequenceFailedError(
+                f"{self.name} changed the model's parameters while editing; a method must return "
+                "its edit as a value and leave the model alone"
+            )
+        seconds = time.perf_counter() - started
+        self.seconds += seconds
+        record = StepRecord(
+            step, made.record.edited, len(made.edits), seconds, made.record.refused,
+            made.record.failed,
+        )  # fmt: skip
+        made = replace(made, record=record)
+        if self.store is not None:
+            origin = Provenance(
+                model=self.lm.name,
+                model_hash=content,
+                method=self.name,
+                settings=settings_of(self.method),
+                case=cases[0].id if len(cases) == 1 else "",
+            )
+            if not self.store.save(made, origin):
+                self.store = None  # code is not stored: the sequence cannot be gone on with
+        return made
+
+    def _edited(self, step: int, cases: Sequence[Case], state: State) -> Made:
+        refused: dict[str, str] = {}
+        left = list(cases)
+        try:
+            if hasattr(self.method, "refusals"):
+                left = self._without_refused(left, state, refused)
+            edits, after = self._ask_method(left, state, refused)
+        except NotApplicable as reason:
+            if len(left) == 1:
+                refused[left[0].id] = str(reason)
+                left, edits, after = [], (), state
+            else:
+                left = self._without_refused(left, state, refused)
+                edits, after = self._ask_method(left, state, refused)
+        except SequenceFailedError:
+            raise
+        except Exception as error:  # a plug-in's own code: anything may come
+            raise SequenceFailedError(
+                f"{self.name} failed at step {step}: {type(error).__name__}: {error}"
+            ) from error
+        edited = tuple(case.id for case in left if case.id not in refused)
+        problems = [e for e in checked(list(edits), len(edits), self.lm, self.name)
+                    if isinstance(e, str)]  # fmt: skip
+        if problems:
+            raise SequenceFailedError(f"{problems[0]} at step {step}")
+        return Made(StepRecord(step, edited, len(edits), 0.0, refused), tuple(edits), after)
+
+    def _ask_method(
+        self, cases: Sequence[Case], state: State, refused: dict[str, str]
+    ) -> tuple[tuple[Edit, ...], State]:
+        if not cases:
+            return (), state
+        requests = [case.request for case in cases]
+        if kind_of(self.method) != "apart":
+            return edit_step(self.method, requests, state)
+        by_case = getattr(self.method, "edit_cases", None)
+        returned = by_case(cases) if by_case else self.method.edit(requests)
+        edits = checked(returned, len(cases), self.lm, self.name)
+        for case, edit in zip(cases, edits, strict=True):
+            if isinstance(edit, NotApplicable):
+                refused[case.id] = str(edit)
+            elif isinstance(edit, str):
+                raise SequenceFailedError(edit)
+        return tuple(edit for edit in edits if isinstance(edit, Edit)), state
+
+    def _without_refused(
+        self, cases: Sequence[Case], state: State, refused: dict[str, str]
+    ) -> list[Case]:
+        reasons = refusals(self.method, [case.request for case in cases], state)
+        refused |= {cases[i].id: str(reason) for i, reason in reasons.items()}
+        return [case for i, case in enumerate(cases) if i not in reasons]
+
+
+def _checksum(lm: LanguageModel) -> tuple[int, ...]:
+    """Of every parameter; cheap enough for every step, where SHA-256 is for the end."""
+    return tuple(_sums(lm.hf.parameters()))
+
+
+def _sums(tensors: Iterable[torch.Tensor]) -> Iterator[int]:
+    for tensor in tensors:
+        plain = tensor.detach().contiguous().reshape(-1)
+        width = {2: torch.int16, 4: torch.int32, 8: torch.int64}[plain.element_size()]
+        yield int(plain.view(width).sum(dtype=torch.int64))
