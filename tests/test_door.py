@@ -119,7 +119,7 @@ def test_an_unknown_method_and_a_bare_function_are_refused():
     def needs_more(language_model, tmp_path):
         return None
 
-    with pytest.raises(ValueError, match="it also takes tmp_path; measure it by pytest"):
+    with pytest.raises(ValueError, match="also takes tmp_path; measure it by pytest"):
         kn.method(needs_more, model)
 
 

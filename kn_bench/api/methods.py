@@ -55,14 +55,14 @@ def method(name: MethodName, model: LanguageModel) -> BoundMethod:
     kind = "causal" if model.is_causal else "masked"
     if spec.models not in (kind, "any"):
         raise NotApplicable(f"{spec.name} is defined for {spec.models} models only")
-    needed = set(inspect.signature(spec.function).parameters)
-    if needed - {"language_model"}:
+    fixtures = set(inspect.signature(spec.function).parameters) - {"language_model", "settings"}
+    if fixtures:
         raise ValueError(
-            f"{spec.name}: expected a method that takes language_model alone, and it also takes "
-            f"{', '.join(sorted(needed - {'language_model'}))}; measure it by pytest, which has "
-            "those fixtures"
+            f"{spec.name}: expected a method that takes language_model and settings alone, and it "
+            f"also takes {', '.join(sorted(fixtures))}; measure it by pytest, which has those "
+            "fixtures"
         )
-    bound = spec.function(**({"language_model": model} if needed else {}))
+    bound = registry.bind(spec, model)
     return BoundMethod(spec.name, model, bound)
 
 
