@@ -72,6 +72,67 @@ def test_nothing_below_testing_imports_pytest():
     ]
 
 
+CONTAINERS = {
+    "Memo", "OrderedDict", "defaultdict", "dict", "list", "set", "deque", "Counter",
+    "WeakKeyDictionary", "WeakValueDictionary", "WeakSet",
+}  # fmt: skip
+
+
+def _called(node: ast.expr) -> str:
+    """The name of what a call or a decorator calls."""
+    function = node.func if isinstance(node, ast.Call) else node
+    return function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+
+
+def kept_by_modules(tree: ast.Module) -> list[str]:
+    """What a module would remember: empty containers it owns, and caches without a bound."""
+    remembered = []
+    for node in tree.body:
+        value = node.value if isinstance(node, ast.Assign | ast.AnnAssign) else None
+        empty = value is not None and ast.unparse(value) in ("{}", "[]")
+        if empty or (isinstance(value, ast.Call) and _called(value) in CONTAINERS):
+            remembered.append(ast.unparse(node))
+    for function in ast.walk(tree):
+        if not isinstance(function, ast.FunctionDef):
+            continue
+        for decorator in function.decorator_list:
+            bounded = isinstance(decorator, ast.Call) and any(
+                keyword.arg == "maxsize" and ast.unparse(keyword.value) != "None"
+                for keyword in decorator.keywords
+            )
+            unbounded = _called(decorator) == "lru_cache" and not bounded
+            if unbounded or (_called(decorator) == "cache" and function.args.args):
+                remembered.append(f"@{ast.unparse(decorator)} def {function.name}")
+    return remembered
+
+
+def test_no_module_remembers_what_it_has_computed():
+    """Results belong to a model (``lm.memo``) or to the disk: see DESIGN's table, One of each."""
+    owners = {
+        path.relative_to(ROOT): kept_by_modules(ast.parse(path.read_text())) for path in MODULES
+    }
+    assert not {str(path): kept for path, kept in owners.items() if kept}
+
+
+@pytest.mark.parametrize(
+    ("source", "n"),
+    [
+        ("KNOWN: dict[str, int] = {}", 1),
+        ("seen = weakref.WeakKeyDictionary()", 1),
+        ("_values: Memo[Value] = Memo(64)", 1),
+        ("@cache\ndef f(model): ...", 1),
+        ("@functools.lru_cache(maxsize=None)\ndef f(): ...", 1),
+        ("@lru_cache\ndef f(x): ...", 1),
+        ("@lru_cache(maxsize=8)\ndef f(x): ...", 0),
+        ("@cache\ndef table(): ...", 0),
+        ("NAMES = {'a': 1}", 0),
+        ("def f():\n    seen = {}", 0),
+    ],
+)
+def test_what_counts_as_remembering(source, n):
+    assert len(kept_by_modules(ast.parse(source))) == n
+
+
 def test_no_module_outgrows_its_purpose():
     sizes = {path: len(path.read_text().splitlines()) for path in MODULES}
     assert not {str(p.relative_to(ROOT)): n for p, n in sizes.items() if n > 420}

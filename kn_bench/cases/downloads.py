@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 from urllib.parse import urlparse
@@ -42,7 +42,7 @@ def kept(source: str, name: str) -> Path:
     return cache_folder() / source / name
 
 
-@cache
+@lru_cache(maxsize=64)
 def checksums(source: str) -> dict[str, str]:
     """Name -> SHA-256 of each pinned file, from ``<source>.sha256``."""
     text = resources.files("kn_bench.cases").joinpath(f"{source}.sha256").read_text("ascii")

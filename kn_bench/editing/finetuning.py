@@ -19,7 +19,7 @@ from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.precision import wide_dtype
 from kn_bench.model.prefixed import padded
 from kn_bench.model.ragged import arriving
-from kn_bench.model.resuming import skipped
+from kn_bench.model.resuming import skipping
 from kn_bench.model.scoring import log_probs_of
 
 
@@ -235,8 +235,7 @@ class _Rows:
 
         with ExitStack() as stack:
             if self.lm.architecture.resumable:
-                for layer in self.lm.layers[: self.first]:
-                    stack.enter_context(skipped(layer))
+                stack.enter_context(skipping(self.lm, range(self.first)))
                 stack.enter_context(self.lm.input_hooks(lambda _, __: self.hidden, [self.first]))
             stack.enter_context(self.lm.site_hooks(own, layers))
             hidden = self.lm.hidden(

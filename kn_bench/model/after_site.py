@@ -23,7 +23,7 @@ from transformers import DynamicCache
 
 from kn_bench.model.architecture import submodule
 from kn_bench.model.language_model import LanguageModel
-from kn_bench.model.resuming import CleanRun, clean_run, replaced_forward, resume, skipped
+from kn_bench.model.resuming import CleanRun, clean_run, replaced_forward, resume, skipping
 
 
 @dataclass(frozen=True)
@@ -276,9 +276,7 @@ def _narrowed(lm: LanguageModel, at: tuple[Tensor, Tensor]) -> AbstractContextMa
 def _ended(lm: LanguageModel, output: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_model"]:
     """What the head reads where the last layer gives ``output``: a final norm may follow."""
     with ExitStack() as stack:
-        for layer in lm.layers:
-            stack.enter_context(skipped(layer))
-
+        stack.enter_context(skipping(lm, range(lm.n_layers)))
         stack.enter_context(lm.input_hooks(lambda _, __: output[:, None], [0]))
         ids = torch.zeros(len(output), 1, dtype=torch.long, device=output.device)
         # an empty cache keeps transformers from asking the device whether rows are packed

@@ -26,8 +26,16 @@ class Architecture:
         layers: path from the model to the list of layers.
         down: path from a layer to its down-projection, the site.
         attention: path from a layer to its attention block.
+        attention_output: path from the attention block to its last matrix, whose output is what
+            attention adds to the residual stream; needed for tracing attention alone.
         mlp: path from a layer to its MLP block (for families without one, its last matrix).
         head: modules from the base model's last hidden state to the logits, applied in turn.
+        tuple_layers: whether a layer returns ``(hidden_states, ...)`` under transformers 5, where
+            others return a tensor.
+        softcap: name of the config's entry that bounds the logits, ``cap * tanh(logits / cap)``;
+            such an entry may be None.
+        counts_from_padding: whether positions are counted from the padding token's id on, so that
+            so many fewer tokens fit than the config says (RoBERTa).
         unrolled: whether ``layers`` lists groups that are each run several times in a row, an equal
             share of ``config.num_hidden_layers`` (ALBERT): the layers share their weights.
         resumable: whether rows may join at any layer and position. Families whose layers read
@@ -41,61 +49,87 @@ class Architecture:
     attention: str
     mlp: str
     head: tuple[str, ...]
+    attention_output: str | None = None
+    tuple_layers: bool = False
+    softcap: str | None = None
+    counts_from_padding: bool = False
     unrolled: bool = False
     resumable: bool = True
 
 
-def _llama_like(family: str) -> Architecture:
+def _llama_like(family: str, softcap: str | None = None) -> Architecture:
     return Architecture(
         family=family,
         kind="causal",
         layers="model.layers",
         down="mlp.down_proj",
         attention="self_attn",
+        attention_output="o_proj",
         mlp="mlp",
         head=("lm_head",),
+        softcap=softcap,
     )
 
 
-def _bert_like(family: str, base: str, head: tuple[str, ...]) -> Architecture:
+def _bert_like(family: str, head: tuple[str, ...], **fields: Any) -> Architecture:
     return Architecture(
         family=family,
         kind="masked",
-        layers=f"{base}.encoder.layer",
+        layers=f"{family}.encoder.layer",
         down="output.dense",
         attention="attention",
+        attention_output="output.dense",
         mlp="output",
         head=head,
+        **fields,
     )
 
 
-def _gpt(family: str, down: str, attention: str, resumable: bool = True) -> Architecture:
+def _gpt(family: str, down: str, attention: str, output: str, **fields: Any) -> Architecture:
     return Architecture(
         family=family,
         kind="causal",
         layers="transformer.h",
         down=down,
         attention=attention,
+        attention_output=output,
         mlp="mlp",
         head=("lm_head",),
-        resumable=resumable,
+        **fields,
     )
 
 
 _TABLE: dict[str, Architecture] = {
     row.family: row
     for row in (
-        _gpt("gpt2", "mlp.c_proj", "attn"),
-        _gpt("gpt_neo", "mlp.c_proj", "attn", resumable=False),
-        _gpt("gptj", "mlp.fc_out", "attn"),
-        _gpt("bloom", "mlp.dense_4h_to_h", "self_attention", resumable=False),
-        _gpt("falcon", "mlp.dense_4h_to_h", "self_attention", resumable=False),
+        _gpt("gpt2", "mlp.c_proj", "attn", "c_proj"),
+        _gpt("gptj", "mlp.fc_out", "attn", "out_proj", tuple_layers=True),
+        _gpt(
+            "gpt_neo",
+            "mlp.c_proj",
+            "attn",
+            "attention.out_proj",
+            tuple_layers=True,
+            resumable=False,
+        ),
+        *(
+            _gpt(
+                family,
+                "mlp.dense_4h_to_h",
+                "self_attention",
+                "dense",
+                tuple_layers=True,
+                resumable=False,
+            )
+            for family in ("bloom", "falcon")
+        ),
         Architecture(
             family="gpt_neox",
             kind="causal",
             layers="gpt_neox.layers",
             down="mlp.dense_4h_to_h",
             attention="attention",
+            attention_output="dense",
             mlp="mlp",
             head=("lm_head",),
         ),
@@ -105,6 +139,7 @@ _TABLE: dict[str, Architecture] = {
             layers="model.decoder.layers",
             down="fc2",
             attention="self_attn",
+            attention_output="out_proj",
             mlp="fc2",
             head=("lm_head",),
             resumable=False,
@@ -115,22 +150,23 @@ _TABLE: dict[str, Architecture] = {
             layers="model.layers",
             down="mlp.fc2",
             attention="self_attn",
+            attention_output="dense",
             mlp="mlp",
             head=("lm_head",),
         ),
-        *map(
-            _llama_like,
-            ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "olmo2"),
-        ),
-        _bert_like("bert", "bert", ("cls",)),
-        _bert_like("roberta", "roberta", ("lm_head",)),
-        _bert_like("electra", "electra", ("generator_predictions", "generator_lm_head")),
+        *map(_llama_like, ("llama", "mistral", "qwen2", "qwen3", "gemma", "olmo2")),
+        _llama_like("gemma2", softcap="final_logit_softcapping"),
+        _llama_like("gemma3_text", softcap="final_logit_softcapping"),
+        _bert_like("bert", ("cls",)),
+        _bert_like("roberta", ("lm_head",), counts_from_padding=True),
+        _bert_like("electra", ("generator_predictions", "generator_lm_head")),
         Architecture(
             family="albert",
             kind="masked",
             layers="albert.encoder.albert_layer_groups",
             down="albert_layers.0.ffn_output",
             attention="albert_layers.0.attention",
+            attention_output="dense",
             mlp="albert_layers.0.ffn_output",
             head=("predictions",),
             unrolled=True,
@@ -142,6 +178,7 @@ _TABLE: dict[str, Architecture] = {
             layers="distilbert.transformer.layer",
             down="ffn.lin2",
             attention="attention",
+            attention_output="out_lin",
             mlp="ffn",
             head=("vocab_transform", "activation", "vocab_layer_norm", "vocab_projector"),
         ),
@@ -151,6 +188,7 @@ _TABLE: dict[str, Architecture] = {
             layers="model.layers",
             down="mlp.Wo",
             attention="attn",
+            attention_output="Wo",
             mlp="mlp",
             head=("head", "decoder"),
         ),

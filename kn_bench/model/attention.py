@@ -8,39 +8,23 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from kn_bench.model.architecture import submodule
 from kn_bench.model.language_model import LanguageModel
-
-ATTENTION_OUTPUTS = (
-    "c_proj",
-    "o_proj",
-    "out_proj",
-    "attention.out_proj",
-    "output.dense",
-    "dense",
-    "out_lin",
-    "Wo",
-)
-"""The last matrix of an attention block, by the names that families give it."""
 
 
 def attention_output(lm: LanguageModel, layer: int) -> nn.Module:
-    """The last matrix of a layer's attention: its output is what attention adds to the stream.
+    """Return the last matrix of a layer's attention, whose output is added to the stream.
 
     Raises:
-        ValueError: where no matrix goes by one of the known names.
+        ValueError: for a family whose row in the table of architectures does not name it.
     """
-    block = lm.layers[layer].get_submodule(lm.architecture.attention)
-    for path in ATTENTION_OUTPUTS:
-        found: Any = block
-        for name in path.split("."):
-            found = getattr(found, name, None)
-        if isinstance(found, nn.Module):
-            return found
-    raise ValueError(
-        f"the attention of {lm.architecture.family} models has no output matrix by a known name "
-        f"({', '.join(ATTENTION_OUTPUTS)}); trace hidden states and MLPs only, or add its name to "
-        "kn_bench.model.attention.ATTENTION_OUTPUTS"
-    )
+    row = lm.architecture
+    if row.attention_output is None:
+        raise ValueError(
+            f"the architecture row of {row.family!r} does not name attention_output: add it to the "
+            "row, or trace hidden states and MLPs only"
+        )
+    return submodule(submodule(lm.layers[layer], row.attention), row.attention_output)
 
 
 @contextmanager

@@ -3,12 +3,14 @@
 Nothing above this module names an architecture or calls the Hugging Face model by itself.
 
     LanguageModel
-    ├── tokens       text <-> ids                        (kn_bench.model.tokens)
-    ├── site(l)      down-projection of layer l: mlp_in, its neurons, to mlp_out
-    ├── forward      ids -> logits at the positions that are read
-    ├── hooks        seeing and replacing what enters a layer, or leaves a site
-    ├── batcher      how much of it is run at once         (kn_bench.model.batching)
-    └── memo         what is remembered between passes     (kn_bench.model.memo)
+    ├── tokens        text <-> ids                                  (kn_bench.model.tokens)
+    ├── site          down-projection of a layer: mlp_in, its neurons, to mlp_out
+    ├── forward       ids -> logits at the positions that are read
+    ├── neurons       mlp_in of some layers
+    ├── site_hooks    sees mlp_in and replaces mlp_out
+    ├── input_hooks   sees and replaces what goes into layers
+    ├── batcher       how much of its work is run at once           (kn_bench.model.batching)
+    └── memo          what is remembered between passes             (kn_bench.model.memo)
 """
 
 from __future__ import annotations
@@ -81,12 +83,16 @@ class LanguageModel:
         self.progress: Progress = Silent()
         self.hf = _fused(hf.eval().requires_grad_(False))
         self.architecture = architecture or architecture_of(hf.config)
-        self.tokens = Tokens(tokenizer, self.architecture.kind, positions_of(hf.config))
+        self.tokens = Tokens(
+            tokenizer, self.architecture.kind, _positions(hf.config, self.architecture)
+        )
         # rows here are never padded without a mask; transformers would warn of every row that
         # holds the id which GPT-2-like models have for padding and for the end of a text
         self.hf.config.pad_token_id = None
         self.layers: list[nn.Module] = _layers(hf, self.architecture)
         self._heads = [submodule(hf, path) for path in self.architecture.head]
+        softcap = self.architecture.softcap
+        self._softcap: float | None = getattr(hf.config, softcap) if softcap else None
         weight_bytes = sum(p.numel() * p.element_size() for p in hf.parameters())
         self.batcher = Batcher(default_memory(weight_bytes, self.device))
         self._digests = Weights(hf)
@@ -237,7 +243,7 @@ class LanguageModel:
         for head in self._heads:
             hidden = head(hidden)
         hidden = hidden.to(self.device)
-        cap = getattr(self.hf.config, "final_logit_softcapping", None)
+        cap = self._softcap
         return torch.tanh(hidden / cap) * cap if cap else hidden
 
     def hidden(
@@ -404,12 +410,12 @@ def _layers(hf: Any, architecture: Architecture) -> list[nn.Module]:
     return layers
 
 
-def positions_of(config: Any) -> int | None:
-    """Positions the model has, less those that RoBERTa-like families count from the padding."""
+def _positions(config: Any, architecture: Architecture) -> int | None:
+    """Positions the model has for tokens; None where the config states none."""
     stated = getattr(config, "max_position_embeddings", None)
     if stated is None:
         return None
-    offset = config.pad_token_id + 1 if config.model_type == "roberta" else 0
+    offset = config.pad_token_id + 1 if architecture.counts_from_padding else 0
     return int(stated) - offset
 
 

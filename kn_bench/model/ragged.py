@@ -28,7 +28,7 @@ from kn_bench.model.prefixed import (
     run_after,
     shared_prefixes,
 )
-from kn_bench.model.resuming import PrefixCache, skipped
+from kn_bench.model.resuming import PrefixCache, skipping
 
 Place = Literal["site", "block", "both"]
 """Where something is added: to the values of a layer's site, to the layer's output, or, two things
@@ -288,8 +288,7 @@ class _Tail:
 
         joins = self.first > self.layer
         with ExitStack() as stack:
-            for layer in self.lm.layers[: self.first]:
-                stack.enter_context(skipped(layer))
+            stack.enter_context(skipping(self.lm, range(self.first)))
             stack.enter_context(
                 self.lm.input_hooks(
                     lambda _, __: moved(self.hidden) if joins else self.hidden, [self.first]

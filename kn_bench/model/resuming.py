@@ -12,7 +12,7 @@ Both are exact: the numbers are those of whole runs, to rounding.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -182,8 +182,7 @@ def _joining(
     """Skip the layers below ``first``; let rows join on their way into the layers above."""
     nobody = clean.layer_inputs[first][:0, start:]
     with ExitStack() as stack:
-        for layer in lm.layers[:first]:
-            stack.enter_context(skipped(layer))
+        stack.enter_context(skipping(lm, range(first)))
 
         def join(layer: int, hidden: Tensor) -> Tensor:
             return arriving(layer, nobody if layer == first else hidden)
@@ -193,13 +192,21 @@ def _joining(
 
 
 @contextmanager
-def skipped(layer: nn.Module) -> Iterator[None]:
-    """Let ``layer`` return its input, in the structure (tensor or tuple) that the family uses."""
+def skipping(lm: LanguageModel, layers: Iterable[int]) -> Iterator[None]:
+    """Let each of ``layers`` return its input, in the structure that the family's layers use.
+
+    A module that layers outside of ``layers`` share runs all the same.
+    """
+    chosen = set(layers)
+    needed = {id(module) for layer, module in enumerate(lm.layers) if layer not in chosen}
 
     def forward(hidden_states: Tensor, *_: Any, **__: Any) -> Any:
-        return (hidden_states, None) if type(layer).__name__ in TUPLE_LAYERS else hidden_states
+        return (hidden_states, None) if lm.architecture.tuple_layers else hidden_states
 
-    with replaced_forward(layer, forward):
+    with ExitStack() as stack:
+        for layer in chosen:
+            if id(lm.layers[layer]) not in needed:
+                stack.enter_context(replaced_forward(lm.layers[layer], forward))
         yield
 
 
@@ -215,10 +222,6 @@ def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator
             del module.forward
         else:
             module.forward = own
-
-
-TUPLE_LAYERS = {"GPTJBlock", "BloomBlock", "FalconDecoderLayer", "GPTNeoBlock"}
-"""Layers that return a tuple under transformers 5; a tensor everywhere else."""
 
 
 def _whole(

@@ -29,7 +29,7 @@ from kn_bench.model.costs import forward_bytes
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.precision import widened
 from kn_bench.model.progress import Advance
-from kn_bench.model.resuming import skipped
+from kn_bench.model.resuming import skipping
 from kn_bench.model.transfer import to_device
 
 CHUNK = 512
@@ -132,8 +132,7 @@ def _accumulate(
     saved = time.monotonic()
     with ExitStack() as stack:
         # nothing above the last site is needed
-        for layer in lm.layers[max(layers) + 1 :]:
-            stack.enter_context(skipped(layer))
+        stack.enter_context(skipping(lm, range(max(layers) + 1, lm.n_layers)))
         advance = stack.enter_context(lm.progress.task("second moment C", total=max_tokens))
         advance(state.n_tokens)
         while chunk := list(islice(documents, CHUNK)):

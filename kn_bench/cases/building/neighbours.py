@@ -71,6 +71,6 @@ def other_task(probes: Sequence[Probe], *key: str | int) -> list[Probe]:
     return [_as_neighbour(probe, i) for i, probe in enumerate(drawn)]
 
 
-@lru_cache
+@lru_cache(maxsize=1024)
 def _as_neighbour(probe: Probe, i: int) -> Probe:
     return probe._replace(id=f"locality/other_task/{i}", criterion="locality", kind="other_task")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Literal
 
 from kn_bench.model.embedded.tables import rows, share, words
@@ -112,13 +112,13 @@ def nouns() -> tuple[Noun, ...]:
     )
 
 
-@cache
+@lru_cache(maxsize=64)
 def nouns_of(*kinds: str) -> tuple[Noun, ...]:
     """The nouns of some kinds."""
     return tuple(noun for noun in nouns() if noun.kind in kinds)
 
 
-@cache
+@lru_cache(maxsize=64)
 def verbs(*kinds: str) -> tuple[Verb, ...]:
     """The verbs of some kinds."""
     return tuple(Verb(**row) for row in rows("verbs.tsv") if row["kind"] in kinds)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 
 TABLES = Path(__file__).parent / "tables"
 
 
-@cache
+@lru_cache(maxsize=64)
 def rows(name: str) -> tuple[dict[str, str], ...]:
     """The rows of a tab-separated table, by column; a ``-`` stands for an empty cell.
 
@@ -29,7 +29,7 @@ def rows(name: str) -> tuple[dict[str, str], ...]:
     return tuple(found)
 
 
-@cache
+@lru_cache(maxsize=64)
 def words(name: str, folder: Path = TABLES) -> tuple[str, ...]:
     """The words of a text file, in order."""
     return tuple((folder / name).read_text(encoding="utf-8").split())
