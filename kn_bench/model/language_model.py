@@ -27,7 +27,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers.activations import NewGELUActivation
 
-from kn_bench.model.architecture import Architecture, architecture_of, submodule
+from kn_bench.model.architecture import (
+    Architecture,
+    architecture_of,
+    layers_of,
+    positions_of,
+    submodule,
+)
 from kn_bench.model.batching import Batcher, default_memory
 from kn_bench.model.corpus import NamedCorpus
 from kn_bench.model.generating import greedy
@@ -84,12 +90,12 @@ class LanguageModel:
         self.hf = _fused(hf.eval().requires_grad_(False))
         self.architecture = architecture or architecture_of(hf.config)
         self.tokens = Tokens(
-            tokenizer, self.architecture.kind, _positions(hf.config, self.architecture)
+            tokenizer, self.architecture.kind, positions_of(hf.config, self.architecture)
         )
         # rows here are never padded without a mask; transformers would warn of every row that
         # holds the id which GPT-2-like models have for padding and for the end of a text
         self.hf.config.pad_token_id = None
-        self.layers: list[nn.Module] = _layers(hf, self.architecture)
+        self.layers: list[nn.Module] = layers_of(hf, self.architecture)
         self._heads = [submodule(hf, path) for path in self.architecture.head]
         softcap = self.architecture.softcap
         self._softcap: float | None = getattr(hf.config, softcap) if softcap else None
@@ -394,29 +400,6 @@ def _fused(hf: Any) -> Any:
             if isinstance(child, NewGELUActivation):
                 setattr(module, name, nn.GELU(approximate="tanh"))
     return hf
-
-
-def _layers(hf: Any, architecture: Architecture) -> list[nn.Module]:
-    found = submodule(hf, architecture.layers)
-    if not isinstance(found, nn.ModuleList):
-        raise ValueError(
-            f"{architecture.family}: {architecture.layers!r} is a {type(found).__name__}, not the "
-            "list of layers; correct the architecture row"
-        )
-    layers = list(found)
-    if architecture.unrolled:
-        n = hf.config.num_hidden_layers
-        return [layers[i * len(layers) // n] for i in range(n)]
-    return layers
-
-
-def _positions(config: Any, architecture: Architecture) -> int | None:
-    """Positions the model has for tokens; None where the config states none."""
-    stated = getattr(config, "max_position_embeddings", None)
-    if stated is None:
-        return None
-    offset = config.pad_token_id + 1 if architecture.counts_from_padding else 0
-    return int(stated) - offset
 
 
 @torch.no_grad()
