@@ -259,25 +259,6 @@ def submodule(module: nn.Module, path: str) -> nn.Module:
     return module.get_submodule(path) if path else module
 
 
-def layers_of(hf: Any, architecture: Architecture) -> list[nn.Module]:
-    """Return the layers of a Hugging Face model, as often as each is run.
-
-    Raises:
-        ValueError: where the row's path does not lead to a list of layers.
-    """
-    module_list = submodule(hf, architecture.layers)
-    if not isinstance(module_list, nn.ModuleList):
-        raise ValueError(
-            f"{architecture.family}: {architecture.layers!r} is a {type(module_list).__name__}, not the "
-            "list of layers; correct the architecture row"
-        )
-    layers = list(module_list)
-    if architecture.unrolled:
-        n = hf.config.num_hidden_layers
-        return [layers[i * len(layers) // n] for i in range(n)]
-    return layers
-
-
 def positions_of(config: Any, architecture: Architecture) -> int | None:
     """Return how many positions a model has for tokens; None where its config does not say."""
     stated = getattr(config, "max_position_embeddings", None)

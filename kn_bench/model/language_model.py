@@ -25,12 +25,10 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers.activations import NewGELUActivation
 
 from kn_bench.model.architecture import (
     Architecture,
     architecture_of,
-    layers_of,
     positions_of,
     submodule,
 )
@@ -38,6 +36,7 @@ from kn_bench.model.batching import Batcher, default_memory
 from kn_bench.model.corpus import NamedCorpus
 from kn_bench.model.generating import greedy
 from kn_bench.model.memo import Memo
+from kn_bench.model.modules import fused, layers_of
 from kn_bench.model.progress import Progress, Silent
 from kn_bench.model.tokens import Tokens
 from kn_bench.model.weights import Weights
@@ -87,7 +86,7 @@ class LanguageModel:
         self._originals: Mapping[str, Tensor] = {}
         self.corpus: NamedCorpus | None = None
         self.progress: Progress = Silent()
-        self.hf = _fused(hf.eval().requires_grad_(False))
+        self.hf = fused(hf.eval().requires_grad_(False))
         self.architecture = architecture or architecture_of(hf.config)
         self.tokens = Tokens(
             tokenizer, self.architecture.kind, positions_of(hf.config, self.architecture)
@@ -388,18 +387,6 @@ class LanguageModel:
         with torch.no_grad(), self.site_hooks(keep, layers):
             self.hidden(ids, mask, **self._no_cache)
         return neurons
-
-
-def _fused(hf: Any) -> Any:
-    """``hf`` with GPT-2's GELU as one operator, where transformers spells it out in eight.
-
-    The same function to rounding; spelt out it took a quarter of the time of a pass.
-    """
-    for module in list(hf.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, NewGELUActivation):
-                setattr(module, name, nn.GELU(approximate="tanh"))
-    return hf
 
 
 @torch.no_grad()

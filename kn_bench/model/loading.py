@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from kn_bench.model.architecture import architecture_of, language_part
+from kn_bench.model.architecture import architecture_of, language_part, positions_of
 from kn_bench.model.devices import devices_named
 from kn_bench.model.integrity import check_tokenizer, refuse_incomplete
-from kn_bench.model.language_model import LanguageModel, positions_of
+from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.output import progress_on_terminals_only
 from kn_bench.model.source import DTYPES, first_line, not_to_be_had, source_of
 from kn_bench.model.tokens import Tokens
@@ -115,7 +115,8 @@ def load_tokens(name: str, *, commit: str | None = None) -> Tokens:
         config = AutoConfig.from_pretrained(source, **options)
         config = language_part(config)
         tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True, **options)
-        return Tokens(tokenizer, architecture_of(config).kind, positions_of(config))
+        row = architecture_of(config)
+        return Tokens(tokenizer, row.kind, positions_of(config, row))
 
 
 def _check_place(device: str, dtype: str) -> None:
