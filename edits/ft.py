@@ -11,13 +11,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from itertools import repeat
 
 from jaxtyping import Float
 from torch import Tensor
 
 from kn_bench.cases.case import EditRequest
-from kn_bench.editing.edit import DenseEdit, NotApplicable
-from kn_bench.editing.finetuning import Tuned, TunedRow, TuningSettings, fine_tune
+from kn_bench.editing.edit import DenseEdit, NotApplicable, Notes
+from kn_bench.editing.finetuning import (
+    Tuned,
+    TunedRow,
+    TuningSettings,
+    fine_tune,
+    tune_in_batches,
+)
 from kn_bench.editing.registry import edit_method
 from kn_bench.editing.settings import Settings, recorded
 from kn_bench.model.language_model import LanguageModel
@@ -30,9 +37,11 @@ class FtMSettings(TuningSettings, Settings):
 
     Attributes:
         layers: whose down-projections, weight and bias, are tuned.
+        batch_size: rows of many requests together that make an update; None for all.
     """
 
     layers: tuple[int, ...] = (0,)
+    batch_size: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,38 +84,53 @@ class FineTuning:
             if isinstance(row, NotApplicable):
                 raise row
             rows.append(row)
-        return self._tune([rows])[0]
+        if self.settings.batch_size is None:
+            return self._tune([rows])[0]
+        order = batches(range(len(rows)), self.settings.batch_size)
+        epochs = repeat(order, self.settings.num_steps)
+        tuned = tune_in_batches(self.lm, self.settings.layers, rows, self.settings, epochs)
+        return dense(self.lm, tuned, recorded(self.settings))
 
     def _rows(self, requests: Sequence[EditRequest]) -> list[TunedRow | NotApplicable]:
         if not self.lm.is_causal:
             raise NotApplicable("fine-tuning is defined here for causal models")
         forced = self.teacher_forced
-        return [_row(request, self.lm.tokens, teacher_forced=forced) for request in requests]
+        return [tuned_row(request, self.lm.tokens, teacher_forced=forced) for request in requests]
 
     def _tune(self, rows: Sequence[Sequence[TunedRow]]) -> list[DenseEdit]:
         h = self.settings
         settings = TuningSettings(**{f.name: getattr(h, f.name) for f in fields(TuningSettings)})
-        return [self._dense(tuned) for tuned in fine_tune(self.lm, h.layers, rows, settings)]
-
-    def _dense(self, tuned: Tuned) -> DenseEdit:
-        deltas: dict[str, Float[Tensor, ...]] = {}
-        for layer, change in tuned.weights.items():
-            name = self.lm.weight_name(layer)
-            deltas[name] = change.T.contiguous() if self.lm.transposed(layer) else change
-            if layer in tuned.biases:
-                deltas[name.removesuffix("weight") + "bias"] = tuned.biases[layer]
-        return DenseEdit(
-            deltas=deltas,
-            notes={
-                "final_loss": float(tuned.losses[-1]),
-                "passes": len(tuned.losses),
-                **recorded(self.settings),
-            },
-        )
+        return [
+            dense(self.lm, tuned, recorded(h))
+            for tuned in fine_tune(self.lm, h.layers, rows, settings)
+        ]
 
 
-def _row(request: EditRequest, tokens: Tokens, *, teacher_forced: bool) -> TunedRow | NotApplicable:
-    """The prompt with its answer, encoded whole."""
+def batches(order: Sequence[int], size: int) -> list[Sequence[int]]:
+    """Return ``order`` in batches of ``size``, the last one perhaps smaller."""
+    return [order[i : i + size] for i in range(0, len(order), size)]
+
+
+def dense(lm: LanguageModel, tuned: Tuned, notes: Notes) -> DenseEdit:
+    """Return what was tuned as deltas of the model's own parameters."""
+    deltas: dict[str, Float[Tensor, ...]] = {}
+    for layer, change in tuned.weights.items():
+        name = lm.weight_name(layer)
+        deltas[name] = change.T.contiguous() if lm.transposed(layer) else change
+        if layer in tuned.biases:
+            deltas[name.removesuffix("weight") + "bias"] = tuned.biases[layer]
+    measured: Notes = {"final_loss": float(tuned.losses[-1]), "passes": len(tuned.losses)}
+    return DenseEdit(deltas=deltas, notes={**measured, **notes})
+
+
+def tuned_row(
+    request: EditRequest, tokens: Tokens, *, teacher_forced: bool, closed: bool = False
+) -> TunedRow | NotApplicable:
+    """Return the prompt with its answer, encoded whole, or why that cannot be.
+
+    Args:
+        closed: the end-of-text token, where the model has one, is to follow the answer.
+    """
     cloze = request.cloze
     if not cloze.answer_is_last:
         return NotApplicable("text follows the answer: a causal model cannot be asked for it")
@@ -116,6 +140,9 @@ def _row(request: EditRequest, tokens: Tokens, *, teacher_forced: bool) -> Tuned
     if not at or encoding.offsets[at[0]][0] < len(cloze.left):
         return NotApplicable("the answer shares a token with the prompt")
     targets = encoding.ids[at[0] : at[-1] + 1]
+    if closed and tokens.eos_id is not None:
+        ids, reads = encoding.ids[: at[-1] + 1], tuple(range(at[0] - 1, at[-1] + 1))
+        return TunedRow(ids, reads, (*targets, tokens.eos_id))
     if teacher_forced:
         return TunedRow(encoding.ids[: at[-1]], tuple(range(at[0] - 1, at[-1])), targets)
     return TunedRow(encoding.ids[: at[0]], (at[0] - 1,) * len(targets), targets)

@@ -6,7 +6,7 @@ its own. Layers below the lowest site are run once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -101,22 +101,88 @@ def fine_tune(
     )
 
 
+def tune_in_batches(
+    lm: LanguageModel,
+    layers: Sequence[int],
+    rows: Sequence[TunedRow],
+    settings: TuningSettings,
+    epochs: Iterable[Sequence[Sequence[int]]],
+    *,
+    biases: bool = True,
+) -> Tuned:
+    """Tune the sites of ``layers`` on all ``rows``, a batch of them at a time.
+
+    A batch whose loss is below ``stop_loss`` is passed over; an epoch whose mean is ends it.
+
+    Args:
+        epochs: of each epoch at most, of each batch, which rows it has.
+        biases: whether a site's bias is tuned with its weight.
+
+    Raises:
+        ValueError: for a masked model.
+    """
+    if not lm.is_causal:
+        raise ValueError(
+            f"{lm.name} is a masked model: fine-tuning is defined here for causal ones"
+        )
+    layers = sorted(layers)
+    copy, old = (_Copies(lm, layers, biases=biases) for _ in range(2))
+    adam = torch.optim.Adam(copy.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+    losses: list[Tensor] = []
+    for batches in epochs:
+        total = 0.0
+        for batch in batches:
+            prepared = _Rows.of(lm, [[rows[index] for index in batch]], layers[0])
+            with torch.enable_grad():
+                (loss,) = prepared.losses([copy], layers)
+            losses.append(loss.detach().cpu())
+            total += float(loss.detach()) * len(batch)
+            if float(loss.detach()) >= settings.stop_loss:
+                adam.zero_grad(set_to_none=True)
+                loss.backward()
+                adam.step()
+                _bound(copy, old, settings.norm_constraint)
+        if total / sum(map(len, batches)) < settings.stop_loss:
+            break
+    return _tuned(copy, old, layers, losses)
+
+
+@torch.no_grad()
+def _bound(new: _Copies, old: _Copies, bound: float | None) -> None:
+    """Keep every parameter within ``bound`` of its old value."""
+    if bound is not None:
+        for parameter, before in zip(new.parameters(), old.parameters(), strict=True):
+            parameter.clamp_(before - bound, before + bound)
+
+
+def _tuned(new: _Copies, old: _Copies, layers: Sequence[int], losses: Sequence[Tensor]) -> Tuned:
+    return Tuned(
+        {i: (new.weights[str(i)] - old.weights[str(i)]).detach() for i in layers},
+        {int(i): (new.biases[i] - old.biases[i]).detach() for i in old.biases},
+        torch.stack(list(losses)),
+    )
+
+
 class _Copies(nn.Module):
     """One edit's own copies of the sites' weights and biases, in float32 or wider."""
 
-    def __init__(self, lm: LanguageModel, layers: Sequence[int]) -> None:
+    def __init__(self, lm: LanguageModel, layers: Sequence[int], *, biases: bool = True) -> None:
         super().__init__()
         self.weights = nn.ParameterDict({str(layer): _copied(lm.weight(layer)) for layer in layers})
         self.biases = nn.ParameterDict()
+        self.kept_biases: dict[str, Tensor] = {}
         for layer in layers:
             bias = getattr(lm.site(layer), "bias", None)
-            if isinstance(bias, Tensor):
+            if isinstance(bias, Tensor) and biases:
                 self.biases[str(layer)] = _copied(bias)
+            elif isinstance(bias, Tensor):
+                self.kept_biases[str(layer)] = bias.detach()
 
     def values(self, layer: int, keys: Float[Tensor, "rows T d_mlp"]) -> Tensor:
         values: Tensor = keys @ self.weights[str(layer)].to(keys.dtype)
-        if str(layer) in self.biases:
-            values = values + self.biases[str(layer)].to(keys.dtype)
+        for biases in (self.biases, self.kept_biases):
+            if str(layer) in biases:
+                values = values + biases[str(layer)].to(keys.dtype)
         return values
 
 
@@ -161,7 +227,10 @@ class _Tuning:
             if not all(going):
                 active = [index for index, on in zip(active, going, strict=True) if on]
                 batch = _Rows.of(self.lm, [self.edits[i] for i in active], self.layers[0])
-        return [self._tuned(index) for index in range(len(self.edits))]
+        return [
+            _tuned(copy, self.old, self.layers, losses)
+            for copy, losses in zip(self.copies, self.losses, strict=True)
+        ]
 
     def _update(self, adam: torch.optim.Adam, losses: Tensor, going: Sequence[int]) -> None:
         adam.zero_grad(set_to_none=True)
@@ -170,21 +239,8 @@ class _Tuning:
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
         adam.step()
-        bound = self.settings.norm_constraint
-        if bound is not None:
-            with torch.no_grad():
-                for index in going:
-                    pairs = zip(self.copies[index].parameters(), self.old.parameters(), strict=True)
-                    for new, old in pairs:
-                        new.clamp_(old - bound, old + bound)
-
-    def _tuned(self, index: int) -> Tuned:
-        new, old = self.copies[index], self.old
-        return Tuned(
-            {i: (new.weights[str(i)] - old.weights[str(i)]).detach() for i in self.layers},
-            {int(i): (new.biases[i] - old.biases[i]).detach() for i in old.biases},
-            torch.stack(self.losses[index]),
-        )
+        for index in going:
+            _bound(self.copies[index], self.old, self.settings.norm_constraint)
 
 
 @dataclass(frozen=True)
