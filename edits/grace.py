@@ -1,0 +1,323 @@
+"""GRACE: a codebook beside one linear module; inside a ball around a key its value is the output.
+
+Hartvigsen et al., "Aging with GRACE: Lifelong Model Editing with Discrete Key-Value Adaptors",
+NeurIPS 2023.
+
+    key     the module's input at the prompt's last token; value: by Adam on the answer's loss
+    new     no ball within reach, eps_init + eps_j: a key of its own
+    expand  the nearest ball has the same answer: its radius grows
+    split   it has another answer: both radii become half the distance
+
+A forward pass does not say where its prompt ends. The published code keeps the position of the last
+edit's prompt, so that a longer prompt is asked at another token; here every position is asked, and
+the value is put wherever a position lies in a ball.
+
+A minimal pair is edited like a fact: the key is the token before the word that differs. Text before
+the gap that several pairs share is one key, so that pairs with the same beginning split it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from kn_bench.cases.case import EditRequest
+from kn_bench.editing.edit import NotApplicable, Notes, WrapperEdit
+from kn_bench.editing.finetuning import TunedRow
+from kn_bench.editing.registry import edit_method
+from kn_bench.editing.settings import Settings, recorded
+from kn_bench.model.language_model import LanguageModel
+from kn_bench.model.precision import wide_dtype
+from kn_bench.model.seeding import seeded
+
+from .ft import tuned_row
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+State = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraceSettings(Settings):
+    """GRACE's hyperparameters.
+
+    Attributes:
+        layer: which layer's down-projection has the codebook.
+        module: another linear module, by name in the model; "" for the down-projection.
+        eps: radius of a new key's ball.
+        edit_lr, n_iter: of Adam on the values; there is no early stop.
+        val_init: values start at a uniform draw (cold) or at the module's own output (warm).
+        replacement: the output is replaced at the key's position, or at all before it.
+        eps_expand: a ball grows to the new prompt, or its key moves half way as well.
+    """
+
+    layer: int
+    module: str = ""
+    eps: float = 1.0
+    edit_lr: float = 1.0
+    n_iter: int = 50
+    val_init: Literal["cold", "warm"] = "cold"
+    replacement: Literal["replace_last", "replace_prompt"] = "replace_last"
+    eps_expand: Literal["coverage", "moving_average"] = "coverage"
+
+    @classmethod
+    def defaults_for(cls, lm: LanguageModel) -> dict[str, Any]:
+        """Return a layer at two thirds of the depth."""
+        return {"layer": 2 * lm.n_layers // 3, "settings_from": "default: two thirds of the depth"}
+
+
+@dataclass(frozen=True)
+class Codebook:
+    """Keys, their values and radii, and the answer that each is for.
+
+    Attributes:
+        answers: token ids, padded with -1 on the right.
+    """
+
+    keys: Float[Tensor, "n d_in"]
+    values: Float[Tensor, "n d_out"]
+    epsilons: Float[Tensor, " n"]
+    answers: Tensor
+
+    def nearest(self, queries: Float[Tensor, "... d_in"]) -> tuple[Tensor, Tensor]:
+        """Return the distance to the nearest key of each query, and which it is."""
+        # not by the matrix product, whose rounding moves what lies on a ball's edge
+        gaps = (queries[..., None, :].to(self.keys) - self.keys).square().sum(-1).sqrt()
+        found = gaps.min(-1)
+        return found.values, found.indices
+
+    def replaced(self, inputs: Tensor, outputs: Tensor, *, before_last: bool = False) -> Tensor:
+        """Return ``outputs`` with values where positions lie in a ball.
+
+        Args:
+            before_last: the ball is chosen by the last position, and all before it are replaced.
+        """
+        distance, index = self.nearest(inputs[:, -1:] if before_last else inputs)
+        inside = distance <= self.epsilons[index] * (1 + SLACK)
+        chosen = self.values[index].to(outputs.dtype)
+        if before_last:
+            body = torch.where(inside[..., None], chosen, outputs[:, :-1])
+            return torch.cat([body, outputs[:, -1:]], 1)
+        return torch.where(inside[..., None], chosen, outputs)
+
+    def with_key(self, key: Tensor, value: Tensor, epsilon: float, answer: Tensor) -> Codebook:
+        width = max(self.answers.shape[1], len(answer))
+        rows = [*self.answers, answer]
+        padded = [nn.functional.pad(row, (0, width - len(row)), value=-1) for row in rows]
+        return Codebook(
+            torch.cat([self.keys, key[None]]),
+            torch.cat([self.values, value[None]]),
+            torch.cat([self.epsilons, self.epsilons.new_tensor([epsilon])]),
+            torch.stack(padded),
+        )
+
+    def same_answer(self, index: int, answer: Tensor) -> bool:
+        kept = self.answers[index]
+        return torch.equal(kept[kept >= 0], answer)
+
+
+SLACK = 1e-9
+"""A radius that was set to a prompt's distance is to hold that prompt in other batches too."""
+
+
+class Learnt(NamedTuple):
+    """A codebook after one edit, and the losses on the way."""
+
+    codebook: Codebook
+    losses: Float[Tensor, " n_iter"]
+    chosen: int
+
+
+class Grace:
+    """GRACE on one model."""
+
+    def __init__(self, lm: LanguageModel, settings: GraceSettings) -> None:
+        self.lm = lm
+        self.settings = settings
+        self.name = settings.module or lm.weight_name(settings.layer).removesuffix(".weight")
+
+    def edit(self, requests: Sequence[EditRequest]) -> list[WrapperEdit | NotApplicable]:
+        """Return one wrapper a request, each with a codebook of its own.
+
+        Raises:
+            NotApplicable: on a masked model.
+        """
+        return [
+            row if isinstance(row, NotApplicable) else self._learn([(request, row)], {})[0]
+            for request, row in zip(requests, self._rows(requests), strict=True)
+        ]
+
+    def begin(self) -> State:
+        """Return an empty codebook."""
+        return {}
+
+    def edit_together(
+        self, requests: Sequence[EditRequest], state: State
+    ) -> tuple[WrapperEdit, dict[str, Tensor]]:
+        """Return a wrapper with all keys so far, and the codebook as the state.
+
+        Raises:
+            NotApplicable: on a masked model, or when it is not defined for one of the requests.
+        """
+        pairs = []
+        for request, row in zip(requests, self._rows(requests), strict=True):
+            if isinstance(row, NotApplicable):
+                raise row
+            pairs.append((request, row))
+        return self._learn(pairs, state)
+
+    def refusals(self, requests: Sequence[EditRequest]) -> list[NotApplicable | None]:
+        """Return why the method is not defined for a request, or None."""
+        return [row if isinstance(row, NotApplicable) else None for row in self._rows(requests)]
+
+    def wrapper(self, codebook: Codebook, notes: Notes | None = None) -> WrapperEdit:
+        """Return the edit that has ``codebook`` beside the module: its state is all it holds."""
+        before_last = self.settings.replacement == "replace_prompt"
+
+        @contextmanager
+        def apply(hf: Any) -> Iterator[None]:
+            def put(_: nn.Module, args: Any, output: Tensor) -> Tensor:
+                shape = (-1, *args[0].shape[-2:])
+                found = codebook.replaced(
+                    args[0].reshape(shape),
+                    output.reshape(*shape[:2], output.shape[-1]),
+                    before_last=before_last,
+                )
+                return found.reshape(output.shape)
+
+            handle = hf.get_submodule(self.name).register_forward_hook(put)
+            try:
+                yield
+            finally:
+                handle.remove()
+
+        return WrapperEdit(apply=apply, whole=True, notes=notes or {})
+
+    # -- learning ---------------------------------------------------------------------------
+
+    def _rows(self, requests: Sequence[EditRequest]) -> list[TunedRow | NotApplicable]:
+        if not self.lm.is_causal:
+            raise NotApplicable("GRACE is defined here for causal models")
+        return [tuned_row(r, self.lm.tokens, teacher_forced=True) for r in requests]
+
+    def _learn(
+        self, pairs: Sequence[tuple[EditRequest, TunedRow]], state: State
+    ) -> tuple[WrapperEdit, dict[str, Tensor]]:
+        codebook = Codebook(**state) if state else self.empty()
+        losses: list[float] = []
+        for request, row in pairs:
+            draw = torch.rand(codebook.values.shape[1], generator=seeded(0, "grace", request.id))
+            codebook, found, _ = self.learn(codebook, row, draw.to(codebook.values))
+            losses.append(float(found[-1]))
+        notes: Notes = {
+            "keys": len(codebook.keys),
+            "final_loss": sum(losses) / len(losses),
+            **recorded(self.settings),
+        }
+        return self.wrapper(codebook, notes), dict(vars(codebook))
+
+    def empty(self) -> Codebook:
+        """Return a codebook without keys."""
+        weight = self.lm.hf.get_submodule(self.name).weight
+        linear = isinstance(self.lm.hf.get_submodule(self.name), nn.Linear)
+        d_out, d_in = weight.shape if linear else weight.shape[::-1]
+        zeros = torch.zeros(0, dtype=wide_dtype(self.lm.dtype), device=self.lm.device)
+        answers = torch.zeros(0, 0, dtype=torch.long, device=self.lm.device)
+        return Codebook(zeros.reshape(0, d_in), zeros.reshape(0, d_out), zeros, answers)
+
+    def learn(self, codebook: Codebook, row: TunedRow, draw: Float[Tensor, " d_out"]) -> Learnt:
+        """Return the codebook with one more edit.
+
+        Args:
+            draw: where a new value starts, if it starts cold.
+        """
+        query, own = self._at_key(row)
+        start = own if self.settings.val_init == "warm" else draw
+        answer = torch.tensor(row.targets, device=query.device)
+        codebook = self._placed(codebook, query, start, answer)
+        _, index = codebook.nearest(query)
+        values, losses = self._values(codebook, row, int(index))
+        return Learnt(replace(codebook, values=values), losses, int(index))
+
+    def _placed(self, codebook: Codebook, query: Tensor, start: Tensor, answer: Tensor) -> Codebook:
+        """A new key, an expansion, a split, or nothing."""
+        h = self.settings
+        if not len(codebook.keys):
+            return codebook.with_key(query, start, h.eps, answer)
+        distance, index = (found.item() for found in codebook.nearest(query))
+        j = int(index)
+        if distance > h.eps + float(codebook.epsilons[j]):
+            return codebook.with_key(query, start, h.eps, answer)
+        epsilons, keys = codebook.epsilons.clone(), codebook.keys.clone()
+        if not codebook.same_answer(j, answer):
+            epsilons[j] = distance / 2 - 1e-5
+            split = replace(codebook, epsilons=epsilons)
+            return split.with_key(query, start, distance / 2, answer)
+        if distance > float(epsilons[j]):
+            epsilons[j] = distance
+            if h.eps_expand == "moving_average":
+                keys[j] = (keys[j] + query) / 2
+        return replace(codebook, keys=keys, epsilons=epsilons)
+
+    def _at_key(self, row: TunedRow) -> tuple[Float[Tensor, " d_in"], Float[Tensor, " d_out"]]:
+        """The module's input and output at the prompt's last token."""
+        seen: list[Tensor] = []
+
+        def keep(_: nn.Module, args: Any, output: Tensor) -> None:
+            for states in (args[0], output):
+                seen.append(states.detach().reshape(len(row.ids), -1)[row.reads[0]])
+
+        handle = self.lm.hf.get_submodule(self.name).register_forward_hook(keep)
+        try:
+            with torch.no_grad():
+                self.lm.hidden(self.lm.tensor([row.ids]), use_cache=False)
+        finally:
+            handle.remove()
+        query, own = (states.to(wide_dtype(states.dtype)) for states in seen)
+        return query, own
+
+    def _values(
+        self, codebook: Codebook, row: TunedRow, index: int
+    ) -> tuple[Float[Tensor, "n d_out"], Float[Tensor, " n_iter"]]:
+        """Adam on the chosen value; the others have no gradient and do not move."""
+        h, lm = self.settings, self.lm
+        value = nn.Parameter(codebook.values[index].clone())
+        at, stop = row.reads[0], len(row.ids)
+        inside = torch.zeros(stop, 1, dtype=torch.bool, device=lm.device)
+        inside[slice(at) if h.replacement == "replace_prompt" else at] = True
+
+        def put(_: nn.Module, args: Any, output: Tensor) -> Tensor:
+            rows = output.reshape(stop, -1)
+            return torch.where(inside, value.to(rows.dtype), rows).reshape(output.shape)
+
+        adam = torch.optim.Adam([value], lr=h.edit_lr)
+        losses = []
+        ids, targets = lm.tensor([row.ids]), torch.tensor(row.targets, device=lm.device)
+        handle = lm.hf.get_submodule(self.name).register_forward_hook(put)
+        try:
+            for _ in range(h.n_iter):
+                with torch.enable_grad():
+                    hidden = lm.hidden(ids, use_cache=False).last_hidden_state
+                    logits = lm.logits(hidden[0, list(row.reads)])
+                    log_p = logits.to(wide_dtype(logits.dtype)).log_softmax(1)
+                    loss = -log_p.gather(1, targets[:, None]).mean()
+                losses.append(loss.detach().cpu())
+                (value.grad,) = torch.autograd.grad(loss, [value])
+                adam.step()
+        finally:
+            handle.remove()
+        values = codebook.values.clone()
+        values[index] = value.detach()
+        return values, torch.stack(losses)
+
+
+@edit_method("grace", models="causal", by_default=False, settings=GraceSettings)
+def grace(language_model: LanguageModel, settings: GraceSettings) -> Grace:
+    """GRACE, with its codebook carried through a sequence."""
+    return Grace(language_model, settings)
