@@ -21,9 +21,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from kn_bench.cases.case import EditRequest
@@ -36,9 +37,6 @@ from kn_bench.model.precision import wide_dtype
 from kn_bench.model.seeding import seeded
 
 from .ft import tuned_row
-
-if TYPE_CHECKING:
-    from jaxtyping import Float
 
 State = Mapping[str, Tensor]
 

@@ -20,9 +20,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from kn_bench.cases.case import EditRequest
@@ -37,9 +38,6 @@ from kn_bench.model.precision import wide_dtype
 from kn_bench.model.prefixed import padded
 
 from .ft import tuned_row
-
-if TYPE_CHECKING:
-    from jaxtyping import Float
 
 State = Mapping[str, Tensor]
 
@@ -252,7 +250,7 @@ class UltraEdit:
             )
         eps = torch.finfo(keys.dtype).eps
         hat = (torch.cat([keys, grads], 1) - moments.mean) / (moments.std + eps)
-        x_hat, g_hat = hat.split([keys.shape[1], grads.shape[1]], 1)
+        x_hat, g_hat = hat[:, : keys.shape[1]], hat[:, keys.shape[1] :]
         v = -self.settings.lr * x_hat.square().sum(1, keepdim=True) * g_hat
         return closed_form(keys, v, ridge=1.0)
 

@@ -154,15 +154,18 @@ def test_probabilities_along_the_path_are_golden(case):
 
 
 @pytest.mark.parametrize("case", cases("kn_attribution", "scores", "prob_path"))
-def test_published_rule_is_incomplete_and_ours_is_not(case):
+def test_ours_converges_and_is_nowhere_less_complete_than_the_published_rule(case):
+    """Whatever the cases: the published rule may happen to converge on some of them."""
     lm = case.model(torch.float64)
     queries = queries_of(case, lm)[:2]
     if not is_ours(case, lm, queries[0]):
         pytest.skip("the reference scales something else than the site's input")
     published = attribute(lm, queries, rule=rule_of(case))
-    assert not any(bool(found.converged.all()) for found in published)
-    for found in attribute(lm, queries):
-        assert bool(found.converged.all())
+    for ours, theirs in zip(attribute(lm, queries), published, strict=True):
+        assert bool(ours.converged.all())
+        # in units of what is allowed; within it, one is as good as the other
+        excess = (theirs.completeness / theirs.allowed).clamp_min(1)
+        assert bool((ours.completeness / ours.allowed <= excess).all())
 
 
 @pytest.mark.parametrize("case", cases("kn_attribution", "scores_per_token_same_position"))
@@ -180,7 +183,7 @@ def test_published_code_attributes_later_tokens_without_the_earlier_ones(case, c
         for k, token in enumerate(targets)
     ]
     proper = torch.stack(along_the_answer).mean(0)
-    assert deviation(proper, case.array("scores_gpt2")) > 1e-3
+    assert deviation(proper, case.array("scores_gpt2")) > FLOAT32
     # ours asks the same questions, of the site's own neurons
     rule = rule_of(case)
     nodes = rule.on_unit_interval()
@@ -214,7 +217,7 @@ def test_a_target_with_bos_is_refused(case):
     # half of the published scores are those of BOS: the answer's own are others
     answer = plain_ids(lm, manifest["target"])
     (ours,) = attribute(lm, [Query(prompt, len(prompt) - 1, answer)], rule=rule_of(case))
-    assert deviation(ours.scores, case.array("scores")[0]) > 1e-3
+    assert deviation(ours.scores, case.array("scores")[0]) > FLOAT32
 
 
 # -- selection -----------------------------------------------------------------------------
