@@ -17,7 +17,7 @@ from kn_bench.results.loading import Runs
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """One criterion of one method on one model: three columns of equal length."""
+    """One criterion of one method on one model and protocol: three columns of equal length."""
 
     task: Task
     model: str
@@ -26,6 +26,7 @@ class Scores:
     cases: tuple[str, ...]
     clusters: tuple[str, ...]
     scores: tuple[float, ...]
+    protocol: str = "single"
 
     def __post_init__(self) -> None:
         if not len(self.cases) == len(self.clusters) == len(self.scores):
@@ -58,7 +59,11 @@ class Baseline:
         """The scores as :func:`kn_bench.results.comparison.compare` takes them."""
         parts = [
             pd.DataFrame({"case": s.cases, "cluster": s.clusters, "score": s.scores}).assign(
-                task=s.task, model=s.model, method=s.method, criterion=s.criterion
+                task=s.task,
+                model=s.model,
+                method=s.method,
+                criterion=s.criterion,
+                protocol=s.protocol,
             )
             for s in self.scores
         ]
@@ -74,7 +79,13 @@ def baseline_of(runs: Runs) -> Baseline:
         data={k: v for m in runs.manifests for k, v in m.data.items()},
         versions={k: v for m in runs.manifests for k, v in m.versions.items()},
         scores=tuple(
-            Scores(*group, tuple(rows["case"]), tuple(rows["cluster"]), tuple(rows["score"]))
+            Scores(
+                *group[:4],
+                tuple(rows["case"]),
+                tuple(rows["cluster"]),
+                tuple(rows["score"]),
+                group.protocol,
+            )
             for group, rows in grouped(scores_of(runs).sort_values("case"))
         ),
     )

@@ -22,21 +22,32 @@ from kn_bench.measure.statistics import (
 )
 from kn_bench.results import tables
 from kn_bench.results.files import StoreError
-from kn_bench.results.loading import Runs
+from kn_bench.results.loading import SEQUENCE, Runs
 
-COLUMNS = ["task", "model", "method", "criterion", "case", "cluster", "score"]
+COLUMNS = ["task", "model", "method", "criterion", "protocol", "case", "cluster", "score"]
+SIGNIFICANT_FROM = 5
+"""Sequences from which a fall can reach 5 %: all of K falling has p = 2^-K."""
 
 
 class Group(NamedTuple):
-    """One criterion of one method on one model and task."""
+    """One criterion of one method on one model and task, under one protocol.
+
+    Attributes:
+        protocol: with the time of asking, such as ``sequence:100, retained``.
+    """
 
     task: Task
     model: str
     method: str
     criterion: Criterion
+    protocol: str = "single"
 
     def __str__(self) -> str:
-        return f"{self.method} on {self.model}, {self.criterion} ({self.task}s)"
+        return f"{self.method} on {self.model}, {self.criterion} ({self.about(self.task + 's')})"
+
+    def about(self, task: str) -> str:
+        """The task, with the protocol where it is not ``single``."""
+        return task if self.protocol == "single" else f"{task}, {self.protocol}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +62,7 @@ class Comparison:
         p_holm: adjusted over all criteria compared of the method.
         paired: whether the means are over the same cases.
         only_first, only_second: scored cases that the other lacks.
+        sequences: where whole sequences are the clusters, how many are compared; else 0.
     """
 
     group: Group
@@ -62,11 +74,18 @@ class Comparison:
     paired: bool
     only_first: int
     only_second: int
+    sequences: int = 0
 
 
 def scores_of(runs: Runs, method: str | None = None, called: str | None = None) -> pd.DataFrame:
     """The scored cases of ``runs``, in ``COLUMNS``; of one method, under another name."""
-    found = runs.verdicts[runs.verdicts["verdict_score"].notna()]
+    parts = [runs.verdicts.assign(protocol="single")]
+    parts += [
+        section.runs.verdicts.assign(protocol=f"{section.protocol}, {section.asked}")
+        for section in runs.sections
+    ]
+    every = pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
+    found = every[every["verdict_score"].notna()]
     if method is not None:
         found = found[found["method"] == method].assign(method=called or method)
     return found.rename(columns={"verdict_score": "score"})[COLUMNS]
@@ -109,12 +128,14 @@ def _by_group(scores: pd.DataFrame) -> dict[Group, pd.DataFrame]:
 def grouped(scores: pd.DataFrame) -> Iterator[tuple[Group, pd.DataFrame]]:
     """The rows of each criterion of each method."""
     key: Any
-    for key, rows in scores.groupby(["task", "model", "method", "criterion"]):
+    for key, rows in scores.groupby(list(Group._fields)):
         yield Group(*key), rows
 
 
-def _order(group: Group) -> tuple[str, str, str, int]:
-    return group.task, group.method, group.model, CRITERIA.index(group.criterion)
+def _order(group: Group) -> tuple[str, str, str, str, int]:
+    return (
+        group.task, group.method, group.model, group.protocol, CRITERIA.index(group.criterion)
+    )  # fmt: skip
 
 
 def _compared(
@@ -133,7 +154,14 @@ def _compared(
         gap = float(two["score"].mean() - one["score"].mean())
         difference = Interval(gap, np.nan, np.nan, len(one) + len(two))
     first_mean, second_mean = (mean_interval(r["score"], r["cluster"]) for r in (one, two))
-    return Comparison(group, first_mean, second_mean, difference, p, p, bool(len(common)), *only)
+    return Comparison(group, first_mean, second_mean, difference, p, p, bool(len(common)), *only,
+                      _sequences(one["cluster"]))  # fmt: skip
+
+
+def _sequences(clusters: pd.Series[str]) -> int:
+    """How many clusters there are where they are sequences, else 0."""
+    named = clusters[clusters.str.startswith(SEQUENCE)]
+    return int(named.nunique()) if len(named) == len(clusters) else 0
 
 
 def _cluster_means(rows: pd.DataFrame) -> np.ndarray:
@@ -163,7 +191,7 @@ def table_rows(found: Iterable[Comparison]) -> list[tuple[str, ...]]:
         (
             c.group.method,
             c.group.model,
-            f"{c.group.criterion} ({c.group.task})",
+            f"{c.group.criterion} ({c.group.about(c.group.task)})",
             tables.mean(c.first),
             tables.mean(c.second),
             tables.interval(c.difference, signed=True),
@@ -179,6 +207,11 @@ def remarks(found: Sequence[Comparison]) -> Iterator[str]:
     for c in found:
         if not c.paired:
             yield f"{c.group}: no common cases; the two are compared as independent samples."
+        elif 0 < c.sequences < SIGNIFICANT_FROM:
+            yield (
+                f"{c.group}: with {c.sequences} sequences no fall can be significant at 5 %; "
+                f"measure --sequences {SIGNIFICANT_FROM} or more."
+            )
         elif c.only_first or c.only_second:
             yield (
                 f"{c.group}: {c.only_first} cases only in the first and {c.only_second} only in "

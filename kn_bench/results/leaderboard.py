@@ -15,9 +15,10 @@ from kn_bench.measure.statistics import Interval
 from kn_bench.results import tables
 from kn_bench.results.accounting import accounts
 from kn_bench.results.board import READINGS, Figure, Line, board
-from kn_bench.results.files import write_text
+from kn_bench.results.files import unwritable, write_text
 from kn_bench.results.loading import Runs, load_runs
 from kn_bench.results.manifest import Manifest
+from kn_bench.results.protocol_board import protocol_sections
 
 TITLES: dict[Task, str] = {"fact": "Facts", "pair": "Syntax"}
 HOW = """\
@@ -37,23 +38,34 @@ HEADERS = ("method", "model", *CRITERIA[:5], "score", "overturn", "shift", "s/ed
 def write_leaderboard(folders: Sequence[Path], target: Path, *, judge_again: bool = False) -> Runs:
     """The board of the runs in ``folders``, as Markdown in ``target``; see :func:`load_runs`.
 
+    The curves of sequences are drawn beside it.
+
     Raises:
         StoreError: when a run cannot be read or ``target`` cannot be written.
     """
     runs = load_runs(folders, judge_again=judge_again)
-    write_text(target, leaderboard(runs))
+    figures: list[Path] = []
+    if len(runs.curves):
+        from kn_bench.results.curves import draw  # matplotlib is slow to import
+
+        try:
+            figures = draw(runs, target.parent)
+        except OSError as error:
+            raise unwritable(target.parent, error) from None
+    write_text(target, leaderboard(runs, figures))
     return runs
 
 
-def leaderboard(runs: Runs) -> str:
-    """The whole document."""
+def leaderboard(runs: Runs, figures: Sequence[Path] = ()) -> str:
+    """The whole document; ``figures`` lie beside it."""
     lines = board(runs)
     parts = ["# Leaderboard\n", HOW]
-    if not lines:
+    if not runs.measured:
         parts.append("Nothing has been measured.\n")
     for task, title in TITLES.items():
         if chosen := [line for line in lines if line.name.task == task]:
             parts += [f"## {title}\n", main_table(chosen), *_details(chosen)]
+    parts += protocol_sections(runs, main_table, figures)
     parts += ["## Left out\n", *accounts(runs)]
     parts += ["## Runs\n", _runs(runs.manifests)]
     if runs.doubled:
@@ -179,12 +191,16 @@ SHORT = ("relia.", "gener.", "local.", "symm.", "synon.", "score", "overt.", "sh
 def terminal_table(runs: Runs) -> str:
     """The board in percent, two lines a row: a figure with n, and its interval."""
     parts = []
-    lines = board(runs)
-    for task, title in TITLES.items():
-        rows = [_short_row(line) for line in lines if line.name.task == task]
-        if rows:
-            parts.append(f"{title}: % (n, left out), 95 % interval\n")
-            parts.append(tables.plain(("method", "model", *SHORT), rows, left=2) + "\n")
+    named = [("", runs)]
+    named += [(f"{s.protocol}, {s.asked}, ", s.runs) for s in runs.sections]
+    for name, of_protocol in named:
+        lines = board(of_protocol)
+        for task, title in TITLES.items():
+            rows = [_short_row(line) for line in lines if line.name.task == task]
+            if rows:
+                about = f"{name}{title.lower()}" if name else title
+                parts.append(f"{about}: % (n, left out), 95 % interval\n")
+                parts.append(tables.plain(("method", "model", *SHORT), rows, left=2) + "\n")
     return "\n".join(parts)
 
 

@@ -20,6 +20,8 @@ from kn_bench.results.rows import encode_row
 from kn_bench.results.store import EXCLUSIONS
 
 FRAMES = ("verdict", "edit", "exclusion", "crash", "curve")
+SEQUENCE = "sequence "
+"""How a cluster is called that is a whole sequence."""
 OCCASION = ["occasion_protocol", "occasion_sequence", "occasion_asked"]
 KEY = ["model", "method", "case", "criterion", *OCCASION]
 
@@ -143,7 +145,9 @@ def _sections(rows: Mapping[str, pd.DataFrame]) -> Iterator[Section]:
         asked_at = sorted(times.loc[times["occasion_protocol"] == protocol, "occasion_asked"])
         for asked in asked_at:
             of_section = {name: _asked(frame, protocol, asked) for name, frame in rows.items()}
-            n = int(of_section["verdicts"]["occasion_sequence"].nunique())
+            # each task has sequences of its own
+            by_task = of_section["verdicts"].groupby("task")["occasion_sequence"]
+            n = int(by_task.nunique().max())
             if n > 1:
                 of_section = {name: _by_sequence(frame) for name, frame in of_section.items()}
             yield Section(protocol, asked, n, Runs((), left_out=(), **_distinct(**of_section)))
@@ -164,7 +168,7 @@ def _by_sequence(frame: pd.DataFrame) -> pd.DataFrame:
         if name in frame.columns
     }
     if "cluster" in frame.columns:
-        names["cluster"] = "sequence " + number
+        names["cluster"] = SEQUENCE + number
     return frame.assign(**names)
 
 

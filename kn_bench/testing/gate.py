@@ -114,8 +114,12 @@ def _fell(comparison: Comparison, tolerance: float) -> bool:
 
 def _named(groups: Iterable[Group]) -> Iterator[str]:
     """A line a method, model and task, with its criteria."""
-    for (task, model, method), same in groupby(groups, key=lambda g: (g.task, g.model, g.method)):
-        yield f"{method} on {model} ({task}s): {', '.join(g.criterion for g in same)}"
+
+    def name(group: Group) -> tuple[str, str, str]:
+        return group.about(f"{group.task}s"), group.model, group.method
+
+    for (about, model, method), same in groupby(groups, key=name):
+        yield f"{method} on {model} ({about}): {', '.join(g.criterion for g in same)}"
 
 
 def _changed(baseline: Baseline, runs: Runs) -> Iterable[str]:

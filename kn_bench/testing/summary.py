@@ -95,7 +95,11 @@ def show(terminal: pytest.TerminalReporter, ending: Ending, options: Options) ->
 
 def left_out(runs: Runs) -> Iterator[str]:
     """Why tests have no figure, a line a reason, with counts."""
-    verdicts = runs.verdicts
+    import pandas as pd
+
+    sections = [section.runs.verdicts for section in runs.sections]
+    parts = [part for part in (runs.verdicts, *sections) if len(part)]
+    verdicts = pd.concat(parts) if parts else runs.verdicts
     for status, title in (
         ("excluded", "excluded"),
         ("not_applicable", "not applicable"),

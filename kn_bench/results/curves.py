@@ -1,0 +1,108 @@
+"""Figures of sequences: what is retained, and what the model can still do, by number of edits.
+
+One figure a protocol, model and task, a line a method. Where there are several sequences the line
+is their mean, with a 95 % interval over sequences; the dotted line is the unedited model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from kn_bench.cases.sampling import slug as plain
+from kn_bench.results.loading import Runs
+from kn_bench.results.protocol_board import curves_of, over_sequences, slug
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+PANELS = (
+    ("checkpoint_retained", "edits still retained", "linear"),
+    ("checkpoint_known", "known facts still answered", "linear"),
+    ("checkpoint_blimp", "BLiMP accuracy", "linear"),
+    ("checkpoint_perplexity", "perplexity", "log"),
+    ("checkpoint_kl", "KL at neutral prompts (nats)", "linear"),
+    ("growth", "|dW| / |W|", "linear"),
+)
+"""Column, title and scale of each panel."""
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000")
+"""Of Okabe and Ito (2008)."""
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+
+def draw(runs: Runs, folder: Path) -> list[Path]:
+    """Write the figures of all sequences into ``folder``, each as SVG and as PNG.
+
+    Raises:
+        OSError: when they cannot be written.
+    """
+    if not len(runs.curves):
+        return []
+    paths: list[Path] = []
+    folder.mkdir(parents=True, exist_ok=True)
+    for protocol in dict.fromkeys(runs.curves["protocol"]):
+        curves = curves_of(runs, protocol)
+        for (model, task), group in curves.groupby(["model", "task"], sort=False):
+            name = f"curves-{slug(protocol)}-{plain(str(model))}-{task}"
+            title = f"{protocol} on {model}, {task}s"
+            paths += _written(group, title, folder / name)
+    return paths
+
+
+def _written(curves: pd.DataFrame, title: str, path: Path) -> Iterator[Path]:
+    import matplotlib as mpl
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context({"svg.hashsalt": "kn_bench", "svg.fonttype": "none"}):
+        figure = Figure(figsize=(10, 5.6), layout="constrained")
+        FigureCanvasAgg(figure)
+        figure.suptitle(title)
+        axes = figure.subplots(2, 3).flat
+        for panel, (column, label, scale) in zip(axes, PANELS, strict=True):
+            _panel(panel, curves, column, label, scale)
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)))
+        for suffix in (".svg", ".png"):
+            target = path.with_name(path.name + suffix)
+            # no date in the file: the same curves give the same bytes
+            about: dict[str, Any] = {"Date": None} if suffix == ".svg" else {}
+            figure.savefig(target, dpi=150, metadata=about)
+            yield target
+
+
+def _panel(panel: Axes, curves: pd.DataFrame, column: str, label: str, scale: Any) -> None:
+    for number, (method, group) in enumerate(curves.groupby("method", sort=False)):
+        style: dict[str, Any] = {
+            "color": COLOURS[number % len(COLOURS)],
+            "marker": MARKERS[number % len(MARKERS)],
+        }
+        points = _points(group[group["step"] > 0], column)
+        # what is not finite is off every scale: shown at the top of the panel by its absence
+        edits, mean, low, high = points[:, np.isfinite(points[1])]
+        panel.plot(edits, mean, label=str(method), markersize=4, linewidth=1.3, **style)
+        if np.isfinite(low).any():
+            panel.fill_between(edits, low, high, color=style["color"], alpha=0.2, linewidth=0)
+    before = curves.loc[curves["step"] == 0, column].dropna()
+    if len(before):
+        panel.axhline(float(before.mean()), color="#8C8C8C", linestyle=":", linewidth=1)
+    panel.set_xscale("log")
+    panel.set_yscale(scale)
+    panel.set_xlabel("edits")
+    panel.set_title(label, fontsize=10)
+    if column in ("checkpoint_retained", "checkpoint_known", "checkpoint_blimp"):
+        panel.set_ylim(-0.03, 1.03)
+
+
+def _points(curves: pd.DataFrame, column: str) -> np.ndarray:
+    """Edits, mean, and the interval's ends, at every checkpoint."""
+    rows = []
+    for edits, group in curves.groupby("checkpoint_edits"):
+        values = group[column].dropna()
+        interval = over_sequences(values)
+        rows.append((float(str(edits)), interval.mean, interval.low, interval.high))
+    return np.array(rows, dtype=float).reshape(-1, 4).T
