@@ -3,9 +3,10 @@
     python benchmarks/kills.py [--kills 100] [--seed 0]
 
 Each round starts a run of the toy benchmark on 0, 1, 2 or 4 workers and kills it at a seeded moment
-between its first second and its end: the controller or a worker by SIGKILL, or the controller by
-Ctrl-C. What is left is continued, and killed again or not as the dice have it, until it ends; its
-log must then be that of a run that nobody touched, row for row.
+between its first second and its end, a third of them in its last second: the controller or a
+worker by SIGKILL, or the controller by Ctrl-C, SIGTERM or SIGHUP. What is left is continued, and
+killed again or not as the dice have it, until it ends; its log must then be that of a run that
+nobody touched, row for row, and the run must have its end.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from kn_bench.results import log
+from kn_bench.results.manifest import read_manifest
 
 TOYS = Path(__file__).resolve().parents[1] / "tests" / "toy_bench.py"
 CONFTEST = """
@@ -49,9 +51,14 @@ COMMAND = (
     *("-p", "xdist", "-p", "kn_bench.testing.plugin", "--pyargs", "kn_bench.suites"),
     *("--method", "toy-a", "--method", "toy-b"),  # whatever else is installed
 )
-VICTIMS = ("controller", "worker", "Ctrl-C")
-DONE = (0, 5)
-"""Exit statuses of a run that has everything: just now, or before."""
+SIGNALS = {
+    "Ctrl-C": signal.SIGINT,
+    "SIGTERM": signal.SIGTERM,
+    "SIGHUP": signal.SIGHUP,
+    "controller": signal.SIGKILL,
+}
+"""What is sent to the controller; a closed terminal sends SIGHUP."""
+VICTIMS = (*SIGNALS, "worker")
 SESSIONS = 12
 """A run that does not end in so many sessions never will."""
 
@@ -67,10 +74,12 @@ class Tally:
     doubled: int = 0
     different: int = 0
     torn: int = 0
+    unended: int = 0
 
     @property
     def clean(self) -> bool:
-        return not (self.lost or self.doubled or self.different)
+        bad = (self.lost, self.doubled, self.different, self.torn, self.unended)
+        return not any(bad)
 
 
 class Rounds:
@@ -95,10 +104,12 @@ class Rounds:
             if session == 0 or self.dice.random() < 0.3:
                 self._kill(process)
             status = process.wait()
-            if status in DONE:
+            if status == 0:
                 break
             if (self.folder / "reports/runs" / run).exists():
                 how = ("--resume", run)
+        manifest = read_manifest(self.folder / "reports/runs" / run)
+        self.tally.unended += not (status == 0 and manifest.finished)
         self._compare(self.rows(run))
 
     def _start(self, *args: str) -> subprocess.Popen[bytes]:
@@ -117,7 +128,10 @@ class Rounds:
         )
 
     def _kill(self, process: subprocess.Popen[bytes]) -> None:
-        time.sleep(self.dice.uniform(0.2, 1.0) * self.duration)
+        # a third of them in the last second, when the log is closed and the board is written
+        last = self.dice.random() < 1 / 3
+        moment = self.dice.uniform(0.2, 1.0) * self.duration
+        time.sleep(max(0.1, self.duration - self.dice.random()) if last else moment)
         victim = self.dice.choice(VICTIMS)
         children = _children(process.pid)
         if process.poll() is not None:
@@ -127,7 +141,7 @@ class Rounds:
             os.kill(self.dice.choice(children), signal.SIGKILL)
         else:
             victim = "controller" if victim == "worker" else victim
-            process.send_signal(signal.SIGINT if victim == "Ctrl-C" else signal.SIGKILL)
+            process.send_signal(SIGNALS[victim])
         self.tally.kills[victim] += 1
 
     def rows(self, run: str) -> list[str]:
@@ -173,6 +187,7 @@ def main() -> None:
     rows += [("after the end", tally.too_late), ("sessions", tally.sessions)]
     rows += [("rows lost", tally.lost), ("rows doubled", tally.doubled)]
     rows += [("rows that differ", tally.different), ("torn lines left", tally.torn)]
+    rows += [("runs without their end", tally.unended)]
     print(tabulate(rows, (f"seed {asked.seed}", "n")))
     sys.exit(0 if tally.clean else 1)
 

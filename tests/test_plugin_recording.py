@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from kn_bench.results.manifest import read_manifest
 from kn_bench.results.rows import CrashRow, VerdictRow
 from tests.conftest import PLUGINS, comparable, measured, wait_for
 
@@ -86,8 +87,28 @@ def test_resume_after_the_controller_is_killed(bench, workers):
     assert (result.ret, measured(result)) == (0, TESTS - before)
     assert comparable(bench.rows("r")) == comparable(bench.rows("whole"))
     nothing_left = bench.run("-q", workers, "--resume", "r")
-    assert nothing_left.ret == 5
+    assert nothing_left.ret == 0
     assert comparable(bench.rows("r")) == comparable(bench.rows("whole"))
+
+
+@pytest.mark.parametrize("workers", ["-n0", "-n2"])
+def test_a_run_that_lacks_only_its_end_is_ended(bench, workers):
+    """Killed between its last row and its board, or not allowed to write it."""
+    asked = ("-q", workers, "--limit", "1", "--save-baseline", "base.json", "--strict-criteria")
+    board, baseline = bench.path / "reports/leaderboard.md", bench.path / "base.json"
+    board.mkdir(parents=True)
+    blocked = bench.run(*asked, "--run", "r", TOY_BOARD="1")
+    assert blocked.ret == 3
+    board.rmdir()
+    rows = bench.rows("r")
+    ended = bench.run(*asked, "--resume", "r", TOY_BOARD="1")
+    assert ended.ret == 1  # some were missed: as the whole run would have ended
+    assert board.is_file()
+    assert baseline.is_file()
+    assert (bench.path / "reports/runs/r/measurements.parquet").is_file()
+    assert read_manifest(bench.path / "reports/runs/r").finished
+    assert bench.rows("r") == rows
+    assert bench.run("-q", workers, "--limit", "1", "--resume", "r", "-k", "typo").ret == 5
 
 
 def test_resume_after_ctrl_c(bench):

@@ -118,7 +118,7 @@ def test_options_that_leave_tests_unmeasured_are_refused(bench, option):
 DEAF = """
 import kn_bench.testing.node_ids as node_ids
 
-node_ids.told = lambda message: {}
+node_ids.told = lambda message: node_ids.Collected({})
 """
 
 

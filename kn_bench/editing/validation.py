@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -12,10 +14,14 @@ from kn_bench.editing.edit import (
     Edit,
     LowRankEdit,
     NeuronEdit,
+    NeuronScale,
     NotApplicable,
     PromptEdit,
 )
 from kn_bench.model.language_model import LanguageModel
+
+LONGEST = 1000
+"""Characters of a note that are kept."""
 
 
 def checked(
@@ -46,7 +52,11 @@ def _problem(edit: Any, model: LanguageModel) -> str:
             f"returned a {type(edit).__name__} in place of an edit (LowRankEdit, NeuronEdit, "
             "DenseEdit, PromptEdit or WrapperEdit)"
         )
-    return next(_complaints(edit, model), "")
+    try:
+        return next(_complaints(edit, model), "")
+    except Exception as error:  # fields of any type: one malformed edit spares the others
+        reason = f"{type(error).__name__}: {error}"
+        return f"returned a {type(edit).__name__} that cannot be read ({reason})"
 
 
 def _complaints(edit: Edit, model: LanguageModel) -> Iterator[str]:
@@ -55,6 +65,7 @@ def _complaints(edit: Edit, model: LanguageModel) -> Iterator[str]:
     if isinstance(edit, LowRankEdit):
         for up in edit.updates:
             yield from _layer(up.layer, model)
+            yield from _real(f"update of layer {up.layer}", up.u, up.v)
             d_mlp, d_model = model.weight(up.layer).shape
             good = up.u.ndim == up.v.ndim == 2 and up.u.shape[1] == up.v.shape[0]
             if not good or (up.u.shape[0], up.v.shape[1]) != (d_mlp, d_model):
@@ -67,6 +78,7 @@ def _complaints(edit: Edit, model: LanguageModel) -> Iterator[str]:
     if isinstance(edit, NeuronEdit):
         for scale in edit.scales:
             yield from _layer(scale.layer, model)
+            yield from _indices(scale)
             width = model.weight(scale.layer).shape[0]
             if (
                 scale.neurons.numel()
@@ -76,12 +88,57 @@ def _complaints(edit: Edit, model: LanguageModel) -> Iterator[str]:
             yield from _finite(f"factor at layer {scale.layer}", torch.tensor(scale.factor))
     if isinstance(edit, DenseEdit):
         for name, delta in edit.deltas.items():
+            yield from _real(f"delta of {name!r}", delta)
             yield from _finite(f"delta of {name!r}", delta)
 
 
-def _layer(layer: int, model: LanguageModel) -> Iterator[str]:
+def _layer(layer: Any, model: LanguageModel) -> Iterator[str]:
+    if type(layer) is not int:
+        yield f"edits layer {layer!r}: expected a whole number"
     if not 0 <= layer < model.n_layers:
         yield f"edits layer {layer}; {model.name} has layers 0 to {model.n_layers - 1}"
+
+
+def _real(what: str, *tensors: Any) -> Iterator[str]:
+    for tensor in tensors:
+        if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
+            kind = getattr(tensor, "dtype", type(tensor).__name__)
+            yield f"returned an {what} of {kind}: expected a tensor of floating-point numbers"
+
+
+def _indices(scale: NeuronScale) -> Iterator[str]:
+    neurons = scale.neurons
+    if neurons.dtype is torch.bool or neurons.is_floating_point() or neurons.is_complex():
+        yield f"scales neurons of layer {scale.layer} given as {neurons.dtype}: expected indices"
+    if neurons.ndim != 1:
+        yield f"scales neurons of layer {scale.layer} in {neurons.ndim} dimensions: expected one"
+    if neurons.unique().numel() != neurons.numel():
+        yield f"scales a neuron of layer {scale.layer} twice: list each once"
+
+
+def plain_notes(notes: Any) -> dict[str, float | int | str | bool]:
+    """A method's notes as the log can hold them: whatever else they hold becomes text.
+
+    A note is a remark, and no reason to lose a measurement: NaN is written as "nan".
+    """
+    if not isinstance(notes, Mapping):
+        return {"notes": _plain_note(notes)}
+    return {str(name)[:LONGEST]: _plain_note(value) for name, value in notes.items()}
+
+
+def _plain_note(value: Any) -> float | int | str | bool:
+    if hasattr(value, "item") and getattr(value, "size", None) != 0:
+        with suppress(ValueError, RuntimeError, TypeError):  # of several elements
+            value = value.item()
+    if type(value) is bool or (type(value) is int and abs(value) < 2**63):
+        return value
+    if type(value) is float and math.isfinite(value):
+        return value
+    try:
+        text = value if isinstance(value, str) else repr(value)
+    except Exception:  # an object of the method's own
+        text = f"a {type(value).__name__}"
+    return text[:LONGEST]
 
 
 def _finite(what: str, *tensors: torch.Tensor) -> Iterator[str]:

@@ -29,7 +29,8 @@ from kn_bench.editing.edit import (
     describe,
     norm,
 )
-from kn_bench.editing.validation import checked
+from kn_bench.editing.surroundings import Surroundings, own_random
+from kn_bench.editing.validation import checked, plain_notes
 from kn_bench.measure.answers import Asker, Question
 from kn_bench.measure.cache import AnswerCache
 from kn_bench.measure.encoding import EncodedCase, EncodedProbe, encode_cases
@@ -43,6 +44,8 @@ from kn_bench.measure.measurement import (
 )
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.scoring import UNEDITED
+
+LEAVE_ALONE = "a method must return its edit as a value and leave the model alone"
 
 
 class Asked(NamedTuple):
@@ -86,6 +89,7 @@ class Engine:
         self.model = model
         self.seed = seed
         self._hash = model.verified_hash
+        self._surroundings = Surroundings(model.hf)
         device = model.device.type
         self._cache = AnswerCache(cache, f"{model.content_hash}-{device}") if cache else None
         self.asker = Asker(model)
@@ -155,25 +159,39 @@ class Engine:
 
         if not cases:
             return [], {}
+        made: Any = None
+        outcome: dict[str, str] = {}
         try:
-            by_case = getattr(method, "edit_cases", None)
-            made = by_case(cases) if by_case else method.edit([case.request for case in cases])
+            with own_random(self.seed):
+                by_case = getattr(method, "edit_cases", None)
+                made = by_case(cases) if by_case else method.edit([case.request for case in cases])
         except NotApplicable as reason:
-            return all_of(not_applicable=str(reason))
-        except Exception as error:  # a plug-in's own code: anything may come, the run goes on
-            return all_of(error=f"{name} failed while editing: {type(error).__name__}: {error}")
-        if self.model.parameter_hash() != self._hash:
-            self.model.restore()
-            return all_of(
-                error=f"{name} changed the model's parameters while editing; a method must return "
-                "its edit as a value and leave the model alone"
-            )
+            outcome = {"not_applicable": str(reason)}
+        except (Exception, SystemExit) as error:  # a plug-in's own code: the run goes on
+            outcome = {"error": f"{name} failed while editing: {type(error).__name__}: {error}"}
+        left = self.put_back()  # also after an error: the next method is not to pay for it
+        if left and "error" not in outcome:
+            outcome = {"error": f"{name} changed {_and(left)} while editing; {LEAVE_ALONE}"}
+        if outcome:
+            return all_of(**outcome)
         seconds = (time.perf_counter() - started) / len(cases)
         try:
             edits = checked(made, len(cases), self.model, name)
         except ValueError as error:
             return all_of(error=str(error))
         return self._sorted_out(encoded, edits, seconds)
+
+    def put_back(self) -> tuple[str, ...]:
+        """Make the model and the process what they were; return what a method had changed.
+
+        Raises:
+            RuntimeError: when the weights cannot be read again.
+        """
+        left = self._surroundings.put_back()
+        if self.model.parameter_hash() != self._hash:
+            self.model.restore()
+            left = ("the model's parameters", *left)
+        return left
 
     def _sorted_out(
         self,
@@ -190,7 +208,7 @@ class Engine:
             elif isinstance(edit, str):
                 failed[case] = CaseResult(case, None, (), one.exclusions, error=edit)
             else:
-                record = EditRecord(seconds, describe(edit), norm(edit), dict(edit.notes))
+                record = EditRecord(seconds, describe(edit), norm(edit), plain_notes(edit.notes))
                 edited.append(_Edited(one, edit, record))
         return edited, failed
 
@@ -241,10 +259,16 @@ class Engine:
         try:
             with in_place(self.model, one.edit):
                 answers = self.asker.ask([Question(p, 0) for p in one.encoded.probes], UNEDITED)
-        except ValueError as error:
-            results[case] = CaseResult(
-                case, one.record, (), one.encoded.exclusions, error=f"{name}: {error}"
-            )
+            error = ""
+        except ValueError as problem:
+            error = f"{name}: {problem}"
+        except (Exception, SystemExit) as problem:  # a wrapper's own code, or what it broke
+            error = f"{name} failed under its edit: {type(problem).__name__}: {problem}"
+        left = self.put_back()
+        if left and not error:
+            error = f"{name} left {_and(left)} changed after its edit was taken back"
+        if error:
+            results[case] = CaseResult(case, one.record, (), one.encoded.exclusions, error=error)
             return
         after = {
             probe.probe.id: Asked(*answer)
@@ -289,6 +313,10 @@ class Engine:
 
         answers = self.model.memo.get_many(by_key, ask)
         return {key[1:]: answer for key, answer in answers.items()}
+
+
+def _and(names: Sequence[str]) -> str:
+    return " and ".join(names)
 
 
 def content_of(encoded: EncodedProbe) -> Any:

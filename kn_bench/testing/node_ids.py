@@ -115,20 +115,32 @@ def new_message() -> Path:
     return Path(tempfile.gettempdir()) / f"kn_bench-{uuid.uuid4().hex}.json"
 
 
-def tell(message: Path, meanings: Mapping[str, NodeId]) -> None:
+class Collected(NamedTuple):
+    """What a process has collected of our suites.
+
+    Attributes:
+        meanings: what the tests to be run ask, by id.
+        done: how many more were left out, for a resumed run has them.
+    """
+
+    meanings: Mapping[str, NodeId]
+    done: int = 0
+
+
+def tell(message: Path, collected: Collected) -> None:
     """Write down which of a worker's tests are ours, and what they ask.
 
     Raises:
         OSError: when the file cannot be written: without it nothing could be recorded.
     """
-    message.write_text(json.dumps(meanings, ensure_ascii=False), encoding="utf-8")
+    message.write_text(json.dumps(collected, ensure_ascii=False), encoding="utf-8")
 
 
-def told(message: Path) -> dict[str, NodeId]:
-    """Read and remove what :func:`tell` wrote; nothing when the worker has no test of ours."""
+def told(message: Path) -> Collected:
+    """Read and remove what :func:`tell` wrote; nothing when the worker has no suite of ours."""
     try:
-        meanings = json.loads(message.read_text(encoding="utf-8"))
+        meanings, done = json.loads(message.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return {}
+        return Collected({})
     message.unlink(missing_ok=True)
-    return {nodeid: NodeId(*fields) for nodeid, fields in meanings.items()}
+    return Collected({nodeid: NodeId(*fields) for nodeid, fields in meanings.items()}, done)

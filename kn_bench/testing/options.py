@@ -61,6 +61,7 @@ class Options:
         strict: a missed criterion fails its test.
         grain: a test a case, or a test a relation.
         memory: bytes that a batch may use, or None.
+        timeout_per_unit: seconds that a unit may take, or None.
         reports: folder of runs and leaderboard.
         protocol: how many edits a model holds, and when each is asked.
         sequences: repetitions of a protocol of several edits.
@@ -90,6 +91,7 @@ class Options:
     strict: bool = False
     grain: Grain = "case"
     memory: int | None = None
+    timeout_per_unit: float | None = None
     reports: Path = Path("reports")
     protocol: Protocol = SINGLE
     sequences: int = 1
@@ -151,6 +153,8 @@ def add_options(parser: pytest.Parser) -> None:
     option("--stop-at-collapse", "End a sequence when the model's perplexity exceeds 10 times the "
            "unedited model's.", action="store_true")  # fmt: skip
     option("--memory", "Memory that a batch may use, such as 2G.", type=_bytes, metavar="SIZE")
+    option("--timeout-per-unit", "Seconds that a method may take for a unit of cases (default: no "
+           "limit).", type=_seconds, metavar="SECONDS")  # fmt: skip
     option("--reports", "Folder of runs and leaderboard (default: reports).", type=Path,
            default=Path("reports"), metavar="DIR")  # fmt: skip
 
@@ -199,6 +203,7 @@ def read_options(config: pytest.Config) -> Options:
         strict=get("--strict-criteria", False),
         grain=get("--grain", "case"),
         memory=get("--memory", None),
+        timeout_per_unit=get("--timeout-per-unit", None),
         reports=config.invocation_params.dir / get("--reports", Path("reports")),
         protocol=get("--protocol", SINGLE),
         sequences=get("--sequences", 1),
@@ -321,6 +326,16 @@ def _number(text: str) -> int:
         return int(text)
     except ValueError:
         raise _invalid(f"{text!r} is no whole number") from None
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < 10**9:
+        raise _invalid(f"{text!r}: expected a number of seconds above 0")
+    return seconds
 
 
 def _bytes(text: str) -> int:

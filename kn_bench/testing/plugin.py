@@ -9,7 +9,6 @@ heavy and does next to nothing until a suite of ours is collected.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -21,7 +20,7 @@ from kn_bench.testing.options import add_options, addressed, read_options
 if TYPE_CHECKING:
     from kn_bench.editing.settings import Settings
     from kn_bench.testing.controller import RunController, WorkerConfig
-    from kn_bench.testing.node_ids import NodeId
+    from kn_bench.testing.node_ids import Collected, NodeId
     from kn_bench.testing.session import SuiteSession
 
 REGISTRY = pytest.StashKey[Registry]()
@@ -111,13 +110,13 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     config = session.config
     if not config.pluginmanager.has_plugin(SUITES):
         return
-    meanings = suites_of(config).meanings(session.items)
+    collected = suites_of(config).collected(session.items)
     if not is_worker(config):
-        _record(config, meanings)
-    elif meanings:
+        _record(config, collected)
+    else:
         from kn_bench.testing import node_ids
 
-        node_ids.tell(Path(config.workerinput[MESSAGE]), meanings)  # type: ignore[attr-defined]
+        node_ids.tell(Path(config.workerinput[MESSAGE]), collected)  # type: ignore[attr-defined]
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -125,13 +124,14 @@ def pytest_xdist_node_collection_finished(node: Any, ids: list[str]) -> None:
     """With xdist: a worker knows all tests."""
     from kn_bench.testing import node_ids
 
-    meanings = node_ids.told(Path(node.workerinput[MESSAGE]))
-    node.config.stash.setdefault(MEANINGS, {}).update(meanings)
-    _record(node.config, meanings)
+    collected = node_ids.told(Path(node.workerinput[MESSAGE]))
+    node.config.stash.setdefault(MEANINGS, {}).update(collected.meanings)
+    _record(node.config, collected)
 
 
-def _record(config: pytest.Config, meanings: Mapping[str, NodeId]) -> None:
-    if config.getoption("collectonly") or not meanings:
+def _record(config: pytest.Config, collected: Collected) -> None:
+    """Begin to record; also where a resumed run has all its tests, and lacks only its end."""
+    if config.getoption("collectonly") or not (collected.meanings or collected.done):
         return
     recorder = config.pluginmanager.get_plugin(RECORDER)
     if recorder is None:
@@ -142,7 +142,7 @@ def _record(config: pytest.Config, meanings: Mapping[str, NodeId]) -> None:
             controller.store, controller.options, controller.plan, controller.method_names()
         )
         config.pluginmanager.register(recorder, RECORDER)
-        recorder.expect(meanings)
+        recorder.expect(collected.meanings)
 
 
 class Unrecorded:

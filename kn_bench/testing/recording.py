@@ -145,6 +145,10 @@ class Recorder:
             self.finished = True
         except StoreError as error:
             self.failure = str(error)
+        if session.exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED:
+            session.exitstatus = pytest.ExitCode.OK  # the run had them all
+        if self._options.resume and self._options.strict and self.ending and self.ending.missed:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED  # as the whole run would have
         if self.failure or (self.ending and self.ending.failure):
             session.exitstatus = INCOMPLETE
         if self.ending and self.ending.gate and not self.ending.gate.passed:

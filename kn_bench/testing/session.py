@@ -25,6 +25,7 @@ from kn_bench.measure.protocols import ONCE, Occasion
 from kn_bench.results.rows import Key, encode_rows
 from kn_bench.testing import node_ids, outcomes
 from kn_bench.testing.controller import WorkerConfig
+from kn_bench.testing.limits import time_limit
 from kn_bench.testing.models import Models
 from kn_bench.testing.node_ids import NodeId, UnitKey
 from kn_bench.testing.options import Options
@@ -81,6 +82,8 @@ class SuiteSession:
     ) -> None:
         self._choices = choices
         self._plan = plan
+        self._timeout = options.timeout_per_unit
+        self._left_out = 0
         self._methods = methods
         self._done = worker_config.done
         self._models = Models(options, worker_config.device, worker_config.commits)
@@ -129,6 +132,7 @@ class SuiteSession:
     ) -> None:
         if self._done:
             done = [item for item in items if self._is_done(item)]
+            self._left_out = len(done)
             config.hook.pytest_deselected(items=done)
             left_out = set(done)
             items[:] = [item for item in items if item not in left_out]
@@ -156,10 +160,11 @@ class SuiteSession:
         if all(UNIT in item.stash for item in session.items):
             _leave_out_log_capture(session.config)
 
-    def meanings(self, items: Sequence[pytest.Item]) -> dict[str, NodeId]:
-        """What the tests of ours among ``items`` ask, by id."""
+    def collected(self, items: Sequence[pytest.Item]) -> node_ids.Collected:
+        """What the tests of ours among ``items`` ask, and how many a resumed run has already."""
         known = ((item.nodeid, _address(item)) for item in items)
-        return {nodeid: node_id for nodeid, node_id in known if node_id is not None}
+        meanings = {nodeid: node_id for nodeid, node_id in known if node_id is not None}
+        return node_ids.Collected(meanings, self._left_out)
 
     # -- running ---------------------------------------------------------------------------
 
@@ -230,11 +235,16 @@ class SuiteSession:
             return _all(point, cases, not_applicable=reason)
         loaded = time.perf_counter()
         try:
-            method = request.getfixturevalue(point.method.fixture)
-            result = self._measured(engine, method, point, cases)
+            with time_limit(self._timeout):
+                method = request.getfixturevalue(point.method.fixture)
+                if left := engine.put_back():
+                    raise RuntimeError(f"it changed {' and '.join(left)} when it was made")
+                result = self._measured(engine, method, point, cases)
         except (NotApplicable, pytest.skip.Exception) as reason:
+            engine.put_back()
             return _all(point, cases, not_applicable=str(reason))
-        except (Exception, pytest.fail.Exception) as error:  # a plug-in's own code
+        except (Exception, SystemExit, pytest.fail.Exception) as error:  # a plug-in's own code
+            engine.put_back()  # also what belongs to the process
             self._models.forget(point.model)  # it may not be what it was
             request.node.add_report_section("setup", "method", traceback.format_exc())
             return _all(point, cases, error=_sentence(point, error))

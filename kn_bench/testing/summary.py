@@ -33,6 +33,11 @@ class Ending:
     gate: GateReport | None
     failure: str = ""
 
+    @property
+    def missed(self) -> bool:
+        """Whether any criterion was missed."""
+        return bool((self.runs.verdicts["verdict_status"] == "missed").any())
+
 
 def end_run(folder: Path, options: Options) -> Ending:
     """Write the board, the baseline and the page for continuous integration; open the gate.
