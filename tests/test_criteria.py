@@ -126,7 +126,7 @@ def test_what_m_did_not_know_is_excluded_with_its_reason():
     verdict = judge("generality", case_of(rows), result_of(rows))
     assert verdict.status == "excluded"
     assert verdict.score is None
-    assert verdict.reason == "M did not know the fact on any other pattern"
+    assert verdict.reason == "the unedited model did not know the fact on any other pattern"
     assert verdict.left_out == 3
     assert verdict.known_before is True
 
@@ -274,7 +274,7 @@ def test_overturn_reads_the_reliability_probe_where_m_was_right(before, after, s
     assert verdict.overturn is not None
     assert verdict.overturn.reverse is (before == NEW)
     if score is None:
-        assert verdict.reason == "M was not right before the edit"
+        assert verdict.reason == "the unedited model was not right"
 
 
 def test_overturn_by_each_reading_apart():

@@ -156,11 +156,11 @@ def test_what_is_left_out_is_counted_with_its_reason(tmp_path):
     assert {
         ("pararel", "the same fact is listed again", "1"),
         ("fact", "tiny-gpt2", "generality", "excluded",
-         "M did not know the fact on any other pattern", "rome", "1"),
+         "the unedited model did not know the fact on any other pattern", "rome", "1"),
         ("fact", "tiny-gpt2", "symmetry", "not applicable",
          "the case has no symmetry probe", "rome", "3"),
         ("tiny-gpt2", "generality", "the answer is no single token", "rome", "1"),
-        ("tiny-gpt2", "generality", "M did not answer it rightly before", "rome", "1"),
+        ("tiny-gpt2", "generality", "the unedited model did not answer it correctly", "rome", "1"),
         ("rome", "tiny-gpt2", "NaN", "1"),
         ("rome", "tiny-gpt2", "gw1 died", "1"),
     } <= rows  # fmt: skip

@@ -1,12 +1,12 @@
 """The six criteria: when a probe counts, when it holds, and what that makes of a case.
 
     criterion     counts                          holds
-    reliability   always                          M' gives target_new
-    generality    where M gave target_true        M' gives target_new
-    locality      always                          M' answers as M did
+    reliability   always                          the edited model gives target_new
+    generality    where target_true was given     the edited model gives target_new
+    locality      always                          the edited model answers as the unedited one
     symmetry      always                          new inverse given, old inverse not
-    synonym       where M gave target_true        M' gives target_new
-    overturn      where M gave target_true        M' does not
+    synonym       where target_true was given     the edited model gives target_new
+    overturn      where target_true was given     the edited model does not give it
 
 Facts are judged by what the model generates, free running; minimal pairs by the preference within
 the pair, BLiMP's own metric. A case's score is the mean over its counted probes (symmetry: both
@@ -36,9 +36,9 @@ from kn_bench.measure.verdict import (
 __all__ = ["Evidence", "Verdict", "evidence", "judge", "judge_evidence"]
 
 UNKNOWN: dict[Criterion, str] = {
-    "generality": "M did not know the fact on any other pattern",
-    "synonym": "M did not answer any synonym probe rightly",
-    "overturn": "M was not right before the edit",
+    "generality": "the unedited model did not know the fact on any other pattern",
+    "synonym": "the unedited model did not answer any synonym probe correctly",
+    "overturn": "the unedited model was not right",
 }
 """Why no probe counts, by criterion."""
 
@@ -51,7 +51,8 @@ class Evidence:
         task: of the case.
         measurements: of the criterion's probes (``overturn``: of the reliability probe).
         exclusions: of the criterion's probes, or of the whole case.
-        known_before: whether M gave ``target_true`` to the edited prompt; None when not asked.
+        known_before: whether the unedited model gave ``target_true``; None when it was
+            not asked.
         not_applicable: why the criterion or the method is not defined here.
         error: why an attempted edit or its measurement failed.
     """
@@ -90,7 +91,7 @@ def asked_as(criterion: Criterion) -> Criterion:
 
 
 def known_before(task: Task, measurements: Sequence[Measurement]) -> bool | None:
-    """Whether M gave ``target_true`` to the edited prompt; None when it was not asked."""
+    """Return whether the unedited model gave ``target_true``; None when it was not asked."""
     asked = next((m for m in measurements if m.criterion == "reliability"), None)
     return None if asked is None else gives_rejected(asked.before, task)
 
@@ -136,7 +137,7 @@ def _is_nan(m: Measurement) -> bool:
 
 
 def unchanged(before: Answer, after: Answer, task: Task) -> bool:
-    """Whether M' answers as M did.
+    """Return whether the edited model answers as the unedited one did.
 
     The answers are equal when both are the expected one, both the rejected one, or, both being
     neither, the same words up to the first sentence's end (a pair: both tied).
@@ -232,7 +233,10 @@ def _symmetry_outcome(given: Evidence) -> SymmetryOutcome:
 
 
 def _inverse_known(given: Evidence) -> bool:
-    """M gave the subject for the true object; a pair: it preferred the grammatical converse."""
+    """Whether the unedited model gave the subject for the true object.
+
+    Of a pair: whether it preferred the grammatical converse.
+    """
     old = [m.before for m in given.measurements if m.kind == "old_inverse"]
     if old:
         return all(gives_expected(answer, given.task) for answer in old)
@@ -345,9 +349,10 @@ def _explain(criterion: Criterion, probes: Sequence[Measurement], held: Sequence
 def _first_missed(m: Measurement) -> str:
     """Where it failed: the answers, or for a text with no words the log-probabilities."""
     gap = m.after.log_prob_expected - m.after.log_prob_rejected
-    said = f"M' says {m.after.generated.strip()[:40]!r}, " if words(m.after.generated) else ""
-    before = f"M {m.before.generated.strip()[:40]!r}, " if words(m.before.generated) else ""
-    return f"{m.probe}: {said}{before}{m.expected!r} over {m.rejected!r} by {gap:+.2f} nats"
+    after, before = (answer.generated for answer in (m.after, m.before))
+    said = f"the edited model says {after.strip()[:40]!r}, " if words(after) else ""
+    said += f"the unedited one {before.strip()[:40]!r}, " if words(before) else ""
+    return f"{m.probe}: {said}{m.expected!r} over {m.rejected!r} by {gap:+.2f} nats"
 
 
 def _explain_symmetry(outcome: SymmetryOutcome, given: Evidence) -> str:

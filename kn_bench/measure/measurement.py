@@ -64,8 +64,8 @@ class Measurement:
         kind, task, relation, source, cluster: copied from the case and the probe, so that a row
             can be aggregated without the case files.
         expected, rejected: the two answers as text.
-        before, after: what M and M' answered.
-        kl: KL(M || M') of the next-token distributions at the answer position, in nats.
+        before, after: what the unedited and the edited model answered.
+        kl: KL(unedited || edited) of the next-token distributions at the answer position, in nats.
         n_expected, n_rejected: tokens scored.
         occasion: under which protocol, and when it was asked.
     """

@@ -37,10 +37,10 @@ class SymmetryOutcome:
     """The four outcomes of symmetry, stored apart; None where the question was not put.
 
     Attributes:
-        new_learned: asked inversely about the new object, M' gives the subject.
-        old_revoked: asked inversely about the true object, M' no longer gives the subject.
-        displaced_kept: asked inversely about the new object, M' still gives the displaced subject.
-        other: asked inversely about the new object, M' gives neither.
+        new_learned: asked inversely about the new object, the edited model gives the subject.
+        old_revoked: asked inversely about the true object, it no longer gives the subject.
+        displaced_kept: asked inversely about the new object, it still gives the displaced subject.
+        other: asked inversely about the new object, it gives neither.
     """
 
     new_learned: bool
@@ -51,13 +51,13 @@ class SymmetryOutcome:
 
 @dataclass(frozen=True, slots=True)
 class OverturnOutcome:
-    """What became of the categorical answer; each reading is None where M was wrong by it before.
+    """What became of the categorical answer; None where it was wrong before.
 
     Attributes:
         generated: by what the model generates (facts; None for pairs).
         within_pair: by the log-probabilities of the two answers.
         argmax: by the most probable token of the vocabulary.
-        reverse: M was wrong before, and M' is right (by the verdict's own reading).
+        reverse: wrong before and right after the edit, by the verdict's own reading.
         shift: probability moved towards ``target_new`` within the pair, p'(new) - p(new) with
             p(new) = sigmoid(log p(new) - log p(true)), in [-1, 1].
     """
@@ -81,10 +81,11 @@ class Verdict:
         explanation: one sentence for the reader of the test.
         reason: why nothing was scored ("" if it was); equal reasons are counted together.
         counted: probes that count for the score.
-        left_out: probes of the criterion that do not: excluded, or not known to M.
-        known_before: whether M gave ``target_true`` to the edited prompt; None when not asked.
-        inverse_known: symmetry only: whether M knew the inverse of the true fact.
-        mean_kl: locality only: mean KL(M || M') over the neighbours, in nats.
+        left_out: probes of the criterion that do not: excluded, or not known before the edit.
+        known_before: whether the unedited model gave ``target_true``; None when it was
+            not asked.
+        inverse_known: symmetry only: whether the unedited model knew the inverse of the true fact.
+        mean_kl: locality only: mean KL(unedited || edited) over the neighbours, in nats.
         kinds: the counted probes by kind, in order of kind.
         readings: the four readings of the literature over the counted probes.
     """

@@ -60,7 +60,7 @@ def _general(verdicts: pd.DataFrame) -> list[str]:
 
 
 def _probes(runs: Runs) -> str:
-    """Probes that did not fit the model, and those that do not count as M did not know them."""
+    """Count probes that do not fit the model, and those that the unedited model did not know."""
     found = runs.exclusions
     single = found[found["exclusion_probe"].notna()].copy()
     single["probe"] = single["exclusion_case"] + " " + single["exclusion_probe"]
@@ -76,7 +76,7 @@ def _probes(runs: Runs) -> str:
 def _unknown(
     verdicts: pd.DataFrame, excluded: pd.DataFrame
 ) -> list[tuple[str, str, str, str, int]]:
-    """Probes of generality and synonym that M did not answer with ``target_true``."""
+    """Count generality and synonym probes that were not answered with ``target_true`` before."""
     key = ["model", "method", "case", "criterion"]
     scored = verdicts[
         verdicts["criterion"].isin(("generality", "synonym")) & verdicts["verdict_score"].notna()
@@ -89,7 +89,7 @@ def _unknown(
     for (model, criterion), group in both.groupby(["model", "criterion"]):
         n = int(group.groupby("case")["unknown"].max().sum())
         if n:
-            reason = "M did not answer it rightly before"
+            reason = "the unedited model did not answer it correctly"
             rows.append((str(model), str(criterion), reason, _names(group["method"]), n))
     return rows
 

@@ -67,7 +67,7 @@ class Line:
         strata: figures by what M knew, as in ``STRATA``.
         symmetry, overturn: shares of the outcomes, as in ``SYMMETRY`` and ``OVERTURN``.
         neighbours: locality by kind of neighbour.
-        kl: mean KL(M || M') over the neighbours, in nats.
+        kl: mean KL(unedited || edited) over the neighbours, in nats.
         readings: criterion -> the four readings of the literature, as in ``READINGS``.
     """
 
