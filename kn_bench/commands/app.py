@@ -28,6 +28,7 @@ COMMANDS = {
         "kn_bench.commands.leaderboard", "Rebuild the leaderboard from the logs of runs."
     ),
     "compare": Entry("kn_bench.commands.compare", "Compare two runs on the cases they share."),
+    "merge": Entry("kn_bench.commands.merge", "Join the shards of a run into one run."),
     "data": Entry("kn_bench.commands.data", "List sources of cases; check a file of your own."),
     "blimp": Entry(
         "kn_bench.commands.blimp", "Measure a model's accuracy on BLiMP, without edits."

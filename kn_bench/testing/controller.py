@@ -259,6 +259,7 @@ class RunController:
             "relations": " ".join(options.relations),
             "limit": str(limit_of(options) or "all"),
             **({"known": "yes"} if options.known else {}),
+            **({"shard": str(options.shard)} if options.shard else {}),
             "dtype": options.dtype,
             **({"attention": options.attention} if options.attention else {}),
             **({"corpus": self._corpus} if self._corpus else {}),

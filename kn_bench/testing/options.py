@@ -16,6 +16,7 @@ import pytest
 from kn_bench.measure.protocols import SINGLE, Protocol, parse_protocol
 from kn_bench.model import embedded
 from kn_bench.model.source import DTYPES
+from kn_bench.testing.shards import Shard, parse_shard
 
 Grain = Literal["case", "unit"]
 
@@ -67,6 +68,7 @@ class Options:
         sequences: repetitions of a protocol of several edits.
         allow_conflicts: let requests that contradict each other meet in one sequence.
         stop_at_collapse: end a sequence at the checkpoint that finds the model collapsed.
+        shard: the part of the run's units that is measured here; None for all.
     """
 
     models: tuple[str, ...] = ()
@@ -97,6 +99,7 @@ class Options:
     sequences: int = 1
     allow_conflicts: bool = False
     stop_at_collapse: bool = False
+    shard: Shard | None = None
 
 
 def add_options(parser: pytest.Parser) -> None:
@@ -140,6 +143,13 @@ def add_options(parser: pytest.Parser) -> None:
     option("--baseline", "Fail when a criterion fell significantly.", type=Path, metavar="FILE")
     option("--save-baseline", "Write this run as a baseline.", type=Path, metavar="FILE")
     repeatable("--gate", "CRITERION:FALL", "Tolerated fall, such as symmetry:0.05.")
+    option(
+        "--shard",
+        "Measure one part of the run's units, such as 2/4; `kn-bench merge` joins the parts.",
+        type=_shard,
+        metavar="INDEX/COUNT",
+        default=None,
+    )
     option("--strict-criteria", "A missed criterion fails its test.", action="store_true")
     option("--grain", "A test a case, or a test a relation (default: case).", default="case",
            choices=("case", "unit"))  # fmt: skip
@@ -202,6 +212,7 @@ def read_options(config: pytest.Config) -> Options:
         gate=tuple(get("--gate", ())),
         strict=get("--strict-criteria", False),
         grain=get("--grain", "case"),
+        shard=get("--shard", None),
         memory=get("--memory", None),
         timeout_per_unit=get("--timeout-per-unit", None),
         reports=config.invocation_params.dir / get("--reports", Path("reports")),
@@ -343,6 +354,13 @@ def _bytes(text: str) -> int:
     if not found or float(found[1]) <= 0:
         raise _invalid(f"{text!r}: expected a number with K, M, G or T, such as 2G")
     return int(float(found[1]) * 1024 ** " KMGT".index((found[2] or " ").upper()))
+
+
+def _shard(text: str) -> Shard:
+    try:
+        return parse_shard(text)
+    except ValueError as error:
+        raise _invalid(str(error)) from None
 
 
 def _invalid(message: str) -> Exception:

@@ -31,6 +31,7 @@ from kn_bench.testing.node_ids import NodeId, UnitKey
 from kn_bench.testing.options import Options
 from kn_bench.testing.plan import TestPlan
 from kn_bench.testing.sequences import PlannedSequence, tests_of, unpack_sequences
+from kn_bench.testing.shards import Shard, in_shard
 from kn_bench.testing.units import UnitResults
 
 if TYPE_CHECKING:
@@ -130,6 +131,8 @@ class SuiteSession:
     def pytest_collection_modifyitems(
         self, config: pytest.Config, items: list[pytest.Item]
     ) -> None:
+        if self._options.shard is not None:
+            self._keep_shard(config, items, self._options.shard)
         if self._done:
             done = [item for item in items if self._is_done(item)]
             self._left_out = len(done)
@@ -139,6 +142,14 @@ class SuiteSession:
         per_unit = self._plan.labels_per_unit
         running = node_ids.order(list(map(_address, items)), labels_per_unit=per_unit)
         items[:] = [items[index] for index in running]
+
+    def _keep_shard(self, config: pytest.Config, items: list[pytest.Item], shard: Shard) -> None:
+        kept = in_shard(
+            list(map(_address, items)), shard, labels_per_unit=self._plan.labels_per_unit
+        )
+        others = [item for item, mine in zip(items, kept, strict=True) if not mine]
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item, mine in zip(items, kept, strict=True) if mine]
 
     def _is_done(self, item: pytest.Item) -> bool:
         point = point_of(item)

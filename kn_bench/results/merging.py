@@ -1,0 +1,121 @@
+"""Shards of a run joined into one run: the same rows as if it had been measured in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+from kn_bench.results.files import StoreError
+from kn_bench.results.loading import left_out
+from kn_bench.results.log import CLOSING, LOG
+from kn_bench.results.manifest import Manifest, differences, read_manifest
+from kn_bench.results.rows import kind_of
+from kn_bench.results.store import RunStore
+
+SHARD = "shard"
+"""The option of a manifest that says which shard a run is."""
+TESTS_AT_ONCE = 2000
+"""Tests whose rows are in memory at once: a log may be larger than memory."""
+
+
+def merge(folders: Sequence[Path], reports: Path, run: str) -> Path:
+    """Join the shards in ``folders`` into a run called ``run`` under ``reports/runs``.
+
+    Rows that several shards have (a shard that was run twice) are kept once.
+
+    Args:
+        folders: the shards' folders, in any order.
+        reports: folder of runs.
+        run: name of the merged run.
+
+    Returns:
+        The folder of the merged run.
+
+    Raises:
+        StoreError: when shards differ in weights, data, settings or code, when one is unfinished,
+            when some are missing (naming them), or when the run cannot be written.
+    """
+    manifests = [read_manifest(folder) for folder in folders]
+    _check_alike(folders, manifests)
+    _check_complete(folders, manifests)
+    first = _without_shard(manifests[0])
+    timings = _added([manifest.timings for manifest in manifests])
+    created = min(manifest.created for manifest in manifests)
+    merged = replace(first, run=run, created=created, resumed=(), finished="", timings={})
+    with RunStore.create(reports, merged) as store:
+        store.leave_out(left_out(folders[0]))
+        for folder in folders:
+            for text in _tests(folder / LOG):
+                store.append(text)
+        store.finish(timings)
+        return store.folder
+
+
+def _check_alike(folders: Sequence[Path], manifests: Sequence[Manifest]) -> None:
+    first = _without_shard(manifests[0])
+    for folder, manifest in zip(folders[1:], manifests[1:], strict=True):
+        clauses = differences(first, _without_shard(manifest))
+        if clauses:
+            raise StoreError(
+                f"{folder.name} cannot be merged with {folders[0].name}, for they were made of "
+                f"different things: {'; '.join(clauses)}"
+            )
+
+
+def _check_complete(folders: Sequence[Path], manifests: Sequence[Manifest]) -> None:
+    """Refuse runs that are no shards, unfinished shards, mixed counts and missing shards."""
+    present: dict[str, set[int]] = {}
+    for folder, manifest in zip(folders, manifests, strict=True):
+        index, slash, count = manifest.options.get(SHARD, "").partition("/")
+        if not (slash and index.isdecimal() and count.isdecimal()):
+            raise StoreError(f"{folder.name} is a whole run: expected runs made by --shard")
+        if not manifest.finished:
+            raise StoreError(
+                f"{folder.name}, shard {index}/{count}, is not finished: go on with it by "
+                f"--resume {folder.name} first"
+            )
+        present.setdefault(count, set()).add(int(index))
+    if len(present) > 1:
+        raise StoreError(
+            f"the runs are shards of different cuts, of {' and of '.join(sorted(present))}: merge "
+            "those of one cut"
+        )
+    ((count, indices),) = present.items()
+    missing = sorted(set(range(1, int(count) + 1)) - indices)
+    if missing:
+        named = ", ".join(f"{index}/{count}" for index in missing)
+        raise StoreError(f"shards are missing: {named}; measure them and merge again")
+
+
+def _without_shard(manifest: Manifest) -> Manifest:
+    options = {name: value for name, value in manifest.options.items() if name != SHARD}
+    return replace(manifest, options=options)
+
+
+def _added(timings: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    phases = dict.fromkeys(phase for each in timings for phase in each)
+    return {phase: sum(each.get(phase, 0.0) for each in timings) for phase in phases}
+
+
+def _tests(log: Path) -> Iterator[str]:
+    """Yield the rows of a log, some thousand whole tests at a time."""
+    try:
+        with log.open("rb") as lines:
+            tests = _whole_tests(lines)
+            while block := b"".join(islice(tests, TESTS_AT_ONCE)):
+                yield block.decode()
+    except OSError as error:
+        raise StoreError(f"{log} cannot be read: {error.strerror}") from None
+
+
+def _whole_tests(lines: Iterator[bytes]) -> Iterator[bytes]:
+    test: list[bytes] = []
+    for line in lines:
+        test.append(line)
+        if kind_of(line) in CLOSING:
+            yield b"".join(test)
+            test = []
+    if test:
+        yield b"".join(test)

@@ -1,0 +1,62 @@
+"""Shards: a fixed part of a run's units, computed anywhere, merged by content.
+
+Every machine collects all tests and so knows all units. Units are put in the order of a hash of
+what they hold, and dealt round: each machine knows its part without talking to the others, and no
+shard has more than one unit above any other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from kn_bench.testing.node_ids import NodeId, UnitKey, units
+
+_SHARD = re.compile(r"([1-9]\d*)/([1-9]\d*)")
+
+
+class Shard(NamedTuple):
+    """The ``index``-th of ``count`` shards; the first is 1, as CI matrices and people count."""
+
+    index: int
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
+
+
+def parse_shard(text: str) -> Shard:
+    """Return the shard that ``text`` names, such as ``2/4``.
+
+    Raises:
+        ValueError: for any other form, or an index beyond the count.
+    """
+    match = _SHARD.fullmatch(text.strip())
+    if match is None or int(match[1]) > int(match[2]):
+        raise ValueError(
+            f"--shard {text!r}: expected INDEX/COUNT with an index from 1 to the count, such as 2/4"
+        )
+    return Shard(int(match[1]), int(match[2]))
+
+
+def in_shard(
+    node_ids: Sequence[NodeId | None], shard: Shard, *, labels_per_unit: int
+) -> list[bool]:
+    """Return for each test whether its unit is in ``shard``; foreign tests are in every shard."""
+    unit_of = units(node_ids, labels_per_unit=labels_per_unit)
+    contents: defaultdict[UnitKey, set[tuple[str, str]]] = defaultdict(set)
+    for node_id, unit in zip(node_ids, unit_of, strict=True):
+        if node_id is not None and unit is not None:
+            contents[unit].add((node_id.label, node_id.occasion))
+    dealt = sorted(contents, key=lambda unit: _digest(unit, contents[unit]))
+    mine = {unit for rank, unit in enumerate(dealt) if rank % shard.count == shard.index - 1}
+    return [unit is None or unit in mine for unit in unit_of]
+
+
+def _digest(unit: UnitKey, labels: set[tuple[str, str]]) -> bytes:
+    """Hash what a unit holds: its number depends on the order of collection, so it is left out."""
+    content = repr((unit.model, unit.method, sorted(labels)))
+    return hashlib.sha256(content.encode()).digest()

@@ -1,0 +1,98 @@
+"""Shards: together they are the whole run, whoever computes which, and merged they equal it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kn_bench.results import log
+from kn_bench.results.files import StoreError
+from kn_bench.results.manifest import read_manifest, write_manifest
+from kn_bench.results.merging import merge
+from kn_bench.testing.node_ids import NodeId
+from kn_bench.testing.shards import Shard, in_shard, parse_shard
+from tests.conftest import comparable
+
+NODE_IDS = st.lists(
+    st.builds(
+        NodeId,
+        st.sampled_from(["reliability", "locality"]),
+        st.sampled_from(["rome", "none", "memit"]),
+        st.sampled_from(["gpt", "bert"]),
+        st.integers(0, 30).map(str),
+        st.just(""),
+    ),
+    unique=True,
+)
+
+
+@given(node_ids=NODE_IDS, count=st.integers(1, 9), per_unit=st.integers(1, 5))
+def test_every_test_is_in_exactly_one_shard(node_ids, count, per_unit):
+    shards = [
+        in_shard(node_ids, Shard(index, count), labels_per_unit=per_unit)
+        for index in range(1, count + 1)
+    ]
+    assert all(sum(kept) == 1 for kept in zip(*shards, strict=True))
+
+
+@given(node_ids=NODE_IDS, count=st.integers(1, 9))
+def test_a_units_tests_stay_together_and_shards_are_of_one_size(node_ids, count):
+    units_of = []
+    for index in range(1, count + 1):
+        kept = in_shard(node_ids, Shard(index, count), labels_per_unit=1)
+        mine = [node_id for node_id, is_mine in zip(node_ids, kept, strict=True) if is_mine]
+        units_of.append({node_id[1:4] for node_id in mine})
+    assert sum(map(len, units_of)) == len(set().union(*units_of))
+    assert max(map(len, units_of)) - min(map(len, units_of)) <= 1
+
+
+def test_foreign_tests_are_in_every_shard():
+    assert in_shard([None], Shard(2, 3), labels_per_unit=1) == [True]
+
+
+@pytest.mark.parametrize("text", ["0/4", "5/4", "1", "1/0", "a/b", "1/4/2", "-1/4"])
+def test_what_is_not_a_shard_is_told(text):
+    message = f"--shard {text!r}: expected INDEX/COUNT with an index from 1 to the count"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        parse_shard(text)
+
+
+def test_shards_merge_into_the_run(bench):
+    """In any order, one of them twice, the last by two workers."""
+    bench.run("-p", "no:xdist", "--limit", "5", "--run", "whole")
+    alone = ("-p", "no:xdist")
+    shards = {"c": ("3/3", "-n", "2"), "a": ("1/3", *alone), "b": ("2/3", *alone),
+              "a2": ("1/3", "-n", "1")}  # fmt: skip
+    for run, (shard, *workers) in shards.items():
+        result = bench.run(*workers, "--limit", "5", "--run", run, "--shard", shard)
+        assert result.ret == 0, result.stdout.str()
+    runs = bench.path / "reports/runs"
+    folder = merge([runs / run for run in ("c", "a", "b", "a2")], bench.path / "reports", "all")
+    assert comparable(_without_times(log.rows(folder / log.LOG))) == comparable(
+        _without_times(log.rows(runs / "whole" / log.LOG))
+    )
+    merged, whole = read_manifest(folder), read_manifest(runs / "whole")
+    assert merged.options == whole.options
+    assert merged.finished
+
+    with pytest.raises(StoreError, match=r"shards are missing: 2/3; measure them"):
+        merge([runs / "a", runs / "c"], bench.path / "reports", "some")
+    with pytest.raises(StoreError, match="whole is a whole run"):
+        merge([runs / "whole", runs / "a"], bench.path / "reports", "some")
+    other = replace(read_manifest(runs / "b"), seed=7)
+    write_manifest(runs / "b", other)
+    with pytest.raises(StoreError, match=r"b cannot be merged with a, .* seed: 0 then, 7 now"):
+        merge([runs / run for run in "abc"], bench.path / "reports", "some")
+    write_manifest(runs / "b", replace(other, seed=0, finished=""))
+    with pytest.raises(StoreError, match=r"b, shard 2/3, is not finished: go on with it by"):
+        merge([runs / run for run in "abc"], bench.path / "reports", "some")
+
+
+def _without_times(rows):
+    for row in rows:
+        record = getattr(row, "record", None)
+        yield replace(row, record=replace(record, seconds=0.0)) if record else row
