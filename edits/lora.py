@@ -1,0 +1,175 @@
+"""LoRA: low-rank adapters by peft, trained on the answer's tokens and merged into an edit.
+
+Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022. EasyEdit's ``LoRA`` is
+AdaLoRA with the same settings. Needs the extra ``peft``.
+
+A minimal pair is edited like a fact: the loss needs no subject. A pair whose differing word is
+followed by more text does not apply.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kn_bench.cases.case import EditRequest
+from kn_bench.editing.edit import DenseEdit, NotApplicable
+from kn_bench.editing.finetuning import TunedRow
+from kn_bench.editing.registry import edit_method
+from kn_bench.editing.settings import Settings, recorded
+from kn_bench.model.language_model import LanguageModel
+from kn_bench.model.precision import wide_dtype
+from kn_bench.model.prefixed import padded
+
+from .ft import tuned_row
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraSettings(Settings):
+    """LoRA's hyperparameters.
+
+    Attributes:
+        target_modules: ends of the names of the modules that get an adapter.
+        rank, lora_alpha, lora_dropout: of the adapters.
+        lr, num_steps, weight_decay: of Adam.
+        stop_loss: an edit is finished when its loss, before an update, is below this.
+        init_seed: of the adapters' beginning and of dropout.
+    """
+
+    target_modules: tuple[str, ...]
+    rank: int = 8
+    lora_alpha: int = 32
+    lora_dropout: float = 0.1
+    lr: float = 5e-3
+    num_steps: int = 30
+    weight_decay: float = 0.0
+    stop_loss: float = 1e-2
+    init_seed: int = 0
+
+    @classmethod
+    def defaults_for(cls, lm: LanguageModel) -> dict[str, Any]:
+        """Return EasyEdit's modules for the family, or the down-projections."""
+        names = {name.rpartition(".")[2] for name, _ in lm.hf.named_modules()}
+        for modules in (("c_attn",), ("q_proj", "v_proj")):
+            if set(modules) <= names:
+                return {"target_modules": modules, "settings_from": "EasyEdit's modules"}
+        down = lm.architecture.down.rpartition(".")[2]
+        return {"target_modules": (down,), "settings_from": "default: down-projections"}
+
+
+class Lora:
+    """LoRA on one model."""
+
+    def __init__(self, lm: LanguageModel, settings: LoraSettings) -> None:
+        self.lm = lm
+        self.settings = settings
+
+    def edit(self, requests: Sequence[EditRequest]) -> list[DenseEdit | NotApplicable]:
+        """Return the change of weights of each request, tuned by itself.
+
+        Raises:
+            NotApplicable: on a masked model, or where peft is missing.
+        """
+        return [
+            row if isinstance(row, NotApplicable) else self._tune([row])
+            for row in self._rows(requests)
+        ]
+
+    def edit_together(self, requests: Sequence[EditRequest]) -> DenseEdit:
+        """Return one change of weights for all ``requests``.
+
+        Raises:
+            NotApplicable: on a masked model, or when it is not defined for one of the requests.
+        """
+        rows = []
+        for row in self._rows(requests):
+            if isinstance(row, NotApplicable):
+                raise row
+            rows.append(row)
+        return self._tune(rows)
+
+    def refusals(self, requests: Sequence[EditRequest]) -> list[NotApplicable | None]:
+        """Return why the method is not defined for a request, or None."""
+        return [row if isinstance(row, NotApplicable) else None for row in self._rows(requests)]
+
+    def _rows(self, requests: Sequence[EditRequest]) -> list[TunedRow | NotApplicable]:
+        if not self.lm.is_causal:
+            raise NotApplicable("fine-tuning is defined here for causal models")
+        return [tuned_row(r, self.lm.tokens, teacher_forced=True) for r in requests]
+
+    def _tune(self, rows: Sequence[TunedRow]) -> DenseEdit:
+        peft = _peft()
+        h, hf = self.settings, self.lm.hf
+        config = peft.LoraConfig(
+            r=h.rank,
+            lora_alpha=h.lora_alpha,
+            lora_dropout=h.lora_dropout,
+            target_modules=list(h.target_modules),
+        )
+        with torch.random.fork_rng(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # peft sets fan_in_fan_out by itself, and says so
+            torch.manual_seed(h.init_seed)
+            adapted = peft.get_peft_model(hf, config)
+            try:
+                losses = self._descend(adapted, rows)
+                deltas = {
+                    f"{name}.weight": module.get_delta_weight("default").detach().clone()
+                    for name, module in hf.named_modules()
+                    if hasattr(module, "get_delta_weight")
+                }
+            finally:
+                adapted.unload()
+        notes = {"final_loss": losses[-1], "passes": len(losses), **recorded(h)}
+        return DenseEdit(deltas=deltas, notes=notes)
+
+    def _descend(self, adapted: nn.Module, rows: Sequence[TunedRow]) -> list[float]:
+        """Adam on the adapters; dropout is theirs alone, the model stays in eval mode."""
+        h, lm = self.settings, self.lm
+        for module in adapted.modules():
+            if hasattr(module, "lora_dropout"):
+                module.lora_dropout.train()
+        trained = [p for p in adapted.parameters() if p.requires_grad]
+        adam = torch.optim.Adam(trained, lr=h.lr, weight_decay=h.weight_decay)
+        ids = padded(lm, [row.ids for row in rows])
+        reads = [
+            (i, at, target, 1 / (len(rows) * len(row.targets)))
+            for i, row in enumerate(rows)
+            for at, target in zip(row.reads, row.targets, strict=True)
+        ]
+        row_of, place, target = torch.tensor([read[:3] for read in reads], device=lm.device).T
+        losses: list[float] = []
+        for _ in range(h.num_steps):
+            with torch.enable_grad():
+                hidden = lm.hidden(ids, torch.ones_like(ids), use_cache=False).last_hidden_state
+                logits = lm.logits(hidden[row_of, place])
+                log_p: Tensor = logits.to(wide_dtype(logits.dtype)).log_softmax(1)
+                weight = log_p.new_tensor([read[3] for read in reads])
+                loss = -(log_p.gather(1, target[:, None])[:, 0] * weight).sum()
+            losses.append(float(loss.detach()))
+            if losses[-1] < h.stop_loss:
+                break
+            for parameter, gradient in zip(
+                trained, torch.autograd.grad(loss, trained), strict=True
+            ):
+                parameter.grad = gradient
+            adam.step()
+        return losses
+
+
+def _peft() -> Any:
+    try:
+        import peft
+    except ImportError:
+        raise NotApplicable("lora needs peft: pip install 'kn_bench[peft]'") from None
+    return peft
+
+
+@edit_method("lora", models="causal", by_default=False, settings=LoraSettings)
+def lora(language_model: LanguageModel, settings: LoraSettings) -> Lora:
+    """Low-rank adapters, merged."""
+    return Lora(language_model, settings)

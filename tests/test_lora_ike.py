@@ -1,0 +1,104 @@
+"""LoRA and IKE: what they leave alone, what they say, what they return."""
+
+import builtins
+
+import pytest
+import torch
+
+from kn_bench.cases import sources
+from kn_bench.editing.applying import in_place
+from kn_bench.editing.edit import DenseEdit, NotApplicable, PromptEdit
+from kn_bench.edits import lora as lora_module
+from kn_bench.edits.ike import Ike, IkeSettings, most_similar
+from kn_bench.edits.lora import Lora, LoraSettings
+from kn_bench.model.loading import load_model
+from tests.test_rome import REQUESTS
+from tests.tiny_models import tiny_model
+
+SETTINGS = LoraSettings(target_modules=("down_proj", "c_proj"), num_steps=8, lr=2e-2, rank=2)
+
+
+def without(monkeypatch, package):
+    real = builtins.__import__
+
+    def missing(name, *args, **kwargs):
+        if name.partition(".")[0] == package:
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", missing)
+
+
+def modes(lm):
+    return [(name, type(module), module.training) for name, module in lm.hf.named_modules()]
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_lora_returns_a_low_rank_change_and_leaves_the_model_as_it_was(family):
+    pytest.importorskip("peft")
+    lm = tiny_model(family)
+    modules, before = modes(lm), lm.parameter_hash()
+    state = torch.get_rng_state()
+    method = Lora(lm, SETTINGS)
+    edit, again = method.edit([REQUESTS[0]])[0], method.edit([REQUESTS[0]])[0]
+    assert isinstance(edit, DenseEdit)
+    assert isinstance(again, DenseEdit)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert modes(lm) == modules
+    assert lm.parameter_hash() == before
+    assert not any(p.requires_grad for p in lm.hf.parameters())
+    for name, delta in edit.deltas.items():
+        assert torch.equal(delta, again.deltas[name])
+        assert int(torch.linalg.matrix_rank(delta.double(), rtol=1e-5)) <= 2
+    (row,) = method._rows(REQUESTS[:1])
+    assert not isinstance(row, NotApplicable)
+
+    def log_p():
+        with torch.no_grad():
+            logits = lm.forward(lm.tensor([row.ids]), torch.tensor([row.reads]))
+        return float(logits[0].log_softmax(1).gather(1, torch.tensor(row.targets)[:, None]).mean())
+
+    plain = log_p()
+    with in_place(lm, edit):
+        assert log_p() > plain + 0.1
+
+
+def test_lora_without_peft_names_the_extra(monkeypatch):
+    without(monkeypatch, "peft")
+    with pytest.raises(NotApplicable, match=r"lora needs peft: pip install 'kn_bench\[peft\]'"):
+        lora_module._peft()
+
+
+def test_the_most_similar_text_comes_first():
+    pytest.importorskip("sklearn")
+    others = ["dogs bark at night", "The capital of Peru is Lima", "The capital of Spain is Madrid"]
+    assert most_similar("The capital of Spain is Oslo", others)[0] == 2
+    assert most_similar("The capital of Spain is Oslo", others)[-1] == 0
+
+
+def test_ike_shows_other_facts_and_states_the_new_one_last():
+    pytest.importorskip("sklearn")
+    lm = load_model("tiny-gpt2")
+    cases = sources.load(
+        "embedded", limit=1, relations=["P36", "determiner_noun_agreement_1"]
+    ).cases
+    for case, edit in zip(
+        cases,
+        Ike(lm, IkeSettings(context_share=0.95)).edit([case.request for case in cases]),
+        strict=True,
+    ):
+        assert isinstance(edit, PromptEdit)
+        request = case.request
+        *shown, last = edit.prefix.split("\n\n")
+        assert last == f"New Fact: {request.cloze.fill(request.target_new).rstrip('.')}.\nPrompt:"
+        assert len(shown) == edit.notes["demonstrations"] > 0
+        assert all(one.startswith("New Fact: ") and "\nPrompt: " in one for one in shown)
+        # nothing of the fact itself is given away
+        assert not any(f" {request.subject} " in one for one in shown if request.task == "fact")
+        assert len(lm.tokens.encode(edit.prefix).ids) <= lm.tokens.max_length * 0.95
+
+
+def test_ike_without_scikit_learn_names_the_extra(monkeypatch):
+    without(monkeypatch, "sklearn")
+    with pytest.raises(NotApplicable, match=r"pip install 'kn_bench\[ike\]'"):
+        most_similar("a", ["b"])
