@@ -131,8 +131,9 @@ class Lora:
         """Adam on the adapters; dropout is theirs alone, the model stays in eval mode."""
         h, lm = self.settings, self.lm
         for module in adapted.modules():
-            if hasattr(module, "lora_dropout"):
-                module.lora_dropout.train()
+            dropout = getattr(module, "lora_dropout", None)
+            if isinstance(dropout, nn.Module):
+                dropout.train()
         trained = [p for p in adapted.parameters() if p.requires_grad]
         adam = torch.optim.Adam(trained, lr=h.lr, weight_decay=h.weight_decay)
         ids = padded(lm, [row.ids for row in rows])

@@ -91,7 +91,8 @@ def test_ike_shows_other_facts_and_states_the_new_one_last():
         request = case.request
         *shown, last = edit.prefix.split("\n\n")
         assert last == f"New Fact: {request.cloze.fill(request.target_new).rstrip('.')}.\nPrompt:"
-        assert len(shown) == edit.notes["demonstrations"] > 0
+        assert shown
+        assert len(shown) == edit.notes["demonstrations"]
         assert all(one.startswith("New Fact: ") and "\nPrompt: " in one for one in shown)
         # nothing of the fact itself is given away
         assert not any(f" {request.subject} " in one for one in shown if request.task == "fact")
