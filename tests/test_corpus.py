@@ -60,7 +60,7 @@ def test_a_cached_continuation_is_what_the_whole_text_gives(no_hub, monkeypatch)
     """The key-value cache changes nothing: every token is among the likeliest of a plain pass."""
     monkeypatch.setattr(own_text, "TOP_K", 1)
     lm = tiny_model("llama")
-    (row,) = own_text._documents(lm, ["w5 w6"], seed=0)
+    (row,) = own_text._documents(lm, ["w5 w6"], seed=0, advance=float)
     ids = list(lm.tokens.encode("w5 w6").ids)
     while len(ids) < 20:
         scores = lm.forward(lm.tensor([ids]), torch.tensor([[len(ids) - 1]]))[0, 0]

@@ -23,7 +23,7 @@ def every_third(cases):
 
 
 def test_known_cases_are_drawn_until_each_relation_has_as_many_as_the_limit():
-    asked = []
+    asked: list[str] = []
 
     def known(cases):
         asked.extend(case.id for case in cases)

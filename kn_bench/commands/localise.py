@@ -19,6 +19,7 @@ def command(
     paradigm: options.Paradigms = None,
     facts: options.Facts = 6,
     prompts: options.Prompts = 20,
+    ablation: options.AblationScope = "ranked",
     seed: options.Seed = 0,
     device: options.Device = "cpu",
     dtype: options.Dtype = "float32",
@@ -41,5 +42,5 @@ def command(
         dtype=dtype,
         again=again,
     )
-    settings = Settings(facts=facts, prompts=prompts, seed=seed)
+    settings = Settings(ablation=ablation, facts=facts, prompts=prompts, seed=seed)
     run_sections(["determiners", "levels"], request, settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,15 @@ def _writable(folder: Path | None) -> Path | None:
     if folder is not None:
         check_writable(folder)
     return folder
+
+
+def _one_of(*allowed: str) -> Callable[[str], str]:
+    def check(given: str) -> str:
+        if given not in allowed:
+            raise typer.BadParameter(f"'{given}': expected {' or '.join(allowed)}")
+        return given
+
+    return check
 
 
 def _positive(help: str) -> typer.models.OptionInfo:
@@ -59,6 +69,15 @@ Corpus = Annotated[
     typer.Option(help="Text file in which to count co-occurrence of modifiers.", exists=True),
 ]
 Seed = Annotated[int, typer.Option(help="Seed of all random sampling.")]
+AblationScope = Annotated[
+    str,
+    typer.Option(
+        "--ablation",
+        help="Neurons that direct ablation silences one by one: ranked (those that another score "
+        "ranks high, and a random sample) or all (a forward pass per neuron and prompt).",
+        callback=_one_of("ranked", "all"),
+    ),
+]
 Device = Annotated[
     str, typer.Option(help="cpu, cuda or cuda:N; auto spreads the model over all GPUs.")
 ]

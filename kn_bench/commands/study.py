@@ -27,6 +27,7 @@ def command(
     facts: options.Facts = 6,
     prompts: options.Prompts = 20,
     corpus: options.Corpus = None,
+    ablation: options.AblationScope = "ranked",
     seed: options.Seed = 0,
     device: options.Device = "cpu",
     dtype: options.Dtype = "float32",
@@ -48,5 +49,5 @@ def command(
         dtype=dtype,
         again=again,
     )
-    settings = Settings(facts=facts, prompts=prompts, corpus=corpus, seed=seed)
+    settings = Settings(ablation=ablation, facts=facts, prompts=prompts, corpus=corpus, seed=seed)
     run_sections(only, request, settings, show=False)

@@ -8,7 +8,7 @@ direct_ablation          P - P(neuron alone set to 0): one run for each neuron
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from kn_bench.localise.queries import Fitted, questions_of
 from kn_bench.localise.scaling import Asked, Rows, ask, row_bytes
+from kn_bench.localise.selection import Neuron
 from kn_bench.model.language_model import LanguageModel
 
 Scores = Float[Tensor, "n n_layers d_mlp"]
@@ -42,28 +43,39 @@ def gradient_x_activation(lm: LanguageModel, queries: Sequence[Fitted]) -> Score
     return _scored(lm, queries, score)
 
 
-def direct_ablation(lm: LanguageModel, queries: Sequence[Fitted]) -> Scores:
+def direct_ablation(
+    lm: LanguageModel, queries: Sequence[Fitted], neurons: Iterable[Neuron] | None = None
+) -> Scores:
     """The fall in P when a neuron alone is set to 0 at the answer position.
 
-    Exact but expensive: n_layers * d_mlp forward passes a question.
+    Exact but expensive: a forward pass a question and neuron.
+
+    Args:
+        neurons: those that are ablated, the others score 0; all n_layers * d_mlp when None.
     """
+    by_layer: dict[int, list[int]] = {layer: [] for layer in range(lm.n_layers)}
+    if neurons is None:
+        by_layer = {layer: list(range(lm.d_mlp)) for layer in by_layer}
+    for layer, unit in sorted(neurons or ()):
+        by_layer[layer].append(unit)
 
     def score(asked: Asked) -> Tensor:
         a_row = row_bytes(lm, asked.clean.run.ids.shape[1])
-        scores = torch.empty_like(asked.keys)
+        scores = torch.zeros_like(asked.keys)
         for question in range(len(asked.keys)):
-            for layer in range(lm.n_layers):
-                without = functools.partial(_without, asked, question, layer)
-                left = torch.cat(lm.batcher.parts(without, lm.d_mlp, a_row))
-                scores[question, layer] = asked.probability[question] - left
+            for layer, units in by_layer.items():
+                if units:
+                    index = torch.tensor(units, device=lm.device)
+                    without = functools.partial(_without, asked, question, layer, index)
+                    left = torch.cat(lm.batcher.parts(without, len(units), a_row))
+                    scores[question, layer, index] = asked.probability[question] - left
         return scores
 
     return _scored(lm, queries, score)
 
 
-def _without(asked: Asked, question: int, layer: int, neurons: range) -> Tensor:
-    device = asked.lm.device
-    return asked.without(question, layer, torch.arange(neurons.start, neurons.stop, device=device))
+def _without(asked: Asked, question: int, layer: int, units: Tensor, part: range) -> Tensor:
+    return asked.without(question, layer, units[part.start : part.stop])
 
 
 def _scored(
@@ -76,6 +88,7 @@ def _scored(
         singles,
         item_bytes=lambda question: lm.n_layers * row_bytes(lm, len(question.ids)),
         shape=lambda question: len(question.ids),
+        what="scoring neurons, prompt",
     )
     by_question = dict(zip(singles, rows, strict=True))
     scores = [torch.stack([by_question[q] for q in group]).mean(0) for group in groups]

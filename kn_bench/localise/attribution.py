@@ -82,6 +82,7 @@ def attribute(
         singles,
         item_bytes=lambda question: rows * row_bytes(lm, len(question.ids)),
         shape=lambda question: len(question.ids),
+        what="locating, prompt",
     )
     by_question = dict(zip(singles, attributions, strict=True))
     return [_mean([by_question[question] for question in group]) for group in asked]

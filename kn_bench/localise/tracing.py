@@ -89,6 +89,7 @@ def trace(
         range(len(prompts)),
         item_bytes=state_bytes,
         shape=lambda i: (len(prompts[i].ids), len(noises[i])),
+        what="tracing, prompt",
     )
 
 

@@ -19,6 +19,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from kn_bench.model.progress import Progress, Silent
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -34,10 +36,12 @@ class Batcher:
 
     Attributes:
         memory: the same, less what running out of memory has shown to be too much.
+        progress: what is told of each batch that is done; nobody, unless it is set.
     """
 
     def __init__(self, memory: int = MEMORY) -> None:
         self.memory = memory
+        self.progress: Progress = Silent()
 
     @property
     def pass_bytes(self) -> int:
@@ -94,20 +98,25 @@ class Batcher:
         *,
         item_bytes: Callable[[T], float],
         shape: Callable[[T], Hashable] = lambda _: 0,
+        what: str = "",
     ) -> list[R]:
         """Return what ``compute`` gives for every item, in the items' order.
 
         Args:
             compute: one result for each item of a batch.
             items, item_bytes, shape: see :meth:`batches`.
+            what: is being done, for the progress; "" where it is part of something larger.
 
         Raises:
             torch.OutOfMemoryError: where a single item is too much.
         """
         results: dict[int, R] = {}
-        for batch in self.batches(items, item_bytes=item_bytes, shape=shape):
-            parts = self._halving(compute, [items[index] for index in batch])
-            results.update(zip(batch, chain.from_iterable(parts), strict=True))
+        progress = self.progress if what and items else Silent()
+        with progress.task(what, len(items)) as advance:
+            for batch in self.batches(items, item_bytes=item_bytes, shape=shape):
+                parts = self._halving(compute, [items[index] for index in batch])
+                results.update(zip(batch, chain.from_iterable(parts), strict=True))
+                advance(len(batch))
         return [results[index] for index in range(len(items))]
 
     def parts(self, compute: Callable[[range], R], n: int, item_bytes: float) -> list[R]:

@@ -37,7 +37,7 @@ from kn_bench.model.corpus import NamedCorpus
 from kn_bench.model.generating import greedy
 from kn_bench.model.memo import Memo
 from kn_bench.model.modules import fused, layers_of
-from kn_bench.model.progress import Progress, Silent
+from kn_bench.model.progress import Progress
 from kn_bench.model.tokens import Tokens
 from kn_bench.model.weights import Weights
 
@@ -61,7 +61,6 @@ class LanguageModel:
         architecture: where its parts are.
         held_edits: hash of the edits that the weights hold in a sequence; "" as loaded.
         corpus: text that statistics of its activations are taken over; None until it is chosen.
-        progress: what long work on the model reports to; nobody, unless it is set.
         batcher: how much of its work is run at once; set ``batcher.memory`` to change that.
         memo: what is remembered between passes, for the weights as they are.
 
@@ -85,7 +84,6 @@ class LanguageModel:
         self.prompt_prefix = ""
         self._originals: Mapping[str, Tensor] = {}
         self.corpus: NamedCorpus | None = None
-        self.progress: Progress = Silent()
         self.hf = fused(hf.eval().requires_grad_(False))
         self.architecture = architecture or architecture_of(hf.config)
         self.tokens = Tokens(
@@ -103,6 +101,15 @@ class LanguageModel:
         self._digests = Weights(hf)
         # neither holds this object: it goes, and its memory with it, when the last user lets go
         self.memo = Memo(self.batcher, self._digests)
+
+    @property
+    def progress(self) -> Progress:
+        """What long work on the model reports to; nobody, unless it is set."""
+        return self.batcher.progress
+
+    @progress.setter
+    def progress(self, progress: Progress) -> None:
+        self.batcher.progress = progress
 
     @property
     def is_causal(self) -> bool:

@@ -23,6 +23,7 @@ from torch import Tensor
 from kn_bench.model.cache_folder import cache_folder
 from kn_bench.model.corpus import HUB_TEXT, SELF, NamedCorpus, TextFile, file_named
 from kn_bench.model.language_model import LanguageModel
+from kn_bench.model.progress import Advance
 
 KEYS_PER_DIMENSION = 10
 """Tokens a text has for each dimension of the keys."""
@@ -99,14 +100,13 @@ def _write(lm: LanguageModel, tokens: int, seed: int) -> list[str]:
         while written < tokens:
             rows = min(ROWS, -(-(tokens - written) // _length(lm)))
             openings = [OPENINGS[(batch * ROWS + i) % len(OPENINGS)] for i in range(rows)]
-            texts = _documents(lm, openings, seed + batch)
+            texts = _documents(lm, openings, seed + batch, advance)
             counts = [len(ids) for ids in lm.tokens.encode_many(texts)]
             if not sum(counts):
                 raise ValueError(f"{lm.name} writes no text: give --corpus FILE")
             documents += texts
             written += sum(counts)
             batch += 1
-            advance(sum(counts))
     return documents
 
 
@@ -115,7 +115,9 @@ def _length(lm: LanguageModel) -> int:
 
 
 @torch.no_grad()
-def _documents(lm: LanguageModel, openings: Sequence[str], seed: int) -> list[str]:
+def _documents(
+    lm: LanguageModel, openings: Sequence[str], seed: int, advance: Advance
+) -> list[str]:
     """Continue each opening by sampling, all openings of equal length at once."""
     starts = [list(lm.tokens.encode(opening).ids) for opening in openings]
     shortest = min(map(len, starts))
@@ -126,6 +128,7 @@ def _documents(lm: LanguageModel, openings: Sequence[str], seed: int) -> list[st
     for _ in range(_length(lm) - shortest):
         ids = _sampled(lm.logits(output.last_hidden_state[:, -1]), lm, generator)
         written.append(ids)
+        advance(len(ids))
         output = lm.hidden(ids, past_key_values=output.past_key_values, use_cache=True)
     rows = torch.cat(written, 1).tolist()
     return [text for row in rows if (text := " ".join(lm.tokens.decode(row).split()))]

@@ -219,7 +219,11 @@ def read(
         return forward_bytes(lm, length, cached=length + n_tokens if lm.is_causal else 0)
 
     return lm.batcher.run(
-        compute, prompts, item_bytes=item_bytes, shape=lambda prompt: len(prompt.ids)
+        compute,
+        prompts,
+        item_bytes=item_bytes,
+        shape=lambda prompt: len(prompt.ids),
+        what="asking, prompt",
     )
 
 
@@ -253,6 +257,7 @@ def _run(lm: LanguageModel, compute: Any, rows: Sequence[Row]) -> list[Any]:
         rows,
         item_bytes=lambda row: forward_bytes(lm, len(row.ids), reads=len(row.positions)),
         shape=lambda row: (len(row.ids), len(row.positions)),
+        what="scoring answers",
     )
 
 

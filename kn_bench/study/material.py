@@ -21,8 +21,13 @@ from kn_bench.localise.queries import Fitted
 from kn_bench.localise.selection import Neuron, Neurons
 from kn_bench.measure.encoding import encode_query
 from kn_bench.model.language_model import LanguageModel
+from kn_bench.model.seeding import seeded
 from kn_bench.study.page import NothingToShow
 
+ABLATED_ALL = 8192
+"""Neurons of a model up to which all of them are ablated, whatever is asked."""
+RANKED = 50
+SAMPLED = 200
 TASKS: tuple[Task, ...] = ("fact", "pair")
 METHODS = ("integrated gradients", "gradient x activation", "direct ablation", "activation")
 """The attributions compared, the one under test first."""
@@ -45,6 +50,8 @@ class Settings:
         draws: random sets of neurons beside each set.
         permutations: behind the nulls of the measures of localisation.
         resamples: of the bootstrap over prompts.
+        ablation: "all" ablates every neuron one by one; "ranked" of a model with many those that
+            another score ranks high, and a random sample.
         neurons: the number neurons, plural and singular, instead of those that are located.
         corpus: text to count in; the embedded models' own when None.
         corpus_lines: of it that are read.
@@ -63,6 +70,7 @@ class Settings:
     draws: int = 20
     permutations: int = 10
     resamples: int = 100
+    ablation: str = "ranked"
     neurons: tuple[Neuron, ...] = ()
     corpus: Path | None = None
     corpus_lines: int = 60_000
@@ -129,13 +137,40 @@ class Material:
             return profile.scores
         key = (profile.group.id, len(profile.encoded), method)
         if key not in self._scores:
-            score = {
-                "gradient x activation": gradient_x_activation,
-                "direct ablation": direct_ablation,
-                "activation": activation,
-            }[method]
-            self._scores[key] = score(self.lm, profile.encoded).detach().cpu()
+            if method == "direct ablation":
+                neurons = self.ablated(profile)
+                scores = direct_ablation(self.lm, profile.encoded, neurons)
+            elif method == "activation":
+                scores = activation(self.lm, profile.encoded)
+            else:
+                scores = gradient_x_activation(self.lm, profile.encoded)
+            self._scores[key] = scores.detach().cpu()
         return self._scores[key]
+
+    def ablated(self, profile: Profile) -> frozenset[Neuron] | None:
+        """Return the neurons that are ablated one by one for ``profile``; None for all.
+
+        Each costs a forward pass a prompt. Where there are many, they are those that another score
+        ranks among its :data:`RANKED` highest, for a prompt or in the mean, and the random sample.
+        """
+        n, d_mlp = self.lm.n_layers * self.lm.d_mlp, self.lm.d_mlp
+        if self.settings.ablation == "all" or n <= ABLATED_ALL:
+            return None
+        chosen = set(self.random_neurons)
+        for method in METHODS:
+            if method != "direct ablation":
+                scores = self.scores(profile, method).flatten(1).float()
+                rows = torch.cat([scores, scores.mean(0, keepdim=True)])
+                places = set(rows.topk(RANKED, dim=1).indices.flatten().tolist())
+                chosen |= {Neuron(*divmod(place, d_mlp)) for place in places}
+        return frozenset(chosen)
+
+    @cached_property
+    def random_neurons(self) -> tuple[Neuron, ...]:
+        """A random sample of all neurons, the same for every profile."""
+        n, d_mlp = self.lm.n_layers * self.lm.d_mlp, self.lm.d_mlp
+        order = torch.randperm(n, generator=seeded("ablation", self.settings.seed))
+        return tuple(Neuron(*divmod(place, d_mlp)) for place in order[:SAMPLED].tolist())
 
     @cached_property
     def _scores(self) -> dict[tuple[str, int, str], Tensor]:

@@ -20,13 +20,15 @@ from kn_bench.cases.sampling import slug
 from kn_bench.editing import registry
 from kn_bench.editing.registry import Registry, RegistryError
 from kn_bench.measure.protocols import SINGLE, occasion_of
+from kn_bench.model import embedded
 from kn_bench.model.source import on_hub, origin
 from kn_bench.model.trial import refuse_unloadable
 from kn_bench.testing import method_fixtures, sequences, units
-from kn_bench.testing.devices import DevicePool, expand
+from kn_bench.testing.devices import DevicePool, expand, threads
 from kn_bench.testing.models import fingerprint
 from kn_bench.testing.options import Options
 from kn_bench.testing.plan import TestPlan, limit_of, make_plan
+from kn_bench.testing.progress import progress_file
 from kn_bench.testing.selecting import settled
 from kn_bench.testing.sequences import Drawing
 
@@ -53,6 +55,7 @@ class WorkerConfig:
         known: ids of the cases that are known, where only these are asked.
         sequences: what was drawn for the protocol, packed; "" under ``single``.
         edits: folder of the sequences' steps; None: they are not stored.
+        progress: file to report progress in; None for nobody.
     """
 
     device: str
@@ -63,9 +66,9 @@ class WorkerConfig:
     cases: tuple[str, ...] = ()
     limit: int | Literal["all"] | None = None
     known: tuple[str, ...] = ()
-
     sequences: str = ""
     edits: Path | None = None
+    progress: Path | None = None
 
     def applied(self, options: Options) -> Options:
         """Return the options of a worker with what the controller settled."""
@@ -230,10 +233,12 @@ class RunController:
         except StoreError as error:
             raise pytest.UsageError(str(error)) from error
 
-    def header(self) -> list[str]:
+    def header(self, workers: int) -> list[str]:
         """State, before the first test, what is not plain from the command line."""
         lines = [*(f"{name}: {text}" for name, text in self._origins.items()), *self._said]
         lines += self.drawing.notes if self.drawing else ()
+        if not set(self._fingerprints) <= set(embedded.NAMES):
+            lines.append(f"{workers} workers with {threads(workers)} threads each")
         if self.options.resume:
             lines.append(f"run {self.run} has {len(self.store.done)} tests already")
         return [f"kn_bench: {line}" for line in lines]
@@ -303,6 +308,7 @@ class RunController:
             known=self.options.known_ids,
             sequences=sequences.pack_sequences(self.drawing),
             edits=folder / "edits",
+            progress=progress_file(folder / units.FOLDER, worker),
         )
 
 
@@ -326,6 +332,7 @@ def pack(worker_config: WorkerConfig) -> dict[str, Any]:
         "known": "\n".join(worker_config.known),
         "sequences": worker_config.sequences,
         "edits": str(worker_config.edits),
+        "progress": str(worker_config.progress or ""),
     }
 
 
@@ -346,6 +353,7 @@ def unpack(packed: Mapping[str, Any]) -> WorkerConfig:
         tuple(packed["known"].splitlines()),
         packed["sequences"],
         Path(packed["edits"]),
+        Path(packed["progress"]) if packed["progress"] else None,
     )
 
 

@@ -77,6 +77,37 @@ def settle(workers: int, models: Collection[str]) -> None:
 
 def threads(workers: int) -> int:
     """Threads for each of ``workers`` processes, at least one."""
+    return max(1, cores() // max(1, workers))
+
+
+def cores() -> int:
+    """Return the cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    return max(1, cores // max(1, workers))
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def workers_for(weights: int, memory: int | None = None) -> int:
+    """Return how many workers suit a model: one a core, where memory has room for them.
+
+    Workers with one thread each do more than one worker with all threads: much of an edit is
+    small operations. They share the weights, which are memory-mapped.
+
+    Args:
+        weights: bytes of the model's weights.
+        memory: bytes that are free; found out when None.
+    """
+    free = _free_memory() if memory is None else memory
+    # a process takes OWN for itself, and for its batches as much as the weights or a share of
+    # what all workers take together
+    each = OWN + max(weights // 4, 256 << 20)
+    return max(1, min(cores(), int(0.8 * free - weights) // each))
+
+
+OWN = 400 << 20
+"""Bytes that a worker takes for itself: torch and transformers; measured 330 MB."""
+
+
+def _free_memory() -> int:
+    import psutil
+
+    return int(psutil.virtual_memory().available)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kn_bench.model.progress import Progress, Silent
 from kn_bench.testing.options import Options
 
 if TYPE_CHECKING:
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
 ROOM = 1 << 30
 """Bytes of weights that may stay loaded beside the model in use: the embedded ones all fit."""
 
+TOGETHER = 3 << 29
+"""Bytes that the work of all workers on one CPU may take beside the weights, which they share:
+with 0.3 GB that each process takes for itself, four of them stay below 4 GB."""
+
 
 class Models:
     """Loads models as they are needed and keeps small ones.
@@ -24,10 +29,22 @@ class Models:
         options: dtype, memory and seed are taken from it.
         device: where this process computes.
         commits: which commit of a model on the hub to load, by the model's name.
+        workers: processes that share the machine's memory.
+        progress: what long work reports to.
     """
 
-    def __init__(self, options: Options, device: str, commits: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        options: Options,
+        device: str,
+        commits: Mapping[str, str],
+        *,
+        workers: int = 1,
+        progress: Progress | None = None,
+    ) -> None:
         self._options = options
+        self._workers = workers
+        self._progress = progress or Silent()
         self._device = device
         self._commits = commits
         self._engines: OrderedDict[str, Engine] = OrderedDict()
@@ -66,13 +83,18 @@ class Models:
         from kn_bench.model.loading import load_model
         from kn_bench.model.own_text import corpus_named
 
-        model = load_model(
-            name,
-            device=self._device,
-            dtype=self._options.dtype,
-            attention=self._options.attention or None,
-            commit=self._commits.get(name),
-        )
+        with self._progress.task("loading"):
+            model = load_model(
+                name,
+                device=self._device,
+                dtype=self._options.dtype,
+                attention=self._options.attention or None,
+                commit=self._commits.get(name),
+            )
+        model.progress = self._progress
+        if self._device == "cpu" and self._workers > 1 and name not in embedded.NAMES:
+            # the embedded models are small, and keep their batches whatever the number of workers
+            model.batcher.memory = min(model.batcher.memory, TOGETHER // self._workers)
         if self._options.corpus and name not in embedded.NAMES:
             model.corpus = corpus_named(model, self._options.corpus)
         answers = cache_folder() / "answers"
@@ -85,6 +107,18 @@ class Models:
 
 def _size(engine: Engine) -> int:
     return sum(p.numel() * p.element_size() for p in engine.model.hf.parameters())
+
+
+def weight_bytes(name: str) -> int:
+    """Return the size of a model's weights on disk, without loading it; 0 where they are not there.
+
+    Raises:
+        ValueError: when there is no such model.
+    """
+    from kn_bench.model.source import source_of
+
+    folder = Path(source_of(name)[0])
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
 def fingerprint(name: str) -> str:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 REGISTRY = pytest.StashKey[Registry]()
 RECORDER = "kn_bench recorder"
 SUITES = "kn_bench suites"
+DISPLAY = "kn_bench display"
 CONTROLLER: pytest.StashKey[RunController] = pytest.StashKey()
 MEANINGS: pytest.StashKey[dict[str, NodeId]] = pytest.StashKey()
 """What the tests of ours ask, by id; the controller has it from its workers."""
@@ -101,7 +102,21 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
     controller = config.stash.get(CONTROLLER, None)
-    return controller.header() if controller is not None else []
+    return controller.header(workers_of(config)) if controller is not None else []
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """``-n auto`` of the suites: as many workers as cores, and as memory has room for."""
+    if not addressed(config):
+        return None
+    from kn_bench.testing.devices import workers_for
+    from kn_bench.testing.models import weight_bytes
+
+    try:
+        return workers_for(max(map(weight_bytes, read_options(config).models), default=0))
+    except (ValueError, OSError):  # no such model: said in one sentence when the session starts
+        return 1
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist's worker sends the ids
@@ -141,8 +156,28 @@ def _record(config: pytest.Config, collected: Collected) -> None:
         recorder = Recorder(
             controller.store, controller.options, controller.plan, controller.method_names()
         )
-        config.pluginmanager.register(recorder, RECORDER)
         recorder.expect(collected.meanings)
+        config.pluginmanager.register(recorder, RECORDER)
+        # registered later and so called earlier: the recorder takes the seconds off the reports
+        _show_progress(config, controller, collected.meanings)
+
+
+def _show_progress(
+    config: pytest.Config, controller: RunController, meanings: Mapping[str, NodeId]
+) -> None:
+    from kn_bench.testing import units
+    from kn_bench.testing.progress import Display, Forecast, terminal_file
+
+    folder = controller.options.reports / "runs" / controller.run / units.FOLDER
+    forecast = Forecast(meanings, workers_of(config))
+    display = Display(folder, forecast, meanings, terminal_file())
+    config.pluginmanager.register(display, DISPLAY)
+    display.start(config.pluginmanager.get_plugin("terminalreporter"))
+
+
+def workers_of(config: pytest.Config) -> int:
+    """Return how many processes run tests."""
+    return max(1, len(config.getoption("tx", None) or ()))
 
 
 class Unrecorded:

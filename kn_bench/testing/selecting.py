@@ -53,12 +53,13 @@ def settled(options: Options) -> tuple[Options, list[str]]:
 
 def _known_only(options: Options) -> tuple[Options, str]:
     from kn_bench.model import embedded
+    from kn_bench.model.progress import Bars
     from kn_bench.testing.devices import settle
     from kn_bench.testing.models import Models
 
     names = options.models or embedded.NAMES
     settle(1, names)
-    models = Models(options, options.devices[0], {})
+    models = Models(options, options.devices[0], {}, progress=Bars())
 
     def known(cases: Sequence[Case]) -> set[str]:
         from kn_bench.measure.known import known_ids

@@ -30,6 +30,7 @@ from kn_bench.testing.models import Models
 from kn_bench.testing.node_ids import NodeId, UnitKey
 from kn_bench.testing.options import Options
 from kn_bench.testing.plan import TestPlan
+from kn_bench.testing.progress import FileProgress
 from kn_bench.testing.sequences import PlannedSequence, tests_of, unpack_sequences
 from kn_bench.testing.shards import Shard, in_shard
 from kn_bench.testing.units import UnitResults
@@ -87,7 +88,14 @@ class SuiteSession:
         self._left_out = 0
         self._methods = methods
         self._done = worker_config.done
-        self._models = Models(options, worker_config.device, worker_config.commits)
+        self._progress = FileProgress(worker_config.progress)
+        self._models = Models(
+            options,
+            worker_config.device,
+            worker_config.commits,
+            workers=worker_config.workers,
+            progress=self._progress,
+        )
         self._results = UnitResults(worker_config.units)
         self._members: dict[UnitKey, dict[str, Case]] = {}
         self._seconds: dict[UnitKey, str] = {}
@@ -208,7 +216,12 @@ class SuiteSession:
         item, point = request.node, cast(Point, request.param)
         unit = item.stash[UNIT]
         cases = self._members[unit]
-        computed = self._results.get(unit, cases, lambda: self._compute(request, point, unit))
+
+        def compute() -> UnitResult:
+            with self._progress.unit(f"{point.method.name} on {unit.model}, {len(cases)} cases"):
+                return self._compute(request, point, unit)
+
+        computed = self._results.get(unit, cases, compute)
         retained = point.occasion.asked == "retained"
         results = computed.retained if retained else computed.results
         steps = self._plan_of(point).step_of() if point.sequence else {}

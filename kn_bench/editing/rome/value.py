@@ -156,27 +156,30 @@ def _descend(
     radii = settings.clamp_norm_factor * v_0.norm(dim=-1, keepdim=True)
     active = list(range(len(deltas)))
     progress = _Progress(batch, settings, v_0)
-    for step in range(settings.v_num_grad_steps):
-        with torch.enable_grad():
-            losses = batch.losses(
-                torch.stack([deltas[i] for i in active]),
-                v_0[active],
-                settings,
-                progress.nll_factor[active],
-            )
-        # the one question a step that the device is asked: which requests are done
-        parts = torch.from_numpy(*to_host(torch.stack(losses, 1)))
-        on = []
-        for index, part in zip(active, parts, strict=True):
-            history[index].append(part)
-            on.append(not progress.finished(index, part))
-        if step + 1 == settings.v_num_grad_steps or not any(on):
-            break
-        going = torch.tensor(on)
-        _update(adam, deltas, active, losses, going, radii)
-        if not all(on):
-            active = [index for index, goes in zip(active, on, strict=True) if goes]
-            batch = batch.select(going)
+    steps = settings.v_num_grad_steps
+    with batch.lm.progress.task(f"editing {len(deltas)} facts, step", steps) as advance:
+        for step in range(steps):
+            advance(1)
+            with torch.enable_grad():
+                losses = batch.losses(
+                    torch.stack([deltas[i] for i in active]),
+                    v_0[active],
+                    settings,
+                    progress.nll_factor[active],
+                )
+            # the one question a step that the device is asked: which requests are done
+            parts = torch.from_numpy(*to_host(torch.stack(losses, 1)))
+            on = []
+            for index, part in zip(active, parts, strict=True):
+                history[index].append(part)
+                on.append(not progress.finished(index, part))
+            if step + 1 == steps or not any(on):
+                break
+            going = torch.tensor(on)
+            _update(adam, deltas, active, losses, going, radii)
+            if not all(on):
+                active = [index for index, goes in zip(active, on, strict=True) if goes]
+                batch = batch.select(going)
     return deltas, [torch.stack(steps) for steps in history]
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from jaxtyping import Float
+from scipy.stats import spearmanr
 from torch import Tensor
 
 from kn_bench.editing.edit import NoEdit
@@ -26,6 +27,7 @@ from kn_bench.localise.selection import Neuron, Neurons
 from kn_bench.measure.statistics import Interval, mean_interval, paired
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.seeding import seeded
+from kn_bench.results import tables
 from kn_bench.study.material import METHODS, Material
 from kn_bench.study.page import Figure, NothingToShow, Row, Section, Table
 from kn_bench.study.plots import TASK, panels, whiskers
@@ -112,10 +114,16 @@ def choose(
 
 @dataclass(frozen=True)
 class Tried:
-    """One group with neurons chosen in each way."""
+    """One group with neurons chosen in each way.
+
+    Attributes:
+        rank_correlation: Spearman's, of integrated gradients with direct ablation over a random
+            sample of neurons.
+    """
 
     profile: Profile
     chosen: tuple[Chosen, ...]
+    rank_correlation: float
 
     def change(self, method: str) -> float:
         """Of log P on the prompts that the choice did not see."""
@@ -137,6 +145,7 @@ def run(material: Material) -> Section:
                     seed=(material.settings.seed, profile.group.id),
                 )
             ),
+            rank_correlation(material, profile),
         )
         for profile in material.sample
     ]
@@ -160,6 +169,19 @@ def run(material: Material) -> Section:
             ),
         ),
     )
+
+
+def rank_correlation(material: Material, profile: Profile) -> float:
+    """Return Spearman's correlation of integrated gradients with direct ablation.
+
+    Over a random sample of all neurons: among those that some score ranks high it would say little.
+    """
+    layers, units = map(list, zip(*material.random_neurons, strict=True))
+    attributed, ablated = (
+        material.scores(profile, method).double().mean(0)[layers, units]
+        for method in ("integrated gradients", "direct ablation")
+    )
+    return float(spearmanr(attributed, ablated).statistic)
 
 
 def _mean(trials: Sequence[Tried], method: str) -> Interval:
@@ -206,6 +228,15 @@ def _findings(trials: Sequence[Tried]) -> tuple[str, ...]:
         if mine:
             parts = [f"{method} {_mean(mine, method).mean:+.2f}" for method in ALL]
             sentences.append(f"{label} (n={len(mine)}), change of log P: {', '.join(parts)}.")
+            agreement = mean_interval(
+                [one.rank_correlation for one in mine],
+                [one.profile.group.id for one in mine],
+                bounds=(-1.0, 1.0),
+            )
+            sentences.append(
+                f"{label}: over random neurons integrated gradients and direct ablation have rank "
+                f"correlation {tables.mean(agreement)}."
+            )
     return tuple(sentences)
 
 

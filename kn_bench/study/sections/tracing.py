@@ -105,24 +105,29 @@ def traced(material: Material, task: Task) -> Traced:
         (case for case in material.cases if case.task == task),
         key=lambda case: stable_hash("trace", case.id),
     )
-    most: dict[str, list[tuple[Case, TracePrompt]]] = {}
-    looked, unfit = 0, 0
+    by_relation: dict[str, list[Case]] = {}
     for case in offered:
-        row = most.setdefault(case.relation, [])
-        if len(row) >= 3 * material.settings.traced:
-            continue
-        looked += 1
-        prompt = trace_prompt(material.lm, case.request)
-        if isinstance(prompt, TracePrompt):
-            row.append((case, prompt))
-        else:
-            unfit += 1
-    known = _known(material, [one for row in most.values() for one in row])
-    chosen = [
-        one
-        for row in most.values()
-        for one in [one for one in row if one[0].id in known][: material.settings.traced]
-    ]
+        by_relation.setdefault(case.relation, []).append(case)
+    known: dict[str, list[tuple[Case, TracePrompt]]] = {relation: [] for relation in by_relation}
+    looked, unfit = 0, 0
+    # a few cases of each relation at a time, until the model answers as many as are wanted
+    portion = 4 * material.settings.traced
+    for start in range(0, max(map(len, by_relation.values()), default=0), portion):
+        prompts: list[tuple[Case, TracePrompt]] = []
+        for relation, cases in by_relation.items():
+            if len(known[relation]) < material.settings.traced:
+                for case in cases[start : start + portion]:
+                    looked += 1
+                    prompt = trace_prompt(material.lm, case.request)
+                    if isinstance(prompt, TracePrompt):
+                        prompts.append((case, prompt))
+                    else:
+                        unfit += 1
+        answered = _known(material, prompts)
+        for case, prompt in prompts:
+            if case.id in answered:
+                known[case.relation].append((case, prompt))
+    chosen = [one for row in known.values() for one in row[: material.settings.traced]]
     return Traced(
         task,
         tuple(case for case, _ in chosen),

@@ -1,0 +1,285 @@
+"""A long run shows itself: what every worker is doing, how far the run is, and the time left.
+
+    worker       FileProgress   ── a small file in the run's folder, twice a second at most
+    controller   Display        ── reads the files, draws a line on a terminal every second;
+                                   without a terminal it writes a line a minute
+
+pytest writes its own letters on the same terminal: the line is drawn to the right of them, and
+wiped before pytest goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, TextIO
+
+import pytest
+
+from kn_bench.model.progress import Advance
+from kn_bench.testing.outcomes import SECONDS
+
+if TYPE_CHECKING:
+    from kn_bench.testing.node_ids import NodeId
+
+WRITE_EVERY = 0.5
+DRAW_EVERY = 1.0
+LINE_EVERY = 60.0
+QUIET = 0.3
+"""Seconds after pytest was told of a test in which nothing is drawn: it writes then."""
+NARROWEST = 30
+"""Columns that must be free to the right of pytest's letters; else nothing is drawn."""
+
+
+class State(NamedTuple):
+    """What one process is doing: the innermost task that is open, and how far it is."""
+
+    what: str
+    done: float
+    total: float | None
+
+
+class FileProgress:
+    """A worker's progress, left in a file for the controller.
+
+    Args:
+        file: where; None reports to nobody.
+    """
+
+    def __init__(self, file: Path | None) -> None:
+        self._file = file
+        self._open: list[State] = []
+        self._unit = ""
+        self._written = 0.0
+
+    @contextmanager
+    def unit(self, name: str) -> Iterator[None]:
+        """Name what is computed while open; told at once."""
+        self._unit = name
+        self._write(now=True)
+        try:
+            yield
+        finally:
+            self._unit = ""
+            self._write(now=True)
+
+    @contextmanager
+    def task(self, what: str, total: float | None = None) -> Iterator[Advance]:
+        self._open.append(State(what, 0.0, total))
+        depth = len(self._open) - 1
+        self._write()
+
+        def advance(part: float) -> None:
+            state = self._open[depth]
+            self._open[depth] = state._replace(done=state.done + part)
+            self._write()
+
+        try:
+            yield advance
+        finally:
+            del self._open[depth:]
+
+    def _write(self, *, now: bool = False) -> None:
+        if self._file is None or (not now and time.monotonic() - self._written < WRITE_EVERY):
+            return
+        self._written = time.monotonic()
+        inner = self._open[-1] if self._open else State("", 0.0, None)
+        what = ": ".join(part for part in (self._unit, inner.what) if part)
+        part = self._file.with_suffix(".part")
+        try:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            part.write_text(json.dumps(inner._replace(what=what)), encoding="utf-8")
+            part.replace(self._file)
+        except OSError:  # a full disk: the run goes on unseen
+            self._file = None
+
+
+def progress_file(folder: Path | None, worker: str) -> Path | None:
+    """Return where ``worker`` leaves its progress."""
+    return None if folder is None else folder / f"progress-{worker}.json"
+
+
+def states(folder: Path) -> list[State]:
+    """Return what the workers of a run are doing, those that do nothing left out."""
+    found = []
+    for file in sorted(folder.glob("progress-*.json")):
+        try:
+            state = State(*json.loads(file.read_text("utf-8")))
+        except (OSError, ValueError, TypeError):
+            continue  # its writer is at it
+        if state.what:
+            found.append(state)
+    return found
+
+
+class Forecast:
+    """How long the rest of a run takes, from what its finished units took.
+
+    Args:
+        meanings: all tests, by node id.
+        workers: processes that compute.
+        known: seconds a case took by (method, model), from earlier runs on this machine.
+    """
+
+    def __init__(
+        self,
+        meanings: Mapping[str, NodeId],
+        workers: int,
+        known: Mapping[tuple[str, str], float] | None = None,
+    ) -> None:
+        self._left: dict[tuple[str, str], set[str]] = defaultdict(set)
+        for node_id in meanings.values():
+            self._left[node_id.method, node_id.model].add(node_id.label)
+        self.total = sum(map(len, self._left.values()))
+        self._workers = workers
+        self._known = dict(known or {})
+        self._cases: Counter[tuple[str, str]] = Counter()
+        self._seconds: defaultdict[tuple[str, str], float] = defaultdict(float)
+
+    def heard(self, node_id: NodeId, seconds: float | None) -> None:
+        """Take in a finished test; ``seconds`` of its unit come with the unit's first test."""
+        key = node_id.method, node_id.model
+        if node_id.label in self._left[key]:
+            self._left[key].remove(node_id.label)
+            self._cases[key] += 1
+        self._seconds[key] += seconds or 0.0
+
+    @property
+    def done(self) -> int:
+        """Pairs of a method and a case that are measured."""
+        return sum(self._cases.values())
+
+    @property
+    def per_case(self) -> dict[tuple[str, str], float]:
+        """Seconds a case takes: as measured in this run, else in earlier ones."""
+        measured = {key: self._seconds[key] / n for key, n in self._cases.items() if n}
+        return self._known | measured
+
+    def left(self) -> float | None:
+        """Return the seconds that are left; None while a method was never measured."""
+        rates = self.per_case
+        if any(cases and key not in rates for key, cases in self._left.items()):
+            return None
+        total = sum(len(cases) * rates[key] for key, cases in self._left.items() if cases)
+        return total / self._workers
+
+
+class Display:
+    """Draws where a run is, beside what pytest writes.
+
+    Args:
+        folder: where the workers leave their progress.
+        forecast: how long the rest takes.
+        meanings: all tests, by node id.
+        file: a terminal or a log.
+    """
+
+    def __init__(
+        self, folder: Path, forecast: Forecast, meanings: Mapping[str, NodeId], file: TextIO
+    ) -> None:
+        self._folder, self._forecast, self._meanings, self._file = folder, forecast, meanings, file
+        self._terminal: pytest.TerminalReporter | None = None
+        self._drawn = 0
+        self._quiet_until = 0.0
+        self._lock = threading.Lock()
+        self._stopped = threading.Event()
+        self._started = time.monotonic()
+        self._thread = threading.Thread(target=self._run, name="kn_bench progress", daemon=True)
+
+    def start(self, terminal: pytest.TerminalReporter | None) -> None:
+        """Begin to draw."""
+        self._terminal = terminal
+        self._thread.start()
+
+    def line(self, width: int) -> str:
+        """Return the line that is drawn: what is done, how far, and how long it still takes."""
+        forecast, now = self._forecast, time.monotonic() - self._started
+        doing = states(self._folder)
+        left = forecast.left()
+        parts = [f"{forecast.done}/{forecast.total} edits"]
+        parts.append(f"{clock(left)} left" if left is not None else f"{clock(now)} so far")
+        for state in doing:
+            share = f" {state.done:.0f}/{state.total:.0f}" if state.total else ""
+            parts.append(state.what + share)
+        return " | ".join(parts)[:width]
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_logstart(self) -> None:
+        self._wipe()
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Make room for pytest's letter, and note what is finished."""
+        self._wipe()
+        node_id = self._meanings.get(report.nodeid)
+        if node_id is None:
+            return
+        seconds = next((value for key, value in report.user_properties if key == SECONDS), None)
+        spent = sum(json.loads(str(seconds)).values()) if seconds else None
+        if spent is not None or report.when == "teardown":
+            self._forecast.heard(node_id, spent)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self) -> None:
+        self._stopped.set()
+        self._wipe()
+        self._file.close()
+
+    def _run(self) -> None:
+        on_terminal = self._file.isatty()
+        every = DRAW_EVERY if on_terminal else LINE_EVERY
+        while not self._stopped.wait(every):
+            try:
+                self._draw() if on_terminal else self._write_line()
+            except (OSError, ValueError):  # the terminal is gone
+                return
+
+    def _draw(self) -> None:
+        with self._lock:
+            if time.monotonic() < self._quiet_until or self._stopped.is_set():
+                return
+            self._erase()
+            used = getattr(getattr(self._terminal, "_tw", None), "width_of_current_line", 0)
+            free = shutil.get_terminal_size().columns - used - 3
+            if free >= NARROWEST:
+                text = "  " + self.line(free)
+                self._file.write(text)
+                self._file.flush()
+                self._drawn = len(text)
+
+    def _write_line(self) -> None:
+        with self._lock:
+            if not self._stopped.is_set():
+                self._file.write(f"\nkn_bench: {self.line(200)}\n")
+                self._file.flush()
+
+    def _wipe(self) -> None:
+        with self._lock:
+            self._quiet_until = time.monotonic() + QUIET
+            if not self._file.closed:
+                self._erase()
+
+    def _erase(self) -> None:
+        if self._drawn:
+            self._file.write("\b" * self._drawn + "\x1b[K")
+            self._file.flush()
+            self._drawn = 0
+
+
+def clock(seconds: float) -> str:
+    """Return ``seconds`` as ``3:20`` or ``1:03:20``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def terminal_file() -> TextIO:
+    """Return standard error in a copy that pytest's capturing does not redirect."""
+    return os.fdopen(os.dup(2), "w", encoding="utf-8", errors="replace")
