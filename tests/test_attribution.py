@@ -17,6 +17,7 @@ from kn_bench.localise.attribution import Attribution, _mean, attribute
 from kn_bench.localise.integration import Nodes, Rule
 from kn_bench.localise.queries import questions_of
 from kn_bench.localise.scaling import Asked
+from kn_bench.localise.selection import Neuron
 from tests.brute_force import (
     Place,
     integrated_gradients,
@@ -329,3 +330,16 @@ def test_half_precision_is_reported_and_not_refined_in_vain():
     assert all(bool(found.converged.all()) for found in singles)
     spent = [sum(int(f.nodes.sum()) for f in found) for found in (halves, singles)]
     assert spent[0] <= 2 * spent[1]
+
+
+def test_ablating_some_neurons_scores_them_as_ablating_all_does_and_the_others_zero():
+    lm = tiny_model("gpt2")
+    asked = queries(lm, (4, 6))
+    everything = direct_ablation(lm, asked)
+    some = {Neuron(0, 3), Neuron(2, 0), Neuron(2, lm.d_mlp - 1)}
+    few = direct_ablation(lm, asked, some)
+    mask = torch.zeros(lm.n_layers, lm.d_mlp, dtype=torch.bool)
+    for layer, unit in some:
+        mask[layer, unit] = True
+    assert torch.allclose(few[:, mask], everything[:, mask], rtol=1e-9, atol=1e-12)
+    assert not few[:, ~mask].any()
