@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from kn_bench.cases.sampling import stable_hash
 from kn_bench.study import material as of_study
 from kn_bench.study.material import METHODS, Material
 from kn_bench.study.sections import choice, tracing
@@ -52,4 +53,4 @@ def test_tracing_looks_further_where_the_first_cases_are_not_known(monkeypatch):
 
 
 def _place(case):
-    return tracing.stable_hash("trace", case.id)
+    return stable_hash("trace", case.id)
