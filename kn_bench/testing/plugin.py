@@ -9,6 +9,7 @@ heavy and does next to nothing until a suite of ours is collected.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
