@@ -168,6 +168,8 @@ def noted(**notes):
     return each(lambda lm: NoEdit(notes=notes))
 
 
+NONE: Any = None
+"""What a careless author passes where an edit wants a value."""
 LEFT = "mine changed {} while editing; a method must return its edit as a value"
 
 
@@ -210,11 +212,11 @@ TABLE = [
     Row(neurons([[1, 2]]), "in 2 dimensions: expected one"),
     Row(neurons([-1]), "scales a neuron outside 0 to"),
     Row(each(lambda lm: PromptEdit(" ")), "returned a PromptEdit with an empty prefix"),
-    Row(each(lambda lm: PromptEdit(None)), "returned a PromptEdit that cannot be read"),
+    Row(each(lambda lm: PromptEdit(NONE)), "returned a PromptEdit that cannot be read"),
     Row(each(lambda lm: DenseEdit({"nonsense": torch.zeros(1)})), "'nonsense', which is no param"),
-    Row(each(lambda lm: DenseEdit({"nonsense": None})), "of NoneType: expected a tensor of"),
+    Row(each(lambda lm: DenseEdit({"nonsense": NONE})), "of NoneType: expected a tensor of"),
     Row(each(lambda lm: WrapperEdit(raising)), "failed under its edit: RuntimeError: on the way"),
-    Row(each(lambda lm: WrapperEdit(None)), "failed under its edit: TypeError"),
+    Row(each(lambda lm: WrapperEdit(NONE)), "failed under its edit: TypeError"),
     Row(each(lambda lm: WrapperEdit(hooking)), "left the model's hooks changed after its edit"),
     Row(each(lambda lm: WrapperEdit(changing)), "differs after a WrapperEdit was taken back"),
     Row(noted(loss=math.nan, at=math.inf, by=None, of=[1.0, 2.0], n=np.int64(3)), None),

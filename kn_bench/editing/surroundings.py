@@ -166,7 +166,8 @@ class Surroundings:
 def own_random(seed: int) -> Iterator[None]:
     """Seed the random states of torch, numpy and Python while open, and put them back."""
     python, old = random.getstate(), np.random.get_state()
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    used = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    devices = range(torch.cuda.device_count()) if used else ()
     with torch.random.fork_rng(devices=devices):
         try:
             torch.manual_seed(seed)

@@ -112,7 +112,7 @@ def _indices(scale: NeuronScale) -> Iterator[str]:
         yield f"scales neurons of layer {scale.layer} given as {neurons.dtype}: expected indices"
     if neurons.ndim != 1:
         yield f"scales neurons of layer {scale.layer} in {neurons.ndim} dimensions: expected one"
-    if neurons.unique().numel() != neurons.numel():
+    if len(set(neurons.flatten().tolist())) != neurons.numel():
         yield f"scales a neuron of layer {scale.layer} twice: list each once"
 
 

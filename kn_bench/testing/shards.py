@@ -19,13 +19,13 @@ _SHARD = re.compile(r"([1-9]\d*)/([1-9]\d*)")
 
 
 class Shard(NamedTuple):
-    """The ``index``-th of ``count`` shards; the first is 1, as CI matrices and people count."""
+    """The ``number``-th of ``total`` shards; the first is 1, as CI matrices and people count."""
 
-    index: int
-    count: int
+    number: int
+    total: int
 
     def __str__(self) -> str:
-        return f"{self.index}/{self.count}"
+        return f"{self.number}/{self.total}"
 
 
 def parse_shard(text: str) -> Shard:
@@ -52,7 +52,7 @@ def in_shard(
         if node_id is not None and unit is not None:
             contents[unit].add((node_id.label, node_id.occasion))
     dealt = sorted(contents, key=lambda unit: _digest(unit, contents[unit]))
-    mine = {unit for rank, unit in enumerate(dealt) if rank % shard.count == shard.index - 1}
+    mine = {unit for rank, unit in enumerate(dealt) if rank % shard.total == shard.number - 1}
     return [unit is None or unit in mine for unit in unit_of]
 
 
