@@ -37,7 +37,8 @@ def method(name: MethodName, model: LanguageModel) -> BoundMethod:
     """Bind an editing method to a model.
 
     Args:
-        name: a name that :func:`methods` lists, or a function decorated by ``@edit_method``.
+        name: a name that :func:`methods` lists, ``checkpoint:FOLDER``, or a function decorated by
+            ``@edit_method``.
         model: what to edit; it stays as it is.
 
     Raises:
@@ -62,6 +63,8 @@ def method(name: MethodName, model: LanguageModel) -> BoundMethod:
             f"also takes {', '.join(sorted(fixtures))}; measure it by pytest, which has those "
             "fixtures"
         )
+    if spec.check is not None:
+        spec.check(spec.argument, model.name)
     bound = registry.bind(spec, model)
     return BoundMethod(spec.name, model, bound)
 

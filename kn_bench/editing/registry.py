@@ -15,9 +15,9 @@ import fnmatch
 import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from kn_bench.cases.sampling import slug
@@ -32,6 +32,8 @@ _MARK = "__kn_bench_method__"
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
 
 F = TypeVar("F", bound=Callable[..., Any])
+Check = Callable[[str, str], None]
+"""(argument, model's name) -> None, or a ValueError of one sentence."""
 
 
 class RegistryError(Exception):
@@ -49,6 +51,10 @@ class MethodSpec:
         origin: ``file:line`` of the function.
         by_default: whether it is measured when no ``--method`` is named.
         settings: dataclass of its parameters, which presets and ``--set`` fill; None for none.
+        takes: what is to be named after a colon, ``FOLDER`` of ``checkpoint:FOLDER``; "" for
+            nothing.
+        check: refuses, by a ValueError, an argument that does not suit a model, by its name.
+        argument: what was named.
     """
 
     name: str
@@ -57,6 +63,30 @@ class MethodSpec:
     origin: str
     by_default: bool = True
     settings: type[Settings] | None = None
+    takes: str = ""
+    check: Check | None = None
+    argument: str = ""
+
+    def given(self, argument: str) -> MethodSpec:
+        """Return the method for one argument, called after its last part.
+
+        Raises:
+            RegistryError: for an empty argument.
+        """
+        # on another machine the same folder may lie elsewhere
+        name = PurePath(argument).name
+        if not name:
+            raise RegistryError(f"{self.name}: expected {self.name}:{self.takes}; name one")
+        function, parameters = self.function, inspect.signature(self.function).parameters
+
+        def with_argument(**fixtures: Any) -> Any:
+            return function(argument=argument, **fixtures)
+
+        left = [parameter for key, parameter in parameters.items() if key != "argument"]
+        with_argument.__signature__ = inspect.Signature(left)  # type: ignore[attr-defined]
+        with_argument.__doc__ = function.__doc__
+        name = f"{self.name}:{name}"
+        return replace(self, name=name, function=with_argument, takes="", argument=argument)
 
     @property
     def fixture(self) -> str:
@@ -70,6 +100,8 @@ def edit_method(
     models: Kind = "any",
     by_default: bool = True,
     settings: type[Settings] | None = None,
+    argument: str = "",
+    check: Check | None = None,
 ) -> Callable[[F], F]:
     """Register the decorated function as an editing method.
 
@@ -83,6 +115,9 @@ def edit_method(
         by_default: whether it is measured when no ``--method`` is named.
         settings: a frozen dataclass of parameters. The function then asks for ``settings`` too and
             receives one filled from presets, ``--preset`` and ``--set``.
+        argument: what is to be named after a colon (``--method checkpoint:FOLDER``), for the help.
+            The function then asks for ``argument`` too.
+        check: called before a run with the argument and the name of each model; raises ValueError.
 
     Raises:
         ValueError: for a name or kind of model that cannot be.
@@ -108,7 +143,8 @@ def edit_method(
         raise ValueError(f"edit_method({name!r}): models={models!r} is none of {', '.join(KINDS)}")
 
     def mark(function: F) -> F:
-        spec = MethodSpec(name, models, function, _origin(function), by_default, settings)
+        origin = _origin(function)
+        spec = MethodSpec(name, models, function, origin, by_default, settings, argument, check)
         setattr(function, _MARK, spec)
         return function
 
@@ -143,12 +179,17 @@ class Registry:
 
     def __init__(self) -> None:
         self.methods: dict[str, MethodSpec] = {}
+        self.templates: dict[str, MethodSpec] = {}
+        """Methods that are nothing without an argument."""
         self.doubled: list[tuple[MethodSpec, MethodSpec]] = []
 
     def add(self, plugin: object) -> list[MethodSpec]:
         """Take in what ``plugin`` marks, and return what is new."""
         new = []
         for spec in marked(plugin):
+            if spec.takes:
+                self.templates[spec.name] = spec
+                continue
             known = self.methods.get(spec.name) or self._alike(spec)
             if known is None:
                 self.methods[spec.name] = spec
@@ -178,7 +219,29 @@ class Registry:
         """
         if not names:
             return [spec for spec in self.methods.values() if spec.by_default]
-        return [self.methods[name] for name in expand(names, self.methods)]
+        return [self.methods[name] for name in expand(self.fill(names), self.methods)]
+
+    def fill(self, names: Sequence[str]) -> list[str]:
+        """Take in the methods that ``names`` give an argument, and return what all are called.
+
+        Raises:
+            RegistryError: for a missing argument, or two that would be called the same.
+        """
+        called = []
+        for name in names:
+            template, colon, argument = name.partition(":")
+            if template in self.templates:
+                spec = self.templates[template].given(argument if colon else "")
+                known = self.methods.get(spec.name) or self._alike(spec) or spec
+                if known.argument != spec.argument:
+                    raise RegistryError(
+                        f"--method {template}:{known.argument} and --method {name} have the same "
+                        f"name in test ids: measure them in two runs"
+                    )
+                self.methods[spec.name] = spec
+                name = spec.name
+            called.append(name)
+        return called
 
 
 def expand(names: Sequence[str], known: Iterable[str]) -> list[str]:
@@ -274,6 +337,11 @@ def _by_default(call: ast.Call) -> bool:
         keyword.arg == "by_default" and getattr(keyword.value, "value", True) is False
         for keyword in call.keywords
     )
+
+
+def _takes_argument(call: ast.Call) -> bool:
+    """True for ``@edit_method("checkpoint", argument="FOLDER")``."""
+    return any(keyword.arg == "argument" for keyword in call.keywords)
 
 
 def _decorated_name(call: ast.expr) -> str | None:

@@ -119,9 +119,13 @@ class Engine:
         for portion in self._portions(rowwise):
             edits = RowEdits(self.model, [one.edit for one in portion])
             self._measure(method_name, portion, edits, results)
+        same: dict[int, list[_Edited]] = {}
         for one in edited:
             if isinstance(one.edit, IN_PLACE):
-                self._measure_in_place(method_name, one, results)
+                # one object may serve many requests: a checkpoint is put in place once
+                same.setdefault(id(one.edit), []).append(one)
+        for group in same.values():
+            self._measure_in_place(method_name, group, results)
         order = {case.id: results[case.id] for case in cases}
         ended = time.perf_counter()
         return UnitResult(self.model.name, method_name, order, middle - started, ended - middle)
@@ -253,12 +257,15 @@ class Engine:
             case = one.encoded.case.id
             results[case] = self._result(name, one, before, after[index], prefixed.get(index, {}))
 
-    def _measure_in_place(self, name: str, one: _Edited, results: dict[str, CaseResult]) -> None:
-        case = one.encoded.case.id
-        before = self.before(one.encoded.probes)
+    def _measure_in_place(
+        self, name: str, group: Sequence[_Edited], results: dict[str, CaseResult]
+    ) -> None:
+        """Put one edit in place, and ask the probes of all cases that it serves."""
+        probes = [probe for one in group for probe in one.encoded.probes]
+        before = self.before(probes)
         try:
-            with in_place(self.model, one.edit):
-                answers = self.asker.ask([Question(p, 0) for p in one.encoded.probes], UNEDITED)
+            with in_place(self.model, group[0].edit):
+                answers = self.asker.ask([Question(probe, 0) for probe in probes], UNEDITED)
             error = ""
         except ValueError as problem:
             error = f"{name}: {problem}"
@@ -268,13 +275,14 @@ class Engine:
         if left and not error:
             error = f"{name} left {_and(left)} changed after its edit was taken back"
         if error:
-            results[case] = CaseResult(case, one.record, (), one.encoded.exclusions, error=error)
+            for one in group:
+                case, excluded = one.encoded.case.id, one.encoded.exclusions
+                results[case] = CaseResult(case, one.record, (), excluded, error=error)
             return
-        after = {
-            probe.probe.id: Asked(*answer)
-            for probe, answer in zip(one.encoded.probes, answers, strict=True)
-        }
-        results[case] = self._result(name, one, before, after, {})
+        coming = iter(answers)
+        for one in group:
+            after = {probe.probe.id: Asked(*next(coming)) for probe in one.encoded.probes}
+            results[one.encoded.case.id] = self._result(name, one, before, after, {})
 
     def _result(
         self,

@@ -25,7 +25,7 @@ from kn_bench.model.source import on_hub, origin
 from kn_bench.model.trial import refuse_unloadable
 from kn_bench.testing import method_fixtures, sequences, units
 from kn_bench.testing.devices import DevicePool, expand, threads
-from kn_bench.testing.models import fingerprint
+from kn_bench.testing.models import content_of, fingerprint
 from kn_bench.testing.options import Options
 from kn_bench.testing.plan import TestPlan, limit_of, make_plan
 from kn_bench.testing.progress import progress_file
@@ -105,6 +105,7 @@ class RunController:
             self._corpus = self._checked_corpus()
             for model in self.plan.models.values():
                 self._check_loads(model)
+            self._arguments = self._checked_arguments()
         except (ValueError, OSError, RegistryError) as error:
             raise pytest.UsageError(str(error)) from error
         if self.options.baseline is not None:
@@ -161,13 +162,30 @@ class RunController:
         The built-in ones are read from their source; only a name that is not found there, nor among
         what pytest has loaded, makes the controller import what installed packages offer.
         """
-        known = self._all_names()
-        if any(registry.is_pattern(n) or n not in known for n in self.options.methods):
+        names, known = list(self.options.methods), self._all_names()
+        if any(registry.is_pattern(n) or n not in known for n in names):
             method_fixtures.load_entry_points(self._manager)
             known = self._all_names()
+        if not all(registry.is_pattern(n) or n in known for n in names):
+            method_fixtures.load_builtin(self._manager)  # one of them may take an argument
+            names = self._registry.fill(names)
+            known = self._all_names()
         self._registry.check()
-        chosen = registry.expand(self.options.methods, known)
+        chosen = registry.expand(names, known)
         return {name: known[name] for name in chosen or self._by_default(known)}
+
+    def _checked_arguments(self) -> dict[str, str]:
+        """SHA-256 of what methods were given by their argument, by the method's name."""
+        specs = [self._registry.methods.get(name) for name in self._methods]
+        hashes = {}
+        for spec in specs:
+            if spec is None or not spec.argument:
+                continue
+            for model in self.plan.models.values():
+                if spec.check is not None:
+                    spec.check(spec.argument, model)
+            hashes[spec.name] = content_of(Path(spec.argument))
+        return hashes
 
     def _checked_choices(self) -> dict[str, str]:
         """What ``--set`` and ``--preset`` say, by its name in the manifest; all of it valid.
@@ -270,6 +288,7 @@ class RunController:
             **({"corpus": self._corpus} if self._corpus else {}),
             **{f"origin of {name}": text for name, text in self._origins.items()},
             "methods": " ".join(self._methods),
+            **self._arguments,
             **self._choices,
             "protocol": str(options.protocol),
             **self._of_protocol(),

@@ -128,14 +128,19 @@ def fingerprint(name: str) -> str:
         ValueError: when there is no such model, naming the embedded ones.
     """
     from kn_bench.model.source import source_of
-    from kn_bench.results.manifest import hash_files
 
     source, revision = source_of(name)
-    folder = Path(source)
-    if folder.is_dir():
-        files = [path for path in folder.iterdir() if path.suffix in _WEIGHTS_AND_TOKENIZER]
-        return hash_files(files)
+    if Path(source).is_dir():
+        return content_of(Path(source))
     return _hub_commit(name, source, revision)
+
+
+def content_of(path: Path) -> str:
+    """SHA-256 of a file, or of the weights, settings and tokenizer in a folder."""
+    from kn_bench.results.manifest import hash_files
+
+    files = [path] if path.is_file() else path.iterdir()
+    return hash_files([file for file in files if file.suffix in _WEIGHTS_AND_TOKENIZER])
 
 
 _WEIGHTS_AND_TOKENIZER = (".safetensors", ".json", ".txt", ".model")

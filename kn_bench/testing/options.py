@@ -114,7 +114,8 @@ def add_options(parser: pytest.Parser) -> None:
 
     repeatable("--model", "NAME", "Embedded model, smollm2-135m, folder, FILE.gguf, hub id or "
                "ID@REVISION (default: all embedded ones).")  # fmt: skip
-    repeatable("--method", "NAME", "Editing method, a pattern such as 'memit*', or 'all' (default: "
+    repeatable("--method", "NAME", "Editing method, a pattern such as 'memit*', 'all', or "
+               "checkpoint:FOLDER for what was edited elsewhere (default: "
                "those that are quick).")  # fmt: skip
     repeatable("--set", "METHOD.PARAMETER=VALUE", "A setting of a method, such as memit.v_lr=0.1.")
     repeatable("--preset", "FILE", "TOML file of settings, such as `kn-bench tune` writes.")

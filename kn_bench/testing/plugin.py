@@ -252,6 +252,11 @@ def _begin(config: pytest.Config) -> SuiteSession:
     method_fixtures.load_entry_points(config.pluginmanager)
     registry_of(config).check()
     methods = registry_of(config).select(options.methods)
+    with_argument = [method for method in methods if method.argument]
+    if with_argument:
+        name = "kn_bench methods with an argument"
+        fixtures = method_fixtures.fixtures_of(with_argument, name, _settings_of)
+        config.pluginmanager.register(fixtures, name)
     choices = method_fixtures.choices_of(options, methods)
     plan = make_plan(options) if is_worker(config) else controller_of(config).plan
 

@@ -1,0 +1,134 @@
+"""Edits made elsewhere: a checkpoint edited by other tools, an adapter, or edits that were saved.
+
+    --method checkpoint:FOLDER
+
+    config.json + safetensors    the difference from the model, the same for every request
+    adapter_config.json          what the PEFT adapter adds, the same for every request
+    saved edits                  each request's own, by its case's id; one without a case serves all
+
+A checkpoint or adapter holds all of its edits: under ``batch`` and ``sequence`` it is applied once,
+in the first step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from kn_bench.cases.case import EditRequest
+from kn_bench.editing.difference import ADAPTER, adapter_edit, check_adapter, checkpoint_edit
+from kn_bench.editing.edit import Edit, NoEdit, NotApplicable
+from kn_bench.editing.method import State
+from kn_bench.editing.registry import edit_method
+from kn_bench.editing.saving import load_edit, saved_provenance
+from kn_bench.model.comparing import check_edited_copy
+from kn_bench.model.folder import CONFIG
+from kn_bench.model.language_model import LanguageModel
+
+
+class Checkpoint:
+    """One edit for every request: what a checkpoint or adapter changes.
+
+    Args:
+        lm: the base; untouched.
+        folder: of the checkpoint or adapter.
+    """
+
+    def __init__(self, lm: LanguageModel, folder: Path) -> None:
+        self.lm, self.folder = lm, folder
+
+    def edit(self, requests: Sequence[EditRequest]) -> list[Edit]:
+        """Return the same edit for each request."""
+        return [self._difference()] * len(requests)
+
+    def begin(self) -> State:
+        return {}
+
+    def edit_together(self, requests: Sequence[EditRequest], state: State) -> tuple[Edit, State]:
+        """Return the whole difference in the first step, and nothing in those after it."""
+        if "applied" in state:
+            return NoEdit(), state
+        return self._difference(), {"applied": torch.tensor(True)}
+
+    def _difference(self) -> Edit:
+        of = adapter_edit if (self.folder / ADAPTER).is_file() else checkpoint_edit
+        return self.lm.memo.get(("difference", str(self.folder)), lambda: of(self.lm, self.folder))
+
+
+class SavedEdits:
+    """Each request's own edit, from files that ``save_edit`` wrote.
+
+    Args:
+        lm: the model that they were made for.
+        files: by the id of their case; "" for one that serves every request.
+    """
+
+    def __init__(self, lm: LanguageModel, files: Mapping[str, Path]) -> None:
+        self.lm, self.files = lm, files
+
+    def edit(self, requests: Sequence[EditRequest]) -> list[Edit | NotApplicable]:
+        """Read the edits of ``requests``.
+
+        Raises:
+            EditFileError: for a file that cannot be used, or was made for another model.
+        """
+        edits: list[Edit | NotApplicable] = []
+        for request in requests:
+            file = self.files.get(request.id) or self.files.get("")
+            missing = NotApplicable("no edit of this case was saved")
+            edits.append(missing if file is None else load_edit(file, model=self.lm))
+        return edits
+
+
+def saved_files(path: Path) -> dict[str, Path]:
+    """Return the saved edits at ``path``, a file or a folder, by the id of their case.
+
+    Raises:
+        ValueError: one sentence: none, one that cannot be read, or two of one case.
+    """
+    files: dict[str, Path] = {}
+    for file in [path] if path.is_file() else sorted(path.glob("*.safetensors")):
+        case = saved_provenance(file).case
+        if case in files:
+            raise ValueError(
+                f"{path}: expected one edit a case, and {files[case].name} and {file.name} are "
+                f"both of {case or 'no case'}; keep one"
+            )
+        files[case] = file
+    if not files:
+        raise ValueError(
+            f"{path}: expected a model folder with {CONFIG}, a PEFT adapter folder with {ADAPTER}, "
+            "or edits that save_edit wrote; it holds none of them"
+        )
+    return files
+
+
+def check(path: str, model: str) -> None:
+    """Refuse, before anything is loaded, what cannot be measured against ``model``.
+
+    Raises:
+        ValueError: one sentence.
+    """
+    folder = Path(path)
+    if not folder.exists():
+        raise ValueError(
+            f"{path}: expected a checkpoint, an adapter or saved edits, and there is nothing; "
+            "give the path of one"
+        )
+    if (folder / ADAPTER).is_file():
+        check_adapter(folder)
+    elif (folder / CONFIG).is_file():
+        check_edited_copy(model, folder)
+    else:
+        saved_files(folder)
+
+
+@edit_method("checkpoint", by_default=False, argument="FOLDER", check=check)
+def checkpoint(language_model: LanguageModel, argument: str) -> Checkpoint | SavedEdits:
+    """What was edited elsewhere, against the model that it was made from."""
+    folder = Path(argument)
+    if (folder / ADAPTER).is_file() or (folder / CONFIG).is_file():
+        return Checkpoint(language_model, folder)
+    return SavedEdits(language_model, saved_files(folder))

@@ -1,0 +1,238 @@
+"""What a checkpoint or an adapter changes of a base model, as an edit.
+
+    LowRankEdit   only down-projections differ, by a product of few columns and rows: row by row
+    DenseEdit     anything else that differs: in place
+
+The checkpoint is read tensor by tensor: in memory are one model and what differs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from safetensors import safe_open
+from torch import Tensor
+
+from kn_bench.editing.edit import DenseEdit, Edit, LowRank, LowRankEdit, NoEdit, Notes
+from kn_bench.model.comparing import counterpart, headers
+from kn_bench.model.language_model import LanguageModel
+
+ADAPTER = "adapter_config.json"
+"""The file that says that a folder is a PEFT adapter."""
+FULL = 4
+"""A difference is of low rank up to a quarter of the matrix's smaller side."""
+
+
+class Factors(NamedTuple):
+    """A matrix as a product, up to what rounding explains."""
+
+    u: Float[Tensor, "rows rank"]
+    v: Float[Tensor, "rank columns"]
+
+
+def checkpoint_edit(lm: LanguageModel, folder: Path) -> Edit:
+    """Return the difference between the checkpoint in ``folder`` and ``lm``.
+
+    Raises:
+        ValueError: for a parameter that the checkpoint lacks, or has in another shape.
+    """
+    return edit_of(lm, dict(_differences(lm, folder)), _resolution(lm, folder))
+
+
+def _differences(lm: LanguageModel, folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """Every parameter that differs, by name, with its difference in float32 or wider."""
+    stored = headers(folder)
+    tied = {id(p): name for name, p in lm.hf.named_parameters()}
+    parameters: list[tuple[str, Tensor]] = list(lm.hf.named_parameters(remove_duplicate=False))
+    for name, parameter in parameters:
+        match = counterpart(name, stored)
+        if match is None:
+            if _elsewhere(lm, parameter, stored):
+                continue
+            raise ValueError(f"{folder}: expected the tensor {name}, which {lm.name} has")
+        with safe_open(stored[match].file, framework="pt") as file:
+            other = file.get_tensor(match).to(parameter.device)
+        if other.shape != parameter.shape:
+            raise ValueError(
+                f"{folder}: expected {match} in shape {tuple(parameter.shape)}, and it has "
+                f"{tuple(other.shape)}"
+            )
+        exact = torch.promote_types(parameter.dtype, torch.float32)
+        # what the checkpoint is when it is loaded in the same dtype
+        delta = other.to(parameter.dtype).to(exact) - parameter.detach().to(exact)
+        if not bool(delta.any()):
+            continue
+        if tied[id(parameter)] != name:
+            first = counterpart(tied[id(parameter)], stored)
+            if first is None or not _same(stored, first, match):
+                raise ValueError(
+                    f"{folder}: expected one matrix for {tied[id(parameter)]} and {name}, which "
+                    f"{lm.name} shares, and they differ; name a base that keeps them apart"
+                )
+            continue
+        yield name, delta
+
+
+def _elsewhere(lm: LanguageModel, parameter: Tensor, stored: Mapping[str, object]) -> bool:
+    """Tell whether a shared parameter is stored under another of its names."""
+    names = lm.hf.named_parameters(remove_duplicate=False)
+    return any(p is parameter and counterpart(name, stored) is not None for name, p in names)
+
+
+def _same(stored: Mapping[str, Any], first: str, second: str) -> bool:
+    tensors = []
+    for name in (first, second):
+        with safe_open(stored[name].file, framework="pt") as file:
+            tensors.append(file.get_tensor(name))
+    return torch.equal(*tensors)
+
+
+def _resolution(lm: LanguageModel, folder: Path) -> float:
+    """The coarsest rounding that the checkpoint's weights have been through."""
+    dtypes = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16,
+              "F16": torch.float16}  # fmt: skip
+    named = {dtypes[h.dtype] for h in headers(folder).values() if h.dtype in dtypes}
+    return max(torch.finfo(dtype).eps for dtype in (*named, lm.dtype))
+
+
+def edit_of(lm: LanguageModel, deltas: Mapping[str, Tensor], resolution: float) -> Edit:
+    """Return changes of parameters as an edit, of low rank where they allow it.
+
+    Args:
+        lm: the model; untouched.
+        deltas: by parameter name, in the parameter's own layout.
+        resolution: relative rounding of the changed weights. What of a difference is smaller than
+            it explains is not a rank.
+    """
+    if not deltas:
+        return NoEdit(notes={"tensors": 0, "norm": 0.0})
+    notes: Notes = {
+        "tensors": len(deltas),
+        "changed": ", ".join(sorted(deltas)),
+        "norm": float(sum(float(d.double().square().sum()) for d in deltas.values()) ** 0.5),
+    }
+    places = {lm.weight_name(layer): layer for layer in reversed(range(lm.n_layers))}
+    if set(deltas) <= set(places):
+        updates = []
+        for name, delta in deltas.items():
+            layer = places[name]
+            weight = lm.weight(layer).to(delta.dtype)
+            change = delta.T if lm.transposed(layer) else delta
+            rounding = resolution * float((weight + change).double().norm())
+            factors = low_rank(change, rounding)
+            if factors is None:
+                break
+            updates.append(LowRank(layer, *factors))
+        else:
+            ranks = ", ".join(str(update.u.shape[1]) for update in updates)
+            return LowRankEdit(tuple(updates), notes={**notes, "rank": ranks})
+    return DenseEdit(dict(deltas), notes=notes)
+
+
+def low_rank(matrix: Float[Tensor, "rows columns"], tolerance: float) -> Factors | None:
+    """Return ``matrix`` as a product of the smallest rank, or None where that is not small.
+
+    A range finder with a doubling number of seeded directions (Halko, Martinsson, Tropp 2011,
+    algorithms 4.1 and 5.1): the whole spectrum of a large matrix would take minutes.
+
+    Args:
+        tolerance: Frobenius norm of what may be left over.
+    """
+    exact = matrix.double()
+    rows, columns = exact.shape
+    generator = torch.Generator().manual_seed(0)
+    directions = 8
+    while directions <= max(8, min(rows, columns) // FULL):
+        directions = min(directions, rows, columns)
+        drawn = torch.randn(columns, directions, generator=generator, dtype=torch.float64)
+        basis = torch.linalg.qr(exact @ drawn.to(exact.device)).Q
+        inner = basis.T @ exact
+        left = float((exact - basis @ inner).norm())
+        if left <= tolerance:
+            U, S, Vh = torch.linalg.svd(inner, full_matrices=False)
+            tails = S.flip(0).square().cumsum(0).flip(0)
+            room = max(tolerance**2 - left**2, 0.0)
+            rank = int((tails > room).sum())
+            if rank == 0 or rank > max(1, min(rows, columns) // FULL):
+                return None
+            u, v = basis @ U[:, :rank] * S[:rank], Vh[:rank]
+            return Factors(u.to(matrix.dtype), v.to(matrix.dtype))
+        directions *= 2
+    return None
+
+
+# -- adapters ----------------------------------------------------------------------------------
+
+
+def adapter_edit(lm: LanguageModel, folder: Path) -> Edit:
+    """Return what a PEFT adapter adds to the weights of ``lm``; the model is untouched.
+
+    Raises:
+        ValueError: one sentence: peft is missing, or the adapter is not a change of weights.
+    """
+    check_adapter(folder)
+    from peft import PeftModel
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    try:
+        wrapped = PeftModel.from_pretrained(lm.hf, str(folder))
+    except Exception as error:  # files of any version of peft, made for any model
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(
+            f"{folder}: expected a PEFT adapter of {lm.name}, and peft cannot load it ({lines[0]})"
+        ) from None
+    deltas: dict[str, Tensor] = {}
+    try:
+        for name, module in wrapped.base_model.model.named_modules():
+            if isinstance(module, BaseTunerLayer):
+                deltas[f"{name}.weight"] = _merged(module)
+    finally:
+        wrapped.unload()
+        lm.hf.requires_grad_(False)
+    resolution = torch.finfo(torch.promote_types(lm.dtype, torch.float32)).eps
+    return edit_of(lm, {n: d for n, d in deltas.items() if bool(d.any())}, resolution)
+
+
+@torch.no_grad()
+def _merged(module: Any) -> Tensor:
+    """What one adapted module adds to its weight; the weight's own bytes are put back."""
+    weight = module.get_base_layer().weight
+    before = weight.detach().clone()
+    exact = torch.promote_types(weight.dtype, torch.float32)
+    try:
+        module.merge()
+        delta: Tensor = weight.detach().to(exact) - before.to(exact)
+        return delta
+    finally:
+        module.merged_adapters.clear()
+        module.get_base_layer().weight.data = before
+
+
+def check_adapter(folder: Path, installed: Callable[[str], object] = find_spec) -> None:
+    """Refuse an adapter that is not a change of weights.
+
+    Raises:
+        ValueError: one sentence.
+    """
+    if not installed("peft"):
+        raise ValueError(f"{folder}: a PEFT adapter needs peft: pip install 'kn_bench[peft]'")
+    try:
+        config = json.loads((folder / ADAPTER).read_bytes())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder / ADAPTER}: expected JSON ({error}); save it again") from None
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise ValueError(
+            f"{folder}: expected adapter_model.safetensors, and there is none; save the adapter "
+            "again by save_pretrained"
+        )
+    if config.get("modules_to_save") or config.get("peft_type") not in ("LORA", "LOHA", "LOKR"):
+        raise ValueError(
+            f"{folder}: expected a LoRA adapter (LORA, LOHA or LOKR) without modules_to_save, and "
+            f"this is {config.get('peft_type')}; merge it and give the merged folder"
+        )

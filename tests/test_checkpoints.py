@@ -1,0 +1,296 @@
+"""Checkpoints, adapters and saved edits measured against their base."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import kn_bench as kn
+from kn_bench.editing.applying import in_place
+from kn_bench.editing.difference import check_adapter, checkpoint_edit, edit_of, low_rank
+from kn_bench.editing.edit import DenseEdit, LowRank, LowRankEdit, NoEdit, norm
+from kn_bench.editing.registry import RegistryError
+from kn_bench.editing.saving import Provenance, save_edit
+from kn_bench.edits.checkpoint import Checkpoint
+from kn_bench.model import embedded
+from kn_bench.model.comparing import counterpart
+from kn_bench.results.rows import VerdictRow
+from tests.conftest import PLUGINS, plain
+
+BASE = "tiny-gpt2"
+LAYER = 1
+EPS = torch.finfo(torch.float32).eps
+
+
+def rank_one(model, scale=3.0):
+    generator = torch.Generator().manual_seed(1)
+    u = torch.randn(model.d_mlp, 1, generator=generator)
+    v = torch.randn(1, model.d_model, generator=generator)
+    return LowRank(LAYER, u / u.norm(), scale * v / v.norm())
+
+
+@pytest.fixture(scope="module")
+def model():
+    return kn.load_model(BASE)
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """A folder with the base's files, and a function that changes its tensors."""
+    folder = tmp_path / "edited"
+    shutil.copytree(embedded.folder(BASE), folder)
+    (folder / "report.json").unlink()
+
+    def change(function):
+        tensors = load_file(folder / "model.safetensors")
+        save_file(function(tensors), folder / "model.safetensors", {"format": "pt"})
+        return folder
+
+    return change
+
+
+def stored(model, tensors):
+    """What the file calls the edited matrix."""
+    return counterpart(model.weight_name(LAYER), tensors)
+
+
+def edited_by(model, update):
+    def change(tensors):
+        name = stored(model, tensors)
+        delta = update.u @ update.v
+        tensors[name] = tensors[name] + (delta.T if model.transposed(LAYER) else delta)
+        return tensors
+
+    return change
+
+
+class Given:
+    def __init__(self, edit):
+        self._edit = edit
+
+    def edit(self, requests):
+        return [self._edit for _ in requests]
+
+
+def figures(evaluation):
+    kept = ["case", "criterion", "verdict_status", "verdict_score"]
+    return evaluation.verdicts[kept].fillna(-1.0).values.tolist()
+
+
+def test_a_checkpoint_by_plain_torch_measures_as_its_edit(model, copy):
+    update = rank_one(model, 60.0)
+    folder = copy(edited_by(model, update))
+    cases = kn.load_cases("embedded", relation=["P36", "P106"], limit=3)
+
+    @kn.edit_method("given")
+    def given(language_model):
+        return Given(LowRankEdit((update,)))
+
+    expected = kn.evaluate(model, given, cases)
+    evaluation = kn.evaluate(model, f"checkpoint:{folder}", cases)
+    assert evaluation.method == "checkpoint:edited"
+    assert figures(evaluation) == figures(expected)
+    # the edit does something, so equal figures say something
+    assert expected.score("locality") < 1
+    for ours, theirs in zip(evaluation.results, expected.results, strict=True):
+        for one, other in zip(ours.measurements, theirs.measurements, strict=True):
+            assert one.after.log_prob_expected == pytest.approx(
+                other.after.log_prob_expected, abs=1e-4
+            )
+
+
+def test_the_difference_says_what_it_is(model, copy):
+    update = rank_one(model)
+    edit = checkpoint_edit(model, copy(edited_by(model, update)))
+    assert isinstance(edit, LowRankEdit)
+    (found,) = edit.updates
+    assert (found.layer, found.u.shape[1]) == (LAYER, 1)
+    assert torch.allclose(found.u @ found.v, update.u @ update.v, atol=1e-5)
+    assert edit.notes["tensors"] == 1
+    assert edit.notes["changed"] == model.weight_name(LAYER)
+    assert edit.notes["norm"] == pytest.approx(norm(LowRankEdit((update,))), rel=1e-4)
+
+
+def test_anything_but_down_projections_is_dense_and_put_in_place_once(model, copy, monkeypatch):
+    from kn_bench.measure import engine
+
+    def change(tensors):
+        name = next(name for name in tensors if name.endswith("ln_f.bias"))
+        return tensors | {name: tensors[name] + 1.0}
+
+    folder = copy(change)
+    edit = checkpoint_edit(model, folder)
+    assert isinstance(edit, DenseEdit)
+    times = []
+
+    def counted(*arguments):
+        times.append(arguments)
+        return in_place(*arguments)
+
+    monkeypatch.setattr(engine, "in_place", counted)
+    cases = kn.load_cases("embedded", relation="P36", limit=3)
+    evaluation = kn.evaluate(model, f"checkpoint:{folder}", cases)
+    assert len(times) == 1
+    assert {row[2] for row in figures(evaluation)} <= {"holds", "missed", "excluded",
+                                                      "not_applicable"}  # fmt: skip
+
+
+def test_an_unedited_copy_changes_nothing(model, copy):
+    assert isinstance(checkpoint_edit(model, copy(lambda tensors: tensors)), NoEdit)
+
+
+def test_a_wide_difference_stays_dense(model):
+    name = model.weight_name(LAYER)
+    delta = torch.randn(dict(model.hf.named_parameters())[name].shape)
+    assert isinstance(edit_of(model, {name: delta}, EPS), DenseEdit)
+
+
+@pytest.mark.parametrize("rank", [1, 3, 9])
+def test_low_rank_finds_the_rank_through_rounding(rank):
+    generator = torch.Generator().manual_seed(rank)
+    weight = torch.randn(120, 80, generator=generator)
+    u = torch.randn(120, rank, generator=generator)
+    v = torch.randn(rank, 80, generator=generator)
+    delta = (weight + u @ v) - weight
+    factors = low_rank(delta, EPS * float((weight + delta).norm()))
+    assert factors is not None
+    assert factors.u.shape[1] == rank
+    assert (factors.u @ factors.v - u @ v).norm() < 1e-4 * (u @ v).norm()
+    assert low_rank(torch.randn(120, 80, generator=generator), 1e-3) is None
+
+
+def test_a_checkpoint_in_a_sequence_is_applied_once(model, copy):
+    folder = copy(edited_by(model, rank_one(model)))
+    method = Checkpoint(model, folder)
+    first, state = method.edit_together([], method.begin())
+    second, _ = method.edit_together([], state)
+    assert isinstance(first, LowRankEdit)
+    assert isinstance(second, NoEdit)
+
+
+# -- what cannot be compared -------------------------------------------------------------------
+
+
+def drop(tensors):
+    name = next(name for name in tensors if name.endswith("c_proj.weight"))
+    return {key: tensor for key, tensor in tensors.items() if key != name}
+
+
+def shape(tensors):
+    name = next(name for name in tensors if name.endswith("c_proj.weight"))
+    return tensors | {name: tensors[name][:-1].contiguous()}
+
+
+def half(tensors):
+    return {name: tensor.bfloat16() for name, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (drop, "lacks .*c_proj.weight; save the whole model"),
+        (shape, "has shape .* where that has"),
+        (half, "is BF16 where that is F(32|16): every weight would differ by its rounding"),
+    ],
+)
+def test_what_is_no_edited_copy_is_refused_in_a_sentence(model, copy, change, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        kn.method(f"checkpoint:{copy(change)}", model)
+
+
+def test_another_tokenizer_or_architecture_is_refused(model, copy):
+    folder = copy(lambda tensors: tensors)
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text())
+    vocabulary = content["model"]["vocab"]
+    first, second = list(vocabulary)[10:12]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="another tokenizer; name the base"):
+        kn.method(f"checkpoint:{folder}", model)
+    with pytest.raises(ValueError, match="it is a gpt2 where that is a llama"):
+        kn.method(f"checkpoint:{folder}", kn.load_model("tiny-llama"))
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("checkpoint", "expected checkpoint:FOLDER; name one"),
+        ("checkpoint:nowhere", "nowhere: expected a checkpoint, an adapter or saved edits"),
+    ],
+)
+def test_a_missing_folder_is_said(model, name, sentence):
+    with pytest.raises((ValueError, RegistryError), match=sentence):
+        kn.method(name, model)
+
+
+# -- saved edits and adapters ------------------------------------------------------------------
+
+
+def test_saved_edits_serve_the_cases_they_were_made_for(model, tmp_path):
+    cases = kn.load_cases("embedded", relation="P36", limit=3)
+    source = Provenance(model=BASE, model_hash=model.content_hash, method="by hand")
+    for number, case in enumerate(cases[:2]):
+        save_edit(
+            LowRankEdit((rank_one(model, 1.0 + number),)),
+            tmp_path / f"{number}.safetensors",
+            provenance=replace(source, case=case.id),
+        )
+    *edits, missing = kn.method(f"checkpoint:{tmp_path}", model).edit([c.request for c in cases])
+    assert [round(norm(edit), 3) for edit in edits if isinstance(edit, LowRankEdit)] == [1.0, 2.0]
+    assert str(missing) == "no edit of this case was saved"
+
+
+def test_an_adapter_measures_as_what_it_adds(model, tmp_path):
+    peft = pytest.importorskip("peft")
+    from transformers import AutoModelForCausalLM
+
+    hf = AutoModelForCausalLM.from_pretrained(embedded.folder(BASE))
+    config = peft.LoraConfig(r=2, lora_alpha=4, target_modules=["c_proj"], fan_in_fan_out=True)
+    adapted = peft.get_peft_model(hf, config)
+    torch.manual_seed(0)
+    for name, parameter in adapted.named_parameters():
+        if "lora_" in name:
+            parameter.data.normal_()
+    adapted.save_pretrained(tmp_path)
+    ids = torch.tensor([[5, 6, 7]])
+    expected = adapted(ids).logits
+    before = model.parameter_hash()
+    (edit,) = kn.method(f"checkpoint:{tmp_path}", model).edit(
+        [kn.load_cases("embedded", relation="P36", limit=1)[0].request]
+    )
+    assert model.parameter_hash() == before
+    assert isinstance(edit, DenseEdit)  # attention's c_proj is adapted too
+    with kn.edited(model, edit):
+        assert torch.allclose(model.hf(ids).logits, expected, atol=1e-4)
+    assert not torch.allclose(model.hf(ids).logits, expected, atol=1e-1)
+
+
+def test_an_adapter_without_peft_is_one_sentence(tmp_path):
+    with pytest.raises(ValueError, match=r"needs peft: pip install 'kn_bench\[peft\]'"):
+        check_adapter(tmp_path, installed=lambda name: find_spec("not_to_be_found"))
+
+
+# -- in the suites -----------------------------------------------------------------------------
+
+
+def test_the_suites_measure_a_checkpoint(model, copy, pytester, monkeypatch):
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    folder = copy(edited_by(model, rank_one(model)))
+    arguments = (*PLUGINS, "--pyargs", "kn_bench.suites", "--model", BASE, "--relation", "P36",
+                 "--limit", "2", "--run", "a", "--method", f"checkpoint:{folder}")  # fmt: skip
+    result = pytester.runpytest_subprocess(*arguments)
+    assert result.ret == 0, plain(result.stdout.str())
+    from kn_bench.results import log
+
+    logged = log.rows(Path(pytester.path) / "reports/runs/a" / log.LOG)
+    rows = [row for row in logged if isinstance(row, VerdictRow)]
+    assert {row.method for row in rows} == {"checkpoint:edited"}
+    assert len(rows) == 12
