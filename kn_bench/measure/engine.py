@@ -125,7 +125,8 @@ class Engine:
                 # one object may serve many requests: a checkpoint is put in place once
                 same.setdefault(id(one.edit), []).append(one)
         for group in same.values():
-            self._measure_in_place(method_name, group, results)
+            for portion in self._portions(group):
+                self._measure_in_place(method_name, portion, results)
         order = {case.id: results[case.id] for case in cases}
         ended = time.perf_counter()
         return UnitResult(self.model.name, method_name, order, middle - started, ended - middle)
