@@ -41,6 +41,7 @@ COMMANDS = {
     ),
     "trace": Entry("kn_bench.commands.trace", "Trace which hidden states carry an answer."),
     "control": Entry("kn_bench.commands.control", "Run one control or other section of the study."),
+    "tune": Entry("kn_bench.commands.tune", "Sweep a method's settings on held-out cases."),
     "study": Entry("kn_bench.commands.study", "Run the whole study and write an HTML report."),
 }
 """Name of a command -> its module, which has a typer app called ``app``."""

@@ -1,0 +1,170 @@
+"""``kn-bench tune``: sweep a method's settings on held-out cases, and write a preset."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kn_bench.commands import options
+
+if TYPE_CHECKING:
+    from kn_bench.cases.case import Case, Criterion
+    from kn_bench.editing.registry import MethodSpec
+    from kn_bench.measure.engine import Engine
+
+app = typer.Typer(add_completion=False)
+
+CRITERIA: tuple[Criterion, ...] = ("reliability", "generality", "locality")
+"""What is balanced: their harmonic mean is the score."""
+
+
+@app.command()
+def command(
+    method: Annotated[str, typer.Argument(help="The method, such as memit.")],
+    model: options.ModelName,
+    values: Annotated[
+        list[str],
+        typer.Option("--try", metavar="PARAMETER=V1|V2", help="Values to try; repeatable."),
+    ],
+    preset: Annotated[Path, typer.Option("-o", "--output", help="TOML file to write.")],
+    cases: Annotated[str, typer.Option(help="Where cases come from.")] = "embedded",
+    relation: Annotated[list[str] | None, typer.Option(help="Relations; repeatable.")] = None,
+    limit: Annotated[int, typer.Option(help="Held-out cases of each relation.", min=1)] = 4,
+    seed: Annotated[int, typer.Option(help="That of the boards to be kept apart from.")] = 0,
+) -> None:
+    """Try every combination of values, and write the best as a preset with the whole curve.
+
+    A board with ``--limit N`` asks the first N cases of each relation in an order drawn by the
+    seed; these are the last ones of the same order, so that no board up to the limit that is
+    printed, and written into the preset, asks any of them.
+    """
+    from kn_bench.editing.registry import Registry, expand
+    from kn_bench.measure.engine import Engine
+    from kn_bench.model.loading import load_model
+
+    registry = Registry()
+    for module in _builtin_modules():
+        registry.add(module)
+    (name,) = expand([method], registry.methods)
+    spec = registry.methods[name]
+    grid = points(values, spec)
+    if preset.is_dir() or not preset.resolve().parent.is_dir():
+        raise ValueError(f"-o {preset}: expected a file in a folder that exists; name another")
+    held, apart = held_out(cases, relation, limit, seed)
+    typer.echo(f"{len(held)} held-out cases; boards with --limit up to {apart} ask none of them")
+    engine = Engine(load_model(model))
+    curve = []
+    for point in grid:
+        curve.append(measured(engine, spec, point, held))
+        typer.echo(" ".join(f"{key}={value}" for key, value in curve[-1].items()), err=True)
+        sys.stderr.flush()
+    best = max(range(len(grid)), key=lambda i: curve[i]["score"])
+    text = as_toml(name, model, grid[best], curve, f"{len(held)} cases; boards up to {apart}")
+    preset.write_text(text, encoding="utf-8")
+    typer.echo(f"written to {preset}: use it by --preset {preset}")
+
+
+def _builtin_modules() -> list[Any]:
+    from importlib import import_module
+
+    from kn_bench.editing.registry import builtin_files
+
+    return [import_module(f"kn_bench.edits.{path.stem}") for path in builtin_files()]
+
+
+def points(values: Sequence[str], spec: MethodSpec) -> list[dict[str, Any]]:
+    """Return every combination of ``PARAMETER=V1|V2`` texts, each value in its type.
+
+    Raises:
+        ValueError: for a parameter that the method does not have, or a value of another type.
+    """
+    from kn_bench.editing.settings import check_assignment, parse_assignment
+
+    columns = []
+    for text in values:
+        name, equals, several = text.partition("=")
+        if not equals:
+            raise ValueError(f"--try {text!r}: expected PARAMETER=V1|V2, such as v_lr=0.1|0.5")
+        column = []
+        for one in several.split("|"):
+            assignment = parse_assignment(f"{spec.name}.{name}={one}")
+            column.append((name, check_assignment(assignment, spec.settings)))
+        columns.append(column)
+    return [dict(combination) for combination in itertools.product(*columns)]
+
+
+def held_out(
+    source: str, relations: Sequence[str] | None, limit: int, seed: int
+) -> tuple[list[Case], int]:
+    """Return the last cases of each relation, and the largest limit of a board apart from them.
+
+    Raises:
+        ValueError: where a relation has too few cases to keep any apart.
+    """
+    from kn_bench.cases import sources
+    from kn_bench.cases.sampling import stable_hash
+
+    by_relation: dict[str, list[Case]] = {}
+    for case in sources.load(source, relations=relations, seed=seed).cases:
+        by_relation.setdefault(case.relation, []).append(case)
+    held: list[Case] = []
+    apart = None
+    for group in by_relation.values():
+        # by place in the order that `--limit` takes the first of
+        ordered = sorted(group, key=lambda case: stable_hash(seed, case.id))
+        kept = min(limit, len(ordered) // 2)
+        held += ordered[len(ordered) - kept :]
+        left = len(ordered) - kept
+        apart = left if apart is None else min(apart, left)
+    if not held or not apart:
+        raise ValueError(f"--cases {source}: too few cases to keep any apart from a board")
+    return held, apart
+
+
+def measured(
+    engine: Engine, spec: MethodSpec, point: Mapping[str, Any], cases: Sequence[Case]
+) -> dict[str, Any]:
+    """Return the point of the curve: the values, the share of each criterion, and the score."""
+    from kn_bench.editing.registry import bind
+    from kn_bench.editing.settings import Assignment, Choices
+    from kn_bench.measure.criteria import judge
+
+    choices = Choices(tuple(Assignment(spec.name, n, v, n) for n, v in point.items()))
+    method = bind(spec, engine.model, choices)
+    results = engine.measure(spec.name, method, cases).results
+    shares: dict[str, float] = {}
+    for criterion in CRITERIA:
+        statuses = [judge(criterion, case, results[case.id]).status for case in cases]
+        scored = [status == "holds" for status in statuses if status in ("holds", "missed")]
+        shares[criterion] = round(sum(scored) / len(scored), 4) if scored else 0.0
+    product = all(shares.values())
+    score = len(shares) / sum(1 / share for share in shares.values()) if product else 0.0
+    return {**point, **shares, "score": round(score, 4)}
+
+
+def as_toml(
+    method: str,
+    model: str,
+    best: Mapping[str, Any],
+    curve: Sequence[Mapping[str, Any]],
+    what: str,
+) -> str:
+    """Return a preset's text, the curve below the chosen values."""
+    name = Path(model).name.partition("@")[0].lower()
+    table = f"[models.{json.dumps(name)}]"
+    lines = [f"methods = [{json.dumps(method)}]", "", table]
+    lines += [f"source = {json.dumps(f'kn-bench tune: held out {what}')}", *_lines(best)]
+    for point in curve:
+        lines += ["", f"[[models.{json.dumps(name)}.curve]]", *_lines(point)]
+    return "\n".join(lines) + "\n"
+
+
+def _lines(values: Mapping[str, Any]) -> list[str]:
+    # JSON's numbers, texts, booleans and lists are TOML's too
+    return [f"{name} = {json.dumps(value)}" for name, value in values.items() if value is not None]

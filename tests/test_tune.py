@@ -1,0 +1,43 @@
+"""``kn-bench tune``: what it tries, what it keeps apart, what it writes."""
+
+import pytest
+
+from kn_bench.cases import sources
+from kn_bench.commands.tune import as_toml, held_out, points
+from kn_bench.editing.presets import read_presets
+from kn_bench.editing.registry import marked_spec
+from kn_bench.editing.settings import Choices, SettingError, settings_for
+from kn_bench.edits.rome import RomeSettings, rome
+from tests.test_settings import model
+
+SPEC = marked_spec(rome)
+assert SPEC is not None
+
+
+def test_every_combination_is_tried_in_its_type():
+    grid = points(["v_lr=1|2.5", "layer=0|1"], SPEC)
+    assert grid == [{"v_lr": lr, "layer": layer} for lr in (1.0, 2.5) for layer in (0, 1)]
+    with pytest.raises(SettingError, match="rome has no parameter 'lr'"):
+        points(["lr=1"], SPEC)
+    with pytest.raises(ValueError, match="expected PARAMETER=V1"):
+        points(["v_lr"], SPEC)
+
+
+def test_held_out_cases_are_those_that_no_board_up_to_the_limit_asks():
+    held, apart = held_out("embedded", ["P36", "P101"], 4, 0)
+    board = sources.load("embedded", relations=["P36", "P101"], limit=apart, seed=0).cases
+    assert held
+    assert not {case.id for case in held} & {case.id for case in board}
+    more = sources.load("embedded", relations=["P36", "P101"], limit=apart + 4, seed=0).cases
+    assert {case.id for case in held} & {case.id for case in more}
+
+
+def test_what_is_written_is_a_preset(tmp_path):
+    file = tmp_path / "mine.toml"
+    best = {"v_lr": 2.5, "context_template_length_params": ((5, 1),)}
+    file.write_text(as_toml("rome", "org/Tiny-GPT2", best, [{**best, "score": 0.5}], "4 cases"))
+    (preset,) = read_presets(file)
+    assert preset.curve[0]["score"] == 0.5
+    made = settings_for("rome", RomeSettings, model(), Choices(presets=(preset,)))
+    assert (made.v_lr, made.context_template_length_params) == (2.5, ((5, 1),))
+    assert made.settings_from == "mine.toml for tiny-gpt2"
