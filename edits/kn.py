@@ -33,8 +33,9 @@ from kn_bench.editing.edit import (
     Notes,
 )
 from kn_bench.editing.registry import edit_method
+from kn_bench.editing.settings import Settings
 from kn_bench.localise.alternatives import activation
-from kn_bench.localise.locating import Bag, Located, Locating, locate
+from kn_bench.localise.locating import AttributionName, Bag, Located, Locating, locate
 from kn_bench.localise.matching import matched
 from kn_bench.localise.selection import Neurons, shared_by
 from kn_bench.measure.encoding import encode_query
@@ -43,6 +44,42 @@ from kn_bench.model.seeding import seeded
 
 Erased = Literal["zero", "mean", "unk", "random"]
 ERASED: tuple[Erased, ...] = ("zero", "mean", "unk", "random")
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnSettings(Settings):
+    """How the neurons are found; see :class:`kn_bench.localise.locating.Locating`.
+
+    Attributes:
+        attribution: integrated gradients, as in the paper, or the forward-only increase of
+            log-probability (Yu and Ananiadou, EMNLP 2024), for causal models.
+        t: a prompt's coarse set: scores above this share of its highest.
+        p: neurons are kept that are in more than this share of the prompts' coarse sets.
+        fewest, most: p is moved until the number of neurons is within these bounds.
+        capped: false leaves p as it is.
+    """
+
+    attribution: AttributionName = "integrated-gradients"
+    t: float = 0.2
+    p: float = 0.7
+    fewest: int = 2
+    most: int = 5
+    capped: bool = True
+
+    @property
+    def locating(self) -> Locating:
+        """What the localisation is told."""
+        return Locating(
+            t=self.t,
+            p=self.p,
+            fewest=self.fewest,
+            most=self.most,
+            capped=self.capped,
+            attribution=self.attribution,
+        )
+
+
+DEFAULTS = KnSettings()
 
 
 @dataclass(frozen=True)
@@ -313,31 +350,31 @@ def _update(
     return LowRank(layer, one_hot.to(change.dtype), change.contiguous())
 
 
-@edit_method("kn-suppress")
-def kn_suppress(language_model: LanguageModel) -> ScaleKN:
+@edit_method("kn-suppress", settings=KnSettings)
+def kn_suppress(language_model: LanguageModel, settings: KnSettings = DEFAULTS) -> ScaleKN:
     """Knowledge neurons set to 0 at the answer position."""
-    return ScaleKN(language_model, factor=0.0)
+    return ScaleKN(language_model, factor=0.0, locating=settings.locating)
 
 
-@edit_method("kn-enhance")
-def kn_enhance(language_model: LanguageModel) -> ScaleKN:
+@edit_method("kn-enhance", settings=KnSettings)
+def kn_enhance(language_model: LanguageModel, settings: KnSettings = DEFAULTS) -> ScaleKN:
     """Knowledge neurons doubled at the answer position."""
-    return ScaleKN(language_model, factor=2.0)
+    return ScaleKN(language_model, factor=2.0, locating=settings.locating)
 
 
-@edit_method("kn-edit")
-def kn_edit(language_model: LanguageModel) -> RewriteKN:
+@edit_method("kn-edit", settings=KnSettings)
+def kn_edit(language_model: LanguageModel, settings: KnSettings = DEFAULTS) -> RewriteKN:
     """Knowledge neurons' values turned from the old answer to the new one."""
-    return RewriteKN(language_model)
+    return RewriteKN(language_model, locating=settings.locating)
 
 
-@edit_method("kn-erase")
-def kn_erase(language_model: LanguageModel) -> EraseKN:
+@edit_method("kn-erase", settings=KnSettings)
+def kn_erase(language_model: LanguageModel, settings: KnSettings = DEFAULTS) -> EraseKN:
     """Knowledge neurons' values set to 0."""
-    return EraseKN(language_model)
+    return EraseKN(language_model, locating=settings.locating)
 
 
-@edit_method("kn-random")
-def kn_random(language_model: LanguageModel) -> RandomKN:
+@edit_method("kn-random", settings=KnSettings)
+def kn_random(language_model: LanguageModel, settings: KnSettings = DEFAULTS) -> RandomKN:
     """Random neurons like the knowledge neurons, suppressed: the control."""
-    return RandomKN(language_model)
+    return RandomKN(language_model, locating=settings.locating)

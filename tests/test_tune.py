@@ -5,13 +5,14 @@ import pytest
 from kn_bench.cases import sources
 from kn_bench.commands.tune import as_toml, held_out, points
 from kn_bench.editing.presets import read_presets
-from kn_bench.editing.registry import marked_spec
+from kn_bench.editing.registry import MethodSpec, marked_spec
 from kn_bench.editing.settings import Choices, SettingError, settings_for
 from kn_bench.edits.rome import RomeSettings, rome
 from tests.test_settings import model
 
-SPEC = marked_spec(rome)
-assert SPEC is not None
+_found = marked_spec(rome)
+assert _found is not None
+SPEC: MethodSpec = _found
 
 
 def test_every_combination_is_tried_in_its_type():

@@ -3,6 +3,7 @@
 activation               w
 gradient_x_activation    w * dP/dw at g = 1, one step where integrated gradients take many
 direct_ablation          P - P(neuron alone set to 0): one run for each neuron
+log_prob_increase        log P read from the stream with the neuron's value, less without: no run
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from kn_bench.localise.queries import Fitted, questions_of
 from kn_bench.localise.scaling import Asked, Rows, ask, row_bytes
 from kn_bench.localise.selection import Neuron
 from kn_bench.model.language_model import LanguageModel
+from kn_bench.model.ragged import adds_to_stream
+from kn_bench.model.scoring import log_prob_of
 
 Scores = Float[Tensor, "n n_layers d_mlp"]
 
@@ -76,6 +79,73 @@ def direct_ablation(
 
 def _without(asked: Asked, question: int, layer: int, units: Tensor, part: range) -> Tensor:
     return asked.without(question, layer, units[part.start : part.stop])
+
+
+def log_prob_increase(lm: LanguageModel, queries: Sequence[Fitted]) -> Scores:
+    """Return log p(answer | h + v) - log p(answer | h) of each neuron's sub-value v = w_i W_i.
+
+    h is the residual stream to which the layer's MLP adds, at the answer position, read through the
+    final norm and the head (Yu and Ananiadou, "Neuron-Level Knowledge Attribution in Large Language
+    Models", EMNLP 2024). One forward pass a question and no gradient; the head is applied to every
+    neuron, n_layers * d_mlp * vocabulary products.
+
+    Raises:
+        ValueError: for a model whose MLPs' outputs do not simply join the residual stream.
+    """
+    if not lm.is_causal:
+        raise ValueError(f"{lm.name} is a masked model: its stream has no final norm to read it by")
+    norm = _final_norm(lm)
+
+    @torch.no_grad()
+    def score(asked: Asked) -> Tensor:
+        run = asked.clean.run
+        last: list[Tensor] = []
+        handle = norm.register_forward_pre_hook(lambda _, args: last.append(args[0].to(lm.device)))
+        try:
+            lm.hidden(run.ids, use_cache=False)
+        finally:
+            handle.remove()
+        streams = [*run.layer_inputs[1:], last[0]]
+        ids = run.ids[:, :2]
+        if lm.n_layers > 1 and not adds_to_stream(lm, ids[:1], 0):
+            raise ValueError(f"{lm.name}: its MLPs' outputs do not simply join the stream")
+        rows = torch.arange(len(run.ids), device=lm.device)
+        scores = torch.empty_like(asked.keys)
+        a_row = 4.0 * 2 * lm.vocabulary
+        for layer, stream in enumerate(streams):
+            before = stream[rows, run.ids.shape[1] - 1] - asked.clean.values[:, layer]
+            for question, h in enumerate(before):
+                token = asked.tokens[question]
+
+                def read(hidden: Tensor, token: Tensor = token) -> Tensor:
+                    return log_prob_of(lm.logits(norm(hidden)), token.expand(len(hidden)))
+
+                def part(
+                    neurons: range, layer: int = layer, question: int = question, h: Tensor = h
+                ) -> Tensor:
+                    here = slice(neurons.start, neurons.stop)
+                    keys = asked.keys[question, layer, here][:, None]
+                    return read(h + keys * lm.weight(layer)[here])
+
+                scores[question, layer] = torch.cat(lm.batcher.parts(part, lm.d_mlp, a_row))
+                scores[question, layer] -= read(h[None])[0]
+        return scores
+
+    return _scored(lm, queries, score)
+
+
+def _final_norm(lm: LanguageModel) -> nn.Module:
+    """The norm between the last layer and the head."""
+    inside = {id(module) for layer in lm.layers for module in layer.modules()}
+    norms = [
+        module
+        for module in lm.hf.base_model.modules()
+        if "norm" in type(module).__name__.lower() and id(module) not in inside
+    ]
+    if not norms:
+        raise ValueError(f"{lm.name} has no final norm to read the residual stream by")
+    found: nn.Module = norms[-1]
+    return found
 
 
 def _scored(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from kn_bench.cases.case import Query, Task
+from kn_bench.localise.alternatives import log_prob_increase
 from kn_bench.localise.attribution import attribute
 from kn_bench.localise.integration import Rule
 from kn_bench.localise.selection import Neurons, Refined, adaptive, coarse, refined
@@ -15,6 +16,9 @@ from kn_bench.model.language_model import LanguageModel
 
 TaskQuery = tuple[Query, Task]
 """A query, and how a causal model is asked it."""
+
+
+AttributionName = Literal["integrated-gradients", "log-probability-increase"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,8 @@ class Locating:
         fewest, most: p is moved until the number of neurons is within these bounds.
         capped: False leaves p as it is, and the number of neurons to what there are.
         rule: how attributions are integrated.
+        attribution: what scores the neurons: the paper's integrated gradients, or the forward-only
+            increase of log-probability.
     """
 
     t: float = 0.2
@@ -35,6 +41,7 @@ class Locating:
     most: int = 5
     capped: bool = True
     rule: Rule = field(default_factory=Rule)
+    attribution: AttributionName = "integrated-gradients"
 
     def select(self, sets: Sequence[Neurons]) -> Refined:
         """The knowledge neurons of prompts with these coarse sets."""
@@ -109,10 +116,13 @@ def coarse_sets(
 
     ``lm.memo`` keeps a query's coarse set, some dozens of neurons, and not its scores.
     """
-    keys = {query: ("coarse set", query, settings.t, settings.rule) for query in queries}
+    keys = {
+        query: ("coarse set", query, settings.t, settings.rule, settings.attribution)
+        for query in queries
+    }
 
-    def attributed(missing: list[tuple[str, TaskQuery, float, Rule]]) -> list[CoarseSet | None]:
-        return _attributed(lm, [query for _, query, _, _ in missing], settings)
+    def attributed(missing: list[tuple[Any, ...]]) -> list[CoarseSet | None]:
+        return _attributed(lm, [key[1] for key in missing], settings)
 
     sets = lm.memo.get_many(keys.values(), attributed)
     return {query: sets[key] for query, key in keys.items()}
@@ -124,6 +134,10 @@ def _attributed(
     encoded = [encode_query(query, lm.tokens, task) for query, task in queries]
 
     def compute(fitting: list[EncodedQuery]) -> list[CoarseSet]:
+        if settings.attribution == "log-probability-increase":
+            # nothing is integrated, so that nothing can be incomplete
+            scored = log_prob_increase(lm, fitting)
+            return [CoarseSet(coarse(scores, settings.t), 0.0, True) for scores in scored.cpu()]
         return [
             CoarseSet(
                 coarse(attribution.scores, settings.t),
