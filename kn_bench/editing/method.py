@@ -110,6 +110,21 @@ def begin(method: object) -> State:
     return dict(method.begin()) if isinstance(method, CarryingMethod) else {}
 
 
+def edit_each(method: object, requests: Sequence[EditRequest]) -> Sequence[Edit | NotApplicable]:
+    """One edit a request, each on its own, also by a method that only edits many together."""
+    edit = getattr(method, "edit", None)
+    if edit is not None:
+        edits: Sequence[Edit | NotApplicable] = edit(requests)
+        return edits
+    alone: list[Edit | NotApplicable] = []
+    for request in requests:
+        try:
+            alone += edit_step(method, [request], begin(method)).edits
+        except NotApplicable as reason:
+            alone.append(reason)
+    return alone
+
+
 def refusals(method: object, requests: Sequence[EditRequest], state: State) -> Refusals:
     """Why ``method`` is not defined for some of ``requests``: index -> the reason.
 

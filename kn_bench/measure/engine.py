@@ -29,6 +29,7 @@ from kn_bench.editing.edit import (
     describe,
     norm,
 )
+from kn_bench.editing.method import edit_each
 from kn_bench.editing.surroundings import Surroundings, own_random
 from kn_bench.editing.validation import checked, plain_notes
 from kn_bench.measure.answers import Asker, Question
@@ -169,7 +170,8 @@ class Engine:
         try:
             with own_random(self.seed):
                 by_case = getattr(method, "edit_cases", None)
-                made = by_case(cases) if by_case else method.edit([case.request for case in cases])
+                requests = [case.request for case in cases]
+                made = by_case(cases) if by_case else edit_each(method, requests)
         except NotApplicable as reason:
             outcome = {"not_applicable": str(reason)}
         except (Exception, SystemExit) as error:  # a plug-in's own code: the run goes on

@@ -13,6 +13,7 @@ from kn_bench.cases.case import Case
 from kn_bench.editing.edit import Edit, NoEdit, NotApplicable
 from kn_bench.editing.method import State, edit_step, kind_of, refusals
 from kn_bench.editing.saving import Provenance, settings_of
+from kn_bench.editing.surroundings import own_random
 from kn_bench.editing.validation import checked
 from kn_bench.measure.steps import Made, StepRecord, StepStore
 from kn_bench.model.language_model import LanguageModel
@@ -32,6 +33,7 @@ class StepMaker:
         store: of the sequence; None where steps are not stored.
         collapsed: whether the model has collapsed: then a method may fail, and the sequence goes on
             without that edit.
+        seed: of what methods draw from global generators.
 
     Attributes:
         seconds: spent on editing so far.
@@ -44,9 +46,11 @@ class StepMaker:
         method: Any,
         store: StepStore | None,
         collapsed: Callable[[], bool],
+        seed: int = 0,
     ) -> None:
         self.lm, self.name, self.method, self.store = lm, name, method, store
         self.collapsed = collapsed
+        self.seed = seed
         self.seconds = 0.0
 
     def make(self, step: int, cases: Sequence[Case], state: State) -> Made:
@@ -58,7 +62,9 @@ class StepMaker:
         started = time.perf_counter()
         content, before = self.lm.content_hash, _checksum(self.lm)
         try:
-            made = self._edited(step, cases, state)
+            # what a method draws depends on the step alone, not on whether it was gone on from
+            with own_random(self.seed + step - 1):
+                made = self._edited(step, cases, state)
         except SequenceFailedError as failure:
             if not self.collapsed():
                 raise

@@ -137,7 +137,9 @@ class _Run:
             self._rest(not_applicable=str(reason))
         except SequenceFailedError as failure:
             self._rest(error=str(failure))
-        except (CannotCompose, TypeError) as failure:
+        except CannotCompose as reason:
+            self._rest(not_applicable=f"{self.plan.protocol}: {reason}")
+        except TypeError as failure:
             self._rest(error=f"{self.name} {self.plan.protocol}: {failure}")
         order = [case.id for case in self.plan.cases]
         retained = {case: self.retained[case] for case in order} if self._keeps else {}
@@ -162,7 +164,8 @@ class _Run:
             self._note(0, self.ability.unedited, [])
         stops = set(checkpoints(self.plan.protocol.steps))
         state = begin(self.method)
-        maker = StepMaker(self.lm, self.name, self.method, self.store, self._collapsed)
+        seed = self.engine.seed
+        maker = StepMaker(self.lm, self.name, self.method, self.store, self._collapsed, seed)
         with Composition(self.lm) as model:
             self.model = model
             self.reader = Reader(self.engine, self.name, model)

@@ -2,7 +2,7 @@
 
     edits/<sequence>/
     ├── 00001.0.safetensors       the first edit of step 1; 00001.1 a second one
-    ├── 00001.state.safetensors   what the method carries on, where it carries anything
+    ├── 00001.state.safetensors   what the method carries on, where it does; of the last step alone
     └── 00001.json                written last: step 1 is complete
 
 A killed sequence goes on at the step after the last complete one. An edit that is code (a
@@ -109,6 +109,8 @@ class StepStore:
         fresh = path.with_suffix(f".{os.getpid()}")
         fresh.write_bytes(msgspec.json.encode(made.record))
         fresh.replace(path)
+        # a state may hold the keys of all steps so far: only the last is ever gone on from
+        self._path(step - 1, "state.safetensors").unlink(missing_ok=True)
         return True
 
     def _put(self, path: Path, tensors: dict[str, Tensor]) -> None:

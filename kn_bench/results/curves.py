@@ -92,6 +92,9 @@ def _panel(panel: Axes, curves: pd.DataFrame, column: str, label: str, scale: An
         panel.axhline(float(before.mean()), color="#8C8C8C", linestyle=":", linewidth=1)
     panel.set_xscale("log")
     panel.set_yscale(scale)
+    steps = sorted({int(edits) for edits in curves.loc[curves["step"] > 0, "checkpoint_edits"]})
+    panel.set_xticks(steps, [str(step) for step in steps], rotation=90 if len(steps) > 8 else 0)
+    panel.minorticks_off()
     panel.set_xlabel("edits")
     panel.set_title(label, fontsize=10)
     if column in ("checkpoint_retained", "checkpoint_known", "checkpoint_blimp"):

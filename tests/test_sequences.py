@@ -1,0 +1,454 @@
+"""Batches and sequences of edits: what must hold whatever the method."""
+
+import math
+from dataclasses import fields, replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kn_bench.cases import sources
+from kn_bench.editing.applying import in_place
+from kn_bench.editing.composition import CannotCompose, Composition, UpToStep, joined, summed
+from kn_bench.editing.edit import (
+    DenseEdit,
+    LowRank,
+    LowRankEdit,
+    NeuronEdit,
+    NeuronScale,
+    NoEdit,
+    PromptEdit,
+    WrapperEdit,
+)
+from kn_bench.editing.family import ClosedFormSettings
+from kn_bench.editing.settings import settings_for
+from kn_bench.edits.controls import InContext, Nothing, Oracle, RandomRankOne
+from kn_bench.edits.memit import Memit
+from kn_bench.edits.memit_seq import MemitSeq
+from kn_bench.edits.rome import Rome
+from kn_bench.measure import ability
+from kn_bench.measure.criteria import judge
+from kn_bench.measure.drawing import (
+    EDITED,
+    TooFewCases,
+    conflict_key,
+    draw_sequences,
+    without_edited_neighbours,
+)
+from kn_bench.measure.encoding import EncodedCase, encode_cases
+from kn_bench.measure.engine import Engine
+from kn_bench.measure.measurement import Answer
+from kn_bench.measure.protocols import parse_protocol
+from kn_bench.measure.sequences import STOPPED, Plan, measure_sequence
+from kn_bench.model.context_templates import contexts
+from kn_bench.model.loading import load_model
+
+
+@pytest.fixture(scope="module")
+def lm():
+    return load_model("tiny-gpt2")
+
+
+@pytest.fixture(scope="module")
+def engine(lm):
+    return Engine(lm)
+
+
+@pytest.fixture(scope="module")
+def cases():
+    """Facts with few probes each: one a criterion."""
+    drawn = sources.load("embedded", limit=4, relations=("P36", "P37")).cases
+    return tuple(_thinned(case) for case in drawn if case.task == "fact")
+
+
+def _thinned(case):
+    first = {probe.criterion: probe for probe in reversed(case.probes)}
+    return replace(case, probes=tuple(p for p in case.probes if p is first[p.criterion]))
+
+
+@pytest.fixture(autouse=True)
+def few_questions(monkeypatch):
+    """The curves of a test need not be precise."""
+    monkeypatch.setattr(ability, "A_RELATION", 1)
+    monkeypatch.setattr(ability, "TEXT_LINES", 8)
+    monkeypatch.setattr(ability, "NEUTRAL", 4)
+
+
+def plan(text, cases, **more):
+    protocol = parse_protocol(text)
+    return Plan(protocol, tuple(cases[: protocol.edits]), **more)
+
+
+def rows(result):
+    return [m for case in result.values() for m in case.measurements]
+
+
+def assert_same(ours, theirs):
+    """Field by field but for the occasion; floats to the rounding of another way to add."""
+    assert [(m.case, m.probe) for m in ours] == [(m.case, m.probe) for m in theirs]
+    assert ours
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.kl == pytest.approx(other.kl, abs=1e-4)
+        for side in ("before", "after"):
+            for field in fields(Answer):
+                a, b = (getattr(getattr(m, side), field.name) for m in (one, other))
+                if isinstance(a, float):
+                    assert a == pytest.approx(b, abs=1e-3), (one.probe, side, field.name)
+                else:
+                    assert a == b, (one.probe, side, field.name)
+
+
+METHODS = {
+    "none": lambda lm: Nothing(),
+    "oracle": lambda lm: Oracle(),
+    "in-context": lambda lm: InContext(),
+    "rome": Rome,
+    "memit": lambda lm: Memit(lm, settings_for("memit", ClosedFormSettings, lm)),
+    "memit-seq": lambda lm: MemitSeq(lm, settings_for("memit-seq", ClosedFormSettings, lm)),
+    "random-rank-one": RandomRankOne,
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_sequence_of_one_is_single_and_a_batch_of_one(name, lm, engine, cases):
+    method = METHODS[name](lm)
+    single = rows(engine.measure(name, method, cases[:1]).results)
+    sequence = measure_sequence(engine, name, method, plan("sequence:1", cases))
+    batch = measure_sequence(engine, name, method, plan("batch:1", cases))
+    for other in (sequence.results, sequence.retained, batch.results):
+        assert_same(rows(other), single)
+    assert not batch.retained
+    assert not batch.checkpoints
+
+
+@pytest.mark.parametrize("name", ["rome", "memit", "memit-seq"])
+def test_the_order_of_a_batch_changes_nothing(name, lm, engine, cases):
+    method = METHODS[name](lm)
+    forth = measure_sequence(engine, name, method, plan("batch:3", cases))
+    back = measure_sequence(engine, name, method, plan("batch:3", cases[:3][::-1]))
+    assert_same(rows(forth.results), rows({c: back.results[c] for c in forth.results}))
+
+
+def test_none_has_flat_curves_and_the_oracle_retains_all(engine, cases):
+    nothing = measure_sequence(engine, "none", Nothing(), plan("sequence:5", cases))
+    first, *later = nothing.checkpoints
+    assert [point.step for point in later] == [1, 2, 5]
+    for point in later:
+        assert replace(point, step=0, edits=0, retained=None, n_retained=0) == first
+        assert point.retained == 0.0
+    oracle = measure_sequence(engine, "oracle", Oracle(), plan("sequence:5", cases))
+    assert [point.retained for point in oracle.checkpoints[1:]] == [1.0, 1.0, 1.0]
+    for case in cases[:5]:
+        assert judge("reliability", case, oracle.retained[case.id]).holds
+
+
+def test_random_edits_walk_randomly(lm):
+    """|dW| of n independent updates of one norm grows as the square root of n."""
+    generator = torch.Generator().manual_seed(0)
+    u = torch.randn(64, lm.d_mlp, 1, generator=generator)
+    v = torch.randn(64, 1, lm.d_model, generator=generator)
+    growth: list[float] = []
+    with Composition(lm) as model:
+        for i in range(64):
+            model.add([LowRankEdit((LowRank(0, u[i] / u[i].norm(), v[i] / v[i].norm()),))])
+            growth += model.growth().values()
+    assert growth[15] / growth[0] == pytest.approx(4, rel=0.1)
+    assert growth[63] / growth[0] == pytest.approx(8, rel=0.1)
+
+
+# -- killed and continued ------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    """As a signal would: no handler of the library takes it."""
+
+
+class Counted(Rome):
+    def __init__(self, lm, dies_at=0):
+        super().__init__(lm)
+        self.calls, self.dies_at = 0, dies_at
+
+    def edit(self, requests):
+        self.calls += 1
+        if self.calls == self.dies_at:
+            raise Killed
+        return super().edit(requests)
+
+
+def test_a_sequence_killed_at_any_step_goes_on_and_ends_with_equal_rows(
+    lm, engine, cases, tmp_path
+):
+    whole = measure_sequence(engine, "rome", Rome(lm), plan("sequence:3", cases))
+    for step in (1, 2, 3):
+        folder = tmp_path / str(step)
+        dying = Counted(lm, dies_at=step)
+        with pytest.raises(Killed):
+            measure_sequence(engine, "rome", dying, plan("sequence:3", cases), folder=folder)
+        assert lm.parameter_hash() == lm.verified_hash
+        assert len(list(folder.glob("*.json"))) == step - 1
+        resumed = Counted(lm)
+        again = measure_sequence(engine, "rome", resumed, plan("sequence:3", cases), folder=folder)
+        assert resumed.calls == 3 - (step - 1)
+        assert rows(again.results) == rows(whole.results)
+        assert rows(again.retained) == rows(whole.retained)
+        assert again.checkpoints == whole.checkpoints
+
+
+class CountedSeq(MemitSeq):
+    calls = 0
+
+    def edit_together(self, requests, state=None):
+        self.calls += 1
+        if self.calls == 3:
+            raise Killed
+        return super().edit_together(requests, state)
+
+
+def test_what_a_method_carries_is_stored_with_its_steps(lm, engine, cases, tmp_path):
+    chosen = settings_for("memit-seq", ClosedFormSettings, lm)
+    wanted = measure_sequence(engine, "m", MemitSeq(lm, chosen), plan("sequence:3", cases))
+    dying = CountedSeq(lm, chosen)
+    with pytest.raises(Killed):
+        measure_sequence(engine, "m", dying, plan("sequence:3", cases), folder=tmp_path)
+    assert [p.name for p in tmp_path.glob("*state*")] == ["00002.state.safetensors"]
+    resumed = CountedSeq(lm, chosen)
+    again = measure_sequence(engine, "m", resumed, plan("sequence:3", cases), folder=tmp_path)
+    assert resumed.calls == 1
+    assert rows(again.retained) == rows(wanted.retained)
+
+
+def test_a_stored_step_that_was_changed_is_refused(lm, engine, cases, tmp_path):
+    measure_sequence(engine, "rome", Rome(lm), plan("sequence:1", cases), folder=tmp_path)
+    (tmp_path / "00001.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"step 1 in .* cannot be read .*: remove the folder"):
+        measure_sequence(engine, "rome", Rome(lm), plan("sequence:1", cases), folder=tmp_path)
+    assert lm.parameter_hash() == lm.verified_hash
+
+
+# -- the edited model ----------------------------------------------------------------------------
+
+
+def random_edit(lm, seed, layer=0, size=1.0):
+    generator = torch.Generator().manual_seed(seed)
+    u = torch.randn(lm.d_mlp, 2, generator=generator) * size
+    v = torch.randn(2, lm.d_model, generator=generator) * size
+    return LowRankEdit((LowRank(layer, u, v),))
+
+
+def test_a_row_up_to_a_step_is_the_model_after_that_step(lm):
+    edits = [random_edit(lm, 0), random_edit(lm, 1, layer=1), random_edit(lm, 2)]
+    ids = lm.tensor([[5, 6, 7, 8]] * 4)
+    last = torch.full((4, 1), 3)
+    together = UpToStep(lm, edits)
+    with together.on(torch.arange(4), torch.ones_like(ids, dtype=torch.bool)):
+        rowwise = lm.forward(ids, last)[:, 0]
+    with Composition(lm) as model:
+        for step in range(4):
+            assert torch.allclose(rowwise[step], lm.forward(ids[:1], last[:1])[0, 0], atol=1e-3)
+            model.add(edits[step : step + 1])
+    assert not torch.allclose(rowwise[0], rowwise[3], atol=1e-1)
+
+
+def test_the_edited_model_has_a_hash_of_its_own_and_is_restored(lm):
+    before = lm.content_hash
+    written = contexts(lm, lengths=((3, 2),), seed=5)
+    lm.memo.clear()
+    seen = [before]
+    with Composition(lm) as model:
+        for seed in range(2):
+            model.add([random_edit(lm, seed, size=3.0)])
+            seen.append(lm.content_hash)
+        # written first in the middle of a sequence, they are the unedited model's all the same
+        assert contexts(lm, lengths=((3, 2),), seed=5) == written
+        assert lm.content_hash == seen[-1]
+        with model.unedited():
+            assert lm.content_hash == before
+            assert lm.parameter_hash() == lm.verified_hash
+        assert lm.parameter_hash() != lm.verified_hash
+    assert len(set(seen)) == 3
+    assert lm.content_hash == before
+    assert lm.parameter_hash() == lm.verified_hash
+
+
+def test_a_method_may_edit_in_place_within_a_sequence(lm):
+    with Composition(lm) as model:
+        model.add([random_edit(lm, 0)])
+        now = lm.parameter_hash()
+        with in_place(lm, random_edit(lm, 1)):
+            assert lm.parameter_hash() != now
+        assert lm.parameter_hash() == now
+
+
+def test_16_bit_weights_gather_small_edits_in_float32():
+    lm = load_model("tiny-gpt2", dtype="bfloat16")
+    name = lm.weight_name(0)
+    tiny = DenseEdit({name: torch.full_like(dict(lm.hf.named_parameters())[name], 1e-4).float()})
+    with Composition(lm) as model:
+        for _ in range(200):
+            model.add([tiny])
+        (growth,) = model.growth().values()
+        weight = lm.weight(0).float()
+    assert growth == pytest.approx(0.02 * math.sqrt(weight.numel()) / float(weight.norm()), rel=0.1)
+
+
+def test_what_touches_no_weight_is_joined():
+    assert joined(PromptEdit("A."), PromptEdit("B.")) == PromptEdit("A. B.")
+    first, second = (NeuronEdit((NeuronScale(1, torch.tensor(n), 2.0),)) for n in ([3, 4], [4]))
+    together = joined(first, second)
+    assert isinstance(together, NeuronEdit)
+    factors = {s.factor: s.neurons.tolist() for s in together.scales}
+    assert factors == {2.0: [3], 4.0: [4]}
+    with pytest.raises(CannotCompose, match="a NeuronEdit cannot follow a PromptEdit"):
+        joined(PromptEdit("A."), first)
+
+
+def test_wrappers_have_no_sum(engine, cases):
+    class Wrapping:
+        def edit(self, requests):
+            return [WrapperEdit(apply=lambda hf: torch.no_grad()) for _ in requests]
+
+    with pytest.raises(CannotCompose, match="no batch of its own"):
+        summed(Wrapping().edit([0, 1]))
+    result = measure_sequence(engine, "wrapping", Wrapping(), plan("batch:2", cases))
+    assert all("no batch of its own" in r.not_applicable for r in result.results.values())
+
+
+def test_a_whole_wrapper_takes_the_place_of_the_one_before(lm):
+    opened = []
+
+    class Watched:
+        def __init__(self, number):
+            self.number = number
+
+        def __enter__(self):
+            opened.append(self.number)
+
+        def __exit__(self, *about):
+            opened.remove(self.number)
+
+    def wrapper(number, whole):
+        return WrapperEdit(apply=lambda hf: Watched(number), whole=whole)
+
+    with Composition(lm) as model:
+        model.add([wrapper(1, False)])
+        model.add([wrapper(2, False)])
+        assert opened == [1, 2]
+        with model.unedited():
+            assert opened == []
+        assert opened == [1, 2]
+        model.add([wrapper(3, True)])
+        assert opened == [3]
+    assert opened == []
+
+
+# -- collapse ------------------------------------------------------------------------------------
+
+
+class Wrecker:
+    """The second edit wrecks the model; the fourth cannot be made."""
+
+    def __init__(self, lm):
+        self.lm, self.calls = lm, 0
+
+    def edit(self, requests):
+        self.calls += 1
+        if self.calls == 4:
+            raise ZeroDivisionError("nothing left to divide by")
+        return [random_edit(self.lm, self.calls, size=30.0) if self.calls == 2 else NoEdit()]
+
+
+def test_a_collapse_is_named_and_the_sequence_goes_on(lm, engine, cases):
+    result = measure_sequence(engine, "wrecker", Wrecker(lm), plan("sequence:5", cases))
+    assert [(p.step, p.collapsed_at) for p in result.checkpoints] == [
+        (0, 0),
+        (1, 0),
+        (2, 2),
+        (5, 2),
+    ]
+    record = result.results[cases[3].id].edit
+    assert record is not None
+    assert "nothing left to divide by" in str(record.notes["failed"])
+    assert not any(r.error for r in result.retained.values())
+
+
+def test_a_sequence_stops_at_its_collapse_if_asked(lm, engine, cases):
+    stopping = plan("sequence:5", cases, stop_at_collapse=True)
+    result = measure_sequence(engine, "wrecker", Wrecker(lm), stopping)
+    assert [p.step for p in result.checkpoints] == [0, 1, 2]
+    assert [e.reason for e in result.retained[cases[4].id].exclusions] == [STOPPED]
+    assert rows({0: result.retained[cases[1].id]})
+
+
+def test_a_failure_before_any_collapse_is_an_error(engine, cases):
+    class Failing:
+        calls = 0
+
+        def edit(self, requests):
+            self.calls += 1
+            if self.calls == 2:
+                raise ZeroDivisionError("by nothing")
+            return [NoEdit()]
+
+    result = measure_sequence(engine, "failing", Failing(), plan("sequence:3", cases))
+    errors = [result.results[case.id].error for case in cases[:3]]
+    assert errors[1] == "failing failed at step 2: ZeroDivisionError: by nothing"
+
+
+# -- drawing -------------------------------------------------------------------------------------
+
+
+@settings(max_examples=25)
+@given(st.integers(1, 6), st.integers(1, 4), st.integers(0, 9))
+def test_sequences_are_drawn_by_seed_alone(edits, count, seed):
+    pool = list(sources.load("embedded", limit=4, relations=("P36", "P37")).cases)
+    protocol = parse_protocol(f"sequence:{edits}")
+
+    def drawn(cases):
+        return draw_sequences(cases, protocol, count, seed=seed, fits=lambda case: True)
+
+    found = drawn(pool)
+    assert found == drawn(pool[::-1])
+    assert [len(s) for s in found.sequences] == [edits] * count
+    for sequence in found.sequences:
+        assert len({conflict_key(case) for case in sequence}) == edits
+
+
+def test_sequences_of_all_cases_are_orders_of_the_same(cases):
+    protocol = parse_protocol(f"sequence:{len(cases)}")
+    found = draw_sequences(cases, protocol, 3, seed=0, fits=lambda case: True).sequences
+    assert len({tuple(case.id for case in s) for s in found}) == 3
+    assert {frozenset(case.id for case in s) for s in found} == {
+        frozenset(case.id for case in cases)
+    }
+
+
+def test_contradicting_requests_never_meet_unless_allowed(cases):
+    first = cases[0]
+    other = replace(first, request=replace(first.request, id="other", target_new="Paris"))
+    pair = parse_protocol("sequence:2")
+    with pytest.raises(TooFewCases, match=r"there are 1 \(1 more contradict those: --allow-conf"):
+        draw_sequences([first, other], pair, 1, seed=0, fits=lambda case: True)
+    allowed = draw_sequences(
+        [first, other], pair, 1, seed=0, fits=lambda case: True, allow_conflicts=True
+    )
+    assert {case.id for case in allowed.sequences[0]} == {first.id, "other"}
+    three = draw_sequences([first, other, cases[1]], pair, 1, seed=0, fits=lambda case: True)
+    assert {conflict_key(case) for case in three.sequences[0]} == {
+        conflict_key(first),
+        conflict_key(cases[1]),
+    }
+
+
+def test_a_neighbour_that_another_case_edits_is_left_out(lm):
+    pool = list(sources.load("embedded", limit=None, relations=("P36",)).cases)
+    case = pool[0]
+    neighbour = next(p for p in case.probes if p.kind == "same_relation")
+    other = next(c for c in pool if c.request.subject in neighbour.cloze.left and c.id != case.id)
+    encoded = [
+        one for one in encode_cases([case, other], lm.tokens) if isinstance(one, EncodedCase)
+    ]
+    (spared, _) = without_edited_neighbours(encoded, [case, other])
+    assert [e.reason for e in spared.exclusions if e.probe == neighbour.id] == [EDITED]
+    (alone,) = without_edited_neighbours(encoded[:1], [case])
+    assert neighbour.id in [p.probe.id for p in alone.probes]
