@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 # five processes would each compile the package anew
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: bench real bench-real test slow setup clean
+.PHONY: bench real bench-real test slow drill setup clean
 .DEFAULT_GOAL := bench
 
 setup: $(READY)
@@ -50,6 +50,11 @@ test: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/ -n 2 --dist loadfile $(ARGS)
+
+# hostile methods as a table, then runs killed at seeded moments and continued
+drill: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_hostile_methods.py -q -p no:cacheprovider
+	$(BIN)/python benchmarks/kills.py --kills 60 $(ARGS)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info

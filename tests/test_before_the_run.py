@@ -7,11 +7,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
+from kn_bench.editing.registry import MethodSpec, RegistryError
 from kn_bench.model import embedded, trial
 from kn_bench.model.trial import refuse_unloadable
+from kn_bench.testing.method_fixtures import refuse_unknown_fixtures
 
 ROOT = Path(__file__).parent.parent
 
@@ -56,3 +59,28 @@ def test_a_process_that_dies_while_it_tries_is_one_sentence(gpt2, monkeypatch):
     monkeypatch.setattr(sys, "executable", shutil.which("false"))
     with pytest.raises(ValueError, match="cannot be loaded: the process that tried ended with"):
         tried(gpt2)
+
+
+@pytest.mark.parametrize(
+    ("signature", "refused"),
+    [("model", True), ("language_model", False), ("language_model, tmp_path, mine", False)],
+)
+def test_a_method_that_asks_for_no_fixture_is_refused(signature, refused):
+    plugin = ModuleType("plugin")
+    exec(
+        "import pytest\n@pytest.fixture\ndef mine(): pass\n"
+        f"@pytest.fixture\ndef tmp_path(): pass\ndef method({signature}): pass",
+        plugin.__dict__,
+    )
+    manager = pytest.PytestPluginManager()
+    manager.register(plugin)
+    spec = MethodSpec("my-method", "any", plugin.__dict__["method"], "mine.py:3")
+    if not refused:
+        refuse_unknown_fixtures([spec], manager)
+        return
+    with pytest.raises(RegistryError) as error:
+        refuse_unknown_fixtures([spec], manager)
+    assert str(error.value) == (
+        "the method my-method asks for model (mine.py:3), and there is no such fixture: name the "
+        "loaded model language_model"
+    )

@@ -23,7 +23,7 @@ from kn_bench.results.columns import read_frames
 from kn_bench.results.files import StoreError, atomically
 from kn_bench.results.loading import load_runs
 from kn_bench.results.log import LOG, repaired, rows
-from kn_bench.results.manifest import differences, hash_files, read_manifest
+from kn_bench.results.manifest import differences, hash_files, read_manifest, write_manifest
 from kn_bench.results.rejudging import rejudged
 from kn_bench.results.rows import (
     CrashRow,
@@ -341,6 +341,24 @@ def test_two_writers_of_one_run_are_refused(tmp_path):
         pytest.raises(StoreError, match="is being written by another process"),
     ):
         RunStore.resume(tmp_path, "one", manifest())
+
+
+def test_two_runs_of_one_name_at_one_instant_have_the_manifest_of_the_winner(tmp_path, monkeypatch):
+    """The second begins between the first one's look at the folder and its manifest."""
+    second = []
+
+    def interrupted(folder, of_first):
+        monkeypatch.setattr("kn_bench.results.store.write_manifest", write_manifest)
+        try:
+            RunStore.create(tmp_path, replace(of_first, seed=99))
+        except StoreError as error:
+            second.append(str(error))
+        write_manifest(folder, of_first)
+
+    monkeypatch.setattr("kn_bench.results.store.write_manifest", interrupted)
+    with RunStore.create(tmp_path, manifest()) as first:
+        assert "is being written by another process" in second[0]
+        assert read_manifest(first.folder).seed == first.manifest.seed != 99
 
 
 def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):

@@ -40,7 +40,7 @@ def _sources(runs: Runs) -> str:
 def _cases(runs: Runs) -> str:
     verdicts = runs.verdicts
     unscored = verdicts[verdicts["verdict_status"].isin(("excluded", "not_applicable"))]
-    unscored = unscored.assign(reason=_general(unscored))
+    unscored = unscored.rename(columns={"verdict_reason": "reason"})
     by = ["task", "model", "criterion", "verdict_status", "reason"]
     rows = [
         (*key[:3], key[3].replace("_", " "), key[4], _names(group["method"]), cases)
@@ -48,15 +48,6 @@ def _cases(runs: Runs) -> str:
     ]
     headers = ("task", "model", "criterion", "outcome", "reason", "methods", "cases")
     return tables.markdown(headers, rows, left=6) if rows else ""
-
-
-def _general(verdicts: pd.DataFrame) -> list[str]:
-    """The reasons without the names of relations and paradigms, so that equal ones add up."""
-    found = zip(verdicts["verdict_reason"], verdicts["relation"], verdicts["task"], strict=True)
-    return [
-        reason.replace(relation, "the relation" if task == "fact" else "the paradigm")
-        for reason, relation, task in found
-    ]
 
 
 def _probes(runs: Runs) -> str:

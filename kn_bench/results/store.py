@@ -67,18 +67,18 @@ class RunStore:
         """
         folder = reports / RUNS / checked_name(manifest.run)
         try:
-            # an empty folder is that of a run that was killed before it began
-            taken = folder.is_dir() and any(folder.iterdir())
             folder.mkdir(parents=True, exist_ok=True)
+            _refuse_taken(folder)
+            store = cls(folder, manifest, Contents())  # takes the log, and with it the name
         except OSError as error:
             raise unwritable(folder, error) from None
-        if taken:
-            raise StoreError(
-                f"there is a run {manifest.run!r} in {folder.parent}: continue it with "
-                f"--resume {manifest.run}, or choose another name"
-            )
-        write_manifest(folder, manifest)
-        return cls(folder, manifest, Contents())
+        try:
+            _refuse_taken(folder)  # by one that began and ended meanwhile
+            write_manifest(folder, manifest)
+        except BaseException:
+            store.close()
+            raise
+        return store
 
     @classmethod
     def resume(cls, reports: Path, run: str, manifest: Manifest) -> RunStore:
@@ -196,6 +196,16 @@ class RunStore:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _refuse_taken(folder: Path) -> None:
+    """Refuse a folder with a run; one with nothing but an empty log was killed before it began."""
+    log = folder / LOG
+    if any(path != log for path in folder.iterdir()) or (log.exists() and log.stat().st_size):
+        raise StoreError(
+            f"there is a run {folder.name!r} in {folder.parent}: continue it with "
+            f"--resume {folder.name}, or choose another name"
+        )
 
 
 def checked_name(run: str) -> str:

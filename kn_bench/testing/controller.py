@@ -95,6 +95,8 @@ class RunController:
         """Everything that can be found wrong before a worker is started."""
         try:
             self._methods = self._known_methods()
+            chosen = [s for name, s in self._registry.methods.items() if name in self._methods]
+            method_fixtures.refuse_unknown_fixtures(chosen, self._manager)
             self._choices = self._checked_choices()
             self.options, self._said = settled(self.options)
             self.plan: TestPlan = make_plan(self.options)

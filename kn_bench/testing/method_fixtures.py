@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from kn_bench.editing import registry
-from kn_bench.editing.registry import MethodSpec, edit_method
+from kn_bench.editing.registry import MethodSpec, RegistryError, edit_method
 
 if TYPE_CHECKING:
     import pytest
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from kn_bench.testing.options import Options
 
 ENTRY_POINTS = "kn_bench.methods"
+GIVEN = frozenset({"language_model", "settings", "request"})
+"""What a method's function may always ask for."""
 
 
 def fixtures_of(
@@ -63,6 +65,49 @@ def _given(
     make.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # pytest's way
     make.__doc__ = spec.function.__doc__
     return make
+
+
+def refuse_unknown_fixtures(
+    specs: Iterable[MethodSpec], manager: pytest.PytestPluginManager
+) -> None:
+    """Refuse a method whose function asks for what no plug-in or conftest of this session offers.
+
+    Every one of its tests would be an error with a traceback.
+
+    Raises:
+        RegistryError: one sentence that says what there is.
+    """
+    names: set[str] | None = None
+    for spec in specs:
+        asked = inspect.signature(spec.function).parameters.values()
+        required = [
+            p.name
+            for p in asked
+            if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+        ]
+        if set(required) <= GIVEN:
+            continue
+        names = names if names is not None else _fixture_names(manager)
+        unknown = [name for name in required if name not in GIVEN and name not in names]
+        if unknown:
+            raise RegistryError(
+                f"the method {spec.name} asks for {', '.join(unknown)} ({spec.origin}), and there "
+                "is no such fixture: name the loaded model language_model"
+            )
+
+
+def _fixture_names(manager: pytest.PytestPluginManager) -> set[str]:
+    """The names of the fixtures of all plug-ins and conftests that are loaded."""
+    names = set()
+    for plugin in manager.get_plugins():
+        for attribute, value in list(getattr(plugin, "__dict__", {}).items()):
+            try:
+                marker = vars(value).get("_fixture_function_marker")
+            except TypeError:
+                continue
+            if marker is not None:
+                names.add(marker.name or attribute)
+    return names
 
 
 def load_builtin(manager: pytest.PytestPluginManager) -> None:
