@@ -62,8 +62,11 @@ def test_a_folder_becomes_cases(folder):
     kinds = Counter(p.kind for p in case.probes)
     assert kinds["new_inverse"] == kinds["old_inverse"] == 1
     assert kinds["other_relation"] == kinds["other_task"] == 2
-    (reworded,) = (p for p in case.probes if p.criterion == "synonym")
-    assert reworded.cloze.left == "The seat of government of Canada is"
+    assert [p.cloze.left for p in case.probes if p.criterion == "synonym"] == [
+        "The seat of government of Canada is",
+        "The city where Canada has its government is",
+        "The parliament of Canada meets in",
+    ]
 
 
 def test_a_relation_comes_with_what_its_probes_need(folder):
