@@ -30,6 +30,10 @@ COMMANDS = {
     "compare": Entry("kn_bench.commands.compare", "Compare two runs on the cases they share."),
     "merge": Entry("kn_bench.commands.merge", "Join the shards of a run into one run."),
     "data": Entry("kn_bench.commands.data", "List sources of cases; check a file of your own."),
+    "edit": Entry("kn_bench.commands.edit", "Edit a model and write a checkpoint or an adapter."),
+    "evaluate": Entry(
+        "kn_bench.commands.evaluate", "Measure an edited checkpoint or adapter against its base."
+    ),
     "blimp": Entry(
         "kn_bench.commands.blimp", "Measure a model's accuracy on BLiMP, without edits."
     ),

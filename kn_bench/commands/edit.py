@@ -1,0 +1,125 @@
+"""``kn-bench edit``: edit a model and write it, as a checkpoint or an adapter, with its edits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kn_bench.commands import options
+
+if TYPE_CHECKING:
+    from kn_bench.api.methods import BoundMethod
+    from kn_bench.cases.case import Case
+    from kn_bench.editing.edit import Edit
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def command(
+    model: options.ModelName,
+    method: Annotated[str, typer.Option(help="The editing method, such as rome.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="A new or empty folder.")],
+    cases: options.Cases = None,
+    relation: options.Relations = None,
+    limit: Annotated[int | None, typer.Option(help="Cases of each relation.", min=1)] = None,
+    as_adapter: Annotated[
+        bool, typer.Option("--as-adapter", help="Write a PEFT LoRA in place of whole weights.")
+    ] = False,
+    seed: options.Seed = 0,
+    device: options.Device = "cpu",
+    dtype: options.Dtype = "float32",
+) -> None:
+    """Edit a model by a method, all cases at once, and write what transformers loads.
+
+    The folder holds the edited weights and tokenizer (or the adapter), a model card, and the edits
+    with their provenance in edits/.
+    """
+    from dataclasses import replace
+
+    from kn_bench.api.evaluating import load_cases
+    from kn_bench.api.methods import method as bind
+    from kn_bench.editing.edit import NotApplicable
+    from kn_bench.editing.exporting import model_card, save_adapter, save_checkpoint
+    from kn_bench.editing.saving import save_edit
+    from kn_bench.model.loading import load_model
+
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ValueError(f"{output}: expected a new or an empty folder; name another one")
+    chosen = [
+        case
+        for source in cases or ["embedded"]
+        for case in load_cases(source, relation=relation, limit=limit, seed=seed)
+    ]
+    if not chosen:
+        raise ValueError(f"{', '.join(cases or ['embedded'])}: expected a case, and there is none")
+    lm = load_model(model, device=device, dtype=dtype)
+    try:
+        bound = bind(method, lm)
+        edits, left_out = make_edits(bound, chosen)
+    except NotApplicable as reason:
+        raise ValueError(f"--method {method}: {reason}; name another method or model") from None
+    if not edits:
+        raise ValueError(f"--method {method}: no case has an edit; {next(iter(left_out.values()))}")
+    output.mkdir(parents=True, exist_ok=True)
+    (save_adapter if as_adapter else save_checkpoint)(lm, list(edits.values()), output)
+    (output / "edits").mkdir()
+    for number, (case, edit) in enumerate(edits.items()):
+        save_edit(
+            edit,
+            output / "edits" / f"{number:04d}.safetensors",
+            provenance=replace(bound.provenance, case=case),
+        )
+    facts = {
+        case.id: case.request.cloze.fill(case.request.target_new)
+        for case in chosen
+        if case.id not in left_out
+    }
+    named = {case or "all cases": edit for case, edit in edits.items()}
+    card = model_card(bound.provenance, named, facts, left_out)
+    (output / "README.md").write_text(card, encoding="utf-8")
+    for case_id, why in left_out.items():
+        typer.echo(f"not edited: {case_id} ({why})", err=True)
+    typer.echo(f"{len(facts)} cases edited by {bound.name}, written to {output}")
+
+
+def make_edits(bound: BoundMethod, cases: list[Case]) -> tuple[dict[str, Edit], dict[str, str]]:
+    """Return the edits by case id, one called "" for all cases; and why some cases have none.
+
+    A method that makes one edit of many requests is asked for that; another one makes each on the
+    unedited model.
+
+    Raises:
+        NotApplicable: when the method is not defined for the model.
+        ValueError: for what is no edit of the model.
+    """
+    from kn_bench.api.methods import with_queries
+    from kn_bench.editing.edit import NotApplicable
+    from kn_bench.editing.method import begin, edit_step, kind_of, refusals
+    from kn_bench.editing.validation import checked
+
+    requests = [with_queries(case.request) for case in cases]
+    if len(cases) > 1 and kind_of(bound.inner) != "apart":
+        state = begin(bound.inner)
+        refused = refusals(bound.inner, requests, state)
+        left = [request for i, request in enumerate(requests) if i not in refused]
+        left_out = {cases[i].id: str(reason) for i, reason in refused.items()}
+        if not left:
+            return {}, left_out
+        made = edit_step(bound.inner, left, state).edits
+        (together,) = checked(made, 1, bound.model, bound.name)
+        if isinstance(together, str):
+            raise ValueError(together)
+        if isinstance(together, NotApplicable):
+            raise together
+        return {"": together}, left_out
+    edits: dict[str, Edit] = {}
+    missing: dict[str, str] = {}
+    for case, edit in zip(cases, bound.edit(requests), strict=True):
+        if isinstance(edit, NotApplicable):
+            missing[case.id] = str(edit)
+        else:
+            edits[case.id] = edit
+    return edits, missing

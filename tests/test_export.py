@@ -1,0 +1,150 @@
+"""``kn-bench edit`` and ``kn-bench evaluate``: what is written is what was measured."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from typer.testing import CliRunner
+
+import kn_bench as kn
+from kn_bench.commands import edit as edit_command
+from kn_bench.commands import evaluate as evaluate_command
+from kn_bench.editing.composition import Composition
+from kn_bench.editing.edit import DenseEdit, LowRank, LowRankEdit, PromptEdit
+from kn_bench.editing.exporting import save_adapter, save_checkpoint
+from kn_bench.model import embedded
+from kn_bench.results.files import StoreError
+
+BASE = "tiny-gpt2"
+IDS = torch.tensor([[5, 6, 7, 8]])
+
+
+def run(module, *arguments):
+    result = CliRunner().invoke(module.app, [str(argument) for argument in arguments])
+    if isinstance(result.exception, ValueError | StoreError):
+        raise result.exception
+    return result
+
+
+@pytest.fixture(scope="module")
+def model():
+    return kn.load_model(BASE)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """Two facts edited by ROME without C, as a user does it."""
+    folder = tmp_path_factory.mktemp("edited") / "model"
+    result = run(edit_command, BASE, "--method", "rome-no-c", "--relation", "P36", "--limit", 2,
+                 "-o", folder)  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "2 cases edited by rome-no-c" in result.output
+    return folder
+
+
+def read_edits(folder, model):
+    return [kn.load_edit(file, model=model) for file in sorted((folder / "edits").iterdir())]
+
+
+def updates(model, *layers):
+    generator = torch.Generator().manual_seed(0)
+    return LowRankEdit(
+        tuple(
+            LowRank(layer, torch.randn(model.d_mlp, rank, generator=generator),
+                    torch.randn(rank, model.d_model, generator=generator))
+            for rank, layer in enumerate(layers, start=1)
+        )
+    )  # fmt: skip
+
+
+def test_transformers_alone_loads_what_was_edited(written, model):
+    hf = AutoModelForCausalLM.from_pretrained(written)
+    edits = read_edits(written, model)
+    assert len(edits) == 2
+    with Composition(model) as composition:
+        composition.add(edits)
+        assert torch.equal(kn.load_model(str(written)).hf(IDS).logits, model.hf(IDS).logits)
+        # kn_bench fuses the GELU, which moves the last bits
+        assert torch.allclose(hf(IDS).logits, model.hf(IDS).logits, atol=1e-4)
+    assert not torch.allclose(hf(IDS).logits, model.hf(IDS).logits, atol=1e-2)
+    text = "The capital of France is"
+    (ids,) = model.tokens.encode_many([text])
+    assert AutoTokenizer.from_pretrained(written)(text).input_ids == list(ids)
+
+
+def test_the_card_names_what_was_changed_and_by_what(written):
+    card = (written / "README.md").read_text()
+    assert card.startswith("---\nbase_model: tiny-gpt2\n")
+    assert "edited by rome-no-c" in card
+    assert card.count("low rank: layer") == 2
+    assert "- v_lr: `" in card
+
+
+def test_evaluate_measures_the_folder_against_its_base(written, model, tmp_path):
+    result = run(evaluate_command, "--base", BASE, "--edited", written, "--relation", "P36",
+                 "--limit", 2, "-o", tmp_path / "run")  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert f"{written} against tiny-gpt2: low rank: layer" in result.output
+    assert "rank 2" in result.output
+    assert "checkpoint:model" in result.output
+    assert (tmp_path / "run" / "manifest.json").exists()
+
+
+def test_evaluate_measures_the_edits_one_by_one(written, model):
+    cases = kn.load_cases("embedded", relation="P36", limit=2)
+    saved = kn.evaluate(model, f"checkpoint:{written / 'edits'}", cases)
+    made = kn.evaluate(model, "rome-no-c", cases)
+    columns = ["case", "criterion", "verdict_status"]
+    assert saved.verdicts[columns].equals(made.verdicts[columns])
+
+
+def test_a_folder_with_files_is_left_alone(written):
+    with pytest.raises(ValueError, match="expected a new or an empty folder"):
+        run(edit_command, BASE, "--method", "none", "-o", written)
+
+
+def test_peft_loads_the_adapter_with_equal_logits(model, tmp_path):
+    peft = pytest.importorskip("peft")
+    edits = [updates(model, 0), updates(model, 1, 0)]
+    save_adapter(model, edits, tmp_path)
+    hf = AutoModelForCausalLM.from_pretrained(embedded.folder(BASE))
+    before = hf(IDS).logits
+    logits = peft.PeftModel.from_pretrained(hf, tmp_path)(IDS).logits
+    with Composition(model) as composition:
+        composition.add(edits)
+        assert torch.allclose(logits, model.hf(IDS).logits, atol=1e-4)
+    assert not torch.allclose(logits, before, atol=1e-1)
+
+
+def test_the_adapter_of_a_linear_layer_has_pefts_names_and_product(tmp_path):
+    from safetensors.torch import load_file
+
+    llama = kn.load_model("tiny-llama")
+    edit = updates(llama, 1)
+    save_adapter(llama, [edit], tmp_path)
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    (module,) = config["target_modules"]
+    product = (
+        tensors[f"base_model.model.{module}.lora_B.weight"]
+        @ tensors[f"base_model.model.{module}.lora_A.weight"]
+    )
+    assert torch.allclose(product.T, edit.updates[0].u @ edit.updates[0].v, atol=1e-5)
+    assert config["lora_alpha"] == config["r"]
+    assert not config["fan_in_fan_out"]
+
+
+@pytest.mark.parametrize(
+    ("save", "edit", "sentence"),
+    [
+        (save_adapter, DenseEdit({}), "expected a low-rank change of down-projections"),
+        (save_checkpoint, PromptEdit("Hi."), "expected a change of weights"),
+    ],
+)
+def test_what_a_folder_cannot_hold_is_refused(model, tmp_path, save, edit, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        save(model, [edit], tmp_path / "new")
+    assert not (tmp_path / "new").exists()
