@@ -101,7 +101,7 @@ def parse_assignment(text: str) -> Assignment:
 def _value(text: str) -> Any:
     if text.lower() == "none":
         return None
-    for spelled in (text, f"[{text}]"):  # 0,1 is taken for [0,1]
+    for spelled in (text, f"[{text}]" if "," in text else text):  # 0,1 is taken for [0,1]
         try:
             return tomllib.loads(f"value = {spelled}")["value"]
         except tomllib.TOMLDecodeError:
