@@ -1,21 +1,72 @@
-"""What the README shows is run as it stands."""
+"""What the README and the documentation show is run as it stands."""
 
+import ast
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import kn_bench as kn
+
 README = Path(__file__).parent.parent / "README.md"
+ROOT = README.parent
 
 
-def python_blocks():
-    return re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+def python_block(start):
+    """The Python block of the README that begins with ``start``."""
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    (block,) = (block for block in blocks if block.startswith(start))
+    return block
+
+
+def run_script(script, folder):
+    return subprocess.run(
+        [sys.executable, str(script)], cwd=folder, capture_output=True, text=True, check=False
+    )
+
+
+def test_the_readme_is_read_in_two_minutes():
+    assert len(README.read_text().split()) < 900
+
+
+def test_the_five_lines_edit_a_fact_and_print_a_board(tmp_path):
+    script = tmp_path / "five_lines.py"
+    script.write_text(python_block("import kn_bench as kn"))
+    statements = ast.parse(script.read_text()).body
+    assert len([s for s in statements if not isinstance(s, ast.Import)]) <= 5
+    run = run_script(script, tmp_path)
+    assert run.returncode == 0, run.stderr
+    fact = kn.load_cases("embedded", relation="P36", limit=5)[0].request
+    assert run.stdout.strip().startswith(fact.target_new)
+    board = run.stdout.partition("\n")[2]
+    assert re.search(r"^rome +.*\b100\b", board, re.MULTILINE), board
+
+
+def test_the_session_in_the_documentation_prints_what_is_kept(tmp_path):
+    """All but the board, whose last column is the time that an edit took."""
+    script = ROOT / "docs/examples/session.py"
+    imported = {
+        alias.name
+        for node in ast.walk(ast.parse(script.read_text()))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for alias in node.names
+    }
+    assert imported == {"kn_bench", "tempfile", "Path"}
+    run = run_script(script, tmp_path)
+    assert run.returncode == 0, run.stderr
+    kept = script.with_suffix(".txt").read_text()
+    (lines, board), (expected, _) = (text.split("Facts", 1) for text in (run.stdout, kept))
+    assert lines == expected
+    assert "rome" in board
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_method_in_the_readme_is_measured(tmp_path):
-    (block,) = python_blocks()
+    block = python_block("import torch")
     method = [line for line in block.splitlines() if line.strip()]
     assert len(method) < 30
+    imports = [n for n in ast.parse(block).body if isinstance(n, ast.Import | ast.ImportFrom)]
+    assert [getattr(n, "module", None) or n.names[0].name for n in imports] == ["torch", "kn_bench"]
     (tmp_path / "conftest.py").write_text(block)
     command = [sys.executable, "-m", "pytest", "--pyargs", "kn_bench.suites", "-p", "no:xdist"]
     options = ["--method", "fine-tune", "--model", "tiny-gpt2", "--relation", "P36", "--limit", "2"]
