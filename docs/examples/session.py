@@ -32,9 +32,7 @@ print(f"{len(located.neurons)} knowledge neurons in layers {layers}")
 traced = kn.trace(model, fact, kinds=["hidden"])
 effects = traced.indirect_effects[0]  # token, layer
 token, layer = divmod(int(effects.argmax()), effects.shape[1])
-print(
-    f"P({fact.target_true}): {traced.clean:.2f}, with the subject corrupted {traced.corrupted:.2f}"
-)
+print(f"P({fact.target_true}): {traced.clean:.2f}, {traced.corrupted:.2f} with a noisy subject")
 print(f"the largest indirect effect: {effects.max():.2f}, at token {token}, layer {layer}")
 
 # Save the edit, load it, and get the same answer.
