@@ -42,7 +42,7 @@ def load_cases(
     Raises:
         ValueError: for an unknown source or relation, or data that cannot be read.
 
-    Example:
+    Examples:
         >>> import kn_bench as kn
         >>> cases = kn.load_cases("embedded", relation="P36", limit=2)
         >>> [case.relation for case in cases]
@@ -67,7 +67,7 @@ def evaluate(
         ValueError: for no cases, two cases of one id, or an unknown method.
         NotApplicable: for a method that is not defined for this kind of model.
 
-    Example:
+    Examples:
         >>> import kn_bench as kn
         >>> cases = kn.load_cases("embedded", relation="P36", limit=2)
         >>> evaluation = kn.evaluate(kn.load_model("tiny-gpt2"), "none", cases)
@@ -99,7 +99,7 @@ class Evaluation:
         model, method: names.
         results: of each case: the edit's record, every probe before and after, what was left out.
 
-    Example:
+    Examples:
         >>> import kn_bench as kn
         >>> cases = kn.load_cases("embedded", relation="P36", limit=2)
         >>> evaluation = kn.evaluate(kn.load_model("tiny-gpt2"), "none", cases)

@@ -28,7 +28,7 @@ def locate(
     Raises:
         ValueError: when no prompt of the request can be put to this model.
 
-    Example:
+    Examples:
         >>> import kn_bench as kn
         >>> model = kn.load_model("tiny-bert")
         >>> fact = kn.load_cases("embedded", relation="P36", limit=1)[0].request
@@ -69,7 +69,7 @@ def trace(
     Raises:
         ValueError: when the prompt cannot be put to this model.
 
-    Example:
+    Examples:
         >>> import kn_bench as kn
         >>> model = kn.load_model("tiny-gpt2")
         >>> fact = kn.load_cases("embedded", relation="P36", limit=1)[0].request

@@ -25,7 +25,7 @@ MethodName = str | Callable[..., Any]
 def methods() -> tuple[str, ...]:
     """Return the names of all editing methods: the built-in ones and those of installed packages.
 
-    Example:
+    Examples:
         >>> import kn_bench as kn
         >>> "rome" in kn.methods()
         True
@@ -46,7 +46,7 @@ def method(name: MethodName, model: LanguageModel) -> BoundMethod:
             only pytest has.
         NotApplicable: for a method that is not defined for this kind of model.
 
-    Example:
+    Examples:
         >>> import kn_bench as kn
         >>> rome = kn.method("rome", kn.load_model("tiny-gpt2"))
         >>> rome.name, rome.settings["layer"]
@@ -78,7 +78,7 @@ class BoundMethod:
         model: what it edits.
         inner: the object that the method's author wrote.
 
-    Example:
+    Examples:
         >>> import kn_bench as kn
         >>> kn.method("none", kn.load_model("tiny-gpt2")).provenance.method
         'none'

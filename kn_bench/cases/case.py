@@ -115,7 +115,7 @@ class EditRequest:
         ValueError: for a prompt with several ``{}``, an empty subject or answer, or two answers
             that are the same.
 
-    Example:
+    Examples:
         >>> import kn_bench as kn
         >>> fact = kn.EditRequest(subject="Canada", prompt="The capital of {} is",
         ...                       target_true="Ottawa", target_new="Rome")

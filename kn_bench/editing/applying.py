@@ -182,7 +182,7 @@ def edited(model: LanguageModel, edit: Edit) -> Iterator[LanguageModel]:
         ValueError: for an edit that does not fit the model, or a LookupEdit.
         EditOutlivedError: when some parameter or buffer differs afterwards.
 
-    Example:
+    Examples:
         >>> import kn_bench as kn
         >>> model = kn.load_model("tiny-gpt2")
         >>> with kn.edited(model, kn.PromptEdit("The capital of France is Rome.")):

@@ -122,7 +122,7 @@ def edit_method(
     Raises:
         ValueError: for a name or kind of model that cannot be.
 
-    Example:
+    Examples:
         >>> import kn_bench as kn
         >>> class Whisper:
         ...     def edit(self, requests):

@@ -145,7 +145,7 @@ def save_edit(edit: Edit, path: str | Path, *, provenance: Provenance) -> None:
         ValueError: for an edit that cannot be stored, in one sentence.
         OSError: when the file cannot be written.
 
-    Example:
+    Examples:
         >>> import kn_bench as kn
         >>> rome = kn.method("rome-no-c", kn.load_model("tiny-gpt2"))
         >>> fact = kn.load_cases("embedded", relation="P36", limit=1)[0].request
@@ -266,7 +266,7 @@ def load_edit(path: str | Path, *, model: LanguageModel | None = None) -> Edit:
         EditFileError: one sentence: no such file, not an edit's, cut off, changed since it was
             written, of a newer version, or made for another model.
 
-    Example:
+    Examples:
         >>> import kn_bench as kn
         >>> model = kn.load_model("tiny-gpt2")
         >>> source = kn.Provenance(model="tiny-gpt2", model_hash=model.content_hash)

@@ -131,7 +131,7 @@ def encode_request(request: EditRequest, tokens: Tokens) -> EncodedRequest | Une
 
     A causal model's prompt must hold the subject: where that follows the answer there is none.
 
-    Example:
+    Examples:
         >>> import kn_bench as kn
         >>> model = kn.load_model("tiny-gpt2")
         >>> fact = kn.EditRequest(subject="Canada", prompt="The capital of {} is",

@@ -296,7 +296,7 @@ class LanguageModel:
             ValueError: for a masked model's prompt without exactly one mask, or a prompt that is
                 empty or leaves no room in the model.
 
-        Example:
+        Examples:
             >>> import kn_bench as kn
             >>> kn.load_model("tiny-gpt2").generate("The capital of France is", max_new_tokens=1)
             ' Paris'

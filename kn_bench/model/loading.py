@@ -47,7 +47,7 @@ def load_model(
             that are missing, unknown family, no tokenizer or not the model's, no accelerate, no
             room on the device.
 
-    Example:
+    Examples:
         >>> import kn_bench as kn
         >>> model = kn.load_model("tiny-bert")
         >>> model.is_causal, model.n_layers
