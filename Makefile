@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 # five processes would each compile the package anew
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: bench real bench-real test slow drill setup clean
+.PHONY: bench real bench-real test slow drill docs wheel setup clean
 .DEFAULT_GOAL := bench
 
 setup: $(READY)
@@ -56,5 +56,18 @@ drill: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_hostile_methods.py -q -p no:cacheprovider
 	$(BIN)/python benchmarks/kills.py --kills 60 $(ARGS)
 
+docs: $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+# the wheel, installed into an environment of its own and run from an empty folder
+wheel: $(READY)
+	rm -rf dist build/wheel && mkdir -p build/wheel/empty
+	$(BIN)/python -m build --wheel --no-isolation --outdir dist .
+	$(PYTHON) -m venv build/wheel/venv
+	build/wheel/venv/bin/python -m pip install --quiet --constraint constraints.txt "$$(grep '^torch==' constraints.txt)"
+	build/wheel/venv/bin/python -m pip install --quiet --constraint constraints.txt dist/*.whl
+	cd build/wheel/empty && ../venv/bin/python -m pytest --pyargs kn_bench.suites --model tiny-gpt2 --limit 1
+
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
+	rm -rf site $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
