@@ -58,7 +58,7 @@ drill: $(READY)
 
 docs: $(READY)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	$(BIN)/python -m mkdocs build --strict
 
 # the wheel, installed into an environment of its own and run from an empty folder
 wheel: $(READY)
