@@ -374,7 +374,7 @@ def kn_erase(language_model: LanguageModel, settings: KnSettings = DEFAULTS) -> 
     return EraseKN(language_model, locating=settings.locating)
 
 
-@edit_method("kn-random", settings=KnSettings)
+@edit_method("kn-random", settings=KnSettings, by_default=False)
 def kn_random(language_model: LanguageModel, settings: KnSettings = DEFAULTS) -> RandomKN:
     """Random neurons like the knowledge neurons, suppressed: the control."""
     return RandomKN(language_model, locating=settings.locating)

@@ -13,6 +13,7 @@ from kn_bench.measure.measurement import Answer, CaseResult, EditRecord, Measure
 from kn_bench.results.manifest import Manifest, new_manifest
 from kn_bench.results.rows import Key, encode_rows
 from kn_bench.results.store import RunStore
+from kn_bench.results.texts import write_texts
 
 TRUE, NEW, OTHER = "Ottawa", "Paris", "Rome"
 RECORD = EditRecord(0.5, "low rank: layer 2 rank 1", 1.5, {"loss": 0.1, "steps": 20})
@@ -190,13 +191,16 @@ def write_run(
     task: Task = "fact",
     model: str = "tiny-gpt2",
     a_cluster: int = 1,
+    **made_of: object,
 ) -> Path:
     """A finished run: method -> criterion -> the scores of cases 0, 1, ...
 
     Args:
         a_cluster: cases in each cluster.
+        made_of: fields of the manifest.
     """
-    with RunStore.create(reports, manifest(run)) as store:
+    with RunStore.create(reports, manifest(run, **made_of)) as store:
+        cases: dict[str, Case] = {}
         for method, by_criterion in scores.items():
             n = max(len(values) for values in by_criterion.values())
             for i in range(n):
@@ -209,7 +213,9 @@ def write_run(
                     model=model,
                     method=method,
                 )
+                cases[case.id] = case
                 for text in rows_of(case, result, outcomes, method=method, model=model):
                     store.append(text)
+        write_texts(store.folder, cases.values())
         store.finish({"measuring": 1.0})
     return store.folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import statistics
 from pathlib import Path
@@ -11,13 +12,16 @@ from typer.testing import CliRunner
 
 from kn_bench.cases.case import CRITERIA, Criterion, Exclusion
 from kn_bench.commands.app import group
+from kn_bench.measure.criteria import UNKNOWN
 from kn_bench.measure.statistics import Interval
 from kn_bench.results import tables
+from kn_bench.results.accounting import accounts
 from kn_bench.results.board import board
-from kn_bench.results.leaderboard import leaderboard, main_table, terminal_table, write_leaderboard
+from kn_bench.results.files import StoreError
+from kn_bench.results.leaderboard import leaderboard, terminal_table, write_leaderboard
 from kn_bench.results.loading import load_runs
 from kn_bench.results.rows import CrashRow, encode_row
-from kn_bench.results.store import RunStore
+from kn_bench.results.store import RunStore, find_runs
 from kn_bench.results.summary import append_summary, junit_properties, summary
 from tests.made_up import (
     NEW,
@@ -58,43 +62,145 @@ def test_figures_are_means_over_cases(folder):
         assert interval.mean == pytest.approx(mean)
         assert interval.n == 8
         assert interval.low <= mean <= interval.high
-    assert rome.score.mean == pytest.approx(
-        statistics.harmonic_mean([means[c] for c in CRITERIA[:5]])
-    )
+    three = [means[c] for c in CRITERIA[:3]]
+    assert rome.s.mean == pytest.approx(statistics.harmonic_mean(three))
+    assert rome.k.mean == pytest.approx((means["symmetry"] + means["synonym"]) / 2)
+    assert rome.s.low < rome.s.mean < rome.s.high
+    assert rome.k.low < rome.k.mean < rome.k.high
     assert rome.seconds == 0.5
     assert rome.kl.mean == 0.25
+
+
+def test_s_is_over_the_cases_that_have_all_three(tmp_path):
+    scores: dict[Criterion, list[float]] = {
+        "reliability": [1, 1, 0, 0],
+        "generality": [1, 0.5],
+        "locality": [1, 0.5, 0, 0],
+    }
+    (line,) = board(load_runs([write_run(tmp_path, {"rome": scores})]))
+    assert line.s.mean == pytest.approx(statistics.harmonic_mean([1, 0.75, 0.75]))
+    assert line.s.n == 2
+    assert math.isnan(line.k.mean)
 
 
 def test_the_control_that_changes_nothing(folder):
     _, line = board(load_runs([folder]))
     assert [line.criteria[c].interval.mean for c in CRITERIA] == [0, 0, 1, 0, 0, 0]
-    assert line.score.mean == 0
+    assert line.s.mean == line.k.mean == 0
     assert line.shift.mean == 0
     # four clusters: all agree, and still the interval is wide
     assert line.criteria["locality"].interval.low == pytest.approx(0.025 ** (1 / 4))
 
 
-def test_a_score_needs_all_five_criteria(tmp_path):
-    four: dict[Criterion, list[float]] = {c: v for c, v in SCORES.items() if c != "symmetry"}
-    (line,) = board(load_runs([write_run(tmp_path, {"rome": four})]))
-    assert line.score.mean != line.score.mean
-    assert line.criteria["symmetry"].interval.n == 0
+# --- against chance ------------------------------------------------------------------------------
 
 
-def test_no_figure_stands_without_its_interval_and_n(folder):
-    text = leaderboard(load_runs([folder]))
-    cells = [
-        cell.strip()
-        for row in text.split("## Runs")[0].split("\n")
-        if row.startswith("|") and not row.startswith(("| method", "|:"))
-        for cell in row.strip("|").split("|")[2:]
+def _pattern(n: int, **means: float) -> dict[Criterion, list[float]]:
+    """Scores of ``n`` cases: the first share of them 1, the others 0."""
+    return {c: [float(i < round(n * means.get(c, 0))) for i in range(n)] for c in CRITERIA}
+
+
+GOOD = _pattern(16, reliability=1, generality=1, locality=1, synonym=0.75, overturn=1)
+CHANCE = _pattern(16, reliability=0.5, generality=0.5, locality=0.25, overturn=0.5)
+WEAK = _pattern(16, reliability=0.5, generality=0.5, locality=0.3, overturn=0.5)
+
+
+def test_each_figure_is_compared_with_the_control_on_the_same_cases(tmp_path):
+    run = write_run(tmp_path, {"rome": GOOD, "control:rome": CHANCE})
+    (line,) = board(load_runs([run]))
+    better = {c for c in CRITERIA if line.criteria[c].beats_control}
+    assert better == {"reliability", "generality", "locality", "synonym", "overturn"}
+    assert line.beating == 4
+    symmetry = line.criteria["symmetry"]
+    assert symmetry.no_better
+    assert symmetry.p == 1
+    assert line.criteria["locality"].control.mean == 0.25
+    # eight clusters differ, all one way: (1/2)^8, times the six criteria less two of smaller p
+    assert line.criteria["reliability"].p == pytest.approx(4 / 2**8)
+
+
+def test_a_figure_without_a_control_is_neither_better_nor_by_chance(folder):
+    rome, _ = board(load_runs([folder]))
+    assert not any(f.beats_control or f.no_better for f in rome.criteria.values())
+    assert math.isnan(rome.criteria["reliability"].p)
+
+
+def test_nothing_that_is_like_chance_ranks_above_what_is_not(tmp_path):
+    few = _pattern(16, reliability=0.5, generality=0.5, locality=0.5, synonym=0.5)
+    run = write_run(
+        tmp_path,
+        {
+            "damage": WEAK | {"synonym": [1.0] * 16},
+            "control:damage": WEAK | {"synonym": [1.0] * 16},
+            "neurons": few,
+            "control:neurons": _pattern(16, locality=0.5),
+        },
+    )
+    first, second = board(load_runs([run]))
+    assert (first.name.method, second.name.method) == ("neurons", "damage")
+    assert second.k.mean > first.k.mean
+    assert (first.beating, second.beating) == (3, 0)
+    assert (first.rank, second.rank) == (1, 2)
+
+
+def test_lines_within_each_others_intervals_are_tied(tmp_path):
+    nearly = GOOD | {"generality": [1.0] * 15 + [0.0]}
+    worse = GOOD | {"generality": [1.0] * 3 + [0.0] * 13}
+    run = write_run(tmp_path, {"a": nearly, "b": GOOD, "c": worse})
+    lines = board(load_runs([run]))
+    assert [(line.name.method, line.rank) for line in lines] == [("b", 1), ("a", 1), ("c", 3)]
+    text = leaderboard(load_runs([run]))
+    assert "|1 b" in text.replace("| ", "|")
+    assert "|1 a" in text.replace("| ", "|")
+
+
+def test_what_is_like_chance_is_marked_and_named(tmp_path):
+    run = write_run(
+        tmp_path,
+        {"rome": GOOD, "control:rome": CHANCE, "noise": WEAK, "control:noise": WEAK},
+    )
+    text = leaderboard(load_runs([run]))
+    rome = next(line for line in text.split("\n") if "1 rome" in line)
+    assert "0° 0–21" in rome  # symmetry
+    assert rome.count("°") == 1
+    assert "Like chance damage in every criterion on tiny-gpt2: noise." in text
+    assert not [line for line in text.split("\n") if line.startswith("|") and "noise" in line]
+
+
+# --- 60 lines of 120 characters ----------------------------------------------------------------
+
+
+def test_the_board_fits_a_pull_request_whatever_was_measured(tmp_path):
+    runs = [
+        write_run(
+            tmp_path,
+            {f"method-with-quite-a-long-name-{i}": GOOD for i in range(9)},
+            run=f"r{m}-{task}",
+            task=task,
+            model=f"an-organisation/a-model-of-some-length-{m}",
+        )
+        for m in range(5)
+        for task in ("fact", "pair")
     ]
-    figures = [cell for cell in cells if re.match(r"[+-]?\d", cell)]
-    assert len(figures) > 60
-    seconds = [cell for cell in figures if cell == "0.5"]
-    assert len(seconds) == 2
-    shape = re.compile(r"[+-]?\d\.\d+ \[[+-]?\d\.\d+, [+-]?\d\.\d+\] n=\d+")
-    assert all(shape.fullmatch(cell) for cell in figures if cell != "0.5")
+    for text in (leaderboard(load_runs(runs)), terminal_table(load_runs(runs))):
+        lines = text.split("\n")
+        assert len(lines) <= 61
+        assert max(map(len, lines)) <= 120
+        assert "further rows are on the page" in text
+        assert "Facts" in text
+        assert "Syntax" in text
+
+
+def test_every_figure_has_its_interval_and_the_table_its_n(folder):
+    text = leaderboard(load_runs([folder]))
+    rows = [line for line in text.split("\n") if re.match(r"\|[12] ", line)]
+    assert len(rows) == 2
+    for row in rows:
+        cells = [cell.strip() for cell in row.strip("|").split("|")[1:]]
+        assert len(cells) == 8
+        assert all(re.fullmatch(r"\d+ \d+–\d+", cell) for cell in cells)
+    assert "n = 8 cases." in text
+    assert text.index("## Facts") < text.index("- one: ")
 
 
 def _mixed(tmp_path: Path) -> Path:
@@ -146,17 +252,12 @@ def test_strata_are_told_apart(tmp_path):
 
 
 def test_what_is_left_out_is_counted_with_its_reason(tmp_path):
-    text = leaderboard(load_runs([_mixed(tmp_path)]))
-    left_out = text.split("## Left out")[1]
-    rows = {
-        tuple(cell.strip() for cell in row.strip("|").split("|"))
-        for row in left_out.split("\n")
-        if row.startswith("|")
-    }
+    runs = load_runs([_mixed(tmp_path)])
+    rows = {tuple(map(str, row)) for account in accounts(runs) for row in account.rows}
     assert {
         ("pararel", "the same fact is listed again", "1"),
         ("fact", "tiny-gpt2", "generality", "excluded",
-         "the unedited model did not know the fact on any other pattern", "rome", "1"),
+         UNKNOWN["generality"], "rome", "1"),
         ("fact", "tiny-gpt2", "symmetry", "not applicable",
          "the case has no symmetry probe", "rome", "3"),
         ("tiny-gpt2", "generality", "the answer is no single token", "rome", "1"),
@@ -164,20 +265,79 @@ def test_what_is_left_out_is_counted_with_its_reason(tmp_path):
         ("rome", "tiny-gpt2", "NaN", "1"),
         ("rome", "tiny-gpt2", "gw1 died", "1"),
     } <= rows  # fmt: skip
-    assert text.count("gw1 died") == 1
+    text = leaderboard(runs)
     assert "## Facts" in text.split("## Syntax")[0]
-    assert "1.00 [0.03, 1.00] n=1 (2 out)" in text
-    assert " n/a |" in text
+    assert "1 verdicts excluded, 3 errors" in text
 
 
-def test_the_last_named_run_counts_and_the_board_says_so(tmp_path):
-    good = write_run(tmp_path, {"rome": SCORES}, run="good")
-    bad = write_run(tmp_path, {"rome": NOTHING}, run="bad")
-    (line,) = board(load_runs([good, bad]))
-    assert line.criteria["reliability"].interval.mean == 0
-    assert line.criteria["reliability"].interval.n == 8
-    assert "48 verdicts stand in several runs" in leaderboard(load_runs([good, bad]))
-    assert "several runs" not in leaderboard(load_runs([good]))
+# --- several runs ------------------------------------------------------------------------------
+
+
+def test_runs_made_of_the_same_count_once_in_whatever_order_they_are_named(tmp_path):
+    full = write_run(tmp_path, {"rome": SCORES}, run="full")
+    half = write_run(tmp_path, {"rome": {c: v[:4] for c, v in SCORES.items()}}, run="half")
+    both, turned, twice = (load_runs(f) for f in ([full, half], [half, full], [full, full]))
+    assert [line.criteria["reliability"].interval.n for line in board(both)] == [8]
+    assert len({repr(board(runs)) for runs in (both, turned, twice, load_runs([full]))}) == 1
+    assert leaderboard(both) == leaderboard(turned)
+    assert both.doubled == 24
+    assert "24 verdicts stand in several runs" in leaderboard(both)
+    assert "several runs" not in leaderboard(twice)
+
+
+@pytest.mark.parametrize(
+    ("unlike", "named"),
+    [
+        ({"models": {"tiny-gpt2": "e" * 64}}, "weights"),
+        ({"data": {"embedded": "e" * 64}}, "data"),
+        ({"options": {"dtype": "bfloat16"}}, "dtype"),
+        ({"seed": 1}, "seed"),
+        ({"code": "e" * 64}, "code"),
+    ],
+)
+def test_what_one_name_means_twice_is_shown_apart(tmp_path, unlike, named):
+    one = write_run(tmp_path, {"rome": SCORES}, run="one")
+    two = write_run(tmp_path, {"rome": NOTHING}, run="two", **unlike)
+    runs = load_runs([two, one])
+    lines = {line.name.shown: line for line in board(runs)}
+    assert set(lines) == {"rome (one)", "rome (two)"}
+    (alone,) = board(load_runs([one]))
+    assert repr(lines["rome (one)"].criteria) == repr(alone.criteria)
+    assert lines["rome (two)"].criteria["reliability"].interval.mean == 0
+    assert runs.apart == (f"one, two differ in {named} for tiny-gpt2: shown apart.",)
+    assert runs.apart[0] in leaderboard(runs)
+
+
+def test_a_run_keeps_its_figures_beside_another(tmp_path):
+    one = write_run(tmp_path, {"rome": GOOD, "control:rome": CHANCE}, run="one")
+    two = write_run(tmp_path, {"kn": WEAK, "control:kn": CHANCE}, run="two")
+    alone = {line.name: repr(line.criteria) for line in board(load_runs([one]))}
+    beside = {line.name: repr(line.criteria) for line in board(load_runs([one, two]))}
+    assert len(beside) == 2
+    assert alone.items() <= beside.items()
+
+
+def test_a_folder_of_runs_is_a_leaderboard(tmp_path):
+    for name in ("one", "two"):
+        write_run(tmp_path, {name: SCORES}, run=name)
+    found = find_runs(tmp_path, [str(tmp_path / "runs")])
+    assert [folder.name for folder in found] == ["one", "two"]
+    assert find_runs(tmp_path, ["one", str(tmp_path / "runs" / "two")]) == found
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(StoreError, match=r"empty: expected a run or a folder of runs"):
+        find_runs(tmp_path, [str(tmp_path / "empty")])
+
+
+@pytest.mark.parametrize(
+    ("was", "becomes"), [('"score":1.0', '"score":5.0'), ('"prob":1.0', '"prob":-1.0')]
+)
+def test_a_log_with_a_score_that_cannot_be_is_refused(folder, was, becomes):
+    log = folder / "measurements.jsonl"
+    text = log.read_text()
+    at = text.index(was, text.index('"row":"verdict"'))
+    log.write_text(text[:at] + becomes + text[at + len(was) :])
+    with pytest.raises(StoreError, match=r"measurements\.jsonl"):
+        load_runs([folder])
 
 
 def test_an_empty_run_has_an_empty_board(tmp_path):
@@ -190,11 +350,9 @@ def test_an_empty_run_has_an_empty_board(tmp_path):
 
 def test_the_terminal_table_is_compact_and_has_n(folder):
     text = terminal_table(load_runs([folder]))
-    assert max(map(len, text.split("\n"))) < 120
-    assert text.startswith("Facts: % (n, left out), 95 % interval")
-    rome = next(line for line in text.split("\n") if line.startswith("rome"))
-    assert rome.count("(8)") == 8
-    assert "88 (8)" in rome
+    assert max(map(len, text.split("\n"))) <= 120
+    assert text.startswith("Facts: %, 95 % interval; n = 8 cases.")
+    assert "88 " in next(line for line in text.split("\n") if "1 rome" in line)
 
 
 def test_a_board_of_a_run_that_died_can_be_drawn(folder, tmp_path):
@@ -202,7 +360,7 @@ def test_a_board_of_a_run_that_died_can_be_drawn(folder, tmp_path):
     log.write_bytes(log.read_bytes()[:-40])
     (folder / "measurements.parquet").unlink()
     write_leaderboard([folder], tmp_path / "board.md")
-    assert "n=8" in (tmp_path / "board.md").read_text()
+    assert "n = 8 cases (overturn 7 to 8)." in (tmp_path / "board.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -238,9 +396,10 @@ def test_the_command_rebuilds_the_board(folder, tmp_path):
     done = CliRunner().invoke(group, args)
     assert done.exit_code == 0, done.output
     assert target.read_text() == leaderboard(load_runs([folder]))
-    again = CliRunner().invoke(group, [*args[:-1], f"{target}2", "--judge-again"])
+    other = target.with_name("again.md")
+    again = CliRunner().invoke(group, [*args[:-1], str(other), "--judge-again"])
     assert again.exit_code == 0, again.output
-    assert Path(f"{target}2").read_text() == target.read_text()
+    assert other.read_text() == target.read_text()
 
 
 def test_help_lists_the_commands():
@@ -249,12 +408,11 @@ def test_help_lists_the_commands():
     assert "compare" in done.output
 
 
-def test_the_summary_page_has_the_boards_and_not_their_details(folder, tmp_path):
-    page = summary(leaderboard(load_runs([folder])), "The gate passes.\n")
+def test_the_summary_page_has_the_gate_and_the_board(folder, tmp_path):
+    text = leaderboard(load_runs([folder]))
+    page = summary(text, "The gate passes.\n")
     assert page.startswith("# kn_bench\n\n## Gate\n\nThe gate passes.\n")
-    assert main_table(board(load_runs([folder]))) in page
-    assert "Locality by neighbour" not in page
-    assert "Each figure is a mean over cases" in page
+    assert text.partition("\n\n")[2] in page
     target = tmp_path / "summary.md"
     target.write_text("before\n")
     append_summary(target, page)

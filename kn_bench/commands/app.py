@@ -27,6 +27,7 @@ COMMANDS = {
     "leaderboard": Entry(
         "kn_bench.commands.leaderboard", "Rebuild the leaderboard from the logs of runs."
     ),
+    "view": Entry("kn_bench.commands.view", "Serve the board's page with every answer."),
     "compare": Entry("kn_bench.commands.compare", "Compare two runs on the cases they share."),
     "merge": Entry("kn_bench.commands.merge", "Join the shards of a run into one run."),
     "data": Entry("kn_bench.commands.data", "List sources of cases; check a file of your own."),

@@ -16,28 +16,39 @@ app = typer.Typer(add_completion=False)
 def command(
     runs: Annotated[
         list[str],
-        typer.Argument(help="One or more runs: their names, folders or 'last'.", metavar="RUN"),
+        typer.Argument(help="Runs: names, folders of a run or of runs, or 'last'.", metavar="RUN"),
     ],
     output: Annotated[
-        Path | None,
+        list[Path] | None,
         typer.Option(
             "-o",
             "--output",
-            help="File to write. Default: leaderboard.md in the folder of --reports.",
+            help="File that ends in .md, .html, .csv, .parquet or .tex; repeatable. "
+            "leaderboard.md and leaderboard.html by default.",
         ),
     ] = None,
+    format: Annotated[
+        str,
+        typer.Option(
+            help="every-eval-ever, hub or inspect: write these into the folder named by -o."
+        ),
+    ] = "",
     judge_again: Annotated[
         bool,
         typer.Option("--judge-again", help="Compute the verdicts again from the measurements."),
     ] = False,
     reports: options.Reports = Path("reports"),
 ) -> None:
-    """Rebuild the leaderboard from runs; where they overlap, the run named last counts."""
-    from kn_bench.results.leaderboard import terminal_table, write_leaderboard
-    from kn_bench.results.store import find_run
+    """Rebuild the leaderboard from runs, whatever their order."""
+    from kn_bench.results.exports import chosen
+    from kn_bench.results.leaderboard import PAGE, terminal_table
+    from kn_bench.results.loading import load_runs
+    from kn_bench.results.store import find_runs
 
-    target = output or reports / "leaderboard.md"
-    folders = [find_run(reports, run) for run in runs]
-    board = write_leaderboard(folders, target, judge_again=judge_again)
-    typer.echo(terminal_table(board))
-    typer.echo(f"written to {target}")
+    targets = output or [reports / "leaderboard.md", reports / PAGE]
+    write = [(chosen(target, format), target) for target in targets]
+    found = load_runs(find_runs(reports, runs), judge_again=judge_again)
+    typer.echo(terminal_table(found))
+    for write_to, target in write:
+        write_to(found, target)
+        typer.echo(f"written to {target}")

@@ -307,17 +307,22 @@ def builtin_files() -> list[Path]:
 
 def builtin_names() -> dict[str, str]:
     """Name -> ``file:line`` of each built-in method."""
-    return {name: origin for name, origin, _ in _builtin()}
+    return {name: origin for name, origin, *_ in _builtin()}
 
 
 def builtin_on_request() -> set[str]:
     """The built-in methods that are measured only when they are named."""
-    return {name for name, _, by_default in _builtin() if not by_default}
+    return {name for name, _, by_default, _ in _builtin() if not by_default}
+
+
+def builtin_kinds() -> dict[str, Kind]:
+    """The kind of model that each built-in method is defined for."""
+    return {name: kind for name, *_, kind in _builtin()}
 
 
 @cache
-def _builtin() -> tuple[tuple[str, str, bool], ...]:
-    """Name, origin and ``by_default`` of each built-in method, read from the source.
+def _builtin() -> tuple[tuple[str, str, bool, Kind], ...]:
+    """Name, origin, ``by_default`` and ``models`` of each built-in method, read from the source.
 
     The files import torch: this costs milliseconds where importing them costs seconds.
     """
@@ -327,7 +332,7 @@ def _builtin() -> tuple[tuple[str, str, bool], ...]:
             for call in getattr(node, "decorator_list", []):
                 name = _decorated_name(call)
                 if name:
-                    found.append((name, f"{path}:{call.lineno}", _by_default(call)))
+                    found.append((name, f"{path}:{call.lineno}", _by_default(call), _kind(call)))
     return tuple(found)
 
 
@@ -342,6 +347,15 @@ def _by_default(call: ast.Call) -> bool:
 def _takes_argument(call: ast.Call) -> bool:
     """True for ``@edit_method("checkpoint", argument="FOLDER")``."""
     return any(keyword.arg == "argument" for keyword in call.keywords)
+
+
+def _kind(call: ast.Call) -> Kind:
+    """``causal`` of ``@edit_method("rome", models="causal")``; a name for it may be a constant."""
+    for keyword in call.keywords:
+        if keyword.arg == "models":
+            value = getattr(keyword.value, "value", None)
+            return next((kind for kind in KINDS if kind == value), "any")
+    return "any"
 
 
 def _decorated_name(call: ast.expr) -> str | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +29,7 @@ from kn_bench.editing.edit import (
     describe,
     norm,
 )
+from kn_bench.editing.equal_size import control_of
 from kn_bench.editing.method import edit_each
 from kn_bench.editing.surroundings import Surroundings, own_random
 from kn_bench.editing.validation import checked, plain_notes
@@ -42,6 +43,7 @@ from kn_bench.measure.measurement import (
     EditRecord,
     Measurement,
     UnitResult,
+    control_name,
 )
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.scoring import UNEDITED
@@ -104,11 +106,20 @@ class Engine:
         """How many probes may be held at once, before and after, in float32."""
         return self.model.batcher.answer_bytes // (2 * 4 * self.model.vocabulary)
 
-    def measure(self, method_name: str, method: Method, cases: Sequence[Case]) -> UnitResult:
+    def measure(
+        self, method_name: str, method: Method, cases: Sequence[Case], *, control: bool = False
+    ) -> UnitResult:
         """Edit every case by ``method`` and put all its probes to the model before and after.
 
         Nothing that a method does wrong is raised: its cases' results carry the error, one
         sentence each, and the model is as it was.
+
+        Args:
+            method_name: as in the log.
+            method: makes the edits.
+            cases: what is edited and asked.
+            control: measure an edit of equal size on the same probes too, see
+                :mod:`kn_bench.editing.equal_size`.
         """
         started = time.perf_counter()
         results: dict[str, CaseResult] = {}
@@ -116,18 +127,9 @@ class Engine:
         edited, failed = self._edit(method_name, method, encoded)
         results.update(failed)
         middle = time.perf_counter()
-        rowwise = [one for one in edited if not isinstance(one.edit, IN_PLACE)]
-        for portion in self._portions(rowwise):
-            edits = RowEdits(self.model, [one.edit for one in portion])
-            self._measure(method_name, portion, edits, results)
-        same: dict[int, list[_Edited]] = {}
-        for one in edited:
-            if isinstance(one.edit, IN_PLACE):
-                # one object may serve many requests: a checkpoint is put in place once
-                same.setdefault(id(one.edit), []).append(one)
-        for group in same.values():
-            for portion in self._portions(group):
-                self._measure_in_place(method_name, portion, results)
+        self._measure_all(method_name, edited, results)
+        if control:
+            self._measure_controls(method_name, edited, results)
         order = {case.id: results[case.id] for case in cases}
         ended = time.perf_counter()
         return UnitResult(self.model.name, method_name, order, middle - started, ended - middle)
@@ -157,7 +159,7 @@ class Engine:
         cases = [one.case for one in encoded]
         started = time.perf_counter()
 
-        def all_of(**what: str) -> tuple[list[_Edited], dict[str, CaseResult]]:
+        def all_of(**what: Any) -> tuple[list[_Edited], dict[str, CaseResult]]:
             return [], {
                 one.case.id: CaseResult(one.case.id, None, (), one.exclusions, **what)
                 for one in encoded
@@ -220,6 +222,41 @@ class Engine:
         return edited, failed
 
     # -- measuring -------------------------------------------------------------------------
+
+    def _measure_all(
+        self, name: str, edited: Sequence[_Edited], results: dict[str, CaseResult]
+    ) -> None:
+        rowwise = [one for one in edited if not isinstance(one.edit, IN_PLACE)]
+        for portion in self._portions(rowwise):
+            edits = RowEdits(self.model, [one.edit for one in portion])
+            self._measure(name, portion, edits, results)
+        same: dict[int, list[_Edited]] = {}
+        for one in edited:
+            if isinstance(one.edit, IN_PLACE):
+                # one object may serve many requests: a checkpoint is put in place once
+                same.setdefault(id(one.edit), []).append(one)
+        for group in same.values():
+            for portion in self._portions(group):
+                self._measure_in_place(name, portion, results)
+
+    def _measure_controls(
+        self, name: str, edited: Sequence[_Edited], results: dict[str, CaseResult]
+    ) -> None:
+        """Put the same probes to the model under an edit of equal size, case by case."""
+        controls = []
+        shared: dict[int, Edit | None] = {}
+        for one in edited:
+            if isinstance(one.edit, IN_PLACE) and id(one.edit) in shared:
+                edit = shared[id(one.edit)]
+            else:
+                edit = control_of(one.edit, one.encoded.case.request, self.model.d_mlp)
+                shared[id(one.edit)] = edit
+            if edit is not None:
+                controls.append(replace(one, edit=edit))
+        given: dict[str, CaseResult] = {}
+        self._measure_all(control_name(name), controls, given)
+        for case, result in given.items():
+            results[case] = replace(results[case], control=replace(result, edit=None))
 
     def _portions(self, edited: Sequence[_Edited]) -> Iterator[list[_Edited]]:
         """Cases whose log-probabilities fit into memory together."""

@@ -13,6 +13,14 @@ from dataclasses import dataclass, field
 from kn_bench.cases.case import Criterion, Exclusion, Task
 from kn_bench.measure.protocols import ONCE, Occasion
 
+CONTROL = "control:"
+"""Begins the names of controls in the log; no method's own name has a colon."""
+
+
+def control_name(method: str) -> str:
+    """Return the name in the log of the edits of equal size that ``method`` is compared with."""
+    return CONTROL + method
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -119,6 +127,7 @@ class CaseResult:
         exclusions: probes (or the case) that could not be put to this model, with reasons.
         not_applicable: why the method does not apply to this case or model at all ("" if it does).
         error: why an attempted edit failed ("" if it did not); makes the case's tests errors.
+        control: what an edit of equal size gave on the same probes; None where there is none.
     """
 
     case: str
@@ -127,6 +136,7 @@ class CaseResult:
     exclusions: tuple[Exclusion, ...] = ()
     not_applicable: str = ""
     error: str = ""
+    control: CaseResult | None = None
 
 
 @dataclass(frozen=True, slots=True)

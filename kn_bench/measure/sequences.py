@@ -300,7 +300,7 @@ class _Run:
 
     # -- what was not measured -------------------------------------------------------------
 
-    def _empty(self, case: str, **why: str) -> CaseResult:
+    def _empty(self, case: str, **why: Any) -> CaseResult:
         one = self.encoded.get(case)
         return CaseResult(case, None, (), one.exclusions if one else (), **why)
 

@@ -6,12 +6,12 @@ and flipped, never single cases. scipy is imported inside the functions, at the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Float32, Int
+from jaxtyping import Bool, Float, Float32, Int
 from numpy.typing import ArrayLike
 
 RESAMPLES = 4000
@@ -118,21 +118,68 @@ def mean_interval(
         seed: of the resampling.
     """
     values = np.asarray(scores, dtype=float)
-    there = ~np.isnan(values)
-    values, names = values[there], np.asarray(clusters)[there]
-    if not values.size:
-        return Interval(np.nan, np.nan, np.nan, 0)
-    data = by_cluster(values[:, None], names)
-    mean = float(values.mean())
-    if not np.isfinite(mean):
-        return Interval(mean, np.nan, np.nan, values.size)
-    if bounds is None and len(data.sums) == 1:
-        return Interval(mean, np.nan, np.nan, values.size)
-    if np.ptp(data.sums / data.counts) < 1e-12:
-        ends = agreed_interval(mean, len(data.sums), bounds, level) if bounds else (mean, mean)
-        return Interval(mean, *ends, values.size)
-    low, high = _ends(bootstrap_means(data, seed)[:, 0], len(data.sums), level)
-    return Interval(mean, low, high, values.size)
+    (interval,) = mean_intervals(values[:, None], clusters, bounds=bounds, level=level, seed=seed)
+    return interval
+
+
+def mean_intervals(
+    scores: Float[np.ndarray, "case column"],
+    clusters: ArrayLike | Sequence[str],
+    *,
+    bounds: tuple[float, float] | None = (0.0, 1.0),
+    level: float = LEVEL,
+    seed: int = 0,
+) -> list[Interval]:
+    """Means of several columns, each as :func:`mean_interval` has it.
+
+    Columns that have scores in the same cases share their resamples: a board has thousands of
+    figures, and what is common to them costs more than what is not.
+    """
+    names = np.asarray(clusters)
+    there = ~np.isnan(scores)
+    alike: dict[bytes, list[int]] = {}
+    for column in range(scores.shape[1]):
+        alike.setdefault(there[:, column].tobytes(), []).append(column)
+    result = [Interval(np.nan, np.nan, np.nan, 0)] * scores.shape[1]
+    for columns in alike.values():
+        rows = there[:, columns[0]]
+        if rows.any():
+            found = _intervals(scores[rows][:, columns], names[rows], bounds, level, seed)
+            for column, interval in zip(columns, found, strict=True):
+                result[column] = interval
+    return result
+
+
+def _intervals(
+    scores: Float[np.ndarray, "case column"],
+    clusters: np.ndarray,
+    bounds: tuple[float, float] | None,
+    level: float,
+    seed: int,
+) -> list[Interval]:
+    """Intervals of columns without gaps."""
+    size = len(scores)
+    means = scores.mean(0)
+    data = by_cluster(scores, clusters)
+    n = len(data.sums)
+    of_clusters = data.sums / data.counts
+    with np.errstate(invalid="ignore"):
+        spread = np.ptp(of_clusters, axis=0) >= 1e-12
+    ends = np.full((2, scores.shape[1]), np.nan)
+    drawn = np.flatnonzero(spread & np.isfinite(means))
+    if drawn.size and not (bounds is None and n == 1):
+        part = Clustered(data.sums[:, drawn], data.counts[:, drawn])
+        ends[:, drawn] = _ends(bootstrap_means(part, seed), n, level)
+    for column in np.flatnonzero(~spread & np.isfinite(means)):
+        mean = float(means[column])
+        if bounds is not None:
+            ends[:, column] = agreed_interval(mean, n, bounds, level)
+        elif n > 1:
+            ends[:, column] = mean
+    return [
+        Interval(float(mean), float(low), float(high), size)
+        for mean, low, high in zip(means, *ends, strict=True)
+    ]
 
 
 def agreed_interval(
@@ -151,15 +198,22 @@ def agreed_interval(
     return mean - q * (mean - low), mean + q * (high - mean)
 
 
-def _ends(means: Float[np.ndarray, " times"], n: int, level: float) -> tuple[float, float]:
+def _ends(means: np.ndarray, n: int, level: float) -> np.ndarray:
     """Percentiles of the resampled means, the tail made smaller for few clusters."""
-    from scipy import stats
+    tail = _tail(n, level)
+    quantile = np.nanquantile if np.isnan(means).any() else np.quantile
+    ends: np.ndarray = quantile(means, [tail, 1.0 - tail], axis=0)
+    return ends
+
+
+@lru_cache(maxsize=256)
+def _tail(n: int, level: float) -> float:
+    from scipy import special  # scipy.stats takes a second to be imported
 
     tail = (1.0 - level) / 2.0
-    if n > 1:
-        tail = float(stats.norm.cdf(np.sqrt(n / (n - 1)) * stats.t.ppf(tail, n - 1)))
-    low, high = np.nanquantile(means, [tail, 1.0 - tail])
-    return float(low), float(high)
+    if n == 1:
+        return tail
+    return float(special.ndtr(np.sqrt(n / (n - 1)) * special.stdtrit(n - 1, tail)))
 
 
 def harmonic_mean(means: ArrayLike) -> float:
@@ -175,16 +229,40 @@ def harmonic_interval(data: Clustered, *, level: float = LEVEL, seed: int = 0) -
 
     NaN unless every column has scores. ``n`` is the number of clusters.
     """
+    return combined_interval(data, _harmonic_rows, level=level, seed=seed)
+
+
+def average_interval(data: Clustered, *, level: float = LEVEL, seed: int = 0) -> Interval:
+    """Mean of the column means, as :func:`harmonic_interval` otherwise."""
+    return combined_interval(data, lambda means: means.mean(axis=1), level=level, seed=seed)
+
+
+def _harmonic_rows(means: Float[np.ndarray, "times column"]) -> Float[np.ndarray, " times"]:
+    with np.errstate(divide="ignore"):
+        rows: Float[np.ndarray, " times"] = means.shape[1] / np.sum(1.0 / means, axis=1)
+    return rows  # 1/0 = inf makes it 0
+
+
+def combined_interval(
+    data: Clustered,
+    combine: Callable[[Float[np.ndarray, "times column"]], Float[np.ndarray, " times"]],
+    *,
+    level: float = LEVEL,
+    seed: int = 0,
+) -> Interval:
+    """One figure made of several columns' means, all columns resampled together by cluster.
+
+    NaN unless every column has scores. ``n`` is the number of clusters.
+    """
     n = len(data.sums)
     if not n or (data.counts.sum(0) == 0).any():
         return Interval(np.nan, np.nan, np.nan, n)
-    score = harmonic_mean(data.sums.sum(0) / data.counts.sum(0))
-    means = bootstrap_means(data, seed)
-    with np.errstate(divide="ignore"):
-        scores = means.shape[1] / np.sum(1.0 / means, axis=1)  # 1/0 = inf makes the score 0
+    score = float(combine((data.sums.sum(0) / data.counts.sum(0))[None])[0])
+    scores = combine(bootstrap_means(data, seed))
     if np.ptp(scores[~np.isnan(scores)]) < 1e-12:
         return Interval(score, *agreed_interval(score, n, level=level), n)
-    return Interval(score, *_ends(scores, n, level), n)
+    low, high = _ends(scores, n, level)
+    return Interval(score, float(low), float(high), n)
 
 
 # --- tests -------------------------------------------------------------------------------------
@@ -236,7 +314,7 @@ def sign_flip_p(
     if not moved.size:
         return 1.0
     observed = moved.sum()
-    flipped = _flips(moved.size, seed) @ moved
+    flipped = _flipped_sums(moved, seed)
     tolerance = 1e-9 * np.abs(moved).sum()  # equal sums may differ in their last bits
     if alternative == "less":
         extreme = flipped <= observed + tolerance
@@ -247,14 +325,30 @@ def sign_flip_p(
     return float((extreme.sum() + 1) / (extreme.size + 1))
 
 
-def _flips(n: int, seed: int) -> Float[np.ndarray, "flip n"]:
-    """All 2^n rows of signs, or 20,000 random ones."""
+CHUNK = 2_000_000
+"""Signs held at once: 2 MB, and 16 MB while they are multiplied."""
+
+
+def _flipped_sums(moved: Float[np.ndarray, " n"], seed: int) -> Float[np.ndarray, " flip"]:
+    """The sum under each flip, a part of the signs in memory at a time."""
+    n = moved.size
     if n <= EXACT:
-        bits = (np.arange(2**n)[:, None] >> np.arange(n)) & 1
-    else:
-        rng = np.random.default_rng([seed, n])
-        bits = rng.integers(2, size=(PERMUTATIONS, n), dtype=np.int8)
-    return np.where(bits, 1.0, -1.0)
+        exact: Float[np.ndarray, " flip"] = np.where(_all_bits(n), 1.0, -1.0) @ moved
+        return exact
+    rng = np.random.default_rng([seed, n])
+    sums = np.empty(PERMUTATIONS)
+    rows = max(1, CHUNK // n)
+    for start in range(0, PERMUTATIONS, rows):
+        part = sums[start : start + rows]
+        bits = rng.integers(2, size=(len(part), n), dtype=np.int8)
+        part[:] = 2.0 * (bits @ moved) - moved.sum()
+    return sums
+
+
+@lru_cache(maxsize=EXACT + 1)
+def _all_bits(n: int) -> Bool[np.ndarray, "flip n"]:
+    bits: Bool[np.ndarray, "flip n"] = ((np.arange(2**n)[:, None] >> np.arange(n)) & 1).astype(bool)
+    return bits
 
 
 def independent_p(

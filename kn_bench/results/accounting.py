@@ -4,53 +4,69 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import pandas as pd
 
-from kn_bench.results import tables
 from kn_bench.results.loading import Runs
 
 SHOWN = 3
 """Names listed before "and n more"."""
 
 
-def accounts(runs: Runs) -> Iterator[str]:
-    """The tables of what was left out, each with a line on what it counts."""
-    empty = True
-    for text, table in (
-        ("Cases that the sources could not offer:", _sources(runs)),
-        ("Cases without a figure, by criterion:", _cases(runs)),
-        ("Probes left out of cases that have a figure, or that could not be asked:", _probes(runs)),
-        ("Errors, and tests lost with their worker:", _errors(runs)),
+class Account(NamedTuple):
+    """A table of what was left out, and what it counts."""
+
+    title: str
+    headers: tuple[str, ...]
+    rows: list[tuple[Any, ...]]
+
+
+def accounts(runs: Runs) -> Iterator[Account]:
+    """Yield the tables of what was left out, those that have rows."""
+    for account in (
+        Account(
+            "Cases, and criteria of cases, that the sources could not offer",
+            ("source", "reason", "n"),
+            _sources(runs),
+        ),
+        Account(
+            "Cases without a figure, by criterion",
+            ("task", "model", "criterion", "outcome", "reason", "methods", "cases"),
+            _cases(runs),
+        ),
+        Account(
+            "Probes left out of cases that have a figure, or that could not be asked",
+            ("model", "criterion", "reason", "methods", "probes"),
+            _probes(runs),
+        ),
+        Account(
+            "Errors, and tests lost with their worker",
+            ("method", "model", "error", "cases"),
+            _errors(runs),
+        ),
     ):
-        if table:
-            empty = False
-            yield f"{text}\n"
-            yield table
-    if empty:
-        yield "Nothing.\n"
+        if account.rows:
+            yield account
 
 
-def _sources(runs: Runs) -> str:
+def _sources(runs: Runs) -> list[tuple[Any, ...]]:
     counted = Counter((e.case.split("/")[0], e.reason) for e in runs.left_out)
-    rows = [(*names, n) for names, n in sorted(counted.items())]
-    return tables.markdown(("source", "reason", "n"), rows, left=2) if rows else ""
+    return [(*names, n) for names, n in sorted(counted.items())]
 
 
-def _cases(runs: Runs) -> str:
+def _cases(runs: Runs) -> list[tuple[Any, ...]]:
     verdicts = runs.verdicts
     unscored = verdicts[verdicts["verdict_status"].isin(("excluded", "not_applicable"))]
     unscored = unscored.rename(columns={"verdict_reason": "reason"})
     by = ["task", "model", "criterion", "verdict_status", "reason"]
-    rows = [
+    return [
         (*key[:3], key[3].replace("_", " "), key[4], _names(group["method"]), cases)
         for key, group, cases in _grouped(unscored, by, "case")
     ]
-    headers = ("task", "model", "criterion", "outcome", "reason", "methods", "cases")
-    return tables.markdown(headers, rows, left=6) if rows else ""
 
 
-def _probes(runs: Runs) -> str:
+def _probes(runs: Runs) -> list[tuple[Any, ...]]:
     """Count probes that do not fit the model, and those that the unedited model did not know."""
     found = runs.exclusions
     single = found[found["exclusion_probe"].notna()].copy()
@@ -59,15 +75,13 @@ def _probes(runs: Runs) -> str:
         (*key, _names(group["method"]), n)
         for key, group, n in _grouped(single, ["model", "criterion", "exclusion_reason"], "probe")
     ]
-    rows += _unknown(runs.verdicts, single)
-    headers = ("model", "criterion", "reason", "methods", "probes")
-    return tables.markdown(headers, sorted(rows), left=4) if rows else ""
+    return sorted(rows + _unknown(runs.verdicts, single))
 
 
 def _unknown(
     verdicts: pd.DataFrame, excluded: pd.DataFrame
 ) -> list[tuple[str, str, str, str, int]]:
-    """Count generality and synonym probes that were not answered with ``target_true`` before."""
+    """Count probes of generality and synonym that the unedited model did not know."""
     key = ["model", "method", "case", "criterion"]
     scored = verdicts[
         verdicts["criterion"].isin(("generality", "synonym")) & verdicts["verdict_score"].notna()
@@ -85,7 +99,7 @@ def _unknown(
     return rows
 
 
-def _errors(runs: Runs) -> str:
+def _errors(runs: Runs) -> list[tuple[Any, ...]]:
     failed = runs.verdicts[runs.verdicts["verdict_status"] == "error"]
     rows = [
         (*key, cases)
@@ -95,8 +109,7 @@ def _errors(runs: Runs) -> str:
         (*key, cases)
         for key, _, cases in _grouped(runs.crashes, ["method", "model", "explanation"], "case")
     ]
-    headers = ("method", "model", "error", "cases")
-    return tables.markdown(headers, rows, left=3) if rows else ""
+    return rows
 
 
 def _grouped(

@@ -1,9 +1,17 @@
-"""The figures of the board: each a mean over cases with its interval, n, and what was left out."""
+"""The figures of the board: each a mean over cases with its interval, n, and what was left out.
+
+S    harmonic mean of reliability, generality and locality, over the cases that have all three
+K    mean of symmetry and synonym invariance: what an edit of knowledge would have to reach
+
+Every criterion is compared with the control of equal size on the same cases: paired by cluster,
+one-sided, Holm over the criteria of a line. Lines are ranked by the number of criteria that beat
+their control, then S, then K; lines whose S and K lie within each other's intervals are tied.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,14 +20,21 @@ import pandas as pd
 from kn_bench.cases.case import CRITERIA, Criterion, Task
 from kn_bench.measure.statistics import (
     Interval,
+    average_interval,
     by_cluster,
     harmonic_interval,
+    holm,
     mean_interval,
+    mean_intervals,
+    sign_flip_p,
 )
 from kn_bench.results.loading import Runs
 
 SCORED: tuple[Criterion, ...] = CRITERIA[:5]
-"""The criteria in the overall score; overturn stands beside it."""
+"""The criteria in S and K; overturn stands beside them."""
+IN_S, IN_K = SCORED[:3], SCORED[3:]
+ALPHA = 0.05
+NO_INTERVAL = Interval(np.nan, np.nan, np.nan, 0)
 READINGS = ("prob", "tf_token", "tf_all", "generated")
 SYMMETRY = ("new_learned", "old_revoked", "displaced_kept", "other")
 OVERTURN = ("generated", "within_pair", "argmax", "reverse")
@@ -35,36 +50,71 @@ STRATA: tuple[tuple[Criterion, str, bool], ...] = (
     ("symmetry", "inverse_known", True),
     ("symmetry", "inverse_known", False),
 )
-"""(criterion, what M knew, whether it did)."""
+"""(criterion, what the unedited model knew, whether it did)."""
 
 
 class Figure(NamedTuple):
-    """A mean with its interval and n, and how many cases had to be left out of it."""
+    """A mean with its interval and n, and how many cases had to be left out of it.
+
+    Attributes:
+        interval: over the scored cases.
+        out, not_applicable: cases that are excluded or failed, or that cannot have the figure.
+        control: of the edits of equal size, over the cases that both have.
+        p: that the control scores as well or better, Holm over the line's criteria; NaN without
+            a control.
+    """
 
     interval: Interval
     out: int = 0
     not_applicable: int = 0
+    control: Interval = NO_INTERVAL
+    p: float = np.nan
+
+    @property
+    def beats_control(self) -> bool:
+        """Whether the figure is significantly better than that of the control."""
+        return self.p < ALPHA
+
+    @property
+    def no_better(self) -> bool:
+        """Whether there is a control, and the figure is not significantly better."""
+        return self.p >= ALPHA
 
 
 class Name(NamedTuple):
-    """What a line of the board is about."""
+    """What a line of the board is about.
+
+    Attributes:
+        protocol, asked: such as ``single`` and ``immediate``.
+        variant: the run, where results of one name are shown apart.
+    """
 
     task: Task
     model: str
     method: str
+    protocol: str = "single"
+    asked: str = "immediate"
+    variant: str = ""
+
+    @property
+    def shown(self) -> str:
+        """The method as tables name it."""
+        return f"{self.method} ({self.variant})" if self.variant else self.method
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One method on one model and task.
+    """One method on one model, task and protocol.
 
     Attributes:
         name: which.
+        rank: within its model, task and protocol, from 1; tied lines share it.
         criteria: the six figures.
-        score: harmonic mean of the first five, NaN unless all five have cases.
+        s: harmonic mean of reliability, generality, locality; NaN unless all three have cases.
+        k: mean of symmetry and synonym; NaN unless both have cases.
         shift: mean probability shift within the pair, of the cases counted for overturn.
         seconds: wall seconds an edit took, mean over cases; NaN where nothing was edited.
-        strata: figures by what M knew, as in ``STRATA``.
+        strata: figures by what the unedited model knew, as in ``STRATA``.
         symmetry, overturn: shares of the outcomes, as in ``SYMMETRY`` and ``OVERTURN``.
         neighbours: locality by kind of neighbour.
         kl: mean KL(unedited || edited) over the neighbours, in nats.
@@ -73,7 +123,8 @@ class Line:
 
     name: Name
     criteria: Mapping[Criterion, Figure]
-    score: Interval
+    s: Interval
+    k: Interval
     shift: Interval
     seconds: float
     strata: tuple[Interval, ...]
@@ -82,18 +133,92 @@ class Line:
     neighbours: Mapping[str, Interval]
     kl: Interval
     readings: Mapping[Criterion, tuple[Interval, ...]]
+    rank: int = 0
+
+    @property
+    def beating(self) -> int:
+        """How many of the five criteria are significantly better than the control."""
+        return sum(self.criteria[criterion].beats_control for criterion in SCORED)
+
+
+GROUP = [*Name._fields]
 
 
 def board(runs: Runs) -> tuple[Line, ...]:
-    """The lines, facts before pairs, models as they come, the best score first."""
-    seconds = runs.edits.groupby(list(Name._fields))["record_seconds"].mean()
-    names, cases, neighbours = _in_numbers(runs.verdicts)
-    lines = [
-        _line(name, cases[cases["line"] == i], neighbours[neighbours["line"] == i], seconds)
-        for i, name in enumerate(names)
-    ]
+    """Return the lines, facts before pairs, models as they come, the best first."""
+    edits = runs.edits.groupby(["run", "task", "model", "method", "protocol"])
+    seconds = edits["record_seconds"].mean()
+    names, *frames = _in_numbers(runs.verdicts)
+    cases, neighbours = map(_Rows.of, frames)
+    run_of = runs.verdicts.groupby(GROUP, sort=False)["run"].first()
+    controls = _by_name(runs.controls)
+    lines = []
+    for i, name in enumerate(names):
+        run = run_of[name]
+        control = controls.get((run, *name[:-1]))
+        time = float(seconds.get((run, *name[:4]), np.nan))
+        of_line = (part.where(part["line"] == i) for part in (cases, neighbours))
+        lines.append(_line(name, next(of_line), control, next(of_line), time))
     models = list(dict.fromkeys(runs.verdicts["model"]))
-    return tuple(sorted(lines, key=lambda line: _rank(line, models)))
+    protocols = sorted(set(runs.verdicts["protocol"]), key=_protocol_order)
+    tables: dict[tuple[Any, ...], list[Line]] = {}
+    for line in lines:
+        n = line.name
+        at = (n.task, protocols.index(n.protocol), n.asked, models.index(n.model))
+        tables.setdefault(at, []).append(line)
+    return tuple(line for at in sorted(tables) for line in ranked(tables[at]))
+
+
+def _protocol_order(protocol: str) -> tuple[bool, str, int]:
+    """``single`` first, then by kind and number of edits."""
+    kind, _, size = protocol.partition(":")
+    digits = "".join(c for c in size.partition("/")[0] if c.isdigit())
+    return protocol != "single", kind, int(digits or 0)
+
+
+def ranked(lines: Sequence[Line]) -> list[Line]:
+    """Return the lines of one table in order, with ranks; tied lines by name."""
+    ordered = sorted(lines, key=lambda line: (*_worth(line), line.name))
+    result: list[Line] = []
+    for position, line in enumerate(ordered, start=1):
+        first = next((r for r in result if r.rank == result[-1].rank), None)
+        tied = first is not None and _tied(first, line)
+        result.append(replace(line, rank=result[-1].rank if tied else position))
+    return result
+
+
+def _worth(line: Line) -> tuple[float, ...]:
+    return (-line.beating, *(-x.mean if x.mean == x.mean else 1.0 for x in (line.s, line.k)))
+
+
+def _tied(better: Line, line: Line) -> bool:
+    """Whether as many criteria beat their control, and S and K overlap by their intervals."""
+    return better.beating == line.beating and all(
+        _overlap(*both) for both in ((better.s, line.s), (better.k, line.k))
+    )
+
+
+def _overlap(first: Interval, second: Interval) -> bool:
+    if np.isnan(first.mean) or np.isnan(second.mean):
+        return bool(np.isnan(first.mean) and np.isnan(second.mean))
+    return first.low <= second.high and second.low <= first.high
+
+
+def _clusters(verdicts: pd.DataFrame) -> pd.Series[Any]:
+    """What is resampled: the cases' clusters, or the sequences where there are several."""
+    several = verdicts.groupby(GROUP[:4])["sequence"].transform("nunique") > 1
+    return verdicts["cluster"].where(~several, verdicts["sequence"].astype(str))
+
+
+def _by_name(controls: pd.DataFrame) -> dict[tuple[Any, ...], pd.DataFrame]:
+    """The controls' scores in columns by criterion: run and name -> a row a case and sequence."""
+    found: dict[tuple[Any, ...], pd.DataFrame] = {}
+    if len(controls):
+        for key, rows in controls.groupby(["run", *GROUP[:-1]], sort=False):
+            found[key] = rows.pivot_table(
+                index=["case", "sequence"], columns="criterion", values="verdict_score"
+            )
+    return found
 
 
 def _in_numbers(verdicts: pd.DataFrame) -> tuple[list[Name], pd.DataFrame, pd.DataFrame]:
@@ -103,20 +228,20 @@ def _in_numbers(verdicts: pd.DataFrame) -> tuple[list[Name], pd.DataFrame, pd.Da
         Names of the lines; the verdicts (criterion as its place in ``CRITERIA``); and the
         neighbours of locality, a row a case and kind.
     """
-    by = list(Name._fields)
-    grouped = verdicts.groupby(by, sort=False)
+    grouped = verdicts.groupby(GROUP, sort=False)
     codes = pd.DataFrame(
         {
             "line": grouped.ngroup(),
-            "case": pd.factorize(verdicts["case"])[0],
-            "cluster": pd.factorize(verdicts["cluster"])[0],
+            # in the order of names, so that resamples do not depend on what else was measured
+            "cluster": pd.factorize(_clusters(verdicts), sort=True)[0],
             "criterion": verdicts["criterion"].map(CRITERIA.index).astype(int),
             "out": verdicts["verdict_status"].isin(("excluded", "error")),
             "not_applicable": verdicts["verdict_status"] == "not_applicable",
         }
     ).astype(float)
-    numbers = pd.concat([codes, verdicts.select_dtypes("float")], axis=1)
-    names = [Name(*key) for key in verdicts[by].drop_duplicates().itertuples(index=False)]
+    texts = verdicts[["case", "sequence"]]
+    numbers = pd.concat([codes, verdicts.select_dtypes("float"), texts], axis=1)
+    names = [Name(*key) for key in verdicts[GROUP].drop_duplicates().itertuples(index=False)]
     local = verdicts["criterion"] == "locality"
     kinds = codes.loc[local, ["line", "cluster"]].assign(kind=verdicts["verdict_kinds"])
     return names, numbers, _by_kind(kinds.explode("kind").dropna())
@@ -135,69 +260,120 @@ def _by_kind(kinds: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def _rank(line: Line, models: list[str]) -> tuple[Any, ...]:
-    score = line.score.mean
-    reliability = line.criteria["reliability"].interval.mean
-    return (
-        line.name.task,
-        models.index(line.name.model),
-        -score if score == score else 1.0,
-        -reliability if reliability == reliability else 1.0,
-        line.name.method,
-    )
+class _Rows:
+    """Rows of verdicts as arrays by column; pandas would take most of the time there is."""
+
+    def __init__(self, columns: Mapping[str, np.ndarray]) -> None:
+        self.columns = columns
+
+    @classmethod
+    def of(cls, frame: pd.DataFrame) -> _Rows:
+        return cls({str(name): frame[name].to_numpy() for name in frame.columns})
+
+    def __getitem__(self, column: str) -> np.ndarray:
+        return self.columns[column]
+
+    def where(self, rows: np.ndarray) -> _Rows:
+        """Return some of the rows."""
+        return _Rows({name: values[rows] for name, values in self.columns.items()})
+
+    def means(
+        self, *columns: str, bounds: tuple[float, float] | None = (0.0, 1.0)
+    ) -> tuple[Interval, ...]:
+        """Return the means of ``columns`` over the cases."""
+        scores = np.stack([self.columns[name] for name in columns], axis=1).astype(float)
+        return tuple(mean_intervals(scores, self.columns["cluster"], bounds=bounds))
 
 
-def _line(name: Name, group: pd.DataFrame, neighbours: pd.DataFrame, seconds: pd.Series) -> Line:
-    rows = {c: group[group["criterion"] == i] for i, c in enumerate(CRITERIA)}
-    counted = rows["overturn"]["verdict_score"].notna()
+def _figures(
+    rows: Mapping[Criterion, _Rows], control: pd.DataFrame | None
+) -> dict[Criterion, Figure]:
+    """The six figures, each beside its control's."""
+    compared = {c: _against(rows[c], control, c) for c in CRITERIA}
+    adjusted = holm([p for _, p in compared.values()])
+    return {
+        c: Figure(
+            rows[c].means("verdict_score")[0],
+            int(rows[c]["out"].sum()),
+            int(rows[c]["not_applicable"].sum()),
+            compared[c][0],
+            float(p),
+        )
+        for c, p in zip(CRITERIA, adjusted, strict=True)
+    }
+
+
+def _against(
+    rows: _Rows, control: pd.DataFrame | None, criterion: Criterion
+) -> tuple[Interval, float]:
+    """The control's figure, and p that it scores as well, over the cases that both have."""
+    if control is None or criterion not in control:
+        return NO_INTERVAL, np.nan
+    index = pd.MultiIndex.from_arrays([rows["case"], rows["sequence"]])
+    ours, theirs = rows["verdict_score"], control[criterion].reindex(index).to_numpy()
+    both = ~np.isnan(ours) & ~np.isnan(theirs)
+    if not both.any():
+        return NO_INTERVAL, np.nan
+    clusters = rows["cluster"][both]
+    change = (theirs - ours)[both]
+    sums = by_cluster(change[:, None], clusters).sums[:, 0]
+    return mean_interval(theirs[both], clusters), sign_flip_p(sums, alternative="less")
+
+
+def _line(
+    name: Name, group: _Rows, control: pd.DataFrame | None, neighbours: _Rows, seconds: float
+) -> Line:
+    rows = {c: group.where(group["criterion"] == i) for i, c in enumerate(CRITERIA)}
+    counted = rows["overturn"].where(~np.isnan(rows["overturn"]["verdict_score"]))
+    s, k = _composites(group)
     return Line(
         name=name,
-        criteria={criterion: _figure(rows[criterion]) for criterion in CRITERIA},
-        score=_score(group),
-        shift=_mean(rows["overturn"][counted], "verdict_overturn_shift", (-1.0, 1.0)),
-        seconds=float(seconds.get(name, np.nan)),
+        criteria=_figures(rows, control),
+        s=s,
+        k=k,
+        shift=counted.means("verdict_overturn_shift", bounds=(-1.0, 1.0))[0],
+        seconds=seconds,
         strata=tuple(
-            _mean(rows[criterion][rows[criterion][f"verdict_{what}"] == known])
-            for criterion, what, known in STRATA
+            rows[c].where(rows[c][f"verdict_{what}"] == known).means("verdict_score")[0]
+            for c, what, known in STRATA
         ),
-        symmetry=tuple(_mean(rows["symmetry"], f"verdict_symmetry_{n}") for n in SYMMETRY),
-        overturn=tuple(_overturn(rows["overturn"], n) for n in OVERTURN),
-        neighbours={str(k): _mean(part, "share") for k, part in neighbours.groupby("kind")},
-        kl=_mean(rows["locality"], "verdict_mean_kl", None),
+        symmetry=rows["symmetry"].means(*(f"verdict_symmetry_{n}" for n in SYMMETRY)),
+        overturn=_overturn(rows["overturn"]),
+        neighbours={
+            str(kind): neighbours.where(neighbours["kind"] == kind).means("share")[0]
+            for kind in sorted(set(neighbours["kind"]))
+        },
+        kl=rows["locality"].means("verdict_mean_kl", bounds=None)[0],
         readings={
-            criterion: tuple(_mean(rows[criterion], f"verdict_readings_{n}") for n in READINGS)
-            for criterion in CRITERIA
-            if rows[criterion]["verdict_readings_prob"].notna().any()
+            c: rows[c].means(*(f"verdict_readings_{n}" for n in READINGS))
+            for c in CRITERIA
+            if (~np.isnan(rows[c]["verdict_readings_prob"])).any()
         },
     )
 
 
-def _figure(rows: pd.DataFrame) -> Figure:
-    return Figure(_mean(rows), int(rows["out"].sum()), int(rows["not_applicable"].sum()))
+def _overturn(rows: _Rows) -> tuple[Interval, ...]:
+    """Shares of overturned answers; ``reverse`` counts over answers that were wrong before."""
+    *right, reverse = (f"verdict_overturn_{n}" for n in OVERTURN)
+    wrong = rows.where(np.isnan(rows["verdict_score"]))
+    return (*rows.means(*right), *wrong.means(reverse))
 
 
-def _mean(
-    rows: pd.DataFrame,
-    column: str = "verdict_score",
-    bounds: tuple[float, float] | None = (0.0, 1.0),
-) -> Interval:
-    return mean_interval(rows[column].to_numpy(), rows["cluster"].to_numpy(), bounds=bounds)
+def _composites(group: _Rows) -> tuple[Interval, Interval]:
+    """S and K; ``n`` is the number of cases: of S those with all three, of K those with either.
 
-
-def _score(group: pd.DataFrame) -> Interval:
-    """The harmonic mean of the first five criteria; ``n`` is the number of cases."""
-    rows = group[group["verdict_score"].notna() & (group["criterion"] < len(SCORED))]
-    if not len(rows):
-        return Interval(np.nan, np.nan, np.nan, 0)
-    cases, first, at = np.unique(rows["case"], return_index=True, return_inverse=True)
+    All clusters stay in both tables, with or without scores: the resamples are then the same.
+    """
+    rows = group.where(~np.isnan(group["verdict_score"]) & (group["criterion"] < len(SCORED)))
+    if not len(rows["case"]):
+        return NO_INTERVAL, NO_INTERVAL
+    at, cases = pd.factorize(pd.MultiIndex.from_arrays([rows["case"], rows["sequence"]]))
     scores = np.full((len(cases), len(SCORED)), np.nan)
     scores[at, rows["criterion"].astype(int)] = rows["verdict_score"]
-    data = by_cluster(scores, rows["cluster"].to_numpy()[first])
-    return harmonic_interval(data)._replace(n=len(cases))
-
-
-def _overturn(rows: pd.DataFrame, reading: str) -> Interval:
-    """A share of overturned answers; ``reverse`` is counted over the answers M got wrong."""
-    if reading == "reverse":
-        rows = rows[rows["verdict_score"].isna()]
-    return _mean(rows, f"verdict_overturn_{reading}")
+    clusters = np.zeros(len(cases))
+    clusters[at] = rows["cluster"]
+    in_s, in_k = scores[:, : len(IN_S)].copy(), scores[:, len(IN_S) :]
+    in_s[np.isnan(in_s).any(axis=1)] = np.nan
+    n_s, n_k = (int((~np.isnan(part)).any(axis=1).sum()) for part in (in_s, in_k))
+    s = harmonic_interval(by_cluster(in_s, clusters))._replace(n=n_s)
+    return s, average_interval(by_cluster(in_k, clusters))._replace(n=n_k)

@@ -78,17 +78,25 @@ class Comparison:
 
 
 def scores_of(runs: Runs, method: str | None = None, called: str | None = None) -> pd.DataFrame:
-    """The scored cases of ``runs``, in ``COLUMNS``; of one method, under another name."""
-    parts = [runs.verdicts.assign(protocol="single")]
-    parts += [
-        section.runs.verdicts.assign(protocol=f"{section.protocol}, {section.asked}")
-        for section in runs.sections
-    ]
-    every = pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
-    found = every[every["verdict_score"].notna()]
+    """The scored cases of ``runs``, in ``COLUMNS``; of one method, under another name.
+
+    Where there are several sequences each is a cluster, and its cases are cases of their own.
+    """
+    scored = runs.verdicts[runs.verdicts["verdict_score"].notna()]
     if method is not None:
-        found = found[found["method"] == method].assign(method=called or method)
-    return found.rename(columns={"verdict_score": "score"})[COLUMNS]
+        scored = scored[scored["method"] == method].assign(method=called or method)
+    several = scored["protocol"] != "single"
+    if several.any():
+        by = ["task", "model", "method", "protocol"]
+        apart = scored.groupby(by)["sequence"].transform("nunique") > 1
+        number = scored["sequence"].astype(str)
+        named = scored["protocol"] + ", " + scored["asked"]
+        scored = scored.assign(
+            protocol=named.where(several, "single"),
+            case=(scored["case"] + "#" + number).where(apart, scored["case"]),
+            cluster=(SEQUENCE + number).where(apart, scored["cluster"]),
+        )
+    return scored.rename(columns={"verdict_score": "score"})[COLUMNS]
 
 
 def compare(

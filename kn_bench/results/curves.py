@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 
 from kn_bench.cases.sampling import slug as plain
+from kn_bench.measure.statistics import Interval, mean_interval
 from kn_bench.results.loading import Runs
-from kn_bench.results.protocol_board import curves_of, over_sequences, slug
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -109,3 +109,25 @@ def _points(curves: pd.DataFrame, column: str) -> np.ndarray:
         interval = over_sequences(values)
         rows.append((float(str(edits)), interval.mean, interval.low, interval.high))
     return np.array(rows, dtype=float).reshape(-1, 4).T
+
+
+def slug(protocol: str) -> str:
+    """``sequence_100_5`` of ``sequence:100/5``."""
+    return protocol.replace(":", "_").replace("/", "_")
+
+
+def curves_of(runs: Runs, protocol: str) -> pd.DataFrame:
+    """The checkpoints of one protocol, with the norm growth of the matrix that grew most."""
+    curves = runs.curves
+    if not len(curves):
+        return curves
+    curves = curves[curves["protocol"] == protocol]
+    growth = [max((n["relative"] for n in norms), default=0.0) for norms in
+              curves["checkpoint_norms"]]  # fmt: skip
+    return curves.assign(growth=growth)
+
+
+def over_sequences(values: pd.Series[float]) -> Interval:
+    """The mean over sequences, with an interval where there are several."""
+    clusters = [str(i) for i in range(len(values))]
+    return mean_interval(values.to_numpy(float), clusters, bounds=None)

@@ -1,42 +1,57 @@
-"""The board as Markdown, and as a compact table for the end of a run.
+"""The board in 60 lines of 120 characters, for a README, a pull request and a terminal.
 
-Facts and syntax stand apart; every figure has its interval, its n and the number of cases left
-out of it; why they were left out is counted below.
+One table for facts, one for syntax, one more of each for every further protocol. What no criterion
+shows to be better than chance damage is named in a line below its table. Everything else (strata,
+readings, exclusions, errors, every answer) is on the page and in the exports.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import textwrap
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from kn_bench.cases.case import CRITERIA, Task
 from kn_bench.measure.statistics import Interval
-from kn_bench.results import tables
-from kn_bench.results.accounting import accounts
-from kn_bench.results.board import READINGS, Figure, Line, board
+from kn_bench.results import escaping, tables
+from kn_bench.results.board import SCORED, Figure, Line, board
 from kn_bench.results.files import unwritable, write_text
 from kn_bench.results.loading import Runs, load_runs
 from kn_bench.results.manifest import Manifest
-from kn_bench.results.protocol_board import protocol_sections
 
+LINES, WIDTH = 60, 120
+"""What a page in a pull request, or a terminal, has room for."""
+NAME_WIDTH = 24
+MARK = "°"
+"""Stands behind a figure that is not significantly better than its control."""
 TITLES: dict[Task, str] = {"fact": "Facts", "pair": "Syntax"}
-HOW = """\
-Each figure is a mean over cases, each case the mean of its probes, with a 95 % interval by \
-bootstrap over clusters (subjects for facts, the agreeing noun for pairs); n is the number of \
-cases, *out* the number that had to be left out of it, *n/a* the number to which criterion or \
-method does not apply, with reasons under [Left out](#left-out). *Score* is the harmonic mean of \
-the first five criteria, all attempted edits pooled; what the model knew before is told apart \
-under *By what was known*. *Overturn* is the share of right answers that the edit overturns, \
-*shift* the mean shift of probability towards the new answer within the pair, over the same \
-cases. Facts are judged by what the model generates, minimal pairs by its preference within the \
-pair.
-"""
-HEADERS = ("method", "model", *CRITERIA[:5], "score", "overturn", "shift", "s/edit")
+HEADERS = (
+    "method", "S", "K", "reliability", "generality", "locality", "symmetry", "synonym", "overturn",
+)  # fmt: skip
+HOW = f"""\
+Percent with 95 % interval. S: harmonic mean of reliability, generality and locality; K: mean of \
+symmetry and synonym, what an edit of knowledge would have to reach. {MARK}: not significantly \
+better than a random edit of equal size on the same cases (paired, Holm). Ranked by the number of \
+criteria that are, then S, then K; an equal rank is a tie."""
+PAGE = "leaderboard.html"
+SHOWN_RUNS = 3
+
+
+def write_markdown(runs: Runs, target: Path) -> None:
+    """Write the board of ``runs`` as Markdown to ``target``.
+
+    Raises:
+        StoreError: when it cannot be written.
+    """
+    write_text(target, leaderboard(runs))
 
 
 def write_leaderboard(folders: Sequence[Path], target: Path, *, judge_again: bool = False) -> Runs:
-    """The board of the runs in ``folders``, as Markdown in ``target``; see :func:`load_runs`.
+    """Write the board of the runs in ``folders`` as Markdown to ``target``; see :func:`load_runs`.
 
     The curves of sequences are drawn beside it.
 
@@ -44,184 +59,255 @@ def write_leaderboard(folders: Sequence[Path], target: Path, *, judge_again: boo
         StoreError: when a run cannot be read or ``target`` cannot be written.
     """
     runs = load_runs(folders, judge_again=judge_again)
-    figures: list[Path] = []
     if len(runs.curves):
         from kn_bench.results.curves import draw  # matplotlib is slow to import
 
         try:
-            figures = draw(runs, target.parent)
+            draw(runs, target.parent)
         except OSError as error:
             raise unwritable(target.parent, error) from None
-    write_text(target, leaderboard(runs, figures))
+    write_markdown(runs, target)
     return runs
 
 
-def leaderboard(runs: Runs, figures: Sequence[Path] = ()) -> str:
-    """The whole document; ``figures`` lie beside it."""
-    lines = board(runs)
-    parts = ["# Leaderboard\n", HOW]
-    if not runs.measured:
-        parts.append("Nothing has been measured.\n")
-    for task, title in TITLES.items():
-        if chosen := [line for line in lines if line.name.task == task]:
-            parts += [f"## {title}\n", main_table(chosen), *_details(chosen)]
-    parts += protocol_sections(runs, main_table, figures)
-    parts += ["## Left out\n", *accounts(runs)]
-    parts += ["## Runs\n", _runs(runs.manifests)]
-    if runs.doubled:
-        parts.append(f"{runs.doubled} verdicts stand in several runs: the last named counts.\n")
-    return "\n".join(parts)
+# --- what is in the tables ---------------------------------------------------------------------
 
 
-def main_table(lines: Sequence[Line]) -> str:
-    """A row a method and model."""
-    rows = (
-        (
-            line.name.method,
-            line.name.model,
-            *(figure(line.criteria[criterion]) for criterion in CRITERIA[:5]),
-            tables.interval(line.score),
-            figure(line.criteria["overturn"]),
-            tables.interval(line.shift, signed=True),
-            tables.seconds(line.seconds),
-        )
-        for line in lines
+class TableName(NamedTuple):
+    """What one table is about."""
+
+    task: Task
+    protocol: str
+    asked: str
+
+    def __str__(self) -> str:
+        title = TITLES[self.task]
+        if self.protocol == "single":
+            return title
+        when = f", {self.asked}" if self.protocol.startswith("sequence") else ""
+        return f"{title}, {self.protocol}{when}"
+
+
+@dataclass(frozen=True, slots=True)
+class BoardTable:
+    """One table: the lines that are shown, and what is only named.
+
+    Attributes:
+        name: what it is about.
+        lines: the shown ones, by model.
+        by_chance: of each model, the methods no better than chance damage in any criterion.
+        further: lines that there is no room for.
+        counts: of each criterion the fewest and the most cases behind a figure.
+    """
+
+    name: TableName
+    lines: tuple[Line, ...]
+    by_chance: tuple[tuple[str, tuple[str, ...]], ...]
+    further: int
+    counts: tuple[tuple[str, int, int], ...]
+
+    @property
+    def length(self) -> int:
+        """Lines of text: title, n, header, rule, a row a line and model, what is only named."""
+        models = len({line.name.model for line in self.lines})
+        return 8 + len(self.lines) + models + len(self.by_chance) + bool(self.further)
+
+
+def board_tables(lines: Sequence[Line], room: int) -> list[BoardTable]:
+    """Return the tables of the board in at most ``room`` lines of text, the best lines kept."""
+    names = list(dict.fromkeys(_table_name(line) for line in lines))
+    most = max(Counter((_table_name(n), n.name.model) for n in lines).values(), default=0)
+    result: list[BoardTable] = []
+    for each in range(most, 0, -1):
+        result = [
+            _table(name, [n for n in lines if _table_name(n) == name], each) for name in names
+        ]
+        if sum(table.length for table in result) <= room:
+            break
+    return result
+
+
+def _table_name(line: Line) -> TableName:
+    return TableName(line.name.task, line.name.protocol, line.name.asked)
+
+
+def _table(name: TableName, lines: Sequence[Line], each: int) -> BoardTable:
+    """The table with ``each`` lines a model at the most."""
+    shown: list[Line] = []
+    by_chance: dict[str, list[str]] = {}
+    taken: Counter[str] = Counter()
+    for line in lines:
+        if _is_by_chance(line):
+            by_chance.setdefault(line.name.model, []).append(line.name.shown)
+        elif taken[line.name.model] < each:
+            taken[line.name.model] += 1
+            shown.append(line)
+    named = sum(map(len, by_chance.values()))
+    return BoardTable(
+        name,
+        tuple(shown),
+        tuple((model, tuple(methods)) for model, methods in by_chance.items()),
+        len(lines) - named - len(shown),
+        tuple(_counts(lines)),
     )
-    return tables.markdown(HEADERS, rows, left=2)
+
+
+def _is_by_chance(line: Line) -> bool:
+    """Whether there is a control, and no criterion is significantly better."""
+    return not line.beating and any(line.criteria[c].no_better for c in SCORED)
+
+
+def _counts(lines: Sequence[Line]) -> Iterator[tuple[str, int, int]]:
+    for criterion in CRITERIA:
+        n = [line.criteria[criterion].interval.n for line in lines]
+        measured = [each for each in n if each]
+        if measured:
+            yield criterion, min(measured), max(measured)
+
+
+def table_rows(table: BoardTable, width: int = NAME_WIDTH) -> Iterator[tuple[str, ...]]:
+    """Yield a heading a model, and a row a line, names cut to ``width``."""
+    model = None
+    for line in table.lines:
+        if line.name.model != model:
+            model = line.name.model
+            yield (_short(model, width - 2), *[""] * (len(HEADERS) - 1))
+        yield (
+            f"{line.rank:>2} {_short(line.name.shown, width)}",
+            percent(line.s),
+            percent(line.k),
+            *(figure(line.criteria[criterion]) for criterion in CRITERIA),
+        )
 
 
 def figure(value: Figure) -> str:
-    """A figure with its n and how many cases were left out, or cannot have it."""
-    if not value.interval.n and not value.out:
-        return "n/a" if value.not_applicable else ""
-    beside = [f"{value.out} out"] if value.out else []
-    beside += [f"{value.not_applicable} n/a"] if value.not_applicable else []
-    text = tables.interval(value.interval)
-    return f"{text} ({', '.join(beside)})" if beside else text
+    """``93° 88–97``: a mean, a mark where chance does as well, and its interval."""
+    return percent(value.interval, MARK if value.no_better else "")
 
 
-def _details(lines: Sequence[Line]) -> Iterator[str]:
-    """The tables below a task's board."""
-    yield "### By what was known\n"
-    known = ("{} known", "{} not known")
-    headers = [text.format(name) for name in CRITERIA[:3] for text in known]
-    headers += [text.format(name) for name in ("synonym",) for text in known]
-    headers += ["symmetry, inverse known", "symmetry, inverse not known"]
-    yield _table(headers, lines, [line.strata for line in lines])
-    yield "### Outcomes of symmetry\n"
-    headers = ["new inverse learned", "old inverse revoked", "displaced inverse kept", "other"]
-    yield _table(headers, lines, [line.symmetry for line in lines])
-    yield "### Overturned answers\n"
-    headers = ["generated", "within the pair", "vocabulary argmax", "wrong before, right after"]
-    yield _table(headers, lines, [line.overturn for line in lines])
-    yield "### Locality by neighbour\n"
-    yield _neighbours(lines)
-    yield "### The four readings of the literature\n"
-    yield _readings(lines)
+def percent(value: Interval, mark: str = "") -> str:
+    """A rate in percent with its interval; a dash where there is none."""
+    if math.isnan(value.mean):
+        return tables.NOTHING
+    mean, low, high = (tables.number(100 * x, 0) for x in value[:3])
+    return f"{mean}{mark}" if math.isnan(value.low) else f"{mean}{mark} {low}–{high}"
 
 
-def _table(
-    headers: Sequence[str], lines: Sequence[Line], values: Sequence[Sequence[Interval]]
-) -> str:
-    rows = (
-        (line.name.method, line.name.model, *map(tables.interval, figures))
-        for line, figures in zip(lines, values, strict=True)
-    )
-    return tables.markdown(("method", "model", *headers), rows, left=2)
+def n_sentence(table: BoardTable) -> str:
+    """``n = 28 cases (symmetry 20 to 22)``: what is behind the figures of the table."""
+    if not table.counts:
+        return "No case has a score."
+    spans = [(criterion, f"{a}" if a == b else f"{a} to {b}") for criterion, a, b in table.counts]
+    (usual, _), *_ = Counter(span for _, span in spans).most_common(1)
+    unlike = [f"{criterion} {span}" for criterion, span in spans if span != usual]
+    return f"n = {usual} cases" + (f" ({', '.join(unlike)})" if unlike else "") + "."
 
 
-def _neighbours(lines: Sequence[Line]) -> str:
-    kinds = list(dict.fromkeys(kind for line in lines for kind in line.neighbours))
-    nothing = Interval(float("nan"), float("nan"), float("nan"), 0)
-    rows = (
-        (
-            line.name.method,
-            line.name.model,
-            *(tables.interval(line.neighbours.get(kind, nothing)) for kind in kinds),
-            tables.interval(line.kl, digits=3),
+def below(table: BoardTable) -> Iterator[str]:
+    """Yield what is only named."""
+    for model, methods in table.by_chance:
+        yield f"Like chance damage in every criterion on {model}: {', '.join(methods)}."
+    if table.further:
+        yield f"{table.further} further rows are on the page."
+
+
+def notes(runs: Runs) -> Iterator[str]:
+    """Yield what a reader must know of the whole: what is missing, repeated or shown apart."""
+    status = Counter(runs.verdicts["verdict_status"])
+    failed = status["error"] + len(runs.crashes)
+    if failed or status["excluded"]:
+        yield (
+            f"{status['excluded']} verdicts excluded, {failed} errors: reasons are on the page "
+            "and in the CSV."
         )
-        for line in lines
+    if runs.doubled:
+        yield f"{runs.doubled} verdicts stand in several runs made of the same; each counts once."
+    yield from runs.apart[:2]
+
+
+def _short(text: str, width: int) -> str:
+    """Cut a long name in its middle: names of one family differ at their ends."""
+    text = " ".join(text.split())
+    half = width // 2
+    return text if len(text) <= width else f"{text[: width - half - 1]}…{text[-half:]}"
+
+
+# --- Markdown ----------------------------------------------------------------------------------
+
+
+def leaderboard(runs: Runs) -> str:
+    """Return the whole document: at most 60 lines of at most 120 characters."""
+    head = ["# Leaderboard", "", *_wrapped(HOW), ""]
+    foot = [*(line for note in notes(runs) for line in _wrapped(escaping.markdown(note)))]
+    foot += ["", *_runs(runs.manifests)]
+    lines = board(runs)
+    if not lines:
+        return "\n".join([*head, "Nothing has been measured.", *foot]) + "\n"
+    body: list[str] = []
+    for table in board_tables(lines, LINES - len(head) - len(foot)):
+        body += [f"## {escaping.markdown(str(table.name))}", "", n_sentence(table), ""]
+        body += [*_markdown(table_rows(table)), ""]
+        body += [_cut(escaping.markdown(text)) for text in below(table)]
+        body += [""] if body[-1] else []
+    return "\n".join([*head, *body, *foot]) + "\n"
+
+
+def _markdown(rows: Iterator[tuple[str, ...]]) -> Iterator[str]:
+    """A table without spaces beside its bars: 120 characters hold nine columns."""
+    body = [[escaping.markdown(cell) for cell in row] for row in rows]
+    widths = [max(len(row[i]) for row in (HEADERS, *body)) for i in range(len(HEADERS))]
+
+    def line(cells: Sequence[str]) -> str:
+        first, *others = zip(cells, widths, strict=True)
+        return "|".join(["", first[0].ljust(first[1]), *(c.rjust(w) for c, w in others), ""])
+
+    yield line(HEADERS)
+    yield "|".join(
+        ["", ":" + "-" * (widths[0] - 1), *("-" * (w - 1) + ":" for w in widths[1:]), ""]
     )
-    names = (kind.replace("_", " ") for kind in kinds)
-    return tables.markdown(("method", "model", *names, "mean KL (nats)"), rows, left=2)
+    for row in body:
+        heading = not any(row[1:])
+        yield line([f"**{row[0]}**", *row[1:]] if heading else row)
 
 
-def _readings(lines: Sequence[Line]) -> str:
-    rows = (
-        (line.name.method, line.name.model, criterion, *map(tables.interval, values))
-        for line in lines
-        for criterion, values in line.readings.items()
-    )
-    return tables.markdown(("method", "model", "criterion", *READINGS), rows, left=3)
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH - 2, break_long_words=True, break_on_hyphens=False)
 
 
-def _runs(manifests: Sequence[Manifest]) -> str:
-    return "\n".join(_run(manifest) for manifest in manifests)
+def _cut(text: str) -> str:
+    return text if len(text) <= WIDTH else text[: WIDTH - 1] + "…"
 
 
-def _run(m: Manifest) -> str:
-    """One run as a list of what it was made of."""
-    about = {
-        "begun": f"{m.created[:16].replace('T', ' ')} UTC"
-        + ("" if m.finished else ", not finished"),
-        "models": _hashes(m.models),
-        "data": _hashes(m.data),
-        "options": ", ".join(f"{k}={v}" for k, v in m.options.items() if v) or "defaults",
-        "seed": str(m.seed),
-        "code": f"`{m.code[:8]}`" if m.code else "",
-        "versions": ", ".join(f"{name} {version}" for name, version in m.versions.items()),
-        "machine": ", ".join(
-            (f"{m.host.system} {m.host.machine}", f"{m.host.cpus} CPUs", *m.host.devices)
-        ),
-        "time": ", ".join(f"{phase} {tables.seconds(t)} s" for phase, t in m.timings.items()),
-    }
-    items = "".join(f"  - {name}: {value}\n" for name, value in about.items() if value)
-    return f"- **{m.run}**\n{items}"
-
-
-def _hashes(named: Mapping[str, str]) -> str:
-    return ", ".join(f"{name} `{value[:8]}`" for name, value in named.items())
+def _runs(manifests: Sequence[Manifest]) -> Iterator[str]:
+    """A line a run; the page has the rest of the manifests."""
+    shown = manifests[-SHOWN_RUNS:]
+    for m in shown:
+        about = [
+            f"{m.created[:16].replace('T', ' ')} UTC" + ("" if m.finished else ", not finished"),
+            f"seed {m.seed}",
+            *(f"{name} {value[:8]}" for name, value in (*m.models.items(), *m.data.items())),
+            f"code {m.code[:8]}" if m.code else "",
+        ]
+        yield _cut(
+            f"- {escaping.markdown(m.run)}: {escaping.markdown(', '.join(filter(None, about)))}"
+        )
+    if len(manifests) > len(shown):
+        yield f"- and {len(manifests) - len(shown)} earlier runs"
 
 
 # --- the terminal ------------------------------------------------------------------------------
 
-SHORT = ("relia.", "gener.", "local.", "symm.", "synon.", "score", "overt.", "shift", "s/edit")
-
 
 def terminal_table(runs: Runs) -> str:
-    """The board in percent, two lines a row: a figure with n, and its interval."""
+    """Return the tables of the board for a terminal."""
     parts = []
-    named = [("", runs)]
-    named += [(f"{s.protocol}, {s.asked}, ", s.runs) for s in runs.sections]
-    for name, of_protocol in named:
-        lines = board(of_protocol)
-        for task, title in TITLES.items():
-            rows = [_short_row(line) for line in lines if line.name.task == task]
-            if rows:
-                about = f"{name}{title.lower()}" if name else title
-                parts.append(f"{about}: % (n, left out), 95 % interval\n")
-                parts.append(tables.plain(("method", "model", *SHORT), rows, left=2) + "\n")
+    for table in board_tables(board(runs), LINES - 4):
+        parts.append(
+            f"{escaping.terminal(str(table.name))}: %, 95 % interval; {n_sentence(table)}\n"
+        )
+        parts.append(tables.plain(HEADERS, table_rows(table, NAME_WIDTH - 5), left=1))
+        parts += [_cut(escaping.terminal(text)) for text in below(table)]
+        parts.append("")
+    if parts:
+        parts.append(f"{MARK} not significantly better than a random edit of equal size")
     return "\n".join(parts)
-
-
-def _short_row(line: Line) -> list[str]:
-    cells = [_short(line.criteria[criterion]) for criterion in CRITERIA[:5]]
-    cells.append(_percent(line.score))
-    cells.append(_short(line.criteria["overturn"]))
-    cells.append(_percent(line.shift))
-    return [line.name.method, line.name.model, *cells, tables.seconds(line.seconds)]
-
-
-def _short(value: Figure) -> str:
-    if not value.interval.n and not value.out:
-        return "n/a" if value.not_applicable else ""
-    return _percent(value.interval, value.out)
-
-
-def _percent(value: Interval, out: int = 0) -> str:
-    """``88 (40)`` or, with cases left out, ``88 (38,2)``, above ``[75,98]``."""
-    n = f"({value.n},{out})" if out else f"({value.n})"
-    if math.isnan(value.mean):
-        return f"{tables.NOTHING} {n}" if out else tables.NOTHING
-    low, high, mean = (tables.number(100 * x, 0) for x in (value.low, value.high, value.mean))
-    return f"{mean} {n}\n[{low},{high}]"

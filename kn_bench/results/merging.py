@@ -13,6 +13,7 @@ from kn_bench.results.log import CLOSING, LOG
 from kn_bench.results.manifest import Manifest, differences, read_manifest
 from kn_bench.results.rows import kind_of
 from kn_bench.results.store import RunStore
+from kn_bench.results.texts import join_texts
 
 SHARD = "shard"
 """The option of a manifest that says which shard a run is."""
@@ -46,6 +47,7 @@ def merge(folders: Sequence[Path], reports: Path, run: str) -> Path:
     merged = replace(first, run=run, created=created, resumed=(), finished="", timings={})
     with RunStore.create(reports, merged) as store:
         store.leave_out(left_out(folders[0]))
+        join_texts(folders, store.folder)
         for folder in folders:
             for text in _tests(folder / LOG):
                 store.append(text)

@@ -3,6 +3,7 @@
     reports/runs/<run>/
     ├── manifest.json          what the run is made of
     ├── exclusions.jsonl       what the sources of cases had to leave out
+    ├── cases.jsonl            what was asked: requests and prompts
     ├── measurements.jsonl     the rows, appended test by test
     └── measurements.parquet   the measurements as columns, once the run is finished
 
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -243,6 +244,31 @@ def find_run(reports: Path, run: str) -> Path:
             return folder
     names = ", ".join(folder.name for folder in known[-5:]) or "none"
     raise StoreError(f"there is no run {run!r}: {reports / RUNS} has {names}")
+
+
+def find_runs(reports: Path, names: Iterable[str]) -> list[Path]:
+    """The folders of several runs; a folder of runs stands for all of them.
+
+    Raises:
+        StoreError: for a name that is none, or a folder without runs.
+    """
+    found: list[Path] = []
+    for name in names:
+        folder = Path(name)
+        if not folder.is_dir() or (reports / RUNS / name / FILE).is_file():
+            found.append(find_run(reports, name))
+            continue
+        inside = [folder] if (folder / FILE).is_file() else list(_inside(folder))
+        if not inside:
+            raise StoreError(f"{folder}: expected a run or a folder of runs; it has no {FILE}")
+        found += inside
+    return found
+
+
+def _inside(folder: Path) -> Iterator[Path]:
+    """Yield the runs in a folder of runs, or in its ``runs``."""
+    found = sorted({*folder.glob(f"*/{FILE}"), *folder.glob(f"*/*/{FILE}")})
+    yield from (path.parent for path in found)
 
 
 def runs(reports: Path) -> list[Path]:

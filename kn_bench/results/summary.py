@@ -9,18 +9,13 @@ from kn_bench.results.files import unwritable
 
 
 def summary(text: str, gate: str = "") -> str:
-    """A page for ``$GITHUB_STEP_SUMMARY``: what the gate found, then the boards.
+    """A page for ``$GITHUB_STEP_SUMMARY``: what the gate found, then the board.
 
     Args:
         text: the leaderboard, see :func:`kn_bench.results.leaderboard.leaderboard`.
         gate: see :meth:`kn_bench.testing.gate.GateReport.markdown`.
     """
-    about, _, boards = text.partition("\n## ")
-    kept = [part for part in boards.split("\n## ") if part.split("\n")[0] in ("Facts", "Syntax")]
-    # the tables below the board are long: they stay in the file
-    tables = ["## " + part.split("\n### ")[0].rstrip() + "\n" for part in kept]
-    first = "# kn_bench\n" + (f"\n## Gate\n\n{gate}" if gate else "")
-    return "\n".join([first, *(tables or [about]), about.partition("\n\n")[2]])
+    return "# kn_bench\n\n" + (f"## Gate\n\n{gate}\n" if gate else "") + text.partition("\n\n")[2]
 
 
 def append_summary(path: Path, page: str) -> None:

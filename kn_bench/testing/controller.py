@@ -7,7 +7,7 @@ recorder when the first test of ours is known. All of it without torch.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import pytest
 
-from kn_bench.cases.case import Criterion
+from kn_bench.cases.case import Criterion, Exclusion
 from kn_bench.cases.sampling import slug
 from kn_bench.editing import registry
 from kn_bench.editing.registry import Registry, RegistryError
@@ -25,9 +25,9 @@ from kn_bench.model.source import on_hub, origin
 from kn_bench.model.trial import refuse_unloadable
 from kn_bench.testing import method_fixtures, sequences, units
 from kn_bench.testing.devices import DevicePool, expand, threads
-from kn_bench.testing.models import content_of, fingerprint
+from kn_bench.testing.models import content_of, defined_for, fingerprint
 from kn_bench.testing.options import Options
-from kn_bench.testing.plan import TestPlan, limit_of, make_plan
+from kn_bench.testing.plan import TestPlan, limit_as_text, make_plan
 from kn_bench.testing.progress import progress_file
 from kn_bench.testing.selecting import settled
 from kn_bench.testing.sequences import Drawing
@@ -242,16 +242,28 @@ class RunController:
         """The run's log, opened for writing."""
         from kn_bench.results.files import StoreError
         from kn_bench.results.store import RunStore
+        from kn_bench.results.texts import write_texts
 
         try:
             if self.options.resume:
                 return RunStore.resume(self.options.reports, self.run, self.manifest())
             store = RunStore.create(self.options.reports, self.manifest())
             not_drawn = self.drawing.exclusions(self.plan) if self.drawing else []
-            store.leave_out([*self.plan.exclusions, *not_drawn])
+            store.leave_out([*self.plan.exclusions, *not_drawn, *self._not_defined()])
+            write_texts(store.folder, (c for cs in self.plan.labels.values() for c in cs))
             return store
         except StoreError as error:
             raise pytest.UsageError(str(error)) from error
+
+    def _not_defined(self) -> Iterator[Exclusion]:
+        """Methods that have no tests on a model, as they are for models of the other kind."""
+        kinds = registry.builtin_kinds()
+        kinds |= {name: spec.models for name, spec in self._registry.methods.items()}
+        for model in () if self.options.methods else self.plan.models.values():
+            for name in self._methods:
+                if not defined_for(kinds.get(name, "any"), model):
+                    reason = f"{name} is defined for {kinds[name]} models only"
+                    yield Exclusion(slug(model), reason)
 
     def header(self, workers: int) -> list[str]:
         """State, before the first test, what is not plain from the command line."""
@@ -282,7 +294,7 @@ class RunController:
         return {
             "cases": " ".join(self.plan.data),
             "relations": " ".join(options.relations),
-            "limit": str(limit_of(options) or "all"),
+            "limit": limit_as_text(options),
             **({"known": "yes"} if options.known else {}),
             **({"shard": str(options.shard)} if options.shard else {}),
             "dtype": options.dtype,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+from kn_bench.editing.registry import Kind
 from kn_bench.model.progress import Progress, Silent
 from kn_bench.testing.options import Options
 
@@ -119,6 +121,25 @@ def weight_bytes(name: str) -> int:
 
     folder = Path(source_of(name)[0])
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def kind_of(name: str) -> Literal["causal", "masked"] | None:
+    """Return what kind of model ``name`` is by its configuration; None where that does not say."""
+    from kn_bench.model.source import source_of
+
+    try:
+        config = json.loads((Path(source_of(name)[0]) / "config.json").read_text("utf-8"))
+        names = " ".join(config.get("architectures") or ())
+    except (OSError, ValueError, AttributeError, TypeError):
+        return None
+    if "ForMaskedLM" in names:
+        return "masked"
+    return "causal" if "ForCausalLM" in names or "LMHeadModel" in names else None
+
+
+def defined_for(kind: Kind, model: str) -> bool:
+    """Whether a method for models of ``kind`` has a test on ``model``: unless that is known not."""
+    return kind == "any" or kind_of(model) in (kind, None)
 
 
 def fingerprint(name: str) -> str:

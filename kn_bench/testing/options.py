@@ -25,7 +25,7 @@ _RUN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
 EMBEDDED_LIMIT = 2
-"""Of 30 relations and paradigms; with 3 models and 12 methods that makes 13,000 tests."""
+"""Cases of each relation and paradigm where the package settles which sources are read."""
 
 UNMEASURED_BY = {
     "--forked": "runs each test in a process of its own, and a unit's tests share one model: leave "
@@ -125,8 +125,8 @@ def add_options(parser: pytest.Parser) -> None:
     repeatable("--paradigm", "NAME", "BLiMP paradigm to keep (default: all).")
     option(
         "--limit",
-        f"N cases of each relation or paradigm, or 'all' (default: {EMBEDDED_LIMIT} of the "
-        "embedded cases, all of others).",
+        "N cases of each relation or paradigm, or 'all' (default: of the embedded cases those "
+        "that put 20 behind each criterion, all of others).",
         type=_limit,
         metavar="N",
     )

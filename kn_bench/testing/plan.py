@@ -9,11 +9,17 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kn_bench.cases.case import Case, Exclusion, Selection
+from kn_bench.cases.case import Case, Criterion, Exclusion, Selection
+from kn_bench.cases.choosing import choose, shows, unshown
 from kn_bench.cases.sampling import slug
 from kn_bench.measure.protocols import SINGLE
 from kn_bench.testing.node_ids import CASES_PER_UNIT, model_slug
 from kn_bench.testing.options import EMBEDDED_LIMIT, Grain, Options
+
+OFFERED = 16
+"""Cases of each of the 30 embedded relations and paradigms that the default run chooses from."""
+OFFERED_IN_ALL = 96
+"""The same where few relations are asked for."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,14 @@ class TestPlan:
     def labels_per_unit(self) -> int:
         return labels_per_unit(self.grain)
 
+    def showing(self, criterion: Criterion) -> dict[str, tuple[Case, ...]]:
+        """The labels with the cases that can show ``criterion``; those without any are left out."""
+        able = {
+            label: tuple(case for case in cases if criterion in shows(case))
+            for label, cases in self.labels.items()
+        }
+        return {label: cases for label, cases in able.items() if cases}
+
 
 def labels_per_unit(grain: Grain) -> int:
     """Labels that make a unit: a few dozen cases, or the cases of one relation."""
@@ -58,10 +72,13 @@ def make_plan(options: Options) -> TestPlan:
     data = {}
     for spec in options.cases:
         # known cases may lie anywhere in a source
-        limit = None if options.known_ids else limit_of(options)
+        limit = None if options.known_ids else _read_limit(options)
         selection = sources.load(spec, limit=limit, relations=options.relations, seed=options.seed)
         if options.known_ids:
             selection = _only(selection, known)
+        elif chooses(options):
+            chosen = choose(selection.cases, seed=options.seed)
+            selection = Selection(chosen, selection.exclusions)
         cases += selection.cases
         exclusions += selection.exclusions
         data[_without_path(spec)] = sources.content_hash(selection.cases)
@@ -70,6 +87,7 @@ def make_plan(options: Options) -> TestPlan:
             f"no case is left to measure of --cases {' '.join(options.cases)}"
             + (f" with relations {', '.join(options.relations)}" if options.relations else "")
         )
+    exclusions += unshown(cases)
     return TestPlan(_models(options), _labels(cases, options.grain), tuple(exclusions), data,
                  options.grain)  # fmt: skip
 
@@ -77,6 +95,24 @@ def make_plan(options: Options) -> TestPlan:
 def _only(selection: Selection, ids: Collection[str]) -> Selection:
     """Return the cases called ``ids``; what a source left out of others is not this run's."""
     return Selection(tuple(case for case in selection.cases if case.id in ids))
+
+
+def chooses(options: Options) -> bool:
+    """Whether the run chooses its cases by what they can show: the embedded ones, unless asked."""
+    settled = options.known or options.protocol != SINGLE
+    return options.limit is None and options.cases == ("embedded",) and not settled
+
+
+def _read_limit(options: Options) -> int | None:
+    """Cases of each relation or paradigm that are read, to be measured or chosen from."""
+    if chooses(options):
+        return max(OFFERED, OFFERED_IN_ALL // max(1, len(options.relations or range(30))))
+    return limit_of(options)
+
+
+def limit_as_text(options: Options) -> str:
+    """As the manifest has it."""
+    return "chosen" if chooses(options) else str(limit_of(options) or "all")
 
 
 def limit_of(options: Options) -> int | None:

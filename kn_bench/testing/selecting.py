@@ -40,9 +40,10 @@ def settled(options: Options) -> tuple[Options, list[str]]:
         from kn_bench.model import embedded
 
         specs, line = default_specs(options.models or embedded.NAMES)
-        # a protocol of several edits says itself how many are drawn
-        default: int | Literal["all"] = EMBEDDED_LIMIT if options.protocol == SINGLE else "all"
-        limit = default if options.limit is None else options.limit
+        # the embedded ones are chosen from; a protocol of several edits says itself how many
+        few: int | Literal["all"] = EMBEDDED_LIMIT if options.protocol == SINGLE else "all"
+        chosen = specs == ("embedded",) and options.protocol == SINGLE and not options.known
+        limit = few if options.limit is None and not chosen else options.limit
         options = replace(options, cases=specs, limit=limit)
         lines += [line] if line else []
     if options.known:

@@ -20,13 +20,13 @@ from kn_bench.cases.case import CRITERIA, Case, Criterion, Task
 from kn_bench.cases.sampling import slug
 from kn_bench.editing.registry import MethodSpec
 from kn_bench.measure.criteria import judge
-from kn_bench.measure.measurement import CaseResult, UnitResult
+from kn_bench.measure.measurement import CaseResult, UnitResult, control_name
 from kn_bench.measure.protocols import ONCE, Occasion
 from kn_bench.results.rows import Key, encode_rows
 from kn_bench.testing import node_ids, outcomes
 from kn_bench.testing.controller import WorkerConfig
 from kn_bench.testing.limits import time_limit
-from kn_bench.testing.models import Models
+from kn_bench.testing.models import Models, defined_for
 from kn_bench.testing.node_ids import NodeId, UnitKey
 from kn_bench.testing.options import Options
 from kn_bench.testing.plan import TestPlan
@@ -87,6 +87,7 @@ class SuiteSession:
         self._timeout = options.timeout_per_unit
         self._left_out = 0
         self._methods = methods
+        self._by_name = bool(options.methods)  # who names a method is told why it does not apply
         self._done = worker_config.done
         self._progress = FileProgress(worker_config.progress)
         self._models = Models(
@@ -117,10 +118,13 @@ class SuiteSession:
         metafunc.parametrize("verdict", parameters, indirect=True)
 
     def _apart(self, criterion: Criterion) -> Iterator[Point]:
-        """Under the protocol ``single``: every case by itself."""
+        """Under the protocol ``single``: every case by itself, if it can show the criterion."""
+        labels = self._plan.showing(criterion)
         for model_slug, model in self._plan.models.items():
             for method in self._methods:
-                for label, cases in self._plan.labels.items():
+                if not self._by_name and not defined_for(method.models, model):
+                    continue
+                for label, cases in labels.items():
                     node_id = NodeId(criterion, slug(method.name), model_slug, label)
                     yield Point(criterion, method, model, cases, node_id)
 
@@ -233,6 +237,8 @@ class SuiteSession:
             self._curves_told.add(unit)
             step = steps.get(case.id, 0)
             key = point.key(case)
+            if result.control is not None:
+                rows.append(_control_rows(key, case, result.control))
             rows.append(encode_rows(key, case, result, verdict, step=step, curve=curve))
             verdicts.append(verdict)
             if result.edit is not None:  # its record goes with the first test of the case
@@ -280,7 +286,7 @@ class SuiteSession:
     ) -> UnitResult:
         """Edit and ask as the protocol says."""
         if point.sequence is None:
-            return engine.measure(point.method.name, method, cases)
+            return engine.measure(point.method.name, method, cases, control=True)
         from kn_bench.measure.sequences import measure_sequence
 
         names = (point.node_id.method, point.node_id.model, str(point.sequence.number))
@@ -305,6 +311,12 @@ class SuiteSession:
                 "measuring": result.measure_seconds,
             }
         )
+
+
+def _control_rows(key: Key, case: Case, control: CaseResult) -> str:
+    """The rows of the method's control, which come with the method's own."""
+    named = key._replace(method=control_name(key.method))
+    return encode_rows(named, case, control, judge(key.criterion, case, control))
 
 
 def _all(

@@ -46,9 +46,11 @@ def end_run(folder: Path, options: Options) -> Ending:
         StoreError: when the run or its baseline cannot be read, or the board not be written.
     """
     from kn_bench.results.files import StoreError
-    from kn_bench.results.leaderboard import write_leaderboard
+    from kn_bench.results.html import write_page
+    from kn_bench.results.leaderboard import PAGE, write_leaderboard
 
     runs = write_leaderboard([folder], options.reports / BOARD)
+    write_page(runs, options.reports / PAGE)
     gate = None
     if options.baseline is not None:
         from kn_bench.testing.gate import gate_run
@@ -79,7 +81,7 @@ def _write_page(ending: Ending) -> None:
 
 def show(terminal: pytest.TerminalReporter, ending: Ending, options: Options) -> None:
     """The board, what it leaves out, and the gate."""
-    from kn_bench.results.leaderboard import terminal_table
+    from kn_bench.results.leaderboard import PAGE, terminal_table
 
     terminal.section("leaderboard")
     terminal.write_line("")
@@ -88,7 +90,7 @@ def show(terminal: pytest.TerminalReporter, ending: Ending, options: Options) ->
     for line in left_out(ending.runs):
         terminal.write_line(line)
     run = ending.runs.manifests[-1].run
-    terminal.write_line(f"\nrun {run}; {options.reports / BOARD} has the details")
+    terminal.write_line(f"\nrun {run}; open {options.reports / PAGE} for every answer")
     if ending.failure:
         terminal.write_line(f"kn_bench: {ending.failure}", red=True)
     elif options.save_baseline is not None:
@@ -100,11 +102,9 @@ def show(terminal: pytest.TerminalReporter, ending: Ending, options: Options) ->
 
 def left_out(runs: Runs) -> Iterator[str]:
     """Why tests have no figure, a line a reason, with counts."""
-    import pandas as pd
+    from kn_bench.results import escaping
 
-    sections = [section.runs.verdicts for section in runs.sections]
-    parts = [part for part in (runs.verdicts, *sections) if len(part)]
-    verdicts = pd.concat(parts) if parts else runs.verdicts
+    verdicts = runs.verdicts
     for status, title in (
         ("excluded", "excluded"),
         ("not_applicable", "not applicable"),
@@ -114,6 +114,6 @@ def left_out(runs: Runs) -> Iterator[str]:
         if len(reasons):
             yield f"{title}: {len(reasons)} tests"
             for reason, count in reasons.value_counts().items():
-                yield f"{count:8d}  {reason}"
+                yield f"{count:8d}  {escaping.terminal(str(reason))}"
     if runs.left_out:
         yield f"not offered by the sources: {len(runs.left_out)} cases or probes"

@@ -1,0 +1,98 @@
+"""Choosing few cases that show much: enough of them behind every criterion, then the rest by seed.
+
+A plain draw of facts has few that can show symmetry, which only one-to-one facts can. So each
+criterion is served in turn, the rarest first: relation by relation, a relation's most telling case
+first, until enough cases can show it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+
+from kn_bench.cases.case import CRITERIA, Case, Criterion, Exclusion
+from kn_bench.cases.sampling import draw, stable_hash
+
+ENOUGH = 20
+"""Cases behind every figure."""
+SPARE = 2
+"""More of them: a model may not know an answer, or have no single token for it."""
+FURTHER = 4
+"""Cases of each task from relations and paradigms that no criterion has called for."""
+
+
+def shows(case: Case) -> frozenset[Criterion]:
+    """Return the criteria that ``case`` has probes for; overturn reads the reliability probe."""
+    asked = {probe.criterion for probe in case.probes}
+    return frozenset(asked | {"overturn"} if "reliability" in asked else asked)
+
+
+def choose(cases: Sequence[Case], *, seed: int = 0) -> tuple[Case, ...]:
+    """Return cases of each task, in the given order: each criterion's share, and a few further.
+
+    Args:
+        cases: to choose from.
+        seed: of what is arbitrary.
+    """
+    chosen: set[str] = set()
+    for task in ("fact", "pair"):
+        chosen.update(case.id for case in _of_task([c for c in cases if c.task == task], seed))
+    return tuple(case for case in cases if case.id in chosen)
+
+
+def _of_task(cases: Sequence[Case], seed: int) -> list[Case]:
+    ordered = list(_in_turn(cases, seed))
+    # methods that write at the subject cannot edit an answer that stands before it
+    for_all = [case for case in ordered if "{}" in case.request.prompt]
+    chosen: dict[str, Case] = {}
+    for pool in (for_all, ordered):
+        _serve(pool, chosen)
+    served = {case.relation for case in chosen.values()}
+    new = [case for case in ordered if case.relation not in served]
+    further = draw(list({c.relation: c for c in reversed(new)}.values()), FURTHER, "further", seed)
+    return [*chosen.values(), *further]
+
+
+def _serve(pool: Sequence[Case], chosen: dict[str, Case]) -> None:
+    """Add cases of ``pool`` until each criterion that it can show has its share of them."""
+    able = {case.id: shows(case) for case in pool}
+    offered = Counter(criterion for criteria in able.values() for criterion in criteria)
+    for criterion in sorted(offered, key=lambda c: (offered[c], CRITERIA.index(c))):
+        have = sum(criterion in able.get(id, ()) for id in chosen)
+        wanted = (c for c in pool if c.id not in chosen and criterion in able[c.id])
+        for _, case in zip(range(ENOUGH + SPARE - have), wanted, strict=False):
+            chosen[case.id] = case
+
+
+def _in_turn(cases: Sequence[Case], seed: int) -> Iterator[Case]:
+    """The relations' first cases, then their second ones: each relation's most telling first."""
+    by_relation: defaultdict[str, list[Case]] = defaultdict(list)
+    for case in cases:
+        by_relation[case.relation].append(case)
+    for members in by_relation.values():
+        members.sort(key=lambda case: (*_telling(case), stable_hash(seed, case.id)))
+    for turn in range(max(map(len, by_relation.values()), default=0)):
+        yield from (members[turn] for members in by_relation.values() if turn < len(members))
+
+
+def _telling(case: Case) -> tuple[int, bool]:
+    """Most criteria first; of these, cases whose answers are all single words.
+
+    A masked model answers with one token: it cannot be asked for a name of several words.
+    """
+    answers = (
+        answer
+        for probe in case.probes
+        if probe.criterion != "locality"
+        for answer in (probe.expected, probe.rejected)
+    )
+    return -len(shows(case)), any(" " in answer or "-" in answer for answer in answers)
+
+
+def unshown(cases: Sequence[Case]) -> Iterator[Exclusion]:
+    """Yield what cannot be asked: each criterion of each case that has no probe for it."""
+    for case in cases:
+        for criterion in CRITERIA:
+            if criterion not in shows(case):
+                reason = case.not_applicable.get(criterion, "the case has no such probe")
+                yield Exclusion(case.id, f"{criterion}: {reason}")

@@ -1,0 +1,119 @@
+"""The control of an edit: chance damage of the same size, drawn for the same request.
+
+    LowRankEdit   random u and v of the same rank, layers and norms; where u picks neurons
+                  (knowledge neurons), the same change at as many random neurons of the layer
+    NeuronEdit    as many random neurons of the same layers, scaled alike
+    DenseEdit     a random change of the same parameters, each of the same norm
+    PromptEdit    a prefix about another fact
+    LookupEdit    nothing, as no weight changes; NoEdit alike
+
+A method is better than chance only where its figure beats that of its control on the same cases.
+The draw depends on the request's id and the layer alone, not on what else is measured.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from kn_bench.cases.case import EditRequest, Query
+from kn_bench.editing.edit import (
+    DenseEdit,
+    Edit,
+    LookupEdit,
+    LowRank,
+    LowRankEdit,
+    NeuronEdit,
+    NeuronScale,
+    NoEdit,
+    PromptEdit,
+)
+
+
+def control_of(edit: Edit, request: EditRequest, d_mlp: int) -> Edit | None:
+    """Return the control of ``edit``, or None where there is no edit of equal size.
+
+    Args:
+        edit: what a method made of ``request``.
+        request: seeds the draw; a prompt's control states one of its background facts.
+        d_mlp: neurons of a layer, to draw from.
+    """
+    if isinstance(edit, LowRankEdit):
+        return LowRankEdit(updates=tuple(_low_rank(up, request.id) for up in edit.updates))
+    if isinstance(edit, NeuronEdit):
+        return NeuronEdit(scales=tuple(_scale(s, request.id, d_mlp) for s in edit.scales))
+    if isinstance(edit, DenseEdit):
+        return DenseEdit({name: _dense(d, name, request.id) for name, d in edit.deltas.items()})
+    if isinstance(edit, PromptEdit):
+        other = _other_fact(request)
+        return PromptEdit(prefix=other) if other else None
+    return NoEdit() if isinstance(edit, LookupEdit | NoEdit) else None
+
+
+def _generator(*parts: str | int) -> torch.Generator:
+    text = "\0".join(map(str, ("control", *parts)))
+    seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+    return torch.Generator().manual_seed(seed % 2**63)
+
+
+def _low_rank(update: LowRank, request: str) -> LowRank:
+    """Draw on the CPU in float64, so that every machine draws the same."""
+    generator = _generator(request, update.layer)
+    if _picks_neurons(update.u):
+        chosen = update.u.argmax(0).cpu()
+        drawn = _neurons(chosen, update.u.shape[0], generator)
+        u = torch.zeros_like(update.u)
+        u[drawn.to(u.device), torch.arange(u.shape[1], device=u.device)] = 1
+        return replace(update, u=u)
+    u = torch.randn(update.u.shape, generator=generator, dtype=torch.float64)
+    v = torch.randn(update.v.shape, generator=generator, dtype=torch.float64)
+    v = v * (_norm(update.u, update.v) / _norm(u, v).clamp_min(1e-300))
+    return replace(update, u=u.to(update.u), v=v.to(update.v))
+
+
+def _norm(u: Tensor, v: Tensor) -> Tensor:
+    """|u v|_F without the full matrix: its square is tr(v v^T u^T u)."""
+    u, v = u.double().cpu(), v.double().cpu()
+    return torch.sum((u.T @ u) * (v @ v.T)).clamp_min(0).sqrt()
+
+
+def _picks_neurons(u: Float[Tensor, "d_mlp rank"]) -> bool:
+    """Whether every column of ``u`` is 1 at one neuron and 0 elsewhere."""
+    return bool(((u != 0).sum(0) == 1).all()) and bool((u.sum(0) == 1).all())
+
+
+def _neurons(
+    chosen: Int[Tensor, " n"], d_mlp: int, generator: torch.Generator
+) -> Int[Tensor, " n"]:
+    """As many of ``d_mlp`` neurons as are ``chosen``, others than those while there are others."""
+    order = torch.randperm(d_mlp, generator=generator)
+    taken = torch.isin(order, chosen)
+    return torch.cat([order[~taken], order[taken]])[: chosen.numel()].sort().values
+
+
+def _scale(scale: NeuronScale, request: str, d_mlp: int) -> NeuronScale:
+    drawn = _neurons(scale.neurons.cpu(), d_mlp, _generator(request, scale.layer))
+    return replace(scale, neurons=drawn.to(scale.neurons))
+
+
+def _dense(delta: Tensor, name: str, request: str) -> Tensor:
+    generator = _generator(request, name)
+    noise = torch.randn(delta.shape, generator=generator, dtype=torch.float32)
+    size = delta.double().norm().cpu() / noise.double().norm().clamp_min(1e-300)
+    return (noise * float(size)).to(delta)
+
+
+def _other_fact(request: EditRequest) -> str:
+    """A fact of the relation about another subject, as its own first prompt states it."""
+    facts: Sequence[tuple[Query, ...]] = [bag for bag in request.background if bag]
+    if not facts:
+        return ""
+    index = int(torch.randint(len(facts), (1,), generator=_generator(request.id, "prefix")))
+    query = facts[index][0]
+    text = query.cloze.fill(query.answer)
+    return text if text.endswith((".", "!", "?")) else f"{text}."

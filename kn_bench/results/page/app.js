@@ -1,0 +1,536 @@
+"use strict";
+// The board's page. All text reaches the document through textContent: nothing in a log is markup.
+(() => {
+  // ---------------------------------------------------------------- elements
+  const h = (tag, attributes, ...children) => {
+    const element = document.createElement(tag);
+    for (const [name, value] of Object.entries(attributes || {})) {
+      if (value === null || value === undefined || value === false) continue;
+      if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+      else element.setAttribute(name, value === true ? "" : value);
+    }
+    element.append(...children.flat(3).filter((child) => child !== null && child !== undefined && child !== ""));
+    return element;
+  };
+  const svg = (tag, attributes, ...children) => {
+    const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
+    for (const [name, value] of Object.entries(attributes || {})) element.setAttribute(name, value);
+    element.append(...children);
+    return element;
+  };
+  const byId = (id) => document.getElementById(id);
+  const say = (text) => { byId("status").textContent = text; };
+
+  // ---------------------------------------------------------------- numbers
+  const percent = (x) => (x === null ? "–" : String(Math.round(100 * x)));
+  const nats = (x) => (x === null || x === undefined ? "–" : x <= -1e29 ? "−∞" : x.toFixed(2).replace("-", "−"));
+  const pText = (p) => (p === null ? "–" : p < 0.001 ? "< 0.001" : p.toFixed(3));
+  const mean = (values) => values.reduce((a, b) => a + b, 0) / values.length;
+  const random = (seed) => () => {
+    seed = (seed + 0x6d2b79f5) | 0;
+    let t = Math.imul(seed ^ (seed >>> 15), 1 | seed);
+    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t;
+    return ((t ^ (t >>> 14)) >>> 0) / 4294967296;
+  };
+  const clustered = (values, clusters) => {
+    const sums = new Map();
+    values.forEach((value, i) => {
+      const of = sums.get(clusters[i]) || [0, 0];
+      of[0] += value; of[1] += 1;
+      sums.set(clusters[i], of);
+    });
+    return [...sums.values()];
+  };
+  // The same cluster bootstrap as the tables of the run, with fewer resamples; beyond 400 clusters
+  // the normal interval, which is then the same to the eye.
+  const interval = (values, clusters, [least, most] = [0, 1]) => {
+    if (!values.length) return [null, null, null, 0];
+    const middle = mean(values), groups = clustered(values, clusters), n = groups.length;
+    const means = groups.map(([sum, count]) => sum / count);
+    if (Math.max(...means) - Math.min(...means) < 1e-12) {
+      const q = 1 - Math.pow(0.025, 1 / n);
+      return [middle, middle - q * (middle - least), middle + q * (most - middle), values.length];
+    }
+    if (n > 400) {
+      const spread = Math.sqrt(groups.reduce((a, [sum, count]) => a + (sum - middle * count) ** 2, 0)) / values.length;
+      return [middle, middle - 1.96 * spread, middle + 1.96 * spread, values.length];
+    }
+    const draw = random(n), drawn = [];
+    for (let time = 0; time < 1000; time++) {
+      let sum = 0, count = 0;
+      for (let i = 0; i < n; i++) { const of = groups[(draw() * n) | 0]; sum += of[0]; count += of[1]; }
+      drawn.push(sum / count);
+    }
+    drawn.sort((a, b) => a - b);
+    return [middle, drawn[25], drawn[974], values.length];
+  };
+  const signFlip = (values, clusters) => {
+    const sums = clustered(values, clusters).map(([sum]) => sum).filter((sum) => Math.abs(sum) > 1e-12);
+    if (!sums.length) return 1;
+    const observed = Math.abs(sums.reduce((a, b) => a + b, 0)) - 1e-9, n = sums.length;
+    const exact = n <= 12, times = exact ? 1 << n : 4000, draw = random(n);
+    let extreme = exact ? 0 : 1;
+    for (let time = 0; time < times; time++) {
+      let total = 0;
+      for (let i = 0; i < n; i++) total += (exact ? (time >> i) & 1 : draw() < 0.5) ? sums[i] : -sums[i];
+      if (Math.abs(total) >= observed) extreme += 1;
+    }
+    return extreme / (exact ? times : times + 1);
+  };
+  const holm = (ps) => {
+    const order = ps.map((p, i) => [p, i]).sort((a, b) => a[0] - b[0]), out = [];
+    let most = 0;
+    order.forEach(([p, i], rank) => { most = Math.max(most, Math.min(1, p * (ps.length - rank))); out[i] = most; });
+    return out;
+  };
+
+  // ---------------------------------------------------------------- the data
+  let data, text, answersOf;
+  const titles = { fact: "Facts", pair: "Syntax" };
+  const words = {
+    reliability: "the edited prompt gives the new answer", generality: "other prompts of the fact give it",
+    locality: "neighbours keep their answer", symmetry: "the inverse question follows",
+    synonym: "reworded prompts and answers follow", overturn: "the old answer no longer stands",
+  };
+  const statusWord = { holds: "holds", missed: "missed", not_applicable: "not applicable", excluded: "excluded", error: "error" };
+  const statusSign = { holds: "✓", missed: "✗", not_applicable: "–", excluded: "–", error: "!" };
+  const opened = async () => {
+    const box = byId("data").textContent.trim();
+    let bytes;
+    if (box) {
+      const binary = atob(box);
+      bytes = new Uint8Array(binary.length);
+      for (let i = 0; i < binary.length; i++) bytes[i] = binary.charCodeAt(i);
+    } else {
+      bytes = new Uint8Array(await (await fetch("data.gz")).arrayBuffer());
+    }
+    const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+    byId("data").textContent = "";
+    return JSON.parse(await new Response(stream).text());
+  };
+  const name = (line) => line.method + (line.variant ? ` (${line.variant})` : "");
+  const full = (line) => `${name(line)} on ${line.model}` + protocolOf(line, ", ");
+  const protocolOf = (line, before = "") =>
+    line.protocol === "single" ? "" : `${before}${line.protocol}${line.protocol.startsWith("sequence") ? ` ${line.asked}` : ""}`;
+
+  const indexed = () => {
+    const v = data.verdicts;
+    data.ofLine = data.lines.map(() => []);
+    data.ofCase = new Map();
+    for (let i = 0; i < v.line.length; i++) {
+      if (v.line[i] < 0) continue;
+      data.ofLine[v.line[i]].push(i);
+      const key = (v.line[i] * data.cases.id.length + v.case[i]) * 4096 + v.sequence[i];
+      const row = data.ofCase.get(key);
+      if (row) row.verdicts[v.criterion[i]] = i;
+      else {
+        const fresh = { line: v.line[i], case: v.case[i], sequence: v.sequence[i], verdicts: [] };
+        fresh.verdicts[v.criterion[i]] = i;
+        data.ofCase.set(key, fresh);
+      }
+    }
+    data.rows = [...data.ofCase.values()];
+  };
+  const embeddedAnswers = () => {
+    const { probes, after } = data.answers, byCase = new Map();
+    for (let i = 0; i < after.line.length; i++) {
+      const of = probes.case[after.probe[i]];
+      if (!byCase.has(of)) byCase.set(of, []);
+      byCase.get(of).push(i);
+    }
+    return async (line, which, sequence) => ({
+      probes, after, text,
+      rows: (byCase.get(which) || []).filter((i) => after.line[i] === line && after.sequence[i] === sequence),
+    });
+  };
+  const servedAnswers = () => async (line, which, sequence) => {
+    const query = new URLSearchParams({ case: text[data.cases.id[which]] });
+    const found = await (await fetch(`answers.json?${query}`)).json();
+    const rows = found.after.line.map((_, i) => i)
+      .filter((i) => found.after.line[i] === line && found.after.sequence[i] === sequence);
+    return { probes: found.probes, after: found.after, text: found.texts, rows };
+  };
+
+  // ---------------------------------------------------------------- state, in the address
+  const state = { view: "board", task: "", model: "", method: "", relation: "", protocol: "", known: "", find: "", sort: "", a: "", b: "", at: "" };
+  const initial = { ...state };
+  const readState = () => {
+    Object.assign(state, initial, Object.fromEntries(new URLSearchParams(location.hash.slice(1))));
+    if (!views[state.view]) state.view = "board";
+  };
+  const go = (change) => {
+    const next = { ...state, ...change }, query = new URLSearchParams();
+    for (const [key, value] of Object.entries(next)) if (value && (key !== "view" || value !== "board")) query.set(key, value);
+    const hash = `#${query}`;
+    if (hash === (location.hash || "#")) draw(); else location.hash = hash;
+  };
+
+  // ---------------------------------------------------------------- filters
+  const unique = (values) => [...new Set(values)];
+  const filters = () => {
+    const choose = (key, label, options) => {
+      const select = h("select", { id: `filter-${key}`, onchange: (event) => go({ [key]: event.target.value, at: "" }) },
+        options.map(([value, shown]) => h("option", { value, selected: state[key] === value }, shown)));
+      select.value = options.some(([value]) => value === state[key]) ? state[key] : "";
+      return options.length > 2 || key === "known" ? h("label", {}, label, select) : null;
+    };
+    const all = (values, of = (x) => x) => [["", "all"], ...unique(values).filter(Boolean).sort().map((x) => [x, of(x)])];
+    const lines = data.lines;
+    const relations = data.cases.relation.filter((_, i) => !state.task || text[data.cases.task[i]] === state.task).map((i) => text[i]);
+    const find = h("input", {
+      id: "filter-find", type: "search", value: state.find, placeholder: "method, case, answer",
+      onchange: (event) => go({ find: event.target.value, at: "" }),
+    });
+    byId("filters").replaceChildren(...[
+      choose("task", "Task", all(lines.map((l) => l.task), (t) => titles[t])),
+      choose("model", "Model", all(lines.map((l) => l.model))),
+      choose("method", "Method", all(lines.map((l) => l.method))),
+      choose("protocol", "Protocol", all(lines.map((l) => l.protocol))),
+      choose("relation", "Relation or paradigm", all(relations)),
+      choose("known", "Known before", [["", "all"], ["1", "known"], ["0", "not known"]]),
+      h("label", {}, "Find", find),
+      h("button", { type: "button", class: "reset", onclick: () => go({ ...initial, view: state.view }) }, "Clear"),
+    ].filter(Boolean));
+  };
+  const lineShown = (line) =>
+    (!state.task || line.task === state.task) && (!state.model || line.model === state.model) &&
+    (!state.method || line.method === state.method) && (!state.protocol || line.protocol === state.protocol);
+  const ofSome = () => state.relation || state.known;
+  const verdictShown = (i) => {
+    const v = data.verdicts;
+    return (!state.relation || text[data.cases.relation[v.case[i]]] === state.relation) &&
+      (!state.known || String(v.criterion[i] === symmetryAt() && v.inverse[i] >= 0 ? v.inverse[i] : v.known[i]) === state.known);
+  };
+  const symmetryAt = () => data.criteria.indexOf("symmetry");
+  const clusterOf = (i) => data.cases.cluster[data.verdicts.case[i]];
+
+  // A line's figures: those of the run, or drawn again here where only some of its cases count.
+  const figuresOf = (line, at) => {
+    if (!ofSome()) return { figures: line.figures, s: line.s, k: line.k };
+    const v = data.verdicts, rows = data.ofLine[at].filter(verdictShown);
+    const figures = data.criteria.map((_, c) => {
+      const scored = rows.filter((i) => v.criterion[i] === c && v.score[i] !== null);
+      const own = interval(scored.map((i) => v.score[i]), scored.map(clusterOf));
+      const both = scored.filter((i) => v.control[i] !== null);
+      const theirs = both.length ? mean(both.map((i) => v.control[i])) : null;
+      return [...own, 0, 0, theirs, null, null, both.length, null];
+    });
+    const middle = figures.map((figure) => figure[0]);
+    const harmonic = middle.slice(0, 3).includes(null) ? null
+      : middle.slice(0, 3).includes(0) ? 0 : 3 / middle.slice(0, 3).reduce((a, x) => a + 1 / x, 0);
+    const both = middle.slice(3, 5).includes(null) ? null : (middle[3] + middle[4]) / 2;
+    return { figures, s: [harmonic, null, null, 0], k: [both, null, null, 0] };
+  };
+
+  // ---------------------------------------------------------------- the board
+  const cell = (figure, label) => {
+    const [middle, low, high, n, out, lacking, control, , , , p] = figure;
+    if (middle === null) return h("td", { class: "none", "data-value": "-1" }, lacking ? "n/a" : "–");
+    const chance = p !== null && p !== undefined && p >= 0.05;
+    const bar = h("div", { class: "bar", "aria-hidden": "true" }, h("i"), low === null ? null : h("u"), control === null || control === undefined ? null : h("s"));
+    bar.style.setProperty("--mean", 100 * middle);
+    if (low !== null) { bar.style.setProperty("--low", 100 * low); bar.style.setProperty("--high", 100 * high); }
+    if (control !== null && control !== undefined) bar.style.setProperty("--control", 100 * control);
+    const title = `${label}: ${percent(middle)} %` + (low === null ? "" : `, 95 % interval ${percent(low)} to ${percent(high)}`) +
+      (n ? `, n = ${n}` : "") + (out ? `, ${out} left out` : "") +
+      (control === null || control === undefined ? "" : `; edit of equal size ${percent(control)} %${p === null || p === undefined ? "" : `, p = ${pText(p)}`}`);
+    return h("td", { class: `figure${chance ? " chance" : ""}`, title, "data-value": middle },
+      h("div", { class: "value" }, h("b", {}, percent(middle) + (chance ? "°" : "")),
+        low === null ? null : h("span", {}, `${percent(low)}–${percent(high)}`), n ? h("span", { class: "n" }, `n ${n}`) : null,
+        chance ? h("span", { class: "sr" }, "not significantly better than an edit of equal size") : null), bar);
+  };
+  const headed = (columns, key, drawn) => h("thead", {}, h("tr", {}, columns.map(([label, about], i) => {
+    const [by, way] = state[key].split(":");
+    const now = by === String(i) ? (way === "up" ? "ascending" : "descending") : "none";
+    return h("th", { scope: "col", "aria-sort": now, title: about },
+      h("button", { type: "button", onclick: () => go({ [key]: now === "descending" ? `${i}:up` : now === "ascending" ? "" : `${i}:down` }) }, label));
+  })));
+  const sorted = (rows, key) => {
+    const [by, way] = state[key].split(":");
+    if (by === "") return rows;
+    const sign = way === "up" ? 1 : -1;
+    return [...rows].sort((a, b) => {
+      const [x, y] = [a.keys[by], b.keys[by]];
+      if (x === null || y === null) return (x === null) - (y === null);
+      return sign * (typeof x === "string" ? x.localeCompare(y) : x - y);
+    });
+  };
+  const board = () => {
+    const shown = data.lines.map((line, at) => ({ line, at })).filter(({ line }) => lineShown(line))
+      .filter(({ line }) => !state.find || `${name(line)} ${line.model}`.toLowerCase().includes(state.find.toLowerCase()));
+    const groups = new Map();
+    for (const row of shown) {
+      const title = `${titles[row.line.task]}${protocolOf(row.line, ", ")}`;
+      if (!groups.has(title)) groups.set(title, []);
+      groups.get(title).push(row);
+    }
+    say(`${shown.length} of ${data.lines.length} rows` + (ofSome() ? "; figures drawn again from the cases that are shown" : ""));
+    const columns = [["method", "Sort by name"], ["model", ""], ["S", "harmonic mean of reliability, generality, locality"],
+      ["K", "mean of symmetry and synonym: what an edit of knowledge would have to reach"],
+      ...data.criteria.map((c) => [c, words[c]]), ["s/edit", "seconds that an edit took"]];
+    return [
+      h("p", { class: "legend" }, "Percent of cases. ", h("span", { class: "key" }), "mean ", h("span", { class: "key line" }),
+        "95 % interval (bootstrap by cluster) ", h("span", { class: "key tick" }), " an edit of equal size on the same cases. ",
+        "° and grey: not significantly better than that (paired, one-sided, Holm). S: harmonic mean of reliability, generality, locality; ",
+        "K: mean of symmetry and synonym. Ranked by the number of criteria that beat chance, then S, then K; equal ranks are ties."),
+      ...[...groups].map(([title, rows]) => h("section", {}, h("h2", {}, title), h("div", { class: "sheet" },
+        h("table", { class: "board" }, h("caption", { class: "sr" }, title), headed(columns, "sort"), h("tbody", {},
+          sorted(rows.map(({ line, at }) => {
+            const found = figuresOf(line, at);
+            return { line, at, found, keys: [name(line), line.model, found.s[0], found.k[0], ...found.figures.map((f) => f[0]), line.seconds] };
+          }), "sort").map(boardRow)))))),
+      shown.length ? null : h("p", {}, "No row fits the filters."),
+    ];
+  };
+  const boardRow = ({ line, at, found }) => {
+    const detail = h("tr", { class: "detail", hidden: true }, h("td", { colspan: 5 + data.criteria.length }));
+    const toggle = h("button", {
+      type: "button", class: "open", "aria-expanded": "false",
+      onclick: () => {
+        detail.hidden = !detail.hidden;
+        toggle.setAttribute("aria-expanded", String(!detail.hidden));
+        if (!detail.hidden) detail.firstChild.replaceChildren(...details(line, at));
+      },
+    }, name(line));
+    return [h("tr", {}, h("th", { scope: "row" }, h("span", { class: "rank", title: `${line.beating} of 5 criteria beat chance` }, ofSome() || state.sort ? "" : `${line.rank}`), toggle),
+      h("td", {}, line.model), cell([...found.s, 0, 0, null, null, null, 0, null], "S"), cell([...found.k, 0, 0, null, null, null, 0, null], "K"),
+      data.criteria.map((criterion, c) => cell(found.figures[c], criterion)),
+      h("td", { class: "number" }, line.seconds === null ? "–" : line.seconds < 0.01 ? line.seconds.toFixed(3) : line.seconds.toPrecision(2))), detail];
+  };
+  const span = ([middle, low, high, n]) => (middle === null ? "–" : `${percent(middle)}${low === null ? "" : ` [${percent(low)}, ${percent(high)}]`}  n = ${n}`);
+  const list = (title, pairs) => {
+    const filled = pairs.filter(([, value]) => value && value[0] !== null);
+    return filled.length ? h("div", {}, h("h3", {}, title), h("dl", {}, filled.map(([key, value]) => [h("dt", {}, key), h("dd", {}, span(value))]))) : null;
+  };
+  const details = (line, at) => [
+    h("div", { class: "grid" },
+      list("By what was known before", data.strata.map((label, i) => [label, line.strata[i]])),
+      list("Outcomes of symmetry", data.parts.symmetry.map((label, i) => [label.replace("_", " "), line.symmetry[i]])),
+      list("Overturned answers, by reading", data.parts.overturn.map((label, i) => [label.replace("_", " "), line.overturn[i]])),
+      list("Locality by neighbour", Object.entries(line.neighbours).map(([kind, value]) => [kind.replace("_", " "), value])),
+      ...Object.entries(line.readings).map(([c, values]) => list(`Readings of ${c}`, data.parts.readings.map((r, i) => [r, values[i]]))),
+      h("div", {}, h("h3", {}, "Size of the change"), h("dl", {}, h("dt", {}, "mean KL of neighbours"), h("dd", {}, line.kl[0] === null ? "–" : `${line.kl[0].toFixed(3)} nats`),
+        h("dt", {}, "shift within the pair"), h("dd", {}, span(line.shift))))),
+    h("p", {}, h("button", { type: "button", class: "back", onclick: () => go({ view: "cases", task: line.task, model: line.model, method: line.method, at: "" }) }, "Show its cases"), " ",
+      h("button", { type: "button", class: "back", onclick: () => go({ view: "compare", a: String(at) }) }, "Compare it with another")),
+  ];
+
+  // ---------------------------------------------------------------- a method against a method
+  const compare = () => {
+    const a = data.lines[state.a] ? Number(state.a) : Math.max(0, data.lines.findIndex(lineShown));
+    const fits = (at) => at !== a && data.lines[at].task === data.lines[a].task && data.lines[at].model === data.lines[a].model;
+    let b = data.lines[state.b] && data.lines[state.b].task === data.lines[a].task ? Number(state.b) : -1;
+    if (b < 0) b = data.lines.findIndex((_, at) => fits(at));
+    if (b < 0) b = a;
+    const pick = (key, value, allowed) => h("select", { id: `pick-${key}`, onchange: (event) => go({ [key]: event.target.value }) },
+      data.lines.map((line, at) => (allowed(line, at) ? h("option", { value: at, selected: at === value }, `${titles[line.task]}: ${full(line)}`) : null)));
+    const v = data.verdicts, other = new Map();
+    const key = (i) => `${v.case[i]} ${v.criterion[i]} ${v.sequence[i]}`;
+    for (const i of data.ofLine[b]) if (v.score[i] !== null) other.set(key(i), i);
+    const pairs = data.ofLine[a].filter((i) => v.score[i] !== null && verdictShown(i) && other.has(key(i))).map((i) => [i, other.get(key(i))]);
+    const rows = data.criteria.map((criterion, c) => {
+      const both = pairs.filter(([i]) => v.criterion[i] === c), change = both.map(([i, j]) => v.score[j] - v.score[i]);
+      const clusters = both.map(([i]) => clusterOf(i));
+      return { criterion, both, change, difference: interval(change, clusters, [-1, 1]), p: both.length ? signFlip(change, clusters) : 1 };
+    }).filter((row) => row.both.length);
+    const adjusted = holm(rows.map((row) => row.p));
+    const changed = pairs.filter(([i, j]) => v.score[i] !== v.score[j]);
+    say(`${pairs.length} verdicts that both have; ${changed.length} differ`);
+    const signed = (x) => (x === null ? "–" : `${x > 0 ? "+" : x < 0 ? "−" : ""}${Math.abs(Math.round(100 * x))}`);
+    return [
+      h("div", { class: "pick" }, h("label", {}, "First", pick("a", a, () => true)), h("label", {}, "Second", pick("b", b, (line) => line.task === data.lines[a].task))),
+      h("div", { class: "sheet" }, h("table", {}, h("caption", {}, `${full(data.lines[b])} minus ${full(data.lines[a])}, on the same cases`),
+        h("thead", {}, h("tr", {}, ["criterion", "first", "second", "difference, 95 % interval", "p", "p (Holm)", "better", "worse", "equal"].map((label) => h("th", { scope: "col" }, label)))),
+        h("tbody", {}, rows.map((row, at) => h("tr", {}, h("th", { scope: "row", title: words[row.criterion] }, row.criterion),
+          h("td", { class: "number" }, percent(mean(row.both.map(([i]) => v.score[i])))), h("td", { class: "number" }, percent(mean(row.both.map(([, j]) => v.score[j])))),
+          h("td", { class: `number ${adjusted[at] < 0.05 ? (row.difference[0] > 0 ? "up" : "down") : ""}` }, `${signed(row.difference[0])} [${signed(row.difference[1])}, ${signed(row.difference[2])}]  n = ${row.both.length}`),
+          h("td", { class: "number" }, pText(row.p)), h("td", { class: "number" }, pText(adjusted[at])),
+          h("td", { class: "number" }, row.change.filter((x) => x > 0).length), h("td", { class: "number" }, row.change.filter((x) => x < 0).length),
+          h("td", { class: "number" }, row.change.filter((x) => x === 0).length)))))),
+      h("h2", {}, "Cases that differ"),
+      changed.length ? h("div", { class: "sheet" }, h("table", {}, h("thead", {}, h("tr", {}, ["case", "criterion", "first", "second"].map((label) => h("th", { scope: "col" }, label)))),
+        h("tbody", {}, changed.slice(0, 500).map(([i, j]) => h("tr", {}, h("th", { scope: "row" }, text[data.cases.id[v.case[i]]]), h("td", {}, data.criteria[v.criterion[i]]),
+          ...[i, j].map((k) => h("td", {}, h("button", { type: "button", class: "open", onclick: () => openCase(v.line[k], v.case[k], v.sequence[k]) }, percent(v.score[k])), " ", text[v.explanation[k]]))))))) : h("p", {}, "None."),
+      changed.length > 500 ? h("p", {}, `${changed.length - 500} more: filter by relation to see them.`) : null,
+    ];
+  };
+
+  // ---------------------------------------------------------------- cases
+  const openCase = (line, which, sequence) => go({ view: "cases", at: `${line}.${which}.${sequence}` });
+  const cases = () => {
+    if (state.at) return oneCase(...state.at.split(".").map(Number));
+    const v = data.verdicts, wanted = state.find.toLowerCase();
+    const rows = data.rows.filter((row) => lineShown(data.lines[row.line]) && row.verdicts.some((i) => i !== undefined && verdictShown(i)))
+      .filter((row) => !wanted || ["id", "subject", "target_true", "target_new"].some((c) => text[data.cases[c][row.case]].toLowerCase().includes(wanted)) || name(data.lines[row.line]).toLowerCase().includes(wanted) ||
+        row.verdicts.some((i) => i !== undefined && text[v.explanation[i]].toLowerCase().includes(wanted)));
+    say(`${rows.length} edited cases` + (data.sample ? `; the page carries ${data.sample.cases} of ${data.sample.of} cases` : ""));
+    const height = 34, space = h("div", { class: "space" }), drawn = new Map();
+    space.style.height = `${rows.length * height}px`;
+    const head = h("div", { class: "row head", role: "row", "aria-rowindex": "1" }, ["case", "method"].map((x) => h("span", { role: "columnheader" }, x)),
+      h("span", { role: "columnheader", class: "model" }, "model"), data.criteria.map((c) => h("span", { role: "columnheader", title: c }, c.slice(0, 6) + "…")));
+    const scroller = h("div", { class: "scroller", role: "table", "aria-label": "Edited cases", "aria-rowcount": String(rows.length + 1) }, head, space);
+    const make = (at) => {
+      const row = rows[at], line = data.lines[row.line];
+      const element = h("button", { type: "button", class: "row", role: "row", "aria-rowindex": String(at + 2), "data-at": String(at), onclick: () => openCase(row.line, row.case, row.sequence) },
+        h("span", { role: "cell" }, text[data.cases.id[row.case]]), h("span", { role: "cell" }, name(line) + protocolOf(line, ", ")), h("span", { role: "cell", class: "model" }, line.model),
+        data.criteria.map((criterion, c) => {
+          const i = row.verdicts[c];
+          if (i === undefined) return h("span", { role: "cell", class: "not_applicable" }, "");
+          const status = data.statuses[v.status[i]];
+          return h("span", { role: "cell", class: status, title: `${criterion} ${statusWord[status]}: ${text[v.explanation[i]]}` },
+            `${statusSign[status]} `, h("span", { class: "word" }, v.score[i] === null ? "" : percent(v.score[i])), h("span", { class: "sr" }, `${criterion} ${statusWord[status]}`));
+        }));
+      element.style.top = `${at * height}px`;
+      return element;
+    };
+    const fill = () => {
+      const first = Math.max(0, Math.floor(scroller.scrollTop / height) - 6), last = Math.min(rows.length, first + Math.ceil((scroller.clientHeight || 640) / height) + 14);
+      for (const [at, element] of drawn) if (at < first || at >= last) { if (element !== document.activeElement) { element.remove(); drawn.delete(at); } }
+      for (let at = first; at < last; at++) if (!drawn.has(at)) { const element = make(at); drawn.set(at, element); space.append(element); }
+    };
+    scroller.addEventListener("scroll", () => requestAnimationFrame(fill));
+    scroller.addEventListener("keydown", (event) => {
+      const from = Number(document.activeElement.dataset.at);
+      const step = { ArrowDown: 1, ArrowUp: -1, PageDown: 15, PageUp: -15, Home: -rows.length, End: rows.length }[event.key];
+      if (!step || Number.isNaN(from)) return;
+      event.preventDefault();
+      const to = Math.max(0, Math.min(rows.length - 1, from + step));
+      const y = to * height;
+      if (y < scroller.scrollTop) scroller.scrollTop = y; else if (y + 3 * height > scroller.scrollTop + scroller.clientHeight) scroller.scrollTop = y + 3 * height - scroller.clientHeight;
+      fill();
+      drawn.get(to).focus();
+    });
+    requestAnimationFrame(fill);
+    return [rows.length ? h("div", { class: "sheet" }, scroller) : h("p", {}, "No case fits the filters.")];
+  };
+  const said = (table, texts, i, holds) => [h("div", { class: `said ${holds === undefined ? "" : holds ? "holds" : "missed"}` }, texts[table.generated[i]] || texts[table.argmax[i]] || "–"),
+    h("small", {}, `log p ${nats(table.expected_log_prob[i])} / ${nats(table.rejected_log_prob[i])}, rank ${table.rank[i]}`)];
+  const cloze = (left, right) => h("span", { class: "prompt" }, left, " ", h("span", { class: "gap" }, "▁"), right && /^[\w(]/.test(right) ? " " : "", right);
+  const oneCase = (lineAt, which, sequence) => {
+    const c = data.cases, line = data.lines[lineAt], v = data.verdicts;
+    const row = data.rows.find((r) => r.line === lineAt && r.case === which && r.sequence === sequence);
+    if (!row) return [h("p", {}, "There is no such case in this page.")];
+    const t = (column) => text[c[column][which]], e = data.edits;
+    const edit = e.line.findIndex((l, i) => l === lineAt && e.case[i] === which && e.sequence[i] === sequence);
+    say(`${t("id")}: ${full(line)}`);
+    const pattern = `${t("prompt")} ▁${t("suffix")}`.replace("{}", t("subject"));
+    const body = h("div", {}, h("p", {}, "Reading the answers…"));
+    const others = data.rows.filter((r) => r.case === which && data.lines[r.line].task === line.task);
+    const switcher = h("select", { id: "pick-line", onchange: (event) => { const o = others[event.target.value]; openCase(o.line, o.case, o.sequence); } },
+      others.map((o, i) => h("option", { value: i, selected: o === row }, full(data.lines[o.line]) + (o.sequence ? `, sequence ${o.sequence}` : ""))));
+    answersOf(lineAt, which, sequence).then((found) => body.replaceChildren(...criteria(found)), (error) => body.replaceChildren(h("p", { class: "note" }, `The answers cannot be read: ${error.message}`)));
+    const criteria = ({ probes, after, rows, text: texts }) => data.criteria.map((criterion, at) => {
+      const i = row.verdicts[at];
+      if (i === undefined) return null;
+      const status = data.statuses[v.status[i]], asked = criterion === "overturn" ? "reliability" : criterion;
+      const own = rows.filter((r) => !after.control[r] && data.criteria[probes.criterion[after.probe[r]]] === asked);
+      const control = new Map(rows.filter((r) => after.control[r]).map((r) => [after.probe[r], r]));
+      return h("section", {}, h("h2", {}, `${criterion} `, h("span", { class: `tag ${status}` }, statusWord[status] + (v.score[i] === null ? "" : ` ${percent(v.score[i])} %`))),
+        h("p", { class: "verdict" }, text[v.explanation[i]], v.control[i] === null ? "" : ` (an edit of equal size: ${percent(v.control[i])} %)`),
+        own.length && criterion !== "overturn" ? h("div", { class: "sheet" }, h("table", { class: "probes" }, h("caption", { class: "sr" }, `Probes of ${criterion}`),
+          h("thead", {}, h("tr", {}, ["probe", "prompt", "expected", "rejected", "unedited model", "edited model", ...(control.size ? ["edit of equal size"] : []), "KL"].map((x) => h("th", { scope: "col" }, x)))),
+          h("tbody", {}, own.map((r) => {
+            const p = after.probe[r], other = control.get(p);
+            return h("tr", {}, h("th", { scope: "row" }, texts[probes.id[p]], h("small", {}, texts[probes.kind[p]].replace(/_/g, " "))),
+              h("td", {}, texts[probes.left[p]] || texts[probes.right[p]] ? cloze(texts[probes.left[p]], texts[probes.right[p]]) : h("span", { class: "none" }, "not recorded")),
+              h("td", {}, texts[probes.expected[p]]), h("td", {}, texts[probes.rejected[p]]), h("td", {}, said(probes, texts, p)), h("td", {}, said(after, texts, r)),
+              control.size ? h("td", {}, other === undefined ? "–" : said(after, texts, other)) : null, h("td", { class: "number" }, after.kl[r] === null ? "–" : after.kl[r].toFixed(3)));
+          })))) : null);
+    }).filter(Boolean);
+    return [
+      h("button", { type: "button", class: "back", onclick: () => go({ at: "" }) }, "← All cases"),
+      h("div", { class: "pick" }, h("label", {}, "Method and model", switcher)),
+      h("div", { class: "request" }, h("h2", {}, t("id")),
+        t("prompt") ? h("p", { class: "prompt" }, pattern) : null,
+        t("target_new") ? h("p", {}, "Edit: ", h("b", {}, t("target_true")), " → ", h("b", {}, t("target_new"))) : null,
+        h("dl", {}, h("dt", {}, "relation"), h("dd", {}, t("relation")), h("dt", {}, "cluster"), h("dd", {}, t("cluster")), h("dt", {}, "method"), h("dd", {}, full(line)),
+          edit < 0 ? null : [h("dt", {}, "edit"), h("dd", {}, `${text[e.description[edit]]}; norm ${e.norm[edit]}; ${e.seconds[edit]} s`)])),
+      body,
+    ];
+  };
+
+  // ---------------------------------------------------------------- what was left out, curves, runs
+  const leftOut = () => {
+    const wanted = state.find.toLowerCase();
+    const kept = (row) => (!wanted || row.join(" ").toLowerCase().includes(wanted)) && (!state.model || !data.lines.some((l) => row.includes(l.model)) || row.includes(state.model));
+    say(`${data.accounts.reduce((n, account) => n + account.rows.length, 0)} reasons`);
+    return [...data.notes.map((note) => h("p", { class: "note" }, note)),
+      data.repeated ? h("p", { class: "note" }, `${data.repeated} verdicts stand in several runs made of the same; each counts once.`) : null,
+      ...data.accounts.map((account) => h("section", {}, h("h2", {}, account.title), h("div", { class: "sheet" }, h("table", {}, h("caption", { class: "sr" }, account.title),
+        h("thead", {}, h("tr", {}, account.headers.map((x) => h("th", { scope: "col" }, x)))),
+        h("tbody", {}, account.rows.filter(kept).map((row) => h("tr", {}, row.map((x) => h("td", { class: typeof x === "number" ? "number" : null }, String(x)))))))))),
+      data.accounts.length ? null : h("p", {}, "Nothing was left out.")];
+  };
+  const colours = ["#3b7dd8", "#d1742c", "#3f9b57", "#b24a8f", "#7a68c7", "#a58a1f", "#c8484b", "#2f9aa5"];
+  const curveViews = () => {
+    const rows = data.curves.filter((r) => (!state.model || r.model === state.model) && (!state.method || r.method === state.method) && (!state.protocol || r.protocol === state.protocol) && (!state.task || !r.task || r.task === state.task));
+    say(rows.length ? `${rows.length} checkpoints` : "");
+    if (!rows.length) return [h("p", {}, "No run here edited in sequence: there are no curves.")];
+    const measures = ["retained", "blimp", "known", "perplexity", "kl"].filter((m) => rows.some((r) => typeof r[m] === "number"));
+    const labels = { retained: "edits retained", blimp: "BLiMP accuracy", known: "known facts still answered", perplexity: "perplexity (log scale)", kl: "mean KL from the unedited model (nats)" };
+    const series = unique(rows.map((r) => `${r.method} on ${r.model}, ${r.protocol}`));
+    return [h("p", { class: "legend" }, series.map((s, i) => { const key = h("span", { class: "key" }); key.style.background = colours[i % colours.length]; return [key, s, " "]; })),
+      h("div", { class: "charts" }, measures.map((m) => chart(m, labels[m], rows, series)))];
+  };
+  const chart = (m, label, rows, series) => {
+    const log = m === "perplexity", of = (r) => (r[m] === null ? null : log ? Math.log10(Math.min(r[m], 1e12)) : r[m]);
+    const steps = rows.map((r) => r.edits ?? r.step), values = rows.map(of).filter((x) => x !== null);
+    const most = Math.max(1, ...steps), low = log ? Math.min(...values) : 0, high = Math.max(low + 1e-6, m === "kl" || log ? Math.max(...values) : 1);
+    const x = (s) => 44 + (330 * s) / most, y = (value) => 178 - (160 * (value - low)) / (high - low);
+    const picture = svg("svg", { viewBox: "0 0 390 210", role: "img", "aria-label": label }, svg("path", { class: "axis", d: "M44 18V178H374", fill: "none" }));
+    for (const at of [low, (low + high) / 2, high]) { const t = svg("text", { x: 40, y: y(at) + 4, "text-anchor": "end" }); t.textContent = log ? (10 ** at).toPrecision(2) : m === "kl" ? at.toFixed(2) : percent(at); picture.append(t); }
+    for (const at of [0, most]) { const t = svg("text", { x: x(at), y: 194, "text-anchor": "middle" }); t.textContent = String(at); picture.append(t); }
+    series.forEach((s, i) => {
+      const own = rows.filter((r) => `${r.method} on ${r.model}, ${r.protocol}` === s && of(r) !== null), by = new Map();
+      for (const r of own) { const step = r.edits ?? r.step; if (!by.has(step)) by.set(step, []); by.get(step).push(of(r)); }
+      const points = [...by].sort((a, b) => a[0] - b[0]), colour = colours[i % colours.length];
+      const band = [...points.map(([at, v]) => `${x(at)} ${y(Math.max(...v))}`), ...points.map(([at, v]) => `${x(at)} ${y(Math.min(...v))}`).reverse()];
+      picture.append(svg("path", { d: `M${band.join("L")}Z`, fill: colour, opacity: 0.15 }), svg("path", { d: `M${points.map(([at, v]) => `${x(at)} ${y(mean(v))}`).join("L")}`, fill: "none", stroke: colour, "stroke-width": 2 }));
+      for (const [at, v] of points) { const dot = svg("circle", { cx: x(at), cy: y(mean(v)), r: 2.5, fill: colour }), title = svg("title", {}); title.textContent = `${s}: ${label} ${log ? (10 ** mean(v)).toPrecision(3) : mean(v).toFixed(3)} after ${at} edits`; dot.append(title); picture.append(dot); }
+    });
+    return h("figure", {}, h("figcaption", {}, label, h("span", { class: "n" }, " by number of edits; band: least and most over sequences")), picture);
+  };
+  const manifests = () => {
+    say(`${data.runs.length} run${data.runs.length === 1 ? "" : "s"}`);
+    const flat = (value) => (value !== null && typeof value === "object" ? (Array.isArray(value) ? value.map(flat).join(", ") : Object.entries(value).map(([k, x]) => `${k}: ${typeof x === "number" ? Number(x.toFixed(2)) : flat(x)}`).join("; ")) : String(value));
+    return data.runs.map((run) => h("section", {}, h("h2", {}, run.run), h("div", { class: "request" }, h("dl", {}, Object.entries(run).filter(([, value]) => flat(value) !== "").map(([key, value]) => [h("dt", {}, key), h("dd", {}, flat(value))])))));
+  };
+
+  // ---------------------------------------------------------------- the frame
+  const views = { board: ["Board", board], compare: ["Compare", compare], cases: ["Cases", cases], left: ["Left out", leftOut], curves: ["Curves", curveViews], runs: ["Runs", manifests] };
+  const tabs = () => byId("tabs").replaceChildren(...Object.entries(views).map(([key, [label]]) => h("button", {
+    type: "button", role: "tab", id: `tab-${key}`, "aria-controls": "main", "aria-selected": String(state.view === key), tabindex: state.view === key ? "0" : "-1",
+    onclick: () => go({ view: key, at: "" }),
+    onkeydown: (event) => {
+      const keys = Object.keys(views), step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+      if (step) { const next = keys[(keys.indexOf(key) + step + keys.length) % keys.length]; go({ view: next, at: "" }); setTimeout(() => byId(`tab-${next}`).focus(), 0); }
+    },
+  }, label)));
+  const draw = () => {
+    const focused = document.activeElement && document.activeElement.id;
+    readState();
+    tabs();
+    filters();
+    byId("main").setAttribute("role", "tabpanel");
+    byId("main").setAttribute("aria-labelledby", `tab-${state.view}`);
+    byId("main").replaceChildren(...views[state.view][1]().flat(3).filter(Boolean));
+    if (focused && byId(focused)) byId(focused).focus();
+    document.documentElement.dataset.ready = "yes";
+  };
+  byId("theme").addEventListener("click", () => {
+    const root = document.documentElement, dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+    root.dataset.theme = dark ? "light" : "dark";
+  });
+  const begin = async () => {
+    data = await opened();
+    text = data.texts;
+    indexed();
+    answersOf = data.served ? servedAnswers() : embeddedAnswers();
+    const models = unique(data.lines.map((l) => l.model)), methods = unique(data.lines.map((l) => l.method));
+    byId("about").textContent = `${data.runs.map((r) => r.run).slice(0, 4).join(", ")}${data.runs.length > 4 ? ` and ${data.runs.length - 4} more runs` : ""}: ${methods.length} methods on ${models.length} model${models.length === 1 ? "" : "s"}` +
+      (data.sample ? `. The figures are of all ${data.sample.of} cases; of ${data.sample.measurements} answers the page carries those of ${data.sample.cases} cases: kn-bench view shows the rest` : "");
+    addEventListener("hashchange", draw);
+    draw();
+  };
+  begin().catch((error) => { say(`The page cannot be drawn: ${error.message}`); document.documentElement.dataset.ready = "failed"; });
+})();

@@ -1,0 +1,400 @@
+"""What the page shows, in columns: figures, verdicts, cases and answers, each text once.
+
+A run of 100,000 measurements is 20 MB of JSON row by row. Here the unedited model's answers stand
+once for all methods, texts are numbers into one list, and truth values share one number; gzip then
+leaves about a tenth of it.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from kn_bench.cases.case import CRITERIA
+from kn_bench.cases.sampling import stable_hash
+from kn_bench.measure.measurement import CONTROL
+from kn_bench.measure.statistics import Interval
+from kn_bench.results.accounting import Account, accounts
+from kn_bench.results.board import GROUP, OVERTURN, READINGS, STRATA, SYMMETRY, Line, board
+from kn_bench.results.codec import plain
+from kn_bench.results.columns import CHUNK, frame_of
+from kn_bench.results.loading import Runs, with_occasion
+from kn_bench.results.log import LOG, lines
+from kn_bench.results.rows import kind_of
+from kn_bench.results.texts import read_texts
+
+EMBEDDED = 100_000
+"""Measurements that a page carries; of larger runs it has a sample of cases."""
+FLAGS = ("prob", "tf_all", "gives_expected", "gives_rejected")
+STATUSES = ("holds", "missed", "not_applicable", "excluded", "error")
+
+
+class Texts:
+    """Texts by number, each once; 0 is the empty one."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {"": 0}
+
+    def __call__(self, text: object) -> int:
+        """Return the number of ``text``; missing values count as empty."""
+        known = "" if text is None or text != text else str(text)
+        return self._numbers.setdefault(known, len(self._numbers))
+
+    def column(self, values: Iterable[object]) -> list[int]:
+        """Return the numbers of ``values``."""
+        return [self(value) for value in values]
+
+    @property
+    def all(self) -> list[str]:
+        """The texts in the order of their numbers."""
+        return list(self._numbers)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Which cases a page shows one by one, of how many."""
+
+    cases: int
+    of: int
+    measurements: int
+
+
+def payload(runs: Runs, *, embedded: int | None = EMBEDDED) -> dict[str, Any]:
+    """Return all that the page shows.
+
+    Args:
+        runs: what is shown.
+        embedded: measurements that may be part of it, chosen case by case; None leaves all answers
+            out: :mod:`kn_bench.results.serving` hands them on when they are asked for.
+    """
+    texts = Texts()
+    figures = board(runs)
+    index = {tuple(line.name): i for i, line in enumerate(figures)}
+    chosen, sample = (None, None) if embedded is None else _sampled(runs, embedded)
+    verdicts = (
+        runs.verdicts if chosen is None else runs.verdicts[runs.verdicts["case"].isin(chosen)]
+    )
+    cases = _Cases(runs, verdicts, texts)
+    data: dict[str, Any] = {
+        "criteria": CRITERIA,
+        "statuses": STATUSES,
+        "strata": [f"{c}, {what.replace('_', ' ')}: {known}" for c, what, known in STRATA],
+        "parts": {"symmetry": SYMMETRY, "overturn": OVERTURN, "readings": READINGS},
+        "lines": [_line(line) for line in figures],
+        "cases": cases.columns,
+        "verdicts": _verdicts(verdicts, runs.controls, index, cases, texts),
+        "edits": _edits(runs, verdicts, index, cases, texts),
+        "accounts": [_account(account) for account in accounts(runs)],
+        "runs": [plain(manifest) for manifest in runs.manifests],
+        "notes": list(runs.apart),
+        "repeated": runs.doubled,
+        "curves": curves(runs),
+        "sample": asdict(sample) if sample else None,
+        "served": embedded is None,
+    }
+    if embedded is not None:
+        data["answers"] = answers(
+            measurements(runs, chosen), verdicts, index, cases.number, cases.prompts, texts
+        )
+    data["texts"] = texts.all
+    return _finite(data)  # type: ignore[no-any-return]
+
+
+def packed(data: Mapping[str, Any]) -> bytes:
+    """Return ``data`` as gzipped JSON; the same bytes for the same data."""
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return gzip.compress(text.encode(), compresslevel=6, mtime=0)
+
+
+def as_text(data: Mapping[str, Any]) -> str:
+    """Return ``data`` as it stands inside a page: letters, digits, + / and = only."""
+    return base64.b64encode(packed(data)).decode("ascii")
+
+
+# --- choosing ----------------------------------------------------------------------------------
+
+
+def _sampled(runs: Runs, most: int) -> tuple[frozenset[str] | None, Sample | None]:
+    """Cases with about ``most`` measurements among them, drawn by their ids; None for all."""
+    total = sum(
+        kind_of(line) == "measurement" for folder in runs.folders.values()
+        for _, line in lines(folder / LOG)
+    )  # fmt: skip
+    if total <= most:
+        return None, None
+    ids = sorted(set(runs.verdicts["case"]), key=lambda case: stable_hash("page", case))
+    kept = ids[: max(1, math.floor(len(ids) * most / total))]
+    return frozenset(kept), Sample(len(kept), len(ids), total)
+
+
+def measurements(runs: Runs, chosen: frozenset[str] | None = None) -> Iterator[pd.DataFrame]:
+    """Yield the measurements of ``chosen`` cases (None: of all), a part of a log at a time."""
+    for label, folder in runs.folders.items():
+        found = (line for _, line in lines(folder / LOG) if kind_of(line) == "measurement")
+        while chunk := list(islice(found, CHUNK)):
+            frame = with_occasion(frame_of(chunk, "measurement")).assign(run=label)
+            frame = frame[frame["criterion"] != "overturn"]  # its rows are reliability's once more
+            yield frame if chosen is None else frame[frame["case"].isin(chosen)]
+
+
+# --- the parts ---------------------------------------------------------------------------------
+
+
+def _interval(value: Interval) -> list[float]:
+    return [round(float(x), 4) for x in value[:3]] + [value.n]
+
+
+def _line(line: Line) -> dict[str, Any]:
+    return {
+        **line.name._asdict(),
+        "rank": line.rank,
+        "beating": line.beating,
+        "s": _interval(line.s),
+        "k": _interval(line.k),
+        "figures": [
+            [*_interval(f.interval), f.out, f.not_applicable, *_interval(f.control), f.p]
+            for f in (line.criteria[criterion] for criterion in CRITERIA)
+        ],
+        "shift": _interval(line.shift),
+        "seconds": line.seconds,
+        "kl": _interval(line.kl),
+        "strata": list(map(_interval, line.strata)),
+        "symmetry": list(map(_interval, line.symmetry)),
+        "overturn": list(map(_interval, line.overturn)),
+        "neighbours": {kind: _interval(value) for kind, value in line.neighbours.items()},
+        "readings": {c: list(map(_interval, values)) for c, values in line.readings.items()},
+    }
+
+
+class _Cases:
+    """The cases that are shown, by number, with what was asked."""
+
+    def __init__(self, runs: Runs, verdicts: pd.DataFrame, texts: Texts) -> None:
+        about = verdicts.drop_duplicates("case")
+        self.number = {case: i for i, case in enumerate(about["case"])}
+        self.prompts: dict[tuple[str, str], tuple[str, str]] = {}
+        asked = {}
+        for folder in runs.folders.values():
+            for case in read_texts(folder):
+                if case.id in self.number:
+                    asked[case.id] = case
+                    for probe in case.probes:
+                        self.prompts[case.id, probe.id] = (probe.left, probe.right)
+        names = ("subject", "prompt", "suffix", "target_true", "target_new")
+        self.columns: dict[str, list[int]] = {
+            "id": texts.column(about["case"]),
+            **{
+                name: texts.column(about[name])
+                for name in ("task", "relation", "source", "cluster")
+            },
+            **{
+                name: texts.column(getattr(asked.get(case), name, "") for case in about["case"])
+                for name in names
+            },
+        }
+
+
+def _line_of(frame: pd.DataFrame, index: Mapping[tuple[Any, ...], int]) -> list[int]:
+    """The number of each row's line; -1 where it has none."""
+    keys = zip(*(frame[name] for name in GROUP), strict=True)
+    return [index.get(key, -1) for key in keys]
+
+
+def _verdicts(
+    verdicts: pd.DataFrame,
+    controls: pd.DataFrame,
+    index: Mapping[tuple[Any, ...], int],
+    cases: _Cases,
+    texts: Texts,
+) -> dict[str, list[Any]]:
+    key = ["run", "model", "method", "case", "criterion", "protocol", "sequence", "asked"]
+    theirs = controls.set_index(key)["verdict_score"]
+    control = theirs.reindex(pd.MultiIndex.from_frame(verdicts[key])) if len(theirs) else None
+    return {
+        "line": _line_of(verdicts, index),
+        "case": [cases.number[case] for case in verdicts["case"]],
+        "criterion": [CRITERIA.index(criterion) for criterion in verdicts["criterion"]],
+        "sequence": verdicts["sequence"].tolist(),
+        "status": [STATUSES.index(status) for status in verdicts["verdict_status"]],
+        "score": _rounded(verdicts["verdict_score"]),
+        "control": [None] * len(verdicts) if control is None else _rounded(control),
+        "known": _truth(verdicts["verdict_known_before"]),
+        "inverse": _truth(verdicts["verdict_inverse_known"]),
+        "explanation": texts.column(verdicts["verdict_explanation"]),
+    }
+
+
+def _edits(
+    runs: Runs,
+    verdicts: pd.DataFrame,
+    index: Mapping[tuple[Any, ...], int],
+    cases: _Cases,
+    texts: Texts,
+) -> dict[str, list[Any]]:
+    named = verdicts.drop_duplicates(["run", "model", "method", "case", "protocol", "sequence"])
+    by = ["run", "model", "method", "case", "protocol", "sequence"]
+    columns = ["record_seconds", "record_norm", "record_description"]
+    edits = named[[*by, "task", "asked", "variant"]].merge(runs.edits[[*by, *columns]], on=by)
+    return {
+        "line": _line_of(edits, index),
+        "case": [cases.number[case] for case in edits["case"]],
+        "sequence": edits["sequence"].tolist(),
+        "seconds": _rounded(edits["record_seconds"]),
+        "norm": _rounded(edits["record_norm"]),
+        "description": texts.column(edits["record_description"]),
+    }
+
+
+def answers(
+    frames: Iterable[pd.DataFrame],
+    verdicts: pd.DataFrame,
+    index: Mapping[tuple[Any, ...], int],
+    numbers: Mapping[str, int],
+    prompts: Mapping[tuple[str, str], tuple[str, str]],
+    texts: Texts,
+) -> dict[str, Any]:
+    """Return the probes with the unedited model's answers, and the edited models' answers.
+
+    Args:
+        frames: measurements, see :func:`measurements`.
+        verdicts: of the board: which run stands behind which line.
+        index: name of a line -> its number.
+        numbers: case -> its number.
+        prompts: case and probe -> the text before and after the answer.
+        texts: takes in what is said.
+    """
+    by = ["run", "task", "model", "method", "protocol", "asked"]
+    shown = verdicts[[*by, "variant"]].drop_duplicates(by)
+    task_of = dict(zip(verdicts["case"], verdicts["task"], strict=True))
+    probes: dict[tuple[Any, ...], int] = {}
+    asked: dict[str, list[Any]] = {name: [] for name in PROBE}
+    after: dict[str, list[Any]] = {name: [] for name in AFTER}
+    for frame in frames:
+        is_control = frame["method"].str.startswith(CONTROL)
+        frame = frame.assign(
+            control=is_control.astype(int),
+            method=frame["method"].str.removeprefix(CONTROL),
+            probe_task=frame["task"],
+            task=frame["case"].map(task_of),
+        ).merge(shown, on=by)
+        key = ["run", "model", "case", "probe"]
+        before = frame.drop_duplicates(key)
+        new = before[[k not in probes for k in before[key].itertuples(index=False, name=None)]]
+        for k in new[key].itertuples(index=False, name=None):
+            probes[k] = len(probes)
+        _extend(asked, _probe_columns(new, numbers, prompts, texts))
+        after_columns = _answer_columns(frame, "after", texts) | {
+            "line": _line_of(frame, index),
+            "probe": [probes[k] for k in frame[key].itertuples(index=False, name=None)],
+            "control": frame["control"].tolist(),
+            "sequence": frame["sequence"].tolist(),
+            "kl": _rounded(frame["kl"]),
+        }
+        _extend(after, after_columns)
+    return {"probes": asked, "after": after}
+
+
+ANSWER = ("expected_log_prob", "rejected_log_prob", "rank", "flags", "argmax", "generated")
+PROBE = (
+    "model", "case", "criterion", "id", "kind", "left", "right", "expected", "rejected", *ANSWER,
+)  # fmt: skip
+AFTER = ("line", "probe", "control", "sequence", "kl", *ANSWER)
+
+
+def _extend(columns: Mapping[str, list[Any]], more: Mapping[str, Sequence[Any]]) -> None:
+    for name, column in columns.items():
+        column.extend(more[name])
+
+
+def _probe_columns(
+    frame: pd.DataFrame,
+    numbers: Mapping[str, int],
+    prompts: Mapping[tuple[str, str], tuple[str, str]],
+    texts: Texts,
+) -> dict[str, list[Any]]:
+    nothing = ("", "")
+    around = [prompts.get(key, nothing) for key in zip(frame["case"], frame["probe"], strict=True)]
+    return _answer_columns(frame, "before", texts) | {
+        "model": texts.column(frame["model"]),
+        "case": [numbers.get(case, -1) for case in frame["case"]],
+        "criterion": [CRITERIA.index(criterion) for criterion in frame["criterion"]],
+        "id": texts.column(frame["probe"]),
+        "kind": texts.column(frame["kind"]),
+        "left": texts.column(left for left, _ in around),
+        "right": texts.column(right for _, right in around),
+        "expected": texts.column(frame["expected"]),
+        "rejected": texts.column(frame["rejected"]),
+    }
+
+
+def _answer_columns(frame: pd.DataFrame, when: str, texts: Texts) -> dict[str, list[Any]]:
+    flags = np.zeros(len(frame), dtype=int)
+    for bit, name in enumerate(FLAGS):
+        flags += frame[f"{when}_{name}"].fillna(0).to_numpy().astype(int) << bit
+    return {
+        "expected_log_prob": _rounded(frame[f"{when}_log_prob_expected"], 2),
+        "rejected_log_prob": _rounded(frame[f"{when}_log_prob_rejected"], 2),
+        "rank": frame[f"{when}_rank"].tolist(),
+        "flags": flags.tolist(),
+        "argmax": texts.column(frame[f"{when}_argmax"]),
+        "generated": texts.column(frame[f"{when}_generated"]),
+    }
+
+
+def _account(account: Account) -> dict[str, Any]:
+    return {"title": account.title, "headers": account.headers, "rows": account.rows}
+
+
+def curves(runs: Runs) -> list[dict[str, Any]]:
+    """Return the checkpoints of sequences, a row each; none in logs that have no such rows."""
+    frame = runs.curves
+    if not len(frame):
+        return []
+    names = [
+        name for name in frame.columns
+        if name in ("model", "method", "protocol", "sequence", "step", "task")
+        or (name.startswith("checkpoint_") and name != "checkpoint_norms")
+    ]  # fmt: skip
+    rows = frame[names].rename(columns=lambda name: name.removeprefix("checkpoint_"))
+    rows = rows.loc[:, ~rows.columns.duplicated()]
+    return [{str(k): _plain(v) for k, v in row.items()} for row in rows.to_dict("records")]
+
+
+# --- numbers -----------------------------------------------------------------------------------
+
+
+def _rounded(column: pd.Series[Any], digits: int = 4) -> list[float | None]:
+    values = np.round(column.to_numpy(float), digits)
+    return [None if math.isnan(value) else value for value in values.tolist()]
+
+
+def _truth(column: pd.Series[Any]) -> list[int]:
+    """1, 0, and -1 where nothing was asked."""
+    values: list[int] = column.fillna(-1).astype(int).tolist()
+    return values
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _finite(value: Any) -> Any:
+    """``value`` in JSON's own types: no NaN, and infinity as a number too large to be one."""
+    if isinstance(value, float):
+        return None if math.isnan(value) else max(-1e30, min(1e30, value))
+    if isinstance(value, np.generic):
+        return _finite(value.item())
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value

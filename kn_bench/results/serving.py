@@ -1,0 +1,138 @@
+"""The board's page served from the log, for runs that no page can carry whole.
+
+Loopback only, GET only, three addresses: the page, its columns, and the answers of one case. A
+request under another host's name is refused, so that no web page elsewhere can read the answers
+through the reader's own browser.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from kn_bench.results.board import GROUP
+from kn_bench.results.columns import frame_of
+from kn_bench.results.files import StoreError
+from kn_bench.results.html import render
+from kn_bench.results.loading import Runs, with_occasion
+from kn_bench.results.log import LOG, lines
+from kn_bench.results.payload import Texts, answers, packed, payload
+from kn_bench.results.rows import kind_of
+from kn_bench.results.texts import read_texts
+
+HOST = "127.0.0.1"
+
+
+class Server(ThreadingHTTPServer):
+    """Serves the page of ``runs`` on loopback.
+
+    Args:
+        runs: what is shown.
+        port: 0 for any that is free.
+
+    Raises:
+        StoreError: when the port is taken.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, runs: Runs, port: int = 0) -> None:
+        self._runs = runs
+        data = payload(runs, embedded=None)
+        self.columns = packed(data)
+        self.page = render("", connect="'self'").encode()
+        self._lines = {
+            tuple(line[name] for name in GROUP): i for i, line in enumerate(data["lines"])
+        }
+        self._numbers = {data["texts"][text]: i for i, text in enumerate(data["cases"]["id"])}
+        self._places = _places(runs)
+        self._prompts = {
+            (case.id, probe.id): (probe.left, probe.right)
+            for folder in runs.folders.values()
+            for case in read_texts(folder)
+            for probe in case.probes
+        }
+        try:
+            super().__init__((HOST, port), _Handler)
+        except OSError as error:
+            raise StoreError(
+                f"--port {port}: expected a free port ({error.strerror}); give another, or 0"
+            ) from None
+
+    @property
+    def address(self) -> str:
+        """Where the page is."""
+        return f"http://{HOST}:{self.server_address[1]}/"
+
+    def answers(self, case: str) -> bytes:
+        """Return all answers of ``case`` as JSON, read from the logs."""
+        texts = Texts()
+        frames = []
+        for run, places in self._places.get(case, {}).items():
+            with (self._runs.folders[run] / LOG).open("rb") as log:
+                found = [_line_at(log, place) for place in places]
+            frame = with_occasion(frame_of(found, "measurement")).assign(run=run)
+            frames.append(frame[frame["criterion"] != "overturn"])
+        verdicts = self._runs.verdicts
+        own = verdicts[verdicts["case"] == case]
+        data = answers(frames, own, self._lines, self._numbers, self._prompts, texts)
+        return json.dumps({**data, "texts": texts.all}, ensure_ascii=False).encode()
+
+
+def _line_at(log: Any, place: int) -> bytes:
+    log.seek(place)
+    line: bytes = log.readline()
+    return line
+
+
+def _places(runs: Runs) -> dict[str, dict[str, list[int]]]:
+    """Case -> run -> where its measurements begin in the log."""
+    found: defaultdict[str, dict[str, list[int]]] = defaultdict(dict)
+    for run, folder in runs.folders.items():
+        at = 0
+        for _, line in lines(folder / LOG):
+            if kind_of(line) == "measurement":
+                _, _, rest = line.partition(b'"case":')
+                case = json.JSONDecoder().raw_decode(rest[:4096].decode("utf-8", "ignore"))[0]
+                found[str(case)].setdefault(run, []).append(at)
+            at += len(line)
+    return found
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Server
+    server_version = "kn_bench"
+    sys_version = ""
+
+    def do_GET(self) -> None:
+        """Answer one of the three addresses."""
+        port = self.server.server_address[1]
+        if self.headers.get("Host") not in (f"{HOST}:{port}", f"localhost:{port}"):
+            self.send_error(HTTPStatus.FORBIDDEN, "this page is for this machine only")
+            return
+        address = urlsplit(self.path)
+        if address.path == "/":
+            self._send(self.server.page, "text/html; charset=utf-8")
+        elif address.path == "/data.gz":
+            self._send(self.server.columns, "application/gzip")
+        elif address.path == "/answers.json":
+            (case, *_) = parse_qs(address.query).get("case", [""])
+            self._send(self.server.answers(case), "application/json; charset=utf-8")
+        else:
+            self.send_error(HTTPStatus.NOT_FOUND)
+
+    def _send(self, body: bytes, kind: str) -> None:
+        self.send_response(HTTPStatus.OK)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("X-Content-Type-Options", "nosniff")
+        self.send_header("Cache-Control", "no-store")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing: a line a request would bury the address."""

@@ -1,0 +1,135 @@
+"""The control of an edit: as large as the edit, of the same place, and drawn by the request."""
+
+import torch
+
+from kn_bench.cases.case import Cloze, EditRequest, Query
+from kn_bench.editing import equal_size
+from kn_bench.editing.edit import (
+    DenseEdit,
+    LookupEdit,
+    LowRank,
+    LowRankEdit,
+    NeuronEdit,
+    NeuronScale,
+    NoEdit,
+    PromptEdit,
+    WrapperEdit,
+    norm,
+)
+from kn_bench.measure.engine import Engine
+from tests.test_engine import toy_case
+from tests.tiny_models import tiny_model
+
+D_MLP, D_MODEL = 32, 8
+
+
+def control_of(edit, request, d_mlp):
+    return equal_size.control_of(edit, request, d_mlp)
+
+
+def request(id: str = "mine/P36/Canada", *, background=()) -> EditRequest:
+    return EditRequest(
+        id, "fact", "P36", "Canada", "The capital of {} is", "Ottawa", "Paris",
+        background=background,
+    )  # fmt: skip
+
+
+def low_rank(rank: int = 2) -> LowRankEdit:
+    generator = torch.Generator().manual_seed(0)
+    return LowRankEdit(
+        updates=tuple(
+            LowRank(
+                layer,
+                torch.randn(D_MLP, rank, generator=generator),
+                torch.randn(rank, D_MODEL, generator=generator),
+            )
+            for layer in (1, 3)
+        )
+    )
+
+
+def test_a_weight_edit_of_the_same_rank_layers_and_norms():
+    edit = low_rank()
+    control = control_of(edit, request(), D_MLP)
+    for ours, theirs in zip(control.updates, edit.updates, strict=True):
+        assert ours.layer == theirs.layer
+        full, other = ours.u @ ours.v, theirs.u @ theirs.v
+        assert torch.linalg.matrix_rank(full) == torch.linalg.matrix_rank(other) == 2
+        torch.testing.assert_close(full.norm(), other.norm())
+        cosine = (full * other).sum() / full.norm() / other.norm()
+        assert abs(cosine) < 0.3
+    assert abs(norm(control) - norm(edit)) < 1e-5
+
+
+def test_the_draw_depends_on_the_request_and_on_nothing_else():
+    edit = low_rank()
+    first, again = (control_of(edit, request(), D_MLP) for _ in range(2))
+    other = control_of(edit, request("mine/P36/France"), D_MLP)
+    assert torch.equal(first.updates[0].u, again.updates[0].u)
+    assert not torch.equal(first.updates[0].u, other.updates[0].u)
+    assert not torch.allclose(first.updates[0].v, first.updates[1].v)
+
+
+def test_other_neurons_of_the_same_layers_with_the_same_change():
+    rows = torch.tensor([3, 7, 20])
+    u = torch.nn.functional.one_hot(rows, D_MLP).T.float()
+    v = torch.randn(3, D_MODEL)
+    (update,) = control_of(LowRankEdit(updates=(LowRank(2, u, v),)), request(), D_MLP).updates
+    assert update.layer == 2
+    assert torch.equal(update.v, v)
+    drawn = update.u.argmax(0)
+    assert len(set(drawn.tolist())) == 3
+    assert not set(drawn.tolist()) & set(rows.tolist())
+    (scale,) = control_of(NeuronEdit((NeuronScale(2, rows, 0.0),)), request(), D_MLP).scales
+    assert (scale.layer, scale.factor, scale.neurons.numel()) == (2, 0.0, 3)
+    assert not set(scale.neurons.tolist()) & set(rows.tolist())
+
+
+def test_where_most_neurons_are_chosen_the_rest_is_taken_first():
+    rows = torch.arange(30)
+    (scale,) = control_of(NeuronEdit((NeuronScale(0, rows, 2.0),)), request(), D_MLP).scales
+    assert scale.neurons.numel() == 30
+    assert {30, 31} <= set(scale.neurons.tolist())
+
+
+def test_a_dense_edit_parameter_by_parameter():
+    deltas = {"a.weight": torch.randn(6, 4), "b.weight": torch.zeros(3, 2)}
+    control = control_of(DenseEdit(deltas), request(), D_MLP)
+    torch.testing.assert_close(control.deltas["a.weight"].norm(), deltas["a.weight"].norm())
+    assert not torch.allclose(control.deltas["a.weight"], deltas["a.weight"])
+    assert not control.deltas["b.weight"].any()
+
+
+def test_a_prompt_about_another_fact_and_no_edit_for_a_table_of_answers():
+    other = (Query(Cloze("The capital of Spain is", "."), "Madrid"),)
+    control = control_of(PromptEdit(prefix="x"), request(background=((), other)), D_MLP)
+    assert control.prefix == "The capital of Spain is Madrid."
+    assert control_of(PromptEdit(prefix="x"), request(), D_MLP) is None
+    assert control_of(LookupEdit({}), request(), D_MLP) == NoEdit()
+    assert control_of(NoEdit(), request(), D_MLP) == NoEdit()
+    assert control_of(WrapperEdit(apply=lambda model: model), request(), D_MLP) is None
+
+
+def test_the_engine_puts_the_same_probes_under_edit_and_control():
+    lm = tiny_model("gpt2")
+
+    class Shifts:
+        def edit(self, requests):
+            weight = lm.weight(0)
+            u = torch.ones(weight.shape[0], 1)
+            return [LowRankEdit(updates=(LowRank(0, u, torch.ones(1, weight.shape[1])),))] * len(
+                requests
+            )
+
+    before = lm.parameter_hash()
+    (result,) = Engine(lm).measure("shifts", Shifts(), [toy_case(0)], control=True).results.values()
+    assert result.control is not None
+    assert result.control.edit is None
+    ours, theirs = result.measurements, result.control.measurements
+    assert [m.probe for m in ours] == [m.probe for m in theirs]
+    assert {m.method for m in theirs} == {"control:shifts"}
+    assert [m.before for m in ours] == [m.before for m in theirs]
+    assert [m.after for m in ours] != [m.after for m in theirs]
+    assert lm.parameter_hash() == before
+    (without,) = Engine(lm).measure("shifts", Shifts(), [toy_case(0)]).results.values()
+    assert without.control is None
