@@ -35,6 +35,20 @@ from kn_bench.editing.edit import (
 )
 
 
+def controls_of(
+    edits: Sequence[Edit], requests: Sequence[EditRequest], d_mlp: int
+) -> list[Edit | None]:
+    """Return the control of each edit; one object that serves many requests has one control."""
+    controls: list[Edit | None] = []
+    dense: dict[int, Edit | None] = {}
+    for edit, request in zip(edits, requests, strict=True):
+        control = dense[id(edit)] if id(edit) in dense else control_of(edit, request, d_mlp)
+        if isinstance(edit, DenseEdit):
+            dense[id(edit)] = control
+        controls.append(control)
+    return controls
+
+
 def control_of(edit: Edit, request: EditRequest, d_mlp: int) -> Edit | None:
     """Return the control of ``edit``, or None where there is no edit of equal size.
 

@@ -29,7 +29,7 @@ from kn_bench.editing.edit import (
     describe,
     norm,
 )
-from kn_bench.editing.equal_size import control_of
+from kn_bench.editing.equal_size import controls_of
 from kn_bench.editing.method import edit_each
 from kn_bench.editing.surroundings import Surroundings, own_random
 from kn_bench.editing.validation import checked, plain_notes
@@ -243,16 +243,10 @@ class Engine:
         self, name: str, edited: Sequence[_Edited], results: dict[str, CaseResult]
     ) -> None:
         """Put the same probes to the model under an edit of equal size, case by case."""
-        controls = []
-        shared: dict[int, Edit | None] = {}
-        for one in edited:
-            if isinstance(one.edit, IN_PLACE) and id(one.edit) in shared:
-                edit = shared[id(one.edit)]
-            else:
-                edit = control_of(one.edit, one.encoded.case.request, self.model.d_mlp)
-                shared[id(one.edit)] = edit
-            if edit is not None:
-                controls.append(replace(one, edit=edit))
+        requests = [one.encoded.case.request for one in edited]
+        drawn = controls_of([one.edit for one in edited], requests, self.model.d_mlp)
+        pairs = zip(edited, drawn, strict=True)
+        controls = [replace(one, edit=edit) for one, edit in pairs if edit is not None]
         given: dict[str, CaseResult] = {}
         self._measure_all(control_name(name), controls, given)
         for case, result in given.items():
