@@ -114,12 +114,8 @@ class Engine:
         Nothing that a method does wrong is raised: its cases' results carry the error, one
         sentence each, and the model is as it was.
 
-        Args:
-            method_name: as in the log.
-            method: makes the edits.
-            cases: what is edited and asked.
-            control: measure an edit of equal size on the same probes too, see
-                :mod:`kn_bench.editing.equal_size`.
+        With ``control`` an edit of equal size is asked the same, see
+        :mod:`kn_bench.editing.equal_size`.
         """
         started = time.perf_counter()
         results: dict[str, CaseResult] = {}
