@@ -136,8 +136,9 @@ def _table(name: TableName, lines: Sequence[Line], each: int) -> BoardTable:
     shown: list[Line] = []
     by_chance: dict[str, list[str]] = {}
     taken: Counter[str] = Counter()
+    some_are_better = any(line.beating for line in lines)
     for line in lines:
-        if _is_by_chance(line):
+        if some_are_better and _is_by_chance(line):
             by_chance.setdefault(line.name.model, []).append(line.name.shown)
         elif taken[line.name.model] < each:
             taken[line.name.model] += 1

@@ -503,11 +503,13 @@
     onclick: () => go({ view: key, at: "" }),
     onkeydown: (event) => {
       const keys = Object.keys(views), step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-      if (step) { const next = keys[(keys.indexOf(key) + step + keys.length) % keys.length]; go({ view: next, at: "" }); setTimeout(() => byId(`tab-${next}`).focus(), 0); }
+      if (step) { const next = keys[(keys.indexOf(key) + step + keys.length) % keys.length]; toFocus = `tab-${next}`; go({ view: next, at: "" }); }
     },
   }, label)));
+  let toFocus = "";
   const draw = () => {
-    const focused = document.activeElement && document.activeElement.id;
+    const focused = toFocus || (document.activeElement && document.activeElement.id);
+    toFocus = "";
     readState();
     tabs();
     filters();
