@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 # five processes would each compile the package anew
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: bench real bench-real test slow drill docs wheel setup clean
+.PHONY: bench real bench-real test slow drill shapes docs wheel setup clean
 .DEFAULT_GOAL := bench
 
 setup: $(READY)
@@ -55,6 +55,11 @@ test: $(READY)
 drill: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_hostile_methods.py -q -p no:cacheprovider
 	$(BIN)/python benchmarks/kills.py --kills 60 $(ARGS)
+
+# the shapes in annotations, checked as functions are called
+shapes: $(READY)
+	OMP_NUM_THREADS=1 KN_BENCH_SHAPES=1 $(BIN)/python -m pytest $(ARGS) \
+	  $(addprefix tests/test_,$(addsuffix .py,encoding ragged resuming rome scoring))
 
 docs: $(READY)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -61,6 +62,33 @@ def test_the_wheel_holds_suites_methods_models_and_types(installed):
         "kn_bench",
         *(path.name for path in installed.glob("*.dist-info")),
     }, "training/ and tests/ stay out"
+
+
+def test_no_module_of_the_wheel_is_a_test_or_a_recipe(built):
+    (wheel,) = built.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        modules = {name for name in archive.namelist() if name.endswith(".py")}
+    assert "kn_bench/edits/kn.py" in modules
+    assert "kn_bench/suites/test_locality.py" in modules
+    assert not [name for name in modules if {"tests", "training"} & set(name.split("/"))]
+    assert {name.split("/")[0] for name in modules} == {"kn_bench"}, "edits has one name"
+
+
+def test_the_methods_have_one_name():
+    """In a checkout, where the folder edits/ itself can be found."""
+    assert (
+        run("edits.rome", cwd=CHECKOUT)
+        .stderr.splitlines()[-1]
+        .endswith(
+            "edits: import the methods as kn_bench.edits; under two names every method would exist "
+            "twice"
+        )
+    )
+
+
+def test_the_tests_are_no_part_of_the_package():
+    assert importlib.util.find_spec("kn_bench.edits") is not None
+    assert importlib.util.find_spec("kn_bench.tests") is None
 
 
 def test_the_sdist_can_be_tested_and_built(built):

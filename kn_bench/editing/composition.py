@@ -20,9 +20,9 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from kn_bench.editing.applying import EditOutlivedError, deltas_of
@@ -39,9 +39,6 @@ from kn_bench.editing.edit import (
     WrapperEdit,
 )
 from kn_bench.model.language_model import LanguageModel
-
-if TYPE_CHECKING:
-    from jaxtyping import Bool, Float, Int
 
 
 class CannotCompose(ValueError):  # noqa: N818 - named as the sentence reads

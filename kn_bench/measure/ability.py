@@ -17,6 +17,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from kn_bench.cases import sources
@@ -34,8 +35,6 @@ from kn_bench.model.prefixed import padded
 from kn_bench.model.scoring import RowContext
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
-
     from kn_bench.editing.composition import Composition
 
 A_RELATION = 8
