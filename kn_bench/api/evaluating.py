@@ -11,7 +11,7 @@ import pandas as pd
 
 from kn_bench.api.methods import BoundMethod, MethodName, method
 from kn_bench.cases import sources
-from kn_bench.cases.case import CRITERIA, Case
+from kn_bench.cases.case import CRITERIA, OPTIONAL_CRITERIA, Case, Criterion
 from kn_bench.measure.criteria import judge
 from kn_bench.measure.engine import Engine
 from kn_bench.measure.measurement import CaseResult
@@ -85,10 +85,15 @@ def evaluate(
         encode_rows(Key(model.name, bound.name, case.id, criterion), case, result,
                     judge(criterion, case, result))
         for case, result in zip(cases, results, strict=True)
-        for criterion in CRITERIA
+        for criterion in (*CRITERIA, *_optional(case))
     )  # fmt: skip
     data = {"cases": sources.content_hash(cases)}
     return Evaluation(model.name, bound.name, results, rows, {model.name: model.content_hash}, data)
+
+
+def _optional(case: Case) -> list[Criterion]:
+    asked = {probe.criterion for probe in case.probes}
+    return [criterion for criterion in OPTIONAL_CRITERIA if criterion in asked]
 
 
 @dataclass(frozen=True)
@@ -128,9 +133,11 @@ class Evaluation:
 
     def score(self, criterion: str) -> float:
         """Return the mean score of a criterion over the cases that count for it; NaN if none."""
-        if criterion not in CRITERIA:
-            raise ValueError(f"{criterion!r}: expected one of {', '.join(CRITERIA)}")
-        verdicts = self.verdicts
+        known = (*CRITERIA, *OPTIONAL_CRITERIA)
+        if criterion not in known:
+            raise ValueError(f"{criterion!r}: expected one of {', '.join(known)}")
+        runs = self.runs
+        verdicts = runs.optional if criterion in OPTIONAL_CRITERIA else runs.verdicts
         return float(verdicts.loc[verdicts["criterion"] == criterion, "verdict_score"].mean())
 
     def board(self, *, markdown: bool = False) -> str:

@@ -25,7 +25,9 @@ from typing import Literal, NamedTuple
 Task = Literal["fact", "pair"]
 """A fact (PARAREL) or a grammatical minimal pair (BLiMP)."""
 
-Criterion = Literal["reliability", "generality", "locality", "symmetry", "synonym", "overturn"]
+Criterion = Literal[
+    "reliability", "generality", "locality", "symmetry", "synonym", "overturn", "portability"
+]
 CRITERIA: tuple[Criterion, ...] = (
     "reliability",
     "generality",
@@ -35,6 +37,8 @@ CRITERIA: tuple[Criterion, ...] = (
     "overturn",
 )
 """The six criteria, in the order of the board."""
+OPTIONAL_CRITERIA: tuple[Criterion, ...] = ("portability",)
+"""Measured only where the data asks for it, and never part of a score."""
 
 Scoring = Literal["gap", "two_prefix", "sentence"]
 """How a causal model compares the two members of a pair; see :class:`Probe`."""
@@ -176,7 +180,9 @@ class Probe(NamedTuple):
             ``other_paradigm``, ``other_task``. Symmetry of facts: ``new_inverse`` (asked about
             ``target_new``; expected the subject, rejected the displaced subject) and
             ``old_inverse`` (asked about ``target_true``; expected the subject *not* to come).
-            Synonym: ``prompt``, ``answer``, ``number_class``, ``tense``. Else ``""``.
+            Synonym: ``prompt``, ``answer``, ``number_class``, ``tense``. Portability: the data
+            set's own name, and ``condition`` for what the unedited model has to answer. Else
+            ``""``.
         task: the probe's own task; differs from the case's for ``other_task`` locality.
         aliases: further forms of ``expected`` that count as it.
         scoring: pairs on a causal model: ``gap`` compares the two words after ``cloze.left``

@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from kn_bench.cases.building.rows import UNCONDITIONED
+from kn_bench.cases.building.rows import CONDITION, UNCONDITIONED
 from kn_bench.cases.case import Case, Criterion, Exclusion, Task
 from kn_bench.cases.normalise import same_answer, words
 from kn_bench.measure.measurement import Answer, CaseResult, Measurement
@@ -39,6 +39,7 @@ UNKNOWN: dict[Criterion, str] = {
     "generality": "the unedited model did not know the fact on any other pattern",
     "synonym": "the unedited model did not answer any synonym probe correctly",
     "overturn": "the unedited model was not right",
+    "portability": "the unedited model does not know what the questions build on",
 }
 """Why no probe counts, by criterion."""
 
@@ -110,6 +111,8 @@ def judge_evidence(criterion: Criterion, given: Evidence) -> Verdict:
         return _symmetry(given)
     if criterion == "overturn":
         return _overturn(given)
+    if criterion == "portability":
+        return _portability(given)
     return _share(criterion, given)
 
 
@@ -196,6 +199,33 @@ def _share(criterion: Criterion, given: Evidence) -> Verdict:
         kinds=_by_kind(probes, held),
         readings=_readings(probes),
     )
+
+
+def _portability(given: Evidence) -> Verdict:
+    """The share of what should follow from the edit, where the unedited model knew the rest.
+
+    A question counts when the unedited model gives the answer to every one of its conditions; one
+    whose condition cannot be put to the model does not count.
+    """
+    unmet = {
+        _conditioned(m.probe)
+        for m in given.measurements
+        if m.kind == CONDITION and not gives_expected(m.before, given.task)
+    }
+    unmet |= {_conditioned(e.probe) for e in given.exclusions if e.probe and CONDITION in e.probe}
+    questions = [m for m in given.measurements if m.kind != CONDITION]
+    counted = tuple(m for m in questions if m.probe not in unmet)
+    if not questions:
+        return _without_measurement(replace(given, measurements=()))
+    if not counted:
+        return _unscored("excluded", UNKNOWN["portability"], given)
+    verdict = _share("portability", replace(given, measurements=counted))
+    return replace(verdict, left_out=verdict.left_out + len(questions) - len(counted))
+
+
+def _conditioned(probe: str) -> str:
+    """Return the id of the question that a condition belongs to."""
+    return probe.partition(f"/{CONDITION}/")[0]
 
 
 def _symmetry(given: Evidence) -> Verdict:

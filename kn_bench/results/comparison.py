@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from kn_bench.cases.case import CRITERIA, Criterion, Task
+from kn_bench.cases.case import CRITERIA, OPTIONAL_CRITERIA, Criterion, Task
 from kn_bench.measure.statistics import (
     Alternative,
     Interval,
@@ -141,9 +141,8 @@ def grouped(scores: pd.DataFrame) -> Iterator[tuple[Group, pd.DataFrame]]:
 
 
 def _order(group: Group) -> tuple[str, str, str, str, int]:
-    return (
-        group.task, group.method, group.model, group.protocol, CRITERIA.index(group.criterion)
-    )  # fmt: skip
+    criterion = (*CRITERIA, *OPTIONAL_CRITERIA).index(group.criterion)
+    return group.task, group.method, group.model, group.protocol, criterion
 
 
 def _compared(

@@ -22,6 +22,7 @@ from kn_bench.results.board import SCORED, Figure, Line, board
 from kn_bench.results.files import unwritable, write_text
 from kn_bench.results.loading import Runs, load_runs
 from kn_bench.results.manifest import Manifest
+from kn_bench.results.portability import portability_section
 
 LINES, WIDTH = 60, 120
 """What a page in a pull request, or a terminal, has room for."""
@@ -250,6 +251,7 @@ def leaderboard(runs: Runs) -> str:
         body += [*_markdown(table_rows(table)), ""]
         body += [_cut(escaping.markdown(text)) for text in below(table)]
         body += [""] if body[-1] else []
+    body += portability_section(runs)
     return "\n".join([*head, *body, *foot]) + "\n"
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from kn_bench.cases.case import Exclusion
+from kn_bench.cases.case import OPTIONAL_CRITERIA, Exclusion
 from kn_bench.measure.measurement import CONTROL
 from kn_bench.results.beside import KEY, canonical, merge
 from kn_bench.results.codec import FormatError, decode
@@ -41,6 +41,7 @@ class Runs:
         manifests: of the runs, oldest first.
         verdicts: one row a key (see :data:`kn_bench.results.beside.KEY`), with a ``variant``: the
             run's name where runs of one name are shown apart.
+        optional: the verdicts of criteria that only some data asks for; they are in no score.
         controls: the verdicts of the edits of equal size, under the names of their methods.
         edits: one row a run, model, method and case.
         exclusions: probes and cases that did not fit a model, one row a criterion.
@@ -63,6 +64,7 @@ class Runs:
     apart: tuple[str, ...] = ()
     folders: Mapping[str, Path] = field(default_factory=dict)
     curves: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False)
+    optional: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False)
 
 
 def load_runs(folders: Sequence[Path], *, judge_again: bool = False) -> Runs:
@@ -89,8 +91,10 @@ def load_runs(folders: Sequence[Path], *, judge_again: bool = False) -> Runs:
         _check_scores(frames[label]["verdict"], folder / LOG)
     every, edits, exclusions, crashes, curves = (_joined(frames, kind) for kind in FRAMES)
     is_control = every["method"].str.startswith(CONTROL)
-    merged = merge(every[~is_control], manifests)
-    controls = every[is_control].drop_duplicates(["run", *KEY], keep="last")
+    is_optional = every["criterion"].isin(OPTIONAL_CRITERIA)
+    merged = merge(every[~is_control & ~is_optional], manifests)
+    optional = every[~is_control & is_optional].drop_duplicates(["run", *KEY], keep="last")
+    controls = every[is_control & ~is_optional].drop_duplicates(["run", *KEY], keep="last")
     controls = controls.assign(method=controls["method"].str.removeprefix(CONTROL))
     crashes = crashes.drop_duplicates(["run", *KEY])
     measured = pd.MultiIndex.from_frame(every[["run", *KEY]])
@@ -106,6 +110,7 @@ def load_runs(folders: Sequence[Path], *, judge_again: bool = False) -> Runs:
         apart=merged.apart,
         folders=by_label,
         curves=curves.drop_duplicates(["run", *POINT], keep="last").reset_index(drop=True),
+        optional=optional.reset_index(drop=True),
     )
 
 

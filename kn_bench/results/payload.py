@@ -321,6 +321,7 @@ def _probe_columns(
     prompts: Mapping[tuple[str, str], tuple[str, str]],
     texts: Texts,
 ) -> dict[str, list[Any]]:
+    frame = frame[frame["criterion"].isin(CRITERIA)]
     nothing = ("", "")
     around = [prompts.get(key, nothing) for key in zip(frame["case"], frame["probe"], strict=True)]
     return _answer_columns(frame, "before", texts) | {

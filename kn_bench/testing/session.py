@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from kn_bench.cases.case import CRITERIA, Case, Criterion, Task
+from kn_bench.cases.case import CRITERIA, OPTIONAL_CRITERIA, Case, Criterion, Task
 from kn_bench.cases.sampling import slug
 from kn_bench.editing.registry import MethodSpec
 from kn_bench.measure.criteria import judge
@@ -111,6 +111,8 @@ class SuiteSession:
         """One test a model, method and label for the suite's criterion."""
         criterion = criterion_of(metafunc.function.__name__)
         points = self._in_sequences(criterion) if self._sequences else self._apart(criterion)
+        if criterion in OPTIONAL_CRITERIA:
+            points = _where_asked(criterion, points)
         parameters = [
             pytest.param(point, id=_id(point.node_id), marks=_MARKS[point.cases[0].task])
             for point in points
@@ -143,6 +145,8 @@ class SuiteSession:
     def pytest_collection_modifyitems(
         self, config: pytest.Config, items: list[pytest.Item]
     ) -> None:
+        # pytest's placeholder for a suite of ours that no case has questions for
+        items[:] = [item for item in items if not _is_placeholder(item)]
         if self._options.shard is not None:
             self._keep_shard(config, items, self._options.shard)
         if self._done:
@@ -359,11 +363,28 @@ def _sentence(point: Point, error: BaseException) -> str:
     )
 
 
-def point_of(item: pytest.Item) -> Point | None:
-    """The parameter of a test of ours, None of a foreign one."""
+def _where_asked(criterion: Criterion, points: Iterable[Point]) -> Iterator[Point]:
+    """Return the points with those of their cases that have a probe of ``criterion``."""
+    for point in points:
+        cases = tuple(c for c in point.cases if any(p.criterion == criterion for p in c.probes))
+        if cases:
+            yield replace(point, cases=cases)
+
+
+def _param(item: pytest.Item) -> object:
     callspec: Any = getattr(item, "callspec", None)
     params: Mapping[str, object] = callspec.params if callspec is not None else {}
-    point = params.get("verdict")
+    return params.get("verdict")
+
+
+def _is_placeholder(item: pytest.Item) -> bool:
+    """Tell whether pytest made ``item`` for a suite of ours that has no test."""
+    return type(_param(item)).__name__ == "NotSetType"
+
+
+def point_of(item: pytest.Item) -> Point | None:
+    """The parameter of a test of ours, None of a foreign one."""
+    point = _param(item)
     return point if isinstance(point, Point) else None
 
 
@@ -390,10 +411,11 @@ def criterion_of(function: str) -> Criterion:
     Raises:
         pytest.UsageError: when the function is named after none of the criteria.
     """
-    for criterion in CRITERIA:
+    known = (*CRITERIA, *OPTIONAL_CRITERIA)
+    for criterion in known:
         if function == f"test_{criterion}":
             return criterion
     raise pytest.UsageError(
         f"{function} asks for a verdict but is named after no criterion; "
-        f"a suite's test is called test_ and one of {', '.join(CRITERIA)}"
+        f"a suite's test is called test_ and one of {', '.join(known)}"
     )

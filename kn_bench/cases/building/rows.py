@@ -27,6 +27,9 @@ from kn_bench.cases.sampling import draw, limited, slug, unique_slugs
 
 BACKGROUND = 8
 REPEATED = "the same fact is listed again; its first copy is kept"
+CONDITION = "condition"
+"""Kind of the portability probes that the unedited model has to answer for another to count; the id
+of one is the other's with ``/condition/<n>`` after it."""
 UNCONDITIONED = "unconditioned"
 """Kind of the generality probes of data without true answers: they count whatever the unedited
 model answers."""
@@ -253,6 +256,7 @@ def _case(
                   kind="prompt")
             for i, s in enumerate(row.synonyms)
         ),
+        *_portability(row),
     )  # fmt: skip
     return Case(request, probes, row.subject, source, MappingProxyType(_missing(row, truth)))
 
@@ -290,6 +294,25 @@ def _symmetry(row: FactRow) -> Iterable[Probe]:
         if cloze is not None:
             displaced = row.inverse.displaced or row.target_true
             yield Probe(f"symmetry/{kind}/0", "symmetry", cloze, row.subject, displaced, kind=kind)
+
+
+def _portability(row: FactRow) -> Iterable[Probe]:
+    counts: defaultdict[str, int] = defaultdict(int)
+    for question in row.portability:
+        id = f"portability/{slug(question.kind)}/{counts[question.kind]}"
+        counts[question.kind] += 1
+        answer, *aliases = question.answers
+        yield Probe(id, "portability", question.cloze, answer, _other(row, answer),
+                    kind=question.kind, aliases=tuple(aliases))  # fmt: skip
+        for i, condition in enumerate(question.conditions):
+            rejected = _other(row, condition.answer)
+            yield Probe(f"{id}/condition/{i}", "portability", condition.cloze, condition.answer,
+                        rejected, kind=CONDITION)  # fmt: skip
+
+
+def _other(row: FactRow, answer: str) -> str:
+    """Return the target that an answer can be told from."""
+    return row.target_true if words(answer) != words(row.target_true) else row.target_new
 
 
 def _missing(row: FactRow, truth: bool) -> Mapping[Criterion, str]:
