@@ -243,7 +243,9 @@ class RandomKN:
     def edit(self, requests: Sequence[EditRequest]) -> list[Edit | NotApplicable]:
         located = _locate(self.model, requests, self.locating)
         return [
-            _unfit(request) if mean is None else self._edit(request, found, mean)
+            self._edit(request, found, mean)
+            if mean is not None and request.true_is_known
+            else _unfit(request)
             for request, found, mean in zip(
                 requests, located, self._activations(requests), strict=True
             )
@@ -295,10 +297,14 @@ def _locate(
 
 def _bags(request: EditRequest) -> list[Bag]:
     """The request's own queries, and those of the other facts of its relation."""
-    return [Bag(queries, request.task) for queries in (request.queries, *request.background)]
+    # attribution follows the true answer; where the data brings none, there is nothing to follow
+    own = request.queries if request.true_is_known else ()
+    return [Bag(queries, request.task) for queries in (own, *request.background)]
 
 
 def _unfit(request: EditRequest) -> NotApplicable:
+    if not request.true_is_known:
+        return NotApplicable("the data brings no true answer to locate knowledge neurons by")
     return NotApplicable(
         "no query of the request can be put to this model"
         if request.queries

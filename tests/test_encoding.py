@@ -378,3 +378,15 @@ def test_a_masked_query_has_a_mask_for_every_piece():
 def test_queries_that_do_not_fit_are_none():
     assert encode_query(Query(CAPITAL, "Ωμέγα"), tokens("bert")) is None
     assert encode_query(Query(Cloze("", "."), "Ottawa"), tokens("bare")) is None
+
+
+@pytest.mark.parametrize("name", ["tiny-gpt2", "tiny-bert"])
+def test_a_prompt_that_does_not_name_its_subject_says_so(name):
+    import kn_bench as kn
+
+    request = EditRequest(
+        subject="Canada", prompt="Its capital is", target_true="Ottawa", target_new="Rome"
+    )
+    refused = kn.encode_request(request, kn.load_model(name).tokens)
+    assert isinstance(refused, Unencodable)
+    assert refused.reason == "the prompt does not name its subject"

@@ -148,6 +148,16 @@ def test_kn_edit_by_its_formula(family):
     assert found == own_queries(lm).neurons
 
 
+@pytest.mark.parametrize("name", ["kn-suppress", "kn-edit", "kn-erase", "kn-random"])
+def test_without_a_true_answer_there_is_nothing_to_locate_by(name):
+    import kn_bench as kn
+
+    model = kn.load_model("tiny-gpt2")
+    request = kn.load_cases("embedded", relation="P36", limit=1)[0].request
+    (refused,) = kn.method(name, model).edit([replace(request, true_is_known=False)])
+    assert str(refused) == "the data brings no true answer to locate knowledge neurons by"
+
+
 def test_kn_edit_drops_what_other_facts_share():
     lm = tiny_model("gpt2")
     plain = request()

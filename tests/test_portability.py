@@ -66,7 +66,7 @@ def test_a_question_that_cannot_be_put_is_excluded_with_its_reason():
 def cases():
     """One fact with a question and its condition, and one without."""
     base = kn.load_cases("embedded", relation="P36", limit=2)
-    rows = []
+    rows: list[FactRow] = []
     for case in base:
         request = case.request
         question = Portability(

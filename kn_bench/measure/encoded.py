@@ -18,6 +18,7 @@ BOUNDARY = "the answer does not begin or end at a token's border"
 AROUND = "the text around the answer is tokenised differently with either answer"
 SAME = "the two answers are the same to the tokenizer"
 LONG = "the text is longer than the model takes"
+UNNAMED = "the prompt does not name its subject"
 AFTER = "the answer stands before the word it agrees with: no prompt to predict it from"
 
 

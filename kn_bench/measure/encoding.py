@@ -20,6 +20,7 @@ from kn_bench.cases.case import Case, EditRequest, Exclusion, Probe, Query, Task
 from kn_bench.cases.reading import without_collecting
 from kn_bench.measure.encoded import (
     AFTER,
+    UNNAMED,
     AnswerRow,
     EncodedCase,
     EncodedProbe,
@@ -141,6 +142,8 @@ def encode_request(request: EditRequest, tokens: Tokens) -> EncodedRequest | Une
         ('The capital of Canada is', ' Rome')
     """
     before = "{}" in request.prompt
+    if not before and "{}" not in request.suffix:
+        return Unencodable(UNNAMED, request.id)
     if tokens.kind == "causal" and not before:
         return Unencodable(AFTER, request.id)
     cloze = request.cloze
