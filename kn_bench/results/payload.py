@@ -279,6 +279,7 @@ def answers(
     asked: dict[str, list[Any]] = {name: [] for name in PROBE}
     after: dict[str, list[Any]] = {name: [] for name in AFTER}
     for frame in frames:
+        frame = frame[frame["criterion"].isin(CRITERIA)]
         is_control = frame["method"].str.startswith(CONTROL)
         frame = frame.assign(
             control=is_control.astype(int),
@@ -321,7 +322,6 @@ def _probe_columns(
     prompts: Mapping[tuple[str, str], tuple[str, str]],
     texts: Texts,
 ) -> dict[str, list[Any]]:
-    frame = frame[frame["criterion"].isin(CRITERIA)]
     nothing = ("", "")
     around = [prompts.get(key, nothing) for key in zip(frame["case"], frame["probe"], strict=True)]
     return _answer_columns(frame, "before", texts) | {
