@@ -39,6 +39,7 @@ CRITERIA: tuple[Criterion, ...] = (
 """The six criteria, in the order of the board."""
 OPTIONAL_CRITERIA: tuple[Criterion, ...] = ("portability",)
 """Measured only where the data asks for it, and never part of a score."""
+ALL_CRITERIA = (*CRITERIA, *OPTIONAL_CRITERIA)
 
 Scoring = Literal["gap", "two_prefix", "sentence"]
 """How a causal model compares the two members of a pair; see :class:`Probe`."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from kn_bench.cases.case import CRITERIA, OPTIONAL_CRITERIA, Case, Criterion, Task
+from kn_bench.cases.case import ALL_CRITERIA, OPTIONAL_CRITERIA, Case, Criterion, Task
 from kn_bench.cases.sampling import slug
 from kn_bench.editing.registry import MethodSpec
 from kn_bench.measure.criteria import judge
@@ -411,11 +411,10 @@ def criterion_of(function: str) -> Criterion:
     Raises:
         pytest.UsageError: when the function is named after none of the criteria.
     """
-    known = (*CRITERIA, *OPTIONAL_CRITERIA)
-    for criterion in known:
+    for criterion in ALL_CRITERIA:
         if function == f"test_{criterion}":
             return criterion
     raise pytest.UsageError(
         f"{function} asks for a verdict but is named after no criterion; "
-        f"a suite's test is called test_ and one of {', '.join(known)}"
+        f"a suite's test is called test_ and one of {', '.join(ALL_CRITERIA)}"
     )
