@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
 
 from kn_bench.results.accounting import accounts
@@ -24,4 +22,4 @@ def test_a_relation_with_a_common_name_leaves_the_reasons_as_they_are(tmp_path, 
         verdict_status="excluded", verdict_reason=reason, relation=relation
     )
     object.__setattr__(runs, "verdicts", verdicts)
-    assert f"| {reason} |" in re.sub(" +", " ", "\n".join(accounts(runs)))
+    assert reason in {cell for account in accounts(runs) for row in account.rows for cell in row}

@@ -189,6 +189,7 @@ def install():
     import kn_bench.testing.summary
 
     stub("kn_bench.cases.sources", load=load, content_hash=lambda cases: str(len(cases)))
+    stub("kn_bench.cases.sources.defaults", default_specs=lambda models: (("embedded",), ""))
     stub("kn_bench.editing.edit", NotApplicable=NotApplicable)
     stub("kn_bench.measure.engine", Engine=Engine)
     stub("kn_bench.model.loading", load_model=load_model)
