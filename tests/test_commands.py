@@ -63,6 +63,51 @@ def test_data_counts_what_is_excluded_by_reason(pairs):
     assert "| regular_plural_subject_verb_agreement_1 |" in listed
 
 
+FACT = {
+    "subject": "Canada",
+    "prompt": "The capital of {} is",
+    "target_true": "Ottawa",
+    "target_new": "Paris",
+    "aliases": ["Paname"],
+    "neighbours": [{"prompt": "The capital of France is", "answer": "Paris"}],
+}
+
+
+def test_data_prints_three_cases_as_they_will_be_asked(tmp_path):
+    subjects = ("Canada", "Cuba", "Chad", "Fiji", "Mali", "Oman", "Togo")
+    rows = [{**FACT, "subject": name} for name in subjects]
+    path = tmp_path / "mine.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, rows[0]]))
+    printed = run(data, path).output
+    edits = [line for line in printed.splitlines() if "edit to 'Paris' (before: 'Ottawa')" in line]
+    assert [line.split()[0] for line in edits] == [
+        "mine/mine/Canada",
+        "mine/mine/Chad",
+        "mine/mine/Mali",
+    ]
+    lines = printed.splitlines()
+    assert (
+        "reliability/0  The capital of Chad is ▁. → 'Paris', not 'Ottawa' (1 more names count)"
+        in lines
+    )
+    assert (
+        "locality/same_relation/0  The capital of France is ▁. → unchanged (true: 'Paris')" in lines
+    )
+    # what the file lacks and what is left out is said once, with its count
+    (symmetry,) = [line for line in lines if "the data brings no inverse question" in line]
+    assert symmetry.split()[-1] == "7"
+    assert "the same fact is listed again" in printed
+    assert "edit to" not in run(data, path, "--examples", "0").output
+
+
+def test_data_shows_text_of_a_file_without_control_sequences(tmp_path):
+    path = tmp_path / "mine.jsonl"
+    path.write_text(json.dumps({**FACT, "target_new": "\x1b[31mParis"}) + "\n")
+    printed = run(data, path).output
+    assert "\x1b" not in printed
+    assert "Paris" in printed
+
+
 def test_data_names_the_line_of_your_file_that_is_wrong(tmp_path):
     path = tmp_path / "mine.jsonl"
     path.write_text('{"subject": "Canada"}\n')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,10 +11,13 @@ import typer
 from kn_bench.commands import options
 
 if TYPE_CHECKING:
-    from kn_bench.cases.case import Selection
+    from collections.abc import Iterator, Sequence
+
+    from kn_bench.cases.case import Case, Probe, Selection
 
 app = typer.Typer(add_completion=False)
 HEADERS = ("source", "relations", "cases", "probes", "excluded", "SHA-256 of the cases")
+WIDTH = 100
 
 
 @app.command()
@@ -31,11 +35,15 @@ def command(
     fetch: Annotated[
         bool, typer.Option("--fetch", help="Download what is not in the cache yet.")
     ] = False,
+    examples: Annotated[
+        int, typer.Option(help="Cases of each file or folder to print as they are asked.", min=0)
+    ] = 3,
     markdown: options.Markdown = False,
 ) -> None:
-    """List sources of cases with counts, hashes and the reasons for exclusions.
+    """List sources of cases with counts, hashes, what they lack, and the reasons for exclusions.
 
-    A file of your own is read and checked; errors name the line.
+    A file of your own is read and checked; errors name the line. Three of its cases are printed as
+    they will be asked.
     """
     from kn_bench.cases import sources
     from kn_bench.results import tables
@@ -43,6 +51,8 @@ def command(
     layout = tables.markdown if markdown else tables.plain
     body: list[tuple[str, ...]] = []
     excluded: Counter[tuple[str, str]] = Counter()
+    lacking: Counter[tuple[str, str, str]] = Counter()
+    shown: list[Case] = []
     absent = []
     for spec in cases or [name for name, known in sources.SOURCES.items() if not known.needs_path]:
         source, path = sources.parse(spec)
@@ -52,11 +62,23 @@ def command(
         selection = sources.load(spec)
         body += rows(spec, selection, by_relation=by_relation)
         excluded.update((spec, exclusion.reason) for exclusion in selection.exclusions)
+        if path is not None:
+            lacking.update(
+                (spec, criterion, reason)
+                for case in selection.cases
+                for criterion, reason in case.not_applicable.items()
+            )
+            shown += spread(selection.cases, examples)
     if body:
         typer.echo(layout(HEADERS, body))
+    if lacking:
+        listed = [(*key, str(n)) for key, n in lacking.most_common()]
+        typer.echo("\n" + layout(("source", "criterion", "not asked because", "cases"), listed, 3))
     if excluded:
         reasons = [(spec, reason, str(n)) for (spec, reason), n in excluded.most_common()]
         typer.echo("\n" + layout(("source", "excluded because", "cases or probes"), reasons, 2))
+    for case in shown:
+        typer.echo("\n" + "\n".join(as_asked(case)))
     for spec in absent:
         typer.echo(
             f"\n{spec} is not in the cache: `kn-bench data {spec} --fetch` fetches it, or give a "
@@ -81,6 +103,48 @@ def rows(spec: str, selection: Selection, *, by_relation: bool) -> list[tuple[st
         numbers = map(str, (len(members), probes, left_out[id]))
         listed.append((spec, id, *numbers, content_hash(members)))
     return listed
+
+
+def spread(cases: Sequence[Case], n: int) -> list[Case]:
+    """Return ``n`` cases at even distances, the first among them."""
+    n = min(n, len(cases))
+    return [cases[i * len(cases) // n] for i in range(n)]
+
+
+def as_asked(case: Case) -> Iterator[str]:
+    """Yield a case as lines of text: the edit, then every question with what it expects."""
+    request = case.request
+    before = request.target_true if request.true_is_known else "not in the data"
+    yield _line(case.id, f"edit to {request.target_new!r} (before: {before!r})", "")
+    for probe in case.probes:
+        question = f"{probe.cloze.left}{probe.cloze.gap_space}▁{probe.cloze.after_space}"
+        yield _line(probe.id, f"{question}{probe.cloze.right}", f"→ {expectation(probe)}")
+
+
+def expectation(probe: Probe) -> str:
+    """Return what the answer to a probe is compared with, in words."""
+    from kn_bench.cases.building.rows import CONDITION
+
+    if probe.kind == "old_inverse":
+        return f"no longer {probe.expected!r}"
+    others = f" ({len(probe.aliases)} more names count)" if probe.aliases else ""
+    if probe.criterion == "locality":
+        return f"unchanged (true: {probe.expected!r}){others}"
+    if probe.kind == CONDITION:
+        return f"{probe.expected!r} from the unedited model, or the question does not count"
+    return f"{probe.expected!r}, not {probe.rejected!r}{others}"
+
+
+def _line(name: str, question: str, expected: str) -> str:
+    from kn_bench.results.escaping import terminal
+
+    return textwrap.fill(
+        terminal(f"{question} {expected}".strip()),
+        WIDTH,
+        initial_indent=f"{terminal(name)}  ",
+        subsequent_indent="    ",
+        break_on_hyphens=False,
+    )
 
 
 def _relation(case: str, spec: str) -> str:

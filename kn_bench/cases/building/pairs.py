@@ -29,7 +29,7 @@ from kn_bench.cases.case import (
     Query,
     Selection,
 )
-from kn_bench.cases.sampling import draw, limited, slug
+from kn_bench.cases.sampling import draw, limited, slug, unique_slugs
 
 __all__ = ["MinimalPair", "ParadigmTable", "cluster", "pair_cases", "synonyms"]
 
@@ -113,10 +113,12 @@ def pair_cases(
     for pair in pairs:
         by_paradigm[pair.paradigm].append(pair)
     tables = {p.id: ParadigmTable(p, by_paradigm[p.id]) for p in paradigms}
+    slugs = dict(zip(tables, unique_slugs([(id, id) for id in tables]), strict=True))
     cases: list[Case] = []
     excluded: list[Exclusion] = []
     for id in only if only is not None else tables:
-        builder = _Builder(tables, tables[id], source, prefix, seed, tuple(neighbours))
+        folder = f"{prefix}{slugs[id]}/"
+        builder = _Builder(tables, tables[id], source, folder, seed, tuple(neighbours))
         cases += builder.build(limit)
         excluded += builder.excluded(limit)
     return Selection(tuple(cases), tuple(excluded))
@@ -130,12 +132,12 @@ class _Builder:
         tables: Mapping[str, ParadigmTable],
         table: ParadigmTable,
         source: str,
-        prefix: str,
+        folder: str,
         seed: int,
         neighbours: tuple[Probe, ...],
     ) -> None:
         self.table, self.paradigm, self.source = table, table.paradigm, source
-        self.prefix, self.seed, self.neighbours = prefix, seed, neighbours
+        self.folder, self.seed, self.neighbours = folder, seed, neighbours
         self.converse = tables.get(self.paradigm.converse)
         among = [t.paradigm for t in tables.values()]
         self.elsewhere = [tables[id] for id in unrelated(self.paradigm, among, NEIGHBOURS)]
@@ -155,7 +157,7 @@ class _Builder:
         return [self._case(ids[i], self.table.pairs[i]) for i in limited(ids, limit, self.seed)]
 
     def _id(self, pair: MinimalPair) -> str:
-        return f"{self.prefix}{self.paradigm.id}/{slug(pair.id)}"
+        return self.folder + slug(pair.id)
 
     def _case(self, id: str, pair: Analysis) -> Case:
         request = EditRequest(

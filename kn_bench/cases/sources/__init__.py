@@ -4,6 +4,7 @@ embedded                  the package's own facts and grammar
 real-world                of these, what is about the real world
 blimp, pararel            from the hub, the pinned files, or the cache
 blimp=FOLDER, ...         from a folder of their files
+mpararel=FOLDER           all languages of a folder; FOLDER/tuples/de for one
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Protocol
 
 from kn_bench.cases.case import Case, Selection
 from kn_bench.cases.reading import without_collecting
-from kn_bench.cases.sources import blimp, embedded, forms, jsonl, pararel
+from kn_bench.cases.sources import blimp, embedded, forms, jsonl, mpararel, pararel
 from kn_bench.cases.sources.records import read_records
 
 
@@ -89,6 +90,7 @@ SOURCES = {
     "real-world": Source(_real_world, _embedded_ids),
     "blimp": Source(blimp.load, blimp.relation_ids, "FOLDER", in_cache=blimp.in_cache),
     "pararel": Source(pararel.load, pararel.relation_ids, "FOLDER", in_cache=pararel.in_cache),
+    "mpararel": Source(mpararel.load, mpararel.relation_ids, "FOLDER", needs_path=True),
     **{
         name: Source(partial(forms.load, source=name), forms.relation_ids, "FILE", needs_path=True)
         for name in forms.SOURCES
@@ -158,6 +160,8 @@ def _recognised(spec: str) -> tuple[Source, Path]:
     path = _existing(spec, spec)
     if (path / "patterns").is_dir() and (path / "facts").is_dir():
         return SOURCES["pararel"], path
+    if mpararel.is_folder(path):
+        return SOURCES["mpararel"], path
     if any((path / f"{id}.jsonl").is_file() for id in blimp.relation_ids()):
         return SOURCES["blimp"], path
     if path.is_dir():

@@ -27,8 +27,9 @@ governs; the gap's neighbour when missing), ``scoring`` (gap, two_prefix, senten
 
 The same names are the columns of CSV, TSV and Parquet; a cell that holds more than a text
 (paraphrases, neighbours, inverse) holds it as JSON. The published files of BLiMP's relatives
-(RuBLiMP, TurBLiMP, SLING, MultiBLiMP and those in BLiMP's own form) are read as minimal pairs: the
-columns of :data:`RELATIVES` are taken for ``good`` and ``bad``, the others are passed over.
+(RuBLiMP, TurBLiMP, SLING, ZhoBLiMP, JBLiMP, BLiMP-NL, MultiBLiMP) are read as minimal pairs: the
+columns of :data:`RELATIVES` are taken for ``good`` and ``bad``, the others are passed over. They
+are scored as whole sentences, as their authors do.
 """
 
 from __future__ import annotations
@@ -61,12 +62,12 @@ NESTED_FIELDS = ("paraphrases", "synonyms", "neighbours", "inverse", "aliases")
 PAIR_FIELDS = ("good", "bad", "paradigm", "agreeing", "scoring", "id")
 
 RELATIVES = (
-    ("sentence_good", "sentence_bad"),  # BLiMP, SLING, ZhoBLiMP, JBLiMP, BLiMP-NL
-    ("good_sentence", "bad_sentence"),  # TurBLiMP
+    ("sentence_good", "sentence_bad"),  # BLiMP, SLING, ZhoBLiMP, BLiMP-NL
+    ("good_sentence", "bad_sentence"),  # TurBLiMP, JBLiMP
     ("source_sentence", "target_sentence"),  # RuBLiMP: the first is grammatical
     ("sen", "wrong_sen"),  # MultiBLiMP
 )
-PARADIGM_COLUMNS = ("UID", "paradigm", "PID", "phenomenon")
+PARADIGM_COLUMNS = ("UID", "paradigm", "PID", "phenomenon", "linguistic_phenomenon")
 
 Row = FactRow | MinimalPair | Exclusion
 
@@ -103,7 +104,7 @@ def load(
                 paradigms,
                 pairs,
                 source=file.stem,
-                prefix=f"{file.stem}/",
+                prefix=f"{slug(file.stem)}/",
                 only=[p.id for p in paradigms if relations is None or p.id in relations],
                 limit=limit,
                 seed=seed,
@@ -202,7 +203,9 @@ def _row(entry: dict[str, Any], stem: str, number: int) -> Row:
     if columns is not None:
         paradigm = next((str(entry[c]) for c in PARADIGM_COLUMNS if entry.get(c)), stem)
         good, bad = (_text(entry, column) for column in columns)
-        return MinimalPair(paradigm, str(number), good, bad)
+        # these data sets compare whole sentences; where a word is added ("人", "人吗") the shorter
+        # one would always win at the gap alone
+        return MinimalPair(paradigm, str(number), good, bad, scoring="sentence")
     if "good" in entry or "bad" in entry:
         _only(entry, PAIR_FIELDS)
         scoring: Scoring = entry.get("scoring", "gap")

@@ -91,20 +91,26 @@ def relation_ids(folder: Path | None = None) -> tuple[str, ...]:
     return tuple(id for id in _related() if id not in FACTS_ALONE)
 
 
+def related(id: str) -> tuple[str, tuple[str, ...]]:
+    """Return a relation's inverse ("" for none) and the relations that locality asks about."""
+    entry = _related()[id]
+    return entry.get("inverse", ""), tuple(entry["partners"].split())
+
+
 def read_relation(id: str, folder: Path | None = None) -> Relation:
     """A relation with PARAREL's patterns, and ours where it has none or lacks a rewording."""
-    related = _related()[id]
-    patterns = [Pattern(text) for text in related.get("patterns", ())]
+    entry = _related()[id]
+    patterns = [Pattern(text) for text in entry.get("patterns", ())]
     if id not in FACTS_ALONE:
         path = _file("patterns", id, folder)
         patterns += [_pattern(text, path) for (text,) in records(path, "pattern")]
     return Relation(
         id=id,
         patterns=tuple(patterns),
-        rewordings=tuple(_rewording(entry) for entry in related.get("rewordings", ())),
+        rewordings=tuple(_rewording(reworded) for reworded in entry.get("rewordings", ())),
         synonyms=MappingProxyType(_tables().get("synonyms", {}).get(id, {})),
-        inverse=related.get("inverse", ""),
-        partners=tuple(related["partners"].split()),
+        inverse=related(id)[0],
+        partners=related(id)[1],
     )
 
 
@@ -131,13 +137,12 @@ def _rewording(entry: Mapping[str, Any]) -> Rewording:
 
 def _needed(wanted: Iterable[str]) -> list[str]:
     """The relations asked for, and those that their symmetry and locality draw from."""
-    related = _related()
     needed: dict[str, None] = {}
     for id in wanted:
         if id not in relation_ids():
             raise ValueError(f"PARAREL has no relation {id!r}; it has {', '.join(relation_ids())}")
-        needed |= dict.fromkeys([id, related[id].get("inverse", id)])
-        needed |= dict.fromkeys(related[id]["partners"].split())
+        inverse, partners = related(id)
+        needed |= dict.fromkeys([id, inverse or id, *partners])
     return list(needed)
 
 
