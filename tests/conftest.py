@@ -167,26 +167,3 @@ def material():
     from tests.made_up_study import made_up_material
 
     return made_up_material()
-
-
-KNOWN_TO_FAIL = (
-    "test_the_names_of_builtin_methods_are_read_without_importing_them",
-    "test_the_suites_measure_a_checkpoint",
-    "test_resume_after_ctrl_c",
-    "test_rome_asks_once_a_step",
-    "test_what_is_allowed_is_listed",
-    "test_what_is_no_source_is_told",
-    "test_errors_are_errors_and_the_rest_is_measured",
-    "test_ids_are_method_model_case",
-    "test_selection_by_k_m_and_node_id",
-    "test_five_kills_lose_nothing_and_double_nothing",
-    "test_last_failed_reruns_what_failed",
-)
-"""Tests that failed in the last whole run and have not been looked into: to be emptied first."""
-
-
-def pytest_collection_modifyitems(items):
-    """Report the tests that are known to fail as such, each time, until they are mended."""
-    for item in items:
-        if getattr(item, "originalname", "") in KNOWN_TO_FAIL:
-            item.add_marker(pytest.mark.xfail(reason="failed in the last whole run", strict=False))

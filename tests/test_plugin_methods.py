@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from kn_bench.measure.measurement import CONTROL
 from kn_bench.results import log
 from kn_bench.results.rows import VerdictRow
 from tests.conftest import PLUGINS, plain
@@ -141,7 +142,8 @@ def session(tmp_path_factory):
 def verdicts(session):
     _, folder = session
     rows = log.rows(folder / "reports/runs/r" / log.LOG)
-    return [row for row in rows if isinstance(row, VerdictRow)]
+    verdicts = [row for row in rows if isinstance(row, VerdictRow)]
+    return [row for row in verdicts if not row.method.startswith(CONTROL)]
 
 
 def test_errors_are_errors_and_the_rest_is_measured(session, verdicts):

@@ -94,7 +94,8 @@ def test_the_names_of_builtin_methods_are_read_without_importing_them():
 
     for path in registry.builtin_files():
         found.add(importlib.import_module(f"kn_bench.edits.{path.stem}"))
-    assert {name: spec.origin for name, spec in found.methods.items()} == registry.builtin_names()
+    specs = found.methods | found.templates
+    assert {name: spec.origin for name, spec in specs.items()} == registry.builtin_names()
 
 
 # -- in sessions of their own -----------------------------------------------------------------

@@ -1,14 +1,14 @@
 """Where a model comes from, by its name: a package, a folder, a GGUF file, or the hub.
 
-Imports no torch, unless a GGUF file is met for the first time and must be converted.
+Imports no torch, unless a GGUF file is met for the first time and must be converted. Every session
+of pytest loads this module, whosever tests it runs: what reads models is imported when asked for.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from kn_bench.model import embedded, gguf_files, packaged
-from kn_bench.model.folder import check_folder
+from kn_bench.model import embedded
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 """What weights may be loaded as, by torch's names."""
@@ -27,6 +27,9 @@ def source_of(name: str) -> tuple[str, str | None]:
     """
     if name in embedded.NAMES:
         return str(embedded.folder(name)), None
+    from kn_bench.model import packaged
+    from kn_bench.model.folder import check_folder
+
     if name in packaged.PACKAGED:
         return str(packaged.folder(name)), None
     path = Path(name)
@@ -44,6 +47,8 @@ def source_of(name: str) -> tuple[str, str | None]:
 
 
 def _gguf(path: Path) -> Path:
+    from kn_bench.model import gguf_files
+
     if not path.is_file():
         raise ValueError(f"no GGUF file at '{path}'")
     return gguf_files.converted(path)
@@ -51,6 +56,8 @@ def _gguf(path: Path) -> Path:
 
 def origin(name: str) -> str:
     """State what a model's weights were made from, where that is not plain from its name."""
+    from kn_bench.model import gguf_files, packaged
+
     source = Path(source_of(name)[0])
     made_from = gguf_files.origin_of(source) if source.is_dir() else None
     if made_from is None:
@@ -61,6 +68,8 @@ def origin(name: str) -> str:
 
 def not_to_be_had(error: Exception) -> str:
     """The rest of a sentence on a name that is no model's: what the hub says is ``error``."""
+    from kn_bench.model import packaged
+
     return (
         f"it is none of the embedded models ({', '.join(embedded.NAMES)}) or packaged ones "
         f"({', '.join(packaged.PACKAGED)}), no folder, and not to be had from the hub or its cache "

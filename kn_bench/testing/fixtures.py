@@ -7,7 +7,8 @@ A suite of one's own, in another folder, gets them by one line in its conftest::
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from kn_bench.measure.verdict import Verdict
     from kn_bench.model.language_model import LanguageModel
 
-__all__ = ["language_model", "pytest_generate_tests", "verdict"]
+__all__ = ["language_model", "pytest_generate_tests", "pytest_pycollect_makeitem", "verdict"]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -24,6 +25,20 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         from kn_bench.testing.plugin import suites_of
 
         suites_of(metafunc.config).parametrize(metafunc)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pycollect_makeitem() -> Generator[None, Any, Any]:
+    """Drop the placeholder that pytest makes for a suite that no case has questions for."""
+    collected = yield
+    if not isinstance(collected, list):
+        return collected
+    return [item for item in collected if not _is_placeholder(item)]
+
+
+def _is_placeholder(item: pytest.Item | pytest.Collector) -> bool:
+    parameters = getattr(getattr(item, "callspec", None), "params", {})
+    return type(parameters.get("verdict")).__name__ == "NotSetType"
 
 
 @pytest.fixture

@@ -9,14 +9,16 @@ from argparse import ArgumentTypeError
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
 from kn_bench.measure.protocols import SINGLE, Protocol, parse_protocol
 from kn_bench.model import embedded
 from kn_bench.model.source import DTYPES
-from kn_bench.testing.shards import Shard, parse_shard
+
+if TYPE_CHECKING:
+    from kn_bench.testing.shards import Shard
 
 Grain = Literal["case", "unit"]
 
@@ -358,6 +360,8 @@ def _bytes(text: str) -> int:
 
 
 def _shard(text: str) -> Shard:
+    from kn_bench.testing.shards import parse_shard
+
     try:
         return parse_shard(text)
     except ValueError as error:

@@ -145,8 +145,6 @@ class SuiteSession:
     def pytest_collection_modifyitems(
         self, config: pytest.Config, items: list[pytest.Item]
     ) -> None:
-        # pytest's placeholder for a suite of ours that no case has questions for
-        items[:] = [item for item in items if not _is_placeholder(item)]
         if self._options.shard is not None:
             self._keep_shard(config, items, self._options.shard)
         if self._done:
@@ -375,11 +373,6 @@ def _param(item: pytest.Item) -> object:
     callspec: Any = getattr(item, "callspec", None)
     params: Mapping[str, object] = callspec.params if callspec is not None else {}
     return params.get("verdict")
-
-
-def _is_placeholder(item: pytest.Item) -> bool:
-    """Tell whether pytest made ``item`` for a suite of ours that has no test."""
-    return type(_param(item)).__name__ == "NotSetType"
 
 
 def point_of(item: pytest.Item) -> Point | None:

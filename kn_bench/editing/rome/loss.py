@@ -44,6 +44,8 @@ class Batch:
         read_in_context: 1 for a read of another row than a bare prompt.
         anchor_row, anchor_initial: row and initial log-probabilities of each KL anchor.
         first_rows: row of each request's bare prompt, in the batch as it was made.
+        counts: target tokens of each request, in all its rows and in contexts, in the batch as it
+            was made; on the host, so that no step has to ask the device for them.
     """
 
     lm: LanguageModel
@@ -57,6 +59,7 @@ class Batch:
     anchor_row: Int[Tensor, " anchors"]
     anchor_initial: Float[Tensor, "anchors vocabulary"]
     first_rows: Int[Tensor, " requests"]
+    counts: tuple[tuple[int, int], ...]
 
     @classmethod
     def of(cls, lm: LanguageModel, problems: Sequence[ValueProblem], ragged: Ragged) -> Batch:
@@ -100,6 +103,13 @@ class Batch:
             anchor_row=anchor_row,
             anchor_initial=initial,
             first_rows=torch.tensor(firsts, device=lm.device),
+            counts=tuple(
+                (
+                    sum(len(row.targets) for fact in problem.facts for row in fact),
+                    sum(len(row.targets) for fact in problem.facts for row in fact[1:]),
+                )
+                for problem in problems
+            ),
         )
 
     def losses(
@@ -138,14 +148,6 @@ class Batch:
             zeros.index_add(0, read_owner, right),
             zeros.index_add(0, read_owner, right * self.read_in_context.to(zeros.dtype)),
         )
-
-    def counts(self) -> tuple[list[int], list[int]]:
-        """Return how many target tokens each request has: in all rows, and in contexts."""
-        owner = self.owner[self.read_row]
-        zeros = self.read_weight.new_zeros(len(self.first_rows))
-        everywhere = zeros.index_add(0, owner, torch.ones_like(self.read_weight))
-        inside = zeros.index_add(0, owner, self.read_in_context)
-        return everywhere.int().tolist(), inside.int().tolist()
 
     def select(self, going: Bool[Tensor, " requests"]) -> Batch:
         """The same for the requests that go on."""

@@ -123,7 +123,7 @@ class _Progress:
 
     def __init__(self, batch: Batch, settings: ValueSettings, like: Tensor) -> None:
         self.settings = settings
-        self.reads, self.reads_in_contexts = batch.counts()
+        self.reads, self.reads_in_contexts = zip(*batch.counts, strict=True)
         self.passes_at_rank_1 = [0] * len(self.reads)
         self.nll_factor = torch.ones(len(self.reads), dtype=like.dtype, device=like.device)
 
