@@ -14,8 +14,8 @@ from kn_bench.cases import sources
 SHARED = os.environ.get("KN_BENCH_SHARED")
 ALLOWED = (
     "embedded, real-world, blimp, pararel, blimp=FOLDER, pararel=FOLDER, mpararel=FOLDER, "
-    "mquake=FILE, counterfact=FILE, ripple=FILE, knowedit=FILE, zsre=FILE, wikibigedit=FILE, qaedit=FILE, "
-    "hallueditbench=FILE, jsonl=PATH, or a file of facts or minimal pairs"
+    "mquake=FILE, counterfact=FILE, ripple=FILE, knowedit=FILE, zsre=FILE, wikibigedit=FILE, "
+    "qaedit=FILE, hallueditbench=FILE, jsonl=PATH, or a file of facts or minimal pairs"
 )
 FACT = {"subject": "Canada", "prompt": "The capital of {} is", "target_true": "Ottawa",
         "target_new": "Paris"}  # fmt: skip
