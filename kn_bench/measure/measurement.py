@@ -12,6 +12,14 @@ from dataclasses import dataclass, field
 
 from kn_bench.cases.case import Criterion, Exclusion, Task
 from kn_bench.measure.protocols import ONCE, Occasion
+from kn_bench.measure.ranges import (
+    AT_LEAST_ZERO,
+    COUNT,
+    LOG_PROBABILITY,
+    POSITIVE_COUNT,
+    SECONDS,
+    SHARE,
+)
 
 CONTROL = "control:"
 """Begins the names of controls in the log; no method's own name has a colon."""
@@ -40,12 +48,12 @@ class Answer:
         gives_rejected: ``generated`` begins with the rejected answer.
     """
 
-    log_prob_expected: float
-    log_prob_rejected: float
+    log_prob_expected: float = field(metadata=LOG_PROBABILITY)
+    log_prob_rejected: float = field(metadata=LOG_PROBABILITY)
     prob: bool
-    tf_token: float
+    tf_token: float = field(metadata=SHARE)
     tf_all: bool
-    rank: int
+    rank: int = field(metadata=COUNT)
     argmax: str
     generated: str
     gives_expected: bool
@@ -90,11 +98,11 @@ class Measurement:
     cluster: str
     expected: str
     rejected: str
-    n_expected: int
-    n_rejected: int
+    n_expected: int = field(metadata=POSITIVE_COUNT)
+    n_rejected: int = field(metadata=POSITIVE_COUNT)
     before: Answer
     after: Answer
-    kl: float
+    kl: float = field(metadata=AT_LEAST_ZERO)
     occasion: Occasion = field(default=ONCE, kw_only=True)
 
 
@@ -110,9 +118,9 @@ class EditRecord:
         notes: what the method recorded (final loss, ROME's denominator, |dW|/|W|, |KN|, ...).
     """
 
-    seconds: float
+    seconds: float = field(metadata=SECONDS)
     description: str
-    norm: float
+    norm: float = field(metadata=AT_LEAST_ZERO)
     notes: dict[str, float | int | str | bool]
 
 
@@ -144,7 +152,7 @@ class NormGrowth:
     """|dW|_F / |W|_F of one edited matrix, W as loaded."""
 
     parameter: str
-    relative: float
+    relative: float = field(metadata=AT_LEAST_ZERO)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,20 +179,20 @@ class Checkpoint:
             not finite, as far as checkpoints show; 0 where there is none so far.
     """
 
-    step: int
-    edits: int
-    retained: float | None
-    n_retained: int
-    blimp: float | None
-    n_blimp: int
-    perplexity: float
-    n_tokens: int
-    kl: float | None
-    n_neutral: int
-    known: float | None
-    n_known: int
+    step: int = field(metadata=COUNT)
+    edits: int = field(metadata=COUNT)
+    retained: float | None = field(metadata=SHARE)
+    n_retained: int = field(metadata=COUNT)
+    blimp: float | None = field(metadata=SHARE)
+    n_blimp: int = field(metadata=COUNT)
+    perplexity: float = field(metadata=AT_LEAST_ZERO)
+    n_tokens: int = field(metadata=COUNT)
+    kl: float | None = field(metadata=AT_LEAST_ZERO)
+    n_neutral: int = field(metadata=COUNT)
+    known: float | None = field(metadata=SHARE)
+    n_known: int = field(metadata=COUNT)
     norms: tuple[NormGrowth, ...] = ()
-    collapsed_at: int = 0
+    collapsed_at: int = field(default=0, metadata=COUNT)
 
 
 @dataclass(frozen=True, slots=True)

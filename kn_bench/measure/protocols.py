@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
+
+from kn_bench.measure.ranges import COUNT
 
 Name = Literal["single", "batch", "sequence"]
 Asked = Literal["immediate", "retained"]
@@ -105,7 +107,7 @@ class Occasion:
     """
 
     protocol: str = "single"
-    sequence: int = 0
+    sequence: int = field(default=0, metadata=COUNT)
     asked: Asked = "immediate"
 
     @property

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
+
+from kn_bench.measure.ranges import AT_LEAST_ZERO, COUNT, DIFFERENCE, SHARE
 
 Status = Literal["holds", "missed", "not_applicable", "excluded", "error"]
 STATUSES: tuple[Status, ...] = ("holds", "missed", "not_applicable", "excluded", "error")
@@ -17,10 +19,10 @@ class Readings:
     ``generated`` (free running), all of the probe's expected answer, each in [0, 1].
     """
 
-    prob: float
-    tf_token: float
-    tf_all: float
-    generated: float
+    prob: float = field(metadata=SHARE)
+    tf_token: float = field(metadata=SHARE)
+    tf_all: float = field(metadata=SHARE)
+    generated: float = field(metadata=SHARE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +30,8 @@ class KindCount:
     """How many counted probes of one kind held: ``same_relation``, ``other_task``, ..."""
 
     kind: str
-    held: int
-    counted: int
+    held: int = field(metadata=COUNT)
+    counted: int = field(metadata=COUNT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,7 @@ class OverturnOutcome:
     within_pair: bool | None
     argmax: bool | None
     reverse: bool
-    shift: float
+    shift: float = field(metadata=DIFFERENCE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,14 +93,14 @@ class Verdict:
     """
 
     status: Status
-    score: float | None
+    score: float | None = field(metadata=SHARE)
     explanation: str
     reason: str = ""
-    counted: int = 0
-    left_out: int = 0
+    counted: int = field(default=0, metadata=COUNT)
+    left_out: int = field(default=0, metadata=COUNT)
     known_before: bool | None = None
     inverse_known: bool | None = None
-    mean_kl: float | None = None
+    mean_kl: float | None = field(default=None, metadata=AT_LEAST_ZERO)
     kinds: tuple[KindCount, ...] = ()
     readings: Readings | None = None
     symmetry: SymmetryOutcome | None = None

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
 
 from kn_bench.cases.case import Criterion, Task
+from kn_bench.measure.ranges import POSITIVE_COUNT, SHARE
 from kn_bench.results.codec import FormatError, decode, encode
 from kn_bench.results.comparison import COLUMNS, grouped, scores_of
 from kn_bench.results.files import StoreError, write_text
@@ -25,7 +26,7 @@ class Scores:
     criterion: Criterion
     cases: tuple[str, ...]
     clusters: tuple[str, ...]
-    scores: tuple[float, ...]
+    scores: tuple[float, ...] = field(metadata=SHARE)
     protocol: str = "single"
 
     def __post_init__(self) -> None:
@@ -53,7 +54,7 @@ class Baseline:
     data: Mapping[str, str]
     versions: Mapping[str, str]
     scores: tuple[Scores, ...]
-    format: int = 1
+    format: int = field(default=1, metadata=POSITIVE_COUNT)
 
     def frame(self) -> pd.DataFrame:
         """The scores as :func:`kn_bench.results.comparison.compare` takes them."""

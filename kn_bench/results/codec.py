@@ -17,6 +17,8 @@ from pathlib import Path
 from types import MappingProxyType, NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from kn_bench.measure.ranges import Range, range_of
+
 T = TypeVar("T")
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -26,6 +28,23 @@ INFINITE = 1e30
 
 class FormatError(ValueError):
     """A stored text does not hold what it should; one sentence says what."""
+
+
+def _refuse_constant(name: str) -> None:
+    raise FormatError(f"it holds {name}, which is no JSON")
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise FormatError(f"field {twice!r} stands in it twice")
+    return members
+
+
+_STRICT = json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_once_each)
+"""Refuses NaN and Infinity, and a repeated key, of which only the last value would count."""
 
 
 def encode(value: object, indent: int | None = None) -> str:
@@ -126,7 +145,7 @@ def parsed(text: str | bytes) -> Any:
         RecursionError: when it is nested too deeply.
     """
     text = text if isinstance(text, str) else text.decode()
-    found = json.loads(text)
+    found = _STRICT.decode(text)
     if _SURROGATE.search(text):  # escaped, it may be half of a pair
         try:
             json.dumps(found, ensure_ascii=False).encode()
@@ -147,32 +166,47 @@ def build(cls: type[T], raw: object, ignore: frozenset[str] = frozenset()) -> T:
     if unknown := raw.keys() - specs.keys() - ignore:
         raise FormatError(f"unknown field {min(unknown)!r}")
     values = {}
-    for name, (hint, required) in specs.items():
+    for name, (hint, required, within) in specs.items():
         if name in raw:
-            values[name] = _typed(hint, raw[name], name)
+            values[name] = value = _typed(hint, raw[name], name)
+            if within is not None and value is not None:
+                _check(value, within, name)
         elif required:
             raise FormatError(f"field {name!r} is missing")
     return cls(**values)
 
 
 @lru_cache(maxsize=256)
-def _specs(cls: type) -> dict[str, tuple[Any, bool]]:
-    """Field name -> (type, required)."""
+def _specs(cls: type) -> dict[str, tuple[Any, bool, Range | None]]:
+    """Field name -> (type, required, range)."""
     hints = get_type_hints(cls)
     return {
         field.name: (
             hints[field.name],
             field.default is MISSING and field.default_factory is MISSING,
+            range_of(field),
         )
         for field in fields(cls)
     }
+
+
+def _check(value: Any, within: Range, name: str) -> None:
+    """Refuse a number, or one of a list or mapping, that is out of its range."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            _check(item, within, f"{name}.{key}")
+    elif isinstance(value, tuple):
+        for item in value:
+            _check(item, within, name)
+    elif value not in within:
+        raise FormatError(f"field {name!r} holds {value!r}: expected {within.words}")
 
 
 def _typed(hint: Any, raw: Any, name: str) -> Any:
     """``raw`` as a ``hint``."""
     if hint is float:
         if type(raw) in (float, int):
-            return _unclamped(float(raw))
+            return _unclamped(_as_float(raw, name))
     elif hint in (str, int, bool, NoneType):
         if type(raw) is hint:
             return raw
@@ -214,6 +248,14 @@ def _one_of(hints: tuple[Any, ...], raw: Any, name: str) -> Any:
         except FormatError as failure:
             error = error or failure
     raise error or FormatError(f"field {name!r} holds {_kind(raw)}")
+
+
+def _as_float(value: float, name: str) -> float:
+    try:
+        number = float(value)
+    except OverflowError:
+        raise FormatError(f"field {name!r} holds a number too large to be a result") from None
+    return number
 
 
 def _unclamped(value: float) -> float:

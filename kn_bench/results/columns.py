@@ -19,7 +19,8 @@ import pyarrow as pa
 import pyarrow.json
 import pyarrow.parquet
 
-from kn_bench.results.codec import INFINITE
+from kn_bench.results.checking import check_table
+from kn_bench.results.codec import INFINITE, FormatError
 from kn_bench.results.files import StoreError, atomically
 from kn_bench.results.log import lines, rows
 from kn_bench.results.rows import KINDS, kind_of
@@ -38,8 +39,10 @@ def write_parquet(log: Path, target: Path) -> None:
             found = (line for _, line in lines(log) if kind_of(line) == "measurement")
             try:
                 for chunk in _chunks(found):
-                    writer.write_table(_flat(_parsed(chunk, schema)))
-            except (pa.ArrowException, UnicodeDecodeError) as error:
+                    table = _parsed(chunk, schema)
+                    check_table(table, KINDS["measurement"])
+                    writer.write_table(_flat(table))
+            except (pa.ArrowException, FormatError, UnicodeDecodeError) as error:
                 raise _unreadable(log, error) from None
 
 
@@ -59,7 +62,7 @@ def read_frames(log: Path, kinds: Sequence[str]) -> dict[str, pd.DataFrame]:
             found[kind].append(line)
     try:
         return {kind: frame_of(found.pop(kind), kind) for kind in kinds}
-    except (pa.ArrowException, UnicodeDecodeError) as error:
+    except (pa.ArrowException, FormatError, UnicodeDecodeError) as error:
         raise _unreadable(log, error) from None
 
 
@@ -74,9 +77,17 @@ def _unreadable(log: Path, error: Exception) -> StoreError:
 
 
 def frame_of(found: Iterable[bytes], kind: str) -> pd.DataFrame:
-    """The lines of rows of one kind as columns, see :func:`read_frames`."""
+    """The lines of rows of one kind as columns, see :func:`read_frames`.
+
+    Raises:
+        FormatError: for a field without its value, or with one that it cannot have.
+    """
     schema = schema_of(kind)
-    tables = [_flat(_parsed(chunk, schema)) for chunk in _chunks(found)]
+    tables = []
+    for chunk in _chunks(found):
+        table = _parsed(chunk, schema)
+        check_table(table, KINDS[kind])
+        tables.append(_flat(table))
     table = pa.concat_tables(tables) if tables else _flat(schema.empty_table())
     frame: pd.DataFrame = table.to_pandas()
     for name in table.column_names:

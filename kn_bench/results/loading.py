@@ -14,10 +14,10 @@ from kn_bench.results.beside import KEY, canonical, merge
 from kn_bench.results.codec import FormatError, decode
 from kn_bench.results.columns import frame_of, read_frames
 from kn_bench.results.files import StoreError
-from kn_bench.results.log import LOG
+from kn_bench.results.log import LOG, rows
 from kn_bench.results.manifest import Manifest, read_manifest
 from kn_bench.results.rejudging import rejudged
-from kn_bench.results.rows import encode_row
+from kn_bench.results.rows import Key, VerdictRow, encode_row
 from kn_bench.results.store import EXCLUSIONS
 
 FRAMES = ("verdict", "edit", "exclusion", "crash", "curve")
@@ -83,6 +83,9 @@ def load_runs(folders: Sequence[Path], *, judge_again: bool = False) -> Runs:
     by_label = {label: folders[index] for label, index in labels.items()}
     manifests = {label: given[index] for label, index in labels.items()}
     frames = {label: read_frames(folder / LOG, FRAMES) for label, folder in by_label.items()}
+    for label, folder in by_label.items():
+        if frames[label]["verdict"].duplicated(KEY).any():
+            raise _doubled_verdict(folder / LOG)
     if judge_again:
         for label, folder in by_label.items():
             again = (encode_row(row).encode() for row in rejudged(folder / LOG))
@@ -112,6 +115,19 @@ def load_runs(folders: Sequence[Path], *, judge_again: bool = False) -> Runs:
         curves=curves.drop_duplicates(["run", *POINT], keep="last").reset_index(drop=True),
         optional=optional.reset_index(drop=True),
     )
+
+
+def _doubled_verdict(log: Path) -> StoreError:
+    """Which verdict stands in a log twice: the writer of a run keeps each once."""
+    first: dict[Key, int] = {}
+    for number, row in enumerate(rows(log), start=1):
+        if isinstance(row, VerdictRow) and first.setdefault(row.key, number) != number:
+            return StoreError(
+                f"{log}, line {number} is a second verdict on {row.case}, {row.criterion} "
+                f"({row.method} on {row.model}), which line {first[row.key]} has already: remove "
+                "one of the two tests"
+            )
+    return StoreError(f"{log} has a verdict twice: remove one of them")
 
 
 POINT = ["model", "method", "task", "protocol", "sequence", "step"]

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
+from kn_bench.measure.ranges import POSITIVE_COUNT, SECONDS
 from kn_bench.results.codec import FormatError, decode, encode
 from kn_bench.results.files import StoreError, write_text
 
@@ -26,7 +27,7 @@ class Host:
     system: str
     machine: str
     python: str
-    cpus: int
+    cpus: int = field(metadata=POSITIVE_COUNT)
     devices: tuple[str, ...] = ()
 
 
@@ -62,8 +63,8 @@ class Manifest:
     host: Host
     resumed: tuple[str, ...] = ()
     finished: str = ""
-    timings: Mapping[str, float] = field(default_factory=dict)
-    format: int = 1
+    timings: Mapping[str, float] = field(default_factory=dict, metadata=SECONDS)
+    format: int = field(default=1, metadata=POSITIVE_COUNT)
 
     def ended(self, timings: Mapping[str, float]) -> Manifest:
         """The manifest of the finished run; times of several sessions add up."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from kn_bench.cases.case import Exclusion
 from kn_bench.measure.criteria import Evidence, gives_rejected, judge_evidence
 from kn_bench.measure.measurement import Measurement
+from kn_bench.results.files import StoreError
 from kn_bench.results.log import rows
 from kn_bench.results.rows import ExclusionRow, Key, VerdictRow
 
@@ -24,9 +25,15 @@ def rejudged(log: Path) -> Iterator[VerdictRow]:
     """
     measured: defaultdict[Key, list[Measurement]] = defaultdict(list)
     excluded: defaultdict[Key, list[Exclusion]] = defaultdict(list)
-    for row in rows(log):
+    for number, row in enumerate(rows(log), start=1):
         if isinstance(row, Measurement):
-            measured[Key(row.model, row.method, row.case, row.criterion, row.occasion)].append(row)
+            of_test = measured[Key(row.model, row.method, row.case, row.criterion, row.occasion)]
+            if any(row.probe == other.probe for other in of_test):
+                raise StoreError(
+                    f"{log}, line {number} measures {row.probe} of {row.case} a second time in one "
+                    "test: remove one of the two lines"
+                )
+            of_test.append(row)
         elif isinstance(row, ExclusionRow):
             excluded[
                 Key(row.model, row.method, row.exclusion.case, row.criterion, row.occasion)

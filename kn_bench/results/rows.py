@@ -21,6 +21,7 @@ from kn_bench.cases.case import Case, Criterion, Exclusion, Task
 from kn_bench.measure.criteria import evidence
 from kn_bench.measure.measurement import CaseResult, Checkpoint, EditRecord, Measurement
 from kn_bench.measure.protocols import ONCE, Occasion
+from kn_bench.measure.ranges import COUNT
 from kn_bench.measure.verdict import Verdict
 from kn_bench.results.codec import FormatError, build, encode, members, parsed
 
@@ -49,7 +50,7 @@ class EditRow:
     occasion: Occasion = field(default=ONCE, kw_only=True)
     task: Task
     record: EditRecord
-    step: int = 0
+    step: int = field(default=0, metadata=COUNT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +107,8 @@ class CurveRow:
     model: str
     method: str
     protocol: str
-    sequence: int
-    step: int
+    sequence: int = field(metadata=COUNT)
+    step: int = field(metadata=COUNT)
     task: Task
     checkpoint: Checkpoint
 
