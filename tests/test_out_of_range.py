@@ -128,7 +128,7 @@ def test_what_can_be_measured_is_read(run: Path, value: float) -> None:
     """A log-probability of -inf (a look-up edit), of 0, and one that is rounded a little above."""
     spoil(run, "measurement", "after.log_prob_rejected", value)
     assert list(rows(run / LOG))
-    assert load_runs([run], judge_again=True).measured
+    assert len(load_runs([run], judge_again=True).verdicts)
 
 
 def test_a_doubled_test(run: Path) -> None:

@@ -83,9 +83,6 @@ def load_runs(folders: Sequence[Path], *, judge_again: bool = False) -> Runs:
     by_label = {label: folders[index] for label, index in labels.items()}
     manifests = {label: given[index] for label, index in labels.items()}
     frames = {label: read_frames(folder / LOG, FRAMES) for label, folder in by_label.items()}
-    for label, folder in by_label.items():
-        if frames[label]["verdict"].duplicated(KEY).any():
-            raise _doubled_verdict(folder / LOG)
     if judge_again:
         for label, folder in by_label.items():
             again = (encode_row(row).encode() for row in rejudged(folder / LOG))
@@ -93,6 +90,9 @@ def load_runs(folders: Sequence[Path], *, judge_again: bool = False) -> Runs:
     for label, folder in by_label.items():
         _check_scores(frames[label]["verdict"], folder / LOG)
     every, edits, exclusions, crashes, curves = (_joined(frames, kind) for kind in FRAMES)
+    repeated = every[every.duplicated(["run", *KEY])]
+    if len(repeated):
+        raise _doubled_verdict(by_label[repeated["run"].iloc[0]] / LOG)
     is_control = every["method"].str.startswith(CONTROL)
     is_optional = every["criterion"].isin(OPTIONAL_CRITERIA)
     merged = merge(every[~is_control & ~is_optional], manifests)
