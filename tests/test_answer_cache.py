@@ -1,5 +1,9 @@
 """The unedited model's answers on disk: the same numbers, without asking again."""
 
+import sqlite3
+import warnings
+from contextlib import closing
+
 import pytest
 import torch
 from hypothesis import given
@@ -73,6 +77,63 @@ def test_what_is_kept_comes_back(tmp_path):
     assert torch.equal(found.log_probs, reading.log_probs)
     assert found.generated == reading.generated
     assert again.scores([b"b"]) == {b"b": score}
+
+
+ALTERATIONS = {
+    "a log-probability": "UPDATE readings SET log_probs = zeroblob(length(log_probs))",
+    "a continuation": "UPDATE readings SET generated = zeroblob(length(generated))",
+    "a hit": "UPDATE scores SET argmax = CASE argmax WHEN x'01' THEN x'00' ELSE x'01' END",
+    "a shorter answer": "UPDATE scores SET log_probs = x''",
+    "a text": "UPDATE readings SET log_probs = 'text'",
+    "a null": "UPDATE scores SET argmax = NULL",
+    "no checksum": "UPDATE readings SET checksum = NULL",
+}
+
+
+@pytest.mark.parametrize("statement", ALTERATIONS.values(), ids=ALTERATIONS)
+def test_an_altered_answer_is_asked_anew_with_one_warning(tmp_path, statement):
+    lm = tiny_model.__wrapped__("gpt2", torch.float32)
+    cases = [toy_case(index) for index in range(4)]
+    first = rows(Engine(lm, cache=tmp_path), _Nothing(), cases)
+    file = tmp_path / f"{lm.content_hash}-cpu.sqlite"
+    with closing(sqlite3.connect(file)) as connection, connection:
+        assert connection.execute(statement).rowcount > 1
+    lm.memo.clear()
+    with pytest.warns(UserWarning, match="altered since they were stored") as said:
+        assert rows(Engine(lm, cache=tmp_path), _Nothing(), cases) == first
+    assert len(said) == 1
+    lm.memo.clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # what was asked anew is stored in its place
+        assert rows(Engine(lm, cache=tmp_path), _Nothing(), cases) == first
+
+
+def test_an_answer_to_another_question_is_altered(tmp_path):
+    first, second = TargetScores((-1.0,), (True,)), TargetScores((-2.0,), (False,))
+    AnswerCache(tmp_path, "m").keep_scores([(b"a", first), (b"b", second)])
+    with closing(sqlite3.connect(tmp_path / "m.sqlite")) as connection, connection:
+        connection.execute("UPDATE scores SET key = x'63' WHERE key = x'61'")
+    with pytest.warns(UserWarning, match="altered"):
+        assert AnswerCache(tmp_path, "m").scores([b"b", b"c"]) == {b"b": second}
+
+
+def test_answers_of_another_model_are_not_this_ones(tmp_path):
+    AnswerCache(tmp_path, "one").keep_scores([(b"k", TargetScores((-1.0,), (True,)))])
+    (tmp_path / "one.sqlite").rename(tmp_path / "other.sqlite")
+    with pytest.warns(UserWarning, match="altered"):
+        assert AnswerCache(tmp_path, "other").scores([b"k"]) == {}
+
+
+def test_a_file_without_checksums_is_begun_anew(tmp_path):
+    with closing(sqlite3.connect(tmp_path / "m.sqlite")) as connection, connection:
+        connection.execute(
+            "CREATE TABLE scores (key BLOB PRIMARY KEY, log_probs BLOB, argmax BLOB)"
+        )
+        connection.execute("INSERT INTO scores VALUES (x'6b', x'0000000000000000', x'01')")
+    cache = AnswerCache(tmp_path, "m")
+    assert cache.scores([b"k"]) == {}
+    cache.keep_scores([(b"k", TargetScores((-1.0,), (True,)))])
+    assert AnswerCache(tmp_path, "m").scores([b"k"]) == {b"k": TargetScores((-1.0,), (True,))}
 
 
 ids = st.lists(st.integers(0, 1000), max_size=6).map(tuple)

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from kn_bench.model import second_moment
 from kn_bench.model.corpus import TextFile, Texts
@@ -120,6 +122,21 @@ def test_a_spoilt_file_of_the_cache_is_computed_anew_with_a_sentence(tmp_path, c
     assert torch.equal(
         second_moments(lm, [0], Texts(TEXTS), cache=tmp_path)[0].matrix, first.matrix
     )
+
+
+@pytest.mark.parametrize("keep", ["the checksum", "no checksum"])
+def test_an_altered_file_of_the_cache_is_computed_anew(tmp_path, keep):
+    lm = tiny_model("gpt2")
+    first = second_moments(lm, [0], Texts(TEXTS), cache=tmp_path)[0]
+    (path,) = tmp_path.iterdir()
+    with safe_open(path, "pt") as file:
+        matrix, numbers = file.get_tensor("C"), file.metadata()
+    if keep == "no checksum":
+        del numbers[second_moment.CHECKSUM]
+    save_file({"C": matrix * 1.01}, path, metadata=numbers)
+    with pytest.warns(UserWarning, match=r"it (was altered|has no checksum).* computed anew"):
+        again = second_moments(lm, [0], Texts(TEXTS), cache=tmp_path)[0]
+    assert torch.equal(again.matrix, first.matrix)
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(tmp_path):

@@ -5,8 +5,9 @@
     └── scores     ids, positions, targets             -> log p and argmax of each target
 
 The key is the content itself (SHA-256 of the ids), the file is the model's: nothing is ever stale.
-SQLite lets several workers share it. A cache that cannot be read or written is ignored, with a
-warning.
+Each entry has a checksum over the model, its key and its values; an entry that does not agree with
+it is dropped and asked anew, with a warning. SQLite lets several workers share the file. A cache
+that cannot be read or written is ignored, with a warning.
 """
 
 from __future__ import annotations
@@ -27,10 +28,19 @@ from kn_bench.model.scoring import Reading
 LIMIT = 4 << 30
 """Bytes of one model's file; beyond it the cache is read and no longer written."""
 
-_TABLES = (
-    "CREATE TABLE IF NOT EXISTS readings (key BLOB PRIMARY KEY, log_probs BLOB, generated BLOB)",
-    "CREATE TABLE IF NOT EXISTS scores (key BLOB PRIMARY KEY, log_probs BLOB, argmax BLOB)",
-)
+FORMAT = 2
+"""Of the file (SQLite's ``user_version``); entries of an older one have no checksums."""
+
+_COLUMNS = {"readings": "generated", "scores": "argmax"}
+"""Table -> its last column of values."""
+
+
+class Entry(NamedTuple):
+    """A key and its two columns of values."""
+
+    key: bytes
+    log_probs: bytes
+    last: bytes
 
 
 class TargetScores(NamedTuple):
@@ -50,12 +60,13 @@ class AnswerCache:
 
     def __init__(self, folder: Path, model: str) -> None:
         self._path = folder / f"{model}.sqlite"
+        self._model = model.encode()
         self._usable = True
+        self._warned = False
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with closing(self._open()) as connection, connection:
-                for table in _TABLES:
-                    connection.execute(table)
+            with closing(self._open()) as connection:
+                _make_tables(connection)
         except (OSError, sqlite3.Error) as error:
             self._give_up(error)
 
@@ -71,7 +82,7 @@ class AnswerCache:
                 torch.from_numpy(np.frombuffer(log_probs, np.float32).copy()),
                 tuple(np.frombuffer(generated, np.int32).tolist()),
             )
-            for key, log_probs, generated in self._get("readings", "generated", keys)
+            for key, log_probs, generated in self._get("readings", keys)
         }
 
     def scores(self, keys: Sequence[bytes]) -> dict[bytes, TargetScores]:
@@ -81,13 +92,13 @@ class AnswerCache:
                 tuple(np.frombuffer(log_probs, np.float64).tolist()),
                 tuple(np.frombuffer(argmax, np.bool_).tolist()),
             )
-            for key, log_probs, argmax in self._get("scores", "argmax", keys)
+            for key, log_probs, argmax in self._get("scores", keys)
         }
 
     def keep_readings(self, readings: Iterable[tuple[bytes, Reading]]) -> None:
         """Store readings by their keys."""
         rows = (
-            (key, log_probs.numpy().tobytes(), np.array(generated, np.int32).tobytes())
+            Entry(key, log_probs.numpy().tobytes(), np.array(generated, np.int32).tobytes())
             for key, (log_probs, generated) in readings
         )
         self._put("readings", rows)
@@ -95,7 +106,7 @@ class AnswerCache:
     def keep_scores(self, scores: Iterable[tuple[bytes, TargetScores]]) -> None:
         """Store scores by their keys."""
         rows = (
-            (key, np.array(log_probs).tobytes(), np.array(argmax, np.bool_).tobytes())
+            Entry(key, np.array(log_probs).tobytes(), np.array(argmax, np.bool_).tobytes())
             for key, (log_probs, argmax) in scores
         )
         self._put("scores", rows)
@@ -107,30 +118,63 @@ class AnswerCache:
         connection.execute("PRAGMA synchronous=OFF")
         return connection
 
-    def _get(
-        self, table: str, last: str, keys: Sequence[bytes]
-    ) -> list[tuple[bytes, bytes, bytes]]:
+    def _get(self, table: str, keys: Sequence[bytes]) -> list[Entry]:
+        """Return the entries of ``keys`` that are as they were stored; drop the others."""
         if not self._usable or not keys:
             return []
-        rows: list[tuple[bytes, bytes, bytes]] = []
-        query = f"SELECT key, log_probs, {last} FROM {table} WHERE key IN "
+        rows: list[tuple[bytes, bytes, bytes, bytes]] = []
+        query = f"SELECT key, log_probs, {_COLUMNS[table]}, checksum FROM {table} WHERE key IN "
         try:
             with closing(self._open()) as connection:
                 for at in range(0, len(keys), 500):
                     some = keys[at : at + 500]
                     marks = ",".join("?" * len(some))
                     rows += connection.execute(f"{query} ({marks})", some).fetchall()
+                entries, altered = [], []
+                for *entry, checksum in rows:
+                    if checksum and checksum == self._checksum(*entry):
+                        entries.append(Entry(*entry))
+                    else:
+                        altered.append(entry[0])
+                self._drop(connection, table, altered)
         except sqlite3.Error as error:
             self._give_up(error)
-        return rows
+            return []
+        return entries
 
-    def _put(self, table: str, rows: Iterable[tuple[bytes, bytes, bytes]]) -> None:
+    def _drop(self, connection: sqlite3.Connection, table: str, keys: Sequence[bytes]) -> None:
+        """Remove altered entries, so that what is asked anew can be stored; say so once."""
+        if not keys:
+            return
+        with connection:
+            connection.executemany(f"DELETE FROM {table} WHERE key = ?", ((key,) for key in keys))
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"the cache {self._path} holds answers that were altered since they were stored "
+                f"({len(keys)} of {table} so far): they are dropped and asked anew",
+                stacklevel=2,
+            )
+
+    def _put(self, table: str, entries: Iterable[Entry]) -> None:
         try:
             if self._usable and self._path.stat().st_size < LIMIT:
+                rows = ((*entry, self._checksum(*entry)) for entry in entries)
                 with closing(self._open()) as connection, connection:
-                    connection.executemany(f"INSERT OR IGNORE INTO {table} VALUES (?, ?, ?)", rows)
+                    connection.executemany(
+                        f"INSERT OR IGNORE INTO {table} VALUES (?, ?, ?, ?)", rows
+                    )
         except (OSError, sqlite3.Error) as error:
             self._give_up(error)
+
+    def _checksum(self, *entry: object) -> bytes:
+        """Return the SHA-256 of an entry of this model; of what is no bytes, nothing's."""
+        digest = hashlib.sha256(self._model)
+        for part in entry:
+            if not isinstance(part, bytes):
+                return b""
+            digest.update(len(part).to_bytes(8, "little") + part)
+        return digest.digest()
 
     def _give_up(self, error: Exception) -> None:
         """Go on without a cache, and say so once."""
@@ -140,6 +184,24 @@ class AnswerCache:
             "remove the file, or name another folder by KN_BENCH_CACHE",
             stacklevel=2,
         )
+
+
+def _make_tables(connection: sqlite3.Connection) -> None:
+    """Make the tables where they are missing, in place of those of another format."""
+    version = "PRAGMA user_version"
+    if connection.execute(version).fetchone() == (FORMAT,):
+        return
+    with connection:
+        connection.execute("BEGIN IMMEDIATE")  # another worker may be at it
+        if connection.execute(version).fetchone() == (FORMAT,):
+            return
+        for table, last in _COLUMNS.items():
+            connection.execute(f"DROP TABLE IF EXISTS {table}")
+            connection.execute(
+                f"CREATE TABLE {table} "
+                f"(key BLOB PRIMARY KEY, log_probs BLOB, {last} BLOB, checksum BLOB)"
+            )
+        connection.execute(f"{version} = {FORMAT}")
 
 
 def content_key(*parts: Sequence[int] | int) -> bytes:

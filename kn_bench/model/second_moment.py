@@ -11,7 +11,7 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
@@ -40,6 +40,8 @@ SAVE_EVERY = 60.0
 """Seconds between two saves of an unfinished pass."""
 MAX_LENGTH = 1024
 """Tokens of a document that are read at most; fewer where the model has fewer positions."""
+CHECKSUM = "sha256"
+"""Of a file's tensors and numbers, among its numbers."""
 _UNREADABLE = (OSError, SafetensorError, KeyError, TypeError, ValueError)
 """What reading a file may raise that is truncated, or none of ours."""
 
@@ -224,6 +226,7 @@ def _save(path: Path, tensors: dict[str, Tensor], numbers: dict[str, int]) -> No
     """Whole or not at all, also when two processes save the same."""
     fresh = path.with_suffix(f".{os.getpid()}.new")
     metadata = {name: str(number) for name, number in numbers.items()}
+    metadata[CHECKSUM] = _checksum(tensors, metadata)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file({n: t.cpu().contiguous() for n, t in tensors.items()}, fresh, metadata=metadata)
@@ -234,12 +237,38 @@ def _save(path: Path, tensors: dict[str, Tensor], numbers: dict[str, int]) -> No
         warnings.warn(f"{path} cannot be written ({error}): it is not kept", stacklevel=2)
 
 
+def _checked(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors of a file and its numbers.
+
+    Raises:
+        ValueError: when they are not what was saved.
+    """
+    with safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        numbers = dict(file.metadata())
+    if CHECKSUM not in numbers:
+        raise ValueError("it has no checksum: an older version saved it")
+    if numbers.pop(CHECKSUM) != _checksum(tensors, numbers):
+        raise ValueError("it was altered since it was saved")
+    return tensors, numbers
+
+
+def _checksum(tensors: Mapping[str, Tensor], numbers: Mapping[str, str]) -> str:
+    """SHA-256 of the content of a file of sums."""
+    digest = hashlib.sha256(json.dumps(sorted(numbers.items())).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
 def _load(path: Path, layer: int) -> SecondMoment | None:
     if not path.is_file():
         return None
     try:
-        with safe_open(path, "pt") as file:
-            return SecondMoment(layer, file.get_tensor("C"), int(file.metadata()["n_tokens"]))
+        tensors, numbers = _checked(path)
+        return SecondMoment(layer, tensors["C"], int(numbers["n_tokens"]))
     except _UNREADABLE as error:
         warnings.warn(f"{path} cannot be read ({error}): it is computed anew", stacklevel=2)
         return None
@@ -257,10 +286,9 @@ def _resumed(path: Path | None, layers: Sequence[int], device: torch.device) -> 
     if path is None or not path.is_file():
         return None
     try:
-        with safe_open(path, "pt") as file:
-            sums = {layer: file.get_tensor(str(layer)).to(device) for layer in layers}
-            numbers = file.metadata()
-            return _Sums(sums, int(numbers["n_tokens"]), int(numbers["n_documents"]))
+        tensors, numbers = _checked(path)
+        sums = {layer: tensors[str(layer)].to(device) for layer in layers}
+        return _Sums(sums, int(numbers["n_tokens"]), int(numbers["n_documents"]))
     except _UNREADABLE as error:
         warnings.warn(f"{path} cannot be read ({error}): it is computed anew", stacklevel=2)
         return None
