@@ -25,7 +25,7 @@ from kn_bench.editing.applying import in_place
 from kn_bench.editing.edit import Edit, Method, NotApplicable
 from kn_bench.edits.controls import RandomRankOne
 from kn_bench.edits.rome import Rome
-from kn_bench.measure.answers import BUDGET
+from kn_bench.measure.encoded import BUDGET
 from kn_bench.measure.encoding import AnswerRow, EncodedCase, EncodedProbe, encode_cases
 from kn_bench.measure.engine import Engine
 from kn_bench.model.language_model import LanguageModel

@@ -13,9 +13,9 @@ import pytest
 
 from kn_bench.cases import sources
 from kn_bench.cases.building.rows import REPEATED, UNCONDITIONED
-from kn_bench.cases.case import Cloze
+from kn_bench.cases.case import HALF_A_CHARACTER, Cloze
 from kn_bench.cases.sources import forms
-from kn_bench.cases.sources.records import HALF_A_CHARACTER, read_records
+from kn_bench.cases.sources.records import read_records
 from tests.published_forms import COUNTERFACT, FLAT, FORMS, MQUAKE, QAEDIT, ZSRE
 
 SHARED = os.environ.get("KN_BENCH_SHARED")

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from kn_bench.cases.case import Case, Cloze, EditRequest, Exclusion, Probe, Query
+from kn_bench.cases.case import HALF_A_CHARACTER, Case, Cloze, EditRequest, Exclusion, Probe, Query
 from kn_bench.measure import encoded as reasons
 from kn_bench.measure import encoding
 from kn_bench.measure.encoding import (
@@ -272,6 +272,41 @@ def test_what_is_too_long_is_left_out():
     found = encode_probe(probe(), tokens("bert", 5))
     assert isinstance(found, Unencodable)
     assert found.reason == "the text is longer than the model takes"
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama3", "closing"])
+def test_a_probe_that_leaves_no_room_for_its_answer_is_left_out_and_no_other(name):
+    length = len(ids_of(tokens(name), "The capital of Canada is"))
+    long = Probe("generality/0", "generality", Cloze("So: The capital of Canada is", "."), "a", "b")
+    (more,) = {len(ids_of(tokens(name), long.cloze.left)) - length}
+    assert more > 0
+    # the last token of the answer is read and never fed
+    enough = length + reasons.BUDGET - 1
+    for room, n_left_out in ((enough + more, 0), (enough + more - 1, 1), (enough, 1)):
+        found = encode_case(case(probe(), long), tokens(name, room))
+        assert isinstance(found, EncodedCase)
+        assert len(found.exclusions) == n_left_out
+        assert all((e.probe, e.reason) == (long.id, reasons.NO_ROOM) for e in found.exclusions)
+    whole = encode_case(case(probe(), long), tokens(name, enough - 1))
+    assert isinstance(whole, Exclusion)
+    assert whole.reason == reasons.NO_ROOM
+    assert isinstance(encode_probe(probe(), tokens(name, enough - 1)), EncodedProbe)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bert"])
+@pytest.mark.parametrize("where", ["left", "right", "expected", "rejected"])
+def test_a_probe_with_half_a_character_is_left_out_and_no_other(name, where):
+    half = "Canada\ud83d"
+    texts = {"left": "The capital of Canada is", "right": ".", "expected": "Paris"}
+    texts = {**texts, "rejected": "Ottawa", where: half}
+    cloze = Cloze(texts["left"], texts["right"])
+    odd = Probe("generality/0", "generality", cloze, texts["expected"], texts["rejected"])
+    found = encode_case(case(probe(), odd), tokens(name))
+    assert isinstance(found, EncodedCase)
+    assert [p.probe.id for p in found.probes] == ["reliability/0"]
+    (left_out,) = found.exclusions
+    assert (left_out.probe, left_out.reason) == (odd.id, HALF_A_CHARACTER)
+    left_out.detail.encode()
 
 
 def request(**more) -> EditRequest:

@@ -17,15 +17,12 @@ from torch import Tensor
 
 from kn_bench.cases.normalise import starts_with_answer
 from kn_bench.measure.cache import AnswerCache, TargetScores, content_key
-from kn_bench.measure.encoded import AnswerRow
+from kn_bench.measure.encoded import BUDGET, AnswerRow
 from kn_bench.measure.encoding import EncodedProbe
 from kn_bench.measure.measurement import Answer
 from kn_bench.model import scoring
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.scoring import Prompt, Reading, RowContext
-
-BUDGET = 8
-"""Tokens of a free-running answer: never the target's length, which would give it away."""
 
 
 @dataclass(frozen=True)

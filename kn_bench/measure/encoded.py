@@ -9,6 +9,9 @@ from kn_bench.cases.case import Case, EditRequest, Exclusion, Probe
 
 Ids = tuple[int, ...]
 
+BUDGET = 8
+"""Tokens of a free-running answer: never the target's length, which would give it away."""
+
 NOT_LAST = "the answer is followed by more text: only a masked model can be asked"
 NO_CONTEXT = "nothing stands before the answer to predict it from"
 NO_TOKEN = "the answer has no token"
@@ -18,6 +21,7 @@ BOUNDARY = "the answer does not begin or end at a token's border"
 AROUND = "the text around the answer is tokenised differently with either answer"
 SAME = "the two answers are the same to the tokenizer"
 LONG = "the text is longer than the model takes"
+NO_ROOM = "the text leaves the model no room to answer"
 UNNAMED = "the prompt does not name its subject"
 AFTER = "the answer stands before the word it agrees with: no prompt to predict it from"
 

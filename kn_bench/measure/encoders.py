@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from kn_bench.cases.case import Cloze, Probe, Scoring, Task
+from kn_bench.cases.case import HALF_A_CHARACTER, Cloze, Probe, Scoring, Task
 from kn_bench.measure.encoded import (
     AROUND,
     BOUNDARY,
     LONG,
     NO_CONTEXT,
+    NO_ROOM,
     NO_TOKEN,
     NOT_LAST,
     SAME,
@@ -46,9 +47,16 @@ def key_of(probe: Probe) -> Key:
     return (probe.cloze, probe.expected, probe.rejected, probe.scoring, probe.task)
 
 
-def encoder_for(tokens: Tokens, prefix: str) -> Causal | Masked:
-    """The fitter of the model's kind, for prompts with ``prefix`` in front."""
-    return Causal(tokens, prefix) if tokens.kind == "causal" else Masked(tokens, prefix)
+def encoder_for(tokens: Tokens, prefix: str, budget: int = 1) -> Causal | Masked:
+    """Return the encoder of the model's kind, for prompts with ``prefix`` in front.
+
+    Args:
+        budget: tokens that a causal model's free-running answer may take; a prompt that leaves no
+            room for them is not encoded.
+    """
+    if tokens.kind == "masked":
+        return Masked(tokens, prefix)
+    return Causal(tokens, prefix, budget)
 
 
 def encode_one(encoder: Causal | Masked, probe: Probe) -> Body | Unencodable:
@@ -98,7 +106,12 @@ class _Encoder:
         """What the probes ask that was not asked before, and which texts of it to encode."""
         new = [key for key in dict.fromkeys(map(key_of, probes)) if key not in self.keys]
         self.keys.update(new)
-        asked = [self._asked(key) for key in new]
+        asked = []
+        for key in new:
+            if _is_whole(key):
+                asked.append(self._asked(key))
+            else:  # no tokenizer takes it
+                self.bodies[key] = Unencodable(HALF_A_CHARACTER, ascii(key[0].fill(key[1])))
         texts = dict.fromkeys(text for one in asked for text in self._wanted(one))
         unknown = [text for text in texts if text not in self.texts]
         self.texts.update(unknown)
@@ -137,8 +150,9 @@ class _Encoder:
 class Causal(_Encoder):
     """Fits probes to a model that reads from left to right."""
 
-    def __init__(self, tokens: Tokens, prefix: str) -> None:
+    def __init__(self, tokens: Tokens, prefix: str, budget: int = 1) -> None:
         super().__init__(tokens, prefix)
+        self.budget = budget
         self.ids: dict[str, Ids] = {}
 
     def _texts(
@@ -181,6 +195,10 @@ class Causal(_Encoder):
         elif asked.scoring == "two_prefix":
             return Unencodable(AROUND, cloze.fill("▁"))
         n = len(prompt)
+        # the last token of an answer is read and never fed
+        if n + self.budget - 1 > self.tokens.max_length:
+            detail = f"{n} tokens and {self.budget} of the answer, of {self.tokens.max_length}"
+            return Unencodable(NO_ROOM, f"{detail}: {cloze.fill('▁')!r}")
         return Body(prompt, n - 1, expected, rejected, expected.ids[n])
 
     def _row(self, asked: Asked, which: int, start: Ids, prompt: Ids) -> AnswerRow | Unencodable:
@@ -242,6 +260,17 @@ class Masked(_Encoder):
         ids = (*before, mask, *after)
         rows = _each_masked(expected, mask, ids), _each_masked(rejected, mask, ids)
         return Body(ids, len(before), rows[0], rows[1], expected.answer[0])
+
+
+def _is_whole(key: Key) -> bool:
+    """Return whether all texts of a probe can be written as UTF-8."""
+    cloze, expected, rejected, *_ = key
+    try:
+        for text in (cloze.left, cloze.right, expected, rejected):
+            text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _both(asked: Asked) -> str:

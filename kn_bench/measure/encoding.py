@@ -7,7 +7,8 @@ Every text is tokenised whole and in place. A causal probe fits when the prompt'
 would type it, followed by the answer's ids are the ids of the joined text; a masked one when
 the answer is one token whose neighbours stay the same whichever answer is there (a pair's words may
 be several: each piece is masked in turn). What does not fit is left out with its reason, never
-bent into shape.
+bent into shape. A case's prompts also leave a causal model room for its free-running answer
+(:data:`~kn_bench.measure.encoded.BUDGET` tokens), so that no answer is cut short.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from kn_bench.cases.case import Case, EditRequest, Exclusion, Probe, Query, Task
 from kn_bench.cases.reading import without_collecting
 from kn_bench.measure.encoded import (
     AFTER,
+    BUDGET,
     UNNAMED,
     AnswerRow,
     EncodedCase,
@@ -70,7 +72,7 @@ def encode_cases(
         tokens: of the model to be asked.
         prefix: a text to put in front of every prompt, followed by a space.
     """
-    encoder = encoder_for(tokens, prefix)
+    encoder = encoder_for(tokens, prefix, BUDGET)
     encoded: list[EncodedCase | Exclusion] = []
     with without_collecting():
         for chunk, asked in _read_ahead(encoder, cases):
@@ -103,9 +105,15 @@ def encode_case(case: Case, tokens: Tokens, prefix: str = "") -> EncodedCase | E
     return encoded
 
 
-def encode_probe(probe: Probe, tokens: Tokens, prefix: str = "") -> EncodedProbe | Unencodable:
-    """One probe in ids, or why it does not fit."""
-    body = encode_one(encoder_for(tokens, prefix), probe)
+def encode_probe(
+    probe: Probe, tokens: Tokens, prefix: str = "", *, budget: int = 1
+) -> EncodedProbe | Unencodable:
+    """One probe in ids, or why it does not fit.
+
+    Args:
+        budget: tokens that its free-running answer may take.
+    """
+    body = encode_one(encoder_for(tokens, prefix, budget), probe)
     return body if isinstance(body, Unencodable) else EncodedProbe(probe, *body)
 
 

@@ -71,6 +71,7 @@ def draw(plan: TestPlan, options: Options, commits: Mapping[str, str]) -> Drawin
             loaded; one sentence.
     """
     from kn_bench.measure.drawing import TooFewCases, by_task, draw_sequences
+    from kn_bench.measure.encoded import BUDGET
     from kn_bench.measure.encoding import Unencodable, encode_probe
 
     sequences: dict[str, tuple[PlannedSequence, ...]] = {}
@@ -88,7 +89,9 @@ def draw(plan: TestPlan, options: Options, commits: Mapping[str, str]) -> Drawin
                     options.sequences,
                     seed=options.seed,
                     fits=lambda case, tokens=tokens: (  # type: ignore[misc]
-                        not isinstance(encode_probe(case.probes[0], tokens), Unencodable)
+                        not isinstance(
+                            encode_probe(case.probes[0], tokens, budget=BUDGET), Unencodable
+                        )
                     ),
                     allow_conflicts=options.allow_conflicts,
                 )

@@ -44,11 +44,17 @@ from kn_bench.cases.building.pairs import pair_cases
 from kn_bench.cases.building.paradigms import Paradigm
 from kn_bench.cases.building.rows import FactRow, Inverse, Neighbour, Synonym, row_cases
 from kn_bench.cases.building.spans import MinimalPair
-from kn_bench.cases.case import Case, Cloze, Exclusion, Scoring, Selection
+from kn_bench.cases.case import (
+    HALF_A_CHARACTER,
+    Case,
+    Cloze,
+    Exclusion,
+    Scoring,
+    Selection,
+)
 from kn_bench.cases.sampling import slug
 from kn_bench.cases.sources.records import (
     DELIMITED,
-    HALF_A_CHARACTER,
     has_half_a_character,
     read_records,
 )

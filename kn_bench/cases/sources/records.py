@@ -23,10 +23,6 @@ _BYTE_ORDER_MARKS = (
 )
 
 
-HALF_A_CHARACTER = "the text holds half a character (a lone surrogate)"
-"""Why a record is left out that JSON can hold and no model can be asked."""
-
-
 class Record(NamedTuple):
     """One record of a file.
 

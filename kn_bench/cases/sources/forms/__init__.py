@@ -12,16 +12,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kn_bench.cases.building.rows import FactRow, row_cases
-from kn_bench.cases.case import Exclusion, Selection
+from kn_bench.cases.case import HALF_A_CHARACTER, Exclusion, Selection
 from kn_bench.cases.sampling import slug
 from kn_bench.cases.sources.forms import counterfact, knowedit, mquake, questions, ripple, zsre
 from kn_bench.cases.sources.forms.common import Unusable
-from kn_bench.cases.sources.records import (
-    HALF_A_CHARACTER,
-    Record,
-    has_half_a_character,
-    read_records,
-)
+from kn_bench.cases.sources.records import Record, has_half_a_character, read_records
 
 
 class Form(NamedTuple):
