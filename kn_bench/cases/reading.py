@@ -38,16 +38,22 @@ def records(path: Path, *fields: str) -> Iterator[tuple[str, ...]]:
     """
     names = [field.split("|") for field in fields]
     for number, line in lines_of(path):
-        found = parse_object(line, f"{path.name}, line {number}")
+        where = f"{path.name}, line {number}"
+        entry = parse_object(line, where)
         try:
-            yield tuple(str(next(found[n] for n in either if n in found)) for either in names)
+            values = [next(entry[n] for n in either if n in entry) for either in names]
         except (StopIteration, RuntimeError):
             lacking = [field for field, either in zip(fields, names, strict=True)
-                       if not any(n in found for n in either)]  # fmt: skip
+                       if not any(n in entry for n in either)]  # fmt: skip
             raise ValueError(
-                f"{path.name}, line {number}: no {' and no '.join(lacking)}; every line needs "
-                + ", ".join(fields)
+                f"{where}: no {' and no '.join(lacking)}; every line needs " + ", ".join(fields)
             ) from None
+        for field, value in zip(fields, values, strict=True):
+            if type(value) is not str and type(value) is not int:
+                raise ValueError(
+                    f"{where}: {field} is {json.dumps(value)[:40]}; expected a text or a number"
+                )
+        yield tuple(map(str, values))
 
 
 def parse_object(line: str, where: str) -> dict[str, Any]:
@@ -57,31 +63,38 @@ def parse_object(line: str, where: str) -> dict[str, Any]:
         ValueError: beginning with ``where``, for anything else.
     """
     try:
-        found = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
-        what = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
-        raise ValueError(f"{where}: not JSON ({what}); one object a line is needed") from None
-    if not isinstance(found, dict):
+        entry = json.loads(line, object_pairs_hook=without_repeats)
+    except RecursionError:
         raise ValueError(
-            f"{where}: a JSON {type(found).__name__}; one object a line is needed, "
+            f"{where}: not JSON (nested too deeply); one object a line is needed"
+        ) from None
+    except ValueError as error:
+        what = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+        raise ValueError(f"{where}: not JSON ({what}); one object a line is needed") from None
+    if not isinstance(entry, dict):
+        raise ValueError(
+            f"{where}: a JSON {type(entry).__name__}; one object a line is needed, "
             'such as {"subject": "Canada", …}'
         )
-    return found
+    return entry
 
 
-def list_of_objects(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file that holds one JSON list.
+class RepeatedFieldError(ValueError):
+    """A JSON object has a field twice: no value of the two is to be preferred."""
+
+
+def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make a JSON object of its members, for ``object_pairs_hook``.
 
     Raises:
-        ValueError: one sentence, when it does not.
+        RepeatedFieldError: naming the first field that stands there twice.
     """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} cannot be read as JSON ({type(error).__name__})") from None
-    if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
-        raise ValueError(f"{path} does not hold a JSON list of objects, one a fact")
-    return found
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise RepeatedFieldError(f"the field {repeated!r} stands there twice")
+    return fields
 
 
 @contextmanager

@@ -52,6 +52,7 @@ from kn_bench.cases.case import (
     Scoring,
     Selection,
 )
+from kn_bench.cases.reading import RepeatedFieldError, without_repeats
 from kn_bench.cases.sampling import slug
 from kn_bench.cases.sources.records import (
     DELIMITED,
@@ -194,8 +195,10 @@ def _cells(fields: dict[str, Any]) -> dict[str, Any]:
 
 def _json_cell(name: str, cell: str) -> Any:
     try:
-        return json.loads(cell)
-    except ValueError:
+        return json.loads(cell, object_pairs_hook=without_repeats)
+    except RepeatedFieldError as error:
+        raise ValueError(f"{name}: {error}") from None
+    except (ValueError, RecursionError):
         raise ValueError(f'{name} is {cell!r}; expected JSON, such as ["…"]') from None
 
 
@@ -207,7 +210,8 @@ def _relative(entry: dict[str, Any]) -> tuple[str, str] | None:
 def _row(entry: dict[str, Any], stem: str, number: int) -> Row:
     columns = _relative(entry)
     if columns is not None:
-        paradigm = next((str(entry[c]) for c in PARADIGM_COLUMNS if entry.get(c)), stem)
+        named = next((column for column in PARADIGM_COLUMNS if entry.get(column)), None)
+        paradigm = _name(entry, named) if named else stem
         good, bad = (_text(entry, column) for column in columns)
         # these data sets compare whole sentences; where a word is added ("人", "人吗") the shorter
         # one would always win at the gap alone
@@ -230,12 +234,10 @@ def _fact(entry: dict[str, Any], stem: str) -> FactRow:
     true, new = _text(entry, "target_true"), _text(entry, "target_new")
     if true == new:
         raise ValueError(f"target_new is target_true ({true!r}): there is nothing to edit")
-    prompt, suffix = with_place(prompt, subject), entry.get("suffix")
-    if suffix is None:
-        suffix = "" if prompt.endswith("?") else "."
+    prompt = with_place(prompt, subject)
+    suffix = entry.get("suffix", "" if prompt.endswith("?") else ".")
     if not isinstance(suffix, str):
         raise ValueError(f"suffix is {suffix!r}; it must be a text, and may be empty")
-    inverse = entry.get("inverse")
     return FactRow(
         relation=_text(entry, "relation", stem),
         subject=subject,
@@ -247,7 +249,7 @@ def _fact(entry: dict[str, Any], stem: str) -> FactRow:
         paraphrases=tuple(cloze_of(text, subject) for text in _texts(entry, "paraphrases")),
         synonyms=tuple(_synonym(one, subject, new, true) for one in _list(entry, "synonyms")),
         neighbours=tuple(_neighbour(one) for one in _list(entry, "neighbours")),
-        inverse=None if inverse is None else _inverse(inverse, new, true),
+        inverse=_inverse(entry["inverse"], new, true) if "inverse" in entry else None,
         aliases=tuple(_texts(entry, "aliases")),
     )
 
@@ -278,7 +280,7 @@ def cloze_of(text: str, subject: str = "") -> Cloze:
 
 def _synonym(one: object, subject: str, new: str, true: str) -> Synonym:
     if isinstance(one, str):
-        return Synonym(cloze_of(one, subject), new, true)
+        return Synonym(cloze_of(_text({"synonyms": one}, "synonyms"), subject), new, true)
     entry = _object(one, "synonyms", ("prompt", "target_true", "target_new"))
     cloze = cloze_of(_text(entry, "prompt"), subject)
     return Synonym(cloze, _text(entry, "target_new", new), _text(entry, "target_true", true))
@@ -314,12 +316,24 @@ def _only(entry: dict[str, Any], fields: Iterable[str]) -> None:
 
 
 def _text(entry: dict[str, Any], field: str, default: str | None = None) -> str:
-    found = entry.get(field, default)
-    if found is None:
+    if field not in entry and default is None:
         raise ValueError(f"the field {field!r} is missing")
-    if not isinstance(found, str) or (not found.strip() and default is None):
-        raise ValueError(f"{field} is {found!r}; it must be a text that is not empty")
-    return found.strip()
+    text = entry.get(field, default)
+    if not isinstance(text, str) or (not text.strip() and default != ""):
+        raise ValueError(f"{field} is {_shown(text)}; it must be a text that is not empty")
+    return text.strip()
+
+
+def _name(entry: dict[str, Any], field: str) -> str:
+    """Return the text or number of a published column as text."""
+    value = entry[field]
+    if isinstance(value, str | int) and not isinstance(value, bool):
+        return str(value)
+    raise ValueError(f"{field} is {_shown(value)}; it must be a text or a number")
+
+
+def _shown(value: object) -> str:
+    return "null" if value is None else repr(value)
 
 
 def _texts(entry: dict[str, Any], field: str) -> list[str]:
@@ -327,7 +341,7 @@ def _texts(entry: dict[str, Any], field: str) -> list[str]:
 
 
 def _list(entry: dict[str, Any], field: str) -> list[Any]:
-    found = entry.get(field, [])
-    if not isinstance(found, list):
-        raise ValueError(f"{field} is {found!r}; it must be a list")
-    return found
+    items = entry.get(field, [])
+    if not isinstance(items, list):
+        raise ValueError(f"{field} is {_shown(items)}; it must be a list")
+    return items

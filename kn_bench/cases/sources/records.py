@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from kn_bench.cases.reading import without_repeats
+
 PARQUET = b"PAR1"
 DELIMITED = (".csv", ".tsv")
 _BYTE_ORDER_MARKS = (
@@ -99,7 +101,7 @@ def _textual(text: str, path: Path, wrong: list[str] | None) -> Iterator[Record]
 
 def _json_list(text: str, path: Path) -> Iterator[Record]:
     try:
-        entries = json.loads(text, object_pairs_hook=_without_repeats)
+        entries = json.loads(text, object_pairs_hook=without_repeats)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path.name} cannot be read as JSON ({_reason(error)})") from None
     for index, entry in enumerate(entries):
@@ -158,7 +160,7 @@ def _parquet(path: Path) -> Iterator[Record]:
 
 def _json_object(line: str, where: str) -> dict[str, Any]:
     try:
-        entry = json.loads(line, object_pairs_hook=_without_repeats)
+        entry = json.loads(line, object_pairs_hook=without_repeats)
     except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{where}: not JSON ({_reason(error)}); expected one object a line"
@@ -173,15 +175,6 @@ def _object(entry: object, where: str) -> dict[str, Any]:
             '{"subject": "Canada", …}'
         )
     return entry
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        names = [name for name, _ in pairs]
-        repeated = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the field {repeated!r} stands there twice")
-    return fields
 
 
 def _reason(error: Exception) -> str:

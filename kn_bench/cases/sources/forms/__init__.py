@@ -134,11 +134,20 @@ def read(path: Path, *, source: str | None = None) -> tuple[Form, list[FactRow],
             case = f"{form.source}/{slug(form.source)}/{number}"
             excluded.append(Exclusion(case, str(reason), detail=reason.detail or record.where))
         except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
-            what = f"the field {error} is missing" if isinstance(error, KeyError) else str(error)
+            what = _what(error)
             raise ValueError(
                 f"{path.name}, {record.where}: not in the form of {form.title}: {what}"
             ) from None
     return form, rows, excluded
+
+
+def _what(error: Exception) -> str:
+    """Return what is wrong with a record that its form's reader stumbled over."""
+    if isinstance(error, KeyError):
+        return f"the field {error} is missing"
+    if isinstance(error, ValueError):
+        return str(error)
+    return "a value stands where an object or a list belongs, or the other way round"
 
 
 def _named(row: FactRow, form: Form) -> FactRow:

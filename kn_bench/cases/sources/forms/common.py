@@ -39,6 +39,34 @@ def text(fields: Mapping[str, Any], name: str) -> str:
     return value.strip()
 
 
+def optional(fields: Mapping[str, Any], name: str, default: str = "") -> str:
+    """Return a field that may be missing or null as text; a number is written out.
+
+    Raises:
+        ValueError: when it is anything else: a list, an object, true or false.
+    """
+    value = fields.get(name)
+    if value is None:
+        return default
+    if isinstance(value, str | int | float) and not isinstance(value, bool):
+        return str(value).strip()
+    raise ValueError(f"{name} is {value!r}; expected a text")
+
+
+def texts(fields: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    """Return the texts of a list that may be missing or null.
+
+    Raises:
+        ValueError: when it is not a list of texts that are not empty.
+    """
+    value = fields.get(name)
+    if value is None:
+        return ()
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"{name} is {value!r}; expected a list of texts")
+    return tuple(text({name: item}, name) for item in value)
+
+
 def answers(value: Any) -> tuple[str, ...]:
     """Return an answer and its aliases from a text, a list, or nested lists of aliases."""
     return tuple(dict.fromkeys(answer.strip() for answer in _leaves(value) if answer.strip()))

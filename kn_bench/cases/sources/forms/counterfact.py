@@ -16,8 +16,10 @@ from kn_bench.cases.sources.forms.common import (
     answers,
     cloze_of,
     edited_prompt,
+    optional,
     place_subject,
     text,
+    texts,
 )
 
 
@@ -32,11 +34,11 @@ def published(fields: Mapping[str, Any], id: str) -> FactRow:
         prompt=place_subject(text(rewrite, "prompt"), subject),
         target_true=true,
         target_new=new,
-        id=str(fields.get("case_id", id)),
-        paraphrases=tuple(map(cloze_of, fields.get("paraphrase_prompts", ()))),
+        id=optional(fields, "case_id", id),
+        paraphrases=tuple(map(cloze_of, texts(fields, "paraphrase_prompts"))),
         neighbours=tuple(
             Neighbour(cloze_of(prompt), true, "same_object")
-            for prompt in fields.get("neighborhood_prompts", ())
+            for prompt in texts(fields, "neighborhood_prompts")
         ),
     )
 
@@ -49,14 +51,14 @@ def flat(fields: Mapping[str, Any], id: str) -> FactRow:
     prompt, suffix = edited_prompt(text(fields, "prompt"), subject)
     true = answers(fields.get("ground_truth", ""))
     return FactRow(
-        relation=str(fields.get("relation_id", fields.get("relation", ""))),
+        relation=optional(fields, "relation_id") or optional(fields, "relation"),
         subject=subject,
         prompt=prompt,
         suffix=suffix,
         target_true=true[0] if true else "",
         target_new=new[0],
         aliases=new[1:],
-        id=str(fields.get("case_id", id)),
+        id=optional(fields, "case_id", id),
         paraphrases=tuple(map(cloze_of, answers(fields.get("rephrase_prompt", "")))),
         neighbours=_neighbours(fields, "same_object" if true else "other_relation"),
     )

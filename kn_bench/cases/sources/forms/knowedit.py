@@ -17,6 +17,7 @@ from kn_bench.cases.sources.forms.common import (
     answers,
     cloze_of,
     edited_prompt,
+    optional,
     text,
 )
 
@@ -32,14 +33,14 @@ def facts(fields: Mapping[str, Any], id: str) -> FactRow:
         raise Unusable("the data brings no new answer")
     prompt, suffix = edited_prompt(text(fields, "prompt"), subject)
     return FactRow(
-        relation=str(fields.get("relation", "")),
+        relation=optional(fields, "relation"),
         subject=subject,
         prompt=prompt,
         suffix=suffix,
         target_true=true[0] if true else "",
         target_new=new[0],
         aliases=new[1:],
-        id=str(fields.get("case_id", id)),
+        id=optional(fields, "case_id", id),
         paraphrases=tuple(map(cloze_of, _rephrased(fields))),
         neighbours=tuple(
             Neighbour(cloze, expected[0], LOCALITY[group])

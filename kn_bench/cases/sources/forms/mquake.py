@@ -15,6 +15,7 @@ from kn_bench.cases.sources.forms.common import (
     Unusable,
     answers,
     cloze_of,
+    optional,
     place_subject,
     text,
 )
@@ -38,7 +39,7 @@ def record(fields: Mapping[str, Any], id: str) -> FactRow:
         prompt=place_subject(text(rewrite, "prompt"), subject),
         target_true=text(rewrite["target_true"], "str"),
         target_new=text(rewrite["target_new"], "str"),
-        id=str(fields.get("case_id", id)),
+        id=optional(fields, "case_id", id),
         paraphrases=(cloze_of(text(rewrite, "question"), question=True),),
         portability=tuple(
             Portability(

@@ -12,6 +12,7 @@ from kn_bench.cases.sources.forms.common import (
     answers,
     cloze_of,
     edited_prompt,
+    optional,
     text,
 )
 
@@ -24,7 +25,7 @@ def wikibigedit(fields: Mapping[str, Any], id: str) -> FactRow:
     prompt, suffix = edited_prompt(_question(fields, "update"), subject)
     hop = answers(fields.get("mhop_ans", ""))
     return FactRow(
-        relation=str(fields.get("tag", "")),
+        relation=optional(fields, "tag"),
         subject=subject,
         prompt=prompt,
         suffix=suffix,
@@ -50,13 +51,13 @@ def qaedit(fields: Mapping[str, Any], id: str) -> FactRow:
     """Return the row of a record of QAEdit (Yang et al. 2025)."""
     prompt, suffix = edited_prompt(_question(fields, "prompt"), text(fields, "subject"))
     return FactRow(
-        relation=str(fields.get("source", "")),
+        relation=optional(fields, "source"),
         subject=text(fields, "subject"),
         prompt=prompt,
         suffix=suffix,
         target_true="",
         target_new=text(fields, "target").rstrip("* "),
-        id=str(fields.get("id", id)),
+        id=optional(fields, "id", id),
         paraphrases=tuple(
             cloze_of(question, question=True) for question in answers(fields.get("rephrase", ""))
         ),
@@ -73,21 +74,22 @@ def hallueditbench(fields: Mapping[str, Any], id: str) -> FactRow:
     for the answer before the edit. The reversed question asks for the inverse relation.
     """
     subject, new = text(fields, "subject"), text(fields, "object")
-    said = next((str(v) for name, v in fields.items() if name.startswith("output_")), "")
+    output = next((name for name in fields if name.startswith("output_")), "output_")
+    said = optional(fields, output)
     prompt, suffix = edited_prompt(text(fields, "question"), subject)
-    reverse = str(fields.get("reversed_relation_question", "")).strip()
+    reverse = optional(fields, "reversed_relation_question")
     about_new: Cloze | None = cloze_of(reverse, question=True) if reverse else None
     hops = [
-        Portability(f"{n}hop", cloze_of(str(fields[f"question_{n}hop"]), question=True), expected)
+        Portability(f"{n}hop", cloze_of(text(fields, f"question_{n}hop"), question=True), expected)
         for n in range(2, 7)
         if f"question_{n}hop" in fields and (expected := answers(fields.get(f"answer_{n}hop", "")))
     ]
     return FactRow(
-        relation=str(fields.get("relation", "")),
+        relation=optional(fields, "relation"),
         subject=subject,
         prompt=prompt,
         suffix=suffix,
-        target_true=said.strip() if said.strip() != new else "",
+        target_true=said if said != new else "",
         target_new=new,
         id=id,
         paraphrases=tuple(

@@ -12,7 +12,14 @@ from typing import Any
 
 from kn_bench.cases.building.rows import FactRow, Portability
 from kn_bench.cases.case import Query
-from kn_bench.cases.sources.forms.common import Unusable, answers, cloze_of, place_subject
+from kn_bench.cases.sources.forms.common import (
+    Unusable,
+    answers,
+    cloze_of,
+    optional,
+    place_subject,
+    text,
+)
 
 GROUPS = {
     "Relation_Specificity": "Relation_Specificity",
@@ -33,12 +40,12 @@ def record(fields: Mapping[str, Any], id: str) -> FactRow:
         Unusable: when prompt and answer cannot be told apart in the statement.
     """
     edit = fields["edit"]
-    prompt, new = _statement(str(edit["prompt"]))
+    prompt, new = _statement(text(edit, "prompt"))
     original = edit.get("original_fact") or {}
-    before = _statement(str(original["prompt"]))[1] if original.get("prompt") else ""
+    before = _statement(text(original, "prompt"))[1] if original.get("prompt") else ""
     subject = _subject(edit, prompt)
     return FactRow(
-        relation=str(edit.get("relation", "")),
+        relation=optional(edit, "relation"),
         subject=subject,
         prompt=place_subject(prompt, subject),
         target_true=before if before != new else "",
@@ -70,12 +77,12 @@ def _tests(fields: Mapping[str, Any]) -> Iterator[Portability]:
     for name, group in GROUPS.items():
         for test in fields.get(name) or []:
             conditions = tuple(
-                Query(cloze_of(str(query["prompt"])), expected[0])
+                Query(cloze_of(text(query, "prompt")), expected[0])
                 for query in test.get("condition_queries") or []
                 if (expected := answers(query.get("answers")))
             )
             for query in test.get("test_queries") or []:
                 expected = answers(query.get("answers"))
                 if expected:
-                    cloze = cloze_of(str(query["prompt"]))
+                    cloze = cloze_of(text(query, "prompt"))
                     yield Portability(group, cloze, expected, conditions)
