@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -45,6 +46,33 @@ def test_a_larger_limit_of_known_cases_contains_a_smaller_one():
     assert few < many
 
 
+def shows_by_id(cases):
+    """How many criteria a case can show, by its id alone."""
+    return {case.id: len(case.id) % 3 for case in cases}
+
+
+def test_of_more_known_cases_than_the_limit_those_come_first_that_show_more():
+    options = Options(relations=("P36",), limit=2)
+    first, _ = select_known(options, every_third, shows_by_id)
+    more, _ = select_known(replace(options, limit=5), every_third, shows_by_id)
+    pool = sources.load("embedded", limit=24, relations=["P36"]).cases
+    best = sorted(shows_by_id([c for c in pool if c.id in every_third(pool)]).values())
+    assert sorted(shows_by_id(first).values()) == best[-2:]
+    assert sorted(shows_by_id(more).values()) == best[-5:]
+    assert {case.id for case in first} < {case.id for case in more}
+
+
+def test_cases_are_compared_only_where_there_is_a_choice():
+    two = {case.id for case in sources.load("embedded", limit=2, relations=["P36"]).cases}
+    options = Options(relations=("P36",), limit=2)
+    chosen, _ = select_known(options, lambda cases: two & {c.id for c in cases}, _never)
+    assert {case.id for case in chosen} == two
+
+
+def _never(cases):
+    raise AssertionError(cases)
+
+
 def test_a_relation_with_too_few_known_cases_gives_those_it_has():
     everything = sources.load("embedded", relations=["P30"]).cases
     two = {case.id for case in everything[:2]}
@@ -77,7 +105,7 @@ def test_what_is_known_is_what_the_suite_counts_as_known(bench):
     assert sum(outcomes(result).values()) == 4
     header = re.search(r"kn_bench: known to tiny-gpt2: (.*)", result.stdout.str())
     assert header
-    assert header[1] == "2 of 8 facts asked, 2 of 8 pairs asked"
+    assert header[1] == "2 of 24 facts asked, 2 of 24 pairs asked"
     assert [row.verdict.known_before for row in bench.verdicts()] == [True] * 4
 
 
@@ -150,7 +178,7 @@ def test_a_folder_of_ones_own_runs_as_the_readme_says(bench, tmp_path):
     )  # fmt: skip
     text = result.stdout.str()
     assert "kn_bench: cases: the real-world part of the embedded facts and pairs" in text
-    assert "1 of 4 facts asked, 1 of 4 pairs asked" in text
+    assert "1 of 24 facts asked, 1 of 24 pairs asked" in text
     assert "kn_bench: 1 workers with " in text
     edits = [row for row in bench.rows() if hasattr(row, "record")]
     assert edits

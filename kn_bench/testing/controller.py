@@ -100,8 +100,8 @@ class RunController:
             self._choices = self._checked_choices()
             self.options, self._said = settled(self.options)
             self.plan: TestPlan = make_plan(self.options)
-            self._fingerprints = {n: fingerprint(n) for n in self.plan.models.values()}
-            self._origins = {n: text for n in self._fingerprints if (text := origin(n))}
+            self.fingerprints = {n: fingerprint(n) for n in self.plan.models.values()}
+            self._origins = {n: text for n in self.fingerprints if (text := origin(n))}
             self.drawing = self._drawn()
             self.pool = DevicePool(expand(self.options.devices))
             self._corpus = self._checked_corpus()
@@ -131,10 +131,10 @@ class RunController:
     def _check_loads(self, model: str) -> None:
         refuse_unloadable(
             model,
-            self._fingerprints[model],
+            self.fingerprints[model],
             dtype=self.options.dtype,
             attention=self.options.attention,
-            commit=self._fingerprints[model] if on_hub(model) else None,
+            commit=self.fingerprints[model] if on_hub(model) else None,
         )
 
     def _drawn(self) -> Drawing | None:
@@ -144,7 +144,7 @@ class RunController:
         return sequences.draw(self.plan, self.options, self._commits())
 
     def _commits(self) -> dict[str, str]:
-        return {name: commit for name, commit in self._fingerprints.items() if on_hub(name)}
+        return {name: commit for name, commit in self.fingerprints.items() if on_hub(name)}
 
     def _check_gate(self, baseline: Path) -> None:
         """Find out before the run, not after it, that there is nothing to hold it against."""
@@ -269,7 +269,7 @@ class RunController:
         """State, before the first test, what is not plain from the command line."""
         lines = [*(f"{name}: {text}" for name, text in self._origins.items()), *self._said]
         lines += self.drawing.notes if self.drawing else ()
-        if not set(self._fingerprints) <= set(embedded.NAMES):
+        if not set(self.fingerprints) <= set(embedded.NAMES):
             lines.append(f"{workers} workers with {threads(workers)} threads each")
         if self.options.resume:
             lines.append(f"run {self.run} has {len(self.store.done)} tests already")
@@ -281,7 +281,7 @@ class RunController:
 
         return new_manifest(
             self.run,
-            models=self._fingerprints,
+            models=self.fingerprints,
             data=self.plan.data,
             options=self._bearing_on_results(),
             seed=self.options.seed,

@@ -24,6 +24,8 @@ from kn_bench.cases.sampling import slug
 from kn_bench.measure.protocols import occasion_of
 
 CASES_PER_UNIT = 32
+CASES_PER_LARGE_UNIT = 8
+"""The same for models that are not embedded, on a CPU."""
 
 
 class NodeId(NamedTuple):

@@ -13,7 +13,8 @@ from kn_bench.cases.case import Case, Criterion, Exclusion, Selection
 from kn_bench.cases.choosing import choose, shows, unshown
 from kn_bench.cases.sampling import slug
 from kn_bench.measure.protocols import SINGLE
-from kn_bench.testing.node_ids import CASES_PER_UNIT, model_slug
+from kn_bench.model import embedded
+from kn_bench.testing.node_ids import CASES_PER_LARGE_UNIT, CASES_PER_UNIT, model_slug
 from kn_bench.testing.options import EMBEDDED_LIMIT, Grain, Options
 
 OFFERED = 16
@@ -31,18 +32,14 @@ class TestPlan:
         labels: the last part of a test id -> its cases: one case, or all of a relation.
         exclusions: what the sources had to leave out.
         data: source -> SHA-256 of what it offers.
-        grain: what a label stands for.
+        labels_per_unit: how many labels one worker computes at once.
     """
 
     models: Mapping[str, str]
     labels: Mapping[str, tuple[Case, ...]]
     exclusions: tuple[Exclusion, ...]
     data: Mapping[str, str]
-    grain: Grain
-
-    @property
-    def labels_per_unit(self) -> int:
-        return labels_per_unit(self.grain)
+    labels_per_unit: int
 
     def showing(self, criterion: Criterion) -> dict[str, tuple[Case, ...]]:
         """The labels with the cases that can show ``criterion``; those without any are left out."""
@@ -53,9 +50,16 @@ class TestPlan:
         return {label: cases for label, cases in able.items() if cases}
 
 
-def labels_per_unit(grain: Grain) -> int:
-    """Labels that make a unit: a few dozen cases, or the cases of one relation."""
-    return CASES_PER_UNIT if grain == "case" else 1
+def labels_per_unit(options: Options) -> int:
+    """Return how many labels make a unit: a few dozen cases, or the cases of one relation.
+
+    On a CPU a larger model gains nothing from more than a few cases at once, and with units of
+    many minutes workers end far apart.
+    """
+    if options.grain != "case":
+        return 1
+    small = set(options.models) <= set(embedded.NAMES)
+    return CASES_PER_UNIT if small or options.devices != ("cpu",) else CASES_PER_LARGE_UNIT
 
 
 def make_plan(options: Options) -> TestPlan:
@@ -89,7 +93,7 @@ def make_plan(options: Options) -> TestPlan:
         )
     exclusions += unshown(cases)
     return TestPlan(_models(options), _labels(cases, options.grain), tuple(exclusions), data,
-                 options.grain)  # fmt: skip
+                 labels_per_unit(options))  # fmt: skip
 
 
 def _only(selection: Selection, ids: Collection[str]) -> Selection:

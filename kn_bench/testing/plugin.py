@@ -19,9 +19,12 @@ from kn_bench.editing.registry import Registry
 from kn_bench.testing.options import add_options, addressed, read_options
 
 if TYPE_CHECKING:
-    from kn_bench.editing.settings import Settings
+    from kn_bench.editing.registry import MethodSpec
+    from kn_bench.editing.settings import Choices, Settings
     from kn_bench.testing.controller import RunController, WorkerConfig
+    from kn_bench.testing.estimate import Timekeeper
     from kn_bench.testing.node_ids import Collected, NodeId
+    from kn_bench.testing.progress import Forecast
     from kn_bench.testing.session import SuiteSession
 
 REGISTRY = pytest.StashKey[Registry]()
@@ -170,10 +173,36 @@ def _show_progress(
     from kn_bench.testing.progress import Display, Forecast, terminal_file
 
     folder = controller.options.reports / "runs" / controller.run / units.FOLDER
+    terminal = config.pluginmanager.get_plugin("terminalreporter")
     forecast = Forecast(meanings, workers_of(config))
+    timekeeper = _timekeeper(config, controller, forecast)
+    timekeeper.state(terminal)
+    config.pluginmanager.register(timekeeper)
     display = Display(folder, forecast, meanings, terminal_file())
     config.pluginmanager.register(display, DISPLAY)
-    display.start(config.pluginmanager.get_plugin("terminalreporter"))
+    display.start(terminal)
+
+
+def _timekeeper(config: pytest.Config, controller: RunController, forecast: Forecast) -> Timekeeper:
+    """Estimate how long the run takes, from an earlier one or a calibration."""
+    from kn_bench.testing import estimate
+
+    options, workers = controller.options, workers_of(config)
+    names = list(controller.method_names().values())
+    kind = estimate.kind_of_run(options, controller.fingerprints, names, workers)
+
+    def builtin() -> tuple[list[MethodSpec], Choices]:
+        from kn_bench.editing import registry
+        from kn_bench.testing import method_fixtures
+
+        method_fixtures.load_builtin(config.pluginmanager)
+        specs = registry_of(config).select(options.methods)
+        known = registry.builtin_names()
+        ours = [spec for spec in specs if known.get(spec.name) == spec.origin]
+        return ours, method_fixtures.choices_of(options, specs)
+
+    stated = estimate.estimated(options, controller.plan, forecast, kind, builtin, workers)
+    return estimate.Timekeeper(stated, kind, forecast)
 
 
 def workers_of(config: pytest.Config) -> int:
@@ -226,7 +255,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     from kn_bench.testing.scheduling import make_scheduler
 
     meanings = config.stash.setdefault(MEANINGS, {})
-    return make_scheduler(config, log, meanings, labels_per_unit(read_options(config).grain))
+    return make_scheduler(config, log, meanings, labels_per_unit(read_options(config)))
 
 
 # -- worker, or the only process -----------------------------------------------------------------

@@ -125,7 +125,11 @@ class Forecast:
     Args:
         meanings: all tests, by node id.
         workers: processes that compute.
-        known: seconds a case took by (method, model), from earlier runs on this machine.
+        known: seconds of a case by (method, model), as estimated before the run.
+
+    Attributes:
+        counts: cases by (method, model).
+        total: of them.
     """
 
     def __init__(
@@ -137,11 +141,16 @@ class Forecast:
         self._left: dict[tuple[str, str], set[str]] = defaultdict(set)
         for node_id in meanings.values():
             self._left[node_id.method, node_id.model].add(node_id.label)
-        self.total = sum(map(len, self._left.values()))
+        self.counts = {key: len(labels) for key, labels in self._left.items()}
+        self.total = sum(self.counts.values())
         self._workers = workers
         self._known = dict(known or {})
         self._cases: Counter[tuple[str, str]] = Counter()
         self._seconds: defaultdict[tuple[str, str], float] = defaultdict(float)
+
+    def assume(self, seconds: Mapping[tuple[str, str], float]) -> None:
+        """Take the estimated seconds of a case until a method's own are measured."""
+        self._known = dict(seconds)
 
     def heard(self, node_id: NodeId, seconds: float | None) -> None:
         """Take in a finished test; ``seconds`` of its unit come with the unit's first test."""
@@ -157,10 +166,14 @@ class Forecast:
         return sum(self._cases.values())
 
     @property
+    def measured(self) -> dict[tuple[str, str], tuple[float, int]]:
+        """Seconds spent and cases measured in this run, by (method, model)."""
+        return {key: (self._seconds[key], n) for key, n in self._cases.items() if n}
+
+    @property
     def per_case(self) -> dict[tuple[str, str], float]:
         """Seconds a case takes: as measured in this run, else in earlier ones."""
-        measured = {key: self._seconds[key] / n for key, n in self._cases.items() if n}
-        return self._known | measured
+        return self._known | {key: spent / n for key, (spent, n) in self.measured.items()}
 
     def left(self) -> float | None:
         """Return the seconds that are left; None while a method was never measured."""

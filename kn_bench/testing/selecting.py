@@ -9,7 +9,7 @@ Settled once, in the controller, before a worker is started: all processes then 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
@@ -21,11 +21,14 @@ from kn_bench.testing.plan import limit_of
 if TYPE_CHECKING:
     from kn_bench.cases.case import Case, Task
 
-POOLS = (4, 16, None)
-"""Times the limit that cases are drawn for --known, one after the other; None for all there are."""
+BLOCKS = (24, 96, 384)
+"""Cases of a relation that are drawn for --known, up to the first number that is four times the
+limit, then up to the next, then all."""
 
 Known = Callable[[Sequence["Case"]], set[str]]
 """Which of some cases are known, by id."""
+Shown = Callable[[Sequence["Case"]], Mapping[str, int]]
+"""How many criteria, of those that depend on what the model knows, each known case can show."""
 
 
 def settled(options: Options) -> tuple[Options, list[str]]:
@@ -71,7 +74,13 @@ def _known_only(options: Options) -> tuple[Options, str]:
             left = [case for case in left if case.id in ids]
         return {case.id for case in left}
 
-    chosen, asked = select_known(options, known)
+    def shown(cases: Sequence[Case]) -> dict[str, int]:
+        from kn_bench.measure.known import shown_by
+
+        by_model = [shown_by(models.engine(name), cases) for name in names]
+        return {case.id: min(counts[case.id] for counts in by_model) for case in cases}
+
+    chosen, asked = select_known(options, known, shown)
     tasks = Counter(case.task for case in chosen)
     if not chosen:
         raise ValueError(
@@ -86,21 +95,26 @@ def _known_only(options: Options) -> tuple[Options, str]:
     return replace(options, known_ids=tuple(sorted(case.id for case in chosen))), line
 
 
-def select_known(options: Options, known: Known) -> tuple[list[Case], Counter[str]]:
+def select_known(
+    options: Options, known: Known, shown: Shown = lambda _: {}
+) -> tuple[list[Case], Counter[str]]:
     """Draw cases until each relation has as many known ones as the limit says.
 
+    Of more known cases than the limit those come first that can show more: a fact that the model
+    knows in one wording only says nothing about generality.
+
     Returns:
-        The first known cases of each relation in the order that a limit draws them in, so that a
-        larger limit contains a smaller one; and how many facts and pairs were asked.
+        The known cases chosen; a larger limit contains a smaller one, since blocks of cases are
+        gone through in the order that a limit draws them in. And how many facts and pairs were
+        asked.
     """
     from kn_bench.cases import sources
 
     limit = limit_of(options)
     asked: dict[str, Case] = {}
-    answered: dict[str, set[str]] = defaultdict(set)  # relation -> ids
+    answered: dict[str, list[str]] = defaultdict(list)  # relation -> ids
     relations: Sequence[str] = options.relations
-    for factor in POOLS if limit is not None else POOLS[-1:]:
-        pool = None if limit is None or factor is None else limit * factor
+    for pool in _pools(limit):
         drawn = [
             case
             for spec in options.cases
@@ -111,21 +125,41 @@ def select_known(options: Options, known: Known) -> tuple[list[Case], Counter[st
         ids = known(new)
         for case in new:
             if case.id in ids:
-                answered[case.relation].add(case.id)
-        if limit is None:
-            break
+                answered[case.relation].append(case.id)
         sizes = Counter(case.relation for case in asked.values())
         # what a larger pool could still add to
         relations = [
             relation
             for relation, size in sizes.items()
-            if len(answered[relation]) < limit and pool is not None and size >= pool
+            if len(answered[relation]) < (limit or 0) and pool is not None and size >= pool
         ]
         if not relations:
             break
-    chosen = [
-        asked[id]
-        for ids in answered.values()
-        for id in sorted(ids, key=lambda id: stable_hash(options.seed, id))[:limit]
-    ]
+    choice = [i for ids in answered.values() if limit and len(ids) > limit for i in ids]
+    counts = shown([asked[id] for id in choice]) if choice else {}
+    block_of = _blocks(options.seed, asked.values())
+
+    def rank(id: str) -> tuple[int, int, int]:
+        return block_of[id], -counts.get(id, 0), stable_hash(options.seed, id)
+
+    chosen = [asked[id] for ids in answered.values() for id in sorted(ids, key=rank)[:limit]]
     return chosen, Counter(case.task for case in asked.values())
+
+
+def _pools(limit: int | None) -> list[int | None]:
+    """Return how many cases of a relation are drawn, one number after the other; None for all."""
+    if limit is None:
+        return [None]
+    return [*(size for size in BLOCKS if size >= 4 * limit), None]
+
+
+def _blocks(seed: int, cases: Iterable[Case]) -> dict[str, int]:
+    """Return the block of each case, by its place among those of its relation."""
+    by_relation: dict[str, list[str]] = defaultdict(list)
+    for case in cases:
+        by_relation[case.relation].append(case.id)
+    return {
+        id: sum(place >= size for size in BLOCKS)
+        for ids in by_relation.values()
+        for place, id in enumerate(sorted(ids, key=lambda id: stable_hash(seed, id)))
+    }

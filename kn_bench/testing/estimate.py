@@ -1,0 +1,345 @@
+"""How long a run will take, stated before it begins.
+
+    an earlier run like it on this machine    seconds per edit, from a file in the cache
+    else a calibration                        one case by each built-in method, in this process
+
+The embedded models are not calibrated: their runs are as short as a calibration would be. Methods
+of other packages are not either: their code belongs in a worker, which may be lost.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import pytest
+
+from kn_bench.cases.sampling import slug
+from kn_bench.measure.protocols import SINGLE
+from kn_bench.model import embedded
+from kn_bench.model.cache_folder import cache_folder
+from kn_bench.model.progress import Advance, Bars, Progress
+from kn_bench.testing.devices import settle, threads
+from kn_bench.testing.progress import Forecast, clock
+
+if TYPE_CHECKING:
+    from kn_bench.cases.case import Case
+    from kn_bench.editing.registry import MethodSpec
+    from kn_bench.editing.settings import Choices
+    from kn_bench.measure.engine import Engine
+    from kn_bench.testing.models import Models
+    from kn_bench.testing.options import Options
+    from kn_bench.testing.plan import TestPlan
+
+Pair = tuple[str, str]
+"""Slugs of a method and a model, as test ids have them."""
+
+WORTH_SAYING = 60.0
+"""Seconds from which on a run's length is stated."""
+WORTH_CALIBRATING = 8
+"""Edits of a run from which on one case by each method is measured first."""
+LOADING = "loading"
+ONCE = (LOADING, "writing text for C", "second moment C")
+"""Tasks that are done once for a model, however many cases follow. After a calibration text and C
+are on disk; every process loads the model."""
+KEPT = 200
+"""Kinds of runs whose timings are kept."""
+
+
+class Rates(NamedTuple):
+    """What a run's work costs.
+
+    Attributes:
+        seconds: of one process for one edit with its measurements.
+        once: seconds of what each process waits for once, however many edits follow.
+        source: where the figures come from, in a few words.
+    """
+
+    seconds: Mapping[Pair, float]
+    once: float
+    source: str
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What is stated before a run.
+
+    Attributes:
+        edits: of each method on each model.
+        workers: processes that share them.
+    """
+
+    rates: Rates
+    edits: Mapping[Pair, int]
+    workers: int
+
+    @property
+    def unknown(self) -> list[str]:
+        """Methods of which no timing is known."""
+        return sorted({method for method, model in self.edits} - {m for m, _ in self.rates.seconds})
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the whole run."""
+        known = self.rates.seconds
+        work = sum(n * known[pair] for pair, n in self.edits.items() if pair in known)
+        return self.rates.once + work / self.workers
+
+    @property
+    def sentence(self) -> str:
+        """The estimate, and the methods that most of it is spent on."""
+        known = self.rates.seconds
+        shares = {p: n * known[p] / self.workers for p, n in self.edits.items() if p in known}
+        several = len({model for _, model in shares}) > 1
+        longest = sorted(shares, key=lambda pair: -shares[pair])[:3]
+        parts = ", ".join(
+            f"{method}{f' on {model}' if several else ''} {clock(shares[method, model])}"
+            for method, model in longest
+        )
+        text = f"about {clock(self.seconds)} for {sum(self.edits.values())} edits"
+        text += f" by {self.workers} workers" if self.workers > 1 else ""
+        text += f", by {self.rates.source}: {parts}, ..."
+        return text + (f"; without {', '.join(self.unknown)}" if self.unknown else "")
+
+
+# -- earlier runs ----------------------------------------------------------------------------
+
+
+class Timings:
+    """Seconds per edit of earlier runs, by kind of run; what cannot be read or written is ignored.
+
+    Args:
+        file: where they are kept; that of the cache folder when None.
+    """
+
+    def __init__(self, file: Path | None = None) -> None:
+        self._file = file or cache_folder() / "timings.json"
+
+    def read(self, kind: str) -> Rates | None:
+        """Return what runs of one kind cost; None where there was none."""
+        try:
+            entry = self._entries()[kind]
+            seconds = {(m, model): float(s) for m, model, s in entry["seconds"]}
+            return Rates(seconds, float(entry["once"]), "an earlier run like it")
+        except (KeyError, TypeError, ValueError, AttributeError):
+            return None
+
+    def remember(self, kind: str, rates: Rates, edits: int) -> None:
+        """Keep what a run cost, unless a much longer one of its kind is kept."""
+        entries = self._entries()
+        try:
+            if entries[kind]["edits"] > 4 * edits:
+                return
+        except (KeyError, TypeError):
+            pass
+        entries.pop(kind, None)
+        seconds = [[*pair, round(value, 4)] for pair, value in rates.seconds.items()]
+        entries[kind] = {"seconds": seconds, "once": round(rates.once, 2), "edits": edits}
+        kept = dict(list(entries.items())[-KEPT:])
+        fresh = self._file.with_suffix(f".{os.getpid()}.new")
+        try:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            fresh.write_text(json.dumps(kept), encoding="utf-8")
+            fresh.replace(self._file)
+        except OSError:  # a full disk, or a folder that is read only: the next run calibrates
+            fresh.unlink(missing_ok=True)
+
+    def _entries(self) -> dict[str, dict[str, object] | dict[str, int]]:
+        try:
+            entries = json.loads(self._file.read_text("utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return entries if isinstance(entries, dict) else {}
+
+
+def kind_of_run(
+    options: Options, fingerprints: Mapping[str, str], methods: Sequence[str], workers: int
+) -> str:
+    """Return what runs have in common whose edits cost the same on one machine.
+
+    The methods belong to it: what several share, such as located neurons, counts for the first.
+    """
+    parts = [sorted(fingerprints.values()), sorted(methods), options.sets, options.dtype]
+    parts += [[str(p) for p in options.presets], str(options.protocol), list(options.devices)]
+    parts += [workers, threads(workers), options.corpus, os.environ.get("OMP_NUM_THREADS", "")]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
+
+
+# -- calibration -----------------------------------------------------------------------------
+
+
+class OnceClock:
+    """A progress that adds up the seconds of what is done once, and passes everything on.
+
+    Attributes:
+        seconds: of all of it.
+        loading: of them.
+    """
+
+    def __init__(self, shown: Progress) -> None:
+        self._shown = shown
+        self.seconds = self.loading = 0.0
+
+    @contextmanager
+    def task(self, what: str, total: float | None = None) -> Iterator[Advance]:
+        started = time.perf_counter()
+        with self._shown.task(what, total) as advance:
+            yield advance
+        spent = time.perf_counter() - started
+        self.seconds += spent if what in ONCE else 0.0
+        self.loading += spent if what == LOADING else 0.0
+
+
+def calibrate(
+    plan: TestPlan,
+    specs: Sequence[MethodSpec],
+    models: Callable[[Progress], Models],
+    choices: Choices,
+    *,
+    several: bool = False,
+) -> Rates:
+    """Measure one case by each of ``specs`` on each model of ``plan``.
+
+    Args:
+        models: makes the loaded models of this process, given the progress they report to.
+        several: whether the protocol asks every case twice, after its edit and at the end.
+    """
+    from kn_bench.editing.registry import bind
+
+    watch = OnceClock(Bars())
+    loaded = models(watch)
+    case = typical([case for cases in plan.labels.values() for case in cases])
+    seconds: dict[Pair, float] = {}
+    for model_slug, name in plan.models.items():
+        if name in embedded.NAMES:
+            continue
+        engine = loaded.engine(name)
+        unedited = _seconds(engine, "none", _Unedited(), case, watch, several)
+        for number, spec in enumerate(specs):
+            try:
+                method = bind(spec, engine.model, choices)
+                spent = _seconds(engine, spec.name, method, case, watch, several)
+            except Exception:  # its tests will say so
+                continue
+            # the unedited model is asked once, by whichever method comes first
+            seconds[slug(spec.name), model_slug] = spent + (0.0 if number else unedited)
+        loaded.forget(name)
+    return Rates(seconds, watch.loading, "one case each")
+
+
+class _Unedited:
+    """A method that edits nothing."""
+
+    def edit(self, requests: Sequence[object]) -> list[object]:
+        from kn_bench.editing.edit import NoEdit
+
+        return [NoEdit() for _ in requests]
+
+
+def _seconds(
+    engine: Engine, name: str, method: object, case: Case, watch: OnceClock, several: bool
+) -> float:
+    before = watch.seconds
+    result = engine.measure(name, method, [case], control=not several)  # type: ignore[arg-type]
+    measuring = result.measure_seconds * (2 if several else 1)
+    return max(0.0, result.edit_seconds + measuring - (watch.seconds - before))
+
+
+def typical(cases: Sequence[Case]) -> Case:
+    """Return the case with the median number of probes."""
+    return sorted(cases, key=lambda case: (len(case.probes), case.id))[len(cases) // 2]
+
+
+# -- in a session ----------------------------------------------------------------------------
+
+
+def estimated(
+    options: Options,
+    plan: TestPlan,
+    forecast: Forecast,
+    kind: str,
+    methods: Callable[[], tuple[Sequence[MethodSpec], Choices]],
+    workers: int,
+) -> Estimate | None:
+    """Return the estimate of a run; None where nothing is known and nothing is calibrated.
+
+    Args:
+        forecast: of the run; is told the estimated seconds.
+        methods: returns those to calibrate with their settings; called where it is needed.
+    """
+    rates, edits = Timings().read(kind), forecast.counts
+    if rates is None:
+        small = set(plan.models.values()) <= set(embedded.NAMES)
+        if small or sum(edits.values()) < WORTH_CALIBRATING:
+            return None
+        specs, choices = methods()
+        rates = _calibrated(options, plan, specs, choices, workers)
+    forecast.assume(rates.seconds)
+    return Estimate(rates, edits, workers)
+
+
+def _calibrated(
+    options: Options,
+    plan: TestPlan,
+    specs: Sequence[MethodSpec],
+    choices: Choices,
+    workers: int,
+) -> Rates:
+    from kn_bench.testing.models import Models
+
+    settle(workers, options.models)
+
+    def models(progress: Progress) -> Models:
+        return Models(options, options.devices[0], {}, workers=workers, progress=progress)
+
+    return calibrate(plan, specs, models, choices, several=options.protocol != SINGLE)
+
+
+class Timekeeper:
+    """States the estimate before the first test and what it took at the end; keeps the timings.
+
+    Args:
+        estimate: None where there is none.
+        kind: of run, see :func:`kind_of_run`.
+        forecast: knows what the run's edits took.
+    """
+
+    def __init__(self, estimate: Estimate | None, kind: str, forecast: Forecast) -> None:
+        self.estimate, self._kind, self._forecast = estimate, kind, forecast
+        self._started = time.monotonic()
+        self._took = 0.0
+
+    def state(self, terminal: pytest.TerminalReporter | None) -> None:
+        """Write the estimate where the run takes long."""
+        estimate = self.estimate
+        if terminal is not None and estimate is not None and estimate.seconds >= WORTH_SAYING:
+            terminal.ensure_newline()
+            terminal.write_line(f"kn_bench: {estimate.sentence}")
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self, exitstatus: int) -> None:
+        self._took = time.monotonic() - self._started
+        measured = self._forecast.measured
+        if exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED) or not measured:
+            return
+        counted: defaultdict[Pair, float] = defaultdict(float)
+        for pair, (spent, cases) in measured.items():
+            counted[pair] = spent / cases
+        edits = sum(cases for _, cases in measured.values())
+        once = self.estimate.rates.once if self.estimate else 0.0
+        Timings().remember(self._kind, Rates(counted, once, ""), edits)
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        estimate = self.estimate
+        if estimate is not None and max(estimate.seconds, self._took) >= WORTH_SAYING:
+            terminalreporter.write_line(
+                f"kn_bench: took {clock(self._took)}, estimated {clock(estimate.seconds)}"
+            )

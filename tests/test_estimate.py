@@ -1,0 +1,148 @@
+"""The time a run takes, stated before it: from an earlier run like it, or from one case each."""
+
+import json
+import re
+import shutil
+
+import pytest
+
+from kn_bench.cases import sources
+from kn_bench.editing.edit import NoEdit
+from kn_bench.editing.registry import edit_method, marked_spec
+from kn_bench.model import embedded
+from kn_bench.model.progress import Silent
+from kn_bench.testing import estimate
+from kn_bench.testing.estimate import Estimate, OnceClock, Rates, Timings, calibrate, kind_of_run
+from kn_bench.testing.models import Models
+from kn_bench.testing.options import Options
+from kn_bench.testing.plan import TestPlan
+
+RATES = Rates({("rome", "m"): 6.0, ("kn-edit", "m"): 22.0}, 3.0, "one case each")
+
+
+def test_the_estimate_is_the_work_of_all_edits_shared_among_the_workers():
+    edits = {("rome", "m"): 40, ("kn-edit", "m"): 40}
+    told = Estimate(RATES, edits, workers=2)
+    assert told.seconds == 3 + (40 * 6 + 40 * 22) / 2
+    assert told.sentence == (
+        "about 9:23 for 80 edits by 2 workers, by one case each: kn-edit 7:20, rome 2:00, ..."
+    )
+    assert not told.unknown
+    more = Estimate(RATES, {**edits, ("mine", "m"): 40}, workers=1)
+    assert more.unknown == ["mine"]
+    assert more.sentence.endswith("; without mine")
+    assert " workers" not in more.sentence
+
+
+def test_timings_of_a_run_are_found_by_the_next_one_of_its_kind(tmp_path):
+    timings = Timings(tmp_path / "new" / "timings.json")
+    assert timings.read("a") is None
+    timings.remember("a", RATES, edits=100)
+    found = Timings(tmp_path / "new" / "timings.json").read("a")
+    assert found == RATES._replace(source="an earlier run like it")
+    assert timings.read("b") is None
+    timings.remember("a", RATES._replace(once=9.0), edits=24)  # few edits say less than many
+    assert timings.read("a") == found
+    timings.remember("a", RATES._replace(once=9.0), edits=25)
+    assert timings.read("a").once == 9.0
+
+
+def test_a_file_of_timings_does_not_grow_without_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(estimate, "KEPT", 3)
+    timings = Timings(tmp_path / "timings.json")
+    for kind in "abcd":
+        timings.remember(kind, RATES, 1)
+    assert timings.read("a") is None
+    assert all(timings.read(kind) for kind in "bcd")
+
+
+@pytest.mark.parametrize("text", ["", "[1]", '{"a": 1}', '{"a": {"seconds": 3, "once": 1}}', "{"])
+def test_timings_that_cannot_be_read_are_ignored_and_replaced(tmp_path, text):
+    file = tmp_path / "timings.json"
+    file.write_text(text)
+    timings = Timings(file)
+    assert timings.read("a") is None
+    timings.remember("a", RATES, edits=1)
+    assert timings.read("a").seconds == RATES.seconds
+
+
+def test_timings_that_cannot_be_written_stop_nobody(tmp_path):
+    (tmp_path / "file").write_text("")
+    Timings(tmp_path / "file" / "timings.json").remember("a", RATES, 1)
+
+
+def test_runs_of_one_kind_have_the_same_model_methods_settings_and_workers():
+    base = (Options(models=("m",)), {"m": "hash"}, ["rome", "none"], 2)
+
+    def kind(options=base[0], fingerprints=base[1], methods=base[2], workers=base[3]):
+        return kind_of_run(options, fingerprints, methods, workers)
+
+    assert kind() == kind(methods=["none", "rome"])
+    assert kind() == kind(options=Options(models=("another name",), limit=3))
+    others = [
+        kind(fingerprints={"m": "other"}),
+        kind(methods=["rome"]),
+        kind(workers=4),
+        kind(options=Options(models=("m",), dtype="bfloat16")),
+        kind(options=Options(models=("m",), sets=("rome.layer=1",))),
+    ]
+    assert len({kind(), *others}) == 6
+
+
+def test_what_is_done_once_is_told_apart(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    watch = OnceClock(Silent())
+    for what, seconds in (("loading", 3.0), ("second moment C", 40.0), ("locating, prompt", 7.0)):
+        with watch.task(what) as advance:
+            advance(1)
+            now[0] += seconds
+    assert (watch.seconds, watch.loading) == (43.0, 3.0)
+
+
+@edit_method("plain")
+def plain(language_model):
+    class Plain:
+        def edit(self, requests):
+            return [NoEdit() for _ in requests]
+
+    return Plain()
+
+
+@edit_method("broken")
+def broken(language_model):
+    raise RuntimeError("no")
+
+
+def test_a_calibration_measures_one_case_by_each_method_and_leaves_out_what_fails(monkeypatch):
+    monkeypatch.setattr(estimate, "embedded", type("None", (), {"NAMES": ()}))
+    cases = sources.load("embedded", limit=3, relations=["P36"]).cases
+    plan = TestPlan({"tiny_gpt2": "tiny-gpt2"}, {c.id: (c,) for c in cases}, (), {}, 8)
+    specs = [marked_spec(plain), marked_spec(broken)]
+    rates = calibrate(
+        plan, specs, lambda progress: Models(Options(), "cpu", {}, progress=progress), None
+    )
+    assert set(rates.seconds) == {("plain", "tiny_gpt2")}
+    assert 0 < rates.seconds["plain", "tiny_gpt2"] < 60
+    assert 0 < rates.once < 60
+
+
+@pytest.mark.slow
+def test_a_run_of_ones_own_model_states_its_time_and_the_next_one_knows_it(bench, tmp_path):
+    """The sentence before the first test, and the timings kept for the next run."""
+    bench.pytester.makeconftest("")  # no toys
+    own = tmp_path / "own"
+    shutil.copytree(embedded.folder("tiny-gpt2"), own)
+    cache = tmp_path / "cache"
+    arguments = [f"--model={own}", "--cases=embedded", "--method=rome", "--method=none",
+                 "--limit=4", "--relation=P36", "-k", "reliability"]  # fmt: skip
+    bench.run(*arguments, KN_BENCH_CACHE=str(cache))
+    (entry,) = json.loads((cache / "timings.json").read_text()).values()
+    assert {method for method, *_ in entry["seconds"]} == {"rome", "none"}
+    assert entry["edits"] == 8
+    entry["seconds"] = [[m, model, 60.0] for m, model, _ in entry["seconds"]]
+    kinds = json.loads((cache / "timings.json").read_text())
+    (cache / "timings.json").write_text(json.dumps(dict.fromkeys(kinds, entry)))
+    again = bench.run(*arguments, KN_BENCH_CACHE=str(cache)).stdout.str()
+    assert re.search(r"kn_bench: about 8:\d\d for 8 edits, by an earlier run like it: ", again)
+    assert re.search(r"kn_bench: took \d+:\d\d, estimated 8:\d\d", again)
