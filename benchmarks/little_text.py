@@ -27,12 +27,12 @@ from kn_bench.cases.case import Case, Criterion
 from kn_bench.edits.rome import Rome
 from kn_bench.measure.criteria import judge
 from kn_bench.measure.engine import Engine
-from kn_bench.measure.known import known_ids
+from kn_bench.measure.known import known_ids, shown_by
 from kn_bench.measure.statistics import mean_interval
 from kn_bench.model.cache_folder import cache_folder
 from kn_bench.model.corpus import Corpus, TextFile, Texts
 from kn_bench.model.loading import load_model
-from kn_bench.model.own_text import own_text
+from kn_bench.model.own_text import KEYS_PER_DIMENSION, own_text
 from kn_bench.model.progress import Bars
 from kn_bench.results.tables import markdown, number, share
 from kn_bench.testing.options import Options
@@ -62,7 +62,9 @@ def known_facts(engine: Engine, relations: Sequence[str], each: int, seed: int) 
     options = Options(
         cases=("real-world",), relations=tuple(relations), limit=each, known=True, seed=seed
     )
-    chosen, asked = select_known(options, lambda cases: known_ids(engine, cases))
+    chosen, asked = select_known(
+        options, lambda cases: known_ids(engine, cases), lambda cases: shown_by(engine, cases)
+    )
     count = f"{len(chosen)} known facts of {asked['fact']} asked"
     print(f"{count}: {', '.join(relations)}\n", flush=True)
     return chosen
@@ -79,15 +81,15 @@ def scores(engine: Engine, method: Rome, cases: Sequence[Case]) -> dict[Criterio
 
 
 def corpora(
-    engine: Engine, real: Corpus, sizes: Sequence[int]
+    engine: Engine, real: Corpus, sizes: Sequence[int], own_sizes: Sequence[int]
 ) -> Iterator[tuple[str, Corpus | None, int]]:
     """Yield each C to be tried: its text, and how many tokens of it; the reference first."""
     for size in sorted(sizes, reverse=True):
         yield "real text", real, size
-    own = TextFile(own_text(engine.model, max(sizes)))
-    for size in sorted({*sizes, 10 * engine.model.d_mlp}, reverse=True):
-        yield "the model's own text", own, size
     yield "no C (rome-no-c)", None, 0
+    own = TextFile(own_text(engine.model, max(own_sizes)))
+    for size in sorted(own_sizes):
+        yield "the model's own text", own, size
 
 
 def main() -> None:
@@ -95,6 +97,9 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--text", type=Path, required=True, help="a text file, or a folder of them")
     parser.add_argument("--tokens", type=int, nargs="+", default=[10_000, 30_000, 100_000])
+    parser.add_argument(
+        "--own-tokens", type=int, nargs="+", help="(default: --tokens and 10 d_mlp)"
+    )
     parser.add_argument("--relation", nargs="+", default=["P36", "P37", "P103", "P1376"])
     parser.add_argument("--facts", type=int, default=5, help="known facts of each relation")
     parser.add_argument("--seed", type=int, default=0)
@@ -107,7 +112,9 @@ def main() -> None:
     settings = Rome(lm).settings
     reference: dict[Criterion, np.ndarray] = {}
     rows = []
-    for name, corpus, size in corpora(engine, texts_in(chosen.text, chosen.seed), chosen.tokens):
+    own_sizes = chosen.own_tokens or [*chosen.tokens, KEYS_PER_DIMENSION * lm.d_mlp]
+    real = texts_in(chosen.text, chosen.seed)
+    for name, corpus, size in corpora(engine, real, chosen.tokens, own_sizes):
         started = time.perf_counter()
         how = replace(settings, mom2_adjustment=corpus is not None, mom2_n_tokens=size or None)
         scored = scores(engine, Rome(lm, how, corpus=corpus), cases)
