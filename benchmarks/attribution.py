@@ -1,8 +1,10 @@
 """Attribution against the plain brute force, and against the arithmetic that is left.
 
     python benchmarks/attribution.py [--small] [--prompts 16] [--length 12] [--repeat 3]
+    python benchmarks/attribution.py --family llama --prompts 8 --length 6 --cpu
 
-Random models of the size of GPT-2 small and of BERT-base, float32, frozen parameters, one run.
+Random models of the size of GPT-2 small, BERT-base and SmolLM2-135M (Llama's family: gated
+neurons, grouped key-value heads, a tied head), float32, frozen parameters, one run.
 The brute force runs the whole model for every layer and every step, one at a time; it is timed on
 one prompt, and a second time with the 20 steps of a layer as one batch. The floor is the time that
 the multiply-adds left by the exact shortcuts would take at the rate of one large matrix product,
@@ -42,35 +44,67 @@ class Asked:
 
 @dataclass(frozen=True)
 class Size:
+    """What the arithmetic depends on.
+
+    Attributes:
+        d_mlp: neurons of a layer; 0 for four times ``d_model``.
+        gated: whether a layer has a third MLP matrix.
+        kv_share: width of keys and of values as a share of ``d_model``.
+    """
+
     layers: int
     d_model: int
     vocabulary: int
+    neurons: int = 0
+    gated: bool = False
+    kv_share: float = 1.0
 
     @property
     def d_mlp(self) -> int:
-        return 4 * self.d_model
+        return self.neurons or 4 * self.d_model
+
+    @property
+    def attention(self) -> float:
+        """Weights of a layer's attention."""
+        return self.d_model**2 * (2 + 2 * self.kv_share)
+
+    @property
+    def mlp(self) -> int:
+        """Weights of a layer's MLP."""
+        return (3 if self.gated else 2) * self.d_model * self.d_mlp
 
 
-SIZES = {"gpt2": Size(12, 768, 50257), "bert": Size(12, 768, 30522)}
-SMALL = Size(4, 128, 5000)
+SIZES = {
+    "gpt2": Size(12, 768, 50257),
+    "bert": Size(12, 768, 30522),
+    "llama": Size(30, 576, 49152, 1536, gated=True, kv_share=1 / 3),
+}
+SMALL = {
+    "gpt2": Size(4, 128, 5000),
+    "bert": Size(4, 128, 5000),
+    "llama": Size(4, 192, 5000, 512, gated=True, kv_share=1 / 3),
+}
 
 clock = time.perf_counter
 
 
 def random_model(family: str, size: Size) -> LanguageModel:
     torch.manual_seed(0)
+    heads = size.d_model // 64
     config = AutoConfig.for_model(
         family,
         hidden_size=size.d_model,
         intermediate_size=size.d_mlp,
         num_hidden_layers=size.layers,
-        num_attention_heads=size.d_model // 64,
+        num_attention_heads=heads,
+        **({"num_key_value_heads": round(heads * size.kv_share)} if family == "llama" else {}),
+        tie_word_embeddings=True,
         vocab_size=size.vocabulary,
         pad_token_id=0,
         bos_token_id=1,
         eos_token_id=2,
     )
-    causal = family == "gpt2"
+    causal = family != "bert"
     auto = AutoModelForCausalLM if causal else AutoModelForMaskedLM
     return LanguageModel(f"random-{family}", auto.from_config(config), word_tokenizer(causal))
 
@@ -129,12 +163,13 @@ def multiply_adds(
     """Multiply-adds that shortcuts 1 to 5 leave: layers above the site, positions that see it,
     the vocabulary at the answer alone, and the nodes that the rule took."""
     d = size.d_model
-    body = 4 * d * d + 2 * d * size.d_mlp
+    body = size.attention + size.mlp
     positions = 1 if causal else length
     head = d * size.vocabulary + (0 if causal else d * d)
     layer_of_row = positions * (body + 2 * length * d)
     # behind its attention the last layer is read at the answer alone
-    last = positions * (2 * d * d + 2 * d) + 2 * d * d + 2 * d * size.d_mlp + 2 * length * d
+    keys_and_values = 2 * d * d * size.kv_share
+    last = positions * (keys_and_values + 2 * d) + 2 * d * d + size.mlp + 2 * length * d
     total = 0.0
     for one in found:
         total += length * size.layers * body + head  # the clean pass
@@ -142,7 +177,7 @@ def multiply_adds(
             above = size.layers - 1 - layer
             row = head + (0 if not above else (above - 1) * layer_of_row + last)
             forward_only = (nodes // rule.n_nodes + 1) // 2 if rule.name == "adaptive" else 0
-            total += (2 * nodes + forward_only) * row + 2 * d * size.d_mlp
+            total += (2 * nodes + forward_only) * row + 2 * d * size.d_mlp  # the site's own
     return total
 
 
@@ -204,6 +239,7 @@ def off(ours: Tensor, expected: Tensor) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--small", action="store_true", help="small models, for a quick check")
+    parser.add_argument("--family", choices=SIZES, help="(default: all)")
     parser.add_argument("--prompts", type=int, default=16)
     parser.add_argument("--length", type=int, default=12)
     parser.add_argument("--repeat", type=int, default=3)
@@ -217,7 +253,9 @@ def main() -> None:
         torch.set_num_threads(1)
     table = []
     for family, size in SIZES.items():
-        size = SMALL if options.small else size
+        if options.family not in (None, family):
+            continue
+        size = SMALL[family] if options.small else size
         table += compare(family, size, options.prompts, options.length, options.repeat)
     print(
         f"{options.prompts} prompts of {options.length} tokens, {torch.get_num_threads()} threads, "

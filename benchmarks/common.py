@@ -16,13 +16,15 @@ from kn_bench.model.language_model import LanguageModel
 T = TypeVar("T")
 
 
-def timed(run: Callable[[], T], repeats: int = 1) -> tuple[float, T]:
-    """Best wall time of some repeats, in seconds, and the last result."""
+def timed(
+    run: Callable[[], T], repeats: int = 1, clock: Callable[[], float] = time.perf_counter
+) -> tuple[float, T]:
+    """Return the best time of some repeats by ``clock``, in seconds, and the last result."""
     best = math.inf
     for _ in range(repeats):
-        started = time.perf_counter()
+        started = clock()
         result = run()
-        best = min(best, time.perf_counter() - started)
+        best = min(best, clock() - started)
     return best, result
 
 
@@ -33,10 +35,10 @@ def flops(run: Callable[[], Any]) -> float:
     return float(counter.get_total_flops())
 
 
-def product_rate(size: int = 3072) -> float:
+def product_rate(size: int = 3072, clock: Callable[[], float] = time.perf_counter) -> float:
     """FLOP/s of one large float32 product, in this run."""
     a, b = torch.randn(size, size), torch.randn(size, size)
-    seconds, _ = timed(lambda: a @ b, repeats=5)
+    seconds, _ = timed(lambda: a @ b, repeats=5, clock=clock)
     return 2 * size**3 / seconds
 
 
@@ -50,6 +52,13 @@ def random_gpt2(**size: int) -> LanguageModel:
     return LanguageModel(
         "random", hf, PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="[UNK]")
     )
+
+
+def random_smollm2() -> LanguageModel:
+    """A random model of SmolLM2-135M's shape: Llama's family, 30 layers, gated, a tied head."""
+    from benchmarks.attribution import SIZES, random_model
+
+    return random_model("llama", SIZES["llama"])
 
 
 TENTH = {"n_embd": 256, "n_layer": 6, "n_head": 4, "vocab_size": 8192}

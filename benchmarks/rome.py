@@ -2,22 +2,25 @@
 
     python benchmarks/rome.py            a random model of GPT-2 small's size, 16 requests
     python benchmarks/rome.py --small    a tenth of it, in seconds
+    python benchmarks/rome.py --smollm2  SmolLM2-135M's shape; with --passes 5 in minutes
 
 Both give the same updates, which is checked. Of the brute force a few requests are timed and the
-rest reckoned from them: they are all alike. Early stopping is off, so that both do all 20 passes.
+rest reckoned from them: they are all alike. Early stopping is off, so that both do all passes.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import time
 from dataclasses import replace
 from typing import Any
 
 import torch
 from tabulate import tabulate
 
-from benchmarks.common import TENTH, flops, product_rate, random_gpt2, timed
+from benchmarks import common
+from benchmarks.common import TENTH, flops, product_rate, random_gpt2, random_smollm2
 from kn_bench.editing.rome.problem import Row, Value, ValueProblem, ValueSettings
 from kn_bench.editing.rome.update import rank_one
 from kn_bench.editing.rome.value import optimise_values
@@ -58,7 +61,9 @@ def problems(lm: LanguageModel, requests: int) -> list[ValueProblem]:
     return found
 
 
-def brute_force(lm: LanguageModel, layer: int, problem: ValueProblem) -> torch.Tensor:
+def brute_force(
+    lm: LanguageModel, layer: int, problem: ValueProblem, settings: ValueSettings
+) -> torch.Tensor:
     """One request: all rows through the whole model, all logits, at every step. The delta."""
     rows = problem.rows
     longest = max(len(row.ids) for row in rows)
@@ -67,7 +72,7 @@ def brute_force(lm: LanguageModel, layer: int, problem: ValueProblem) -> torch.T
     at = torch.tensor([row.subject for row in rows])
     here = (torch.arange(longest) == at[:, None])[..., None]
     delta = torch.zeros(lm.d_model, requires_grad=True)
-    adam = torch.optim.Adam([delta], lr=SETTINGS.v_lr)
+    adam = torch.optim.Adam([delta], lr=settings.v_lr)
     initial, v_0 = None, torch.zeros(())
     index = torch.arange(len(problem.contexts))
     reads = torch.tensor([row.reads[0] for row in problem.contexts])
@@ -78,22 +83,22 @@ def brute_force(lm: LanguageModel, layer: int, problem: ValueProblem) -> torch.T
         v_0 = values[0, at[0]].detach() if initial is None else v_0
         return values + here * delta
 
-    for step in range(SETTINGS.v_num_grad_steps):
+    for step in range(settings.v_num_grad_steps):
         with lm.site_hooks(add, [layer]):
             logits = lm.hf(input_ids=ids, attention_mask=mask, use_cache=False).logits
         log_p = logits.log_softmax(2)
         anchor = log_p[-1, at[-1]]
         initial = anchor.detach() if initial is None else initial
         loss = -log_p[index, reads, targets].mean()
-        loss = loss + SETTINGS.kl_factor * (anchor.exp() * (anchor - initial)).sum()
-        loss = loss + SETTINGS.v_weight_decay * delta.norm() / v_0.norm() ** 2
-        if step + 1 == SETTINGS.v_num_grad_steps:
+        loss = loss + settings.kl_factor * (anchor.exp() * (anchor - initial)).sum()
+        loss = loss + settings.v_weight_decay * delta.norm() / v_0.norm() ** 2
+        if step + 1 == settings.v_num_grad_steps:
             break
         adam.zero_grad()
         loss.backward()
         adam.step()
         with torch.no_grad():
-            delta *= (SETTINGS.clamp_norm_factor * v_0.norm() / delta.norm()).clamp_max(1)
+            delta *= (settings.clamp_norm_factor * v_0.norm() / delta.norm()).clamp_max(1)
     return delta.detach()
 
 
@@ -108,21 +113,33 @@ def difference(layer: int, value: Value, delta: torch.Tensor) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--small", action="store_true")
+    parser.add_argument("--smollm2", action="store_true", help="a model of SmolLM2-135M's shape")
+    parser.add_argument("--passes", type=int, default=SETTINGS.v_num_grad_steps)
+    parser.add_argument("--cpu", action="store_true", help="CPU-seconds of one thread")
     parser.add_argument("--requests", type=int, default=16)
     parser.add_argument("--brute", type=int, default=2, help="requests the brute force is timed on")
     arguments = parser.parse_args()
-    lm = random_gpt2(**TENTH) if arguments.small else random_gpt2()
+    if arguments.cpu:
+        torch.set_num_threads(1)
+    clock = time.process_time if arguments.cpu else time.perf_counter
+    timed = functools.partial(common.timed, clock=clock)
+    settings = replace(SETTINGS, v_num_grad_steps=arguments.passes)
+    if arguments.smollm2:
+        lm = random_smollm2()
+    else:
+        lm = random_gpt2(**TENTH) if arguments.small else random_gpt2()
     layer = round(lm.n_layers * EDITED_AT)
     asked = problems(lm, arguments.requests)
-    rate = product_rate()
+    rate = product_rate(clock=clock)
 
     def together(n: int = len(asked), memory: int = lm.batcher.memory) -> list[Value]:
         lm.memo.clear()
         lm.batcher.memory = memory
-        return optimise_values(lm, layer, asked[:n], SETTINGS)
+        return optimise_values(lm, layer, asked[:n], settings)
 
     together(2)  # the first passes of a process are slow
-    brute, deltas = timed(lambda: [brute_force(lm, layer, p) for p in asked[: arguments.brute]])
+    few = asked[: arguments.brute]
+    brute, deltas = timed(lambda: [brute_force(lm, layer, p, settings) for p in few])
     alone, _ = timed(lambda: together(arguments.brute, memory=1))
     batch, values = timed(together)
     worst = max(difference(layer, v, d) for v, d in zip(values, deltas, strict=False))
@@ -130,14 +147,14 @@ def main() -> None:
         (
             "one at a time, whole model",
             brute / arguments.brute,
-            flops(lambda: brute_force(lm, layer, asked[0])),
+            flops(lambda: brute_force(lm, layer, asked[0], settings)),
         ),
         ("one at a time, shortcuts", alone / arguments.brute, flops(lambda: together(1))),
         (f"{len(asked)} at once, shortcuts", batch / len(asked), flops(together) / len(asked)),
     ]
     print(
         f"{lm.n_layers} layers x {lm.d_model}, layer {layer}, {PROMPT}-token prompts, "
-        f"{1 + len(CONTEXTS)} contexts, {SETTINGS.v_num_grad_steps} passes, "
+        f"{1 + len(CONTEXTS)} contexts, {settings.v_num_grad_steps} passes, "
         f"{torch.get_num_threads()} threads; a large product: {rate / 1e9:.0f} GFLOP/s"
     )
     print(

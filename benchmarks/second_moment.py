@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=20_000)
     parser.add_argument("--layers", type=int, nargs="+", default=[4], help="whose C is taken")
     options = parser.parse_args()
-    lm = random_model("gpt2", SMALL if options.small else Size(12, 768, 50257))
+    lm = random_model("gpt2", SMALL["gpt2"] if options.small else Size(12, 768, 50257))
     layers = [layer for layer in options.layers if layer < lm.n_layers] or [lm.n_layers // 3]
     text = RandomText(1 + options.tokens // 64)
     second_moments(lm, layers, RandomText(64))  # the first passes of a process are slow

@@ -11,11 +11,10 @@ from kn_bench.editing.edit import NoEdit
 from kn_bench.editing.registry import edit_method, marked_spec
 from kn_bench.model import embedded
 from kn_bench.model.progress import Silent
-from kn_bench.testing import estimate
+from kn_bench.testing import estimate, plan
 from kn_bench.testing.estimate import Estimate, OnceClock, Rates, Timings, calibrate, kind_of_run
 from kn_bench.testing.models import Models
 from kn_bench.testing.options import Options
-from kn_bench.testing.plan import TestPlan
 
 RATES = Rates({("rome", "m"): 6.0, ("kn-edit", "m"): 22.0}, 3.0, "one case each")
 
@@ -117,10 +116,10 @@ def broken(language_model):
 def test_a_calibration_measures_one_case_by_each_method_and_leaves_out_what_fails(monkeypatch):
     monkeypatch.setattr(estimate, "embedded", type("None", (), {"NAMES": ()}))
     cases = sources.load("embedded", limit=3, relations=["P36"]).cases
-    plan = TestPlan({"tiny_gpt2": "tiny-gpt2"}, {c.id: (c,) for c in cases}, (), {}, 8)
+    planned = plan.TestPlan({"tiny_gpt2": "tiny-gpt2"}, {c.id: (c,) for c in cases}, (), {}, 8)
     specs = [marked_spec(plain), marked_spec(broken)]
     rates = calibrate(
-        plan, specs, lambda progress: Models(Options(), "cpu", {}, progress=progress), None
+        planned, specs, lambda progress: Models(Options(), "cpu", {}, progress=progress), None
     )
     assert set(rates.seconds) == {("plain", "tiny_gpt2")}
     assert 0 < rates.seconds["plain", "tiny_gpt2"] < 60

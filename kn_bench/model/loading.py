@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from kn_bench.model.architecture import architecture_of, language_part, positions_of
+from kn_bench.model.chat_template import begin_with_template
 from kn_bench.model.devices import devices_named
 from kn_bench.model.integrity import check_tokenizer, refuse_incomplete
 from kn_bench.model.language_model import LanguageModel
@@ -30,6 +31,7 @@ def load_model(
     dtype: str = "float32",
     attention: str | None = None,
     commit: str | None = None,
+    chat_template: bool = False,
 ) -> LanguageModel:
     """Load a model and its tokenizer.
 
@@ -41,6 +43,8 @@ def load_model(
         attention: attention implementation (``sdpa``, ``eager``, ...); transformers' choice if
             None.
         commit: of the hub, where the name alone might soon mean another.
+        chat_template: begin every text with the tokenizer's chat template, see
+            :mod:`kn_bench.model.chat_template`.
 
     Raises:
         ValueError: one sentence: unknown name, dtype, device or attention, no safetensors, weights
@@ -88,6 +92,8 @@ def load_model(
         tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True, **options)
     _check_placed(name, hf)
     check_tokenizer(name, tokenizer, hf.get_input_embeddings().weight.shape[0], Path(source))
+    if chat_template:
+        begin_with_template(name, tokenizer)
     return LanguageModel(
         name, hf, tokenizer, architecture=architecture, weights=lambda: load().state_dict()
     )
@@ -101,7 +107,7 @@ _INNER = {
 """Where multimodal checkpoints keep their text model, and where the text model alone has it."""
 
 
-def load_tokens(name: str, *, commit: str | None = None) -> Tokens:
+def load_tokens(name: str, *, commit: str | None = None, chat_template: bool = False) -> Tokens:
     """Load a model's tokenizer without its weights; arguments as those of :func:`load_model`.
 
     Raises:
@@ -115,6 +121,8 @@ def load_tokens(name: str, *, commit: str | None = None) -> Tokens:
         config = AutoConfig.from_pretrained(source, **options)
         config = language_part(config)
         tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True, **options)
+        if chat_template:
+            begin_with_template(name, tokenizer)
         row = architecture_of(config)
         return Tokens(tokenizer, row.kind, positions_of(config, row))
 

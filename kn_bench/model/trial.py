@@ -25,14 +25,20 @@ REMEMBERED = "loadable"
 
 
 def refuse_unloadable(
-    name: str, fingerprint: str, *, dtype: str, attention: str, commit: str | None
+    name: str,
+    fingerprint: str,
+    *,
+    dtype: str,
+    attention: str,
+    commit: str | None,
+    chat_template: bool = False,
 ) -> None:
     """Refuse a model that the workers could not load.
 
     Args:
         name: of the model; an embedded or packaged one is known to be whole.
         fingerprint: SHA-256 of its files, or its commit on the hub.
-        dtype, attention, commit: as for :func:`kn_bench.model.loading.load_model`.
+        dtype, attention, commit, chat_template: as for :func:`kn_bench.model.loading.load_model`.
 
     Raises:
         ValueError: one sentence, that of the process that tried.
@@ -44,6 +50,7 @@ def refuse_unloadable(
         "dtype": dtype,
         "attention": attention or None,
         "commit": commit,
+        "chat_template": chat_template,
         "rows": [dataclasses.asdict(row) for row in registered()],
     }
     versions = [metadata.version(package) for package in ("kn_bench", "transformers", "torch")]

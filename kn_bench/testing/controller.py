@@ -21,6 +21,7 @@ from kn_bench.editing import registry
 from kn_bench.editing.registry import Registry, RegistryError
 from kn_bench.measure.protocols import SINGLE, occasion_of
 from kn_bench.model import embedded
+from kn_bench.model.chat_template import REQUEST, refuse_without, sentence
 from kn_bench.model.source import on_hub, origin
 from kn_bench.model.trial import refuse_unloadable
 from kn_bench.testing import method_fixtures, sequences, units
@@ -106,6 +107,8 @@ class RunController:
             self.pool = DevicePool(expand(self.options.devices))
             self._corpus = self._checked_corpus()
             for model in self.plan.models.values():
+                if self.options.chat_template:
+                    refuse_without(model)
                 self._check_loads(model)
             self._arguments = self._checked_arguments()
         except (ValueError, OSError, RegistryError) as error:
@@ -135,6 +138,7 @@ class RunController:
             dtype=self.options.dtype,
             attention=self.options.attention,
             commit=self.fingerprints[model] if on_hub(model) else None,
+            chat_template=self.options.chat_template,
         )
 
     def _drawn(self) -> Drawing | None:
@@ -267,7 +271,10 @@ class RunController:
 
     def header(self, workers: int) -> list[str]:
         """State, before the first test, what is not plain from the command line."""
-        lines = [*(f"{name}: {text}" for name, text in self._origins.items()), *self._said]
+        chosen = self.options.chat_template
+        lines = [f"{name}: {text}" for name, text in self._origins.items()]
+        lines += [f"{n}: {text}" for n in self.fingerprints if (text := sentence(n, chosen))]
+        lines += self._said
         lines += self.drawing.notes if self.drawing else ()
         if not set(self.fingerprints) <= set(embedded.NAMES):
             lines.append(f"{workers} workers with {threads(workers)} threads each")
@@ -299,6 +306,7 @@ class RunController:
             **({"shard": str(options.shard)} if options.shard else {}),
             "dtype": options.dtype,
             **({"attention": options.attention} if options.attention else {}),
+            **({"chat template": REQUEST} if options.chat_template else {}),
             **({"corpus": self._corpus} if self._corpus else {}),
             **{f"origin of {name}": text for name, text in self._origins.items()},
             "methods": " ".join(self._methods),

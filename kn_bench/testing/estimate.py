@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
@@ -152,7 +152,7 @@ class Timings:
         except OSError:  # a full disk, or a folder that is read only: the next run calibrates
             fresh.unlink(missing_ok=True)
 
-    def _entries(self) -> dict[str, dict[str, object] | dict[str, int]]:
+    def _entries(self) -> dict[str, dict[str, Any]]:
         try:
             entries = json.loads(self._file.read_text("utf-8"))
         except (OSError, ValueError):
@@ -167,7 +167,7 @@ def kind_of_run(
 
     The methods belong to it: what several share, such as located neurons, counts for the first.
     """
-    parts = [sorted(fingerprints.values()), sorted(methods), options.sets, options.dtype]
+    parts: list[Any] = [sorted(fingerprints.values()), sorted(methods), options.sets, options.dtype]
     parts += [[str(p) for p in options.presets], str(options.protocol), list(options.devices)]
     parts += [workers, threads(workers), options.corpus, os.environ.get("OMP_NUM_THREADS", "")]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]

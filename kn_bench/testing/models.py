@@ -92,6 +92,7 @@ class Models:
                 dtype=self._options.dtype,
                 attention=self._options.attention or None,
                 commit=self._commits.get(name),
+                chat_template=self._options.chat_template,
             )
         model.progress = self._progress
         if self._device == "cpu" and self._workers > 1 and name not in embedded.NAMES:

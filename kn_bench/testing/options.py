@@ -56,6 +56,7 @@ class Options:
         devices: torch devices; several form the workers' pool.
         dtype: of the weights.
         attention: attention implementation; "" for transformers' choice.
+        chat_template: whether every text begins with the model's chat template.
         corpus: text that second moments are taken over; "" for the default.
         run: name of the run's folder; "" for a new one.
         resume: run to go on with, or ``last``; "" for none.
@@ -86,6 +87,7 @@ class Options:
     devices: tuple[str, ...] = ("cpu",)
     dtype: str = "float32"
     attention: str = ""
+    chat_template: bool = False
     corpus: str = ""
     run: str = ""
     resume: str = ""
@@ -138,6 +140,8 @@ def add_options(parser: pytest.Parser) -> None:
                "model over all GPUs (default: cpu).")  # fmt: skip
     option("--dtype", "Of the weights (default: float32).", default="float32", choices=DTYPES)
     option("--attention", "Attention implementation, such as eager.", default="", metavar="NAME")
+    option("--chat-template", "Ask a chat model by its template (default: as a base model).",
+           action="store_true")  # fmt: skip
     option("--corpus", "Text for second moments: a file, one document a line, a data set of the "
            "hub, or 'self' (default: a text set of the hub, or else 'self').", default="",
            metavar="TEXT")  # fmt: skip
@@ -207,6 +211,7 @@ def read_options(config: pytest.Config) -> Options:
         devices=tuple(dict.fromkeys(get("--device", ("cpu",)))),
         dtype=get("--dtype", "float32"),
         attention=get("--attention", ""),
+        chat_template=get("--chat-template", False),
         corpus=get("--corpus", "") or os.environ.get("KN_BENCH_CORPUS", ""),
         run=get("--run", ""),
         resume=get("--resume", ""),

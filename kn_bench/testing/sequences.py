@@ -78,7 +78,7 @@ def draw(plan: TestPlan, options: Options, commits: Mapping[str, str]) -> Drawin
     put_apart: dict[str, int] = {}
     notes: list[str] = []
     for slug, name in plan.models.items():
-        tokens = _tokens(name, commits.get(name))
+        tokens = _tokens(name, commits.get(name), options)
         found: list[PlannedSequence] = []
         shortages: list[str] = []
         for task, cases in by_task(_cases(plan)).items():
@@ -112,10 +112,10 @@ def _cases(plan: TestPlan) -> list[Case]:
     return [case for cases in plan.labels.values() for case in cases]
 
 
-def _tokens(name: str, commit: str | None) -> Tokens:
+def _tokens(name: str, commit: str | None, options: Options) -> Tokens:
     from kn_bench.model.loading import load_tokens
 
-    return load_tokens(name, commit=commit)
+    return load_tokens(name, commit=commit, chat_template=options.chat_template)
 
 
 def tests_of(
