@@ -87,3 +87,6 @@ Again = Annotated[
 ]
 Markdown = Annotated[bool, typer.Option("--markdown", help="Print tables as Markdown.")]
 Reports = Annotated[Path, typer.Option(help="Folder that contains the runs.")]
+Known = Annotated[
+    bool, typer.Option("--known", help="Use only facts that the model answers unedited.")
+]

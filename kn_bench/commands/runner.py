@@ -17,10 +17,13 @@ if TYPE_CHECKING:
 
     from kn_bench.cases.case import Case
     from kn_bench.localise.selection import Neuron
+    from kn_bench.model.language_model import LanguageModel
     from kn_bench.study.material import Material, Settings
     from kn_bench.study.runner import Part, Step
     from kn_bench.study.writing import Written
 
+ASKED = 24
+"""Facts of each relation that --known asks."""
 ALL_CASES = 200
 """Cases loaded of each relation and paradigm; no section looks at more."""
 
@@ -34,6 +37,7 @@ class Request:
         output: folder to write; None only prints.
         cases: sources; None for those that suit the model.
         relations, paradigms: what to keep of them; everything when both are empty.
+        known: keep only facts that the model answers, of those first drawn of each relation.
         device, dtype: how the model is loaded.
         again: recompute what the folder already has.
     """
@@ -43,6 +47,7 @@ class Request:
     cases: Sequence[str] | None = None
     relations: Sequence[str] | None = None
     paradigms: Sequence[str] | None = None
+    known: bool = False
     device: str = "cpu"
     dtype: str = "float32"
     again: bool = False
@@ -96,7 +101,40 @@ def load_material(request: Request, settings: Settings) -> Material:
                 f"neuron '{layer}:{unit}' of {request.model}: expected a layer from 0 to "
                 f"{lm.n_layers - 1} and a number from 0 to {lm.d_mlp - 1}"
             )
+    if request.known:
+        cases = known_facts(lm, cases, settings.seed)
     return Material(lm, cases, settings)
+
+
+def known_facts(lm: LanguageModel, cases: Sequence[Case], seed: int) -> list[Case]:
+    """Return the pairs, and of the facts first drawn of each relation those that ``lm`` answers.
+
+    Raises:
+        ValueError: when it answers none.
+    """
+    from kn_bench.cases.sampling import stable_hash
+    from kn_bench.measure.engine import Engine
+    from kn_bench.measure.known import known_ids
+    from kn_bench.model.cache_folder import cache_folder
+
+    by_relation: dict[str, list[Case]] = {}
+    for case in cases:
+        if case.task == "fact":
+            by_relation.setdefault(case.relation, []).append(case)
+    asked = [
+        case
+        for facts in by_relation.values()
+        for case in sorted(facts, key=lambda case: stable_hash(seed, case.id))[:ASKED]
+    ]
+    ids = known_ids(Engine(lm, cache=cache_folder() / "answers"), asked)
+    typer.echo(f"{lm.name} knows {len(ids)} of {len(asked)} facts asked", err=True)
+    kept = [case for case in cases if case.task == "pair" or case.id in ids]
+    if not kept or (asked and not ids):
+        raise ValueError(
+            f"--known: {lm.name} answers none of {len(asked)} facts; name other relations, or "
+            "leave --known out"
+        )
+    return kept
 
 
 def load_cases(

@@ -24,8 +24,19 @@ def command(
     cases: options.Cases = None,
     relation: options.Relations = None,
     paradigm: options.Paradigms = None,
+    known: options.Known = False,
     facts: options.Facts = 6,
     prompts: options.Prompts = 20,
+    edited: Annotated[
+        int, typer.Option(help="Cases of each relation that are edited and measured.", min=1)
+    ] = 8,
+    traced: Annotated[
+        int, typer.Option(help="Prompts traced of each relation and paradigm.", min=1)
+    ] = 3,
+    samples: Annotated[int, typer.Option(help="Samples of the noise in a trace.", min=1)] = 10,
+    sampled: Annotated[
+        int, typer.Option(help="Groups of each task for what is costly to compute.", min=1)
+    ] = 12,
     corpus: options.Corpus = None,
     ablation: options.AblationScope = "ranked",
     seed: options.Seed = 0,
@@ -45,9 +56,20 @@ def command(
         cases=cases,
         relations=relation,
         paradigms=paradigm,
+        known=known,
         device=device,
         dtype=dtype,
         again=again,
     )
-    settings = Settings(ablation=ablation, facts=facts, prompts=prompts, corpus=corpus, seed=seed)
+    settings = Settings(
+        ablation=ablation,
+        facts=facts,
+        prompts=prompts,
+        edited=edited,
+        traced=traced,
+        samples=samples,
+        sampled=sampled,
+        corpus=corpus,
+        seed=seed,
+    )
     run_sections(only, request, settings, show=False)

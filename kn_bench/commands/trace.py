@@ -19,6 +19,7 @@ def command(
     cases: options.Cases = None,
     relation: options.Relations = None,
     paradigm: options.Paradigms = None,
+    known: options.Known = False,
     prompts: Annotated[
         int, typer.Option(help="Number of prompts per relation and paradigm.", min=1)
     ] = 3,
@@ -45,6 +46,7 @@ def command(
         cases=cases,
         relations=relation,
         paradigms=paradigm,
+        known=known,
         device=device,
         dtype=dtype,
         again=again,
