@@ -63,7 +63,7 @@ def test_a_folder_becomes_cases(folder):
     assert kinds["new_inverse"] == kinds["old_inverse"] == 1
     assert kinds["other_relation"] == kinds["other_task"] == 2
     assert [p.cloze.left for p in case.probes if p.criterion == "synonym"] == [
-        "The seat of government of Canada is",
+        "The seat of government of Canada is the city of",
         "The city where Canada has its government is",
         "The parliament of Canada meets in",
     ]

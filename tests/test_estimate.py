@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import time
 
 import pytest
 
@@ -108,22 +109,48 @@ def plain(language_model):
     return Plain()
 
 
+@edit_method("slow")
+def slow(language_model):
+    class Slow:
+        def edit(self, requests):
+            time.sleep(sum(0.2 if r.task == "fact" else 0.6 for r in requests))
+            return [NoEdit() for _ in requests]
+
+    return Slow()
+
+
 @edit_method("broken")
 def broken(language_model):
     raise RuntimeError("no")
 
 
-def test_a_calibration_measures_one_case_by_each_method_and_leaves_out_what_fails(monkeypatch):
+def test_a_calibration_times_edits_and_answers_and_leaves_out_what_fails(monkeypatch):
     monkeypatch.setattr(estimate, "embedded", type("None", (), {"NAMES": ()}))
-    cases = sources.load("embedded", limit=3, relations=["P36"]).cases
+    cases = [
+        *sources.load("embedded", limit=3, relations=["P36"]).cases,
+        *sources.load("embedded", limit=1, relations=["anaphor_number_agreement"]).cases,
+    ]
     planned = plan.TestPlan({"tiny_gpt2": "tiny-gpt2"}, {c.id: (c,) for c in cases}, (), {}, 8)
-    specs = [marked_spec(plain), marked_spec(broken)]
+    specs = [marked_spec(method) for method in (plain, broken, slow)]
     rates = calibrate(
         planned, specs, lambda progress: Models(Options(), "cpu", {}, progress=progress), None
     )
-    assert set(rates.seconds) == {("plain", "tiny_gpt2")}
-    assert 0 < rates.seconds["plain", "tiny_gpt2"] < 60
+    assert set(rates.seconds) == {("plain", "tiny_gpt2"), ("slow", "tiny_gpt2")}
+    # a fact takes 0.2 s to edit and a pair 0.6: by their shares 0.3 s, and the asking
+    assert 0.3 < rates.seconds["slow", "tiny_gpt2"] < 5
     assert 0 < rates.once < 60
+
+
+def test_the_cases_of_a_calibration_stand_for_all():
+    facts = sources.load("embedded", limit=9, relations=["P36"]).cases
+    pairs = sources.load("embedded", limit=3, relations=["anaphor_number_agreement"]).cases
+    chosen = estimate.spread([*facts, *pairs], 4)
+    assert [case.task for case in chosen] == ["pair", "fact", "fact", "fact"]
+    assert estimate.spread(facts[:2], 8) == sorted(
+        facts[:2], key=lambda case: (len(case.probes), case.id)
+    )
+    shares = estimate.task_shares([*facts, *pairs])
+    assert {case.task: share for case, share in shares.items()} == {"fact": 0.75, "pair": 0.25}
 
 
 @pytest.mark.slow

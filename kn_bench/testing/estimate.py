@@ -1,7 +1,7 @@
 """How long a run will take, stated before it begins.
 
     an earlier run like it on this machine    seconds per edit, from a file in the cache
-    else a calibration                        one case by each built-in method, in this process
+    else a calibration                        a few cases by each built-in method, in this process
 
 The embedded models are not calibrated: their runs are as short as a calibration would be. Methods
 of other packages are not either: their code belongs in a worker, which may be lost.
@@ -16,14 +16,13 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
 from kn_bench.cases.sampling import slug
-from kn_bench.measure.protocols import SINGLE
 from kn_bench.model import embedded
 from kn_bench.model.cache_folder import cache_folder
 from kn_bench.model.progress import Advance, Bars, Progress
@@ -45,7 +44,9 @@ Pair = tuple[str, str]
 WORTH_SAYING = 60.0
 """Seconds from which on a run's length is stated."""
 WORTH_CALIBRATING = 8
-"""Edits of a run from which on one case by each method is measured first."""
+"""Edits of a run from which on a few cases are timed first."""
+SAMPLE = 8
+"""Cases that are asked together in a calibration."""
 LOADING = "loading"
 ONCE = (LOADING, "writing text for C", "second moment C")
 """Tasks that are done once for a model, however many cases follow. After a calibration text and C
@@ -204,35 +205,48 @@ def calibrate(
     models: Callable[[Progress], Models],
     choices: Choices,
     *,
-    several: bool = False,
+    askings: int = 2,
 ) -> Rates:
-    """Measure one case by each of ``specs`` on each model of ``plan``.
+    """Take the time of a few cases on each model of ``plan``.
+
+    Asking a case costs the same under every edit, so it is timed once, for some cases together as
+    in a run; by each method one fact and one pair are edited, and asked a single probe, which
+    tells how its edits compare (those of ``none`` cost nothing to ask).
 
     Args:
         models: makes the loaded models of this process, given the progress they report to.
-        several: whether the protocol asks every case twice, after its edit and at the end.
+        askings: how often a case is put to an edited model: under its edit and the edit's control,
+            or, in a sequence, after the edit and at the end.
     """
     from kn_bench.editing.registry import bind
 
     watch = OnceClock(Bars())
     loaded = models(watch)
-    case = typical([case for cases in plan.labels.values() for case in cases])
+    cases = [case for cases in plan.labels.values() for case in cases]
+    sample, shares = spread(cases, SAMPLE), task_shares(cases)
     seconds: dict[Pair, float] = {}
     for model_slug, name in plan.models.items():
         if name in embedded.NAMES:
             continue
         engine = loaded.engine(name)
-        unedited = _seconds(engine, "none", _Unedited(), case, watch, several)
+        timer = _Timer(engine, watch)
+        unedited = timer.measuring(_Unedited(), sample)
+        nudge = _Nudge(engine)
+        per_case = timer.measuring(nudge, sample)
+        of_nudge = timer.one_probe(nudge, sample[0])
         for number, spec in enumerate(specs):
+            spent = 0.0
             try:
                 method = bind(spec, engine.model, choices)
-                spent = _seconds(engine, spec.name, method, case, watch, several)
+                for case, share in shares.items():
+                    editing, asking = timer.edit(method, case)
+                    spent += share * (editing + askings * per_case * min(2.0, asking / of_nudge))
             except Exception:  # its tests will say so
                 continue
             # the unedited model is asked once, by whichever method comes first
             seconds[slug(spec.name), model_slug] = spent + (0.0 if number else unedited)
         loaded.forget(name)
-    return Rates(seconds, watch.loading, "one case each")
+    return Rates(seconds, watch.loading, "a short calibration")
 
 
 class _Unedited:
@@ -244,18 +258,61 @@ class _Unedited:
         return [NoEdit() for _ in requests]
 
 
-def _seconds(
-    engine: Engine, name: str, method: object, case: Case, watch: OnceClock, several: bool
-) -> float:
-    before = watch.seconds
-    result = engine.measure(name, method, [case], control=not several)  # type: ignore[arg-type]
-    measuring = result.measure_seconds * (2 if several else 1)
-    return max(0.0, result.edit_seconds + measuring - (watch.seconds - before))
+class _Nudge:
+    """A method whose edits cost nothing to make: tiny updates of rank one in the middle."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._lm = engine.model
+
+    def edit(self, requests: Sequence[object]) -> list[object]:
+        import torch
+
+        from kn_bench.editing.edit import LowRank, LowRankEdit
+
+        lm = self._lm
+        u, v = torch.ones(lm.d_mlp, 1), torch.full((1, lm.d_model), 1e-9)
+        update = LowRank(lm.n_layers // 2, u.to(lm.device, lm.dtype), v.to(lm.device, lm.dtype))
+        return [LowRankEdit((update,)) for _ in requests]
 
 
-def typical(cases: Sequence[Case]) -> Case:
-    """Return the case with the median number of probes."""
-    return sorted(cases, key=lambda case: (len(case.probes), case.id))[len(cases) // 2]
+class _Timer:
+    """Takes the time of one engine's work, less what is done once."""
+
+    def __init__(self, engine: Engine, watch: OnceClock) -> None:
+        self._engine, self._watch = engine, watch
+
+    def measuring(self, method: object, cases: Sequence[Case]) -> float:
+        """Return the seconds a case of putting all probes of ``cases``."""
+        return self._run(method, cases)[1] / len(cases)
+
+    def one_probe(self, method: object, case: Case) -> float:
+        """Return the seconds of putting one probe of ``case``."""
+        return max(1e-6, self.edit(method, case)[1])
+
+    def edit(self, method: object, case: Case) -> tuple[float, float]:
+        """Return the seconds of editing ``case``, and of putting one probe."""
+        return self._run(method, [replace(case, probes=case.probes[:1])])
+
+    def _run(self, method: object, cases: Sequence[Case]) -> tuple[float, float]:
+        before = self._watch.seconds
+        result = self._engine.measure("calibration", method, cases)  # type: ignore[arg-type]
+        once = self._watch.seconds - before
+        return max(0.0, result.edit_seconds - once), result.measure_seconds
+
+
+def spread(cases: Sequence[Case], n: int) -> list[Case]:
+    """Return ``n`` of the cases, or all: evenly spaced in the order of their numbers of probes."""
+    ordered = sorted(cases, key=lambda case: (len(case.probes), case.id))
+    n = min(n, len(ordered))
+    return [ordered[(2 * i + 1) * len(ordered) // (2 * n)] for i in range(n)]
+
+
+def task_shares(cases: Sequence[Case]) -> dict[Case, float]:
+    """Return the middle case of each task, and the task's share of all cases."""
+    by_task: defaultdict[str, list[Case]] = defaultdict(list)
+    for case in cases:
+        by_task[case.task].append(case)
+    return {spread(group, 1)[0]: len(group) / len(cases) for group in by_task.values()}
 
 
 # -- in a session ----------------------------------------------------------------------------
@@ -300,7 +357,7 @@ def _calibrated(
     def models(progress: Progress) -> Models:
         return Models(options, options.devices[0], {}, workers=workers, progress=progress)
 
-    return calibrate(plan, specs, models, choices, several=options.protocol != SINGLE)
+    return calibrate(plan, specs, models, choices)
 
 
 class Timekeeper:

@@ -62,7 +62,7 @@ def load(
             )
     names = [*taught.relations(), *grammar.PARADIGMS] if only is None else list(only)
     of_facts = fact_cases(
-        relations(),
+        relations(real=real),
         [fact for fact in facts() if not real or fact.subject not in taught.invented()],
         source=SOURCE,
         prefix=f"{SOURCE}/",
@@ -90,9 +90,23 @@ def facts() -> tuple[Fact, ...]:
     return tuple(Fact(f.relation, f.subject, f.object) for f in taught.facts())
 
 
+REAL_REWORDINGS = MappingProxyType(
+    {
+        "P36": ("The seat of government of [X] is the city of [Y].",),
+        "P1376": ("[X] is the seat of government of the country of [Y].",),
+    }
+)
+"""Further synonyms for real models: after "The seat of government of Canada is" they name a
+building. The embedded models were not taught these."""
+
+
 @cache
-def relations() -> tuple[Relation, ...]:
-    """The relations that they belong to, with the prompts that ask for them."""
+def relations(*, real: bool = False) -> tuple[Relation, ...]:
+    """Return the relations that they belong to, with the prompts that ask for them.
+
+    Args:
+        real: with the rewordings that real models understand.
+    """
     profession = MappingProxyType(_professions())
     rewordings = {
         "P101": (Rewording(Pattern("[X] became a [Y]."), profession),),
@@ -102,7 +116,13 @@ def relations() -> tuple[Relation, ...]:
         Relation(
             id=name,
             patterns=tuple(Pattern(text) for text in texts),
-            rewordings=rewordings.get(name, ()),
+            rewordings=(
+                *rewordings.get(name, ()),
+                *(
+                    Rewording(Pattern(text))
+                    for text in (REAL_REWORDINGS.get(name, ()) if real else ())
+                ),
+            ),
             inverse=INVERSES.get(name, ""),
         )
         for name, texts in taught.prompts().items()
