@@ -85,8 +85,10 @@ def test_runs_of_one_kind_have_the_same_model_methods_settings_and_workers():
         kind(workers=4),
         kind(options=Options(models=("m",), dtype="bfloat16")),
         kind(options=Options(models=("m",), sets=("rome.layer=1",))),
+        kind(options=Options(models=("m",), relations=("P36",))),
+        kind(options=Options(models=("m",), cases=("mine.jsonl",))),
     ]
-    assert len({kind(), *others}) == 6
+    assert len({kind(), *others}) == 8
 
 
 def test_what_is_done_once_is_told_apart(monkeypatch):

@@ -167,8 +167,10 @@ def kind_of_run(
     """Return what runs have in common whose edits cost the same on one machine.
 
     The methods belong to it: what several share, such as located neurons, counts for the first.
+    So do sources and relations: facts have more prompts than pairs, and files of one's own few.
     """
     parts: list[Any] = [sorted(fingerprints.values()), sorted(methods), options.sets, options.dtype]
+    parts += [list(options.cases), list(options.relations), options.chat_template]
     parts += [[str(p) for p in options.presets], str(options.protocol), list(options.devices)]
     parts += [workers, threads(workers), options.corpus, os.environ.get("OMP_NUM_THREADS", "")]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
