@@ -95,3 +95,24 @@ def test_cases_do_not_depend_on_the_hash_seed():
         for seed in ("1", "2")
     }
     assert len(outputs) == 1
+
+
+@pytest.mark.parametrize("relation", ["P36", "P1376"])
+def test_real_models_get_synonyms_that_name_the_kind_of_answer(relation):
+    """SmolLM2 goes on after "The seat of government of Canada is" with a building."""
+    taught, real = (
+        sources.load(source, relations=[relation], limit=5).cases
+        for source in ("embedded", "real-world")
+    )
+    assert {case.id for case in real} & {case.id for case in taught}
+    for case in real:
+        further = [p for p in case.probes if p.criterion == "synonym" and "seat" in p.cloze.left]
+        assert any(p.cloze.left.endswith(("the city of", "is")) for p in further)
+        assert all(case.request.subject in p.cloze.left for p in further)
+        assert all(
+            (p.expected, p.rejected) == (case.request.target_new, case.request.target_true)
+            for p in further
+        )
+    count = {len([p for p in c.probes if p.criterion == "synonym"]) for c in taught}
+    more = {len([p for p in c.probes if p.criterion == "synonym"]) for c in real}
+    assert min(more) > max(count)
