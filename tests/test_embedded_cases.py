@@ -97,22 +97,27 @@ def test_cases_do_not_depend_on_the_hash_seed():
     assert len(outputs) == 1
 
 
-@pytest.mark.parametrize("relation", ["P36", "P1376"])
-def test_real_models_get_synonyms_that_name_the_kind_of_answer(relation):
+@pytest.mark.parametrize(
+    ("relation", "further"),
+    [
+        ("P36", ["The seat of government of {} is the city of"]),
+        (
+            "P1376",
+            [
+                "The country that has its seat of government in {} is",
+                "{} is the seat of government of the country of",
+            ],
+        ),
+    ],
+)
+def test_real_models_get_synonyms_that_name_the_kind_of_answer(relation, further):
     """SmolLM2 goes on after "The seat of government of Canada is" with a building."""
-    taught, real = (
-        sources.load(source, relations=[relation], limit=5).cases
-        for source in ("embedded", "real-world")
-    )
-    assert {case.id for case in real} & {case.id for case in taught}
+    own, real = (embedded.load(only=[relation], limit=5, real=real).cases for real in (False, True))
+    assert len(real) == 5
     for case in real:
-        further = [p for p in case.probes if p.criterion == "synonym" and "seat" in p.cloze.left]
-        assert any(p.cloze.left.endswith(("the city of", "is")) for p in further)
-        assert all(case.request.subject in p.cloze.left for p in further)
-        assert all(
-            (p.expected, p.rejected) == (case.request.target_new, case.request.target_true)
-            for p in further
-        )
-    count = {len([p for p in c.probes if p.criterion == "synonym"]) for c in taught}
-    more = {len([p for p in c.probes if p.criterion == "synonym"]) for c in real}
-    assert min(more) > max(count)
+        probes = [probe for probe in case.probes if probe.criterion == "synonym"][-len(further) :]
+        assert [p.cloze.left for p in probes] == [t.format(case.request.subject) for t in further]
+        assert {p.expected for p in probes} == {case.request.target_new}
+        assert {p.rejected for p in probes} == {case.request.target_true}
+    asked = {p.cloze.left for case in own for p in case.probes}
+    assert not asked & {text.format(case.request.subject) for case in own for text in further}
