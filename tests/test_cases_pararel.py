@@ -65,7 +65,7 @@ def test_a_folder_becomes_cases(folder):
     assert [p.cloze.left for p in case.probes if p.criterion == "synonym"] == [
         "The seat of government of Canada is the city of",
         "The city where Canada has its government is",
-        "The parliament of Canada meets in",
+        "The parliament of Canada meets in the city of",
     ]
 
 

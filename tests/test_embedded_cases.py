@@ -100,7 +100,13 @@ def test_cases_do_not_depend_on_the_hash_seed():
 @pytest.mark.parametrize(
     ("relation", "further"),
     [
-        ("P36", ["The seat of government of {} is the city of"]),
+        (
+            "P36",
+            [
+                "The seat of government of {} is the city of",
+                "The parliament of {} meets in the city of",
+            ],
+        ),
         (
             "P1376",
             [

@@ -92,7 +92,10 @@ def facts() -> tuple[Fact, ...]:
 
 REAL_REWORDINGS = MappingProxyType(
     {
-        "P36": ("The seat of government of [X] is the city of [Y].",),
+        "P36": (
+            "The seat of government of [X] is the city of [Y].",
+            "The parliament of [X] meets in the city of [Y].",
+        ),
         "P1376": (
             "The country that has its seat of government in [X] is [Y].",
             "[X] is the seat of government of the country of [Y].",
