@@ -9,7 +9,7 @@ import pytest
 from kn_bench.localise.attribution import attribute
 from kn_bench.model.batching import Batcher
 from kn_bench.model.progress import Bars, Silent, meter
-from kn_bench.testing import progress
+from kn_bench.testing import devices, progress
 from kn_bench.testing.devices import workers_for
 from kn_bench.testing.node_ids import NodeId
 from kn_bench.testing.outcomes import SECONDS
@@ -197,3 +197,18 @@ def test_workers_are_chosen_from_cores_and_memory(monkeypatch):
     assert workers_for(0, memory=64 << 30) == 8
     assert workers_for(540 << 20, memory=4 << 30) == 4
     assert workers_for(28 << 30, memory=40 << 30) == 1
+
+
+@pytest.mark.parametrize(
+    ("workers", "cores", "said"),
+    [
+        (2, 2, "2 workers with 1 thread each"),
+        (2, 8, "2 workers with 4 threads each"),
+        (4, 2, "4 workers with 1 thread each"),
+        (1, 8, "1 process with 8 threads (-n auto: as many as cores and memory allow)"),
+        (1, 1, "1 process with 1 thread (-n auto: as many as cores and memory allow)"),
+    ],
+)
+def test_the_header_states_workers_and_threads(monkeypatch, workers, cores, said):
+    monkeypatch.setattr(devices, "cores", lambda: cores)
+    assert devices.sharing(workers) == said

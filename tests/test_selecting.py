@@ -179,7 +179,7 @@ def test_a_folder_of_ones_own_runs_as_the_readme_says(bench, tmp_path):
     text = result.stdout.str()
     assert "kn_bench: cases: the real-world part of the embedded facts and pairs" in text
     assert "1 of 24 facts asked, 1 of 24 pairs asked" in text
-    assert "kn_bench: 1 workers with " in text
+    assert "kn_bench: 1 process with " in text
     edits = [row for row in bench.rows() if hasattr(row, "record")]
     assert edits
     assert all(row.record.notes["corpus"].startswith("self, ") for row in edits)

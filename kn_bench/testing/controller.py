@@ -25,7 +25,7 @@ from kn_bench.model.chat_template import REQUEST, refuse_without, sentence
 from kn_bench.model.source import on_hub, origin
 from kn_bench.model.trial import refuse_unloadable
 from kn_bench.testing import method_fixtures, sequences, units
-from kn_bench.testing.devices import DevicePool, expand, threads
+from kn_bench.testing.devices import DevicePool, expand, sharing
 from kn_bench.testing.models import content_of, defined_for, fingerprint
 from kn_bench.testing.options import Options
 from kn_bench.testing.plan import TestPlan, limit_as_text, make_plan
@@ -277,7 +277,7 @@ class RunController:
         lines += self._said
         lines += self.drawing.notes if self.drawing else ()
         if not set(self.fingerprints) <= set(embedded.NAMES):
-            lines.append(f"{workers} workers with {threads(workers)} threads each")
+            lines.append(sharing(workers))
         if self.options.resume:
             lines.append(f"run {self.run} has {len(self.store.done)} tests already")
         return [f"kn_bench: {line}" for line in lines]

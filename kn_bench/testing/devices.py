@@ -80,6 +80,15 @@ def threads(workers: int) -> int:
     return max(1, cores() // max(1, workers))
 
 
+def sharing(workers: int) -> str:
+    """State how the cores are shared among ``workers`` processes."""
+    each = threads(workers)
+    plural = "s" if each > 1 else ""
+    if workers == 1:
+        return f"1 process with {each} thread{plural} (-n auto: as many as cores and memory allow)"
+    return f"{workers} workers with {each} thread{plural} each"
+
+
 def cores() -> int:
     """Return the cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)
