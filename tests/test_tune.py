@@ -25,7 +25,7 @@ def test_every_combination_is_tried_in_its_type():
 
 
 def test_held_out_cases_are_those_that_no_board_up_to_the_limit_asks():
-    held, apart = held_out("embedded", ["P36", "P101"], 4, 0)
+    held, apart = held_out(["embedded"], ["P36", "P101"], 4, 0)
     board = sources.load("embedded", relations=["P36", "P101"], limit=apart, seed=0).cases
     assert held
     assert not {case.id for case in held} & {case.id for case in board}

@@ -33,7 +33,10 @@ def command(
         typer.Option("--try", metavar="PARAMETER=V1|V2", help="Values to try; repeatable."),
     ],
     preset: Annotated[Path, typer.Option("-o", "--output", help="TOML file to write.")],
-    cases: Annotated[str, typer.Option(help="Where cases come from.")] = "embedded",
+    cases: Annotated[
+        str | None,
+        typer.Option(help="Where cases come from. Default: what suits the model."),
+    ] = None,
     relation: Annotated[list[str] | None, typer.Option(help="Relations; repeatable.")] = None,
     limit: Annotated[int, typer.Option(help="Held-out cases of each relation.", min=1)] = 4,
     seed: Annotated[int, typer.Option(help="That of the boards to be kept apart from.")] = 0,
@@ -44,9 +47,11 @@ def command(
     seed; these are the last ones of the same order, so that no board up to the limit that is
     printed, and written into the preset, asks any of them.
     """
+    from kn_bench.cases.sources.defaults import default_specs
     from kn_bench.editing.registry import Registry, expand
     from kn_bench.measure.engine import Engine
     from kn_bench.model.loading import load_model
+    from kn_bench.model.progress import Bars
 
     registry = Registry()
     for module in _builtin_modules():
@@ -56,9 +61,14 @@ def command(
     grid = points(values, spec)
     if preset.is_dir() or not preset.resolve().parent.is_dir():
         raise ValueError(f"-o {preset}: expected a file in a folder that exists; name another")
-    held, apart = held_out(cases, relation, limit, seed)
+    specs, sentence = ((cases,), "") if cases else default_specs([model])
+    if sentence:
+        typer.echo(sentence, err=True)
+    held, apart = held_out(specs, relation, limit, seed)
     typer.echo(f"{len(held)} held-out cases; boards with --limit up to {apart} ask none of them")
-    engine = Engine(load_model(model))
+    lm = load_model(model)
+    lm.progress = Bars()
+    engine = Engine(lm)
     curve = []
     for point in grid:
         curve.append(measured(engine, spec, point, held))
@@ -100,7 +110,7 @@ def points(values: Sequence[str], spec: MethodSpec) -> list[dict[str, Any]]:
 
 
 def held_out(
-    source: str, relations: Sequence[str] | None, limit: int, seed: int
+    specs: Sequence[str], relations: Sequence[str] | None, limit: int, seed: int
 ) -> tuple[list[Case], int]:
     """Return the last cases of each relation, and the largest limit of a board apart from them.
 
@@ -111,8 +121,9 @@ def held_out(
     from kn_bench.cases.sampling import stable_hash
 
     by_relation: dict[str, list[Case]] = {}
-    for case in sources.load(source, relations=relations, seed=seed).cases:
-        by_relation.setdefault(case.relation, []).append(case)
+    for spec in specs:
+        for case in sources.load(spec, relations=relations, seed=seed).cases:
+            by_relation.setdefault(case.relation, []).append(case)
     held: list[Case] = []
     apart = None
     for group in by_relation.values():
@@ -123,7 +134,7 @@ def held_out(
         left = len(ordered) - kept
         apart = left if apart is None else min(apart, left)
     if not held or not apart:
-        raise ValueError(f"--cases {source}: too few cases to keep any apart from a board")
+        raise ValueError(f"--cases {' '.join(specs)}: too few cases to keep any apart from a board")
     return held, apart
 
 
