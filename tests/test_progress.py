@@ -148,6 +148,22 @@ def test_without_a_terminal_it_is_a_line(tmp_path):
     assert log.getvalue() == "\nkn_bench: 1/6 edits | 0:00 so far\n"
 
 
+def test_the_time_left_falls_while_a_unit_is_computed(tmp_path, monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    forecast = Forecast(MEANINGS, 1, {("rome", "m"): 10.0, ("kn", "m"): 20.0})
+    display = Display(tmp_path, forecast, MEANINGS, io.StringIO())
+    shown = []
+    for step in (0, 5, 30, 100):
+        now[0] += step
+        shown.append(display.line(40))
+    assert [line.split(" | ")[1] for line in shown] == [
+        "1:30 left", "1:25 left", "0:55 left", "0:00 left"
+    ]  # fmt: skip
+    forecast.heard(MEANINGS["reliability-rome-a"], 30.0)  # rome takes 30 s a case, 2 are left
+    assert display.line(40).startswith("1/6 edits | 2:00 left")
+
+
 def test_batches_report_what_they_are_part_of():
     told = Recording()
     batcher = Batcher(64)

@@ -204,6 +204,7 @@ class Display:
         self._lock = threading.Lock()
         self._stopped = threading.Event()
         self._started = time.monotonic()
+        self._left: tuple[float | None, float] = None, 0.0
         self._thread = threading.Thread(target=self._run, name="kn_bench progress", daemon=True)
 
     def start(self, terminal: pytest.TerminalReporter | None) -> None:
@@ -215,13 +216,22 @@ class Display:
         """Return the line that is drawn: what is done, how far, and how long it still takes."""
         forecast, now = self._forecast, time.monotonic() - self._started
         doing = states(self._folder)
-        left = forecast.left()
+        left = self._ticking(forecast.left(), now)
         parts = [f"{forecast.done}/{forecast.total} edits"]
         parts.append(f"{clock(left)} left" if left is not None else f"{clock(now)} so far")
         for state in doing:
             share = f" {state.done:.0f}/{state.total:.0f}" if state.total else ""
             parts.append(state.what + share)
         return " | ".join(parts)[:width]
+
+    def _ticking(self, left: float | None, now: float) -> float | None:
+        """Return ``left`` less the seconds since the forecast last changed.
+
+        It changes when a unit is finished, which may take minutes.
+        """
+        if left != self._left[0]:
+            self._left = left, now
+        return None if left is None else max(0.0, left - (now - self._left[1]))
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logstart(self) -> None:
