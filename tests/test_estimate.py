@@ -152,7 +152,7 @@ def test_the_cases_of_a_calibration_stand_for_all():
         facts[:2], key=lambda case: (len(case.probes), case.id)
     )
     shares = estimate.task_shares([*facts, *pairs])
-    assert {case.task: share for case, share in shares.items()} == {"fact": 0.75, "pair": 0.25}
+    assert {case.task: share for case, share in shares} == {"fact": 0.75, "pair": 0.25}
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -151,7 +151,8 @@ class Timings:
             fresh.write_text(json.dumps(kept), encoding="utf-8")
             fresh.replace(self._file)
         except OSError:  # a full disk, or a folder that is read only: the next run calibrates
-            fresh.unlink(missing_ok=True)
+            with suppress(OSError):
+                fresh.unlink()
 
     def _entries(self) -> dict[str, dict[str, Any]]:
         try:
@@ -240,7 +241,7 @@ def calibrate(
             spent = 0.0
             try:
                 method = bind(spec, engine.model, choices)
-                for case, share in shares.items():
+                for case, share in shares:
                     editing, asking = timer.edit(method, case)
                     spent += share * (editing + askings * per_case * min(2.0, asking / of_nudge))
             except Exception:  # its tests will say so
@@ -309,12 +310,12 @@ def spread(cases: Sequence[Case], n: int) -> list[Case]:
     return [ordered[(2 * i + 1) * len(ordered) // (2 * n)] for i in range(n)]
 
 
-def task_shares(cases: Sequence[Case]) -> dict[Case, float]:
+def task_shares(cases: Sequence[Case]) -> list[tuple[Case, float]]:
     """Return the middle case of each task, and the task's share of all cases."""
     by_task: defaultdict[str, list[Case]] = defaultdict(list)
     for case in cases:
         by_task[case.task].append(case)
-    return {spread(group, 1)[0]: len(group) / len(cases) for group in by_task.values()}
+    return [(spread(group, 1)[0], len(group) / len(cases)) for group in by_task.values()]
 
 
 # -- in a session ----------------------------------------------------------------------------
