@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kn_bench.cases import sources
-from kn_bench.measure.encoding import encode_cases
+from kn_bench.measure.encoding import EncodedCase, encode_cases
 from kn_bench.model import embedded
 from kn_bench.model.chat_template import REQUEST, has_template, sentence
 from kn_bench.model.context_templates import contexts
@@ -75,6 +75,8 @@ def test_probes_and_contexts_carry_it_too(chat, lm):
     (case,) = sources.load("embedded", limit=1, relations=["P36"]).cases
     (encoded,) = encode_cases([case], lm.tokens)
     (plain,) = encode_cases([case], load_tokens(str(chat)))
+    assert isinstance(encoded, EncodedCase)
+    assert isinstance(plain, EncodedCase)
     assert [p.prompt_ids for p in encoded.probes] == [(*start, *p.prompt_ids) for p in plain.probes]
     assert [p.answer_position for p in encoded.probes] == [
         len(start) + p.answer_position for p in plain.probes
