@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,8 +21,9 @@ from kn_bench.results.manifest import read_manifest, write_manifest
 from kn_bench.results.merging import merge
 from kn_bench.testing.node_ids import NodeId
 from kn_bench.testing.shards import Shard, in_shard, parse_shard
-from tests.conftest import comparable
+from tests.conftest import PLUGINS, comparable
 
+WORKFLOW = Path(__file__).resolve().parents[1] / "docs/examples/shards.yml"
 NODE_IDS = st.lists(
     st.builds(
         NodeId,
@@ -72,8 +79,8 @@ def test_shards_merge_into_the_run(bench):
         assert result.ret == 0, result.stdout.str()
     runs = bench.path / "reports/runs"
     folder = merge([runs / run for run in ("c", "a", "b", "a2")], bench.path / "reports", "all")
-    assert comparable(_without_times(log.rows(folder / log.LOG))) == comparable(
-        _without_times(log.rows(runs / "whole" / log.LOG))
+    assert comparable(without_times(log.rows(folder / log.LOG))) == comparable(
+        without_times(log.rows(runs / "whole" / log.LOG))
     )
     merged, whole = read_manifest(folder), read_manifest(runs / "whole")
     assert merged.options == whole.options
@@ -92,7 +99,62 @@ def test_shards_merge_into_the_run(bench):
         merge([runs / run for run in "abc"], bench.path / "reports", "some")
 
 
-def _without_times(rows):
+def test_the_example_workflow_measures_each_shard_once():
+    """As many jobs as the command line says there are shards, and a last one that needs them."""
+    flow = yaml.safe_load(WORKFLOW.read_text())
+    job = flow["jobs"]["measure"]
+    shards = job["strategy"]["matrix"]["shard"]
+    (count,) = re.findall(r"--shard \$\{\{ matrix\.shard \}\}/(\d+)", _command(job, "--shard"))
+    assert shards == list(range(1, int(count) + 1))
+    assert flow["jobs"]["merge"]["needs"] == "measure"
+    uploaded = job["steps"][-1]["with"]
+    assert uploaded["path"] == f"reports/runs/{uploaded['name']}"
+    assert f"--run {uploaded['name']}\n" in _command(job, "--shard")
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_example_workflow_make_one_run(bench):
+    """Every command is run as it stands, artifacts are copied as the actions copy them."""
+    flow = yaml.safe_load(WORKFLOW.read_text())
+    job, joining = flow["jobs"]["measure"], flow["jobs"]["merge"]
+    bench.run("-n", "2", "--limit", "5", "--run", "at-once")
+    for shard in job["strategy"]["matrix"]["shard"]:
+        command = _command(job, "--shard").replace("${{ matrix.shard }}", str(shard))
+        _run_step(bench, command)
+        artifact = bench.path / "shards" / f"shard-{shard}"
+        shutil.copytree(bench.path / "reports/runs" / artifact.name, artifact)
+    _run_step(bench, _command(joining, "kn-bench merge"))
+    assert comparable(without_times(bench.rows("whole"))) == comparable(
+        without_times(bench.rows("at-once"))
+    )
+    assert "toy-a" in (bench.path / "page.md").read_text()
+
+
+def _command(job, word):
+    (command,) = (step["run"] for step in job["steps"] if word in step.get("run", ""))
+    return command
+
+
+def _run_step(bench, command):
+    """Run a step of a workflow as a runner does, on the toy benchmark."""
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTEST_ADDOPTS": " ".join(PLUGINS),
+        "OPTIONS": "--limit 5",
+        "GITHUB_STEP_SUMMARY": "page.md",
+    }
+    result = subprocess.run(
+        ["bash", "-e", "-c", command],
+        cwd=bench.path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def without_times(rows):
     for row in rows:
         record = getattr(row, "record", None)
         yield replace(row, record=replace(record, seconds=0.0)) if record else row
