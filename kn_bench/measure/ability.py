@@ -24,7 +24,7 @@ from kn_bench.cases import sources
 from kn_bench.cases.case import Case, Probe, Task
 from kn_bench.editing.applying import RowEdits
 from kn_bench.editing.edit import LookupEdit, PromptEdit
-from kn_bench.measure.answers import Question
+from kn_bench.measure.answers import Asker, Question
 from kn_bench.measure.criteria import gives_rejected
 from kn_bench.measure.drawing import mentions
 from kn_bench.measure.encoding import EncodedProbe, Unencodable, encode_probe
@@ -138,7 +138,9 @@ class Ability:
             probes = [probe for probe in again if not isinstance(probe, Unencodable)]
         if not probes:
             return None, 0
-        answers = self.engine.asker.ask([Question(probe, 0) for probe in probes], edits)
+        # within a pair no text is read: nothing needs to be generated
+        asker = self.engine.asker if task == "fact" else Asker(self.lm, budget=1)
+        answers = asker.ask([Question(probe, 0) for probe in probes], edits)
         right = [gives_rejected(answer, task) for answer, _ in answers]
         return sum(right) / len(right), len(right)
 

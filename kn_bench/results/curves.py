@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from kn_bench.cases.sampling import slug as plain
+from kn_bench.measure.protocols import checkpoints
 from kn_bench.measure.statistics import Interval, mean_interval
 from kn_bench.results.loading import Runs
 
@@ -34,13 +35,17 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#0
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
+NOT_FINITE = 1e29
+"""What a checkpoint states for a perplexity that is not finite lies above it."""
+
+
 def draw(runs: Runs, folder: Path) -> list[Path]:
     """Write the figures of all sequences into ``folder``, each as SVG and as PNG.
 
     Raises:
         OSError: when they cannot be written.
     """
-    if not len(runs.curves):
+    if runs.curves.empty:
         return []
     paths: list[Path] = []
     folder.mkdir(parents=True, exist_ok=True)
@@ -76,13 +81,16 @@ def _written(curves: pd.DataFrame, title: str, path: Path) -> Iterator[Path]:
 
 
 def _panel(panel: Axes, curves: pd.DataFrame, column: str, label: str, scale: Any) -> None:
+    from matplotlib.ticker import LogFormatter, LogLocator
+
     for number, (method, group) in enumerate(curves.groupby("method", sort=False)):
         style: dict[str, Any] = {
             "color": COLOURS[number % len(COLOURS)],
             "marker": MARKERS[number % len(MARKERS)],
         }
-        points = _points(group[group["step"] > 0], column)
-        # what is not finite is off every scale: shown at the top of the panel by its absence
+        # a step whose requests were all refused has made no edit, and no place on a log scale
+        points = _points(group[group["checkpoint_edits"] > 0], column)
+        # what is not finite is off every scale: shown by its absence
         edits, mean, low, high = points[:, np.isfinite(points[1])]
         panel.plot(edits, mean, label=str(method), markersize=4, linewidth=1.3, **style)
         if np.isfinite(low).any():
@@ -92,9 +100,17 @@ def _panel(panel: Axes, curves: pd.DataFrame, column: str, label: str, scale: An
         panel.axhline(float(before.mean()), color="#8C8C8C", linestyle=":", linewidth=1)
     panel.set_xscale("log")
     panel.set_yscale(scale)
-    steps = sorted({int(edits) for edits in curves.loc[curves["step"] > 0, "checkpoint_edits"]})
-    panel.set_xticks(steps, [str(step) for step in steps], rotation=90 if len(steps) > 8 else 0)
-    panel.minorticks_off()
+    most = int(curves["checkpoint_edits"].max())
+    ticks = [*checkpoints(most)]
+    panel.set_xticks(ticks, [f"{n:,}" for n in ticks], rotation=90 if len(ticks) > 8 else 0)
+    panel.xaxis.minorticks_off()
+    if scale == "log":  # a span of less than a decade would have no tick otherwise
+        panel.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        panel.yaxis.set_major_formatter(LogFormatter(minor_thresholds=(np.inf, np.inf)))
+        panel.yaxis.minorticks_off()
+    if curves[column].isna().all():
+        reason = "every paradigm is edited" if column == "checkpoint_blimp" else "not asked"
+        panel.text(0.5, 0.5, reason, transform=panel.transAxes, ha="center", color="#595959")
     panel.set_xlabel("edits")
     panel.set_title(label, fontsize=10)
     if column in ("checkpoint_retained", "checkpoint_known", "checkpoint_blimp"):
@@ -106,6 +122,7 @@ def _points(curves: pd.DataFrame, column: str) -> np.ndarray:
     rows = []
     for edits, group in curves.groupby("checkpoint_edits"):
         values = group[column].dropna()
+        values = values.where(values < NOT_FINITE, np.inf)
         interval = over_sequences(values)
         rows.append((float(str(edits)), interval.mean, interval.low, interval.high))
     return np.array(rows, dtype=float).reshape(-1, 4).T

@@ -10,14 +10,15 @@ from __future__ import annotations
 import math
 import textwrap
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from kn_bench.cases.case import CRITERIA, Task
 from kn_bench.measure.statistics import Interval
-from kn_bench.results import escaping, tables
+from kn_bench.results import abilities, escaping, tables
+from kn_bench.results.abilities import ability_tables
 from kn_bench.results.board import SCORED, Figure, Line, board
 from kn_bench.results.files import unwritable, write_text
 from kn_bench.results.loading import Runs, load_runs
@@ -128,6 +129,11 @@ def board_tables(lines: Sequence[Line], room: int) -> list[BoardTable]:
     return result
 
 
+def _room(lines: Sequence[Line]) -> int:
+    """Return the lines of text for the tables: a page for each protocol and time of asking."""
+    return LINES * len({(line.name.protocol, line.name.asked) for line in lines})
+
+
 def _table_name(line: Line) -> TableName:
     return TableName(line.name.task, line.name.protocol, line.name.asked)
 
@@ -173,9 +179,9 @@ def table_rows(table: BoardTable, width: int = NAME_WIDTH) -> Iterator[tuple[str
     for line in table.lines:
         if line.name.model != model:
             model = line.name.model
-            yield (_short(model, width - 2), *[""] * (len(HEADERS) - 1))
+            yield (tables.short(model, width - 2), *[""] * (len(HEADERS) - 1))
         yield (
-            f"{line.rank:>2} {_short(line.name.shown, width)}",
+            f"{line.rank:>2} {tables.short(line.name.shown, width)}",
             percent(line.s),
             percent(line.k),
             *(figure(line.criteria[criterion]) for criterion in CRITERIA),
@@ -227,18 +233,11 @@ def notes(runs: Runs) -> Iterator[str]:
     yield from runs.apart[:2]
 
 
-def _short(text: str, width: int) -> str:
-    """Cut a long name in its middle: names of one family differ at their ends."""
-    text = " ".join(text.split())
-    half = width // 2
-    return text if len(text) <= width else f"{text[: width - half - 1]}…{text[-half:]}"
-
-
 # --- Markdown ----------------------------------------------------------------------------------
 
 
 def leaderboard(runs: Runs) -> str:
-    """Return the whole document: at most 60 lines of at most 120 characters."""
+    """Return the whole document: at most 60 lines of at most 120 characters a protocol."""
     head = ["# Leaderboard", "", *_wrapped(HOW), ""]
     foot = [*(line for note in notes(runs) for line in _wrapped(escaping.markdown(note)))]
     foot += ["", *_runs(runs.manifests)]
@@ -246,25 +245,30 @@ def leaderboard(runs: Runs) -> str:
     if not lines:
         return "\n".join([*head, "Nothing has been measured.", *foot]) + "\n"
     body: list[str] = []
-    for table in board_tables(lines, LINES - len(head) - len(foot)):
+    for table in board_tables(lines, _room(lines) - len(head) - len(foot)):
         body += [f"## {escaping.markdown(str(table.name))}", "", n_sentence(table), ""]
         body += [*_markdown(table_rows(table)), ""]
         body += [_cut(escaping.markdown(text)) for text in below(table)]
         body += [""] if body[-1] else []
+    for ability in ability_tables(runs, lines, TITLES):
+        body += [f"## {escaping.markdown(ability.title)}", ""]
+        body += [*_wrapped(escaping.markdown(ability.sentence)), ""]
+        body += [*_markdown(ability.rows, abilities.HEADERS), ""]
     body += portability_section(runs)
     return "\n".join([*head, *body, *foot]) + "\n"
 
 
-def _markdown(rows: Iterator[tuple[str, ...]]) -> Iterator[str]:
+def _markdown(rows: Iterable[tuple[str, ...]], headers: Sequence[str] = HEADERS) -> Iterator[str]:
     """A table without spaces beside its bars: 120 characters hold nine columns."""
+    heads = [escaping.markdown(header) for header in headers]
     body = [[escaping.markdown(cell) for cell in row] for row in rows]
-    widths = [max(len(row[i]) for row in (HEADERS, *body)) for i in range(len(HEADERS))]
+    widths = [max(len(row[i]) for row in (heads, *body)) for i in range(len(heads))]
 
     def line(cells: Sequence[str]) -> str:
         first, *others = zip(cells, widths, strict=True)
         return "|".join(["", first[0].ljust(first[1]), *(c.rjust(w) for c, w in others), ""])
 
-    yield line(HEADERS)
+    yield line(heads)
     yield "|".join(
         ["", ":" + "-" * (widths[0] - 1), *("-" * (w - 1) + ":" for w in widths[1:]), ""]
     )
@@ -304,13 +308,17 @@ def _runs(manifests: Sequence[Manifest]) -> Iterator[str]:
 def terminal_table(runs: Runs) -> str:
     """Return the tables of the board for a terminal."""
     parts = []
-    for table in board_tables(board(runs), LINES - 4):
+    lines = board(runs)
+    for table in board_tables(lines, _room(lines) - 4):
         parts.append(
             f"{escaping.terminal(str(table.name))}: %, 95 % interval; {n_sentence(table)}\n"
         )
         parts.append(tables.plain(HEADERS, table_rows(table, NAME_WIDTH - 5), left=1))
         parts += [_cut(escaping.terminal(text)) for text in below(table)]
         parts.append("")
+    for ability in ability_tables(runs, lines, TITLES):
+        parts += [escaping.terminal(ability.title), "", *_wrapped(ability.sentence), ""]
+        parts += [tables.plain(abilities.HEADERS, ability.rows, left=1), ""]
     if parts:
         parts.append(f"{MARK} not significantly better than a random edit of equal size")
     return "\n".join(parts)

@@ -42,6 +42,13 @@ def number(value: float, digits: int = 2, signed: bool = False) -> str:
     return text if float(text) or signed else text.lstrip("-")
 
 
+def short(text: str, width: int) -> str:
+    """Cut a long name in its middle: names of one family differ at their ends."""
+    text = " ".join(text.split())
+    half = width // 2
+    return text if len(text) <= width else f"{text[: width - half - 1]}…{text[-half:]}"
+
+
 def seconds(value: float) -> str:
     """A time in seconds to two significant digits, milliseconds at the least."""
     if math.isnan(value):
