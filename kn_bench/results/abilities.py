@@ -144,7 +144,7 @@ def _three_digits(value: float) -> str:
 
 
 def _collapse(last: pd.DataFrame) -> str:
-    """``step 50``, or ``2/3, 50`` of several: how many, and the first; a dash where no sequence collapsed."""
+    """``step 50``, of several ``2/3, 50``: how many, and the first; a dash where none did."""
     steps = [int(step) for step in last["checkpoint_collapsed_at"] if step]
     if not steps:
         return tables.NOTHING
