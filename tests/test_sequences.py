@@ -1,6 +1,8 @@
 """Batches and sequences of edits: what must hold whatever the method."""
 
+import hashlib
 import math
+from contextlib import contextmanager
 from dataclasses import fields, replace
 
 import pytest
@@ -9,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kn_bench.cases import sources
+from kn_bench.editing import family
 from kn_bench.editing.applying import in_place
 from kn_bench.editing.composition import CannotCompose, Composition, UpToStep, joined, summed
 from kn_bench.editing.edit import (
@@ -155,6 +158,98 @@ def test_random_edits_walk_randomly(lm):
             growth += model.growth().values()
     assert growth[15] / growth[0] == pytest.approx(4, rel=0.1)
     assert growth[63] / growth[0] == pytest.approx(8, rel=0.1)
+
+
+def test_memit_seq_step_by_step_is_one_batch(lm, engine, cases, monkeypatch):
+    """Recursive least squares: one layer, keys and targets held fixed, residuals as they stand."""
+    values_of = family.values_of
+
+    def targets_of_the_unedited_model(lm, *args, **options):
+        with lm.unedited():
+            return values_of(lm, *args, **options)
+
+    monkeypatch.setattr(family, "values_of", targets_of_the_unedited_model)
+    # without contexts the key that is solved for is the one that the residual is read at
+    settings = replace(
+        settings_for("memit-seq", ClosedFormSettings, lm),
+        layers=(1,), context_template_length_params=(),
+    )  # fmt: skip
+    apart = measure_sequence(engine, "m", MemitSeq(lm, settings), plan("sequence:4", cases))
+    together = measure_sequence(engine, "m", MemitSeq(lm, settings), plan("sequence:4/4", cases))
+    assert_same(rows(apart.retained), rows(together.retained))
+    ((step_by_step,), (at_once,)) = (r.checkpoints[-1].norms for r in (apart, together))
+    assert step_by_step.relative == pytest.approx(at_once.relative, rel=1e-3)
+    assert step_by_step.relative > 0.01
+    # with contexts the mean key is not the one of the residual, and the two differ
+    first = replace(settings, context_template_length_params=((5, 3),))
+    other = measure_sequence(engine, "m", MemitSeq(lm, first), plan("sequence:4", cases))
+    assert other.checkpoints[-1].norms[0].relative != pytest.approx(at_once.relative, rel=1e-3)
+
+
+def test_a_sequence_undone_restores_every_tensor(lm, engine, cases):
+    before = {name: hash_of(tensor) for name, tensor in lm.hf.state_dict().items()}
+    measure_sequence(engine, "rome", Rome(lm), plan("sequence:2", cases))
+    assert {name: hash_of(tensor) for name, tensor in lm.hf.state_dict().items()} == before
+
+
+def hash_of(tensor):
+    return hashlib.sha256(tensor.detach().contiguous().numpy().tobytes()).hexdigest()
+
+
+# -- what a method does wrong --------------------------------------------------------------------
+
+
+def test_what_a_method_leaves_behind_is_put_back_and_told(lm, engine, cases):
+    class Hooking:
+        def edit(self, requests):
+            lm.site(0).register_forward_hook(lambda module, inputs, output: output * 0)
+            return [NoEdit() for _ in requests]
+
+    result = measure_sequence(engine, "hooking", Hooking(), plan("sequence:2", cases))
+    for readings in (result.results, result.retained):
+        assert all("hook" in r.error for r in readings.values())
+        assert all(r.error.startswith("hooking changed") for r in readings.values())
+    assert not lm.site(0)._forward_hooks
+    assert engine.put_back() == ()
+
+
+def test_a_method_that_writes_into_the_weights_is_told_and_undone(lm, engine, cases):
+    class Writing:
+        def edit(self, requests):
+            lm.site(0).weight.data.add_(0.1)
+            return [NoEdit() for _ in requests]
+
+    result = measure_sequence(engine, "writing", Writing(), plan("sequence:2", cases))
+    assert all(r.error for r in result.results.values())
+    assert lm.parameter_hash() == lm.verified_hash
+
+
+@pytest.mark.parametrize("where", ["opening", "asking"])
+def test_a_wrapper_that_fails_is_to_blame(lm, engine, cases, where):
+    class Failing:
+        def edit(self, requests):
+            @contextmanager
+            def broken(hf):
+                if where == "opening":
+                    raise ZeroDivisionError("by nothing")
+
+                def fail(*_):
+                    raise ZeroDivisionError("by nothing")
+
+                handle = hf.register_forward_pre_hook(fail)
+                base = hf.base_model.register_forward_pre_hook(fail)
+                try:
+                    yield
+                finally:
+                    handle.remove()
+                    base.remove()
+
+            return [WrapperEdit(apply=broken) for _ in requests]
+
+    result = measure_sequence(engine, "failing", Failing(), plan("sequence:2", cases))
+    errors = {r.error for r in result.results.values()}
+    assert errors == {"failing failed under its edits: ZeroDivisionError: by nothing"}
+    assert engine.put_back() == ()
 
 
 # -- killed and continued ------------------------------------------------------------------------

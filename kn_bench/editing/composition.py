@@ -131,6 +131,11 @@ class Composition:
             if self._exact[name] is not parameter:
                 parameter.copy_(self._exact[name])
 
+    @property
+    def wraps(self) -> bool:
+        """Whether code of a method is in force."""
+        return bool(self._wrapped)
+
     def snapshot(self) -> dict[str, Tensor]:
         """Copies of the edited matrices as they stand."""
         parameters = dict(self.lm.hf.named_parameters())

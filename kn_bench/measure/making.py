@@ -111,7 +111,7 @@ class StepMaker:
                 edits, after = self._ask_method(left, state, refused)
         except SequenceFailedError:
             raise
-        except Exception as error:  # a plug-in's own code: anything may come
+        except (Exception, SystemExit) as error:  # a plug-in's own code: anything may come
             raise SequenceFailedError(
                 f"{self.name} failed at step {step}: {type(error).__name__}: {error}"
             ) from error

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,14 @@ from typing import Any
 import torch
 
 from kn_bench.cases.case import Case, Exclusion
-from kn_bench.editing.applying import RowEdits
+from kn_bench.editing.applying import EditOutlivedError, RowEdits
 from kn_bench.editing.composition import CannotCompose, Composition, UpToStep, summed
 from kn_bench.editing.edit import (
     Edit,
     LowRankEdit,
     NoEdit,
     NotApplicable,
+    WrapperEdit,
     describe,
     norm,
 )
@@ -35,7 +37,7 @@ from kn_bench.measure.ability import Abilities, Ability
 from kn_bench.measure.criteria import gives_expected
 from kn_bench.measure.drawing import without_edited_neighbours
 from kn_bench.measure.encoding import EncodedCase, EncodedProbe
-from kn_bench.measure.engine import Engine
+from kn_bench.measure.engine import LEAVE_ALONE, Engine
 from kn_bench.measure.making import SequenceFailedError, StepMaker
 from kn_bench.measure.measurement import (
     CaseResult,
@@ -141,6 +143,13 @@ class _Run:
             self._rest(not_applicable=f"{self.plan.protocol}: {reason}")
         except TypeError as failure:
             self._rest(error=f"{self.name} {self.plan.protocol}: {failure}")
+        except EditOutlivedError as failure:
+            self._discard(f"{self.name} {self.plan.protocol}: {failure}")
+        finally:
+            left = self.engine.put_back()  # the next method is not to pay for it
+        if left:
+            changed = " and ".join(left)
+            self._discard(f"{self.name} changed {changed} during a sequence; {LEAVE_ALONE}")
         order = [case.id for case in self.plan.cases]
         retained = {case: self.retained[case] for case in order} if self._keeps else {}
         spent = time.perf_counter() - started
@@ -213,6 +222,12 @@ class _Run:
             raise
         except ValueError as error:
             raise SequenceFailedError(f"{self.name}: {error}") from error
+        except (Exception, SystemExit) as error:
+            if not isinstance(edit, WrapperEdit):
+                raise
+            raise SequenceFailedError(
+                f"{self.name} failed under its edits: {type(error).__name__}: {error}"
+            ) from error
         self.block.edits.append(edit)
         self.block.cases += [(case, len(self.block.edits)) for case in record.edited]
         self.block.rank += _rank(edit)
@@ -242,7 +257,8 @@ class _Run:
     ) -> dict[str, CaseResult]:
         """The cases' results; each case's rows run under its number's edit."""
         numbered = [(self.encoded[case], number) for case, number in asked]
-        results = self.reader.read(numbered, self._occasion(when), edits)
+        with self._blamed():
+            results = self.reader.read(numbered, self._occasion(when), edits)
         if when == "retained":  # an edit is recorded once
             return results
         return {case: replace(r, edit=self.records[case]) for case, r in results.items()}
@@ -254,8 +270,9 @@ class _Run:
 
     def _look(self, step: int) -> None:
         assert self.ability is not None
-        held = self._held()
-        seen = self.ability.look(self.model) if self.model.changed else self.ability.unedited
+        with self._blamed():
+            held = self._held()
+            seen = self.ability.look(self.model) if self.model.changed else self.ability.unedited
         self._note(step, seen, held)
 
     def _held(self) -> list[bool]:
@@ -298,7 +315,25 @@ class _Run:
             return False
         return self.ability.collapsed(self.ability.look(self.model).perplexity)
 
+    @contextmanager
+    def _blamed(self) -> Iterator[None]:
+        """Say of what goes wrong under a wrapper, which is the method's code, that it is its."""
+        try:
+            yield
+        except (Exception, SystemExit) as error:
+            if not self.model.wraps:
+                raise
+            raise SequenceFailedError(
+                f"{self.name} failed under its edits: {type(error).__name__}: {error}"
+            ) from error
+
     # -- what was not measured -------------------------------------------------------------
+
+    def _discard(self, error: str) -> None:
+        """Drop all results: the model was not what its edits say."""
+        unfit = {c: r for c, r in self.immediate.items() if c not in self.encoded}
+        self.immediate, self.retained = unfit, {}
+        self._rest(error=error)
 
     def _empty(self, case: str, **why: Any) -> CaseResult:
         one = self.encoded.get(case)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+import math
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -25,8 +26,7 @@ from kn_bench.results.files import StoreError
 from kn_bench.results.loading import SEQUENCE, Runs
 
 COLUMNS = ["task", "model", "method", "criterion", "protocol", "case", "cluster", "score"]
-SIGNIFICANT_FROM = 5
-"""Sequences from which a fall can reach 5 %: all of K falling has p = 2^-K."""
+ALPHA = 0.05
 
 
 class Group(NamedTuple):
@@ -211,19 +211,33 @@ def table_rows(found: Iterable[Comparison]) -> list[tuple[str, ...]]:
 
 def remarks(found: Sequence[Comparison]) -> Iterator[str]:
     """What a reader must know beside the table."""
+    figures = Counter(c.group.method for c in found)
+    few: dict[str, int] = {}
     for c in found:
         if not c.paired:
             yield f"{c.group}: no common cases; the two are compared as independent samples."
-        elif 0 < c.sequences < SIGNIFICANT_FROM:
-            yield (
-                f"{c.group}: with {c.sequences} sequences no fall can be significant at 5 %; "
-                f"measure --sequences {SIGNIFICANT_FROM} or more."
-            )
+        elif 0 < c.sequences < sequences_needed(figures[c.group.method]):
+            few[c.group.method] = c.sequences
         elif c.only_first or c.only_second:
             yield (
                 f"{c.group}: {c.only_first} cases only in the first and {c.only_second} only in "
                 "the second are not compared."
             )
+    for method, sequences in few.items():
+        yield (
+            f"{method}: with {sequences} sequences no fall can be significant at 5 % among "
+            f"{figures[method]} figures; measure --sequences {sequences_needed(figures[method])} "
+            "or more."
+        )
+
+
+def sequences_needed(figures: int) -> int:
+    """The fewest sequences of which a fall can be significant.
+
+    That all of K sequences fall has p = 2^-K, and Holm multiplies the smallest p by the number of
+    figures.
+    """
+    return math.floor(math.log2(figures / ALPHA)) + 1
 
 
 def comparison_text(

@@ -1,0 +1,122 @@
+"""The gate and comparisons of sequences: paired by case, clustered by sequence, equal protocols."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+
+from kn_bench.cases.case import CRITERIA, Criterion
+from kn_bench.results.baseline import baseline_of, read_baseline, save_baseline
+from kn_bench.results.comparison import compare, scores_of, sequences_needed
+from kn_bench.results.loading import Runs, load_runs
+from kn_bench.testing.gate import gate
+from tests.made_up import write_run
+
+N = 10
+GOOD: dict[Criterion, list[float]] = {c: [1.0] * N for c in CRITERIA}
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory):
+    return load_runs([write_run(tmp_path_factory.mktemp("runs"), {"rome": GOOD})])
+
+
+def sequences(single: Runs, fallen: dict[int, int], *, k=6, protocol="sequence:10") -> Runs:
+    """K sequences of the same cases; in sequence i the first ``fallen[i]`` lose symmetry later."""
+    parts = []
+    for number in range(k):
+        for asked in ("immediate", "retained"):
+            rows = single.verdicts.assign(protocol=protocol, sequence=number, asked=asked)
+            position = rows["case"].str.extract(r"c(\d+)$")[0].astype(int)
+            falls = (rows["criterion"] == "symmetry") & (position < fallen.get(number, 0))
+            if asked == "retained":
+                rows.loc[falls, "verdict_score"] = 0.0
+            parts.append(rows)
+    return replace(single, verdicts=pd.concat(parts, ignore_index=True))
+
+
+def test_an_equal_sequence_passes_through_a_stored_baseline(single, tmp_path):
+    runs = sequences(single, {})
+    save_baseline(runs, tmp_path / "baseline.json")
+    report = gate(read_baseline(tmp_path / "baseline.json"), runs)
+    assert report.passed
+    assert {c.group.protocol for c in report.compared} == {
+        "sequence:10, immediate",
+        "sequence:10, retained",
+    }
+    assert len(report.compared) == 2 * len(CRITERIA)
+
+
+def test_a_fall_of_what_is_retained_fails_the_gate_and_no_other_reading(single):
+    baseline = baseline_of(sequences(single, {}, k=10))
+    worse = sequences(single, dict.fromkeys(range(10), 4), k=10)
+    report = gate(baseline, worse)
+    assert not report.passed
+    (fallen,) = report.fallen
+    assert fallen.group.criterion == "symmetry"
+    assert fallen.group.protocol == "sequence:10, retained"
+    assert fallen.difference.mean == pytest.approx(-0.4)
+    assert fallen.paired
+    assert fallen.sequences == 10
+    # sequences fall as a whole: 1 of 2^10 sign assignments is as extreme, cases do not count
+    assert fallen.p == pytest.approx(2.0**-10)
+    assert "symmetry" in report.text()
+    assert "sequence:10, retained" in report.text()
+
+
+def test_few_sequences_cannot_fail_and_the_gate_says_so(single):
+    baseline = baseline_of(sequences(single, {}, k=3))
+    worse = sequences(single, dict.fromkeys(range(3), N), k=3)
+    report = gate(baseline, worse)
+    assert report.passed
+    (symmetry,) = (c for c in report.compared if c.difference.mean)
+    assert symmetry.difference.mean == -1.0
+    assert symmetry.p == pytest.approx(2.0**-3)
+    assert report.notes == (
+        "rome: with 3 sequences no fall can be significant at 5 % among 12 figures; measure "
+        "--sequences 8 or more.",
+    )
+
+
+def test_one_sequence_is_paired_by_case(single):
+    first, second = sequences(single, {}, k=1), sequences(single, {0: 7}, k=1)
+    compared = compare(scores_of(first), scores_of(second))
+    (symmetry,) = (c for c in compared if c.difference.mean)
+    assert symmetry.paired
+    assert symmetry.sequences == 0
+    assert symmetry.p == pytest.approx(2 / 2**7)
+
+
+@pytest.mark.parametrize("figures", [1, 6, 12, 60])
+def test_so_many_sequences_are_enough_and_one_less_is_not(figures):
+    n = sequences_needed(figures)
+    assert figures * 2.0**-n < 0.05 <= figures * 2.0 ** -(n - 1)
+
+
+@pytest.mark.parametrize("other", ["single", "batch:10", "sequence:10/5", "sequence:20"])
+def test_unequal_protocols_are_never_compared(single, other):
+    first = sequences(single, {})
+    second = sequences(single, {}, protocol=other)
+    assert compare(scores_of(first), scores_of(second)) == ()
+    report = gate(baseline_of(first), second)
+    assert not report.passed
+    assert len(report.missing) == 2 * len(CRITERIA)
+    assert report.headline.endswith("no criterion in common.")
+
+
+def test_the_order_of_the_same_sequences_changes_nothing(single):
+    runs = sequences(single, {0: 3, 1: 5})
+    other = replace(runs, verdicts=runs.verdicts.iloc[::-1].reset_index(drop=True))
+    compared = compare(scores_of(runs), scores_of(other))
+    assert all(c.difference.mean == 0 and c.p == 1 for c in compared)
+
+
+def test_scores_of_one_method_against_another_of_the_same_sequences(single):
+    runs = sequences(single, {0: 3})
+    other = runs.verdicts.assign(method="memit")
+    both = replace(runs, verdicts=pd.concat([runs.verdicts, other], ignore_index=True))
+    compared = compare(scores_of(both, "rome", "both"), scores_of(both, "memit", "both"))
+    assert len(compared) == 2 * len(CRITERIA)
+    assert all(c.paired and c.sequences == 6 for c in compared)
