@@ -28,7 +28,7 @@ from kn_bench.measure.answers import Asker, Question
 from kn_bench.measure.criteria import gives_rejected
 from kn_bench.measure.drawing import mentions
 from kn_bench.measure.encoding import EncodedProbe, Unencodable, encode_probe
-from kn_bench.measure.engine import Engine, content_of
+from kn_bench.measure.engine import Engine
 from kn_bench.measure.measurement import NormGrowth
 from kn_bench.model import embedded
 from kn_bench.model.prefixed import padded
@@ -75,7 +75,6 @@ class Ability:
     """
 
     def __init__(self, engine: Engine, sequence: Sequence[Case]) -> None:
-        self.engine = engine
         self.lm = engine.model
         asked = sources.load("embedded", limit=A_RELATION).cases
         paradigms = {case.relation for case in sequence if case.task == "pair"}
@@ -88,11 +87,12 @@ class Ability:
         ]
         self.pairs = self._encoded(pairs)
         asked_facts = self._encoded(facts)
-        before = engine.before(asked_facts)
-        self.facts = [
-            probe for probe in asked_facts
-            if gives_rejected(before[content_of(probe)].answer, "fact")
-        ]  # fmt: skip
+        longest = max((len(probe.rejected.targets) for probe in asked_facts), default=0)
+        # of a fact the answer is read, an article before it, and where its last word ends; of a
+        # pair no text at all
+        self.askers = {"fact": Asker(self.lm, budget=longest + 2), "pair": Asker(self.lm, budget=1)}
+        right = self._right(asked_facts, "fact", RowEdits(self.lm, []))
+        self.facts = [probe for probe, is_right in zip(asked_facts, right, strict=True) if is_right]
 
     def _encoded(self, cases: Sequence[Case]) -> list[EncodedProbe]:
         encoded = [encode_probe(case.probes[0], self.lm.tokens) for case in cases]
@@ -138,11 +138,12 @@ class Ability:
             probes = [probe for probe in again if not isinstance(probe, Unencodable)]
         if not probes:
             return None, 0
-        # within a pair no text is read: nothing needs to be generated
-        asker = self.engine.asker if task == "fact" else Asker(self.lm, budget=1)
-        answers = asker.ask([Question(probe, 0) for probe in probes], edits)
-        right = [gives_rejected(answer, task) for answer, _ in answers]
+        right = self._right(probes, task, edits)
         return sum(right) / len(right), len(right)
+
+    def _right(self, probes: Sequence[EncodedProbe], task: Task, edits: RowContext) -> list[bool]:
+        answers = self.askers[task].ask([Question(probe, 0) for probe in probes], edits)
+        return [gives_rejected(answer, task) for answer, _ in answers]
 
     # -- text ------------------------------------------------------------------------------
 

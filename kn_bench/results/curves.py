@@ -136,12 +136,32 @@ def slug(protocol: str) -> str:
 def curves_of(runs: Runs, protocol: str) -> pd.DataFrame:
     """The checkpoints of one protocol, with the norm growth of the matrix that grew most."""
     curves = runs.curves
-    if not len(curves):
-        return curves
-    curves = curves[curves["protocol"] == protocol]
+    return with_growth(curves[curves["protocol"] == protocol]) if len(curves) else curves
+
+
+def with_growth(curves: pd.DataFrame) -> pd.DataFrame:
+    """The checkpoints with a column ``growth``: of the matrix that grew most."""
     growth = [max((n["relative"] for n in norms), default=0.0) for norms in
               curves["checkpoint_norms"]]  # fmt: skip
     return curves.assign(growth=growth)
+
+
+def curve_rows(runs: Runs) -> list[dict[str, Any]]:
+    """The checkpoints for the page, a row each; none in logs that have no such rows."""
+    if runs.curves.empty:
+        return []
+    frame = with_growth(runs.curves)
+    names = [
+        name for name in frame.columns
+        if name in ("model", "method", "protocol", "sequence", "step", "task", "growth")
+        or (name.startswith("checkpoint_") and name != "checkpoint_norms")
+    ]  # fmt: skip
+    rows = frame[names].rename(columns=lambda name: name.removeprefix("checkpoint_"))
+    rows = rows.loc[:, ~rows.columns.duplicated()]
+    return [
+        {str(k): v.item() if isinstance(v, np.generic) else v for k, v in row.items()}
+        for row in rows.to_dict("records")
+    ]
 
 
 def over_sequences(values: pd.Series[float]) -> Interval:

@@ -27,6 +27,7 @@ from kn_bench.results.accounting import Account, accounts
 from kn_bench.results.board import GROUP, OVERTURN, READINGS, STRATA, SYMMETRY, Line, board
 from kn_bench.results.codec import plain
 from kn_bench.results.columns import CHUNK, frame_of
+from kn_bench.results.curves import curve_rows
 from kn_bench.results.loading import Runs, with_occasion
 from kn_bench.results.log import LOG, lines
 from kn_bench.results.rows import kind_of
@@ -97,7 +98,7 @@ def payload(runs: Runs, *, embedded: int | None = EMBEDDED) -> dict[str, Any]:
         "runs": [plain(manifest) for manifest in runs.manifests],
         "notes": list(runs.apart),
         "repeated": runs.doubled,
-        "curves": curves(runs),
+        "curves": curve_rows(runs),
         "sample": asdict(sample) if sample else None,
         "served": embedded is None,
     }
@@ -355,21 +356,6 @@ def _account(account: Account) -> dict[str, Any]:
     return {"title": account.title, "headers": account.headers, "rows": account.rows}
 
 
-def curves(runs: Runs) -> list[dict[str, Any]]:
-    """Return the checkpoints of sequences, a row each; none in logs that have no such rows."""
-    frame = runs.curves
-    if not len(frame):
-        return []
-    names = [
-        name for name in frame.columns
-        if name in ("model", "method", "protocol", "sequence", "step", "task")
-        or (name.startswith("checkpoint_") and name != "checkpoint_norms")
-    ]  # fmt: skip
-    rows = frame[names].rename(columns=lambda name: name.removeprefix("checkpoint_"))
-    rows = rows.loc[:, ~rows.columns.duplicated()]
-    return [{str(k): _plain(v) for k, v in row.items()} for row in rows.to_dict("records")]
-
-
 # --- numbers -----------------------------------------------------------------------------------
 
 
@@ -382,10 +368,6 @@ def _truth(column: pd.Series[Any]) -> list[int]:
     """1, 0, and -1 where nothing was asked."""
     values: list[int] = column.fillna(-1).astype(int).tolist()
     return values
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value
 
 
 def _finite(value: Any) -> Any:

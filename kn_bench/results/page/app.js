@@ -462,33 +462,37 @@
       data.accounts.length ? null : h("p", {}, "Nothing was left out.")];
   };
   const colours = ["#3b7dd8", "#d1742c", "#3f9b57", "#b24a8f", "#7a68c7", "#a58a1f", "#c8484b", "#2f9aa5"];
+  const named = (r) => `${r.method} on ${r.model}, ${r.protocol}${r.task ? `, ${r.task}s` : ""}`;
   const curveViews = () => {
     const rows = data.curves.filter((r) => (!state.model || r.model === state.model) && (!state.method || r.method === state.method) && (!state.protocol || r.protocol === state.protocol) && (!state.task || !r.task || r.task === state.task));
     say(rows.length ? `${rows.length} checkpoints` : "");
     if (!rows.length) return [h("p", {}, "No run here edited in sequence: there are no curves.")];
-    const measures = ["retained", "blimp", "known", "perplexity", "kl"].filter((m) => rows.some((r) => typeof r[m] === "number"));
-    const labels = { retained: "edits retained", blimp: "BLiMP accuracy", known: "known facts still answered", perplexity: "perplexity (log scale)", kl: "mean KL from the unedited model (nats)" };
-    const series = unique(rows.map((r) => `${r.method} on ${r.model}, ${r.protocol}`));
+    const measures = ["retained", "known", "blimp", "perplexity", "kl", "growth"].filter((m) => rows.some((r) => typeof r[m] === "number"));
+    const labels = { retained: "edits retained", blimp: "BLiMP accuracy", known: "known facts still answered", perplexity: "perplexity (log scale)", kl: "mean KL from the unedited model (nats)", growth: "|dW| / |W| of the matrix that grew most" };
+    const series = unique(rows.map(named));
     return [h("p", { class: "legend" }, series.map((s, i) => { const key = h("span", { class: "key" }); key.style.background = colours[i % colours.length]; return [key, s, " "]; })),
       h("div", { class: "charts" }, measures.map((m) => chart(m, labels[m], rows, series)))];
   };
   const chart = (m, label, rows, series) => {
     const log = m === "perplexity", of = (r) => (r[m] === null ? null : log ? Math.log10(Math.min(r[m], 1e12)) : r[m]);
-    const steps = rows.map((r) => r.edits ?? r.step), values = rows.map(of).filter((x) => x !== null);
-    const most = Math.max(1, ...steps), low = log ? Math.min(...values) : 0, high = Math.max(low + 1e-6, m === "kl" || log ? Math.max(...values) : 1);
-    const x = (s) => 44 + (330 * s) / most, y = (value) => 178 - (160 * (value - low)) / (high - low);
+    const steps = rows.map((r) => r.edits ?? r.step), values = rows.map(of).filter((x) => x !== null), share = !["perplexity", "kl", "growth"].includes(m);
+    const most = Math.max(2, ...steps), low = log ? Math.min(...values) : 0, high = Math.max(low + 1e-6, share ? 1 : Math.max(...values));
+    // edits on a log scale, as in the figures: what the unedited model does is the dashed line
+    const x = (s) => 44 + (330 * Math.log(s)) / Math.log(most), y = (value) => 178 - (160 * (value - low)) / (high - low);
     const picture = svg("svg", { viewBox: "0 0 390 210", role: "img", "aria-label": label }, svg("path", { class: "axis", d: "M44 18V178H374", fill: "none" }));
-    for (const at of [low, (low + high) / 2, high]) { const t = svg("text", { x: 40, y: y(at) + 4, "text-anchor": "end" }); t.textContent = log ? (10 ** at).toPrecision(2) : m === "kl" ? at.toFixed(2) : percent(at); picture.append(t); }
-    for (const at of [0, most]) { const t = svg("text", { x: x(at), y: 194, "text-anchor": "middle" }); t.textContent = String(at); picture.append(t); }
+    for (const at of [low, (low + high) / 2, high]) { const t = svg("text", { x: 40, y: y(at) + 4, "text-anchor": "end" }); t.textContent = log ? (10 ** at).toPrecision(2) : share ? percent(at) : at.toFixed(2); picture.append(t); }
+    for (let at = 1; at <= most; at *= 10) { const t = svg("text", { x: x(at), y: 194, "text-anchor": "middle" }); t.textContent = String(at); picture.append(t); }
     series.forEach((s, i) => {
-      const own = rows.filter((r) => `${r.method} on ${r.model}, ${r.protocol}` === s && of(r) !== null), by = new Map();
-      for (const r of own) { const step = r.edits ?? r.step; if (!by.has(step)) by.set(step, []); by.get(step).push(of(r)); }
+      const own = rows.filter((r) => named(r) === s && of(r) !== null), by = new Map(), start = own.filter((r) => r.step === 0).map(of);
+      if (start.length) picture.append(svg("path", { class: "axis", "stroke-dasharray": "3 3", d: `M44 ${y(mean(start))}H374`, fill: "none" }));
+      for (const r of own.filter((row) => (row.edits ?? row.step) > 0)) { const step = r.edits ?? r.step; if (!by.has(step)) by.set(step, []); by.get(step).push(of(r)); }
       const points = [...by].sort((a, b) => a[0] - b[0]), colour = colours[i % colours.length];
+      if (!points.length) return;
       const band = [...points.map(([at, v]) => `${x(at)} ${y(Math.max(...v))}`), ...points.map(([at, v]) => `${x(at)} ${y(Math.min(...v))}`).reverse()];
       picture.append(svg("path", { d: `M${band.join("L")}Z`, fill: colour, opacity: 0.15 }), svg("path", { d: `M${points.map(([at, v]) => `${x(at)} ${y(mean(v))}`).join("L")}`, fill: "none", stroke: colour, "stroke-width": 2 }));
       for (const [at, v] of points) { const dot = svg("circle", { cx: x(at), cy: y(mean(v)), r: 2.5, fill: colour }), title = svg("title", {}); title.textContent = `${s}: ${label} ${log ? (10 ** mean(v)).toPrecision(3) : mean(v).toFixed(3)} after ${at} edits`; dot.append(title); picture.append(dot); }
     });
-    return h("figure", {}, h("figcaption", {}, label, h("span", { class: "n" }, " by number of edits; band: least and most over sequences")), picture);
+    return h("figure", {}, h("figcaption", {}, label, h("span", { class: "n" }, " by number of edits (log); dashed: unedited; band: least and most over sequences")), picture);
   };
   const manifests = () => {
     say(`${data.runs.length} run${data.runs.length === 1 ? "" : "s"}`);
