@@ -25,6 +25,7 @@ from kn_bench.editing.edit import (
     WrapperEdit,
 )
 from kn_bench.editing.family import ClosedFormSettings
+from kn_bench.editing.rome.remembered import values_of
 from kn_bench.editing.settings import settings_for
 from kn_bench.edits.controls import InContext, Nothing, Oracle, RandomRankOne
 from kn_bench.edits.memit import Memit
@@ -162,7 +163,6 @@ def test_random_edits_walk_randomly(lm):
 
 def test_memit_seq_step_by_step_is_one_batch(lm, engine, cases, monkeypatch):
     """Recursive least squares: one layer, keys and targets held fixed, residuals as they stand."""
-    values_of = family.values_of
 
     def targets_of_the_unedited_model(lm, *args, **options):
         with lm.unedited():
