@@ -25,8 +25,8 @@ from kn_bench.results.loading import load_runs
 from tests.test_sequences import _thinned, plan, rows
 
 PROTOCOLS = ("batch:2", "sequence:3", "sequence:4/2")
-QUICK = ("none", "in-context", "grace", "alphaedit")
-"""Of each kind that a sequence treats in a way of its own; run in continuous integration."""
+QUICK = ("grace", "alphaedit")
+"""A wrapper and a sum of low-rank updates, both with a state; run in continuous integration."""
 METHODS = sorted(set(builtin_kinds()) - {"checkpoint"})  # that one needs a folder
 CHOICES = Choices(
     tuple(map(parse_assignment, ("nas.norm_anchor=8.0", "lora.num_steps=3", "grace.n_iter=10")))
@@ -92,10 +92,14 @@ def test_every_method_in_every_protocol(engine, cases, name, protocol):
     check(engine, name, cases, protocol)
 
 
+@pytest.fixture(scope="module")
+def gpt2():
+    return Engine(load_model("tiny-gpt2"))
+
+
 @pytest.mark.parametrize("name", QUICK)
-def test_a_method_of_each_kind_in_steps_of_two(cases, name):
-    engine = Engine(load_model("tiny-gpt2"))
-    result = check(engine, name, cases, "sequence:4/2")
+def test_methods_that_carry_a_state_in_steps_of_two(gpt2, cases, name):
+    result = check(gpt2, name, cases, "sequence:4/2")
     assert rows(result.results)
     assert rows(result.retained)
 
