@@ -133,7 +133,9 @@ def test_methods_that_carry_a_state_through_pytest(tmp_path):
     assert set(runs.verdicts["method"]) == set(names)
     assert not (runs.verdicts["verdict_status"] == "error").any()
     last = runs.curves[runs.curves["step"] == 2]
-    retained = {name: last[last["method"] == name]["checkpoint_retained"] for name in names}
+    retained = {
+        name: last[last["method"] == name]["checkpoint_retained"].to_numpy(float) for name in names
+    }
     assert [len(shares) for shares in retained.values()] == [2] * len(names)
     assert retained["grace"].min() > 0.5
     assert retained["none"].max() == 0
