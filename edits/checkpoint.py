@@ -46,6 +46,10 @@ class Checkpoint:
     def begin(self) -> State:
         return {}
 
+    def whole(self) -> list[Edit]:
+        """Return all that changes the model at once."""
+        return [self._difference()]
+
     def edit_together(self, requests: Sequence[EditRequest], state: State) -> tuple[Edit, State]:
         """Return the whole difference in the first step, and nothing in those after it."""
         if "applied" in state:
@@ -80,6 +84,10 @@ class SavedEdits:
             missing = NotApplicable("no edit of this case was saved")
             edits.append(missing if file is None else load_edit(file, model=self.lm))
         return edits
+
+    def whole(self) -> list[Edit]:
+        """Return all that changes the model at once: every saved edit."""
+        return [load_edit(file, model=self.lm) for file in self.files.values()]
 
 
 def saved_files(path: Path) -> dict[str, Path]:

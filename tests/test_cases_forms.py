@@ -157,7 +157,7 @@ def test_own_facts_in_parquet(tmp_path):
     [
         (b'{"a": 1, "a": 2}', "the field 'a' stands there twice"),
         (b"[1]", "a JSON int; expected an object"),
-        (b"", "holds no record"),
+        (b"", "expected records, it holds none"),
         (b"subject,prompt\nItaly,a,b\n", "3 cells under 2 columns"),
         (b"subject,subject\nItaly,a\n", "the column 'subject' stands there twice"),
         (b"\xff\xfe\x00", "is not UTF-16 text"),

@@ -173,13 +173,15 @@ def test_the_number_of_further_mistakes_is_told(file):
 
 
 def test_empty_and_unreadable_files_are_named(file, tmp_path):
-    with pytest.raises(ValueError, match=r"^mine\.jsonl holds no record; give one fact"):
+    with pytest.raises(
+        ValueError, match=r"^mine\.jsonl: expected records, it holds none; give a fact"
+    ):
         jsonl.load(file(""))
     (tmp_path / "mine.jsonl").write_bytes(b"\xff{}")
     with pytest.raises(ValueError, match=r"mine\.jsonl is not UTF-8 text \(byte 0\); save"):
         jsonl.load(tmp_path / "mine.jsonl")
     (tmp_path / "mine.jsonl").unlink()
-    with pytest.raises(ValueError, match=r"holds no \.jsonl, .* file; give a file of facts"):
+    with pytest.raises(ValueError, match=r"expected a \.jsonl, .* file; give facts"):
         jsonl.load(tmp_path)
 
 
@@ -196,7 +198,7 @@ def is_read_or_refused(path) -> bool:
     try:
         found = jsonl.load(path)
     except ValueError as error:
-        return str(error).startswith((f"{path.name}, line ", f"{path.name} holds no record"))
+        return str(error).startswith((f"{path.name}, line ", f"{path.name}: expected records"))
     return bool(found.cases or found.exclusions)
 
 

@@ -50,11 +50,9 @@ def test_a_relation_of_another_source_is_passed_over(mine):
 
 
 def test_an_unknown_relation_is_told_those_known(mine):
-    with pytest.raises(
-        ValueError, match=r"^there is no relation or paradigm 'P3'; known are R1, R2, "
-    ):
+    with pytest.raises(ValueError, match=r"^relation or paradigm 'P3': expected one of R1, R2, "):
         sources.load(str(mine), relations=["P3"])
-    with pytest.raises(ValueError, match=r"known are P36, .*determiner_noun_agreement_1"):
+    with pytest.raises(ValueError, match=r"expected one of P36, .*determiner_noun_agreement_1"):
         sources.load("embedded", relations=["capital"])
 
 
@@ -68,12 +66,14 @@ def test_a_limit_is_of_each_relation():
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("bilmp", f"there are no cases called 'bilmp': give {ALLOWED}"),
+        ("bilmp", f"--cases 'bilmp': expected {ALLOWED}"),
         ("no/x.jsonl", f"--cases no/x.jsonl: 'no/x.jsonl' does not exist; give {ALLOWED}"),
         ("blimp=nowhere", f"--cases blimp=nowhere: 'nowhere' does not exist; give {ALLOWED}"),
-        ("embedded=x", f"there are no cases called 'embedded=x': give {ALLOWED}"),
-        ("zsre", "--cases zsre has no data of its own: give --cases zsre=FILE"),
-        ("{json}", "facts.json holds no record; give one fact or minimal pair a record"),
+        ("embedded=x", f"--cases 'embedded=x': expected {ALLOWED}"),
+        ("zsre", "--cases zsre: expected a path, zsre has no data of its own; give --cases zsre="
+         "FILE"),
+        ("{json}", "facts.json: expected records, it holds none; give a fact or a minimal pair a "
+         "record"),
     ],
 )  # fmt: skip
 def test_what_is_no_source_is_told(tmp_path, spec, message):

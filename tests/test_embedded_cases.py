@@ -75,7 +75,9 @@ def test_limit_and_selection_do_not_change_a_case(selection):
 
 
 def test_an_unknown_relation_is_named():
-    with pytest.raises(ValueError, match="no relation or paradigm 'P9999'; known are P36, "):
+    with pytest.raises(
+        ValueError, match="relation or paradigm 'P9999': expected one of the embedded cases': P36, "
+    ):
         embedded.load(only=["P9999"])
 
 

@@ -39,7 +39,7 @@ def written(tmp_path_factory):
     """Two facts edited by ROME without C, as a user does it."""
     folder = tmp_path_factory.mktemp("edited") / "model"
     result = run(edit_command, BASE, "--method", "rome-no-c", "--relation", "P36", "--limit", 2,
-                 "-o", folder)  # fmt: skip
+                 "--measure", "-o", folder)  # fmt: skip
     assert result.exit_code == 0, result.output
     assert "2 cases edited by rome-no-c" in result.output
     return folder
@@ -81,6 +81,17 @@ def test_the_card_names_what_was_changed_and_by_what(written):
     assert "edited by rome-no-c" in card
     assert card.count("low rank: layer") == 2
     assert "- v_lr: `" in card
+
+
+def test_the_card_holds_the_scores_that_evaluate_gives(written, model):
+    cases = kn.load_cases("embedded", relation="P36", limit=2)
+    evaluation = kn.evaluate(model, f"checkpoint:{written}", cases)
+    card = (written / "README.md").read_text()
+    (row,) = [line for line in card.splitlines() if line.startswith("|1 checkpoint:")]
+    figures = [cell.split()[0].rstrip("°") for cell in row.strip("|").split("|")[3:]]
+    criteria = ("reliability", "generality", "locality", "symmetry", "synonym", "overturn")
+    assert figures == [f"{100 * evaluation.score(name):.0f}" for name in criteria]
+    assert "not measured" not in card
 
 
 def test_evaluate_measures_the_folder_against_its_base(written, model, tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -15,6 +15,7 @@ from kn_bench.cases.case import CRITERIA, OPTIONAL_CRITERIA, Case, Criterion
 from kn_bench.measure.criteria import judge
 from kn_bench.measure.engine import Engine
 from kn_bench.measure.measurement import CaseResult
+from kn_bench.measure.writing import Writer, read_references
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.results.leaderboard import leaderboard, terminal_table
 from kn_bench.results.loading import Runs, load_runs
@@ -53,7 +54,12 @@ def load_cases(
 
 
 def evaluate(
-    model: LanguageModel, how: MethodName | BoundMethod, cases: Sequence[Case]
+    model: LanguageModel,
+    how: MethodName | BoundMethod,
+    cases: Sequence[Case],
+    *,
+    generations: int = 0,
+    references: str | Path | None = None,
 ) -> Evaluation:
     """Edit every case by a method, and judge the edited model by the six criteria.
 
@@ -62,6 +68,8 @@ def evaluate(
         how: a method's name, a function decorated by ``@edit_method``, or what
             :func:`kn_bench.method` returned.
         cases: what to edit and ask.
+        generations: texts a case that the models write freely, for fluency and reference score.
+        references: a file of texts about new targets, such as ROME's ``attribute_snippets.json``.
 
     Raises:
         ValueError: for no cases, two cases of one id, or an unknown method.
@@ -79,16 +87,25 @@ def evaluate(
     if len({case.id for case in cases}) < len(cases):
         raise ValueError("evaluate: expected cases with ids of their own, and two share one")
     bound = how if isinstance(how, BoundMethod) else method(how, model)
-    unit = Engine(model).measure(bound.name, bound.inner, cases)
+    writer = None
+    if generations:
+        told = read_references(Path(references)) if references is not None else None
+        writer = Writer(generations, told)
+    unit = Engine(model).measure(bound.name, bound.inner, cases, writer=writer)
     results = tuple(unit.results[case.id] for case in cases)
-    rows = "".join(
-        encode_rows(Key(model.name, bound.name, case.id, criterion), case, result,
-                    judge(criterion, case, result))
-        for case, result in zip(cases, results, strict=True)
-        for criterion in (*CRITERIA, *_optional(case))
-    )  # fmt: skip
+    rows = "".join(_rows(model.name, bound.name, case, unit.results[case.id]) for case in cases)
     data = {"cases": sources.content_hash(cases)}
     return Evaluation(model.name, bound.name, results, rows, {model.name: model.content_hash}, data)
+
+
+def _rows(model: str, method: str, case: Case, result: CaseResult) -> str:
+    """Return the rows of all criteria of a case; its edit's record goes with the first."""
+    rows = []
+    for criterion in (*CRITERIA, *_optional(case)):
+        key = Key(model, method, case.id, criterion)
+        rows.append(encode_rows(key, case, result, judge(criterion, case, result)))
+        result = replace(result, edit=None, written=None)
+    return "".join(rows)
 
 
 def _optional(case: Case) -> list[Criterion]:

@@ -154,7 +154,9 @@ class EditRequest:
                 "subject's place more than once: mark one by '{}'"
             )
         if not ID_ALPHABET.fullmatch(self.id):
-            raise ValueError(f"{self.id!r} is no case id: letters, digits, '_', '.' and '/' only")
+            raise ValueError(
+                f"case id {self.id!r}: expected letters, digits, '_', '.' and '/' only"
+            )
         for name in ("subject", "target_true", "target_new"):
             text = getattr(self, name)
             if not text or text != text.strip():
@@ -206,6 +208,19 @@ class Probe(NamedTuple):
     scoring: Scoring = "gap"
 
 
+class OpenEnded(NamedTuple):
+    """What a data set brings for free generation about the subject.
+
+    Attributes:
+        prompts: beginnings of texts about the subject (CounterFact's ``generation_prompts``).
+        target_id: what the data set calls the new target, such as ``Q1860``: reference texts are
+            found by it.
+    """
+
+    prompts: tuple[str, ...] = ()
+    target_id: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class Case:
     """One edit request with all its probes.
@@ -217,6 +232,7 @@ class Case:
         source: ``embedded``, ``blimp``, ``pararel``, or a file's stem.
         not_applicable: criterion -> reason, for criteria that this case cannot have
             (``symmetry``: "the relation has no inverse").
+        open_ended: what free generation begins with, where the data says.
     """
 
     request: EditRequest
@@ -224,6 +240,7 @@ class Case:
     cluster: str
     source: str
     not_applicable: Mapping[Criterion, str] = field(default_factory=lambda: MappingProxyType({}))
+    open_ended: OpenEnded = field(default_factory=OpenEnded, repr=False)
 
     @property
     def id(self) -> str:

@@ -29,9 +29,11 @@ def words(text: str) -> tuple[str, ...]:
     (Republic of the Congo); an inner ``a`` may be a name (vitamin A) and stays. A text of articles
     alone keeps them.
     """
-    found = every_word(text)
-    first = next((i for i, word in enumerate(found) if word not in ARTICLES), None)
-    return found if first is None else tuple(word for word in found[first:] if word != "the")
+    all_words = every_word(text)
+    first = next((i for i, word in enumerate(all_words) if word not in ARTICLES), None)
+    if first is None:
+        return all_words
+    return tuple(word for word in all_words[first:] if word != "the")
 
 
 def every_word(text: str) -> tuple[str, ...]:
@@ -56,12 +58,12 @@ def _starts_with(generated: str, answer: str) -> bool:
     return given[: len(wanted)] == wanted
 
 
-def same_answer(one: str, other: str) -> bool:
+def same_answer(first: str, second: str) -> bool:
     """Whether two continuations give the same answer: equal words up to the first sentence's end.
 
     What a model goes on to say after its answer is not the answer.
     """
-    return words(first_sentence(one)) == words(first_sentence(other))
+    return words(first_sentence(first)) == words(first_sentence(second))
 
 
 def first_sentence(text: str) -> str:

@@ -22,14 +22,14 @@ _MASK = (1 << 64) - 1
 
 
 def stable_hash(*parts: str | int) -> int:
-    """64 bits that depend on the parts' values and order alone."""
-    found = len(parts)
+    """Return 64 bits that depend on the parts' values and order alone."""
+    mixed = len(parts)
     for part in parts:
         bits = part if isinstance(part, int) else _bits(part)
         # the multiply-and-fold step of common 64-bit mixers: each part stirs all bits
-        found = (found ^ bits) * 0x9E3779B97F4A7C15 & _MASK
-        found ^= found >> 29
-    return found * 0xBF58476D1CE4E5B9 & _MASK ^ found >> 32
+        mixed = (mixed ^ bits) * 0x9E3779B97F4A7C15 & _MASK
+        mixed ^= mixed >> 29
+    return mixed * 0xBF58476D1CE4E5B9 & _MASK ^ mixed >> 32
 
 
 @lru_cache(maxsize=4096)

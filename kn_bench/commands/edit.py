@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from kn_bench.api.methods import BoundMethod
     from kn_bench.cases.case import Case
     from kn_bench.editing.edit import Edit
+    from kn_bench.model.language_model import LanguageModel
 
 app = typer.Typer(add_completion=False)
 
@@ -27,6 +28,9 @@ def command(
     limit: Annotated[int | None, typer.Option(help="Cases of each relation.", min=1)] = None,
     as_adapter: Annotated[
         bool, typer.Option("--as-adapter", help="Write a PEFT LoRA in place of whole weights.")
+    ] = False,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Measure the edited model, and put it in its card.")
     ] = False,
     seed: options.Seed = 0,
     device: options.Device = "cpu",
@@ -78,11 +82,22 @@ def command(
         if case.id not in left_out
     }
     named = {case or "all cases": edit for case, edit in edits.items()}
-    card = model_card(bound.provenance, named, facts, left_out)
+    scores = measured_scores(lm, output, [c for c in chosen if c.id in facts]) if measure else ""
+    card = model_card(bound.provenance, named, facts, left_out, scores)
     (output / "README.md").write_text(card, encoding="utf-8")
     for case_id, why in left_out.items():
         typer.echo(f"not edited: {case_id} ({why})", err=True)
     typer.echo(f"{len(facts)} cases edited by {bound.name}, written to {output}")
+
+
+def measured_scores(lm: LanguageModel, folder: Path, cases: list[Case]) -> str:
+    """Return the board's table of what was written to ``folder``, against its base."""
+    from kn_bench.api.evaluating import evaluate
+
+    lines = evaluate(lm, f"checkpoint:{folder}", cases).board(markdown=True).splitlines()
+    counted = [line for line in lines if line.startswith("n = ")]
+    table = [line for line in lines if line.startswith("|")]
+    return "\n".join([*counted, "", *table])
 
 
 def make_edits(bound: BoundMethod, cases: list[Case]) -> tuple[dict[str, Edit], dict[str, str]]:

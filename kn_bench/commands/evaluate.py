@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kn_bench.commands import options
 
+if TYPE_CHECKING:
+    from kn_bench.measure.harness import TaskFigure
+
 app = typer.Typer(add_completion=False)
+ABILITY = "lm_eval.json"
+"""The tasks' figures, in the folder of the run."""
 
 
 @app.command()
@@ -25,6 +32,22 @@ def command(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Write the run to this folder.")
     ] = None,
+    generations: Annotated[
+        int, typer.Option(help="Texts a case that the models write freely, for fluency.", min=0)
+    ] = 0,
+    references: Annotated[
+        Path | None,
+        typer.Option(help="Texts about new targets for the reference score.", exists=True),
+    ] = None,
+    lm_eval: Annotated[
+        str,
+        typer.Option(
+            "--lm-eval",
+            metavar="TASKS",
+            help="Tasks of lm-evaluation-harness, or paths of their YAML files, by commas: general "
+            "ability, without and with the edit.",
+        ),
+    ] = "",
     seed: options.Seed = 0,
     device: options.Device = "cpu",
     dtype: options.Dtype = "float32",
@@ -32,21 +55,68 @@ def command(
 ) -> None:
     """Judge what was edited elsewhere by all criteria, the base being the unedited model."""
     from kn_bench.api.evaluating import evaluate, load_cases
+    from kn_bench.api.methods import method
     from kn_bench.edits.checkpoint import check
+    from kn_bench.measure.harness import check_tasks, task_figures
     from kn_bench.model.loading import load_model
+    from kn_bench.results.codec import encode
 
     check(str(edited), base)
+    if references is not None and not generations:
+        raise ValueError(
+            f"--references {references}: expected --generations N, the number of texts to compare "
+            "with them; add it"
+        )
+    tasks = [task.strip() for task in lm_eval.split(",") if task.strip()]
+    if tasks:
+        check_tasks(tasks)
     chosen = [
         case
         for source in cases or ["embedded"]
         for case in load_cases(source, relation=relation, limit=limit, seed=seed)
     ]
     lm = load_model(base, device=device, dtype=dtype)
-    evaluation = evaluate(lm, f"checkpoint:{edited}", chosen)
+    evaluation = evaluate(
+        lm, f"checkpoint:{edited}", chosen, generations=generations, references=references
+    )
     record = next((r.edit for r in evaluation.results if r.edit is not None), None)
     if record is not None:
         typer.echo(f"{edited} against {base}: {record.description}; norm {record.norm:.4g}")
     typer.echo(evaluation.board(markdown=markdown))
+    bound = method(f"checkpoint:{edited}", lm)
+    ability = task_figures(lm, bound.inner.whole(), tasks) if tasks else []  # type: ignore[attr-defined]
+    if ability:
+        typer.echo(ability_table(ability, markdown=markdown))
     if output is not None:
         evaluation.save(output)
+        if ability:
+            listed = [figure._asdict() for figure in ability]
+            (output / ABILITY).write_text(encode(listed, indent=2) + "\n", encoding="utf-8")
         typer.echo(f"written to {output}")
+
+
+def ability_table(figures: Sequence[TaskFigure], *, markdown: bool) -> str:
+    """Return the tasks' figures as a table, unedited and edited side by side."""
+    from kn_bench.results import tables
+
+    layout = tables.markdown if markdown else tables.plain
+    rows = [
+        (
+            figure.task,
+            figure.metric,
+            with_error(figure.unedited, figure.unedited_error),
+            with_error(figure.edited, figure.edited_error),
+            tables.number(figure.edited - figure.unedited, 3, signed=True),
+            str(figure.n),
+        )
+        for figure in figures
+    ]
+    return layout(("task", "metric", "unedited", "edited", "change", "n"), rows, 2)
+
+
+def with_error(value: float, error: float) -> str:
+    """Return ``0.512 ± 0.014``: a figure with its standard error, where there is one."""
+    from kn_bench.results import tables
+
+    shown = tables.number(value, 3)
+    return shown if math.isnan(error) else f"{shown} ± {tables.number(error, 3)}"

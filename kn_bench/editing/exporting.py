@@ -96,6 +96,7 @@ def model_card(
     edits: Mapping[str, Edit],
     facts: Mapping[str, str],
     left_out: Mapping[str, str],
+    scores: str = "",
 ) -> str:
     """Return a README: what was changed, by what, and how to measure it.
 
@@ -103,6 +104,7 @@ def model_card(
         edits: by name: a case's id, or what they were made for together.
         facts: case id -> what the model was asked to say, as a sentence.
         left_out: case id -> why there is no edit of it.
+        scores: a table of what was measured, in Markdown; "" where nothing was.
     """
     settings = [f"- {name}: `{value}`" for name, value in provenance.settings.items()]
     lines = [
@@ -128,8 +130,12 @@ def model_card(
         "",
         *(["Settings:", "", *settings, ""] if settings else []),
         *(f"Not edited: {case} ({reason})." for case, reason in left_out.items()),
-        "The scores were not measured when this was written. To measure them:",
-        f"`kn-bench evaluate --base {provenance.model} --edited FOLDER --cases FILE`.",
+        *(
+            ["Measured on these facts, all edits together, by kn_bench:", "", scores, ""]
+            if scores
+            else ["The scores were not measured when this was written."]
+        ),
+        f"To measure: `kn-bench evaluate --base {provenance.model} --edited FOLDER --cases FILE`.",
     ]
     return "\n".join(lines) + "\n"
 

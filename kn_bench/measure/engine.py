@@ -12,10 +12,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from jaxtyping import Float
-from torch import Tensor
+from typing import Any
 
 from kn_bench.cases.case import Case, Exclusion
 from kn_bench.editing.applying import IN_PLACE, RowEdits, in_place
@@ -34,28 +31,16 @@ from kn_bench.editing.method import edit_each
 from kn_bench.editing.surroundings import Surroundings, own_random
 from kn_bench.editing.validation import checked, plain_notes
 from kn_bench.measure.answers import Asker, Question
+from kn_bench.measure.asked import Asked, content_of, measurement_of
 from kn_bench.measure.cache import AnswerCache
 from kn_bench.measure.encoding import EncodedCase, EncodedProbe, encode_cases
 from kn_bench.measure.lookup import looked_up
-from kn_bench.measure.measurement import (
-    Answer,
-    CaseResult,
-    EditRecord,
-    Measurement,
-    UnitResult,
-    control_name,
-)
+from kn_bench.measure.measurement import CaseResult, EditRecord, UnitResult, control_name
+from kn_bench.measure.writing import Writer
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.scoring import UNEDITED
 
 LEAVE_ALONE = "a method must return its edit as a value and leave the model alone"
-
-
-class Asked(NamedTuple):
-    """What the model said: the answer, and the log-probabilities it was read from."""
-
-    answer: Answer
-    log_probs: Float[Tensor, " vocabulary"]
 
 
 @dataclass(frozen=True)
@@ -107,7 +92,13 @@ class Engine:
         return self.model.batcher.answer_bytes // (2 * 4 * self.model.vocabulary)
 
     def measure(
-        self, method_name: str, method: Method, cases: Sequence[Case], *, control: bool = False
+        self,
+        method_name: str,
+        method: Method,
+        cases: Sequence[Case],
+        *,
+        control: bool = False,
+        writer: Writer | None = None,
     ) -> UnitResult:
         """Edit every case by ``method`` and put all its probes to the model before and after.
 
@@ -115,7 +106,8 @@ class Engine:
         sentence each, and the model is as it was.
 
         With ``control`` an edit of equal size is asked the same, see
-        :mod:`kn_bench.editing.equal_size`.
+        :mod:`kn_bench.editing.equal_size`; with ``writer`` the models also write freely, see
+        :mod:`kn_bench.measure.writing`.
         """
         started = time.perf_counter()
         results: dict[str, CaseResult] = {}
@@ -126,6 +118,8 @@ class Engine:
         self._measure_all(method_name, edited, results)
         if control:
             self._measure_controls(method_name, edited, results)
+        if writer is not None:
+            self._write(writer, method_name, edited, results)
         order = {case.id: results[case.id] for case in cases}
         ended = time.perf_counter()
         return UnitResult(self.model.name, method_name, order, middle - started, ended - middle)
@@ -248,6 +242,22 @@ class Engine:
         for case, result in given.items():
             results[case] = replace(results[case], control=replace(result, edit=None))
 
+    def _write(
+        self, writer: Writer, name: str, edited: Sequence[_Edited], results: dict[str, CaseResult]
+    ) -> None:
+        """Have the models write freely about the cases that were measured."""
+        for each in edited:
+            case = each.encoded.case
+            if results[case.id].error:
+                continue
+            try:
+                written = writer.written(self.model, case, each.edit)
+                results[case.id] = replace(results[case.id], written=written)
+            except (Exception, SystemExit) as problem:  # a wrapper's own code, or what it broke
+                error = f"{name} failed while writing: {type(problem).__name__}: {problem}"
+                results[case.id] = replace(results[case.id], error=error)
+            self.put_back()
+
     def _portions(self, edited: Sequence[_Edited]) -> Iterator[list[_Edited]]:
         """Cases whose log-probabilities fit into memory together."""
         portion: list[_Edited] = []
@@ -357,20 +367,6 @@ def _and(names: Sequence[str]) -> str:
     return " and ".join(names)
 
 
-def content_of(encoded: EncodedProbe) -> Any:
-    """Everything an answer depends on besides the model."""
-    probe = encoded.probe
-    return (
-        encoded.prompt_ids,
-        encoded.answer_position,
-        encoded.expected,
-        encoded.rejected,
-        probe.expected,
-        probe.rejected,
-        probe.aliases,
-    )
-
-
 def _prefixed(
     edited: Sequence[_Edited], model: LanguageModel
 ) -> dict[int, dict[str, EncodedProbe | Exclusion]]:
@@ -391,30 +387,3 @@ def _prefixed(
         refitted.update({e.probe: e for e in again.exclusions if e.probe is not None})
         found[index] = {p.probe.id: refitted[p.probe.id] for p in probes}
     return found
-
-
-def measurement_of(
-    model: str, method: str, case: Case, encoded: EncodedProbe, before: Asked, after: Asked
-) -> Measurement:
-    """Return the row of one probe."""
-    probe = encoded.probe
-    kl = (before.log_probs.exp() * (before.log_probs - after.log_probs)).nansum()
-    return Measurement(
-        model=model,
-        method=method,
-        case=case.id,
-        criterion=probe.criterion,
-        probe=probe.id,
-        kind=probe.kind,
-        task=probe.task,
-        relation=case.relation,
-        source=case.source,
-        cluster=case.cluster,
-        expected=probe.expected,
-        rejected=probe.rejected,
-        n_expected=encoded.expected.n,
-        n_rejected=encoded.rejected.n,
-        before=before.answer,
-        after=after.answer,
-        kl=max(0.0, float(kl)),
-    )

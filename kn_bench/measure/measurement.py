@@ -125,6 +125,33 @@ class EditRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class Continuation:
+    """What the unedited and the edited model wrote after one prompt."""
+
+    prompt: str
+    before: str
+    after: str
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What the models wrote about the subject of a case, see :mod:`kn_bench.measure.writing`.
+
+    Attributes:
+        continuations: one a prompt.
+        fluency_before, fluency_after: mean entropy of the texts' n-grams, in bits.
+        reference_before, reference_after: likeness to texts about the new target, from 0 to 1; None
+            where there are none.
+    """
+
+    continuations: tuple[Continuation, ...]
+    fluency_before: float
+    fluency_after: float
+    reference_before: float | None = None
+    reference_after: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class CaseResult:
     """All that one case gave under one method on one model.
 
@@ -136,6 +163,7 @@ class CaseResult:
         not_applicable: why the method does not apply to this case or model at all ("" if it does).
         error: why an attempted edit failed ("" if it did not); makes the case's tests errors.
         control: what an edit of equal size gave on the same probes; None where there is none.
+        written: what the models wrote freely; None where that was not asked for.
     """
 
     case: str
@@ -145,6 +173,7 @@ class CaseResult:
     not_applicable: str = ""
     error: str = ""
     control: CaseResult | None = None
+    written: Written | None = None
 
 
 @dataclass(frozen=True, slots=True)

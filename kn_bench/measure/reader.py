@@ -11,8 +11,9 @@ from kn_bench.cases.case import Exclusion
 from kn_bench.editing.composition import Composition
 from kn_bench.editing.edit import LookupEdit, PromptEdit
 from kn_bench.measure.answers import Question
+from kn_bench.measure.asked import Asked, content_of, measurement_of
 from kn_bench.measure.encoding import EncodedCase, EncodedProbe, encode_cases
-from kn_bench.measure.engine import Asked, Engine, content_of, measurement_of
+from kn_bench.measure.engine import Engine
 from kn_bench.measure.lookup import looked_up
 from kn_bench.measure.measurement import CaseResult, Measurement
 from kn_bench.measure.protocols import Occasion

@@ -34,7 +34,7 @@ from kn_bench.model.architecture import (
 )
 from kn_bench.model.batching import Batcher, default_memory
 from kn_bench.model.corpus import NamedCorpus
-from kn_bench.model.generating import greedy
+from kn_bench.model.generating import Choose, continued, most_probable
 from kn_bench.model.memo import Memo
 from kn_bench.model.modules import fused, layers_of
 from kn_bench.model.progress import Progress
@@ -285,12 +285,15 @@ class LanguageModel:
         return self.logits(hidden[rows, positions])
 
     @torch.no_grad()
-    def generate(self, prompt: str, *, max_new_tokens: int = 20) -> str:
-        """Return the greedy continuation of ``prompt``, or the word at its mask.
+    def generate(
+        self, prompt: str, *, max_new_tokens: int = 20, choose: Choose = most_probable
+    ) -> str:
+        """Return a continuation of ``prompt``, greedy by default, or the word at its mask.
 
         Args:
             prompt: the text; for a masked model with one mask token in it.
             max_new_tokens: tokens to generate at most; generation stops at the end of a text.
+            choose: picks each token of a causal model by its logits.
 
         Raises:
             ValueError: for a masked model's prompt without exactly one mask, or a prompt that is
@@ -319,7 +322,8 @@ class LanguageModel:
                 f"{prompt[:40]!r}: expected 1 to {self.tokens.max_length - max_new_tokens} tokens "
                 f"before {max_new_tokens} new ones, and it has {len(ids)}"
             )
-        new = greedy(self.hf, self.tensor([ids]), max_new_tokens, end=self.tokens.eos_id)
+        row, end = self.tensor([ids]), self.tokens.eos_id
+        new = continued(self.hf, row, max_new_tokens, end=end, choose=choose)
         return self.tokens.decode(new)
 
     @property

@@ -21,9 +21,9 @@ from kn_bench.results import abilities, escaping, tables
 from kn_bench.results.abilities import ability_tables
 from kn_bench.results.board import SCORED, Figure, Line, board
 from kn_bench.results.files import unwritable, write_text
+from kn_bench.results.further import markdown_section
 from kn_bench.results.loading import Runs, load_runs
 from kn_bench.results.manifest import Manifest
-from kn_bench.results.portability import portability_section
 
 LINES, WIDTH = 60, 120
 """What a page in a pull request, or a terminal, has room for."""
@@ -245,7 +245,8 @@ def leaderboard(runs: Runs) -> str:
     if not lines:
         return "\n".join([*head, "Nothing has been measured.", *foot]) + "\n"
     body: list[str] = []
-    for table in board_tables(lines, _room(lines) - len(head) - len(foot)):
+    further = [_cut(text) for text in markdown_section(runs, WIDTH)]
+    for table in board_tables(lines, _room(lines) - len(head) - len(foot) - len(further)):
         body += [f"## {escaping.markdown(str(table.name))}", "", n_sentence(table), ""]
         body += [*_markdown(table_rows(table)), ""]
         body += [_cut(escaping.markdown(text)) for text in below(table)]
@@ -254,8 +255,7 @@ def leaderboard(runs: Runs) -> str:
         body += [f"## {escaping.markdown(ability.title)}", ""]
         body += [*_wrapped(escaping.markdown(ability.sentence)), ""]
         body += [*_markdown(ability.rows, abilities.HEADERS), ""]
-    body += portability_section(runs)
-    return "\n".join([*head, *body, *foot]) + "\n"
+    return "\n".join([*head, *body, *further, *foot]) + "\n"
 
 
 def _markdown(rows: Iterable[tuple[str, ...]], headers: Sequence[str] = HEADERS) -> Iterator[str]:

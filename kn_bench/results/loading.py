@@ -20,7 +20,7 @@ from kn_bench.results.rejudging import rejudged
 from kn_bench.results.rows import Key, VerdictRow, encode_row
 from kn_bench.results.store import EXCLUSIONS
 
-FRAMES = ("verdict", "edit", "exclusion", "crash", "curve")
+FRAMES = ("verdict", "edit", "exclusion", "crash", "curve", "generation")
 SEQUENCE = "sequence "
 """How a cluster is called that is a whole sequence."""
 OCCASION = {"protocol": "single", "sequence": 0, "asked": "immediate"}
@@ -51,6 +51,7 @@ class Runs:
         apart: sentences on results of one name that are shown apart.
         folders: of the runs, by the name in the column ``run``.
         curves: checkpoints of all sequences, one row each.
+        generations: what was written freely, one row a model, method and case.
     """
 
     manifests: tuple[Manifest, ...]
@@ -65,6 +66,7 @@ class Runs:
     folders: Mapping[str, Path] = field(default_factory=dict)
     curves: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False)
     optional: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False)
+    generations: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False)
 
 
 def load_runs(folders: Sequence[Path], *, judge_again: bool = False) -> Runs:
@@ -89,7 +91,9 @@ def load_runs(folders: Sequence[Path], *, judge_again: bool = False) -> Runs:
             frames[label]["verdict"] = frame_of(again, "verdict")
     for label, folder in by_label.items():
         _check_scores(frames[label]["verdict"], folder / LOG)
-    every, edits, exclusions, crashes, curves = (_joined(frames, kind) for kind in FRAMES)
+    every, edits, exclusions, crashes, curves, generations = (
+        _joined(frames, kind) for kind in FRAMES
+    )
     repeated = every[every.duplicated(["run", *KEY])]
     if len(repeated):
         raise _doubled_verdict(by_label[repeated["run"].iloc[0]] / LOG)
@@ -113,7 +117,8 @@ def load_runs(folders: Sequence[Path], *, judge_again: bool = False) -> Runs:
         apart=merged.apart,
         folders=by_label,
         curves=curves.drop_duplicates(["run", *POINT], keep="last").reset_index(drop=True),
-        optional=optional.reset_index(drop=True),
+        optional=_told_apart(optional, merged.verdicts, KEY),
+        generations=_told_apart(generations, merged.verdicts, EDIT_KEY),
     )
 
 
@@ -149,6 +154,14 @@ def _check_scores(verdicts: pd.DataFrame, log: Path) -> None:
                 f"{column.removeprefix('verdict_')} {row[column]:g}: expected {low:g} to {high:g}; "
                 "the log was altered: use --judge-again, or measure again"
             )
+
+
+def _told_apart(frame: pd.DataFrame, verdicts: pd.DataFrame, key: Sequence[str]) -> pd.DataFrame:
+    """Return the rows with the ``variant`` of their case's verdicts, those of one key once."""
+    about = verdicts[["run", *EDIT_KEY, "variant"]].drop_duplicates(["run", *EDIT_KEY])
+    named = frame.merge(about, on=["run", *EDIT_KEY], how="left")
+    named["variant"] = named["variant"].fillna("")
+    return named.drop_duplicates([*key, "variant"], keep="last").reset_index(drop=True)
 
 
 def _joined(frames: Mapping[str, Mapping[str, pd.DataFrame]], kind: str) -> pd.DataFrame:

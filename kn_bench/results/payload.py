@@ -28,6 +28,7 @@ from kn_bench.results.board import GROUP, OVERTURN, READINGS, STRATA, SYMMETRY, 
 from kn_bench.results.codec import plain
 from kn_bench.results.columns import CHUNK, frame_of
 from kn_bench.results.curves import curve_rows
+from kn_bench.results.further import as_payload
 from kn_bench.results.loading import Runs, with_occasion
 from kn_bench.results.log import LOG, lines
 from kn_bench.results.rows import kind_of
@@ -96,6 +97,7 @@ def payload(runs: Runs, *, embedded: int | None = EMBEDDED) -> dict[str, Any]:
         "edits": _edits(runs, verdicts, index, cases, texts),
         "accounts": [_account(account) for account in accounts(runs)],
         "runs": [plain(manifest) for manifest in runs.manifests],
+        "further": as_payload(runs),
         "notes": list(runs.apart),
         "repeated": runs.doubled,
         "curves": curve_rows(runs),

@@ -6,6 +6,7 @@
     verdict       a criterion's reading of a case    VerdictRow, always the last of its test
     crash         a test lost with its worker        CrashRow
     curve         a checkpoint of a sequence         CurveRow
+    generation    what was written about a subject   GenerationRow
 
 A test sends its rows as one text; its verdict closes them, so that a log cut off anywhere shows
 which tests are complete.
@@ -19,7 +20,7 @@ from typing import Any, NamedTuple
 
 from kn_bench.cases.case import Case, Criterion, Exclusion, Task
 from kn_bench.measure.criteria import evidence
-from kn_bench.measure.measurement import CaseResult, Checkpoint, EditRecord, Measurement
+from kn_bench.measure.measurement import CaseResult, Checkpoint, EditRecord, Measurement, Written
 from kn_bench.measure.protocols import ONCE, Occasion
 from kn_bench.measure.ranges import COUNT
 from kn_bench.measure.verdict import Verdict
@@ -113,7 +114,20 @@ class CurveRow:
     checkpoint: Checkpoint
 
 
-Row = Measurement | ExclusionRow | EditRow | VerdictRow | CrashRow | CurveRow
+@dataclass(frozen=True, slots=True)
+class GenerationRow:
+    """What the models wrote about a case's subject; written once, with the case's first test."""
+
+    model: str
+    method: str
+    case: str
+    occasion: Occasion = field(default=ONCE, kw_only=True)
+    task: Task
+    cluster: str
+    written: Written
+
+
+Row = Measurement | ExclusionRow | EditRow | VerdictRow | CrashRow | CurveRow | GenerationRow
 
 KINDS: dict[str, type[Row]] = {
     "measurement": Measurement,
@@ -122,6 +136,7 @@ KINDS: dict[str, type[Row]] = {
     "verdict": VerdictRow,
     "crash": CrashRow,
     "curve": CurveRow,
+    "generation": GenerationRow,
 }
 """What the field ``row``, the first of every line, can be."""
 NAMES = {cls: name for name, cls in KINDS.items()}
@@ -158,6 +173,9 @@ def encode_rows(
     if result.edit is not None:
         about_edit = (key.model, key.method, key.case, case.task, result.edit, step)
         rows.append(EditRow(*about_edit, occasion=at))
+    if result.written is not None:
+        about_text = (key.model, key.method, key.case, case.task, case.cluster, result.written)
+        rows.append(GenerationRow(*about_text, occasion=at))
     rows += [
         CurveRow(key.model, key.method, at.protocol, at.sequence, c.step, case.task, c)
         for c in curve

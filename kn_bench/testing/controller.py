@@ -24,7 +24,7 @@ from kn_bench.model import embedded
 from kn_bench.model.chat_template import REQUEST, refuse_without, sentence
 from kn_bench.model.source import on_hub, origin
 from kn_bench.model.trial import refuse_unloadable
-from kn_bench.testing import method_fixtures, sequences, units
+from kn_bench.testing import generations, method_fixtures, sequences, units
 from kn_bench.testing.devices import DevicePool, expand, sharing
 from kn_bench.testing.models import content_of, defined_for, fingerprint
 from kn_bench.testing.options import Options
@@ -110,7 +110,7 @@ class RunController:
                 if self.options.chat_template:
                     refuse_without(model)
                 self._check_loads(model)
-            self._arguments = self._checked_arguments()
+            self._arguments = self._checked_arguments() | generations.described(self.options)
         except (ValueError, OSError, RegistryError) as error:
             raise pytest.UsageError(str(error)) from error
         if self.options.baseline is not None:

@@ -72,6 +72,8 @@ class Options:
         allow_conflicts: let requests that contradict each other meet in one sequence.
         stop_at_collapse: end a sequence at the checkpoint that finds the model collapsed.
         shard: the part of the run's units that is measured here; None for all.
+        generations: texts that the models write a case; 0 for none.
+        references: texts about new targets, to compare those with.
     """
 
     models: tuple[str, ...] = ()
@@ -104,6 +106,8 @@ class Options:
     allow_conflicts: bool = False
     stop_at_collapse: bool = False
     shard: Shard | None = None
+    generations: int = 0
+    references: Path | None = None
 
 
 def add_options(parser: pytest.Parser) -> None:
@@ -169,6 +173,10 @@ def add_options(parser: pytest.Parser) -> None:
            "sequence.", action="store_true")  # fmt: skip
     option("--stop-at-collapse", "End a sequence when the model's perplexity exceeds 10 times the "
            "unedited model's.", action="store_true")  # fmt: skip
+    option("--generations", "Texts a case that the models write freely, for fluency and reference "
+           "score (default: 0).", type=_whole, default=0, metavar="N")  # fmt: skip
+    option("--references", "Texts about new targets for the reference score, such as ROME's "
+           "attribute_snippets.json.", type=Path, metavar="FILE")  # fmt: skip
     option("--memory", "Memory that a batch may use, such as 2G.", type=_bytes, metavar="SIZE")
     option("--timeout-per-unit", "Seconds that a method may take for a unit of cases (default: no "
            "limit).", type=_seconds, metavar="SECONDS")  # fmt: skip
@@ -228,6 +236,8 @@ def read_options(config: pytest.Config) -> Options:
         sequences=get("--sequences", 1),
         allow_conflicts=get("--allow-conflicts", False),
         stop_at_collapse=get("--stop-at-collapse", False),
+        generations=get("--generations", 0),
+        references=path("--references"),
     )
     _refuse_contradictions(options, config)
     return options
@@ -252,6 +262,16 @@ def _refuse_contradictions(options: Options, config: pytest.Config) -> None:
         raise pytest.UsageError(
             f"--sequences {options.sequences}: expected a --protocol of several edits, such as "
             "sequence:100; under single every case is measured once"
+        )
+    if options.generations and options.protocol != SINGLE:
+        raise pytest.UsageError(
+            f"--generations {options.generations}: expected --protocol single, which this is "
+            "measured under alone; leave one of them out"
+        )
+    if options.references and not options.generations:
+        raise pytest.UsageError(
+            f"--references {options.references}: expected --generations N, the number of texts to "
+            "compare with them; add it"
         )
     if options.gate and options.baseline is None:
         raise pytest.UsageError("--gate sets tolerances for --baseline FILE, which is not given")
@@ -345,6 +365,12 @@ def _number(text: str) -> int:
         return int(text)
     except ValueError:
         raise _invalid(f"{text!r} is no whole number") from None
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal():
+        raise _invalid(f"'{text}': expected 0 or a positive integer")
+    return int(text)
 
 
 def _seconds(text: str) -> float:

@@ -11,7 +11,7 @@ import json
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
@@ -21,19 +21,20 @@ from kn_bench.cases.sampling import slug
 from kn_bench.editing.registry import MethodSpec
 from kn_bench.measure.criteria import judge
 from kn_bench.measure.measurement import CaseResult, UnitResult, control_name
-from kn_bench.measure.protocols import ONCE, Occasion
 from kn_bench.results.rows import Key, encode_rows
-from kn_bench.testing import node_ids, outcomes
+from kn_bench.testing import generations, node_ids, outcomes
 from kn_bench.testing.controller import WorkerConfig
 from kn_bench.testing.limits import time_limit
 from kn_bench.testing.models import Models, defined_for
 from kn_bench.testing.node_ids import NodeId, UnitKey
 from kn_bench.testing.options import Options
 from kn_bench.testing.plan import TestPlan
+from kn_bench.testing.points import Point
 from kn_bench.testing.progress import FileProgress
-from kn_bench.testing.sequences import PlannedSequence, tests_of, unpack_sequences
+from kn_bench.testing.sequences import tests_of, unpack_sequences
 from kn_bench.testing.shards import Shard, in_shard
 from kn_bench.testing.units import UnitResults
+from kn_bench.testing.unmeasured import all_cases, sentence, with_origin
 
 if TYPE_CHECKING:
     from kn_bench.editing.settings import Choices, Settings
@@ -48,27 +49,6 @@ _MARKS: dict[Task, tuple[pytest.MarkDecorator]] = {
 }
 """No marks for methods and models: -k finds them, and each mark goes with every report."""
 UNIT = pytest.StashKey[UnitKey]()
-
-
-@dataclass(frozen=True, slots=True)
-class Point:
-    """The parameter of one test: what is judged, of whom, on which cases, when they are asked.
-
-    Attributes:
-        sequence: the whole batch or sequence that the cases belong to; None under ``single``.
-    """
-
-    criterion: Criterion
-    method: MethodSpec
-    model: str
-    cases: tuple[Case, ...]
-    node_id: NodeId
-    occasion: Occasion = ONCE
-    sequence: PlannedSequence | None = None
-
-    def key(self, case: Case) -> Key:
-        """What identifies the verdict on one of its cases."""
-        return Key(self.model, self.method.name, case.id, self.criterion, self.occasion)
 
 
 class SuiteSession:
@@ -243,8 +223,8 @@ class SuiteSession:
                 rows.append(_control_rows(key, case, result.control))
             rows.append(encode_rows(key, case, result, verdict, step=step, curve=curve))
             verdicts.append(verdict)
-            if result.edit is not None:  # its record goes with the first test of the case
-                results[case.id] = replace(result, edit=None)
+            if result.edit or result.written:  # these go with the first test of the case
+                results[case.id] = replace(result, edit=None, written=None)
         concluded = outcomes.conclude(verdicts)
         seconds = self._seconds.pop(unit, "")
         item.stash[outcomes.RECORD] = outcomes.Record(concluded, "".join(rows), seconds)
@@ -260,11 +240,11 @@ class SuiteSession:
         try:
             engine = self._models.engine(point.model)
         except ValueError as error:
-            return _all(point, cases, error=str(error))
+            return all_cases(point, cases, error=str(error))
         kind = "causal" if engine.model.is_causal else "masked"
         if point.method.models not in (kind, "any"):
             reason = f"{point.method.name} is defined for {point.method.models} models only"
-            return _all(point, cases, not_applicable=reason)
+            return all_cases(point, cases, not_applicable=reason)
         loaded = time.perf_counter()
         try:
             with time_limit(self._timeout):
@@ -274,21 +254,22 @@ class SuiteSession:
                 result = self._measured(engine, method, point, cases)
         except (NotApplicable, pytest.skip.Exception) as reason:
             engine.put_back()
-            return _all(point, cases, not_applicable=str(reason))
+            return all_cases(point, cases, not_applicable=str(reason))
         except (Exception, SystemExit, pytest.fail.Exception) as error:  # a plug-in's own code
             engine.put_back()  # also what belongs to the process
             self._models.forget(point.model)  # it may not be what it was
             request.node.add_report_section("setup", "method", traceback.format_exc())
-            return _all(point, cases, error=_sentence(point, error))
+            return all_cases(point, cases, error=sentence(point, error))
         self._note_seconds(unit, loaded - started, result)
-        return _with_origin(result, point.method.origin)
+        return with_origin(result, point.method.origin)
 
     def _measured(
         self, engine: Engine, method: Any, point: Point, cases: Sequence[Case]
     ) -> UnitResult:
         """Edit and ask as the protocol says."""
         if point.sequence is None:
-            return engine.measure(point.method.name, method, cases, control=True)
+            name, writer = point.method.name, generations.writer(self._options)
+            return engine.measure(name, method, cases, control=True, writer=writer)
         from kn_bench.measure.sequences import measure_sequence
 
         names = (point.node_id.method, point.node_id.model, str(point.sequence.number))
@@ -321,44 +302,10 @@ def _control_rows(key: Key, case: Case, control: CaseResult) -> str:
     return encode_rows(named, case, control, judge(key.criterion, case, control))
 
 
-def _all(
-    point: Point, cases: Sequence[Case], *, not_applicable: str = "", error: str = ""
-) -> UnitResult:
-    """The same outcome for all cases of a unit."""
-    results = {
-        case.id: CaseResult(case.id, None, (), not_applicable=not_applicable, error=error)
-        for case in cases
-    }
-    retained = dict(results) if point.sequence else {}
-    return UnitResult(point.model, point.method.name, results, 0.0, 0.0, retained)
-
-
 def _id(node_id: NodeId) -> str:
     """The parameter's id: what a unit has in common first."""
     names = (node_id.method, node_id.model, node_id.occasion, node_id.label)
     return "-".join(name for name in names if name)
-
-
-def _with_origin(result: UnitResult, origin: str) -> UnitResult:
-    """Errors say where the method stands that made them."""
-
-    def of(results: Mapping[str, CaseResult]) -> dict[str, CaseResult]:
-        return {
-            case: replace(found, error=f"{found.error} ({origin})") if found.error else found
-            for case, found in results.items()
-        }
-
-    return replace(result, results=of(result.results), retained=of(result.retained))
-
-
-def _sentence(point: Point, error: BaseException) -> str:
-    """Why a unit could not be computed: what, where, why."""
-    method = point.method
-    lines = str(error).strip().splitlines() or ["no reason given"]
-    return (
-        f"{method.name} on {point.model} could not be measured: "
-        f"{type(error).__name__}: {lines[0]} ({method.origin})"
-    )
 
 
 def _where_asked(criterion: Criterion, points: Iterable[Point]) -> Iterator[Point]:

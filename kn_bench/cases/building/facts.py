@@ -220,7 +220,7 @@ class _Builder:
                 continue
             own = table.with_subject.get(draft.fact.subject, ())
             for facts in (own, table.facts):
-                found = draw(
+                drawn = draw(
                     facts,
                     1,
                     id,
@@ -228,8 +228,8 @@ class _Builder:
                     draft.id,
                     where=lambda f, p=pattern: f.object != draft.new and p.takes(f.object),  # type: ignore[misc]
                 )
-                if found:
-                    yield found[0], pattern
+                if drawn:
+                    yield drawn[0], pattern
                     break
 
     def _partners(self) -> Sequence[str]:

@@ -310,7 +310,7 @@ def _stays(kind: str, i: int, pair: Analysis) -> Probe:
 def _group(
     pairs: Iterable[Analysis], key: Callable[[Analysis], str]
 ) -> Mapping[str, tuple[Analysis, ...]]:
-    found: defaultdict[str, list[Analysis]] = defaultdict(list)
+    groups: defaultdict[str, list[Analysis]] = defaultdict(list)
     for pair in pairs:
-        found[key(pair)].append(pair)
-    return {k: tuple(v) for k, v in found.items()}
+        groups[key(pair)].append(pair)
+    return {k: tuple(v) for k, v in groups.items()}

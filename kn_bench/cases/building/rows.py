@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from kn_bench.cases.building.neighbours import NEIGHBOURS, PAIRS, other_task
@@ -18,6 +18,7 @@ from kn_bench.cases.case import (
     Criterion,
     EditRequest,
     Exclusion,
+    OpenEnded,
     Probe,
     Query,
     Selection,
@@ -108,6 +109,7 @@ class FactRow:
     inverse: Inverse | None = None
     aliases: tuple[str, ...] = ()
     portability: tuple[Portability, ...] = ()
+    open_ended: OpenEnded = field(default_factory=OpenEnded)
 
     @property
     def cloze(self) -> Cloze:
@@ -258,7 +260,8 @@ def _case(
         ),
         *_portability(row),
     )  # fmt: skip
-    return Case(request, probes, row.subject, source, MappingProxyType(_missing(row, truth)))
+    missing = MappingProxyType(_missing(row, truth))
+    return Case(request, probes, row.subject, source, missing, row.open_ended)
 
 
 def _locality(

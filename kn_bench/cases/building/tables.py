@@ -127,10 +127,10 @@ def one_to_one(facts: Iterable[Fact]) -> frozenset[Fact]:
 
 
 def _index(pairs: Iterable[tuple[str, str]]) -> Mapping[str, frozenset[str]]:
-    found: defaultdict[str, set[str]] = defaultdict(set)
+    values_of: defaultdict[str, set[str]] = defaultdict(set)
     for key, value in pairs:
-        found[key].add(value)
-    return {key: frozenset(values) for key, values in found.items()}
+        values_of[key].add(value)
+    return {key: frozenset(values) for key, values in values_of.items()}
 
 
 def _repeated(facts: Sequence[Fact]) -> tuple[Fact, ...]:

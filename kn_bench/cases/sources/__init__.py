@@ -133,6 +133,8 @@ def content_hash(cases: Sequence[Case]) -> str:
     total = hashlib.sha256()
     for case in cases:
         total.update(repr(case).encode())
+        if any(case.open_ended):  # of the other cases the hash is what it was without the field
+            total.update(repr(case.open_ended).encode())
     return total.hexdigest()
 
 
@@ -148,7 +150,8 @@ def parse(spec: str) -> tuple[Source, Path | None]:
         return _recognised(spec)
     if not equals and source.needs_path:
         raise ValueError(
-            f"--cases {name} has no data of its own: give --cases {name}={source.path}"
+            f"--cases {name}: expected a path, {name} has no data of its own; give "
+            f"--cases {name}={source.path}"
         )
     return source, _existing(path, spec) if equals else None
 
@@ -156,7 +159,7 @@ def parse(spec: str) -> tuple[Source, Path | None]:
 def _recognised(spec: str) -> tuple[Source, Path]:
     """A bare path, by what it holds."""
     if "/" not in spec and "." not in spec and not Path(spec).exists():
-        raise ValueError(f"there are no cases called {spec!r}: give {allowed()}")
+        raise ValueError(f"--cases {spec!r}: expected {allowed()}")
     path = _existing(spec, spec)
     if (path / "patterns").is_dir() and (path / "facts").is_dir():
         return SOURCES["pararel"], path
@@ -171,10 +174,10 @@ def _recognised(spec: str) -> tuple[Source, Path]:
 
 
 def _existing(path: str, spec: str) -> Path:
-    found = Path(path).expanduser()
-    if not found.exists():
+    existing = Path(path).expanduser()
+    if not existing.exists():
         raise ValueError(f"--cases {spec}: {path!r} does not exist; give {allowed()}")
-    return found
+    return existing
 
 
 def allowed() -> str:
@@ -192,7 +195,7 @@ def _wanted(relations: Sequence[str] | None, known: Sequence[str]) -> list[str] 
     for relation in relations:
         if relation not in known and relation not in elsewhere:
             raise ValueError(
-                f"there is no relation or paradigm {relation!r}; known are "
+                f"relation or paradigm {relation!r}: expected one of "
                 + ", ".join(dict.fromkeys([*known, *elsewhere]))
             )
     return [relation for relation in relations if relation in known]

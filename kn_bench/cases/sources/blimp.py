@@ -180,13 +180,17 @@ def _wanted(
     names: Sequence[str] | None, known: Sequence[Paradigm], folder: Path | None
 ) -> list[str]:
     """The paradigms ``names``, or all those ``known``; each is known, and there."""
-    there = [p.id for p in known]
+    present = [p.id for p in known]
     for name in names or ():
         if name not in relation_ids():
-            raise ValueError(f"BLiMP has no paradigm {name!r}; it has {', '.join(relation_ids())}")
-        if name not in there:
-            raise ValueError(f"BLiMP's {name} is not in {folder}: {name}.jsonl is needed")
-    return there if names is None else list(names)
+            raise ValueError(
+                f"paradigm {name!r}: expected one of BLiMP's: {', '.join(relation_ids())}"
+            )
+        if name not in present:
+            raise ValueError(
+                f"{folder}: expected {name}.jsonl in it; add it, or leave the paradigm out"
+            )
+    return present if names is None else list(names)
 
 
 def _needed(wanted: Sequence[str]) -> set[str]:
@@ -200,8 +204,8 @@ def _in_folder(folder: Path) -> tuple[Paradigm, ...]:
     paradigms = tuple(p for p in BLIMP if (folder / f"{p.id}.jsonl").is_file())
     if not paradigms:
         raise ValueError(
-            f"{folder} holds none of BLiMP's files: one for each paradigm is needed, such as "
-            "determiner_noun_agreement_1.jsonl"
+            f"{folder}: expected BLiMP's files, one a paradigm, such as "
+            "determiner_noun_agreement_1.jsonl; give the folder that holds them"
         )
     return paradigms
 

@@ -57,7 +57,7 @@ def load(
     for name in only or ():
         if name not in known:
             raise ValueError(
-                f"the embedded cases have no relation or paradigm {name!r}; known are "
+                f"relation or paradigm {name!r}: expected one of the embedded cases': "
                 + ", ".join([*taught.relations(), *grammar.PARADIGMS])
             )
     names = [*taught.relations(), *grammar.PARADIGMS] if only is None else list(only)
@@ -137,12 +137,12 @@ def relations(*, real: bool = False) -> tuple[Relation, ...]:
 
 def _professions() -> dict[str, str]:
     """Field -> what one who works in it is called: ``linguistics`` -> ``linguist``."""
-    found: dict[str, str] = {}
+    names: dict[str, str] = {}
     for row in taught.people():
         field, occupation = row["field"], row["occupation"]
         if field and occupation and field[:4] == occupation[:4]:
-            found.setdefault(field, occupation)
-    return found
+            names.setdefault(field, occupation)
+    return names
 
 
 def _swapped(names: MappingProxyType[str, str]) -> MappingProxyType[str, str]:

@@ -142,7 +142,7 @@ def files(path: Path | None) -> list[Path]:
         return [path]
     listed = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES and file.is_file())
     if not listed:
-        raise ValueError(f"{path} holds no {', '.join(SUFFIXES)} file; give a file of facts")
+        raise ValueError(f"{path}: expected a {', '.join(SUFFIXES)} file; give facts")
     return listed
 
 

@@ -57,13 +57,13 @@ def load(
     wanted = known if relations is None else list(relations)
     if not wanted:
         raise ValueError(
-            f"{folder} holds none of PARAREL's files: facts/P36.jsonl and patterns/P36.jsonl are "
-            "needed, and so on for each relation"
+            f"{folder}: expected PARAREL's files, facts/P36.jsonl and patterns/P36.jsonl and so on "
+            "for each relation; give the folder that holds them"
         )
     needed = [id for id in _needed(wanted) if id in wanted or _is_there(id, folder)]
     tables = [read_relation(id, folder) for id in needed]
     facts = [fact for id in needed for fact in read_facts(id, folder)]
-    found = fact_cases(
+    selection = fact_cases(
         tables,
         facts,
         source=SOURCE,
@@ -78,7 +78,7 @@ def load(
         for id in FACTS_ALONE
         if relations is None and _is_there(id, folder)
     ]
-    return Selection(found.cases, (*found.exclusions, *facts_alone))
+    return Selection(selection.cases, (*selection.exclusions, *facts_alone))
 
 
 def in_cache() -> bool:
@@ -140,7 +140,9 @@ def _needed(wanted: Iterable[str]) -> list[str]:
     needed: dict[str, None] = {}
     for id in wanted:
         if id not in relation_ids():
-            raise ValueError(f"PARAREL has no relation {id!r}; it has {', '.join(relation_ids())}")
+            raise ValueError(
+                f"relation {id!r}: expected one of PARAREL's: {', '.join(relation_ids())}"
+            )
         inverse, partners = related(id)
         needed |= dict.fromkeys([id, inverse or id, *partners])
     return list(needed)

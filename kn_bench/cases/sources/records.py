@@ -59,7 +59,9 @@ def read_records(path: Path, *, wrong: list[str] | None = None) -> list[Record]:
     else:
         records = list(_textual(decoded(content, path), path, wrong))
     if not records and not wrong:
-        raise ValueError(f"{path.name} holds no record; give one fact or minimal pair a record")
+        raise ValueError(
+            f"{path.name}: expected records, it holds none; give a fact or a minimal pair a record"
+        )
     return records
 
 

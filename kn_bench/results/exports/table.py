@@ -13,6 +13,7 @@ from kn_bench.measure.statistics import Interval
 from kn_bench.results import escaping
 from kn_bench.results.board import OVERTURN, READINGS, STRATA, SYMMETRY, Line, board
 from kn_bench.results.files import atomically, write_text
+from kn_bench.results.further import further_tables
 from kn_bench.results.loading import Runs
 
 COLUMNS = (
@@ -20,30 +21,40 @@ COLUMNS = (
     "high", "n", "left_out", "not_applicable", "control_mean", "control_low", "control_high",
     "control_n", "p_holm", "beats_control",
 )  # fmt: skip
+NOTHING = (0, 0, math.nan, math.nan, math.nan, 0, math.nan, None)
+"""The columns from ``left_out`` on of a figure that has no control."""
 
 
 def figures(runs: Runs) -> pd.DataFrame:
     """Return a row a figure of the board, in ``COLUMNS``; ``part`` is "" for the figure itself."""
     run_of = runs.verdicts.groupby(["task", "model", "method", "protocol", "asked", "variant"])
     first = run_of["run"].first()
+    lines = board(runs)
     rows = [
         (*line.name[:5], first[tuple(line.name)], line.rank, *row)
-        for line in board(runs)
+        for line in lines
         for row in _of_line(line)
     ]
+    ranks = {line.name: line.rank for line in lines}
+    named = {tuple(names): run for names, run in zip(first.index, first, strict=True)}
+    for table in further_tables(runs):
+        for row in table.rows:
+            about = (*row.name[:5], named.get(tuple(row.name), ""), ranks.get(row.name, 0))
+            for part, value in zip(table.parts, row.figures, strict=True):
+                shown = "" if part == "all" else part
+                rows.append((*about, table.figure, shown, *value, *NOTHING))
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
 def _of_line(line: Line) -> Iterator[tuple[object, ...]]:
-    nothing = (0, 0, math.nan, math.nan, math.nan, 0, math.nan, None)
     for criterion in CRITERIA:
         f = line.criteria[criterion]
         beats = None if math.isnan(f.p) else f.beats_control
         yield (criterion, "", *f.interval, f.out, f.not_applicable, *f.control, f.p, beats)
     for name, part, value in _further(line):
-        yield (name, part, *value, *nothing)
+        yield (name, part, *value, *NOTHING)
     seconds = Interval(line.seconds, math.nan, math.nan, 0)
-    yield ("seconds", "", *seconds, *nothing)
+    yield ("seconds", "", *seconds, *NOTHING)
 
 
 def _further(line: Line) -> Iterator[tuple[str, str, Interval]]:

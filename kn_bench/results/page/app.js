@@ -280,8 +280,17 @@
             return { line, at, found, keys: [name(line), line.model, found.s[0], found.k[0], ...found.figures.map((f) => f[0]), line.seconds] };
           }), "sort").map(boardRow)))))),
       shown.length ? null : h("p", {}, "No row fits the filters."),
+      ...furtherTables(new Set(shown.map(({ line }) => `${name(line)} on ${line.model}`))),
     ];
   };
+  // What is in no score: portability, ripple effects, free generation; the rows of the lines shown.
+  const furtherTables = (names) => data.further.map((table) => {
+    const rows = table.rows.filter(([of]) => names.has(of.split(", ")[0]));
+    return rows.length ? h("section", {}, h("h2", {}, table.title), h("p", { class: "legend" }, table.note), sheet(table.title, table.headers, rows)) : null;
+  });
+  const sheet = (title, headers, rows) => h("div", { class: "sheet" }, h("table", {}, h("caption", { class: "sr" }, title),
+    h("thead", {}, h("tr", {}, headers.map((x) => h("th", { scope: "col" }, x)))),
+    h("tbody", {}, rows.map((row) => h("tr", {}, row.map((x) => h("td", { class: typeof x === "number" ? "number" : null }, String(x))))))));
   const boardRow = ({ line, at, found }) => {
     const detail = h("tr", { class: "detail", hidden: true }, h("td", { colspan: 5 + data.criteria.length }));
     const toggle = h("button", {
@@ -456,9 +465,7 @@
     say(`${data.accounts.reduce((n, account) => n + account.rows.length, 0)} reasons`);
     return [...data.notes.map((note) => h("p", { class: "note" }, note)),
       data.repeated ? h("p", { class: "note" }, `${data.repeated} verdicts stand in several runs made of the same; each counts once.`) : null,
-      ...data.accounts.map((account) => h("section", {}, h("h2", {}, account.title), h("div", { class: "sheet" }, h("table", {}, h("caption", { class: "sr" }, account.title),
-        h("thead", {}, h("tr", {}, account.headers.map((x) => h("th", { scope: "col" }, x)))),
-        h("tbody", {}, account.rows.filter(kept).map((row) => h("tr", {}, row.map((x) => h("td", { class: typeof x === "number" ? "number" : null }, String(x)))))))))),
+      ...data.accounts.map((account) => h("section", {}, h("h2", {}, account.title), sheet(account.title, account.headers, account.rows.filter(kept)))),
       data.accounts.length ? null : h("p", {}, "Nothing was left out.")];
   };
   const colours = ["#3b7dd8", "#d1742c", "#3f9b57", "#b24a8f", "#7a68c7", "#a58a1f", "#c8484b", "#2f9aa5"];

@@ -117,7 +117,8 @@ def read(path: Path, *, source: str | None = None) -> tuple[Form, list[FactRow],
     records = read_records(path)
     form = form_of(records[0])
     if form is None or (source is not None and form.source != source):
-        holds = f"holds {form.title}" if form else f"has the fields {', '.join(records[0].fields)}"
+        named = ", ".join(repr(name)[1:-1] for name in list(records[0].fields)[:12])
+        holds = f"holds {form.title}" if form else f"has the fields {named}"
         wanted = f"{source}: " if source else ""
         raise ValueError(
             f"{wanted}{path.name} {holds}; expected {source or 'one of ' + ', '.join(SOURCES)}; "

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kn_bench.cases.building.rows import FactRow, Neighbour
+from kn_bench.cases.case import OpenEnded
 from kn_bench.cases.sources.forms.common import (
     Unusable,
     answers,
@@ -39,6 +40,10 @@ def published(fields: Mapping[str, Any], id: str) -> FactRow:
         neighbours=tuple(
             Neighbour(cloze_of(prompt), true, "same_object")
             for prompt in texts(fields, "neighborhood_prompts")
+        ),
+        open_ended=OpenEnded(
+            answers(fields.get("generation_prompts", ())),
+            str(rewrite["target_new"].get("id", "")),
         ),
     )
 

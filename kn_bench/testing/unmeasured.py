@@ -1,0 +1,44 @@
+"""Results of units that could not be measured, and errors that say where a method stands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from kn_bench.cases.case import Case
+from kn_bench.measure.measurement import CaseResult, UnitResult
+from kn_bench.testing.points import Point
+
+
+def all_cases(
+    point: Point, cases: Sequence[Case], *, not_applicable: str = "", error: str = ""
+) -> UnitResult:
+    """The same outcome for all cases of a unit."""
+    results = {
+        case.id: CaseResult(case.id, None, (), not_applicable=not_applicable, error=error)
+        for case in cases
+    }
+    retained = dict(results) if point.sequence else {}
+    return UnitResult(point.model, point.method.name, results, 0.0, 0.0, retained)
+
+
+def with_origin(result: UnitResult, origin: str) -> UnitResult:
+    """Errors say where the method stands that made them."""
+
+    def of(results: Mapping[str, CaseResult]) -> dict[str, CaseResult]:
+        return {
+            case: replace(result, error=f"{result.error} ({origin})") if result.error else result
+            for case, result in results.items()
+        }
+
+    return replace(result, results=of(result.results), retained=of(result.retained))
+
+
+def sentence(point: Point, error: BaseException) -> str:
+    """Why a unit could not be computed: what, where, why."""
+    method = point.method
+    lines = str(error).strip().splitlines() or ["no reason given"]
+    return (
+        f"{method.name} on {point.model} could not be measured: "
+        f"{type(error).__name__}: {lines[0]} ({method.origin})"
+    )
