@@ -114,7 +114,7 @@ def saved_files(path: Path) -> dict[str, Path]:
 
 
 def check(path: str, model: str) -> None:
-    """Refuse, before anything is loaded, what cannot be measured against ``model``.
+    """Return refuse, before anything is loaded, what cannot be measured against ``model``.
 
     Raises:
         ValueError: one sentence.

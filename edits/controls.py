@@ -40,16 +40,16 @@ class Oracle:
     """Answers every probe as its criterion asks; for locality it leaves the model's own answer."""
 
     def edit(self, requests: Sequence[EditRequest]) -> list[LookupEdit]:
-        """Knows the edited prompt alone: without the probes there is nothing else to look up."""
+        """Answer the edited prompt alone: without the probes nothing else can be looked up."""
         return [LookupEdit(answers={request.cloze: request.target_new}) for request in requests]
 
     def edit_cases(self, cases: Sequence[Case]) -> list[LookupEdit]:
-        """Knows the probes of each case as well."""
+        """Answer the probes of each case as well."""
         return [LookupEdit(answers=_answers(case)) for case in cases]
 
 
 def _answers(case: Case) -> dict[Cloze, tuple[str, ...]]:
-    """The old inverse is no longer the subject, so the displaced one stands there."""
+    """Return the table of answers; in place of the old inverse the displaced subject stands."""
     answers: dict[Cloze, tuple[str, ...]] = {}
     for probe in case.probes:
         if probe.criterion != "locality":
@@ -81,7 +81,7 @@ class RandomRankOne:
         self.lm = lm
 
     def edit(self, requests: Sequence[EditRequest]) -> list[LowRankEdit | NotApplicable]:
-        """One update a request, drawn by the request's id; on a causal model where ROME has one."""
+        """Return one update a request, drawn by its id; on a causal model where ROME has one."""
         sizes = self._like_rome(requests) if self.lm.is_causal else self._like_kn(requests)
         return [
             size if isinstance(size, NotApplicable) else self._drawn(request.id, *size)
@@ -102,7 +102,7 @@ class RandomRankOne:
         return [(layer, KN_EDIT_ROWS * row)] * len(requests)
 
     def _drawn(self, request: str, layer: int, size: float) -> LowRankEdit:
-        """u and v uniform on their spheres, then scaled: drawn on the CPU, the same everywhere."""
+        """Draw u and v on their spheres, then scale them: on the CPU, the same everywhere."""
         seed = int.from_bytes(hashlib.sha256(request.encode()).digest()[:8], "big")
         generator = torch.Generator().manual_seed(seed % 2**63)
         u = torch.randn(self.lm.d_mlp, 1, generator=generator, dtype=torch.float64)

@@ -16,8 +16,8 @@ from itertools import repeat
 from jaxtyping import Float
 from torch import Tensor
 
-from kn_bench.cases.case import EditRequest
-from kn_bench.editing.edit import DenseEdit, NotApplicable, Notes
+from kn_bench.editing.answer_rows import TunedWeights
+from kn_bench.editing.edit import DenseEdit, Notes
 from kn_bench.editing.finetuning import (
     Tuned,
     TunedRow,
@@ -28,7 +28,6 @@ from kn_bench.editing.finetuning import (
 from kn_bench.editing.registry import edit_method
 from kn_bench.editing.settings import Settings, recorded
 from kn_bench.model.language_model import LanguageModel
-from kn_bench.model.tokens import Tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +50,7 @@ class FtLSettings(FtMSettings):
     norm_constraint: float | None = 5e-4
 
 
-class FineTuning:
+class FineTuning(TunedWeights[FtMSettings]):
     """FT-L or FT-M on one model.
 
     Args:
@@ -59,51 +58,25 @@ class FineTuning:
     """
 
     def __init__(self, lm: LanguageModel, settings: FtMSettings, *, teacher_forced: bool) -> None:
-        self.lm = lm
-        self.settings = settings
+        super().__init__(lm, settings)
         self.teacher_forced = teacher_forced
 
-    def edit(self, requests: Sequence[EditRequest]) -> list[DenseEdit | NotApplicable]:
-        """The change of weights of each request, tuned by itself.
+    def _tune(self, rows: Sequence[TunedRow]) -> DenseEdit:
+        h = self.settings
+        if h.batch_size is None:
+            return self._apart([rows])[0]
+        epochs = repeat(batches(range(len(rows)), h.batch_size), h.num_steps)
+        return dense(self.lm, tune_in_batches(self.lm, h.layers, rows, h, epochs), recorded(h))
 
-        Raises:
-            NotApplicable: on a masked model.
-        """
-        rows = self._rows(requests)
-        made = iter(self._tune([[row] for row in rows if isinstance(row, TunedRow)]))
-        return [row if isinstance(row, NotApplicable) else next(made) for row in rows]
+    def _tune_each(self, rows: Sequence[TunedRow]) -> list[DenseEdit]:
+        return self._apart([[row] for row in rows])
 
-    def edit_together(self, requests: Sequence[EditRequest]) -> DenseEdit:
-        """One change of weights for all ``requests``.
-
-        Raises:
-            NotApplicable: on a masked model, or when it is not defined for one of the requests.
-        """
-        rows = []
-        for row in self._rows(requests):
-            if isinstance(row, NotApplicable):
-                raise row
-            rows.append(row)
-        if self.settings.batch_size is None:
-            return self._tune([rows])[0]
-        order = batches(range(len(rows)), self.settings.batch_size)
-        epochs = repeat(order, self.settings.num_steps)
-        tuned = tune_in_batches(self.lm, self.settings.layers, rows, self.settings, epochs)
-        return dense(self.lm, tuned, recorded(self.settings))
-
-    def _rows(self, requests: Sequence[EditRequest]) -> list[TunedRow | NotApplicable]:
-        if not self.lm.is_causal:
-            raise NotApplicable("fine-tuning is defined here for causal models")
-        forced = self.teacher_forced
-        return [tuned_row(request, self.lm.tokens, teacher_forced=forced) for request in requests]
-
-    def _tune(self, rows: Sequence[Sequence[TunedRow]]) -> list[DenseEdit]:
+    def _apart(self, edits: Sequence[Sequence[TunedRow]]) -> list[DenseEdit]:
+        """Return one change of weights for each of ``edits``, tuned side by side."""
         h = self.settings
         settings = TuningSettings(**{f.name: getattr(h, f.name) for f in fields(TuningSettings)})
-        return [
-            dense(self.lm, tuned, recorded(h))
-            for tuned in fine_tune(self.lm, h.layers, rows, settings)
-        ]
+        outcomes = fine_tune(self.lm, h.layers, edits, settings) if edits else []
+        return [dense(self.lm, tuned, recorded(h)) for tuned in outcomes]
 
 
 def batches(order: Sequence[int], size: int) -> list[Sequence[int]]:
@@ -121,31 +94,6 @@ def dense(lm: LanguageModel, tuned: Tuned, notes: Notes) -> DenseEdit:
             deltas[name.removesuffix("weight") + "bias"] = tuned.biases[layer]
     measured: Notes = {"final_loss": float(tuned.losses[-1]), "passes": len(tuned.losses)}
     return DenseEdit(deltas=deltas, notes={**measured, **notes})
-
-
-def tuned_row(
-    request: EditRequest, tokens: Tokens, *, teacher_forced: bool, closed: bool = False
-) -> TunedRow | NotApplicable:
-    """Return the prompt with its answer, encoded whole, or why that cannot be.
-
-    Args:
-        closed: the end-of-text token, where the model has one, is to follow the answer.
-    """
-    cloze = request.cloze
-    if not cloze.answer_is_last:
-        return NotApplicable("text follows the answer: a causal model cannot be asked for it")
-    start = len(cloze.left) + len(cloze.gap_space)
-    encoding = tokens.encode(cloze.left + cloze.gap_space + request.target_new)
-    at = [i for i, (a, b) in enumerate(encoding.offsets) if b > start and a < b]
-    if not at or encoding.offsets[at[0]][0] < len(cloze.left):
-        return NotApplicable("the answer shares a token with the prompt")
-    targets = encoding.ids[at[0] : at[-1] + 1]
-    if closed and tokens.eos_id is not None:
-        ids, reads = encoding.ids[: at[-1] + 1], tuple(range(at[0] - 1, at[-1] + 1))
-        return TunedRow(ids, reads, (*targets, tokens.eos_id))
-    if teacher_forced:
-        return TunedRow(encoding.ids[: at[-1]], tuple(range(at[0] - 1, at[-1])), targets)
-    return TunedRow(encoding.ids[: at[0]], (at[0] - 1,) * len(targets), targets)
 
 
 @edit_method("ft-l", models="causal", by_default=False, settings=FtLSettings)

@@ -18,8 +18,7 @@ the gap that several pairs share is one key, so that pairs with the same beginni
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -28,15 +27,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from kn_bench.cases.case import EditRequest
-from kn_bench.editing.edit import NotApplicable, Notes, WrapperEdit
+from kn_bench.editing.answer_rows import AnswerMethod
+from kn_bench.editing.edit import MemoryEdit, NotApplicable, Notes
 from kn_bench.editing.finetuning import TunedRow
+from kn_bench.editing.memories import Codebook
 from kn_bench.editing.registry import edit_method
 from kn_bench.editing.settings import Settings, recorded
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.precision import wide_dtype
 from kn_bench.model.seeding import seeded
-
-from .ft import tuned_row
 
 State = Mapping[str, Tensor]
 
@@ -70,60 +69,6 @@ class GraceSettings(Settings):
         return {"layer": 2 * lm.n_layers // 3, "settings_from": "default: two thirds of the depth"}
 
 
-@dataclass(frozen=True)
-class Codebook:
-    """Keys, their values and radii, and the answer that each is for.
-
-    Attributes:
-        answers: token ids, padded with -1 on the right.
-    """
-
-    keys: Float[Tensor, "n d_in"]
-    values: Float[Tensor, "n d_out"]
-    epsilons: Float[Tensor, " n"]
-    answers: Tensor
-
-    def nearest(self, queries: Float[Tensor, "... d_in"]) -> tuple[Tensor, Tensor]:
-        """Return the distance to the nearest key of each query, and which it is."""
-        # not by the matrix product, whose rounding moves what lies on a ball's edge
-        gaps = (queries[..., None, :].to(self.keys) - self.keys).square().sum(-1).sqrt()
-        found = gaps.min(-1)
-        return found.values, found.indices
-
-    def replaced(self, inputs: Tensor, outputs: Tensor, *, before_last: bool = False) -> Tensor:
-        """Return ``outputs`` with values where positions lie in a ball.
-
-        Args:
-            before_last: the ball is chosen by the last position, and all before it are replaced.
-        """
-        distance, index = self.nearest(inputs[:, -1:] if before_last else inputs)
-        inside = distance <= self.epsilons[index] * (1 + SLACK)
-        chosen = self.values[index].to(outputs.dtype)
-        if before_last:
-            body = torch.where(inside[..., None], chosen, outputs[:, :-1])
-            return torch.cat([body, outputs[:, -1:]], 1)
-        return torch.where(inside[..., None], chosen, outputs)
-
-    def with_key(self, key: Tensor, value: Tensor, epsilon: float, answer: Tensor) -> Codebook:
-        width = max(self.answers.shape[1], len(answer))
-        rows = [*self.answers, answer]
-        padded = [nn.functional.pad(row, (0, width - len(row)), value=-1) for row in rows]
-        return Codebook(
-            torch.cat([self.keys, key[None]]),
-            torch.cat([self.values, value[None]]),
-            torch.cat([self.epsilons, self.epsilons.new_tensor([epsilon])]),
-            torch.stack(padded),
-        )
-
-    def same_answer(self, index: int, answer: Tensor) -> bool:
-        kept = self.answers[index]
-        return torch.equal(kept[kept >= 0], answer)
-
-
-SLACK = 1e-9
-"""A radius that was set to a prompt's distance is to hold that prompt in other batches too."""
-
-
 class Learnt(NamedTuple):
     """A codebook after one edit, and the losses on the way."""
 
@@ -132,16 +77,17 @@ class Learnt(NamedTuple):
     chosen: int
 
 
-class Grace:
+class Grace(AnswerMethod[GraceSettings]):
     """GRACE on one model."""
 
+    called = "GRACE"
+
     def __init__(self, lm: LanguageModel, settings: GraceSettings) -> None:
-        self.lm = lm
-        self.settings = settings
+        super().__init__(lm, settings)
         self.name = settings.module or lm.weight_name(settings.layer).removesuffix(".weight")
 
-    def edit(self, requests: Sequence[EditRequest]) -> list[WrapperEdit | NotApplicable]:
-        """Return one wrapper a request, each with a codebook of its own.
+    def edit(self, requests: Sequence[EditRequest]) -> list[MemoryEdit | NotApplicable]:
+        """Return one memory a request, each with a codebook of its own.
 
         Raises:
             NotApplicable: on a masked model.
@@ -157,68 +103,36 @@ class Grace:
 
     def edit_together(
         self, requests: Sequence[EditRequest], state: State
-    ) -> tuple[WrapperEdit, dict[str, Tensor]]:
-        """Return a wrapper with all keys so far, and the codebook as the state.
+    ) -> tuple[MemoryEdit, dict[str, Tensor]]:
+        """Return a memory with all keys so far, and the codebook as the state.
 
         Raises:
             NotApplicable: on a masked model, or when it is not defined for one of the requests.
         """
-        pairs = []
-        for request, row in zip(requests, self._rows(requests), strict=True):
-            if isinstance(row, NotApplicable):
-                raise row
-            pairs.append((request, row))
-        return self._learn(pairs, state)
+        return self._learn(list(zip(requests, self._rows_of_all(requests), strict=True)), state)
 
-    def refusals(self, requests: Sequence[EditRequest]) -> list[NotApplicable | None]:
-        """Return why the method is not defined for a request, or None."""
-        return [row if isinstance(row, NotApplicable) else None for row in self._rows(requests)]
-
-    def wrapper(self, codebook: Codebook, notes: Notes | None = None) -> WrapperEdit:
+    def memory_edit(self, codebook: Codebook, notes: Notes | None = None) -> MemoryEdit:
         """Return the edit that has ``codebook`` beside the module: its state is all it holds."""
         before_last = self.settings.replacement == "replace_prompt"
-
-        @contextmanager
-        def apply(hf: Any) -> Iterator[None]:
-            def put(_: nn.Module, args: Any, output: Tensor) -> Tensor:
-                shape = (-1, *args[0].shape[-2:])
-                found = codebook.replaced(
-                    args[0].reshape(shape),
-                    output.reshape(*shape[:2], output.shape[-1]),
-                    before_last=before_last,
-                )
-                return found.reshape(output.shape)
-
-            handle = hf.get_submodule(self.name).register_forward_hook(put)
-            try:
-                yield
-            finally:
-                handle.remove()
-
-        return WrapperEdit(apply=apply, whole=True, notes=notes or {})
+        return MemoryEdit(self.name, codebook, before_last=before_last, notes=notes or {})
 
     # -- learning ---------------------------------------------------------------------------
 
-    def _rows(self, requests: Sequence[EditRequest]) -> list[TunedRow | NotApplicable]:
-        if not self.lm.is_causal:
-            raise NotApplicable("GRACE is defined here for causal models")
-        return [tuned_row(r, self.lm.tokens, teacher_forced=True) for r in requests]
-
     def _learn(
         self, pairs: Sequence[tuple[EditRequest, TunedRow]], state: State
-    ) -> tuple[WrapperEdit, dict[str, Tensor]]:
+    ) -> tuple[MemoryEdit, dict[str, Tensor]]:
         codebook = Codebook(**state) if state else self.empty()
         losses: list[float] = []
         for request, row in pairs:
             draw = torch.rand(codebook.values.shape[1], generator=seeded(0, "grace", request.id))
-            codebook, found, _ = self.learn(codebook, row, draw.to(codebook.values))
-            losses.append(float(found[-1]))
+            codebook, history, _ = self.learn(codebook, row, draw.to(codebook.values))
+            losses.append(float(history[-1]))
         notes: Notes = {
             "keys": len(codebook.keys),
             "final_loss": sum(losses) / len(losses),
             **recorded(self.settings),
         }
-        return self.wrapper(codebook, notes), dict(vars(codebook))
+        return self.memory_edit(codebook, notes), dict(vars(codebook))
 
     def empty(self) -> Codebook:
         """Return a codebook without keys."""
@@ -244,12 +158,12 @@ class Grace:
         return Learnt(replace(codebook, values=values), losses, int(index))
 
     def _placed(self, codebook: Codebook, query: Tensor, start: Tensor, answer: Tensor) -> Codebook:
-        """A new key, an expansion, a split, or nothing."""
+        """Add a new key, expand or split the nearest ball, or change nothing."""
         h = self.settings
         if not len(codebook.keys):
             return codebook.with_key(query, start, h.eps, answer)
-        distance, index = (found.item() for found in codebook.nearest(query))
-        j = int(index)
+        nearest, index = codebook.nearest(query)
+        distance, j = float(nearest), int(index)
         if distance > h.eps + float(codebook.epsilons[j]):
             return codebook.with_key(query, start, h.eps, answer)
         epsilons, keys = codebook.epsilons.clone(), codebook.keys.clone()
@@ -264,7 +178,7 @@ class Grace:
         return replace(codebook, keys=keys, epsilons=epsilons)
 
     def _at_key(self, row: TunedRow) -> tuple[Float[Tensor, " d_in"], Float[Tensor, " d_out"]]:
-        """The module's input and output at the prompt's last token."""
+        """Return the module's input and output at the prompt's last token."""
         seen: list[Tensor] = []
 
         def keep(_: nn.Module, args: Any, output: Tensor) -> None:
@@ -283,7 +197,7 @@ class Grace:
     def _values(
         self, codebook: Codebook, row: TunedRow, index: int
     ) -> tuple[Float[Tensor, "n d_out"], Float[Tensor, " n_iter"]]:
-        """Adam on the chosen value; the others have no gradient and do not move."""
+        """Descend on the chosen value by Adam; the others have no gradient and do not move."""
         h, lm = self.settings, self.lm
         value = nn.Parameter(codebook.values[index].clone())
         at, stop = row.reads[0], len(row.ids)

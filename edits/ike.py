@@ -94,7 +94,7 @@ def most_similar(text: str, others: Sequence[str]) -> list[int]:
 
 
 def _demonstration(facts: Sequence[tuple[Query, ...]], index: int, kind: str) -> str:
-    """A fact of the relation, changed to another's answer, and what is asked of it."""
+    """Return a fact of the relation, changed to another's answer, and what is asked of it."""
     fact, other = facts[index], facts[(index + 1) % len(facts)]
     answer = next((bag[0].answer for bag in (*facts[index:], *facts)
                    if bag[0].answer != fact[0].answer), fact[0].answer)  # fmt: skip

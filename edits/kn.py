@@ -68,7 +68,7 @@ class KnSettings(Settings):
 
     @property
     def locating(self) -> Locating:
-        """What the localisation is told."""
+        """Return what the localisation is told."""
         return Locating(
             t=self.t,
             p=self.p,
@@ -98,12 +98,12 @@ class ScaleKN:
     def edit(self, requests: Sequence[EditRequest]) -> list[Edit | NotApplicable]:
         located = _locate(self.model, requests, self.locating)
         return [
-            _unfit(request) if not found.queries else self.scaled(found.neurons, _notes(found))
-            for request, found in zip(requests, located, strict=True)
+            self.scaled(kn.neurons, _notes(kn)) if kn.queries else _unfit(request)
+            for request, kn in zip(requests, located, strict=True)
         ]
 
     def scaled(self, neurons: Neurons, notes: Notes | None = None) -> NeuronEdit:
-        """The edit that scales ``neurons``."""
+        """Return the edit that scales ``neurons``."""
         return NeuronEdit(_scales(neurons, self.factor), notes=notes or {})
 
 
@@ -130,11 +130,11 @@ class RewriteKN:
     def edit(self, requests: Sequence[EditRequest]) -> list[Edit | NotApplicable]:
         bags = dict.fromkeys(bag for request in requests for bag in _bags(request))
         located = locate(self.model, list(bags), self.locating)
-        found = dict(zip(bags, located, strict=True))
-        return [self._edit(request, found) for request in requests]
+        by_bag = dict(zip(bags, located, strict=True))
+        return [self._edit(request, by_bag) for request in requests]
 
-    def _edit(self, request: EditRequest, found: dict[Bag, Located]) -> Edit | NotApplicable:
-        located, *background = (found[bag] for bag in _bags(request))
+    def _edit(self, request: EditRequest, by_bag: dict[Bag, Located]) -> Edit | NotApplicable:
+        located, *background = (by_bag[bag] for bag in _bags(request))
         old, new = (self._embedding(request, a) for a in (request.target_true, request.target_new))
         if not located.queries or old is None or new is None:
             return _unfit(request)
@@ -146,8 +146,8 @@ class RewriteKN:
     def updates(
         self, neurons: Neurons, old: Float[Tensor, " d_model"], new: Float[Tensor, " d_model"]
     ) -> tuple[LowRank, ...]:
-        """The update that turns the values of ``neurons`` from ``old`` to ``new``."""
-        found = []
+        """Return the update that turns the values of ``neurons`` from ``old`` to ``new``."""
+        updates = []
         for layer, units in _by_layer(neurons).items():
             change = answer_change(
                 _values(self.model, layer, units),
@@ -157,8 +157,8 @@ class RewriteKN:
                 self.lambda_2,
                 relative=self.relative,
             )
-            found.append(_update(self.model, layer, units, change))
-        return tuple(found)
+            updates.append(_update(self.model, layer, units, change))
+        return tuple(updates)
 
     def _embedding(self, request: EditRequest, answer: str) -> Float[Tensor, " d_model"] | None:
         encoded = encode_query(Query(request.cloze, answer), self.model.tokens, request.task)
@@ -190,15 +190,15 @@ class EraseKN:
     def edit(self, requests: Sequence[EditRequest]) -> list[Edit | NotApplicable]:
         located = _locate(self.model, requests, self.locating)
         return [
-            self._edit(request, found) if found.queries else _unfit(request)
-            for request, found in zip(requests, located, strict=True)
+            self._edit(request, neurons) if neurons.queries else _unfit(request)
+            for request, neurons in zip(requests, located, strict=True)
         ]
 
     def _edit(self, request: EditRequest, located: Located) -> Edit:
         return LowRankEdit(self.updates(located.neurons, request.id), notes=_notes(located))
 
     def updates(self, neurons: Neurons, case: str) -> tuple[LowRank, ...]:
-        """The update that replaces the values of ``neurons``; ``case`` seeds a random one."""
+        """Return the update that replaces the neurons' values; ``case`` seeds a random one."""
         return tuple(
             _update(
                 self.model,
@@ -243,10 +243,10 @@ class RandomKN:
     def edit(self, requests: Sequence[EditRequest]) -> list[Edit | NotApplicable]:
         located = _locate(self.model, requests, self.locating)
         return [
-            self._edit(request, found, mean)
+            self._edit(request, neurons, mean)
             if mean is not None and request.true_is_known
             else _unfit(request)
-            for request, found, mean in zip(
+            for request, neurons, mean in zip(
                 requests, located, self._activations(requests), strict=True
             )
         ]
@@ -258,7 +258,7 @@ class RandomKN:
     def _activations(
         self, requests: Sequence[EditRequest]
     ) -> list[Float[Tensor, "n_layers d_mlp"] | None]:
-        """Of each request the mean over its queries that fit; None where none does."""
+        """Return of each request the mean over its queries that fit; None where none does."""
         bags = [
             [encode_query(query, self.model.tokens, request.task) for query in request.queries]
             for request in requests
@@ -278,7 +278,7 @@ def answer_change(
     *,
     relative: bool = True,
 ) -> Float[Tensor, "n d_model"]:
-    """What is added to the values of neurons: -lambda_1 * old + lambda_2 * new.
+    """Return what is added to the values of neurons: -lambda_1 * old + lambda_2 * new.
 
     With ``relative`` both are scaled to each value's own norm (Dai et al. 2022, section 5.2).
     """
@@ -296,7 +296,7 @@ def _locate(
 
 
 def _bags(request: EditRequest) -> list[Bag]:
-    """The request's own queries, and those of the other facts of its relation."""
+    """Return the request's own queries, and those of the other facts of its relation."""
     # attribution follows the true answer; where the data brings none, there is nothing to follow
     own = request.queries if request.true_is_known else ()
     return [Bag(queries, request.task) for queries in (own, *request.background)]
@@ -324,10 +324,10 @@ def _notes(located: Located) -> Notes:
 
 
 def _by_layer(neurons: Neurons) -> dict[int, list[int]]:
-    found: dict[int, list[int]] = defaultdict(list)
+    by_layer: dict[int, list[int]] = defaultdict(list)
     for layer, unit in sorted(neurons):
-        found[layer].append(unit)
-    return found
+        by_layer[layer].append(unit)
+    return by_layer
 
 
 def _scales(neurons: Neurons, factor: float) -> tuple[NeuronScale, ...]:
@@ -338,7 +338,7 @@ def _scales(neurons: Neurons, factor: float) -> tuple[NeuronScale, ...]:
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    """In at least float32, whatever the model's precision."""
+    """Return a tensor in at least float32, whatever the model's precision."""
     wide: Tensor = tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32))
     return wide
 
@@ -350,7 +350,7 @@ def _values(model: LanguageModel, layer: int, neurons: Sequence[int]) -> Float[T
 def _update(
     model: LanguageModel, layer: int, neurons: Sequence[int], change: Float[Tensor, "n d_model"]
 ) -> LowRank:
-    """``change`` added to the values of ``neurons``: one-hot columns u, and v = change."""
+    """Return the update that adds ``change`` to the values of ``neurons``: u is one-hot."""
     index = torch.tensor(neurons, device=change.device)
     one_hot = torch.nn.functional.one_hot(index, model.d_mlp).T
     return LowRank(layer, one_hot.to(change.dtype), change.contiguous())

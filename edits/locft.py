@@ -14,14 +14,14 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from kn_bench.cases.case import EditRequest
-from kn_bench.editing.edit import DenseEdit, NotApplicable
+from kn_bench.editing.answer_rows import TunedWeights
+from kn_bench.editing.edit import DenseEdit
 from kn_bench.editing.finetuning import TunedRow, TuningSettings, tune_in_batches
 from kn_bench.editing.registry import edit_method
 from kn_bench.editing.settings import Settings, recorded
 from kn_bench.model.language_model import LanguageModel
 
-from .ft import batches, dense, tuned_row
+from .ft import batches, dense
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,48 +46,10 @@ class LocftSettings(TuningSettings, Settings):
             yield batches(tuple(order), self.batch_size)
 
 
-class Locft:
+class Locft(TunedWeights[LocftSettings]):
     """LocFT-BF on one model."""
 
-    def __init__(self, lm: LanguageModel, settings: LocftSettings) -> None:
-        self.lm = lm
-        self.settings = settings
-
-    def edit(self, requests: Sequence[EditRequest]) -> list[DenseEdit | NotApplicable]:
-        """Return the change of weights of each request, tuned by itself.
-
-        Raises:
-            NotApplicable: on a masked model.
-        """
-        return [
-            row if isinstance(row, NotApplicable) else self._tune([row])
-            for row in self._rows(requests)
-        ]
-
-    def edit_together(self, requests: Sequence[EditRequest]) -> DenseEdit:
-        """Return one change of weights for all ``requests``.
-
-        Raises:
-            NotApplicable: on a masked model, or when it is not defined for one of the requests.
-        """
-        rows = []
-        for row in self._rows(requests):
-            if isinstance(row, NotApplicable):
-                raise row
-            rows.append(row)
-        return self._tune(rows)
-
-    def refusals(self, requests: Sequence[EditRequest]) -> list[NotApplicable | None]:
-        """Return why the method is not defined for a request, or None."""
-        return [row if isinstance(row, NotApplicable) else None for row in self._rows(requests)]
-
-    def _rows(self, requests: Sequence[EditRequest]) -> list[TunedRow | NotApplicable]:
-        if not self.lm.is_causal:
-            raise NotApplicable("fine-tuning is defined here for causal models")
-        return [
-            tuned_row(request, self.lm.tokens, teacher_forced=True, closed=True)
-            for request in requests
-        ]
+    closed = True
 
     def _tune(self, rows: Sequence[TunedRow]) -> DenseEdit:
         h = self.settings

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kn_bench.cases.case import EditRequest
+from kn_bench.editing.answer_rows import TunedWeights
 from kn_bench.editing.edit import DenseEdit, NotApplicable
 from kn_bench.editing.finetuning import TunedRow
 from kn_bench.editing.registry import edit_method
@@ -25,8 +25,6 @@ from kn_bench.editing.settings import Settings, recorded
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.precision import wide_dtype
 from kn_bench.model.prefixed import padded
-
-from .ft import tuned_row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,45 +60,8 @@ class LoraSettings(Settings):
         return {"target_modules": (down,), "settings_from": "default: down-projections"}
 
 
-class Lora:
+class Lora(TunedWeights[LoraSettings]):
     """LoRA on one model."""
-
-    def __init__(self, lm: LanguageModel, settings: LoraSettings) -> None:
-        self.lm = lm
-        self.settings = settings
-
-    def edit(self, requests: Sequence[EditRequest]) -> list[DenseEdit | NotApplicable]:
-        """Return the change of weights of each request, tuned by itself.
-
-        Raises:
-            NotApplicable: on a masked model, or where peft is missing.
-        """
-        return [
-            row if isinstance(row, NotApplicable) else self._tune([row])
-            for row in self._rows(requests)
-        ]
-
-    def edit_together(self, requests: Sequence[EditRequest]) -> DenseEdit:
-        """Return one change of weights for all ``requests``.
-
-        Raises:
-            NotApplicable: on a masked model, or when it is not defined for one of the requests.
-        """
-        rows = []
-        for row in self._rows(requests):
-            if isinstance(row, NotApplicable):
-                raise row
-            rows.append(row)
-        return self._tune(rows)
-
-    def refusals(self, requests: Sequence[EditRequest]) -> list[NotApplicable | None]:
-        """Return why the method is not defined for a request, or None."""
-        return [row if isinstance(row, NotApplicable) else None for row in self._rows(requests)]
-
-    def _rows(self, requests: Sequence[EditRequest]) -> list[TunedRow | NotApplicable]:
-        if not self.lm.is_causal:
-            raise NotApplicable("fine-tuning is defined here for causal models")
-        return [tuned_row(r, self.lm.tokens, teacher_forced=True) for r in requests]
 
     def _tune(self, rows: Sequence[TunedRow]) -> DenseEdit:
         peft = _peft()
@@ -128,7 +89,7 @@ class Lora:
         return DenseEdit(deltas=deltas, notes=notes)
 
     def _descend(self, adapted: nn.Module, rows: Sequence[TunedRow]) -> list[float]:
-        """Adam on the adapters; dropout is theirs alone, the model stays in eval mode."""
+        """Descend on the adapters; dropout is theirs alone, the model stays in eval mode."""
         h, lm = self.settings, self.lm
         for module in adapted.modules():
             dropout = getattr(module, "lora_dropout", None)

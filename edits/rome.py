@@ -89,7 +89,7 @@ class Rome:
         self.corpus = corpus
 
     def edit(self, requests: Sequence[EditRequest]) -> list[LowRankEdit | NotApplicable]:
-        """One rank-one update a request, or why there is none.
+        """Return one rank-one update a request, or why there is none.
 
         Raises:
             NotApplicable: on a masked model.
@@ -103,23 +103,23 @@ class Rome:
         if h.mom2_adjustment and values:
             solver = covariance_of(self.lm, h.layer, self.corpus, h.mom2_n_tokens)
         return [
-            problem if isinstance(problem, NotApplicable) else self._made(values[problem], solver)
-            for problem in problems
+            p if isinstance(p, NotApplicable) else self._rank_one(values[p], solver)
+            for p in problems
         ]
 
-    def _made(self, value: Value, solver: Covariance | None) -> LowRankEdit:
+    def _rank_one(self, value: Value, solver: Covariance | None) -> LowRankEdit:
         h = self.settings
-        made = rank_one(value, h.layer, solver=solver, u_from=h.u_from, k_p_from=h.k_p_from)
+        solved = rank_one(value, h.layer, solver=solver, u_from=h.u_from, k_p_from=h.k_p_from)
         notes: Notes = {
             "layer": h.layer,
-            "denominator": made.denominator,
+            "denominator": solved.denominator,
             "final_loss": float(value.losses[-1]),
             "passes": len(value.losses),
             **recorded(h),
         }
         if solver is not None:
             notes["corpus"] = solver.source
-        edit = LowRankEdit(updates=(made.update,), notes=notes)
+        edit = LowRankEdit(updates=(solved.update,), notes=notes)
         weight = torch.linalg.matrix_norm(self.lm.weight(h.layer).float())
         notes["relative_norm"] = norm(edit) / float(weight)
         return edit

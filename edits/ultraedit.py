@@ -27,6 +27,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from kn_bench.cases.case import EditRequest
+from kn_bench.editing.answer_rows import AnswerMethod
 from kn_bench.editing.closed_form import Factors, closed_form
 from kn_bench.editing.edit import DenseEdit, Edit, LowRank, LowRankEdit, NotApplicable, Notes
 from kn_bench.editing.finetuning import TunedRow
@@ -36,8 +37,6 @@ from kn_bench.editing.settings import SettingError, Settings, recorded
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.precision import wide_dtype
 from kn_bench.model.prefixed import padded
-
-from .ft import tuned_row
 
 State = Mapping[str, Tensor]
 
@@ -86,7 +85,7 @@ class Moments(NamedTuple):
 
     @property
     def std(self) -> Float[Tensor, " d"]:
-        """The deviation; NaN after a single row."""
+        """Return the deviation; NaN after a single row."""
         eps = torch.finfo(self.var.dtype).eps
         return (self.var / (self.n - 1 + eps)).sqrt()
 
@@ -98,12 +97,13 @@ class Seen(NamedTuple):
     grads: Float[Tensor, "tokens d_out"]
 
 
-class UltraEdit:
+class UltraEdit(AnswerMethod[UltraEditSettings]):
     """UltraEdit on one model."""
 
+    called = "UltraEdit"
+
     def __init__(self, lm: LanguageModel, settings: UltraEditSettings) -> None:
-        self.lm = lm
-        self.settings = settings
+        super().__init__(lm, settings)
         patterns = settings.modules or tuple(
             lm.weight_name(layer).removesuffix(".weight") for layer in settings.layers
         )
@@ -157,26 +157,12 @@ class UltraEdit:
         Raises:
             NotApplicable: on a masked model, or when it is not defined for one of the requests.
         """
-        rows = []
-        for row in self._rows(requests):
-            if isinstance(row, NotApplicable):
-                raise row
-            rows.append(row)
-        return self._turn(rows, state)
-
-    def refusals(self, requests: Sequence[EditRequest]) -> list[NotApplicable | None]:
-        """Return why the method is not defined for a request, or None."""
-        return [row if isinstance(row, NotApplicable) else None for row in self._rows(requests)]
-
-    def _rows(self, requests: Sequence[EditRequest]) -> list[TunedRow | NotApplicable]:
-        if not self.lm.is_causal:
-            raise NotApplicable("UltraEdit is defined here for causal models")
-        return [tuned_row(r, self.lm.tokens, teacher_forced=True) for r in requests]
+        return self._turn(self._rows_of_all(requests), state)
 
     # -- one turn ---------------------------------------------------------------------------
 
     def _turn(self, rows: Sequence[TunedRow], state: State) -> tuple[Edit, dict[str, Tensor]]:
-        """The longest requests first, a batch at a time, as the moments are taken in."""
+        """Take the longest requests first, a batch at a time, as the moments are taken in."""
         ordered = sorted(rows, key=lambda row: -len(row.ids))
         size = self.settings.batch_size
         seen = [self.seen(ordered[i : i + size]) for i in range(0, len(ordered), size)]
@@ -226,15 +212,15 @@ class UltraEdit:
 
     def moments(self, seen: Sequence[Mapping[str, Seen]], state: State) -> dict[str, Moments]:
         """Return the moments of each shape after a turn, batch by batch in the order of modules."""
-        found: dict[str, Moments] = {}
+        by_shape: dict[str, Moments] = {}
         for batch in seen:
             for name in self.names:
                 shape = self._shape(name)
                 rows = torch.cat([batch[name].keys, batch[name].grads], 1)
-                if shape not in found:
-                    found[shape] = _stored(state, shape, rows)
-                found[shape] = found[shape].with_batch(rows)
-        return found
+                if shape not in by_shape:
+                    by_shape[shape] = _stored(state, shape, rows)
+                by_shape[shape] = by_shape[shape].with_batch(rows)
+        return by_shape
 
     def update(
         self, keys: Float[Tensor, "n d_in"], grads: Float[Tensor, "n d_out"], moments: Moments
@@ -260,7 +246,7 @@ class UltraEdit:
         return "x".join(map(str, weight.shape))
 
     def _edit(self, factors: Mapping[str, Factors], notes: Notes) -> Edit:
-        """A low-rank edit where only down-projections change, else deltas."""
+        """Return a low-rank edit where only down-projections change, else deltas."""
         exact = wide_dtype(self.lm.dtype)
         sites = {self.lm.weight_name(i).removesuffix(".weight"): i for i in range(self.lm.n_layers)}
         if set(factors) <= set(sites):
@@ -277,8 +263,8 @@ class UltraEdit:
 
 
 def _at(states: Tensor, row: Tensor, place: Tensor, ids: Tensor) -> Tensor:
-    found: Tensor = states.reshape(*ids.shape, -1)[row, place]
-    return found.to(wide_dtype(found.dtype))
+    read: Tensor = states.reshape(*ids.shape, -1)[row, place]
+    return read.to(wide_dtype(read.dtype))
 
 
 WARM_UP_TOKENS = 32
@@ -288,8 +274,8 @@ WARM_UP_TOKENS = 32
 def _state_of(moments: Mapping[str, Moments]) -> dict[str, Tensor]:
     return {
         f"{part}.{shape}": torch.as_tensor(value)
-        for shape, found in moments.items()
-        for part, value in found._asdict().items()
+        for shape, of_shape in moments.items()
+        for part, value in of_shape._asdict().items()
     }
 
 

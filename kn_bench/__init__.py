@@ -34,8 +34,9 @@ if TYPE_CHECKING:
         PromptEdit,
         WrapperEdit,
     )
+    from kn_bench.editing.provenance import Provenance
     from kn_bench.editing.registry import edit_method
-    from kn_bench.editing.saving import Provenance, load_edit, save_edit
+    from kn_bench.editing.saving import load_edit, save_edit
     from kn_bench.measure.encoding import Unencodable, encode_request
     from kn_bench.model.language_model import LanguageModel
     from kn_bench.model.loading import load_model
@@ -92,7 +93,8 @@ _HOMES = {
         "WrapperEdit",
     ),
     "editing.registry": ("edit_method",),
-    "editing.saving": ("Provenance", "load_edit", "save_edit"),
+    "editing.provenance": ("Provenance",),
+    "editing.saving": ("load_edit", "save_edit"),
     "measure.encoding": ("Unencodable", "encode_request"),
     "model.language_model": ("LanguageModel",),
     "model.loading": ("load_model",),

@@ -17,8 +17,9 @@ import kn_bench as kn
 from kn_bench.editing.applying import in_place
 from kn_bench.editing.difference import check_adapter, checkpoint_edit, edit_of, low_rank
 from kn_bench.editing.edit import DenseEdit, LowRank, LowRankEdit, NoEdit, norm
+from kn_bench.editing.provenance import Provenance
 from kn_bench.editing.registry import RegistryError
-from kn_bench.editing.saving import Provenance, save_edit
+from kn_bench.editing.saving import save_edit
 from kn_bench.edits.checkpoint import Checkpoint
 from kn_bench.model import embedded
 from kn_bench.model.comparing import counterpart

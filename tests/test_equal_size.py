@@ -9,6 +9,7 @@ from kn_bench.editing.edit import (
     LookupEdit,
     LowRank,
     LowRankEdit,
+    MemoryEdit,
     NeuronEdit,
     NeuronScale,
     NoEdit,
@@ -16,6 +17,7 @@ from kn_bench.editing.edit import (
     WrapperEdit,
     norm,
 )
+from kn_bench.editing.memories import Codebook, SideWeights
 from kn_bench.measure.engine import Engine
 from tests.test_engine import toy_case
 from tests.tiny_models import tiny_model
@@ -108,6 +110,24 @@ def test_a_prompt_about_another_fact_and_no_edit_for_a_table_of_answers():
     assert control_of(LookupEdit({}), request(), D_MLP) == NoEdit()
     assert control_of(NoEdit(), request(), D_MLP) == NoEdit()
     assert control_of(WrapperEdit(apply=lambda model: model), request(), D_MLP) is None
+
+
+def test_a_memory_answers_at_random_where_the_methods_does():
+    generator = torch.Generator().manual_seed(0)
+    deltas = torch.randn(2, D_MLP, D_MODEL, generator=generator, dtype=torch.float64)
+    side = MemoryEdit("site", SideWeights(deltas, torch.tensor([8.0, 9.0]).double()))
+    turned = control_of(side, request(), D_MLP)
+    inputs = torch.randn(5, D_MLP, generator=generator, dtype=torch.float64)
+    ours, theirs = inputs @ deltas, inputs @ turned.memory.deltas
+    torch.testing.assert_close(theirs.norm(dim=-1), ours.norm(dim=-1))
+    assert not torch.allclose(theirs, ours)
+    assert torch.equal(turned.memory.epsilons, side.memory.epsilons)
+    keys, values = torch.randn(3, D_MLP), torch.randn(3, D_MODEL)
+    book = MemoryEdit("site", Codebook(keys, values, torch.ones(3), torch.zeros(3, 1).long()))
+    other = control_of(book, request(), D_MLP)
+    assert torch.equal(other.memory.keys, keys)
+    torch.testing.assert_close(other.memory.values.norm(dim=1), values.norm(dim=1))
+    assert not torch.allclose(other.memory.values, values)
 
 
 def test_the_engine_puts_the_same_probes_under_edit_and_control():

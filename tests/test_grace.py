@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kn_bench.editing.edit import NotApplicable, WrapperEdit
-from kn_bench.edits.grace import Codebook, Grace, GraceSettings
+from kn_bench.editing.edit import MemoryEdit, NotApplicable
+from kn_bench.editing.memories import Codebook
+from kn_bench.edits.grace import Grace, GraceSettings
 from tests.golden import cases
 from tests.test_golden_rome import request_of
 from tests.test_rome import REQUESTS
@@ -88,7 +89,7 @@ def test_the_answer_is_learnt_and_other_prompts_are_left_alone(family):
     before = lm.parameter_hash()
     method = Grace(lm, replace(SETTINGS, eps=1e-4))
     (edit,) = method.edit(REQUESTS[:1])
-    assert isinstance(edit, WrapperEdit)
+    assert isinstance(edit, MemoryEdit)
     assert edit.whole
     (row,), (other,) = (method._rows([request]) for request in (REQUESTS[0], REQUESTS[3]))
 

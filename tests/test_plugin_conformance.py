@@ -189,9 +189,9 @@ BUILT_IN = [
     spec
     for path in registry.builtin_files()
     for spec in marked(importlib.import_module(f"kn_bench.edits.{path.stem}"))
-    if not spec.takes and spec.name != "nas"
+    if not spec.takes
 ]
-"""Those that edit by themselves: `nas` needs a norm measured before, a checkpoint its folder."""
+"""All but those that need an argument: a checkpoint its folder."""
 
 
 @pytest.mark.parametrize("spec", BUILT_IN, ids=lambda spec: spec.name)

@@ -16,7 +16,9 @@ def made_up_value(contexts=4, d_mlp=6, d_model=5, bias=True):
 
     weight, b, keys = draw(d_mlp, d_model), draw(d_model) * bias, draw(contexts, d_mlp)
     nothing = torch.zeros(1, dtype=torch.float64)
-    value = Value(keys, keys @ weight + b, draw(d_model), nothing, nothing, nothing, nothing)
+    value = Value(
+        keys, keys @ weight + b, draw(d_model), nothing, nothing, nothing, nothing, nothing
+    )
     square = draw(d_mlp, 3 * d_mlp)
     return weight, b, value, Covariance(square @ square.T)
 

@@ -20,20 +20,21 @@ from kn_bench.editing.edit import (
     LookupEdit,
     LowRank,
     LowRankEdit,
+    MemoryEdit,
     NeuronEdit,
     NeuronScale,
     NoEdit,
     PromptEdit,
     WrapperEdit,
 )
+from kn_bench.editing.memories import Codebook, SideWeights
+from kn_bench.editing.provenance import Provenance, settings_of
 from kn_bench.editing.saving import (
     HEADER,
     EditFileError,
-    Provenance,
     load_edit,
     save_edit,
     saved_provenance,
-    settings_of,
 )
 from tests.tiny_models import tiny_model
 
@@ -95,6 +96,23 @@ def dense(draw):
     return DenseEdit(deltas, notes=draw(notes))
 
 
+@st.composite
+def memory(draw):
+    n, d_in, d_out = draw(sizes), draw(sizes), draw(sizes)
+    if draw(st.booleans()):
+        beside = Codebook(
+            draw(tensors(n, d_in)),
+            draw(tensors(n, d_out)),
+            draw(tensors(n)),
+            torch.tensor(draw(st.lists(st.integers(-1, 9), min_size=n, max_size=n))).long()[
+                :, None
+            ],
+        )
+    else:
+        beside = SideWeights(draw(tensors(n, d_in, d_out)), draw(tensors(n)))
+    return MemoryEdit(draw(text), beside, draw(st.booleans()), notes=draw(notes))
+
+
 answers = st.dictionaries(
     st.builds(Cloze, text, text), text | st.lists(text).map(tuple), max_size=4
 )
@@ -102,6 +120,7 @@ edits = st.one_of(
     low_rank(),
     neurons(),
     dense(),
+    memory(),
     st.builds(PromptEdit, text, notes=notes),
     st.builds(LookupEdit, answers, notes=notes),
     st.builds(NoEdit, notes=notes),

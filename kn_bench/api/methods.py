@@ -12,8 +12,8 @@ from typing import Any, overload
 from kn_bench.cases.case import EditRequest, Query
 from kn_bench.editing import registry
 from kn_bench.editing.edit import Edit, Method, NotApplicable
+from kn_bench.editing.provenance import Provenance, Scalar, settings_of
 from kn_bench.editing.registry import MethodSpec, Registry, RegistryError
-from kn_bench.editing.saving import Provenance, Scalar, settings_of
 from kn_bench.editing.validation import checked
 from kn_bench.model.language_model import LanguageModel
 

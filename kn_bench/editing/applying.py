@@ -23,6 +23,7 @@ from kn_bench.editing.edit import (
     Edit,
     LookupEdit,
     LowRankEdit,
+    MemoryEdit,
     NeuronEdit,
     PromptEdit,
     WrapperEdit,
@@ -30,7 +31,7 @@ from kn_bench.editing.edit import (
 from kn_bench.editing.validation import checked
 from kn_bench.model.language_model import LanguageModel
 
-IN_PLACE = (DenseEdit, WrapperEdit)
+IN_PLACE = (DenseEdit, MemoryEdit, WrapperEdit)
 """Edits that need the weights or the modules themselves: one at a time."""
 
 
@@ -80,11 +81,11 @@ class RowEdits:
 
     @cached_property
     def _by_layer(self) -> dict[int, list[_Updates | _Scales]]:
-        found: dict[int, list[_Updates | _Scales]] = defaultdict(list)
+        by_layer: dict[int, list[_Updates | _Scales]] = defaultdict(list)
         for layer in range(self.lm.n_layers):
             updates, scales = self._updates(layer), self._scales(layer)
-            found[layer] = [part for part in (updates, scales) if part is not None]
-        return {layer: parts for layer, parts in found.items() if parts}
+            by_layer[layer] = [part for part in (updates, scales) if part is not None]
+        return {layer: parts for layer, parts in by_layer.items() if parts}
 
     def _updates(self, layer: int) -> _Updates | None:
         here = self.lm.sharers(layer)  # a changed weight acts wherever it is used
@@ -133,7 +134,7 @@ class RowEdits:
     def on(
         self, edit_of: Int[Tensor, " rows"], where: Bool[Tensor, "rows T"]
     ) -> AbstractContextManager[None]:
-        """While open, row i of every forward pass runs under ``edits[edit_of[i]]``.
+        """Let row i of every forward pass run under ``edits[edit_of[i]]`` while open.
 
         Args:
             edit_of: index into the edits, for every row.
@@ -151,7 +152,7 @@ class RowEdits:
 
     @property
     def layers(self) -> list[int]:
-        """The layers at whose sites something changes."""
+        """Return the layers at whose sites something changes."""
         return list(self._by_layer)
 
     def changed(
@@ -162,7 +163,7 @@ class RowEdits:
         edit_of: Int[Tensor, " rows"],
         where: Bool[Tensor, "rows T"],
     ) -> Tensor:
-        """The values of one site under the rows' edits; see :meth:`on`."""
+        """Return the values of one site under the rows' edits; see :meth:`on`."""
         for part in self._by_layer[layer]:
             values = values + part.change(keys, edit_of, where).reshape(values.shape)
         return values
@@ -253,7 +254,8 @@ def in_place(lm: LanguageModel, edit: Edit) -> Iterator[None]:
         with torch.no_grad():
             for name, delta in deltas.items():
                 parameters[name].add_(delta.to(parameters[name]))
-        with edit.apply(lm.hf) if isinstance(edit, WrapperEdit) else nullcontext():
+        wraps = isinstance(edit, MemoryEdit | WrapperEdit)
+        with edit.apply(lm.hf) if wraps else nullcontext():
             yield
     finally:
         with torch.no_grad():
@@ -267,7 +269,7 @@ def in_place(lm: LanguageModel, edit: Edit) -> Iterator[None]:
 
 
 def deltas_of(lm: LanguageModel, edit: Edit) -> dict[str, Tensor]:
-    """The change of weights of ``edit`` by parameter name; empty for an edit of something else.
+    """Return the change of weights of ``edit`` by parameter name; empty where there is none.
 
     Raises:
         ValueError: a delta names no parameter, or has another shape; or the edit changes

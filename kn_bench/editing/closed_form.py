@@ -92,7 +92,7 @@ class Prior:
     def _solved(
         self, k: Float[Tensor, "n rank"], q: Float[Tensor, "earlier rank"] | None
     ) -> Float[Tensor, "n rank"]:
-        """Rows M^-1 k."""
+        """Return rows M^-1 k."""
         if q is None:
             return self._solve(k)
         if len(q) * WOODBURY > k.shape[1]:
@@ -127,7 +127,7 @@ WOODBURY = 4
 
 
 def _cholesky(matrix: Float[Tensor, "d d"]) -> Float[Tensor, "d d"]:
-    """The factor of a positive definite matrix: C is ill-conditioned, so in float64."""
+    """Return the factor of a positive definite matrix: C is ill-conditioned, so in float64."""
     factor: Tensor
     failed: Tensor
     factor, failed = torch.linalg.cholesky_ex(matrix)
@@ -158,7 +158,7 @@ class Covariance:
 
     @property
     def n_bytes(self) -> int:
-        """What the matrix, its factors and its priors may take, for the memo that keeps them."""
+        """Return what the matrix, its factors and its priors may take, for the memo."""
         return self.matrix.numel() * (self.matrix.element_size() + 8 * (2 + 2 * PRIORS_KEPT))
 
     def prior(

@@ -3,7 +3,7 @@
     weights       LowRankEdit, DenseEdit     added in place, in float32 or wider
     questions     PromptEdit, LookupEdit     joined: prefix after prefix, table over table
                   NeuronEdit                 factors of the same neuron multiplied
-    modules       WrapperEdit                context managers kept open, the first outermost
+    modules       MemoryEdit, WrapperEdit    context managers kept open, the first outermost
 
 What is bound to the model (a method, say) sees the edited weights, and a content hash that is the
 edited model's own. Leaving the context restores the weights to the byte, checked by SHA-256.
@@ -32,11 +32,14 @@ from kn_bench.editing.edit import (
     LookupEdit,
     LowRank,
     LowRankEdit,
+    MemoryEdit,
     NeuronEdit,
     NeuronScale,
     NoEdit,
     PromptEdit,
     WrapperEdit,
+    plain_of,
+    tensors_of,
 )
 from kn_bench.model.language_model import LanguageModel
 
@@ -62,7 +65,7 @@ class Composition:
     def __post_init__(self) -> None:
         self._originals: dict[str, Tensor] = {}
         self._exact: dict[str, Tensor] = {}
-        self._wrapped: list[WrapperEdit] = []
+        self._wrapped: list[MemoryEdit | WrapperEdit] = []
         self._wrappers = ExitStack()
         self._open = ExitStack()
         self._hash = ""
@@ -96,7 +99,7 @@ class Composition:
         for edit in edits:
             if isinstance(edit, LowRankEdit | DenseEdit):
                 self._add_to_weights(deltas_of(self.lm, edit))
-            elif isinstance(edit, WrapperEdit):
+            elif isinstance(edit, MemoryEdit | WrapperEdit):
                 if edit.whole:
                     self._wrappers.close()
                     self._wrapped.clear()
@@ -112,7 +115,7 @@ class Composition:
         if self.changed:
             self._open.enter_context(self.lm.holding(self._hash, self._originals))
 
-    def _wrap(self, edit: WrapperEdit) -> None:
+    def _wrap(self, edit: MemoryEdit | WrapperEdit) -> None:
         # the weights do not show what a wrapper does
         self._wrappers.enter_context(self.lm.memo.suspended())
         self._wrappers.enter_context(edit.apply(self.lm.hf))
@@ -137,7 +140,7 @@ class Composition:
         return bool(self._wrapped)
 
     def snapshot(self) -> dict[str, Tensor]:
-        """Copies of the edited matrices as they stand."""
+        """Return copies of the edited matrices as they stand."""
         parameters = dict(self.lm.hf.named_parameters())
         return {name: parameters[name].detach().clone() for name in self._originals}
 
@@ -170,7 +173,7 @@ class Composition:
                 self._wrap(edit)
 
     def growth(self) -> dict[str, float]:
-        """|dW|_F / |W|_F of every edited matrix, W as loaded."""
+        """Return |dW|_F / |W|_F of every edited matrix, W as loaded."""
         parameters = dict(self.lm.hf.named_parameters())
         return {
             name: float(
@@ -183,39 +186,18 @@ class Composition:
 
 
 def content_of(edit: Edit) -> str:
-    """A digest of what an edit changes; a wrapper, which is code, counts by identity."""
-    digest = hashlib.sha256(type(edit).__name__.encode())
-    if isinstance(edit, LowRankEdit):
-        for update in edit.updates:
-            digest.update(f"{update.layer}".encode())
-            _hash_tensors(digest, update.u, update.v)
-    elif isinstance(edit, DenseEdit):
-        for name, delta in edit.deltas.items():
-            digest.update(name.encode())
-            _hash_tensors(digest, delta)
-    elif isinstance(edit, NeuronEdit):
-        for scale in edit.scales:
-            digest.update(f"{scale.layer} {scale.factor}".encode())
-            _hash_tensors(digest, scale.neurons)
-    elif isinstance(edit, PromptEdit):
-        digest.update(edit.prefix.encode())
-    elif isinstance(edit, LookupEdit):
-        digest.update(repr(sorted(edit.answers.items())).encode())
-    elif isinstance(edit, WrapperEdit):
-        digest.update(f"{id(edit.apply)}".encode())
+    """Return a digest of what an edit changes; a wrapper, which is code, counts by identity."""
+    digest = hashlib.sha256(f"{type(edit).__name__} {plain_of(edit)!r}".encode())
+    for name, tensor in tensors_of(edit).items():
+        plain = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(f"{name} {tensor.dtype}{tuple(tensor.shape)}".encode())
+        if plain.numel():  # torch refuses to view nothing as bytes
+            digest.update(plain.view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
-def _hash_tensors(digest: hashlib._Hash, *tensors: Tensor) -> None:
-    for tensor in tensors:
-        plain = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-        if plain.numel():
-            digest.update(plain.view(torch.uint8).numpy().data)
-
-
 def joined(first: Edit, second: Edit) -> Edit:
-    """Two edits that touch no weight, both in force, the second after the first.
+    """Return two edits that touch no weight, both in force, the second after the first.
 
     Raises:
         CannotCompose: for edits of different kinds.
@@ -234,7 +216,7 @@ def joined(first: Edit, second: Edit) -> Edit:
 
 
 def _multiplied(scales: Sequence[NeuronScale]) -> tuple[NeuronScale, ...]:
-    """Every neuron once, its factors multiplied, grouped by layer and factor."""
+    """Return every neuron once, its factors multiplied, grouped by layer and factor."""
     factors: dict[tuple[int, int], float] = {}
     for scale in scales:
         for neuron in scale.neurons.tolist():
@@ -280,7 +262,7 @@ class UpToStep:
     def on(
         self, edit_of: Int[Tensor, " rows"], where: Bool[Tensor, "rows T"]
     ) -> AbstractContextManager[None]:
-        """While open, row i of every forward pass runs under the first ``edit_of[i]`` edits."""
+        """Let row i of every forward pass run under the first ``edit_of[i]`` edits while open."""
         if not self._layers:
             return nullcontext()
 
@@ -311,7 +293,7 @@ class _Stacked:
 
 
 def summed(edits: Sequence[Edit]) -> Edit:
-    """The edits of one batch as one.
+    """Return the edits of one batch as one.
 
     Raises:
         CannotCompose: where a sum has no meaning: wrappers, or edits of different kinds.
@@ -327,7 +309,7 @@ def summed(edits: Sequence[Edit]) -> Edit:
         elif isinstance(edit, DenseEdit):
             for name, delta in edit.deltas.items():
                 dense[name] = dense[name] + delta if name in dense else delta
-        elif isinstance(edit, WrapperEdit):
+        elif isinstance(edit, MemoryEdit | WrapperEdit):
             raise CannotCompose("edits by wrappers have no sum: the method has no batch of its own")
         elif not isinstance(edit, NoEdit):
             whole = joined(whole, edit)

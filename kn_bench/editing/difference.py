@@ -46,7 +46,7 @@ def checkpoint_edit(lm: LanguageModel, folder: Path) -> Edit:
 
 
 def _differences(lm: LanguageModel, folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """Every parameter that differs, by name, with its difference in float32 or wider."""
+    """Return every parameter that differs, by name, with its difference in float32 or wider."""
     stored = headers(folder)
     tied = {id(p): name for name, p in lm.hf.named_parameters()}
     parameters: list[tuple[str, Tensor]] = list(lm.hf.named_parameters(remove_duplicate=False))
@@ -94,7 +94,7 @@ def _same(stored: Mapping[str, Any], first: str, second: str) -> bool:
 
 
 def _resolution(lm: LanguageModel, folder: Path) -> float:
-    """The coarsest rounding that the checkpoint's weights have been through."""
+    """Return the coarsest rounding that the checkpoint's weights have been through."""
     dtypes = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16,
               "F16": torch.float16}  # fmt: skip
     named = {dtypes[h.dtype] for h in headers(folder).values() if h.dtype in dtypes}
@@ -201,7 +201,7 @@ def adapter_edit(lm: LanguageModel, folder: Path) -> Edit:
 
 @torch.no_grad()
 def _merged(module: Any) -> Tensor:
-    """What one adapted module adds to its weight; the weight's own bytes are put back."""
+    """Return what one adapted module adds to its weight; the weight's own bytes are put back."""
     weight = module.get_base_layer().weight
     before = weight.detach().clone()
     exact = torch.promote_types(weight.dtype, torch.float32)

@@ -6,24 +6,27 @@
     PromptEdit    a prefix in the prompt   no weight                in-context editing
     LookupEdit    a table of answers       no weight                the oracle
     NoEdit        nothing                                           the control
+    MemoryEdit    a side memory            beside a linear module   GRACE, WISE
     WrapperEdit   the model in a context manager of the method's own
 
 The first two, and the prompt and lookup edits, are applied row by row inside a batch and touch no
-weight. The dense edit and the wrapper are applied in place, one at a time, with a verified restore.
+weight. The others are applied in place, one at a time, with a verified restore. All but the wrapper
+are data: :func:`plain_of` and :func:`tensors_of` take them apart.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from kn_bench.cases.case import Cloze, EditRequest
+from kn_bench.editing.memories import Memory
 
 Notes = dict[str, float | int | str | bool]
 
@@ -99,6 +102,45 @@ class LookupEdit(Edit):
 
 
 @dataclass(frozen=True)
+class MemoryEdit(Edit):
+    """A side memory beside one linear module; in a sequence it holds all steps so far.
+
+    Attributes:
+        module: the module's name, as in ``model.named_modules()``.
+        memory: what it answers in place of the module.
+        before_last: a codebook's: replace all positions before the last one of a text.
+    """
+
+    module: str
+    memory: Memory
+    before_last: bool = False
+    whole: ClassVar[bool] = True
+
+    @contextmanager
+    def apply(self, hf: nn.Module) -> Iterator[None]:
+        """Let the memory answer beside the module while open."""
+
+        module = hf.get_submodule(self.module)
+        device = next(module.parameters()).device  # one that was loaded lies on the CPU
+        memory = type(self.memory)(**{n: t.to(device) for n, t in vars(self.memory).items()})
+
+        def answer(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            rows = (-1, *args[0].shape[-2:-1])  # some families hand over rows and positions in one
+            replaced = memory.replaced(
+                args[0].reshape(*rows, args[0].shape[-1]),
+                output.reshape(*rows, output.shape[-1]),
+                before_last=self.before_last,
+            )
+            return replaced.reshape(output.shape)
+
+        handle = module.register_forward_hook(answer)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
+@dataclass(frozen=True)
 class WrapperEdit(Edit):
     """A change of the model by a context manager of the method's own (hooks, added modules).
 
@@ -117,7 +159,7 @@ class Method(Protocol):
     """An editing method bound to one loaded model: what a method's fixture returns."""
 
     def edit(self, requests: Sequence[EditRequest], /) -> Sequence[Edit | NotApplicable]:
-        """One edit a request, in order, each independent of the others; the model is untouched.
+        """Return one edit a request, in order, each independent; the model is untouched.
 
         In place of an edit a NotApplicable says why there is none for that one request.
 
@@ -131,8 +173,37 @@ class NotApplicable(Exception):  # noqa: N818 - a verdict, not an error
     """A method is not defined here: ROME on a masked model. Its text is the skip's reason."""
 
 
+def tensors_of(edit: Edit) -> dict[str, Tensor]:
+    """Return every tensor that ``edit`` holds, by a name that tells its place."""
+    if isinstance(edit, LowRankEdit):
+        pairs = enumerate(edit.updates)
+        return {f"{i}.{name}": getattr(up, name) for i, up in pairs for name in ("u", "v")}
+    if isinstance(edit, NeuronEdit):
+        return {str(i): scale.neurons for i, scale in enumerate(edit.scales)}
+    if isinstance(edit, DenseEdit):
+        return {str(i): delta for i, delta in enumerate(edit.deltas.values())}
+    return dict(vars(edit.memory)) if isinstance(edit, MemoryEdit) else {}
+
+
+def plain_of(edit: Edit) -> tuple[object, ...]:
+    """Return what ``edit`` says beside its tensors and notes; a wrapper's code by its identity."""
+    if isinstance(edit, LowRankEdit):
+        return tuple(up.layer for up in edit.updates)
+    if isinstance(edit, NeuronEdit):
+        return tuple((scale.layer, scale.factor) for scale in edit.scales)
+    if isinstance(edit, DenseEdit):
+        return tuple(edit.deltas)
+    if isinstance(edit, PromptEdit):
+        return (edit.prefix,)
+    if isinstance(edit, LookupEdit):
+        return tuple(sorted(edit.answers.items()))
+    if isinstance(edit, MemoryEdit):
+        return (edit.module, type(edit.memory).__name__, edit.before_last)
+    return (id(edit.apply),) if isinstance(edit, WrapperEdit) else ()
+
+
 def norm(edit: Edit) -> float:
-    """Frobenius norm of the weight change of ``edit``; 0 where no weight changes."""
+    """Return frobenius norm of the weight change of ``edit``; 0 where no weight changes."""
     if isinstance(edit, LowRankEdit):
         # |u v|_F^2 = tr(v v^T u^T u): never the full matrix
         squares = [
@@ -146,7 +217,7 @@ def norm(edit: Edit) -> float:
 
 
 def describe(edit: Edit) -> str:
-    """One line on what ``edit`` is, for the log."""
+    """Return one line on what ``edit`` is, for the log."""
     if isinstance(edit, LowRankEdit):
         parts = (f"layer {up.layer} rank {up.u.shape[1]}" for up in edit.updates)
         return "low rank: " + (", ".join(parts) or "nothing")
@@ -159,4 +230,6 @@ def describe(edit: Edit) -> str:
         return "prompt"
     if isinstance(edit, LookupEdit):
         return "lookup"
+    if isinstance(edit, MemoryEdit):
+        return f"memory: {type(edit.memory).__name__} beside {edit.module}"
     return "wrapper" if isinstance(edit, WrapperEdit) else "none"

@@ -4,6 +4,8 @@
                   (knowledge neurons), the same change at as many random neurons of the layer
     NeuronEdit    as many random neurons of the same layers, scaled alike
     DenseEdit     a random change of the same parameters, each of the same norm
+    MemoryEdit    the same memory, what it answers turned at random: a codebook's values drawn anew,
+                  a side weight's change rotated, so that it is used where the method's is
     PromptEdit    a prefix about another fact
     LookupEdit    nothing, as no weight changes; NoEdit alike
 
@@ -28,11 +30,13 @@ from kn_bench.editing.edit import (
     LookupEdit,
     LowRank,
     LowRankEdit,
+    MemoryEdit,
     NeuronEdit,
     NeuronScale,
     NoEdit,
     PromptEdit,
 )
+from kn_bench.editing.memories import Codebook, Memory
 
 
 def controls_of(
@@ -40,11 +44,11 @@ def controls_of(
 ) -> list[Edit | None]:
     """Return the control of each edit; one object that serves many requests has one control."""
     controls: list[Edit | None] = []
-    dense: dict[int, Edit | None] = {}
+    shared: dict[int, Edit | None] = {}
     for edit, request in zip(edits, requests, strict=True):
-        control = dense[id(edit)] if id(edit) in dense else control_of(edit, request, d_mlp)
-        if isinstance(edit, DenseEdit):
-            dense[id(edit)] = control
+        control = shared[id(edit)] if id(edit) in shared else control_of(edit, request, d_mlp)
+        if isinstance(edit, DenseEdit | MemoryEdit):
+            shared[id(edit)] = control
         controls.append(control)
     return controls
 
@@ -63,6 +67,8 @@ def control_of(edit: Edit, request: EditRequest, d_mlp: int) -> Edit | None:
         return NeuronEdit(scales=tuple(_scale(s, request.id, d_mlp) for s in edit.scales))
     if isinstance(edit, DenseEdit):
         return DenseEdit({name: _dense(d, name, request.id) for name, d in edit.deltas.items()})
+    if isinstance(edit, MemoryEdit):
+        return replace(edit, memory=_memory(edit.memory, request.id), notes={})
     if isinstance(edit, PromptEdit):
         other = _other_fact(request)
         return PromptEdit(prefix=other) if other else None
@@ -91,20 +97,20 @@ def _low_rank(update: LowRank, request: str) -> LowRank:
 
 
 def _norm(u: Tensor, v: Tensor) -> Tensor:
-    """|u v|_F without the full matrix: its square is tr(v v^T u^T u)."""
+    """Return |u v|_F without the full matrix: its square is tr(v v^T u^T u)."""
     u, v = u.double().cpu(), v.double().cpu()
     return torch.sum((u.T @ u) * (v @ v.T)).clamp_min(0).sqrt()
 
 
 def _picks_neurons(u: Float[Tensor, "d_mlp rank"]) -> bool:
-    """Whether every column of ``u`` is 1 at one neuron and 0 elsewhere."""
+    """Return whether every column of ``u`` is 1 at one neuron and 0 elsewhere."""
     return bool(((u != 0).sum(0) == 1).all()) and bool((u.sum(0) == 1).all())
 
 
 def _neurons(
     chosen: Int[Tensor, " n"], d_mlp: int, generator: torch.Generator
 ) -> Int[Tensor, " n"]:
-    """As many of ``d_mlp`` neurons as are ``chosen``, others than those while there are others."""
+    """Return as many neurons as are ``chosen``, others than those while there are others."""
     order = torch.randperm(d_mlp, generator=generator)
     taken = torch.isin(order, chosen)
     return torch.cat([order[~taken], order[taken]])[: chosen.numel()].sort().values
@@ -122,8 +128,22 @@ def _dense(delta: Tensor, name: str, request: str) -> Tensor:
     return (noise * float(size)).to(delta)
 
 
+def _memory(memory: Memory, request: str) -> Memory:
+    """Return the same memory with random answers, of the same norms at every input."""
+    generator = _generator(request, "memory")
+    if isinstance(memory, Codebook):
+        drawn = torch.randn(memory.values.shape, generator=generator, dtype=torch.float64)
+        norms = memory.values.double().cpu().norm(dim=1, keepdim=True)
+        values = drawn / drawn.norm(dim=1, keepdim=True) * norms
+        return replace(memory, values=values.to(memory.values))
+    width = memory.deltas.shape[-1]
+    square = torch.randn(width, width, generator=generator, dtype=torch.float64)
+    rotation = torch.linalg.qr(square).Q.to(memory.deltas)
+    return replace(memory, deltas=memory.deltas @ rotation)
+
+
 def _other_fact(request: EditRequest) -> str:
-    """A fact of the relation about another subject, as its own first prompt states it."""
+    """Return a fact of the relation about another subject, as its own first prompt states it."""
     facts: Sequence[tuple[Query, ...]] = [bag for bag in request.background if bag]
     if not facts:
         return ""

@@ -18,7 +18,7 @@ from torch import Tensor
 from kn_bench import __version__
 from kn_bench.editing.composition import Composition
 from kn_bench.editing.edit import DenseEdit, Edit, LowRank, LowRankEdit, describe, norm
-from kn_bench.editing.saving import Provenance
+from kn_bench.editing.provenance import Provenance
 from kn_bench.model.language_model import LanguageModel
 
 
@@ -74,7 +74,7 @@ def save_adapter(lm: LanguageModel, edits: Sequence[Edit], folder: Path) -> None
 
 
 def _padded(updates: Sequence[LowRank], rank: int) -> tuple[Tensor, Tensor]:
-    """A and B of one module, with zeros up to the rank that all modules share."""
+    """Return A and B of one module, with zeros up to the rank that all modules share."""
     u = torch.cat([update.u for update in updates], 1)
     v = torch.cat([update.v for update in updates])
     a, b = u.new_zeros(rank, u.shape[0]), v.new_zeros(v.shape[1], rank)

@@ -133,8 +133,8 @@ class ClosedForm(Generic[S]):
         """
         problems = self._read(requests)
         groups = [[p] for p in problems if isinstance(p, ValueProblem)]
-        made = iter(self._step(groups, {})[0] if groups else [])
-        return [p if isinstance(p, NotApplicable) else next(made) for p in problems]
+        edits = iter(self._step(groups, {})[0] if groups else [])
+        return [p if isinstance(p, NotApplicable) else next(edits) for p in problems]
 
     def edit_together(self, requests: Sequence[EditRequest]) -> Edit:
         """Return one update for all ``requests``.
@@ -194,13 +194,13 @@ class ClosedForm(Generic[S]):
         )
         text: Notes = {"corpus": cs[h.layers[-1]].source}
         edits = [
-            self._finished(one.edit, state, {**_notes(group, values), **text, **recorded(h)})
-            for one, group in zip(spreads, groups, strict=True)
+            self._finished(step.edit, state, {**_notes(group, values), **text, **recorded(h)})
+            for step, group in zip(spreads, groups, strict=True)
         ]
         return edits, spreads
 
     def _finished(self, edit: LowRankEdit, state: State, notes: Notes) -> Edit:
-        """The map of the settings on a finished update."""
+        """Apply the map of the settings to a finished update."""
         which = self.settings.update_map
         if which == "none":
             return replace(edit, notes=notes)
@@ -211,8 +211,8 @@ class ClosedForm(Generic[S]):
         exact = wide_dtype(self.lm.dtype)
         updates = []
         for up in edit.updates:
-            found = sphere(Factors(up.u, up.v), self.lm.weight(up.layer))
-            updates.append(LowRank(up.layer, found.u.to(exact), found.v.to(exact)))
+            turned = sphere(Factors(up.u, up.v), self.lm.weight(up.layer))
+            updates.append(LowRank(up.layer, turned.u.to(exact), turned.v.to(exact)))
         return LowRankEdit(tuple(updates), notes=notes)
 
 
@@ -294,12 +294,12 @@ def _rect(lm: LanguageModel, edit: LowRankEdit, notes: Notes) -> DenseEdit:
 
 def accumulated(edit: LowRankEdit, state: State) -> dict[str, Tensor]:
     """Return the change of all steps so far, before PRUNE, by layer."""
-    found: dict[str, Tensor] = {}
+    change: dict[str, Tensor] = {}
     for up in edit.updates:
         u = torch.cat([state.get(f"change_u.{up.layer}", up.u[:, :0]), up.u], 1)
         v = torch.cat([state.get(f"change_v.{up.layer}", up.v[:0]), up.v])
-        found |= {f"change_u.{up.layer}": u, f"change_v.{up.layer}": v}
-    return found
+        change |= {f"change_u.{up.layer}": u, f"change_v.{up.layer}": v}
+    return change
 
 
 def pruned(lm: LanguageModel, edit: LowRankEdit, state: State) -> LowRankEdit:
@@ -324,6 +324,6 @@ def pruned(lm: LanguageModel, edit: LowRankEdit, state: State) -> LowRankEdit:
 
 
 def _largest_singular_value(lm: LanguageModel, layer: int) -> float:
-    """Of the unedited weight, also in a sequence."""
+    """Return that of the unedited weight, also in a sequence."""
     with lm.unedited():
         return float(torch.linalg.matrix_norm(lm.weight(layer).double(), 2))

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from kn_bench.model.costs import graph_bytes
-from kn_bench.model.language_model import LanguageModel
+from kn_bench.model.language_model import LanguageModel, SiteHook
 from kn_bench.model.precision import wide_dtype
 from kn_bench.model.prefixed import padded
 from kn_bench.model.ragged import arriving
@@ -132,7 +132,7 @@ def tune_in_batches(
     for batches in epochs:
         total = 0.0
         for batch in batches:
-            prepared = _Rows.of(lm, [[rows[index] for index in batch]], layers[0])
+            prepared = PreparedRows.of(lm, [[rows[index] for index in batch]], layers[0])
             with torch.enable_grad():
                 (loss,) = prepared.losses([copy], layers)
             losses.append(loss.detach().cpu())
@@ -187,7 +187,7 @@ class _Copies(nn.Module):
 
 
 def _copied(tensor: Tensor) -> nn.Parameter:
-    """bf16 and fp16 weights move in float32: Adam's steps are smaller than their spacing."""
+    """Copy in float32 or wider: Adam's steps are smaller than the spacing of 16-bit weights."""
     return nn.Parameter(tensor.detach().to(wide_dtype(tensor.dtype), copy=True))
 
 
@@ -214,7 +214,7 @@ class _Tuning:
             weight_decay=self.settings.weight_decay,
         )
         active = list(range(len(self.edits)))
-        batch = _Rows.of(self.lm, [self.edits[index] for index in active], self.layers[0])
+        batch = PreparedRows.of(self.lm, [self.edits[index] for index in active], self.layers[0])
         for _ in range(self.settings.num_steps):
             with torch.enable_grad():
                 losses = batch.losses([self.copies[i] for i in active], self.layers)
@@ -226,7 +226,7 @@ class _Tuning:
             self._update(adam, losses, [i for i, on in zip(active, going, strict=True) if on])
             if not all(going):
                 active = [index for index, on in zip(active, going, strict=True) if on]
-                batch = _Rows.of(self.lm, [self.edits[i] for i in active], self.layers[0])
+                batch = PreparedRows.of(self.lm, [self.edits[i] for i in active], self.layers[0])
         return [
             _tuned(copy, self.old, self.layers, losses)
             for copy, losses in zip(self.copies, self.losses, strict=True)
@@ -244,8 +244,12 @@ class _Tuning:
 
 
 @dataclass(frozen=True)
-class _Rows:
-    """The rows of some edits, ready to be run from the lowest edited layer on."""
+class PreparedRows:
+    """The rows of some edits, ready to be run from the lowest edited layer on.
+
+    A row is one text; a read is one position of a row whose next token is predicted. ``reads``
+    index the flat list of all of them: its edit, row, position and target.
+    """
 
     lm: LanguageModel
     ids: Int[Tensor, "rows T"]
@@ -259,7 +263,7 @@ class _Rows:
     read_edit: Int[Tensor, " reads"]
 
     @classmethod
-    def of(cls, lm: LanguageModel, edits: Sequence[Sequence[TunedRow]], first: int) -> _Rows:
+    def of(cls, lm: LanguageModel, edits: Sequence[Sequence[TunedRow]], first: int) -> PreparedRows:
         rows = [row for edit in edits for row in edit]
         ids = padded(lm, [row.ids for row in rows])
         with torch.no_grad(), arriving(lm, first) as inputs:
@@ -281,35 +285,39 @@ class _Rows:
         )
 
     def losses(self, copies: Sequence[_Copies], layers: Sequence[int]) -> Float[Tensor, " edits"]:
-        """Each edit's loss with its own weights."""
+        """Return each edit's loss with its own weights."""
 
         def own(layer: int, keys: Tensor, values: Tensor) -> Tensor:
             keys = keys.reshape(*self.ids.shape, -1)
             parts = torch.split(keys, list(self.counts))
-            found = [copy.values(layer, part) for copy, part in zip(copies, parts, strict=True)]
-            return torch.cat(found).reshape(values.shape)
+            own_values = [c.values(layer, part) for c, part in zip(copies, parts, strict=True)]
+            return torch.cat(own_values).reshape(values.shape)
 
+        return self.losses_under(own, layers)
+
+    def losses_under(self, change: SiteHook, layers: Sequence[int]) -> Float[Tensor, " edits"]:
+        """Return each edit's loss while the sites of ``layers`` answer by ``change``."""
         with ExitStack() as stack:
             if self.lm.architecture.resumable:
                 stack.enter_context(skipping(self.lm, range(self.first)))
                 stack.enter_context(self.lm.input_hooks(lambda _, __: self.hidden, [self.first]))
-            stack.enter_context(self.lm.site_hooks(own, layers))
+            stack.enter_context(self.lm.site_hooks(change, layers))
             hidden = self.lm.hidden(
                 self.ids, torch.ones_like(self.ids), use_cache=False
             ).last_hidden_state
         log_p = log_probs_of(self.lm, hidden[self.read_row, self.read_at])
         each = -log_p.gather(1, self.read_target[:, None])[:, 0] * self.read_weight
-        return each.new_zeros(len(copies)).index_add(0, self.read_edit, each)
+        return each.new_zeros(len(self.counts)).index_add(0, self.read_edit, each)
 
 
 def _reads(
     edits: Sequence[Sequence[TunedRow]],
 ) -> Iterator[tuple[int, int, int, int, float]]:
-    """(row, position, target, edit, weight) of every read."""
+    """Yield (row, position, target, edit, weight) of every read."""
     row = 0
     for index, edit in enumerate(edits):
-        for one in edit:
-            weight = 1 / (len(edit) * len(one.targets))
-            for at, target in zip(one.reads, one.targets, strict=True):
+        for text in edit:
+            weight = 1 / (len(edit) * len(text.targets))
+            for at, target in zip(text.reads, text.targets, strict=True):
                 yield row, at, target, index, weight
             row += 1

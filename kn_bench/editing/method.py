@@ -39,7 +39,7 @@ class BatchMethod(Protocol):
     """A method with one edit for many requests: MEMIT, EMMET, fine-tuning."""
 
     def edit_together(self, requests: Sequence[EditRequest], /) -> Edit:
-        """One edit for all ``requests``; the model is untouched.
+        """Return one edit for all ``requests``; the model is untouched.
 
         A method that is not defined for some requests may offer ``refusals(requests)``, a
         NotApplicable or None for each: they are then left out beforehand. Without it a step that
@@ -56,11 +56,11 @@ class CarryingMethod(Protocol):
     """A method that carries a state through a sequence: AlphaEdit, MEMIT-seq, UltraEdit, GRACE."""
 
     def begin(self) -> State:
-        """The state before the first step; ``{}`` where there is nothing yet."""
+        """Return the state before the first step; ``{}`` where there is nothing yet."""
         ...
 
     def edit_together(self, requests: Sequence[EditRequest], state: State, /) -> tuple[Edit, State]:
-        """The edit of one step, and the state to be given to the next; ``state`` is untouched.
+        """Return the edit of one step, and the state for the next; ``state`` is untouched.
 
         The edit is what this step adds to the model as it stands, not all that came before. An
         edit that cannot be added to others (a :class:`~kn_bench.editing.edit.WrapperEdit` with
@@ -84,7 +84,7 @@ class Step(NamedTuple):
 
 
 def kind_of(method: object) -> Kind:
-    """How ``method`` makes the edit of a step: what its object offers, the most capable first.
+    """Return how ``method`` makes the edit of a step: the most capable way that it offers.
 
     Raises:
         TypeError: for an object that offers none of the three, or a half of the third.
@@ -106,12 +106,12 @@ def kind_of(method: object) -> Kind:
 
 
 def begin(method: object) -> State:
-    """The state before the first step of a sequence; empty for a method that carries none."""
+    """Return the state before the first step of a sequence; empty where none is carried."""
     return dict(method.begin()) if isinstance(method, CarryingMethod) else {}
 
 
 def edit_each(method: object, requests: Sequence[EditRequest]) -> Sequence[Edit | NotApplicable]:
-    """One edit a request, each on its own, also by a method that only edits many together."""
+    """Return one edit a request, also by a method that only edits many together."""
     edit = getattr(method, "edit", None)
     if edit is not None:
         edits: Sequence[Edit | NotApplicable] = edit(requests)
@@ -126,7 +126,7 @@ def edit_each(method: object, requests: Sequence[EditRequest]) -> Sequence[Edit 
 
 
 def refusals(method: object, requests: Sequence[EditRequest], state: State) -> Refusals:
-    """Why ``method`` is not defined for some of ``requests``: index -> the reason.
+    """Return why ``method`` is not defined for some of ``requests``: index -> the reason.
 
     Asked only after the whole step was refused, or where the method can say so beforehand.
     """

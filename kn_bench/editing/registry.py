@@ -90,7 +90,7 @@ class MethodSpec:
 
     @property
     def fixture(self) -> str:
-        """Name of its fixture. The space keeps it apart from every fixture of the user's."""
+        """Return name of its fixture. The space keeps it apart from every fixture of the user's."""
         return f"edit_method {self.name}"
 
 
@@ -157,7 +157,7 @@ def _origin(function: Callable[..., Any]) -> str:
 
 
 def marked(plugin: object) -> Iterator[MethodSpec]:
-    """The methods among the attributes of a plug-in."""
+    """Yield the methods among the attributes of a plug-in."""
     for value in list(getattr(plugin, "__dict__", {}).values()):
         spec = marked_spec(value)
         if spec is not None:
@@ -165,7 +165,7 @@ def marked(plugin: object) -> Iterator[MethodSpec]:
 
 
 def marked_spec(function: object) -> MethodSpec | None:
-    """What ``@edit_method`` said of ``function``; None when it is no method."""
+    """Return what ``@edit_method`` said of ``function``; None when it is no method."""
     try:
         spec = vars(function).get(_MARK)
     except TypeError:
@@ -199,11 +199,11 @@ class Registry:
         return new
 
     def _alike(self, spec: MethodSpec) -> MethodSpec | None:
-        """A method of another name with the same test ids."""
+        """Return a method of another name with the same test ids."""
         return next((s for n, s in self.methods.items() if slug(n) == slug(spec.name)), None)
 
     def check(self) -> None:
-        """Raises RegistryError for methods that share a name, or the form of it in test ids."""
+        """Raise RegistryError for methods that share a name, or the form of it in test ids."""
         for first, second in self.doubled:
             raise RegistryError(
                 f"two methods are called {second.name!r}"
@@ -285,12 +285,12 @@ def bind(
 
 
 def unknown_method(name: str, known: Iterable[str]) -> str:
-    """The sentence on a method that nobody registered."""
+    """Return the sentence on a method that nobody registered."""
     return f"unknown method {name!r}; known: {', '.join(sorted(known)) or 'none'}"
 
 
 def refuse_double(name: str, first: str, second: str) -> None:
-    """Raises RegistryError when two origins claim one name."""
+    """Raise RegistryError when two origins claim one name."""
     if first != second:
         raise RegistryError(
             f"two methods are called {name!r}: {first} and {second}; rename one of them"
@@ -298,7 +298,7 @@ def refuse_double(name: str, first: str, second: str) -> None:
 
 
 def builtin_files() -> list[Path]:
-    """The files of ``kn_bench.edits``, without importing them."""
+    """Return the files of ``kn_bench.edits``, without importing them."""
     import kn_bench
 
     folder = Path(kn_bench.__file__).parent / "edits"
@@ -306,38 +306,38 @@ def builtin_files() -> list[Path]:
 
 
 def builtin_names() -> dict[str, str]:
-    """Name -> ``file:line`` of each built-in method."""
+    """Return name -> ``file:line`` of each built-in method."""
     return {name: origin for name, origin, *_ in _builtin()}
 
 
 def builtin_on_request() -> set[str]:
-    """The built-in methods that are measured only when they are named."""
+    """Return the built-in methods that are measured only when they are named."""
     return {name for name, _, by_default, _ in _builtin() if not by_default}
 
 
 def builtin_kinds() -> dict[str, Kind]:
-    """The kind of model that each built-in method is defined for."""
+    """Return the kind of model that each built-in method is defined for."""
     return {name: kind for name, *_, kind in _builtin()}
 
 
 @cache
 def _builtin() -> tuple[tuple[str, str, bool, Kind], ...]:
-    """Name, origin, ``by_default`` and ``models`` of each built-in method, read from the source.
+    """Return name, origin, ``by_default`` and ``models`` of each built-in method.
 
     The files import torch: this costs milliseconds where importing them costs seconds.
     """
-    found = []
+    methods = []
     for path in builtin_files():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             for call in getattr(node, "decorator_list", []):
                 name = _decorated_name(call)
                 if name:
-                    found.append((name, f"{path}:{call.lineno}", _by_default(call), _kind(call)))
-    return tuple(found)
+                    methods.append((name, f"{path}:{call.lineno}", _by_default(call), _kind(call)))
+    return tuple(methods)
 
 
 def _by_default(call: ast.Call) -> bool:
-    """False for ``@edit_method("memit", by_default=False)``."""
+    """Return False for ``@edit_method("memit", by_default=False)``."""
     return not any(
         keyword.arg == "by_default" and getattr(keyword.value, "value", True) is False
         for keyword in call.keywords
@@ -345,12 +345,12 @@ def _by_default(call: ast.Call) -> bool:
 
 
 def _takes_argument(call: ast.Call) -> bool:
-    """True for ``@edit_method("checkpoint", argument="FOLDER")``."""
+    """Return True for ``@edit_method("checkpoint", argument="FOLDER")``."""
     return any(keyword.arg == "argument" for keyword in call.keywords)
 
 
 def _kind(call: ast.Call) -> Kind:
-    """``causal`` of ``@edit_method("rome", models="causal")``; a name for it may be a constant."""
+    """Return ``causal`` of ``@edit_method("rome", models="causal")``, or of a constant's name."""
     for keyword in call.keywords:
         if keyword.arg == "models":
             value = getattr(keyword.value, "value", None)
@@ -359,7 +359,7 @@ def _kind(call: ast.Call) -> Kind:
 
 
 def _decorated_name(call: ast.expr) -> str | None:
-    """``rome`` of ``@edit_method("rome")``."""
+    """Return ``rome`` of ``@edit_method("rome")``."""
     if not isinstance(call, ast.Call) or not call.args:
         return None
     function, name = call.func, call.args[0]

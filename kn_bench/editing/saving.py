@@ -13,7 +13,6 @@ import hashlib
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +22,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from kn_bench import __version__
 from kn_bench.cases.case import Cloze
 from kn_bench.editing.edit import (
     DenseEdit,
@@ -31,40 +29,21 @@ from kn_bench.editing.edit import (
     LookupEdit,
     LowRank,
     LowRankEdit,
+    MemoryEdit,
     NeuronEdit,
     NeuronScale,
     NoEdit,
     PromptEdit,
+    tensors_of,
 )
+from kn_bench.editing.memories import Codebook, SideWeights
+from kn_bench.editing.provenance import Provenance
 from kn_bench.model.language_model import LanguageModel
 
 FORMAT = 1
 """Of the file; a reader refuses a newer one."""
 HEADER = "kn_bench"
 """The key of our JSON among a safetensors file's metadata."""
-
-Scalar = bool | int | float | str | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Provenance:
-    """Where a saved edit comes from.
-
-    Attributes:
-        model: the model's name, as the user gave it.
-        model_hash: ``LanguageModel.content_hash`` of the model that the edit was made for.
-        method: the method's name; ``""`` for an edit made by hand.
-        settings: the method's hyperparameters, by name.
-        case: id of the request that the edit is for, where it is one.
-        kn_bench: version of the package that made it.
-    """
-
-    model: str
-    model_hash: str
-    method: str = ""
-    settings: Mapping[str, Scalar] = field(default_factory=dict)
-    case: str = ""
-    kn_bench: str = __version__
 
 
 class EditFileError(ValueError):
@@ -112,7 +91,13 @@ class _Lookup(_Kind, frozen=True, tag="lookup"):
     answers: tuple[tuple[str, str, str | tuple[str, ...]], ...]
 
 
-_AnyKind = _None | _LowRank | _Neurons | _Dense | _Prompt | _Lookup
+class _Memory(_Kind, frozen=True, tag="memory"):
+    module: str
+    form: Literal["Codebook", "SideWeights"]
+    before_last: bool
+
+
+_AnyKind = _None | _LowRank | _Neurons | _Dense | _Prompt | _Lookup | _Memory
 
 
 class _Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -153,7 +138,7 @@ def save_edit(edit: Edit, path: str | Path, *, provenance: Provenance) -> None:
         >>> kn.load_edit("edit.safetensors", model=rome.model)  # doctest: +ELLIPSIS
         LowRankEdit(...)
     """
-    kind, tensors = _packed(edit)
+    kind, tensors = _plain(edit), _owned(tensors_of(edit))
     header = _Header(
         format=FORMAT,
         edit=kind,
@@ -181,38 +166,35 @@ def save_edit(edit: Edit, path: str | Path, *, provenance: Provenance) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _packed(edit: Edit) -> tuple[_AnyKind, dict[str, Tensor]]:
-    """What goes into the header, and the tensors by their names in the file."""
+def _plain(edit: Edit) -> _AnyKind:
+    """Return what the header says of ``edit`` beside its tensors."""
     # by exact type: a subclass may hold more than is written here
     kind = type(edit)
     if kind is NoEdit:
-        return _None(), {}
+        return _None()
     if isinstance(edit, LowRankEdit) and kind is LowRankEdit:
-        pairs: dict[str, Tensor] = {}
-        for i, update in enumerate(edit.updates):
-            pairs |= {f"{i}.u": update.u, f"{i}.v": update.v}
-        return _LowRank(tuple(int(update.layer) for update in edit.updates)), _owned(pairs)
+        return _LowRank(tuple(int(update.layer) for update in edit.updates))
     if isinstance(edit, NeuronEdit) and kind is NeuronEdit:
-        neurons = {str(i): scale.neurons for i, scale in enumerate(edit.scales)}
         layers = tuple(int(scale.layer) for scale in edit.scales)
-        factors = tuple(_finite(float(scale.factor)) for scale in edit.scales)
-        return _Neurons(layers, factors), _owned(neurons)
+        return _Neurons(layers, tuple(_finite(float(scale.factor)) for scale in edit.scales))
     if isinstance(edit, DenseEdit) and kind is DenseEdit:
-        deltas = {str(i): delta for i, delta in enumerate(edit.deltas.values())}
-        return _Dense(tuple(edit.deltas)), _owned(deltas)
+        return _Dense(tuple(edit.deltas))
     if isinstance(edit, PromptEdit) and kind is PromptEdit:
-        return _Prompt(edit.prefix), {}
+        return _Prompt(edit.prefix)
     if isinstance(edit, LookupEdit) and kind is LookupEdit:
-        return _Lookup(tuple((*cloze, answer) for cloze, answer in edit.answers.items())), {}
+        return _Lookup(tuple((*cloze, answer) for cloze, answer in edit.answers.items()))
+    if isinstance(edit, MemoryEdit) and kind is MemoryEdit:
+        form = "Codebook" if isinstance(edit.memory, Codebook) else "SideWeights"
+        return _Memory(edit.module, form, edit.before_last)
     raise ValueError(
         f"{kind.__name__}: expected an edit that is data (LowRankEdit, NeuronEdit, DenseEdit, "
-        "PromptEdit, LookupEdit or NoEdit); one that is code cannot be saved: make it again by its "
-        "method"
+        "PromptEdit, LookupEdit, MemoryEdit or NoEdit); one that is code cannot be saved: make it "
+        "again by its method"
     )
 
 
 def _owned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Each tensor on the CPU with memory of its own, as the file format wants it."""
+    """Return each tensor on the CPU with memory of its own, as the file format wants it."""
     owned: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in tensors.items():
@@ -231,7 +213,7 @@ def _stored(values: Mapping[str, Any]) -> dict[str, _Stored]:
 
 
 def _scalar(value: Any) -> _Stored:
-    """A value as JSON holds it; a numpy or torch scalar is unpacked."""
+    """Return a value as JSON holds it; a numpy or torch scalar is unpacked."""
     value = value.item() if hasattr(value, "item") else value
     return _finite(value) if isinstance(value, float) else value
 
@@ -243,7 +225,7 @@ def _finite(value: float) -> float | _NonFinite:
 
 
 def _sha256(header: _Header, tensors: Mapping[str, Tensor]) -> str:
-    """Over all that the file says: the header without its hash, and every tensor."""
+    """Hash all that the file says: the header without its own hash, and every tensor."""
     digest = hashlib.sha256(msgspec.json.encode(msgspec.structs.replace(header, sha256="")))
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
@@ -284,7 +266,7 @@ def load_edit(path: str | Path, *, model: LanguageModel | None = None) -> Edit:
 
 
 def saved_provenance(path: str | Path) -> Provenance:
-    """Where the edit in ``path`` comes from.
+    """Return where the edit in ``path`` comes from.
 
     Raises:
         EditFileError: as :func:`load_edit` does.
@@ -363,6 +345,10 @@ def _unpacked(header: _Header, tensors: Mapping[str, Tensor]) -> Edit:
     if isinstance(kind, _Lookup):
         answers = {Cloze(left, right): answer for left, right, answer in kind.answers}
         return LookupEdit(answers, notes=notes)
+    if isinstance(kind, _Memory):
+        form = Codebook if kind.form == "Codebook" else SideWeights
+        memory = form(**tensors)
+        return MemoryEdit(kind.module, memory, kind.before_last, notes=notes)
     return NoEdit(notes=notes)
 
 
@@ -372,30 +358,3 @@ def _restored(values: Mapping[str, _Stored]) -> dict[str, Any]:
 
 def _number(value: float | _NonFinite) -> float:
     return float(value.number) if isinstance(value, _NonFinite) else float(value)
-
-
-# -- where an edit comes from ------------------------------------------------------------------
-
-
-def settings_of(method: object) -> dict[str, Scalar]:
-    """The hyperparameters of a method, by name, for its provenance.
-
-    They are the fields of its ``settings``, or its own where it is a dataclass; of nested
-    ones ``outer.inner``. What is not a plain value is given by its text.
-    """
-    holder = getattr(method, "settings", method)
-    return dict(_flat("", holder)) if is_dataclass(holder) else {}
-
-
-def _flat(prefix: str, holder: Any) -> list[tuple[str, Scalar]]:
-    settings: list[tuple[str, Scalar]] = []
-    for declared in fields(holder):
-        value, name = getattr(holder, declared.name), f"{prefix}{declared.name}"
-        if isinstance(value, LanguageModel):
-            continue
-        if is_dataclass(value):
-            settings += _flat(f"{name}.", value)
-        else:
-            plain = value is None or isinstance(value, bool | int | float | str)
-            settings.append((name, value if plain else str(value)))
-    return settings

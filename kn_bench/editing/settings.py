@@ -89,13 +89,13 @@ def parse_assignment(text: str) -> Assignment:
     Raises:
         SettingError: for another form.
     """
-    found = _ASSIGNMENT.fullmatch(text)
-    if not found:
+    match = _ASSIGNMENT.fullmatch(text)
+    if not match:
         raise SettingError(
             f"--set {text!r}: expected METHOD.PARAMETER=VALUE, such as memit.v_lr=0.1"
         )
-    value = _value(found["value"].strip())
-    return Assignment(found["method"], found["parameter"], value, text)
+    value = _value(match["value"].strip())
+    return Assignment(match["method"], match["parameter"], value, text)
 
 
 def _value(text: str) -> Any:
@@ -172,10 +172,10 @@ def settings_for(method: str, cls: type[S], lm: LanguageModel, choices: Choices 
             values |= {n: _typed(n, v, cls, method) for n, v in preset.values.items()
                        if not preset.inherited or n in parameters(cls)}  # fmt: skip
             source = f"{preset.origin} for {preset.model}"
-    own = [one for one in choices.assignments if one.method == method]
-    values |= {one.parameter: check_assignment(one, cls) for one in own}
+    own = [assignment for assignment in choices.assignments if assignment.method == method]
+    values |= {assignment.parameter: check_assignment(assignment, cls) for assignment in own}
     if own:
-        source += "; set: " + ", ".join(sorted({one.parameter for one in own}))
+        source += "; set: " + ", ".join(sorted({assignment.parameter for assignment in own}))
     missing = [f.name for f in fields(cls) if f.name not in values and _required(f)]
     if missing:
         raise SettingError(
@@ -190,8 +190,8 @@ def settings_for(method: str, cls: type[S], lm: LanguageModel, choices: Choices 
     return settings
 
 
-def _required(one: Any) -> bool:
-    return one.default is MISSING and one.default_factory is MISSING
+def _required(declared: Any) -> bool:
+    return declared.default is MISSING and declared.default_factory is MISSING
 
 
 def recorded(settings: Settings) -> Notes:
@@ -236,13 +236,13 @@ def checked_choices(
         SettingError: one sentence, for the first that is not.
     """
     assignments = tuple(map(parse_assignment, sets))
-    for one in assignments:
-        if one.method not in methods:
+    for assignment in assignments:
+        if assignment.method not in methods:
             raise SettingError(
-                f"--set {one.text!r}: {one.method!r} is not among the methods of this run "
-                f"({', '.join(methods)}); name it with --method"
+                f"--set {assignment.text!r}: {assignment.method!r} is not among the methods of "
+                f"this run ({', '.join(methods)}); name it with --method"
             )
-        check_assignment(one, methods[one.method])
+        check_assignment(assignment, methods[assignment.method])
     for preset in presets:
         for method in preset.methods:
             _check_preset(preset, method, methods.get(method))

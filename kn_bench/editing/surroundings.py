@@ -81,7 +81,7 @@ class _Kept:
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:
-    """Numbers and texts of a module, and a forward of its own, which hides its class's."""
+    """Return the numbers and texts of a module, and a forward of its own, if it has one."""
     return {
         name: value
         for name, value in vars(module).items()

@@ -13,10 +13,12 @@ from kn_bench.editing.edit import (
     DenseEdit,
     Edit,
     LowRankEdit,
+    MemoryEdit,
     NeuronEdit,
     NeuronScale,
     NotApplicable,
     PromptEdit,
+    tensors_of,
 )
 from kn_bench.model.language_model import LanguageModel
 
@@ -25,32 +27,32 @@ LONGEST = 1000
 
 
 def checked(
-    made: Any, wanted: int, model: LanguageModel, method: str
+    returned: Any, wanted: int, model: LanguageModel, method: str
 ) -> list[Edit | NotApplicable | str]:
-    """A method's return value, one entry a request: the edit, why none applies, or what is wrong.
+    """Return one entry a request: the edit, why none applies, or what is wrong with it.
 
     Raises:
         ValueError: when it is no list of edits, or not one a request.
     """
-    if not isinstance(made, Sequence) or isinstance(made, str):
+    if not isinstance(returned, Sequence) or isinstance(returned, str):
         raise ValueError(
-            f"{method} returned a {type(made).__name__}; edit(requests) must return a list with "
-            "one edit a request"
+            f"{method} returned a {type(returned).__name__}; edit(requests) must return a list "
+            "with one edit a request"
         )
-    if len(made) != wanted:
-        raise ValueError(f"{method} returned {len(made)} edits for {wanted} requests")
-    found: list[Edit | NotApplicable | str] = []
-    for edit in made:
+    if len(returned) != wanted:
+        raise ValueError(f"{method} returned {len(returned)} edits for {wanted} requests")
+    outcomes: list[Edit | NotApplicable | str] = []
+    for edit in returned:
         problem = "" if isinstance(edit, NotApplicable) else _problem(edit, model)
-        found.append(f"{method} {problem}" if problem else edit)
-    return found
+        outcomes.append(f"{method} {problem}" if problem else edit)
+    return outcomes
 
 
 def _problem(edit: Any, model: LanguageModel) -> str:
     if not isinstance(edit, Edit):
         return (
             f"returned a {type(edit).__name__} in place of an edit (LowRankEdit, NeuronEdit, "
-            "DenseEdit, PromptEdit or WrapperEdit)"
+            "DenseEdit, PromptEdit, MemoryEdit or WrapperEdit)"
         )
     try:
         return next(_complaints(edit, model), "")
@@ -90,6 +92,11 @@ def _complaints(edit: Edit, model: LanguageModel) -> Iterator[str]:
         for name, delta in edit.deltas.items():
             yield from _real(f"delta of {name!r}", delta)
             yield from _finite(f"delta of {name!r}", delta)
+    if isinstance(edit, MemoryEdit):
+        if edit.module not in dict(model.hf.named_modules()):
+            yield f"has a memory beside {edit.module!r}, which is no module of {model.name}"
+        for name, tensor in tensors_of(edit).items():
+            yield from _finite(f"memory whose {name} hold something", tensor)
 
 
 def _layer(layer: Any, model: LanguageModel) -> Iterator[str]:
@@ -117,7 +124,7 @@ def _indices(scale: NeuronScale) -> Iterator[str]:
 
 
 def plain_notes(notes: Any) -> dict[str, float | int | str | bool]:
-    """A method's notes as the log can hold them: whatever else they hold becomes text.
+    """Return a method's notes as the log can hold them: whatever else they hold becomes text.
 
     A note is a remark, and no reason to lose a measurement: NaN is written as "nan".
     """

@@ -12,7 +12,7 @@ import torch
 from kn_bench.cases.case import Case
 from kn_bench.editing.edit import Edit, NoEdit, NotApplicable
 from kn_bench.editing.method import State, edit_step, kind_of, refusals
-from kn_bench.editing.saving import Provenance, settings_of
+from kn_bench.editing.provenance import Provenance, settings_of
 from kn_bench.editing.surroundings import own_random
 from kn_bench.editing.validation import checked
 from kn_bench.measure.steps import Made, StepRecord, StepStore

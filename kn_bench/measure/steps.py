@@ -23,7 +23,8 @@ from torch import Tensor
 
 from kn_bench.editing.edit import Edit
 from kn_bench.editing.method import State
-from kn_bench.editing.saving import EditFileError, Provenance, load_edit, save_edit
+from kn_bench.editing.provenance import Provenance
+from kn_bench.editing.saving import EditFileError, load_edit, save_edit
 
 
 class StepRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

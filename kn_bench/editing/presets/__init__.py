@@ -65,12 +65,12 @@ def read_presets(path: Path) -> tuple[Preset, ...]:
             f'--preset {path}: expected methods = ["NAME"] and a table [models."NAME"]; '
             "`kn-bench tune` writes such a file"
         )
-    found = []
+    presets = []
     for model, table in models.items():
         if not isinstance(table, dict):
             raise PresetError(f"--preset {path}: expected a table [models.{model!r}]")
         values = {n: v for n, v in table.items() if n not in ("source", "curve")}
-        found.append(
+        presets.append(
             Preset(
                 tuple(map(str, methods)),
                 str(model).lower(),
@@ -81,7 +81,7 @@ def read_presets(path: Path) -> tuple[Preset, ...]:
                 curve=tuple(table.get("curve", ())),
             )
         )
-    return tuple(found)
+    return tuple(presets)
 
 
 @cache

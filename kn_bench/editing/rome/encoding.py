@@ -16,7 +16,7 @@ ANCHOR = "{} is a"
 def encode_problem(
     request: EditRequest, tokens: Tokens, contexts: Sequence[str], *, anchor: str = ANCHOR
 ) -> ValueProblem:
-    """The rows of ``request``: the bare prompt, then the prompt after each of ``contexts``.
+    """Return the rows of ``request``: the bare prompt, then the prompt after each of ``contexts``.
 
     Args:
         contexts: texts put in front of the prompt as they stand, spaces included.
@@ -59,7 +59,7 @@ def _anchor(request: EditRequest, tokens: Tokens, anchor: str) -> Row:
 
 
 def _first_after(encoding: Encoding, end: int) -> int:
-    """The first token that reaches past ``end`` characters; 0 where nothing stands before."""
+    """Return the first token that reaches past ``end`` characters; 0 where ``end`` is 0."""
     return next(i for i, (_, b) in enumerate(encoding.offsets) if b > end) if end else 0
 
 

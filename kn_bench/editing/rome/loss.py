@@ -1,4 +1,15 @@
-"""The loss of ROME's delta (equation 4), for the rows of many requests in one pass."""
+"""The loss of ROME's delta (equation 4), for the rows of many requests in one pass.
+
+Three index spaces, each with the number of the next larger one beside it::
+
+    request   0                       1            one delta each; what may leave the batch
+    row       0      1      2 anchor  3      4     one text each; owner = 0 0 0 1 1
+    read      0 1    2 3              4      5     one target token each; read_row = 0 0 1 1 3 4
+
+A read's token is looked up at its row, and its log-probability is added to the row's request: so
+one matrix product over the vocabulary serves all reads, however many a row has. Rows begin at their
+subject, for nothing before it depends on delta: positions of reads are counted from there.
+"""
 
 from __future__ import annotations
 
@@ -72,6 +83,7 @@ class Batch:
             firsts.append(len(owner))
             for fact in problem.facts:
                 for number, row in enumerate(fact):
+                    # each context counts the same, however many tokens its target has
                     weight, inside = 1 / (len(fact) * len(row.targets)), float(number > 0)
                     reads += [
                         (len(owner), at - row.subject, target, weight, inside)
@@ -119,12 +131,13 @@ class Batch:
         settings: ValueSettings,
         nll_factor: Float[Tensor, " requests"] | None = None,
     ) -> Losses:
-        """Each request's loss at its delta; row i of ``deltas`` belongs to the batch's i-th.
+        """Return each request's loss at its delta; row i of ``deltas`` belongs to the batch's i-th.
 
         Args:
             nll_factor: weight of the likelihood of each request; None for 1.
         """
         hidden = self.rerun.run(deltas[self.owner])
+        # sums by request are index_add: requests have different numbers of rows and reads
         zeros = deltas.new_zeros(len(deltas))
         wanted = log_probs_of(self.lm, hidden[self.read_row, self.read_at])
         of_target = wanted.gather(1, self.read_target[:, None])[:, 0]
@@ -138,6 +151,7 @@ class Batch:
             # KL(edited || initial), as published
             each = kl_div(self.anchor_initial, edited, log_target=True, reduction="none").sum(1)
             kl = zeros.index_add(0, self.owner[self.anchor_row], settings.kl_factor * each)
+        # |delta| / |v_0|^2, as the published code has it: not squared above
         ratios = torch.linalg.vector_norm(deltas, dim=-1) / v_0.square().sum(-1)
         decay = settings.v_weight_decay * ratios.reshape(len(deltas), -1).sum(1)
         return Losses(
@@ -150,7 +164,8 @@ class Batch:
         )
 
     def select(self, going: Bool[Tensor, " requests"]) -> Batch:
-        """The same for the requests that go on."""
+        """Return the same for the requests that go on."""
+        # what stays is renumbered: its new number is how many before it stay too
         going = going.to(self.owner.device)
         rows, reads = going[self.owner], going[self.owner[self.read_row]]
         anchors = going[self.owner[self.anchor_row]]

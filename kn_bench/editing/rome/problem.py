@@ -51,13 +51,13 @@ class ValueProblem:
 
     @property
     def facts(self) -> tuple[tuple[Row, ...], ...]:
-        """The rows of each fact, its bare prompt first."""
+        """Return the rows of each fact, its bare prompt first."""
         ends = tuple(accumulate(self.sizes or (len(self.contexts),)))
         return tuple(self.contexts[a:b] for a, b in zip((0, *ends), ends, strict=False))
 
     @property
     def rows(self) -> tuple[Row, ...]:
-        """Contexts, then the anchor."""
+        """Return contexts, then the anchor."""
         return self.contexts if self.anchor is None else (*self.contexts, self.anchor)
 
 
@@ -99,7 +99,7 @@ class ValueSettings:
 
     @property
     def value_settings(self) -> ValueSettings:
-        """These alone, of a method that has more."""
+        """Return these alone, of a method that has more."""
         return ValueSettings(**{f.name: getattr(self, f.name) for f in fields(ValueSettings)})
 
 
@@ -111,6 +111,7 @@ class Value:
         keys: site inputs at the subject, one a context, the bare prompt first.
         outputs: what delta is added to there: the site's outputs, bias included, or the layer's.
         delta: what is to be added to ``v_0 = outputs[0]``.
+        v_site: the site's own output there plus delta, wherever delta stands: v* of NAS.
         beside: where delta stands at two places, v_0 + delta of the other, the attention's.
         losses: total loss of each forward pass; ``nll``, ``kl``, ``decay`` its weighted parts.
     """
@@ -118,6 +119,7 @@ class Value:
     keys: Float[Tensor, "contexts d_mlp"]
     outputs: Float[Tensor, "contexts d_model"]
     delta: Float[Tensor, " d_model"]
+    v_site: Float[Tensor, " d_model"]
     losses: Float[Tensor, " steps"]
     nll: Float[Tensor, " steps"]
     kl: Float[Tensor, " steps"]
@@ -126,5 +128,5 @@ class Value:
 
     @property
     def v_star(self) -> Float[Tensor, " d_model"]:
-        """v_0 + delta: what the edited site is to answer to the subject's key."""
+        """Return v_0 + delta: what the edited site is to answer to the subject's key."""
         return self.outputs[0] + self.delta

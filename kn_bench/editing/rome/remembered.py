@@ -33,7 +33,7 @@ def read_requests(
     lengths: tuple[tuple[int, int], ...],
     seed: int,
 ) -> list[ValueProblem | NotApplicable]:
-    """Each request's rows, the bare prompt first, or why there are none.
+    """Return each request's rows, the bare prompt first, or why there are none.
 
     Args:
         lengths, seed: of the generated contexts, see
@@ -65,7 +65,7 @@ def values_of(
     *,
     place: Place = "site",
 ) -> dict[ValueProblem, Value]:
-    """The optimised value of each problem; those not met before are optimised together."""
+    """Return the optimised value of each problem; those not met before are optimised together."""
     keys = {
         problem: ("value", layer, place, settings, problem)
         for problem in problems
@@ -102,7 +102,7 @@ def corpus_for(lm: LanguageModel) -> NamedCorpus:
 def covariance_of(
     lm: LanguageModel, layer: int, corpus: Corpus | None, max_tokens: int | None
 ) -> Covariance:
-    """C of the site of ``layer``, ready to be solved with; kept on disk as well.
+    """Return C of the site of ``layer``, ready to be solved with; kept on disk as well.
 
     In a sequence of edits it is the unedited model's, as in the published code.
 

@@ -65,22 +65,22 @@ def spread(
         coefficients: A of the method.
         place: whose output the targets are: the last layer's, or its site's.
     """
-    made = [Spread(LowRankEdit(updates=()), {}) for _ in groups]
+    spreads = [Spread(LowRankEdit(updates=()), {}) for _ in groups]
     exact = wide_dtype(lm.dtype)
     for index, layer in enumerate(layers):
         left = len(layers) - index
-        edits = [one.edit for one in made]
-        keys, reached = _states(lm, groups, edits, layer, layers[-1], place, mean)
-        for group, (found, output) in enumerate(zip(keys, reached, strict=True)):
-            a = coefficients(layer, found)
+        so_far = [step.edit for step in spreads]
+        keys, reached = _states(lm, groups, so_far, layer, layers[-1], place, mean)
+        for group, (k, output) in enumerate(zip(keys, reached, strict=True)):
+            a = coefficients(layer, k)
             missing = targets[group].double() - output.double()
             residual = missing / (left if share == "linear" else math.sqrt(left))
             update = LowRank(layer, a.to(exact), residual.to(exact))
-            made[group] = Spread(
-                LowRankEdit(updates=(*made[group].edit.updates, update)),
-                {**made[group].keys, layer: found},
+            spreads[group] = Spread(
+                LowRankEdit(updates=(*so_far[group].updates, update)),
+                {**spreads[group].keys, layer: k},
             )
-    return made
+    return spreads
 
 
 def group_keys(
@@ -103,7 +103,7 @@ def _states(
     place: Place,
     mean: Mean,
 ) -> tuple[list[Float[Tensor, "n d_mlp"]], list[Float[Tensor, "n d_model"]]]:
-    """Each group's keys at ``layer`` and outputs of ``top``, every row under its group's edit."""
+    """Return each group's keys at ``layer`` and outputs of ``top``, every row under its edit."""
     rows: list[Row] = []
     edit_of: list[int] = []
     spans: list[list[list[slice]]] = []  # of each group, of each problem: the rows of its facts
@@ -139,6 +139,6 @@ def _states(
 def _reached(
     outputs: Float[Tensor, "rows d_model"], facts: Sequence[slice], mean: Mean
 ) -> Float[Tensor, " d_model"]:
-    """What stands at the subject: of the first fact's bare prompt, or the mean over contexts."""
+    """Return the first fact's output at the subject: of its bare prompt, or the mean."""
     first = outputs[facts[0]]
     return first[0] if mean == "grouped" else first.mean(0)

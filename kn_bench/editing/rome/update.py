@@ -37,7 +37,7 @@ def rank_one(
     u_from: KeyChoice = "mean",
     k_p_from: KeyChoice = "bare",
 ) -> RankOne:
-    """The update that makes the site of ``layer`` answer v_star to the key k_p.
+    """Return the update that makes the site of ``layer`` answer v_star to the key k_p.
 
     Args:
         solver: holds C; without it u is along the key itself.

@@ -79,20 +79,21 @@ def _optimise(
     deltas, history = _descend(batch, outputs[batch.first_rows], settings)
     values = []
     for problem, first, delta, steps in zip(problems, firsts, deltas, history, strict=True):
-        found = delta.detach()
+        offset = delta.detach()
         beside = None
         if place == "both":
-            beside = outputs[first, 1] + found[1]
-            found = found[0]
+            beside = outputs[first, 1] + offset[1]
+            offset = offset[0]
+        v_site = widened(ragged.site_values[first])
         if settings.norm_anchor:
-            site = widened(ragged.site_values[first])
-            found = anchored(site, found, settings.norm_anchor)
+            offset = anchored(v_site, offset, settings.norm_anchor)
         here = slice(first, first + len(problem.contexts))
         values.append(
             Value(
                 keys=keys[here],
                 outputs=outputs[here, 0] if place == "both" else outputs[here],
-                delta=found,
+                delta=offset,
+                v_site=v_site + offset,
                 losses=steps[:, 0],
                 nll=steps[:, 1],
                 kl=steps[:, 2],
@@ -145,7 +146,7 @@ class _Progress:
 def _descend(
     batch: Batch, v_0: Float[Tensor, "requests *places d_model"], settings: ValueSettings
 ) -> tuple[list[nn.Parameter], list[Float[Tensor, "steps 6"]]]:
-    """Adam on every request's delta; each stops for itself.
+    """Descend on every request's delta by Adam; each stops for itself.
 
     The published order: the loss is looked at before the update, N passes make N - 1 updates, and
     delta is projected onto its ball after each.
@@ -191,7 +192,7 @@ def _update(
     going: Tensor,
     radii: Float[Tensor, "requests *places 1"],
 ) -> None:
-    """One step of those that go on: Adam passes over parameters without a gradient."""
+    """Update those that go on: Adam passes over parameters without a gradient."""
     on = [index for index, goes in zip(active, going.tolist(), strict=True) if goes]
     adam.zero_grad(set_to_none=True)
     gradients = torch.autograd.grad(losses.total.sum(), [deltas[index] for index in on])
