@@ -254,7 +254,7 @@ class Wise(AnswerMethod[WiseSettings]):
                 loss = nll + sum(margin.clamp_min(0) for margin in margins)
             (gradient,) = torch.autograd.grad(loss, [side])
             with torch.no_grad():
-                side -= h.edit_lr * gradient * mask
+                side.sub_(h.edit_lr * gradient * mask)
         return side.detach(), float(loss.detach())
 
     # -- the module's inputs ----------------------------------------------------------------

@@ -36,7 +36,9 @@ def model():
 
 @lru_cache(maxsize=1)
 def requests():
-    return tuple(case.request for case in sources.load("embedded", only=["P36"], limit=4).cases)
+    return tuple(
+        case.request for case in sources.load("embedded", relations=["P36"], limit=4).cases
+    )
 
 
 def bound(spec):

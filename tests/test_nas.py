@@ -8,7 +8,6 @@ from kn_bench.cases import sources
 from kn_bench.cases.sampling import stable_hash
 from kn_bench.editing.applying import in_place
 from kn_bench.editing.norm_anchor import measured_norm
-from kn_bench.editing.registry import bind, marked_spec
 from kn_bench.editing.rome.value import optimise_values
 from kn_bench.editing.settings import settings_for
 from kn_bench.edits.memit import Memit
@@ -67,9 +66,6 @@ def test_m_is_measured_before_the_first_edit_and_once(lm, settings, tmp_path):
         assert measured_norm(lm, settings, SOLVES) == method.settings.norm_anchor
 
 
-def test_m_that_is_given_is_not_measured(lm, tmp_path, monkeypatch):
-    monkeypatch.setenv("KN_BENCH_CACHE", str(tmp_path))
-    spec = marked_spec(nas)
-    assert spec is not None
-    assert bind(spec, lm).settings.norm_anchor > 0
+def test_m_that_is_given_is_not_measured(lm, settings, tmp_path):
+    assert nas(lm, replace(settings, norm_anchor=7.5)).settings.norm_anchor == 7.5
     assert not (tmp_path / "norm_anchors").exists()

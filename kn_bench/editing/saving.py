@@ -36,7 +36,7 @@ from kn_bench.editing.edit import (
     PromptEdit,
     tensors_of,
 )
-from kn_bench.editing.memories import Codebook, SideWeights
+from kn_bench.editing.memories import Codebook, Memory, SideWeights
 from kn_bench.editing.provenance import Provenance
 from kn_bench.model.language_model import LanguageModel
 
@@ -346,9 +346,8 @@ def _unpacked(header: _Header, tensors: Mapping[str, Tensor]) -> Edit:
         answers = {Cloze(left, right): answer for left, right, answer in kind.answers}
         return LookupEdit(answers, notes=notes)
     if isinstance(kind, _Memory):
-        form = Codebook if kind.form == "Codebook" else SideWeights
-        memory = form(**tensors)
-        return MemoryEdit(kind.module, memory, kind.before_last, notes=notes)
+        form: type[Memory] = Codebook if kind.form == "Codebook" else SideWeights
+        return MemoryEdit(kind.module, form(**tensors), kind.before_last, notes=notes)
     return NoEdit(notes=notes)
 
 
