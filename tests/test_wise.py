@@ -88,7 +88,7 @@ def brute_force(lm, h, row, start, mask, others):
         (gradient,) = torch.autograd.grad(loss, [delta])
         with torch.no_grad():
             delta -= h.edit_lr * torch.where(mask, gradient, 0.0)
-    return delta.detach(), float(loss), keys[list(row.reads)]
+    return delta.detach(), float(loss.detach()), keys[list(row.reads)]
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
