@@ -27,7 +27,7 @@ from kn_bench.editing.edit import (
     PromptEdit,
     WrapperEdit,
 )
-from kn_bench.editing.memories import Codebook, SideWeights
+from kn_bench.editing.memories import Codebook, Memory, SideWeights
 from kn_bench.editing.provenance import Provenance, settings_of
 from kn_bench.editing.saving import (
     HEADER,
@@ -99,6 +99,7 @@ def dense(draw):
 @st.composite
 def memory(draw):
     n, d_in, d_out = draw(sizes), draw(sizes), draw(sizes)
+    beside: Memory
     if draw(st.booleans()):
         beside = Codebook(
             draw(tensors(n, d_in)),

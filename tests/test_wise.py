@@ -98,7 +98,7 @@ def test_a_copy_is_what_a_brute_force_gives(family):
     memory = method.empty()
     start = method.no_change()[0]
     for index, request in enumerate(REQUESTS[:3]):
-        (row,) = method._rows([request])
+        (row,) = method._rows_of_all([request])
         others = method.other_keys(request.id)
         assert len(others) == SETTINGS.others
         mask = method.mask(index // 2)
@@ -118,7 +118,8 @@ def by_entry(shards, density):
     rows = [shard.flatten().tolist() for shard in shards]
     out = int((1 - density) * len(rows[0]))
     for row in rows:
-        for index in sorted(range(len(row)), key=lambda i, row=row: abs(row[i]))[:out]:
+        sizes = [abs(entry) for entry in row]
+        for index in sorted(range(len(row)), key=sizes.__getitem__)[:out]:
             row[index] = 0.0
     merged = []
     for entries in zip(*rows, strict=True):
@@ -165,7 +166,7 @@ def test_shards_and_merging():
     before: SideMemory = memory
     for index in range(5):
         request = REQUESTS[index % len(REQUESTS)]
-        (row,) = method._rows([request])
+        (row,) = method._rows_of_all([request])
         before, (memory, _) = memory, method.learn(memory, row, method.other_keys(request.id))
         sizes.append(len(memory.deltas))
         if index == 3:

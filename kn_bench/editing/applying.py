@@ -254,8 +254,8 @@ def in_place(lm: LanguageModel, edit: Edit) -> Iterator[None]:
         with torch.no_grad():
             for name, delta in deltas.items():
                 parameters[name].add_(delta.to(parameters[name]))
-        wraps = isinstance(edit, MemoryEdit | WrapperEdit)
-        with edit.apply(lm.hf) if wraps else nullcontext():
+        wrapper = edit if isinstance(edit, MemoryEdit | WrapperEdit) else None
+        with wrapper.apply(lm.hf) if wrapper else nullcontext():
             yield
     finally:
         with torch.no_grad():

@@ -184,8 +184,8 @@ def _plain(edit: Edit) -> _AnyKind:
     if isinstance(edit, LookupEdit) and kind is LookupEdit:
         return _Lookup(tuple((*cloze, answer) for cloze, answer in edit.answers.items()))
     if isinstance(edit, MemoryEdit) and kind is MemoryEdit:
-        form = "Codebook" if isinstance(edit.memory, Codebook) else "SideWeights"
-        return _Memory(edit.module, form, edit.before_last)
+        book = isinstance(edit.memory, Codebook)
+        return _Memory(edit.module, "Codebook" if book else "SideWeights", edit.before_last)
     raise ValueError(
         f"{kind.__name__}: expected an edit that is data (LowRankEdit, NeuronEdit, DenseEdit, "
         "PromptEdit, LookupEdit, MemoryEdit or NoEdit); one that is code cannot be saved: make it "
