@@ -157,7 +157,9 @@ class Toy:
         return [None] * len(requests)
 
 
-def load_model(name, *, device="cpu", dtype="float32", attention=None, commit=None):
+def load_model(
+    name, *, device="cpu", dtype="float32", attention=None, commit=None, chat_template=False
+):
     if name == "toy-broken":
         raise ValueError("cannot load the model 'toy-broken'")
     parameters = SimpleNamespace(parameters=list)
