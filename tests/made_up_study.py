@@ -1,10 +1,10 @@
 """A study in miniature: few made-up cases in the words of the tiny tokenizer, few draws."""
 
 from kn_bench.cases.case import Case, Cloze, EditRequest, Probe, Query
-from kn_bench.study.material import Material, Settings
+from kn_bench.study.material import Material, StudySettings
 from tests.tiny_models import tiny_model
 
-SETTINGS = Settings(
+SETTINGS = StudySettings(
     facts=2,
     prompts=4,
     gaps=6,

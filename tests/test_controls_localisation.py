@@ -16,7 +16,7 @@ from kn_bench.study.sections.choice import choose, halves, top
 from kn_bench.study.sections.dose import dose_response
 from kn_bench.study.sections.erasing import erased
 from kn_bench.study.sections.matched import AgainstRandom, against_random
-from kn_bench.study.sections.selectivity import Asked, Suppressed, selectivity
+from kn_bench.study.sections.selectivity import GroupPrompts, SuppressedGroup, selectivity
 from tests.tiny_models import tiny_model
 
 PLANTED = Neuron(2, 0)
@@ -102,7 +102,7 @@ def test_dose_and_response(lm):
     gone = answers(lm, queries, [suppress(order[:2])])
     assert found.probability[2] == pytest.approx(gone.probability.mean())
     assert found.needed(0.5) == 1
-    with pytest.raises(ValueError, match="must start with 0"):
+    with pytest.raises(ValueError, match="expected 0, the unedited model, as the first"):
         dose_response(lm, queries, order, doses=(1, 2))
 
 
@@ -123,8 +123,12 @@ def test_planted_neurons_carry_their_own_answers_alone(lm):
     mine, others = queries_of(4), queries_of(4, answer=30, seed=1)
     cells = selectivity(
         lm,
-        [Suppressed("a", "r", frozenset({PLANTED})), Suppressed("b", "s", frozenset())],
-        [Asked("a", "r", tuple(mine)), Asked("b", "s", tuple(others)), Asked("c", "r", (mine[0],))],
+        [SuppressedGroup("a", "r", frozenset({PLANTED})), SuppressedGroup("b", "s", frozenset())],
+        [
+            GroupPrompts("a", "r", tuple(mine)),
+            GroupPrompts("b", "s", tuple(others)),
+            GroupPrompts("c", "r", (mine[0],)),
+        ],
     )
     by_place = {(c.row, c.column, c.own): c.change for c in cells}
     assert by_place["r", "r", True].mean < -1
@@ -193,7 +197,7 @@ def test_direct_search_finds_what_was_planted(lm):
     assert PLANTED in found["direct_ablation"].neurons
     assert found["direct_ablation"].change < found["random"].change - 1
     assert found["direct_ablation"].overlap == 1
-    with pytest.raises(ValueError, match="choosing needs two prompts"):
+    with pytest.raises(ValueError, match="activation: expected two prompts or more"):
         choose(lm, queries[:1], scores)
 
 

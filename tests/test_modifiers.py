@@ -195,7 +195,7 @@ def test_prompts_and_words_that_do_not_fit_are_counted():
     assert [shift.n for shift in found.shifts] == [1, 1]
     assert found.excluded == (words[2],)
     assert found.skipped == 1
-    with pytest.raises(ValueError, match="none of 1 prompts can be put to random-bert"):
+    with pytest.raises(ValueError, match="1 prompts for random-bert: expected at least one"):
         modifier_study(lm, prompts[1:], ["b"], [Neuron(0, 0)], modifiers=words)
 
 

@@ -11,7 +11,7 @@ import pytest
 from kn_bench.measure.statistics import Interval
 from kn_bench.study.html import index_html
 from kn_bench.study.material import Material
-from kn_bench.study.page import Figure, NothingToShow, Section, Table
+from kn_bench.study.page import NothingToShow, Section, SectionFigure, SectionTable
 from kn_bench.study.plots import (
     COLOURS,
     MARKS,
@@ -23,7 +23,7 @@ from kn_bench.study.plots import (
     short,
     whiskers,
 )
-from kn_bench.study.runner import Part, Step, run_study, section_key
+from kn_bench.study.runner import Part, StudyStep, run_study, section_key
 from kn_bench.study.writing import cell, csv_text, read_section, write_section
 from tests.made_up_study import SETTINGS, made_up_cases
 from tests.tiny_models import tiny_model
@@ -42,8 +42,8 @@ def counted_part(calls, folder):
             "Made up?",
             "A question.",
             ("One finding.",),
-            (Table("t", "A table.", ("a", "b"), ((1, Interval(0.5, 0.4, 0.6, 9)),)),),
-            (Figure("f", "A figure.", lambda: panels(1)[0]),),
+            (SectionTable("t", "A table.", ("a", "b"), ((1, Interval(0.5, 0.4, 0.6, 9)),)),),
+            (SectionFigure("f", "A figure.", lambda: panels(1)[0]),),
         )
 
     return Part("made_up", "Made up?", run, (source,))
@@ -51,7 +51,7 @@ def counted_part(calls, folder):
 
 def test_a_study_resumes_where_all_is_as_it_was(tmp_path, material):
     calls: list[Material] = []
-    steps: list[Step] = []
+    steps: list[StudyStep] = []
     part = counted_part(calls, tmp_path)
     out = tmp_path / "out"
     first = run_study(material, [part], out, tell=steps.append)
@@ -118,7 +118,9 @@ class Reader(HTMLParser):
 
 
 def test_the_page_is_one_file_with_all_sections(tmp_path, material):
-    section = Section("a", "A <b>?", "Q", ("x < y",), (), (Figure("f", "c", lambda: panels(1)[0]),))
+    section = Section(
+        "a", "A <b>?", "Q", ("x < y",), (), (SectionFigure("f", "c", lambda: panels(1)[0]),)
+    )
     written = [
         write_section(dataclasses.replace(section, id=name), tmp_path / name, "key", 1.0)
         for name in ("one", "two")
@@ -160,7 +162,7 @@ def test_cells():
     assert cell(0.0) == "0.00"
     assert cell(float("nan")) == "–"
     assert cell(Interval(0.5, 0.25, 0.75, 8)) == "0.50 [0.25, 0.75] n=8"
-    table = Table("t", "c.", ("a", "b"), (("x", None), ("y", Interval(1.0, 0.0, 2.0, 3))))
+    table = SectionTable("t", "c.", ("a", "b"), (("x", None), ("y", Interval(1.0, 0.0, 2.0, 3))))
     assert csv_text(table).splitlines()[1:] == ["x,,,,", "y,1,0,2,3"]
 
 

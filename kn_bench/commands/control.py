@@ -34,7 +34,7 @@ def command(
     again: options.Again = False,
 ) -> None:
     """Run one section of the study and print its findings and tables."""
-    from kn_bench.study.material import Settings
+    from kn_bench.study.material import StudySettings
 
     request = Request(
         model=model,
@@ -46,5 +46,5 @@ def command(
         dtype=dtype,
         again=again,
     )
-    settings = Settings(facts=facts, prompts=prompts, seed=seed)
+    settings = StudySettings(facts=facts, prompts=prompts, seed=seed)
     run_sections([name], request, settings)

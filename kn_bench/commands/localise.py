@@ -30,7 +30,7 @@ def command(
     Compares facts with syntax, four attributions, and selection with and without a maximum number
     of neurons. Every figure comes with its interval and its null.
     """
-    from kn_bench.study.material import Settings
+    from kn_bench.study.material import StudySettings
 
     request = Request(
         model=model,
@@ -42,5 +42,5 @@ def command(
         dtype=dtype,
         again=again,
     )
-    settings = Settings(ablation=ablation, facts=facts, prompts=prompts, seed=seed)
+    settings = StudySettings(ablation=ablation, facts=facts, prompts=prompts, seed=seed)
     run_sections(["determiners", "levels"], request, settings)

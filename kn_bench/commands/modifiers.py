@@ -46,7 +46,7 @@ def command(
     beside relative changes. The change is also compared with how often each modifier occurs with
     singular and plural nouns in a corpus.
     """
-    from kn_bench.study.material import Settings
+    from kn_bench.study.material import StudySettings
 
     request = Request(
         model=model,
@@ -57,5 +57,5 @@ def command(
         dtype=dtype,
         again=again,
     )
-    settings = Settings(gaps=prompts, neurons=parse_neurons(neuron), corpus=corpus, seed=seed)
+    settings = StudySettings(gaps=prompts, neurons=parse_neurons(neuron), corpus=corpus, seed=seed)
     run_sections(["modifiers"], request, settings)

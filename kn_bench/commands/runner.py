@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from kn_bench.cases.case import Case
     from kn_bench.localise.selection import Neuron
     from kn_bench.model.language_model import LanguageModel
-    from kn_bench.study.material import Material, Settings
-    from kn_bench.study.runner import Part, Step
-    from kn_bench.study.writing import Written
+    from kn_bench.study.material import Material, StudySettings
+    from kn_bench.study.runner import Part, StudyStep
+    from kn_bench.study.writing import WrittenSection
 
 ASKED = 24
 """Facts of each relation that --known asks."""
@@ -54,7 +54,7 @@ class Request:
 
 
 def run_sections(
-    names: Sequence[str] | None, request: Request, settings: Settings, *, show: bool = True
+    names: Sequence[str] | None, request: Request, settings: StudySettings, *, show: bool = True
 ) -> None:
     """Run the sections called ``names`` (all when None), then print or point at what they found.
 
@@ -80,7 +80,7 @@ def run_sections(
     typer.echo(f"written to {request.output / 'index.html'}")
 
 
-def load_material(request: Request, settings: Settings) -> Material:
+def load_material(request: Request, settings: StudySettings) -> Material:
     """Load the model and the cases that ``request`` names.
 
     Raises:
@@ -183,7 +183,9 @@ def parse_neurons(texts: Sequence[str] | None) -> tuple[Neuron, ...]:
     return tuple(neurons)
 
 
-def _run(material: Material, chosen: Sequence[Part], folder: Path, *, again: bool) -> list[Written]:
+def _run(
+    material: Material, chosen: Sequence[Part], folder: Path, *, again: bool
+) -> list[WrittenSection]:
     from kn_bench.study.runner import run_study
 
     with _progress(chosen) as tell:
@@ -191,13 +193,13 @@ def _run(material: Material, chosen: Sequence[Part], folder: Path, *, again: boo
 
 
 @contextmanager
-def _progress(chosen: Sequence[Part]) -> Iterator[Callable[[Step], None]]:
+def _progress(chosen: Sequence[Part]) -> Iterator[Callable[[StudyStep], None]]:
     """Show a bar on a terminal, a line for each section elsewhere."""
     from tqdm import tqdm
 
     with tqdm(total=len(chosen), unit=" sections", disable=None, leave=False) as bar:
 
-        def tell(step: Step) -> None:
+        def tell(step: StudyStep) -> None:
             if step.state == "begins":
                 bar.set_description(step.part.title)
                 return
@@ -209,7 +211,7 @@ def _progress(chosen: Sequence[Part]) -> Iterator[Callable[[Step], None]]:
         yield tell
 
 
-def _print(written: Sequence[Written]) -> None:
+def _print(written: Sequence[WrittenSection]) -> None:
     from kn_bench.results import tables
 
     for section in written:

@@ -48,7 +48,7 @@ def command(
 
     Sections that the folder already has are kept unless model, cases, settings or code changed.
     """
-    from kn_bench.study.material import Settings
+    from kn_bench.study.material import StudySettings
 
     request = Request(
         model=model,
@@ -61,7 +61,7 @@ def command(
         dtype=dtype,
         again=again,
     )
-    settings = Settings(
+    settings = StudySettings(
         ablation=ablation,
         facts=facts,
         prompts=prompts,

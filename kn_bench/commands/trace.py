@@ -38,7 +38,7 @@ def command(
     again: options.Again = False,
 ) -> None:
     """Trace which hidden states carry an answer, by token position (Figure 9 of the paper)."""
-    from kn_bench.study.material import Settings
+    from kn_bench.study.material import StudySettings
 
     request = Request(
         model=model,
@@ -51,5 +51,5 @@ def command(
         dtype=dtype,
         again=again,
     )
-    settings = Settings(traced=prompts, samples=samples, window=window, seed=seed)
+    settings = StudySettings(traced=prompts, samples=samples, window=window, seed=seed)
     run_sections(["tracing"], request, settings)

@@ -1,4 +1,4 @@
-"""Edits for the sections that ask what edits do: methods by name, and whether an edit took."""
+"""Edits for the sections that ask what edits do: methods by name, and whether an edit succeeded."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from kn_bench.model.language_model import LanguageModel
 
 
 def knowledge_neurons(lm: LanguageModel) -> RewriteKN:
-    """The method kn-edit (Dai et al. 2022) on ``lm``."""
+    """Return the method kn-edit (Dai et al. 2022) for ``lm``."""
     return RewriteKN(lm)
 
 
 def erasing(lm: LanguageModel, by: Erased) -> EraseKN:
-    """The method kn-erase on ``lm``; ``by`` is zero, mean, unk or random."""
+    """Return the method kn-erase for ``lm``; ``by`` is zero, mean, unk or random."""
     return EraseKN(lm, by=by)
 
 
 def rome(lm: LanguageModel, layer: int | None = None) -> Rome:
-    """ROME on ``lm``, without C where there is no text to take it over.
+    """Return ROME for ``lm``, without the second moment C where no corpus is known.
 
     Args:
-        layer: to edit, instead of the published or default one.
+        layer: the layer to edit instead of the published or default one.
     """
     chosen = settings_for("rome", RomeSettings, lm)
     if layer is not None:
@@ -47,24 +47,24 @@ def rome(lm: LanguageModel, layer: int | None = None) -> Rome:
 
 
 def methods(lm: LanguageModel) -> list[tuple[str, Method]]:
-    """The paper's two editing methods: kn-edit, and for causal models ROME."""
-    found: list[tuple[str, Method]] = [("kn-edit", knowledge_neurons(lm))]
+    """Return the paper's two editing methods by name: kn-edit, and for causal models ROME."""
+    named: list[tuple[str, Method]] = [("kn-edit", knowledge_neurons(lm))]
     if lm.is_causal:
         method = rome(lm)
         name = "rome" if method.settings.mom2_adjustment else "rome-no-c"
-        found.append((name, method))
-    return found
+        named.append((name, method))
+    return named
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Whether an edit took.
+    """Whether an edit succeeded.
 
     Attributes:
-        prior: P(target_new) before.
-        preferred: whether target_new is more probable than target_true after.
-        argmax: whether target_new is what the model answers after.
-        before: whether it was preferred already.
+        prior: P(target_new) before the edit.
+        preferred: whether target_new is more probable than target_true after the edit.
+        argmax: whether the edited model answers with target_new.
+        before: whether target_new was preferred before the edit.
     """
 
     prior: float
@@ -78,31 +78,31 @@ def took(
     requests: Sequence[EditRequest],
     edits: Sequence[Edit | NotApplicable | None],
 ) -> list[Outcome | None]:
-    """The outcome of each request under its edit; None where there is no edit or no fit."""
+    """Measure each request under its edit; None where it has no edit or cannot be encoded."""
     encoded = [both_targets(lm, request) for request in requests]
     usable = [
         i
         for i, (pair, edit) in enumerate(zip(encoded, edits, strict=True))
         if pair is not None and edit is not None and not isinstance(edit, NotApplicable)
     ]
-    queries = [one for i in usable for one in (encoded[i] or ())]
+    queries = [query for i in usable for query in (encoded[i] or ())]
     applied = [edit for i in usable if isinstance(edit := edits[i], Edit)]
     before = answers(lm, queries, [NoEdit()])
     after = answers(lm, queries, applied or [NoEdit()], np.arange(len(usable)).repeat(2).tolist())
-    found: list[Outcome | None] = [None] * len(requests)
+    outcomes: list[Outcome | None] = [None] * len(requests)
     for place, i in enumerate(usable):
         true, new = 2 * place, 2 * place + 1
-        found[i] = Outcome(
+        outcomes[i] = Outcome(
             prior=float(before.probability[new]),
             preferred=bool(after.log_prob[new] > after.log_prob[true]),
             argmax=bool(after.right[new]),
             before=bool(before.log_prob[new] > before.log_prob[true]),
         )
-    return found
+    return outcomes
 
 
 def both_targets(lm: LanguageModel, request: EditRequest) -> tuple[Fitted, Fitted] | None:
-    """The edited prompt asked for target_true and for target_new; None where one does not fit."""
+    """Encode the edited prompt with target_true and with target_new; None if either fails."""
     true, new = (
         encode_query(Query(request.cloze, answer), lm.tokens, request.task)
         for answer in (request.target_true, request.target_new)
@@ -111,10 +111,10 @@ def both_targets(lm: LanguageModel, request: EditRequest) -> tuple[Fitted, Fitte
 
 
 def rewritten(lm: LanguageModel, request: EditRequest, neurons: Neurons) -> Edit | None:
-    """kn-edit's change, -e(old) + e(new), made in the values of any neurons."""
+    """Add kn-edit's change, -e(old) + e(new), to the values of ``neurons``."""
     pair = both_targets(lm, request)
     if pair is None or not neurons:
         return None
-    old, new = (lm.output_embeddings[list(one.answer_ids)].float().sum(0) for one in pair)
+    old, new = (lm.output_embeddings[list(query.answer_ids)].float().sum(0) for query in pair)
     updates: tuple[LowRank, ...] = knowledge_neurons(lm).updates(neurons, old, new)
     return LowRankEdit(updates)

@@ -1,4 +1,4 @@
-"""The page of a study: one self-contained file to be paged through, with or without JavaScript."""
+"""Render a study as one self-contained HTML file, readable with or without JavaScript."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kn_bench.study.material import Material
-from kn_bench.study.writing import Written, data_uri
+from kn_bench.study.writing import WrittenSection, data_uri
 
 TEMPLATE = Path(__file__).parent / "page.html.j2"
 
 
-def index_html(material: Material, sections: Sequence[Written], folder: Path) -> str:
-    """The page with all ``sections``, the figures that lie in ``folder`` put into it."""
+def index_html(material: Material, sections: Sequence[WrittenSection], folder: Path) -> str:
+    """Return the page with all ``sections`` and with the figures in ``folder`` embedded."""
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(

@@ -1,22 +1,22 @@
-"""The page of a study in Markdown, as code hosts show a folder's ``README.md``."""
+"""Render a study in Markdown, as the ``README.md`` that code hosts show for a folder."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
 from kn_bench.results import tables
-from kn_bench.study.writing import Written, WrittenFigure, WrittenTable
+from kn_bench.study.writing import WrittenFigure, WrittenSection, WrittenTable
 
 
-def index_markdown(model: str, sections: Sequence[Written]) -> str:
-    """The words and figures of all ``sections``; tables folded, the rows that the page shows."""
+def index_markdown(model: str, sections: Sequence[WrittenSection]) -> str:
+    """Return the text and figures of all ``sections``, and the shown rows of each table, folded."""
     lines = [f"# What the knowledge neurons of {model} are, and are not", ""]
     for number, section in enumerate(sections, 1):
         lines += [f"## {number}. {section.title}", "", *_body(section)]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _body(section: Written) -> Iterator[str]:
+def _body(section: WrittenSection) -> Iterator[str]:
     if section.question:
         yield from (section.question, "")
     if section.findings:

@@ -1,4 +1,4 @@
-"""What the sections of a study work on: made when first asked for, and once."""
+"""What the sections of a study work on, computed once, on first use."""
 
 from __future__ import annotations
 
@@ -25,37 +25,37 @@ from kn_bench.model.seeding import seeded
 from kn_bench.study.page import NothingToShow
 
 ABLATED_ALL = 8192
-"""Neurons of a model up to which all of them are ablated, whatever is asked."""
+"""Models with at most this many neurons have all of them ablated, whatever the settings say."""
 RANKED = 50
 SAMPLED = 200
 TASKS: tuple[Task, ...] = ("fact", "pair")
 METHODS = ("integrated gradients", "gradient x activation", "direct ablation", "activation")
-"""The attributions compared, the one under test first."""
+"""The attributions compared; the method under test comes first."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What bears on a study's results.
+class StudySettings:
+    """The settings that affect a study's results.
 
     Attributes:
-        facts: of each relation.
-        prompts: of each group.
-        gaps: prompts that modifiers are put in.
-        traced: prompts traced of each relation and paradigm.
-        samples: of the noise in traces.
-        window: layers restored at once for MLP and attention; None for 10 of 48, as published,
-            in proportion.
-        sampled, sampled_prompts: groups of each task, and prompts of each, for expensive methods.
-        edited: cases of each relation that are edited and measured.
-        draws: random sets of neurons beside each set.
-        permutations: behind the nulls of the measures of localisation.
-        resamples: of the bootstrap over prompts.
-        ablation: "all" ablates every neuron one by one; "ranked" of a model with many those that
-            another score ranks high, and a random sample.
-        neurons: the number neurons, plural and singular, instead of those that are located.
-        corpus: text to count in; the embedded models' own when None.
-        corpus_lines: of it that are read.
-        seed: of all draws.
+        facts: facts per relation.
+        prompts: prompts per group.
+        gaps: prompts with a gap that modifiers are put into.
+        traced: prompts traced per relation or paradigm.
+        samples: noise samples per trace.
+        window: layers restored at once for MLP and attention; None scales the published 10 of 48
+            layers to the depth of the model.
+        sampled, sampled_prompts: groups per task, and prompts per group, for expensive methods.
+        edited: cases per relation that are edited and measured.
+        draws: random sets of neurons to compare each located set with.
+        permutations: permutations behind the nulls of the measures of localisation.
+        resamples: bootstrap resamples over prompts.
+        ablation: "all" ablates every neuron one by one; "ranked" ablates, in a model with many
+            neurons, those that another score ranks high and a random sample.
+        neurons: the number neurons, plural and singular, to use instead of the located ones.
+        corpus: text in which co-occurrence is counted; None for the embedded models' own.
+        corpus_lines: lines of the corpus to read.
+        seed: seed of all random draws.
     """
 
     facts: int = 6
@@ -78,46 +78,46 @@ class Settings:
 
 
 class Material:
-    """A model and cases, with what is made of them.
+    """A model and cases, with everything computed from them.
 
     Args:
         lm: the model.
-        cases: facts and pairs, of any source.
-        settings: how much of it is looked at.
+        cases: facts and pairs from any source.
+        settings: how much of them to look at.
     """
 
     def __init__(
-        self, lm: LanguageModel, cases: Sequence[Case], settings: Settings | None = None
+        self, lm: LanguageModel, cases: Sequence[Case], settings: StudySettings | None = None
     ) -> None:
         self.lm, self.cases = lm, tuple(cases)
-        self.settings = settings or Settings()
+        self.settings = settings or StudySettings()
 
     @property
     def window(self) -> int:
-        """Layers restored at once: 10 of GPT-2 XL's 48, and of others in proportion."""
+        """Layers restored at once: 10 of GPT-2 XL's 48, in proportion for other models."""
         return self.settings.window or max(1, round(self.lm.n_layers * 10 / 48))
 
     @cached_property
     def profiles(self) -> list[Profile]:
-        """Facts and classes of pairs that fit the model, attributed.
+        """The attributed facts and classes of pairs that the model can encode.
 
         Raises:
-            NothingToShow: when there are none.
+            NothingToShow: if there are none.
         """
         s = self.settings
-        found = profiles(self.lm, groups_of(self.cases, facts=s.facts, prompts=s.prompts))
-        if not found:
+        attributed = profiles(self.lm, groups_of(self.cases, facts=s.facts, prompts=s.prompts))
+        if not attributed:
             raise NothingToShow("No fact and no class of pairs fits the model.")
-        return found
+        return attributed
 
     def of_task(self, task: Task) -> list[Profile]:
-        """The profiles of facts, or of pairs."""
+        """Return the profiles of facts, or those of pairs."""
         return [profile for profile in self.profiles if profile.group.task == task]
 
     def neurons(self, profile: Profile) -> Neurons:
-        """The profile's knowledge neurons, by the published rule with its cap.
+        """Return the profile's knowledge neurons, by the published rule with its cap.
 
-        Where the rule leaves none, the two of the highest mean attribution.
+        Where the rule selects none, return the two with the highest mean attribution.
         """
         return profile.select(Locating()).neurons or frozenset(profile.ranked[:2])
 
@@ -125,14 +125,14 @@ class Material:
     def relations(self) -> tuple[str, ...]:
         """Relations and paradigms of the profiles, facts first."""
         ordered = [*self.of_task("fact"), *self.of_task("pair")]
-        return tuple(dict.fromkeys(one.group.relation for one in ordered))
+        return tuple(dict.fromkeys(profile.group.relation for profile in ordered))
 
     @cached_property
     def task_of(self) -> dict[str, Task]:
         return {case.relation: case.task for case in self.cases}
 
     def scores(self, profile: Profile, method: str) -> Float[Tensor, "n n_layers d_mlp"]:
-        """Scores of the profile's prompts by one of :data:`METHODS`."""
+        """Return the scores of the profile's prompts by one of :data:`METHODS`."""
         if method == "integrated gradients":
             return profile.scores
         key = (profile.group.id, len(profile.encoded), method)
@@ -150,8 +150,9 @@ class Material:
     def ablated(self, profile: Profile) -> frozenset[Neuron] | None:
         """Return the neurons that are ablated one by one for ``profile``; None for all.
 
-        Each costs a forward pass a prompt. Where there are many, they are those that another score
-        ranks among its :data:`RANKED` highest, for a prompt or in the mean, and the random sample.
+        Each neuron costs one forward pass per prompt. In a model with many neurons, ablate those
+        that another score ranks among its :data:`RANKED` highest, for a prompt or on average, and
+        a random sample.
         """
         n, d_mlp = self.lm.n_layers * self.lm.d_mlp, self.lm.d_mlp
         if self.settings.ablation == "all" or n <= ABLATED_ALL:
@@ -177,26 +178,28 @@ class Material:
         return {}
 
     def mean_activation(self, profile: Profile) -> Float[Tensor, "n_layers d_mlp"]:
-        """At the answer positions of the profile's prompts."""
+        """Return the mean activation at the answer positions of the profile's prompts."""
         return self.scores(profile, "activation").double().mean(0)
 
     @cached_property
     def sample(self) -> list[Profile]:
-        """Some groups of each task, from as many relations as can be, with few prompts each.
+        """Some groups of each task, from as many relations as possible, with few prompts each.
 
-        For expensive methods: direct ablation runs the model once for every neuron and prompt.
+        Used by expensive methods: direct ablation runs the model once per neuron and prompt.
         """
-        found = []
+        sampled = []
         for task in TASKS:
             groups = [profile for profile in self.of_task(task) if len(profile.encoded) > 1]
             rounds: Counter[str] = Counter()
             turns = []
-            for one in sorted(groups, key=lambda one: stable_hash("sample", one.group.id)):
-                turns.append((rounds[one.group.relation], one))
-                rounds[one.group.relation] += 1
+            for profile in sorted(
+                groups, key=lambda profile: stable_hash("sample", profile.group.id)
+            ):
+                turns.append((rounds[profile.group.relation], profile))
+                rounds[profile.group.relation] += 1
             chosen = sorted(turns, key=lambda turn: turn[0])[: self.settings.sampled]
-            found += [one.first(self.settings.sampled_prompts) for _, one in chosen]
-        return found
+            sampled += [profile.first(self.settings.sampled_prompts) for _, profile in chosen]
+        return sampled
 
     @cached_property
     def gaps(self) -> list[tuple[Cloze, str]]:
@@ -206,7 +209,7 @@ class Material:
         ]
 
     def rejected(self, profile: Profile) -> list[Fitted | None]:
-        """The profile's prompts with the answer that is not true: target_new."""
+        """Encode the profile's prompts with the wrong answer, target_new."""
         group = profile.group
         wrong = [r.target_new for r in group.requests]
         if len(wrong) < len(group.queries):
@@ -217,19 +220,19 @@ class Material:
         ]
 
     def requests(self, task: Task, each: int | None = None) -> list[EditRequest]:
-        """The first edit requests of every relation (or paradigm) of a task."""
+        """Return the first edit requests of every relation (or paradigm) of a task."""
         counted: dict[str, int] = {}
-        found = []
+        requests = []
         for case in self.cases:
             n = counted.get(case.relation, 0)
             if case.task == task and n < (each or self.settings.edited):
                 counted[case.relation] = n + 1
-                found.append(case.request)
-        return found
+                requests.append(case.request)
+        return requests
 
 
 def best_class(profiles_: Sequence[Profile], name: str) -> list[Profile]:
-    """The profiles of the classes called ``name``, of all paradigms that ask for it."""
+    """Return the profiles of the classes called ``name``, from all paradigms that have it."""
     return [
         profile
         for profile in profiles_
@@ -240,5 +243,5 @@ def best_class(profiles_: Sequence[Profile], name: str) -> list[Profile]:
 
 
 def stacked(profiles_: Sequence[Profile]) -> Float[Tensor, "n n_layers d_mlp"]:
-    """Scores of all prompts of several profiles."""
+    """Return the scores of all prompts of several profiles."""
     return torch.cat([profile.scores for profile in profiles_])

@@ -1,4 +1,4 @@
-"""What a section of a study gives: sentences, tables of values, figures to be drawn."""
+"""What a section of a study returns: sentences, tables of values, and figures to draw."""
 
 from __future__ import annotations
 
@@ -12,42 +12,42 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
 Value = str | int | float | bool | None | Interval
-"""A cell. Intervals are written with their ends and n; None is a dash."""
-Row = tuple[Value, ...]
+"""A table cell. Intervals are written with their ends and n, None as a dash."""
+TableRow = tuple[Value, ...]
 
 
 @dataclass(frozen=True)
-class Table:
+class SectionTable:
     """A table on the page, also written as CSV.
 
     Attributes:
-        name: of its files.
-        caption: one sentence: what a row is, what the columns are.
-        headers: of the columns.
+        name: stem of its file names.
+        caption: one sentence that says what a row and the columns are.
+        headers: column headers.
         rows: values; numbers are formatted when written.
-        left: columns that are set to the left.
-        digits: after the decimal point.
-        shown: rows that the page shows; the files have all of them.
+        left: number of leading columns that are left-aligned.
+        digits: digits after the decimal point.
+        shown: number of rows on the page; the CSV file has all of them.
     """
 
     name: str
     caption: str
     headers: tuple[str, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[TableRow, ...]
     left: int = 1
     digits: int = 2
     shown: int = 40
 
 
 @dataclass(frozen=True)
-class Figure:
+class SectionFigure:
     """A figure, written as SVG and PNG.
 
     Attributes:
-        name: of its files.
-        caption: one sentence or two, which says what is to be seen without the text.
-        draw: makes the matplotlib figure.
-        paper: the figure of Niu et al. (2024) that it stands for, such as ``Figure 5``.
+        name: stem of its file names.
+        caption: one or two sentences that describe the figure without the surrounding text.
+        draw: returns the matplotlib figure.
+        paper: the corresponding figure of Niu et al. (2024), such as ``Figure 5``.
     """
 
     name: str
@@ -61,11 +61,11 @@ class Section:
     """One question and its answer.
 
     Attributes:
-        id: of its folder and its place on the page.
-        title: of the section.
-        question: what is asked, and how it is answered: a short paragraph.
-        findings: sentences with the figures in them.
-        tables, figures: shown in this order, figures first.
+        id: name of its folder and anchor on the page.
+        title: title of the section.
+        question: a short paragraph: what is asked, and how it is answered.
+        findings: sentences that state the results with their numbers.
+        tables, figures: shown in this order, after the findings; figures come first.
         notes: what was left out, and why.
     """
 
@@ -73,10 +73,10 @@ class Section:
     title: str
     question: str
     findings: tuple[str, ...]
-    tables: tuple[Table, ...] = ()
-    figures: tuple[Figure, ...] = ()
+    tables: tuple[SectionTable, ...] = ()
+    figures: tuple[SectionFigure, ...] = ()
     notes: tuple[str, ...] = ()
 
 
 class NothingToShow(Exception):  # noqa: N818 - a finding, not an error
-    """A section has nothing to be computed from; its text is shown in the section's place."""
+    """A section has no data to work on; the message is shown in its place."""

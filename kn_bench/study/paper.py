@@ -1,4 +1,4 @@
-"""Figures that Niu et al. (2024) publish, to stand beside one's own."""
+"""Rates published by Niu et al. (2024), to compare measured ones with."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from kn_bench.cases.case import Criterion
 
 
 class Published(NamedTuple):
-    """A rate from the paper, in [0, 1]."""
+    """A published rate, in [0, 1]."""
 
     model: str
     method: str

@@ -1,4 +1,4 @@
-"""Figures in one manner: colour-blind safe, told apart by shape as well, readable in print.
+"""A common style for figures: safe for colour-blind readers, distinct in shape, readable in print.
 
 Colours are those of Okabe and Ito (2008); maps are cividis (one-sided) and PuOr (two-sided). No
 global state of matplotlib is read or changed.
@@ -33,7 +33,7 @@ TASK: dict[Task, tuple[str, str, str]] = {
 }
 """Colour, marker and label of each task."""
 MARKS: dict[Task, str] = {"fact": "blue circles", "pair": "red squares"}
-"""What captions call the marks of each task."""
+"""How captions describe the marks of each task."""
 
 SHORTER = (
     ("determiner_noun_agreement", "det-noun"),
@@ -48,7 +48,7 @@ SHORTER = (
     ("relational_noun", "noun"),
     ("relative_clause", "clause"),
 )
-"""Parts of paradigms' names and what axes have for them; in this order."""
+"""Parts of paradigm names and their abbreviations on axes, applied in this order."""
 
 STYLE: Any = {
     "font.family": "DejaVu Sans",
@@ -73,15 +73,15 @@ STYLE: Any = {
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """One figure in two formats."""
+class RenderedFigure:
+    """A figure rendered in two formats."""
 
     svg: bytes
     png: bytes
 
 
-def render(draw: Callable[[], Figure]) -> Drawn:
-    """Draw a figure in this module's manner."""
+def render(draw: Callable[[], Figure]) -> RenderedFigure:
+    """Draw a figure in this module's style."""
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
@@ -92,13 +92,13 @@ def render(draw: Callable[[], Figure]) -> Drawn:
         # without the date: the same figure is the same file
         figure.savefig(svg, format="svg", metadata={"Date": None})
         figure.savefig(png, format="png", dpi=150, metadata={"Software": None})
-    return Drawn(svg.getvalue(), png.getvalue())
+    return RenderedFigure(svg.getvalue(), png.getvalue())
 
 
 def panels(
     columns: int, rows: int = 1, *, width: float = 7.0, height: float = 2.8, **options: Any
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of ``width`` x ``height`` inches with its axes, row by row."""
+    """Return a figure of ``width`` x ``height`` inches and its axes, row by row."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height))
@@ -117,13 +117,13 @@ def whiskers(
     horizontal: bool = False,
     line: bool = False,
 ) -> None:
-    """Means with their intervals; those without a mean are left out."""
-    there = [(place, v) for place, v in zip(places, values, strict=True) if np.isfinite(v.mean)]
-    if not there:
+    """Draw means with their intervals; leave out those without a mean."""
+    finite = [(place, v) for place, v in zip(places, values, strict=True) if np.isfinite(v.mean)]
+    if not finite:
         return
-    x = [place for place, _ in there]
-    y = [value.mean for _, value in there]
-    ends = _arms([value for _, value in there])
+    x = [place for place, _ in finite]
+    y = [value.mean for _, value in finite]
+    ends = _arms([value for _, value in finite])
     style: dict[str, Any] = {
         "color": colour,
         "marker": marker,
@@ -149,7 +149,7 @@ def bars(
     width: float = 0.8,
     label: str | None = None,
 ) -> None:
-    """Bars with intervals; hatched, so that they can be told apart without colour."""
+    """Draw bars with intervals, hatched so that they are distinct without colour."""
     heights = [value.mean if np.isfinite(value.mean) else 0.0 for value in values]
     axes.bar(
         places,
@@ -186,7 +186,7 @@ def heat_map(
     numbers: int | None = None,
     rotate: float = 0.0,
 ) -> None:
-    """A matrix in colours, with a scale beside it; ``numbers`` digits in the cells, if any."""
+    """Draw a matrix in colours with a colour bar; ``numbers`` is the digits shown in each cell."""
     top = limit or float(np.nanmax(np.abs(values), initial=0.0)) or 1.0
     image = axes.imshow(
         np.ma.masked_invalid(values),
@@ -225,14 +225,14 @@ def _numbers(
 
 
 def short(relation: str) -> str:
-    """A paradigm's name for an axis: ``det-noun adj irr 2``."""
+    """Abbreviate a paradigm's name for an axis, as in ``det-noun adj irreg 2``."""
     for long, brief in SHORTER:
         relation = relation.replace(long, brief)
     return relation.replace("_", " ")
 
 
 def plain_ticks(axes: Axes, candidates: Sequence[float]) -> None:
-    """Of a logarithmic x axis: ticks at those of ``candidates`` that it shows, as plain numbers."""
+    """Label a logarithmic x axis with plain numbers, at the visible ones of ``candidates``."""
     low, high = axes.get_xlim()
     shown = [value for value in candidates if low <= value <= high]
     axes.set_xticks(shown, [f"{value:g}".replace("-", "\u2212") for value in shown])
@@ -240,7 +240,7 @@ def plain_ticks(axes: Axes, candidates: Sequence[float]) -> None:
 
 
 def legend_below(figure: Figure, axes: Axes, columns: int = 4) -> None:
-    """One legend under all panels."""
+    """Draw one legend under all panels."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
         figure.legend(handles, labels, loc="outside lower center", ncols=columns)

@@ -1,4 +1,4 @@
-"""Runs the sections of a study into a folder; what is there already and still holds is kept."""
+"""Run the sections of a study into a folder; keep those already there that are still valid."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from kn_bench.study.html import index_html
 from kn_bench.study.markdown import index_markdown
 from kn_bench.study.material import Material
 from kn_bench.study.page import NothingToShow, Section
-from kn_bench.study.writing import Written, read_section, write_section
+from kn_bench.study.writing import WrittenSection, read_section, write_section
 
 
 @dataclass(frozen=True)
 class Part:
-    """A section to be run.
+    """A section to run.
 
     Attributes:
-        id: of the section and its folder.
-        title: what it is called while it runs.
-        run: computes it.
-        sources: files that it is computed by.
+        id: name of the section and its folder.
+        title: title shown while it runs.
+        run: computes the section.
+        sources: source files of the code that computes it.
     """
 
     id: str
@@ -36,14 +36,14 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Step:
-    """What a listener is told: a section begins, was found written, or is done.
+class StudyStep:
+    """A progress report: a section begins, is kept from an earlier run, or is done.
 
     Attributes:
         part: the section.
-        number: how many came before it.
+        number: number of sections before it.
         state: ``begins``, ``kept`` or ``done``.
-        seconds: it took.
+        seconds: time it took.
     """
 
     part: Part
@@ -57,77 +57,64 @@ def run_study(
     parts: Sequence[Part],
     folder: Path,
     *,
-    tell: Callable[[Step], None] = lambda _: None,
+    tell: Callable[[StudyStep], None] = lambda _: None,
     again: bool = False,
-) -> list[Written]:
+) -> list[WrittenSection]:
     """Run ``parts`` into ``folder`` and write its ``index.html`` and ``README.md``.
 
-    A section that was written from the same model, cases, settings and code is kept as it is.
+    Keep sections written earlier from the same model, cases, settings and code.
 
     Args:
-        tell: is told of every step.
-        again: keep nothing.
+        tell: called with every progress report.
+        again: recompute all sections.
     """
     written = []
     for number, part in enumerate(parts):
         key = section_key(material, part)
         kept = None if again else read_section(folder / part.id)
         if kept is not None and kept.key == key:
-            tell(Step(part, number, "kept", kept.seconds))
+            tell(StudyStep(part, number, "kept", kept.seconds))
             written.append(kept)
             continue
-        tell(Step(part, number, "begins"))
+        tell(StudyStep(part, number, "begins"))
         started = time.perf_counter()
-        section = _section(part, material)
+        try:
+            section = part.run(material)
+        except NothingToShow as reason:
+            section = Section(part.id, part.title, "", (), notes=(str(reason),))
         seconds = time.perf_counter() - started
         written.append(write_section(section, folder / part.id, key, seconds))
-        tell(Step(part, number, "done", seconds))
-    others = [section for section in _written(folder) if section.id not in {w.id for w in written}]
+        tell(StudyStep(part, number, "done", seconds))
+    done = {section.id for section in written}
+    on_disk = (read_section(path.parent) for path in sorted(folder.glob("*/section.json")))
+    others = [section for section in on_disk if section is not None and section.id not in done]
     everything = in_order([*written, *others], parts)
     write_text(folder / "index.html", index_html(material, everything, folder))
     write_text(folder / "README.md", index_markdown(material.lm.name, everything))
     return written
 
 
-def _section(part: Part, material: Material) -> Section:
-    try:
-        return part.run(material)
-    except NothingToShow as reason:
-        return Section(part.id, part.title, "", (), notes=(str(reason),))
-
-
-def _written(folder: Path) -> list[Written]:
-    """The sections that lie in ``folder``, of earlier runs too."""
-    found = (read_section(path.parent) for path in sorted(folder.glob("*/section.json")))
-    return [one for one in found if one is not None]
-
-
-def in_order(written: Sequence[Written], parts: Sequence[Part]) -> list[Written]:
-    """By the order of ``parts``, others after them by name."""
+def in_order(written: Sequence[WrittenSection], parts: Sequence[Part]) -> list[WrittenSection]:
+    """Sort sections by the order of ``parts``, then the others by name."""
     places = {part.id: number for number, part in enumerate(parts)}
-    return sorted(written, key=lambda one: (places.get(one.id, len(places)), one.id))
+    return sorted(written, key=lambda section: (places.get(section.id, len(places)), section.id))
 
 
 def section_key(material: Material, part: Part) -> str:
-    """SHA-256 of all that a section is made of: weights, cases, settings and code."""
+    """Return the SHA-256 of all that a section depends on: weights, cases, settings and code."""
     digest = hashlib.sha256(material.lm.content_hash.encode())
     digest.update(repr(sorted(case.id for case in material.cases)).encode())
     digest.update(repr(sorted(hash_of(case) for case in material.cases)).encode())
     digest.update(repr(asdict(material.settings)).encode())
-    digest.update(_code(part.sources).encode())
+    package = Path(kn_bench.__file__).parent
+    # the code: the library below the study, the study's own modules and this section's
+    below = ("cases", "model", "editing", "localise", "measure")
+    files = {path for name in below for path in (package / name).glob("**/*.py")}
+    files |= {*(package / "study").glob("*.py"), *part.sources, *(package / "edits").glob("*.py")}
+    digest.update(hash_files(sorted(files), package.parent).encode())
     return digest.hexdigest()
 
 
-def _code(sources: Sequence[Path]) -> str:
-    """SHA-256 of the library below the study, the study's own modules and one section's."""
-    package = Path(kn_bench.__file__).parent
-    below = ("cases", "model", "editing", "localise", "measure")
-    files = [path for name in below for path in (package / name).glob("**/*.py")]
-    files += [*(package / "study").glob("*.py"), *sources]
-    files += [*(package / "edits").glob("*.py")]
-    return hash_files(sorted(set(files)), package.parent)
-
-
 def hash_of(case: object) -> str:
-    """SHA-256 of a case's content, the same in every process."""
+    """Return the SHA-256 of a case's content, the same in every process."""
     return hashlib.sha256(repr(case).encode()).hexdigest()

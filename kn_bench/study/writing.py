@@ -1,4 +1,4 @@
-"""A section on disk: tables as CSV, figures as SVG and PNG, and its words as JSON."""
+"""Sections on disk: tables as CSV, figures as SVG and PNG, and text as JSON."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kn_bench.measure.statistics import Interval
 from kn_bench.results import tables
 from kn_bench.results.codec import FormatError, decode, encode
 from kn_bench.results.files import atomically, write_text
-from kn_bench.study.page import Section, Table, Value
+from kn_bench.study.page import Section, SectionTable, Value
 from kn_bench.study.plots import render
 
 WORDS = "section.json"
@@ -21,7 +21,7 @@ WORDS = "section.json"
 
 @dataclass(frozen=True)
 class WrittenTable:
-    """A table as the page shows it; cells are texts."""
+    """A table as the page shows it, with cells as text."""
 
     name: str
     caption: str
@@ -33,7 +33,7 @@ class WrittenTable:
 
 @dataclass(frozen=True)
 class WrittenFigure:
-    """A figure whose files lie beside."""
+    """A figure whose files lie in the section's folder."""
 
     name: str
     caption: str
@@ -41,12 +41,12 @@ class WrittenFigure:
 
 
 @dataclass(frozen=True)
-class Written:
-    """A section that was written.
+class WrittenSection:
+    """A section that was written to disk.
 
     Attributes:
-        key: of all it was made from: model, cases, settings, code.
-        seconds: it took.
+        key: hash of all it depends on: model, cases, settings, code.
+        seconds: time it took to compute.
     """
 
     key: str
@@ -60,8 +60,8 @@ class Written:
     seconds: float
 
 
-def write_section(section: Section, folder: Path, key: str, seconds: float) -> Written:
-    """Write ``section`` to ``folder``; its words come last, so that they vouch for the rest."""
+def write_section(section: Section, folder: Path, key: str, seconds: float) -> WrittenSection:
+    """Write ``section`` to ``folder``; its JSON comes last and marks the rest as complete."""
     for table in section.tables:
         write_text(folder / f"{table.name}.csv", csv_text(table))
     for figure in section.figures:
@@ -69,7 +69,7 @@ def write_section(section: Section, folder: Path, key: str, seconds: float) -> W
         for suffix, content in (("svg", drawn.svg), ("png", drawn.png)):
             with atomically(folder / f"{figure.name}.{suffix}") as file:
                 file.write(content)
-    written = Written(
+    written = WrittenSection(
         key,
         section.id,
         section.title,
@@ -84,10 +84,10 @@ def write_section(section: Section, folder: Path, key: str, seconds: float) -> W
     return written
 
 
-def read_section(folder: Path) -> Written | None:
-    """What :func:`write_section` wrote to ``folder``; None where it is not, or not whole."""
+def read_section(folder: Path) -> WrittenSection | None:
+    """Read what :func:`write_section` wrote to ``folder``; None if it is missing or incomplete."""
     try:
-        written = decode(Written, (folder / WORDS).read_text(encoding="utf-8"))
+        written = decode(WrittenSection, (folder / WORDS).read_text(encoding="utf-8"))
     except (OSError, FormatError):
         return None
     files = [folder / f"{figure.name}.svg" for figure in written.figures]
@@ -95,7 +95,7 @@ def read_section(folder: Path) -> Written | None:
 
 
 def data_uri(path: Path) -> str:
-    """An SVG as a text that an ``img`` takes: figures on one page cannot mix up their ids."""
+    """Return an SVG as a data URI for ``img``, so that ids of several figures cannot collide."""
     return "data:image/svg+xml;base64," + base64.b64encode(path.read_bytes()).decode()
 
 
@@ -103,7 +103,7 @@ def data_uri(path: Path) -> str:
 
 
 def cell(value: Value, digits: int = 2) -> str:
-    """A value as text."""
+    """Format a value as text."""
     if isinstance(value, Interval):
         return tables.interval(value, digits)
     if value is None:
@@ -111,34 +111,26 @@ def cell(value: Value, digits: int = 2) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return _number(value, digits)
+        # two significant digits for small numbers: a p of 0.00 says nothing
+        small = value and abs(value) < 10.0**-digits / 2
+        return f"{value:.1e}" if small else tables.number(value, digits)
     return str(value)
 
 
-def _number(value: float, digits: int) -> str:
-    """Small numbers with two significant digits: a p of 0.00 says nothing."""
-    if value and abs(value) < 10.0**-digits / 2:
-        return f"{value:.1e}"
-    return tables.number(value, digits)
-
-
-def csv_text(table: Table) -> str:
-    """All rows of ``table``; an interval takes four columns: mean, low, high and n."""
+def csv_text(table: SectionTable) -> str:
+    """Return all rows of ``table`` as CSV; an interval takes four columns: mean, low, high, n."""
     wide = [
         any(isinstance(row[i], Interval) for row in table.rows) for i in range(len(table.headers))
     ]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     names = zip(table.headers, wide, strict=True)
-    writer.writerow([part for name, w in names for part in (_four(name) if w else [name])])
+    ends = ("", " low", " high", " n")
+    writer.writerow([name + end for name, w in names for end in (ends if w else ("",))])
     for row in table.rows:
         cells = zip(row, wide, strict=True)
         writer.writerow([part for value, w in cells for part in _flat(value, w)])
     return out.getvalue()
-
-
-def _four(name: str) -> list[str]:
-    return [name, f"{name} low", f"{name} high", f"{name} n"]
 
 
 def _flat(value: Value, wide: bool) -> Sequence[object]:
@@ -148,16 +140,14 @@ def _flat(value: Value, wide: bool) -> Sequence[object]:
     return [plain, "", "", ""] if wide else [plain]
 
 
-def _table(table: Table) -> WrittenTable:
+def _table(table: SectionTable) -> WrittenTable:
     return WrittenTable(
         table.name,
         table.caption,
         table.headers,
-        _cells(table, table.rows[: table.shown]),
+        tuple(
+            tuple(cell(value, table.digits) for value in row) for row in table.rows[: table.shown]
+        ),
         table.left,
         max(0, len(table.rows) - table.shown),
     )
-
-
-def _cells(table: Table, rows: Sequence[tuple[Value, ...]]) -> tuple[tuple[str, ...], ...]:
-    return tuple(tuple(cell(value, table.digits) for value in row) for row in rows)

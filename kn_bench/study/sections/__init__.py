@@ -1,5 +1,7 @@
-"""The sections of a study, in order; each a module, or a small package, with
-``run(material) -> Section``."""
+"""The sections of a study, in order.
+
+Each is a module or a small package with ``run(material) -> Section``.
+"""
 
 from __future__ import annotations
 
@@ -13,42 +15,44 @@ from kn_bench.study.page import Section
 from kn_bench.study.runner import Part
 
 
-class Entry(NamedTuple):
-    """A section: its module here, and what it is called."""
+class SectionEntry(NamedTuple):
+    """The module of a section in this package, and its title."""
 
     module: str
     title: str
 
 
 PAPER = {
-    "determiners": Entry("determiners", "Which neurons do determiners share?"),
-    "levels": Entry("levels", "Is syntax as localised as facts?"),
-    "modifiers": Entry("modifiers", "Which words change when a number neuron is suppressed?"),
-    "overturn": Entry("overturn", "Do shifts overturn answers?"),
-    "tracing": Entry("tracing", "Where does causal tracing point?"),
-    "generations": Entry("generations", "What does an edited model say?"),
-    "invariance": Entry("invariance", "Do edits reach the inverse and the synonym?"),
+    "determiners": SectionEntry("determiners", "Which neurons do determiners share?"),
+    "levels": SectionEntry("levels", "Is syntax as localised as facts?"),
+    "modifiers": SectionEntry(
+        "modifiers", "Which words change when a number neuron is suppressed?"
+    ),
+    "overturn": SectionEntry("overturn", "Do shifts overturn answers?"),
+    "tracing": SectionEntry("tracing", "Where does causal tracing point?"),
+    "generations": SectionEntry("generations", "What does an edited model say?"),
+    "invariance": SectionEntry("invariance", "Do edits reach the inverse and the synonym?"),
 }
-"""What stands for the paper's figures."""
+"""The sections that correspond to the paper's figures."""
 
 CONTROLS = {
-    "matched": Entry("matched", "Control 1: do random neurons do the same?"),
-    "dose": Entry("dose", "Control 2: how many neurons hold an answer?"),
-    "selectivity": Entry("selectivity", "Control 3: what else do the neurons carry?"),
-    "erasing": Entry("erasing", "Control 4: is the fact gone, or the model?"),
-    "choice": Entry("choice", "Control 5: does the attribution matter?"),
-    "place": Entry("place", "Control 6: does the place of the edit matter?"),
-    "direction": Entry("direction", "Control 7: is it easier to make right or wrong?"),
-    "activators": Entry("activators", "Control 8: what makes a knowledge neuron fire?"),
+    "matched": SectionEntry("matched", "Control 1: do random neurons do the same?"),
+    "dose": SectionEntry("dose", "Control 2: how many neurons hold an answer?"),
+    "selectivity": SectionEntry("selectivity", "Control 3: what else do the neurons carry?"),
+    "erasing": SectionEntry("erasing", "Control 4: is the fact gone, or the model?"),
+    "choice": SectionEntry("choice", "Control 5: does the attribution matter?"),
+    "place": SectionEntry("place", "Control 6: does the place of the edit matter?"),
+    "direction": SectionEntry("direction", "Control 7: is it easier to make right or wrong?"),
+    "activators": SectionEntry("activators", "Control 8: what makes a knowledge neuron fire?"),
 }
 SECTIONS = {**PAPER, **CONTROLS}
 
 
 def parts(names: Sequence[str] | None = None) -> list[Part]:
-    """The sections called ``names``, all when None, in the study's order.
+    """Return the sections called ``names`` (None for all), in the study's order.
 
     Raises:
-        ValueError: for a name that is not known.
+        ValueError: for an unknown name.
     """
     for name in names or ():
         if name not in SECTIONS:

@@ -1,9 +1,8 @@
-"""Control 8: subject, object, relation or pairs of them: what makes the neurons fire?
+"""Control 8: what makes a fact's neurons fire: its subject, object, relation, or pairs of them?
 
-What makes a fact's neurons fire: its subject, its object, its relation, or pairs of them?
-
-Texts hold some of the three; what is left out is "it" or nothing. The same neurons are read on the
-same texts of other facts: a neuron that fires for any subject is not the fact's.
+Each text contains some of the three; what is left out becomes "it" or nothing. The same neurons are
+read on the corresponding texts of other facts: a neuron that fires for any subject does not belong
+to the fact.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from kn_bench.measure.statistics import Interval, mean_interval, paired
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.results import tables
 from kn_bench.study.material import Material
-from kn_bench.study.page import Figure, NothingToShow, Row, Section, Table
+from kn_bench.study.page import NothingToShow, Section, SectionFigure, SectionTable, TableRow
 from kn_bench.study.plots import BLUE, GREY, HATCHES, bars, panels
 
 if TYPE_CHECKING:
@@ -55,10 +54,10 @@ class Firing:
     """How a fact's neurons fire on texts with some parts of a fact.
 
     Attributes:
-        parts: what the texts hold.
-        own: of the fact itself, in units of the activation where the prompt is answered: the
-            mean over neurons of the greatest value over the text's tokens.
-        other: the mean over other facts' texts.
+        parts: the parts of a fact that the texts contain.
+        own: activation on the fact's own texts, in units of the activation where the prompt is
+            answered: the mean over neurons of the greatest value over the text's tokens.
+        other: the same, averaged over the texts of other facts.
     """
 
     parts: Parts
@@ -67,7 +66,7 @@ class Firing:
 
 
 def texts_of(request: EditRequest) -> list[str]:
-    """A text for each of :data:`PARTS`."""
+    """Return one text for each of :data:`PARTS`."""
     subject, thing = request.subject, request.target_true
 
     def said(who: str, what: str) -> str:
@@ -96,10 +95,10 @@ def firing(
     """Read ``neurons`` on the texts of ``request`` and of ``others``.
 
     Args:
-        at_answer: mean activation where the fact's prompts are answered: unit and sign.
+        at_answer: mean activation where the fact's prompts are answered; gives unit and sign.
     """
     chosen = sorted(neurons)
-    texts = [text for one in (request, *others) for text in texts_of(one)]
+    texts = [text for asked in (request, *others) for text in texts_of(asked)]
     units = torch.stack([at_answer[n.layer, n.unit] for n in chosen]).double().cpu().numpy()
     highest = greatest(lm, texts, chosen, np.sign(units)) / np.abs(units)
     by_parts = highest.mean(1).reshape(1 + len(others), len(PARTS))
@@ -116,7 +115,7 @@ def greatest(
     neurons: Sequence[Neuron],
     signs: Float[np.ndarray, " neurons"],
 ) -> Float[np.ndarray, "texts neurons"]:
-    """The greatest value of each neuron, times its sign, over the tokens of each text.
+    """Return the greatest value of each neuron, times its sign, over the tokens of each text.
 
     Special tokens ([CLS], [SEP], BOS) are not read: neurons fire there for any text.
     """
@@ -125,29 +124,29 @@ def greatest(
     encoded = [lm.tokens.encode(text).ids for text in texts]
     for index, ids in enumerate(encoded):
         groups[len(ids)].append(index)
-    found = np.zeros((len(texts), len(neurons)))
+    highest = np.zeros((len(texts), len(neurons)))
     for group in groups.values():
         keys = lm.neurons(lm.tensor([encoded[i] for i in group]), layers)
         special = np.array([[t in lm.tokens.special_ids for t in encoded[i]] for i in group])
         for column, neuron in enumerate(neurons):
             values = keys[neuron.layer][..., neuron.unit].double().cpu().numpy() * signs[column]
-            found[group, column] = np.where(special, -np.inf, values).max(1)
-    return found
+            highest[group, column] = np.where(special, -np.inf, values).max(1)
+    return highest
 
 
 @dataclass(frozen=True)
-class Fired:
-    """A fact's neurons on texts with parts of it, and of other facts."""
+class FactFirings:
+    """How a fact's neurons fire on texts with parts of it, and with parts of other facts."""
 
     profile: Profile
     by_parts: tuple[Firing, ...]
 
 
 def run(material: Material) -> Section:
-    """The section.
+    """Compute this section of the study.
 
     Raises:
-        NothingToShow: without facts.
+        NothingToShow: if there are no facts.
     """
     facts = material.of_task("fact")
     if not facts:
@@ -163,7 +162,7 @@ def run(material: Material) -> Section:
         _findings(readings),
         tables=(_table(readings),),
         figures=(
-            Figure(
+            SectionFigure(
                 "firing",
                 "Activation of the located neurons on texts with parts of their fact (blue), and "
                 "of other facts of the relation (grey, hatched), with 95 % intervals over facts.",
@@ -173,7 +172,7 @@ def run(material: Material) -> Section:
     )
 
 
-def _fired(material: Material, profile: Profile) -> Fired:
+def _fired(material: Material, profile: Profile) -> FactFirings:
     request = profile.group.requests[0]
     others = [
         case.request
@@ -182,13 +181,13 @@ def _fired(material: Material, profile: Profile) -> Fired:
         and case.request.target_true != request.target_true
     ][:OTHERS]
     at_answer = material.mean_activation(profile)
-    return Fired(
+    return FactFirings(
         profile,
         tuple(firing(material.lm, request, others, material.neurons(profile), at_answer)),
     )
 
 
-def _values(readings: Sequence[Fired], name: str) -> list[Interval]:
+def _values(readings: Sequence[FactFirings], name: str) -> list[Interval]:
     names = [reading.profile.group.id for reading in readings]
     return [
         mean_interval(
@@ -198,10 +197,10 @@ def _values(readings: Sequence[Fired], name: str) -> list[Interval]:
     ]
 
 
-def _table(readings: Sequence[Fired]) -> Table:
+def _table(readings: Sequence[FactFirings]) -> SectionTable:
     names = [reading.profile.group.id for reading in readings]
     own, other = _values(readings, "own"), _values(readings, "other")
-    rows: list[Row] = []
+    rows: list[TableRow] = []
     for i, parts in enumerate(PARTS):
         test = paired(
             [reading.by_parts[i].other for reading in readings],
@@ -209,7 +208,7 @@ def _table(readings: Sequence[Fired]) -> Table:
             names,
         )
         rows.append((parts, own[i], other[i], test.difference.mean, test.p))
-    return Table(
+    return SectionTable(
         "activators",
         "Activation on texts with parts of the fact, and with the same parts of other facts of the "
         "relation, in units of the activation at the answer; their difference and its p (paired "
@@ -220,7 +219,7 @@ def _table(readings: Sequence[Fired]) -> Table:
     )
 
 
-def _findings(readings: Sequence[Fired]) -> tuple[str, ...]:
+def _findings(readings: Sequence[FactFirings]) -> tuple[str, ...]:
     own, other = _values(readings, "own"), _values(readings, "other")
     parts = [
         f"{name} {tables.number(a.mean)} (other facts {tables.number(b.mean)})"
@@ -229,7 +228,7 @@ def _findings(readings: Sequence[Fired]) -> tuple[str, ...]:
     return (f"Activation on {', '.join(parts)}; n={own[0].n} facts.",)
 
 
-def _draw(readings: Sequence[Fired]) -> Drawing:
+def _draw(readings: Sequence[FactFirings]) -> Drawing:
     figure, (axes,) = panels(1, width=7.5, height=3.0)
     series = (("own", BLUE, "", "own fact"), ("other", GREY, HATCHES[1], "other facts"))
     for shift, (name, colour, hatch, label) in zip((-0.2, 0.2), series, strict=True):

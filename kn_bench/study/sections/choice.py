@@ -1,9 +1,8 @@
-"""Control 5: neurons chosen by four attributions on half of the prompts, tested on the others.
+"""Control 5: does the attribution matter?
 
-Does the attribution matter? Neurons chosen on half of the prompts, suppressed on the others.
-
-Integrated gradients against activation, gradient x activation and direct ablation (a search for
-what lowers P most, neuron by neuron), with matched random neurons as the floor.
+Neurons are chosen by four attributions on half of the prompts and suppressed on the others:
+integrated gradients, activation, gradient x activation, and direct ablation (a search for the
+neurons that lower P most when ablated alone). Matched random neurons are the floor.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.seeding import seeded
 from kn_bench.results import tables
 from kn_bench.study.material import METHODS, Material
-from kn_bench.study.page import Figure, NothingToShow, Row, Section, Table
+from kn_bench.study.page import NothingToShow, Section, SectionFigure, SectionTable, TableRow
 from kn_bench.study.plots import TASK, panels, whiskers
 
 if TYPE_CHECKING:
@@ -42,14 +41,14 @@ ALL = (*METHODS, "random")
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """What one way to choose neurons did on the prompts it did not see.
+class Choice:
+    """The effect of neurons chosen by one attribution, on prompts not used for the choice.
 
     Attributes:
-        method: name of the scores.
-        neurons: the k highest by mean score on the chosen half.
+        method: name of the attribution.
+        neurons: the k neurons with the highest mean score on the first half of the prompts.
         change: mean change of log P on the other half, in nats.
-        overlap: share of them that the first method chose as well.
+        overlap: share of the neurons that the first method chose as well.
     """
 
     method: str
@@ -59,14 +58,14 @@ class Chosen:
 
 
 def top(scores: Scores, k: int) -> Neurons:
-    """The k neurons with the highest mean score."""
+    """Return the k neurons with the highest mean score."""
     mean = torch.as_tensor(scores).double().mean(0)
     places = mean.flatten().argsort(descending=True, stable=True)[:k].tolist()
     return frozenset(Neuron(*divmod(place, mean.shape[1])) for place in places)
 
 
 def halves(n: int) -> tuple[list[int], list[int]]:
-    """Every other prompt, and the rest."""
+    """Split the indices of n prompts into every other one and the rest."""
     return list(range(0, n, 2)), list(range(1, n, 2))
 
 
@@ -78,13 +77,13 @@ def choose(
     k: int = 5,
     draws: int = 20,
     seed: object = 0,
-) -> list[Chosen]:
-    """Choose k neurons by each of ``scores`` on half of the prompts, suppress them on the other.
+) -> list[Choice]:
+    """Choose k neurons by each of ``scores`` on half of the prompts; suppress them on the rest.
 
     Args:
         scores: (name, scores of every prompt); the one called ``activation`` also matches the
             random neurons, which are added as ``random``.
-        draws: random sets.
+        draws: number of random sets.
 
     Raises:
         ValueError: for fewer than two prompts, or without activations.
@@ -92,11 +91,11 @@ def choose(
     named = dict(scores)
     if len(queries) < 2 or "activation" not in named:
         raise ValueError(
-            f"{len(queries)} prompts with scores {', '.join(named)}: choosing needs two prompts or "
-            "more, and their activations to match random neurons on"
+            f"{len(queries)} prompts with scores {', '.join(named)}: expected two prompts or more "
+            "and scores called 'activation', on which random neurons are matched"
         )
     seen, unseen = halves(len(queries))
-    sets = {name: top(one[seen], k) for name, one in named.items()}
+    sets = {name: top(prompt_scores[seen], k) for name, prompt_scores in named.items()}
     first = next(iter(sets.values()))
     mean = named["activation"][seen].double().mean(0)
     generator = seeded("choice", seed)
@@ -105,35 +104,35 @@ def choose(
     log_probs, _ = crossed(lm, [queries[i] for i in unseen], edits)
     changes = (log_probs[1:] - log_probs[0]).mean(1)
     choices = [
-        Chosen(name, neurons, float(change), len(neurons & first) / k)
+        Choice(name, neurons, float(change), len(neurons & first) / k)
         for (name, neurons), change in zip(sets.items(), changes, strict=False)
     ]
     floor = float(np.mean(changes[len(sets) :]))
-    return [*choices, Chosen("random", frozenset(), floor, 0.0)]
+    return [*choices, Choice("random", frozenset(), floor, 0.0)]
 
 
 @dataclass(frozen=True)
-class Tried:
-    """One group with neurons chosen in each way.
+class GroupChoices:
+    """One group with neurons chosen by every attribution.
 
     Attributes:
-        rank_correlation: Spearman's, of integrated gradients with direct ablation over a random
-            sample of neurons.
+        rank_correlation: Spearman's correlation of integrated gradients with direct ablation,
+            over a random sample of neurons.
     """
 
     profile: Profile
-    chosen: tuple[Chosen, ...]
+    chosen: tuple[Choice, ...]
     rank_correlation: float
 
     def change(self, method: str) -> float:
-        """Of log P on the prompts that the choice did not see."""
-        return next(one.change for one in self.chosen if one.method == method)
+        """Return the change of log P on the prompts not used for the choice."""
+        return next(choice.change for choice in self.chosen if choice.method == method)
 
 
 def run(material: Material) -> Section:
-    """The section."""
+    """Compute this section of the study."""
     trials = [
-        Tried(
+        GroupChoices(
             profile,
             tuple(
                 choose(
@@ -161,7 +160,7 @@ def run(material: Material) -> Section:
         _findings(trials),
         tables=(_table(trials),),
         figures=(
-            Figure(
+            SectionFigure(
                 "choice",
                 f"Change of log P(answer) on unseen prompts when the {K} neurons chosen by each "
                 "attribution are suppressed: mean with its 95 % interval over facts or classes.",
@@ -174,7 +173,7 @@ def run(material: Material) -> Section:
 def rank_correlation(material: Material, profile: Profile) -> float:
     """Return Spearman's correlation of integrated gradients with direct ablation.
 
-    Over a random sample of all neurons: among those that some score ranks high it would say little.
+    Take a random sample of all neurons: among those that a score ranks high it would say little.
     """
     layers, units = map(list, zip(*material.random_neurons, strict=True))
     attributed, ablated = (
@@ -184,13 +183,13 @@ def rank_correlation(material: Material, profile: Profile) -> float:
     return float(spearmanr(attributed, ablated).statistic)
 
 
-def _mean(trials: Sequence[Tried], method: str) -> Interval:
+def _mean(trials: Sequence[GroupChoices], method: str) -> Interval:
     names = [trial.profile.group.id for trial in trials]
     return mean_interval([trial.change(method) for trial in trials], names, bounds=None)
 
 
-def _table(trials: Sequence[Tried]) -> Table:
-    rows: list[Row] = []
+def _table(trials: Sequence[GroupChoices]) -> SectionTable:
+    rows: list[TableRow] = []
     for task, (_, _, label) in TASK.items():
         mine = [trial for trial in trials if trial.profile.group.task == task]
         if not mine:
@@ -210,7 +209,7 @@ def _table(trials: Sequence[Tried]) -> Table:
                     None if method == METHODS[0] else test.p,
                 )
             )
-    return Table(
+    return SectionTable(
         "choice",
         "Change of log P on unseen prompts, the share of neurons that integrated gradients chose "
         "as well, and p of the paired permutation test against integrated gradients.",
@@ -221,7 +220,7 @@ def _table(trials: Sequence[Tried]) -> Table:
     )
 
 
-def _findings(trials: Sequence[Tried]) -> tuple[str, ...]:
+def _findings(trials: Sequence[GroupChoices]) -> tuple[str, ...]:
     sentences = []
     for task, (_, _, label) in TASK.items():
         mine = [trial for trial in trials if trial.profile.group.task == task]
@@ -229,8 +228,8 @@ def _findings(trials: Sequence[Tried]) -> tuple[str, ...]:
             parts = [f"{method} {_mean(mine, method).mean:+.2f}" for method in ALL]
             sentences.append(f"{label} (n={len(mine)}), change of log P: {', '.join(parts)}.")
             agreement = mean_interval(
-                [one.rank_correlation for one in mine],
-                [one.profile.group.id for one in mine],
+                [trial.rank_correlation for trial in mine],
+                [trial.profile.group.id for trial in mine],
                 bounds=(-1.0, 1.0),
             )
             sentences.append(
@@ -240,7 +239,7 @@ def _findings(trials: Sequence[Tried]) -> tuple[str, ...]:
     return tuple(sentences)
 
 
-def _draw(trials: Sequence[Tried]) -> Drawing:
+def _draw(trials: Sequence[GroupChoices]) -> Drawing:
     figure, (axes,) = panels(1, width=6.5, height=2.8)
     for shift, (task, (colour, marker, label)) in zip((-0.1, 0.1), TASK.items(), strict=True):
         mine = [trial for trial in trials if trial.profile.group.task == task]

@@ -17,7 +17,7 @@ from kn_bench.localise.recurrence import (
 from kn_bench.localise.selection import Neuron, Neurons
 from kn_bench.measure.statistics import mean_interval
 from kn_bench.study.material import Material, best_class, stacked
-from kn_bench.study.page import Figure, NothingToShow, Row, Section, Table
+from kn_bench.study.page import NothingToShow, Section, SectionFigure, SectionTable, TableRow
 from kn_bench.study.plots import heat_map, panels
 
 if TYPE_CHECKING:
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 DETERMINERS = ("this", "that", "these", "those")
 LEAST = 0.2
-"""Neurons in fewer of every determiner's pairs are not listed."""
+"""Neurons that recur in a smaller share of the pairs of every determiner are not listed."""
 SHOWN = 14
 
 
 def run(material: Material) -> Section:
-    """The section."""
+    """Compute this section of the study."""
     sets = determiner_sets(material)
-    found = recurrences([sets[name] for name in DETERMINERS], least=LEAST)
+    recurring = recurrences([sets[name] for name in DETERMINERS], least=LEAST)
     number = number_neurons(material)
     settings = material.settings
     chance = {
@@ -50,15 +50,15 @@ def run(material: Material) -> Section:
         "that, 9:1094 in all of these and those, and neither in the other number. Some neurons "
         "recur by chance: the null draws as many for each pair in each layer and keeps the "
         "highest share that any neuron reaches.",
-        _findings(found, number, sets, chance),
-        tables=(_table(material, found, sets, chance),),
+        _findings(recurring, number, sets, chance),
+        tables=(_table(material, recurring, sets, chance),),
         figures=(
-            Figure(
+            SectionFigure(
                 "attribution",
                 "Mean attribution of the neurons that recur most (layer:neuron), over the pairs of "
                 "each determiner, as a share of the highest; in the cells the share of pairs in "
                 "which the neuron recurs.",
-                lambda: _draw(material, found[:SHOWN]),
+                lambda: _draw(material, recurring[:SHOWN]),
                 "Figure 1",
             ),
         ),
@@ -66,12 +66,12 @@ def run(material: Material) -> Section:
 
 
 def determiner_sets(material: Material) -> dict[str, list[Neurons]]:
-    """Determiner -> the coarse set of each pair that asks for it.
+    """Return, for each determiner, the coarse set of each pair whose answer it is.
 
     Raises:
-        NothingToShow: when some determiner is asked for by no pair.
+        NothingToShow: if a determiner is the answer of no pair.
     """
-    found = {
+    sets = {
         name: [
             coarse_set
             for p in best_class(material.profiles, name)
@@ -79,17 +79,17 @@ def determiner_sets(material: Material) -> dict[str, list[Neurons]]:
         ]
         for name in DETERMINERS
     }
-    missing = [name for name in DETERMINERS if not found[name]]
+    missing = [name for name in DETERMINERS if not sets[name]]
     if missing:
         raise NothingToShow(
             f"No pair asks for {' or '.join(missing)}: add a paradigm in which the determiner "
             "varies, such as determiner_noun_agreement_2."
         )
-    return found
+    return sets
 
 
 def number_neurons(material: Material) -> dict[str, Neuron]:
-    """The plural and the singular neuron: those named in the settings, else the located ones."""
+    """Return the number neurons: those named in the settings, else the located ones."""
     given = material.settings.neurons
     if given:
         return {f"given {label(neuron)}": neuron for neuron in given}
@@ -102,17 +102,17 @@ def number_neurons(material: Material) -> dict[str, Neuron]:
 
 
 def label(neuron: Neuron) -> str:
-    """``9:1094``."""
+    """Write a neuron as ``layer:unit``, such as ``9:1094``."""
     return f"{neuron.layer}:{neuron.unit}"
 
 
 def _findings(
-    found: list[Recurrence],
+    recurring: list[Recurrence],
     number: dict[str, Neuron],
     sets: dict[str, list[Neurons]],
     chance: dict[str, ByChance],
 ) -> tuple[str, ...]:
-    shares = {recurrence.neuron: recurrence.shares for recurrence in found}
+    shares = {recurrence.neuron: recurrence.shares for recurrence in recurring}
     sentences = []
     for name, neuron in number.items():
         of = dict(zip(DETERMINERS, shares.get(neuron, (0.0,) * 4), strict=True))
@@ -131,15 +131,15 @@ def _findings(
 
 def _table(
     material: Material,
-    found: list[Recurrence],
+    recurring: list[Recurrence],
     sets: dict[str, list[Neurons]],
     chance: dict[str, ByChance],
-) -> Table:
+) -> SectionTable:
     nouns = {
         name: [noun for p in best_class(material.profiles, name) for noun in p.clusters]
         for name in DETERMINERS
     }
-    rows: list[Row] = [
+    rows: list[TableRow] = [
         (
             label(recurrence.neuron),
             *(
@@ -149,11 +149,11 @@ def _table(
             min(recurrence.shares[:2]) - max(recurrence.shares[2:]),
             min(recurrence.shares[2:]) - max(recurrence.shares[:2]),
         )
-        for recurrence in found
+        for recurrence in recurring
     ]
     rows.insert(0, ("chance: mean", *(chance[name].mean for name in DETERMINERS), None, None))
     rows.insert(1, ("chance: 95 %", *(chance[name].high for name in DETERMINERS), None, None))
-    return Table(
+    return SectionTable(
         "recurrence",
         "Share of each determiner's pairs in which a neuron recurs, with its 95 % interval over "
         "nouns, and how much the lower share of one number exceeds the higher one of the other; "
@@ -170,10 +170,10 @@ def _table(
     )
 
 
-def _draw(material: Material, found: list[Recurrence]) -> Drawing:
+def _draw(material: Material, recurring: list[Recurrence]) -> Drawing:
     figure, (axes,) = panels(1, height=2.4)
-    neurons = sorted(recurrence.neuron for recurrence in found)
-    shares = {recurrence.neuron: recurrence.shares for recurrence in found}
+    neurons = sorted(recurrence.neuron for recurrence in recurring)
+    shares = {recurrence.neuron: recurrence.shares for recurrence in recurring}
     means = []
     for name in DETERMINERS:
         mean = stacked(best_class(material.profiles, name)).double().mean(0)

@@ -16,20 +16,21 @@ from kn_bench.measure.statistics import Interval, mean_interval
 from kn_bench.results import tables
 from kn_bench.study.edited import Outcome, both_targets, methods, took
 from kn_bench.study.material import Material
-from kn_bench.study.page import Figure, NothingToShow, Row, Section, Table
+from kn_bench.study.page import NothingToShow, Section, SectionFigure, SectionTable, TableRow
 from kn_bench.study.plots import COLOURS, MARKERS, TASK, panels, whiskers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
 BINS = (0.0, 1e-6, 1e-4, 1e-2, 1.0)
+BIN_LABELS = ("< 1e-6", "1e-6 to 1e-4", "1e-4 to 0.01", "> 0.01")
 DIRECTIONS = ("right to wrong", "wrong to right")
 LOOKED_AT = 40
-"""Requests of each relation that are searched for wrong answers."""
+"""Requests per relation that are searched for wrong answers."""
 
 
 @dataclass(frozen=True)
-class Directed:
+class DirectedEdit:
     """One edit with its direction."""
 
     method: str
@@ -40,15 +41,15 @@ class Directed:
 
 
 def run(material: Material) -> Section:
-    """The section.
+    """Compute this section of the study.
 
     Raises:
-        NothingToShow: when no request fits the model.
+        NothingToShow: if no request can be edited on the model.
     """
     requests = directed(material)
     trials = []
     for name, method in methods(material.lm):
-        trials += _made(material, name, method, requests)
+        trials += _edited(material, name, method, requests)
     if not trials:
         raise NothingToShow("No request could be edited on this model.")
     return Section(
@@ -60,7 +61,7 @@ def run(material: Material) -> Section:
         _findings(trials),
         tables=(_table(trials), _by_prior(trials)),
         figures=(
-            Figure(
+            SectionFigure(
                 "prior",
                 "Share of edits after which the new answer is given (argmax), by its probability "
                 "before the edit, with 95 % intervals over subjects or nouns.",
@@ -75,15 +76,15 @@ def run(material: Material) -> Section:
 
 
 def directed(material: Material) -> list[tuple[str, EditRequest]]:
-    """Requests with their direction, the same number of each relation and direction at most."""
+    """Return requests with their direction, at most the same number per relation and direction."""
     offered: dict[str, list[EditRequest]] = {}
     for case in material.cases:
         offered.setdefault(case.relation, []).append(case.request)
-    found = []
+    directed_requests = []
     for requests in offered.values():
         chosen = sorted(requests, key=lambda r: stable_hash("direction", r.id))[:LOOKED_AT]
         encoded = [(r, pair) for r in chosen if (pair := both_targets(material.lm, r)) is not None]
-        read = answers(material.lm, [one for _, pair in encoded for one in pair])
+        read = answers(material.lm, [query for _, pair in encoded for query in pair])
         right: list[EditRequest] = []
         wrong: list[EditRequest] = []
         for i, (request, _) in enumerate(encoded):
@@ -92,25 +93,25 @@ def directed(material: Material) -> list[tuple[str, EditRequest]]:
                 knows = read.right[2 * i]
             (right if knows else wrong).append(request)
         each = max(1, material.settings.edited // 2)
-        found += [(DIRECTIONS[0], r) for r in right[:each]]
-        found += [(DIRECTIONS[1], _reversed(r)) for r in wrong[:each]]
-    return found
+        directed_requests += [(DIRECTIONS[0], r) for r in right[:each]]
+        directed_requests += [(DIRECTIONS[1], _swapped(r)) for r in wrong[:each]]
+    return directed_requests
 
 
-def _reversed(request: EditRequest) -> EditRequest:
-    """From the wrong answer to the right one."""
+def _swapped(request: EditRequest) -> EditRequest:
+    """Swap the targets, so that the edit leads from the wrong answer to the right one."""
     return replace(
         request, target_true=request.target_new, target_new=request.target_true, background=()
     )
 
 
-def _made(
+def _edited(
     material: Material, name: str, method: Method, requests: Sequence[tuple[str, EditRequest]]
-) -> list[Directed]:
+) -> list[DirectedEdit]:
     asked = [request for _, request in requests]
     edits = method.edit(asked)
     return [
-        Directed(name, direction, request.task, request, outcome)
+        DirectedEdit(name, direction, request.task, request, outcome)
         for (direction, request), outcome in zip(
             requests, took(material.lm, asked, edits), strict=True
         )
@@ -118,13 +119,13 @@ def _made(
     ]
 
 
-def _rate(mine: Sequence[Directed], name: str = "argmax") -> Interval:
+def _rate(mine: Sequence[DirectedEdit], name: str = "argmax") -> Interval:
     values = [getattr(trial.outcome, name) for trial in mine]
     return mean_interval(values, [trial.request.subject for trial in mine])
 
 
-def _table(trials: Sequence[Directed]) -> Table:
-    rows: list[Row] = []
+def _table(trials: Sequence[DirectedEdit]) -> SectionTable:
+    rows: list[TableRow] = []
     for method in dict.fromkeys(trial.method for trial in trials):
         for direction in DIRECTIONS:
             for task, (_, _, label) in TASK.items():
@@ -137,7 +138,7 @@ def _table(trials: Sequence[Directed]) -> Table:
                     prior = float(np.exp(np.mean([np.log(o.outcome.prior) for o in mine])))
                     rates = (_rate(mine, name) for name in ("argmax", "preferred", "before"))
                     rows.append((method, direction, label, prior, *rates))
-    return Table(
+    return SectionTable(
         "direction",
         "Edits by direction: the geometric mean of the new answer's prior probability, and shares "
         "in which it is given (argmax), preferred, and was preferred before.",
@@ -148,35 +149,32 @@ def _table(trials: Sequence[Directed]) -> Table:
     )
 
 
-def _binned(mine: Sequence[Directed]) -> list[list[Directed]]:
+def _binned(mine: Sequence[DirectedEdit]) -> list[list[DirectedEdit]]:
     places = np.digitize([trial.outcome.prior for trial in mine], BINS[1:-1])
     return [
-        [one for one, at in zip(mine, places, strict=True) if at == i] for i in range(len(BINS) - 1)
+        [trial for trial, at in zip(mine, places, strict=True) if at == i]
+        for i in range(len(BINS) - 1)
     ]
 
 
-def _labels() -> list[str]:
-    return ["< 1e-6", "1e-6 to 1e-4", "1e-4 to 0.01", "> 0.01"]
-
-
-def _by_prior(trials: Sequence[Directed]) -> Table:
-    rows: list[Row] = []
+def _by_prior(trials: Sequence[DirectedEdit]) -> SectionTable:
+    rows: list[TableRow] = []
     for method in dict.fromkeys(trial.method for trial in trials):
         for direction in DIRECTIONS:
             mine = [o for o in trials if (o.method, o.direction) == (method, direction)]
             rates = [_rate(group) if group else None for group in _binned(mine)]
             if mine:
                 rows.append((method, direction, *rates))
-    return Table(
+    return SectionTable(
         "by_prior",
         "Share of edits after which the new answer is given, by its probability before.",
-        ("method", "direction", *_labels()),
+        ("method", "direction", *BIN_LABELS),
         tuple(rows),
         left=2,
     )
 
 
-def _findings(trials: Sequence[Directed]) -> tuple[str, ...]:
+def _findings(trials: Sequence[DirectedEdit]) -> tuple[str, ...]:
     sentences = []
     for method in dict.fromkeys(trial.method for trial in trials):
         parts = []
@@ -189,7 +187,7 @@ def _findings(trials: Sequence[Directed]) -> tuple[str, ...]:
     return tuple(sentences)
 
 
-def _draw(trials: Sequence[Directed]) -> Drawing:
+def _draw(trials: Sequence[DirectedEdit]) -> Drawing:
     names = list(dict.fromkeys(trial.method for trial in trials))
     figure, axes = panels(len(names), width=3.6 * len(names) + 0.4, height=2.8, sharey=True)
     for ax, name in zip(axes, names, strict=True):
@@ -200,7 +198,7 @@ def _draw(trials: Sequence[Directed]) -> Drawing:
             values = [_rate(group) for group in groups if group]
             whiskers(ax, places, values, colour=COLOURS[number], marker=MARKERS[number],
                      label=direction)  # fmt: skip
-        ax.set_xticks(range(len(BINS) - 1), _labels(), fontsize=7.5)
+        ax.set_xticks(range(len(BINS) - 1), BIN_LABELS, fontsize=7.5)
         ax.set_title(name)
         ax.set_xlabel("probability of the new answer before")
         ax.set_ylim(-0.03, 1.03)

@@ -1,9 +1,7 @@
-"""Control 2: what is left of answers, and how many neurons hold them.
+"""Control 2: how many neurons hold an answer?
 
-Dose and response: how much of an answer goes with how many of its neurons?
-
-Neurons are suppressed from the highest attribution down, and what is left is read off: probability,
-rank and accuracy. A mean fall by half may be half of the facts gone, or none.
+Neurons are suppressed from the highest attribution down, and the remaining probability, rank and
+accuracy are measured. A mean fall by half can mean that half of the facts are lost, or none.
 """
 
 from __future__ import annotations
@@ -24,14 +22,14 @@ from kn_bench.measure.statistics import Interval, mean_interval
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.seeding import seeded
 from kn_bench.study.material import Material
-from kn_bench.study.page import Figure, Row, Section, Table
+from kn_bench.study.page import Section, SectionFigure, SectionTable, TableRow
 from kn_bench.study.plots import TASK, panels, whiskers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
 PROMPTS = 8
-"""Of each group."""
+"""Prompts per group."""
 
 
 DOSES = (0, 1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 144, 233)
@@ -42,7 +40,7 @@ class DoseResponse:
     """What is left after suppressing the first k neurons of an order.
 
     Attributes:
-        doses: k.
+        doses: the values of k.
         probability: mean P(answer).
         accuracy: share of prompts whose answer is the argmax.
         rank: mean rank of the answer's first token, 0 for the argmax.
@@ -54,9 +52,9 @@ class DoseResponse:
     rank: tuple[float, ...]
 
     def needed(self, share: float) -> int | None:
-        """The least dose that takes this share of the greatest loss of probability.
+        """Return the least dose that causes this share of the greatest loss of probability.
 
-        None where no dose loses anything.
+        Return None if no dose causes a loss.
         """
         lost = self.probability[0] - np.asarray(self.probability)
         if lost.max() <= 0:
@@ -74,13 +72,13 @@ def dose_response(
     """Suppress the first k neurons of ``order`` for each dose k.
 
     Args:
-        doses: 0 first; those beyond the order are left out.
+        doses: 0 first; doses greater than the length of ``order`` are left out.
 
     Raises:
-        ValueError: when 0 is not the first dose.
+        ValueError: if the first dose is not 0.
     """
     if not doses or doses[0] != 0:
-        raise ValueError(f"the doses {list(doses)} must start with 0, the model as it is")
+        raise ValueError(f"doses {list(doses)}: expected 0, the unedited model, as the first")
     taken = [k for k in doses if k <= len(order)]
     log_probs, ranks = crossed(lm, queries, [suppress(order[:k]) for k in taken])
     return DoseResponse(
@@ -96,7 +94,7 @@ def _means(values: Float[np.ndarray, "doses queries"]) -> tuple[float, ...]:
 
 
 @dataclass(frozen=True)
-class Dosed:
+class GroupResponses:
     """A group's neurons suppressed in the order of attribution, and in a random order."""
 
     profile: Profile
@@ -105,7 +103,7 @@ class Dosed:
 
 
 def run(material: Material) -> Section:
-    """The section."""
+    """Compute this section of the study."""
     curves = [_dosed(material, profile) for profile in material.profiles]
     return Section(
         "dose",
@@ -117,7 +115,7 @@ def run(material: Material) -> Section:
         _findings(curves),
         tables=(_needed(material, curves), _left(curves)),
         figures=(
-            Figure(
+            SectionFigure(
                 "dose",
                 "Share of the answer's probability and of right answers that is left after "
                 "suppressing the first k neurons by attribution (filled), and k random ones "
@@ -128,44 +126,48 @@ def run(material: Material) -> Section:
     )
 
 
-def _dosed(material: Material, profile: Profile) -> Dosed:
+def _dosed(material: Material, profile: Profile) -> GroupResponses:
     generator = seeded(material.settings.seed, "dose", profile.group.id)
     shape = profile.scores.shape[1:]
     places = torch.randperm(shape.numel(), generator=generator)[: len(profile.ranked)].tolist()
     shuffled = [Neuron(*divmod(place, shape[1])) for place in places]
     doses = [k for k in DOSES if k <= len(profile.ranked)]
     queries = profile.encoded[:PROMPTS]
-    return Dosed(
+    return GroupResponses(
         profile,
         *(dose_response(material.lm, queries, o, doses=doses)
           for o in (profile.ranked, shuffled)),
     )  # fmt: skip
 
 
-def _of(curves: Sequence[Dosed], task: str) -> list[Dosed]:
+def _of(curves: Sequence[GroupResponses], task: str) -> list[GroupResponses]:
     return [curve for curve in curves if curve.profile.group.task == task]
 
 
-def _curve(curves: Sequence[Dosed], name: str, *, ranked: bool, relative: bool) -> list[Interval]:
+def _curve(
+    curves: Sequence[GroupResponses], name: str, *, ranked: bool, relative: bool
+) -> list[Interval]:
     rows: list[Float[np.ndarray, " doses"]] = []
-    for one in curves:
-        values = np.array(getattr(one.ranked if ranked else one.random, name))
+    for curve in curves:
+        values = np.array(getattr(curve.ranked if ranked else curve.random, name))
         rows.append(values / values[0] if relative and values[0] else values)
     stacked = np.stack(rows)
     names = [curve.profile.group.id for curve in curves]
     return [mean_interval(stacked[:, i], names, bounds=None) for i in range(stacked.shape[1])]
 
 
-def _doses_needed(curves: Sequence[Dosed], share: float) -> Interval:
+def _doses_needed(curves: Sequence[GroupResponses], share: float) -> Interval:
     needed = [curve.ranked.needed(share) for curve in curves]
     names = [curve.profile.group.id for curve in curves]
     return mean_interval([np.nan if n is None else n for n in needed], names, bounds=None)
 
 
-def _needed(material: Material, curves: Sequence[Dosed]) -> Table:
-    rows: list[Row] = []
-    named = [(relation, relation) for relation in material.relations]
-    groups = [(n, [o for o in curves if o.profile.group.relation == r]) for n, r in named]
+def _needed(material: Material, curves: Sequence[GroupResponses]) -> SectionTable:
+    rows: list[TableRow] = []
+    groups = [
+        (relation, [curve for curve in curves if curve.profile.group.relation == relation])
+        for relation in material.relations
+    ]
     groups += [(f"all {label}", _of(curves, task)) for task, (_, _, label) in TASK.items()]
     for name, mine in groups:
         if mine:
@@ -181,7 +183,7 @@ def _needed(material: Material, curves: Sequence[Dosed]) -> Table:
                     _curve(mine, "rank", ranked=True, relative=False)[five],
                 )
             )
-    return Table(
+    return SectionTable(
         "needed",
         "Neurons needed for half and for 90 % of the loss, and what is left after the first five: "
         "share of probability, accuracy before and after, and mean rank (0 is the answer given).",
@@ -199,22 +201,22 @@ def _needed(material: Material, curves: Sequence[Dosed]) -> Table:
     )
 
 
-def _left(found: Sequence[Dosed]) -> Table:
-    rows: list[Row] = []
+def _left(curves: Sequence[GroupResponses]) -> SectionTable:
+    rows: list[TableRow] = []
     for task, (_, _, name) in TASK.items():
-        mine = _of(found, task)
+        mine = _of(curves, task)
         for ranked in (True, False):
             if mine:
-                curves = [
+                columns = [
                     _curve(mine, key, ranked=ranked, relative=key == "probability")
                     for key in ("probability", "accuracy", "rank")
                 ]
                 order = "attribution" if ranked else "random"
                 doses = mine[0].ranked.doses
                 rows += [
-                    (name, order, k, *values) for k, *values in zip(doses, *curves, strict=True)
+                    (name, order, k, *values) for k, *values in zip(doses, *columns, strict=True)
                 ]
-    return Table(
+    return SectionTable(
         "left",
         "What is left after the first k neurons of an order: share of probability, accuracy, rank.",
         ("task", "order", "k", "probability", "accuracy", "rank"),
@@ -224,7 +226,7 @@ def _left(found: Sequence[Dosed]) -> Table:
     )
 
 
-def _findings(curves: Sequence[Dosed]) -> tuple[str, ...]:
+def _findings(curves: Sequence[GroupResponses]) -> tuple[str, ...]:
     sentences = []
     for task, (_, _, name) in TASK.items():
         mine = _of(curves, task)
@@ -241,7 +243,7 @@ def _findings(curves: Sequence[Dosed]) -> tuple[str, ...]:
     return tuple(sentences)
 
 
-def _draw(curves: Sequence[Dosed]) -> Drawing:
+def _draw(curves: Sequence[GroupResponses]) -> Drawing:
     figure, axes = panels(2, width=7.5, height=3.0, sharex=True)
     for ax, name, label in zip(
         axes, ("probability", "accuracy"), ("probability left", "answers still right"), strict=True

@@ -1,10 +1,8 @@
-"""Control 4: erase values and perplexity, on all tokens and where the answer stands.
+"""Control 4: does erasing neurons remove the fact, or damage the model?
 
-Erasing neurons: is the fact gone, or the model?
-
-A value may be replaced by 0, by the mean, by the embedding of the unknown token or of a random one.
-Whether the model still works shows in the perplexity of whole texts; whether the fact is gone, in
-that of the answer at its gap alone.
+A value vector is replaced by 0, by the mean, or by the embedding of the unknown token or of a
+random one. The perplexity of whole texts shows whether the model still works; the perplexity of the
+answer alone, at its gap, shows whether the fact is gone.
 """
 
 from __future__ import annotations
@@ -27,7 +25,7 @@ from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.seeding import seeded
 from kn_bench.study.edited import erasing
 from kn_bench.study.material import Material
-from kn_bench.study.page import Figure, Row, Section, Table
+from kn_bench.study.page import Section, SectionFigure, SectionTable, TableRow
 from kn_bench.study.plots import TASK, panels, plain_ticks, whiskers
 
 if TYPE_CHECKING:
@@ -37,18 +35,18 @@ if TYPE_CHECKING:
 OTHER_TEXTS = 6
 PROMPTS = 4
 BEYOND = 100.0
-"""Ratios above this are written at the edge of the figure."""
+"""Ratios above this are written as numbers at the edge of the figure."""
 
 
 @dataclass(frozen=True)
-class Erased:
-    """What one edit left.
+class ErasureResult:
+    """Perplexities and accuracy under one edit.
 
     Attributes:
-        name: of the edit; ``none`` for the model as it is.
+        name: name of the edit; ``none`` for the unedited model.
         at_answer: exp of minus the mean log P(answer) at the gap.
-        own_texts: (pseudo-)perplexity of all tokens of the prompts, answers filled in.
-        other_texts: the same of unrelated texts.
+        own_texts: (pseudo-)perplexity of all tokens of the prompts with their answers filled in.
+        other_texts: the same for unrelated texts.
         accuracy: share of prompts whose answer is still the argmax.
     """
 
@@ -65,21 +63,21 @@ def erased(
     own_texts: Sequence[str],
     other_texts: Sequence[str],
     edits: Sequence[tuple[str, Edit]],
-) -> list[Erased]:
-    """Perplexities under each edit, and first those of the model as it is.
+) -> list[ErasureResult]:
+    """Measure perplexities without an edit, then under each of ``edits``.
 
     Args:
-        queries: prompts whose answers are to be lost.
-        own_texts: the same with their answers filled in.
-        other_texts: texts that nothing should happen to.
-        edits: (name, edit).
+        queries: prompts whose answers the edits should erase.
+        own_texts: the same prompts with their answers filled in.
+        other_texts: texts that the edits should not affect.
+        edits: pairs of name and edit.
     """
     names, applied = zip(*[("none", NoEdit()), *edits], strict=True)
     log_probs, ranks = crossed(lm, queries, applied)
     own = perplexity(token_log_probs(lm, own_texts, applied))
     other = perplexity(token_log_probs(lm, other_texts, applied))
     return [
-        Erased(
+        ErasureResult(
             name,
             float(np.exp(-log_probs[i].mean())),
             float(own[i]),
@@ -91,15 +89,15 @@ def erased(
 
 
 @dataclass(frozen=True)
-class Lost:
-    """One group erased in several ways."""
+class GroupErasures:
+    """One group whose neurons are erased in several ways."""
 
     profile: Profile
-    by_edit: tuple[Erased, ...]
+    by_edit: tuple[ErasureResult, ...]
 
 
 def run(material: Material) -> Section:
-    """The section."""
+    """Compute this section of the study."""
     losses = [_lost(material, profile) for profile in material.sample]
     return Section(
         "erasing",
@@ -113,7 +111,7 @@ def run(material: Material) -> Section:
         _findings(losses),
         tables=(_table(losses),),
         figures=(
-            Figure(
+            SectionFigure(
                 "perplexity",
                 "Ratio of perplexity to the unedited model's, where the answer stands, on all "
                 "tokens of its own texts, and on unrelated texts: geometric means with 95 % "
@@ -125,7 +123,7 @@ def run(material: Material) -> Section:
     )
 
 
-def _lost(material: Material, profile: Profile) -> Lost:
+def _lost(material: Material, profile: Profile) -> GroupErasures:
     lm, group = material.lm, profile.group
     neurons = material.neurons(profile)
     edits: list[tuple[str, Edit]] = []
@@ -139,25 +137,25 @@ def _lost(material: Material, profile: Profile) -> Lost:
     edits.append(("zero, random neurons", LowRankEdit(erasing(lm, "zero").updates(others, "r"))))
     edits.append(("suppressed", suppress(neurons)))
     own = [group.queries[i].cloze.fill(group.queries[i].answer) for i in profile.kept[:PROMPTS]]
-    return Lost(
+    return GroupErasures(
         profile,
         tuple(erased(lm, profile.encoded[:PROMPTS], own, _others(material, profile), edits)),
     )
 
 
 def _others(material: Material, profile: Profile) -> list[str]:
-    """Texts of other relations and paradigms, the same number of each task."""
-    found = []
+    """Return texts of other relations and paradigms, the same number for each task."""
+    texts = []
     for task in TASK:
         groups = [p for p in material.of_task(task) if p.group.relation != profile.group.relation]
         for group in groups[:: max(1, len(groups) // (OTHER_TEXTS // 2))][: OTHER_TEXTS // 2]:
             query = group.group.queries[group.kept[0]]
-            found.append(query.cloze.fill(query.answer))
-    return found or [profile.group.queries[0].cloze.fill(profile.group.queries[0].answer)]
+            texts.append(query.cloze.fill(query.answer))
+    return texts or [profile.group.queries[0].cloze.fill(profile.group.queries[0].answer)]
 
 
-def _ratio(losses: Sequence[Lost], edit: str, name: str) -> Interval:
-    """Geometric mean of the ratio to the unedited model."""
+def _ratio(losses: Sequence[GroupErasures], edit: str, name: str) -> Interval:
+    """Return the geometric mean of the ratio to the unedited model."""
     logs, groups = [], []
     for loss in losses:
         plain = loss.by_edit[0]
@@ -170,12 +168,12 @@ def _ratio(losses: Sequence[Lost], edit: str, name: str) -> Interval:
     return Interval(mean, low, high, log.n)
 
 
-def _names(losses: Sequence[Lost]) -> list[str]:
+def _names(losses: Sequence[GroupErasures]) -> list[str]:
     return list(dict.fromkeys(e.name for loss in losses for e in loss.by_edit if e.name != "none"))
 
 
-def _table(losses: Sequence[Lost]) -> Table:
-    rows: list[Row] = []
+def _table(losses: Sequence[GroupErasures]) -> SectionTable:
+    rows: list[TableRow] = []
     for task, (_, _, label) in TASK.items():
         mine = [loss for loss in losses if loss.profile.group.task == task]
         if not mine:
@@ -187,7 +185,7 @@ def _table(losses: Sequence[Lost]) -> Table:
             ratios = [_ratio(mine, edit, key) for key in ("at_answer", "own_texts", "other_texts")]
             accuracy = [e.accuracy for loss in mine for e in loss.by_edit if e.name == edit]
             rows.append((label, edit, *ratios, mean_interval(accuracy, groups[: len(accuracy)])))
-    return Table(
+    return SectionTable(
         "erasing",
         "Perplexity in units of the unedited model's (geometric mean, 95 % interval over facts or "
         "classes) at the answer, on all tokens of own texts, on unrelated texts; and accuracy.",
@@ -197,7 +195,7 @@ def _table(losses: Sequence[Lost]) -> Table:
     )
 
 
-def _findings(losses: Sequence[Lost]) -> tuple[str, ...]:
+def _findings(losses: Sequence[GroupErasures]) -> tuple[str, ...]:
     parts = []
     for edit in _names(losses):
         at, own, other = (
@@ -209,7 +207,7 @@ def _findings(losses: Sequence[Lost]) -> tuple[str, ...]:
     )
 
 
-def _draw(losses: Sequence[Lost]) -> Drawing:
+def _draw(losses: Sequence[GroupErasures]) -> Drawing:
     figure, axes = panels(3, width=9.0, height=3.1, sharey=True)
     names = _names(losses)
     for ax, key, title in zip(
@@ -236,8 +234,8 @@ def _draw(losses: Sequence[Lost]) -> Drawing:
     return figure
 
 
-def _cut(ax: Axes, losses: Sequence[Lost], names: Sequence[str], key: str) -> None:
-    """End the axis where the others would be pressed together; write down what lies beyond."""
+def _cut(ax: Axes, losses: Sequence[GroupErasures], names: Sequence[str], key: str) -> None:
+    """Cut the axis at extreme ratios, and write these as numbers at its end."""
     ratios = {
         (i, task): _ratio([o for o in losses if o.profile.group.task == task], edit, key).mean
         for i, edit in enumerate(names)

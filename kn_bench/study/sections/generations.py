@@ -1,4 +1,4 @@
-"""What an edited model says, before and after, probe by probe (Figure 10)."""
+"""What a model generates before and after an edit, probe by probe (Figure 10)."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from kn_bench.measure.engine import Engine
 from kn_bench.measure.measurement import CaseResult, Measurement
 from kn_bench.study.edited import methods
 from kn_bench.study.material import Material
-from kn_bench.study.page import NothingToShow, Row, Section, Table
+from kn_bench.study.page import NothingToShow, Section, SectionTable, TableRow
 
 EACH = 1
-"""Cases of each relation."""
+"""Cases per relation."""
 MOST = 10
-"""Cases in all."""
+"""Cases in total."""
 
 
 def run(material: Material) -> Section:
-    """The section."""
+    """Compute this section of the study."""
     cases = chosen(material)
     if not cases:
         raise NothingToShow("There are no facts among the cases: generations are read off facts.")
-    rows: list[Row] = []
+    rows: list[TableRow] = []
     notes = []
     taken = counted = 0
     engine = Engine(material.lm)
@@ -45,7 +45,7 @@ def run(material: Material) -> Section:
         "synonym as they were, and change neighbours it should not touch.",
         (f"{taken} of {counted} edits are answered on their own prompt.",),
         tables=(
-            Table(
+            SectionTable(
                 "generations",
                 "Texts before and after an edit; the answer that the edit asks for, and whether "
                 "it came. In the place of the paper's Figure 10.",
@@ -60,16 +60,16 @@ def run(material: Material) -> Section:
 
 
 def chosen(material: Material) -> list[Case]:
-    """A fact of each relation, drawn by a hash; those with an inverse or a synonym first."""
+    """Sample a fact of each relation by a hash; prefer facts with many kinds of probes."""
     by_relation: dict[str, list[Case]] = {}
     for case in material.cases:
         if case.task == "fact":
             by_relation.setdefault(case.relation, []).append(case)
-    found = []
+    sampled = []
     for cases in by_relation.values():
         ordered = sorted(cases, key=lambda c: (-_kinds(c), stable_hash("generation", c.id)))
-        found += ordered[:EACH]
-    return sorted(found, key=lambda case: -_kinds(case))[:MOST]
+        sampled += ordered[:EACH]
+    return sorted(sampled, key=lambda case: -_kinds(case))[:MOST]
 
 
 def _kinds(case: Case) -> int:
@@ -77,39 +77,33 @@ def _kinds(case: Case) -> int:
 
 
 def _shown(result: CaseResult) -> list[Measurement]:
-    """The first probe of each criterion (and of the first kind of locality)."""
+    """Return the measurement of the first probe of each criterion."""
     first: dict[str, Measurement] = {}
     for measurement in result.measurements:
         first.setdefault(measurement.criterion, measurement)
     return list(first.values())
 
 
-def _row(method: str, case: Case, measurement: Measurement) -> Row:
+def _row(method: str, case: Case, measurement: Measurement) -> TableRow:
     request = case.request
     probe = next(p for p in case.probes if p.id == measurement.probe)
     keeps = measurement.criterion == "locality" or measurement.kind == "old_inverse"
+    before, after, right = measurement.before, measurement.after, probe.cloze.right
+    if keeps:
+        as_wanted = (before.gives_expected, before.gives_rejected) == (
+            after.gives_expected,
+            after.gives_rejected,
+        )
+    else:
+        as_wanted = after.gives_expected
+    space = "" if not right or right[0] in ".,;:!?'" else " "
     return (
         method,
         f"{request.subject}: {request.target_true} → {request.target_new}",
         measurement.criterion,
-        probe.cloze.left + probe.cloze.gap_space + "▁" + _right(probe.cloze.right),
-        measurement.before.generated.strip(),
-        measurement.after.generated.strip(),
+        probe.cloze.left + probe.cloze.gap_space + "▁" + space + right,
+        before.generated.strip(),
+        after.generated.strip(),
         "as before" if keeps else measurement.expected,
-        _given(measurement, keeps),
+        "yes" if as_wanted else "no",
     )
-
-
-def _right(text: str) -> str:
-    return text if not text or text[0] in ".,;:!?'" else f" {text}"
-
-
-def _given(measurement: Measurement, keeps: bool) -> str:
-    if keeps:
-        same = measurement.before.gives_expected == measurement.after.gives_expected
-        return (
-            "yes"
-            if same and measurement.before.gives_rejected == measurement.after.gives_rejected
-            else "no"
-        )
-    return "yes" if measurement.after.gives_expected else "no"

@@ -1,4 +1,4 @@
-"""Symmetry and synonym rates of edits, with the paper's beside (Figure 11)."""
+"""Symmetry and synonym rates of edits, beside the published ones (Figure 11)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kn_bench.measure.verdict import Verdict
 from kn_bench.results import tables
 from kn_bench.study.edited import methods
 from kn_bench.study.material import Material
-from kn_bench.study.page import Figure, NothingToShow, Row, Section, Table
+from kn_bench.study.page import NothingToShow, Section, SectionFigure, SectionTable, TableRow
 from kn_bench.study.paper import PUBLISHED
 from kn_bench.study.plots import COLOURS, HATCHES, bars, legend_below, panels
 
@@ -26,8 +26,8 @@ SHOWN: tuple[Criterion, ...] = ("reliability", "generality", "symmetry", "synony
 
 
 @dataclass(frozen=True)
-class Judged:
-    """A verdict with what it is about."""
+class JudgedCase:
+    """A verdict with the method, case and criterion that it is about."""
 
     method: str
     relation: str
@@ -37,7 +37,7 @@ class Judged:
 
 
 def run(material: Material) -> Section:
-    """The section."""
+    """Compute this section of the study."""
     cases = chosen(material)
     if not cases:
         raise NothingToShow("No fact has an inverse or a synonym among the cases.")
@@ -51,7 +51,7 @@ def run(material: Material) -> Section:
         _findings(judged),
         tables=(_table(judged), _outcomes(judged)),
         figures=(
-            Figure(
+            SectionFigure(
                 "rates",
                 "Rates of each method over all facts edited, with 95 % intervals over subjects; "
                 "the crosses are the paper's (ROME on GPT-2 XL, P101).",
@@ -63,7 +63,7 @@ def run(material: Material) -> Section:
 
 
 def chosen(material: Material) -> list[Case]:
-    """Facts with a probe for symmetry or synonyms, a few of each relation."""
+    """Return facts with a probe for symmetry or synonyms, a few per relation."""
     by_relation: dict[str, list[Case]] = {}
     for case in material.cases:
         if case.task == "fact" and {"symmetry", "synonym"} & {p.criterion for p in case.probes}:
@@ -77,11 +77,11 @@ def chosen(material: Material) -> list[Case]:
     ]
 
 
-def measure(material: Material, cases: Sequence[Case]) -> list[Judged]:
-    """Edit each case by each method and judge the criteria shown."""
+def measure(material: Material, cases: Sequence[Case]) -> list[JudgedCase]:
+    """Edit each case by each method and judge it by the shown criteria."""
     engine = Engine(material.lm)
     return [
-        Judged(name, case.relation, case.cluster, criterion, judge(criterion, case, result))
+        JudgedCase(name, case.relation, case.cluster, criterion, judge(criterion, case, result))
         for name, method in methods(material.lm)
         for results in (engine.measure(name, method, cases).results,)
         for case in cases
@@ -90,8 +90,8 @@ def measure(material: Material, cases: Sequence[Case]) -> list[Judged]:
     ]
 
 
-def rate(judged: Sequence[Judged], criterion: Criterion) -> Interval:
-    """Mean score of a criterion over the cases that count for it."""
+def rate(judged: Sequence[JudgedCase], criterion: Criterion) -> Interval:
+    """Return the mean score of a criterion over the cases that count for it."""
     mine = [
         judgement
         for judgement in judged
@@ -101,8 +101,8 @@ def rate(judged: Sequence[Judged], criterion: Criterion) -> Interval:
     return mean_interval(scores, [judgement.cluster for judgement in mine])
 
 
-def _table(judged: Sequence[Judged]) -> Table:
-    rows: list[Row] = []
+def _table(judged: Sequence[JudgedCase]) -> SectionTable:
+    rows: list[TableRow] = []
     methods_ = list(dict.fromkeys(judgement.method for judgement in judged))
     for relation in [*dict.fromkeys(judgement.relation for judgement in judged), "all"]:
         for method in methods_:
@@ -112,12 +112,16 @@ def _table(judged: Sequence[Judged]) -> Table:
                 if judgement.method == method and relation in (judgement.relation, "all")
             ]
             rows.append((relation, method, *(rate(mine, criterion) for criterion in SHOWN)))
-    for relation in dict.fromkeys(one.relation for one in PUBLISHED):
-        known = {one.criterion: one for one in PUBLISHED if one.relation == relation}
+    for relation in dict.fromkeys(published.relation for published in PUBLISHED):
+        known = {
+            published.criterion: published
+            for published in PUBLISHED
+            if published.relation == relation
+        }
         first = next(iter(known.values()))
         rates = (known[c].rate if c in known else None for c in SHOWN)
         rows.append((f"{relation}, published", f"{first.method} on {first.model}", *rates))
-    return Table(
+    return SectionTable(
         "rates",
         "Reliability, generality, symmetry and synonym invariance by relation and method, with "
         "95 % intervals; in the last rows the paper's own figures.",
@@ -128,28 +132,28 @@ def _table(judged: Sequence[Judged]) -> Table:
     )
 
 
-def _outcomes(judged: Sequence[Judged]) -> Table:
-    rows: list[Row] = []
+def _outcomes(judged: Sequence[JudgedCase]) -> SectionTable:
+    rows: list[TableRow] = []
     for method in dict.fromkeys(judgement.method for judgement in judged):
-        found = [
+        outcomes = [
             judgement.verdict.symmetry
             for judgement in judged
             if judgement.method == method
             and judgement.criterion == "symmetry"
             and judgement.verdict.symmetry
         ]
-        if found:
+        if outcomes:
             rows.append(
                 (
                     method,
-                    len(found),
-                    sum(o.new_learned for o in found),
-                    sum(bool(o.old_revoked) for o in found),
-                    sum(o.displaced_kept for o in found),
-                    sum(o.other for o in found),
+                    len(outcomes),
+                    sum(o.new_learned for o in outcomes),
+                    sum(bool(o.old_revoked) for o in outcomes),
+                    sum(o.displaced_kept for o in outcomes),
+                    sum(o.other for o in outcomes),
                 )
             )
-    return Table(
+    return SectionTable(
         "symmetry",
         "What the edited model answers to the inverse: cases in which the new inverse is learned, "
         "the old one revoked, the displaced pair's kept, or something else comes.",
@@ -158,7 +162,7 @@ def _outcomes(judged: Sequence[Judged]) -> Table:
     )
 
 
-def _findings(judged: Sequence[Judged]) -> tuple[str, ...]:
+def _findings(judged: Sequence[JudgedCase]) -> tuple[str, ...]:
     sentences = []
     for method in dict.fromkeys(judgement.method for judgement in judged):
         mine = [judgement for judgement in judged if judgement.method == method]
@@ -171,7 +175,7 @@ def _findings(judged: Sequence[Judged]) -> tuple[str, ...]:
     return tuple(sentences)
 
 
-def _draw(judged: Sequence[Judged]) -> Drawing:
+def _draw(judged: Sequence[JudgedCase]) -> Drawing:
     figure, (axes,) = panels(1, width=6.5, height=2.9)
     names = list(dict.fromkeys(judgement.method for judgement in judged))
     width = 0.8 / max(1, len(names))
@@ -188,8 +192,8 @@ def _draw(judged: Sequence[Judged]) -> Drawing:
             width=width,
             label=name,
         )
-    x = [SHOWN.index(one.criterion) for one in PUBLISHED]
-    y = [one.rate for one in PUBLISHED]
+    x = [SHOWN.index(published.criterion) for published in PUBLISHED]
+    y = [published.rate for published in PUBLISHED]
     of = PUBLISHED[0]
     label = f"published: {of.method}, {of.model}, {of.relation}"
     axes.plot(x, y, "x", color="black", markersize=8, linestyle="none", label=label)

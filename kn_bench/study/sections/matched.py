@@ -1,6 +1,7 @@
-"""Control 1: located neurons against matched random ones, a z-score for every effect.
+"""Control 1: do random neurons have the same effect?
 
-Do random neurons do the same? Of the same number, in the same layers, as active on the mean.
+Located neurons are compared with as many random ones in the same layers and with similar mean
+activation; every effect gets a z-score.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from kn_bench.measure.statistics import Interval, mean_interval
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.seeding import seeded
 from kn_bench.study.material import Material
-from kn_bench.study.page import Figure, Row, Section, Table
+from kn_bench.study.page import Section, SectionFigure, SectionTable, TableRow
 from kn_bench.study.plots import GREY, MARKS, TASK, panels, plain_ticks, short
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 
 PROMPTS = 8
-"""Of each group."""
+"""Prompts per group."""
 FACTORS = {"suppressed": 0.0, "enhanced": 2.0}
 
 
@@ -40,14 +41,13 @@ DRAWS = 20
 
 @dataclass(frozen=True)
 class AgainstRandom:
-    """An effect beside those of matched random neurons.
+    """The effect of scaling neurons, and the effects of matched random neurons.
 
     Attributes:
-        n_neurons: how many were scaled.
+        n_neurons: number of scaled neurons.
         effect: mean change of log P(answer), in nats.
         draws: the same for each random set.
-        z: (effect - mean of draws) / their standard deviation; nan where that is 0.
-        p: share of draws at least as extreme in the effect's direction, (b + 1) / (m + 1).
+        z: (effect - mean of draws) / their standard deviation; nan if that is 0.
     """
 
     n_neurons: int
@@ -60,7 +60,10 @@ class AgainstRandom:
         return (self.effect - float(np.mean(self.draws))) / spread if spread else float("nan")
 
     def p(self, *, falls: bool = True) -> float:
-        """One-sided p: of a fall that is as deep (``falls``), or a rise that is as high."""
+        """Return the one-sided p of an effect at least as low (``falls``) or at least as high.
+
+        It is (b + 1) / (m + 1) for b of m draws at least as extreme.
+        """
         extreme = [d <= self.effect if falls else d >= self.effect for d in self.draws]
         return (sum(extreme) + 1) / (len(extreme) + 1)
 
@@ -80,18 +83,18 @@ def against_random(
     Args:
         activation: mean activation of every neuron at these prompts' answer positions.
         factor: 0 suppresses, 2 enhances.
-        seed: of the draws; take the group's id, so that groups draw on their own.
+        seed: seed of the draws; use the group's id, so that groups draw independently.
     """
     generator = seeded("matched", seed)
     sets = [neurons, *(matched(activation, neurons, generator) for _ in range(draws))]
-    log_probs, _ = crossed(lm, queries, [NoEdit(), *(scale(one, factor) for one in sets)])
+    log_probs, _ = crossed(lm, queries, [NoEdit(), *(scale(scaled, factor) for scaled in sets)])
     changes = (log_probs[1:] - log_probs[0]).mean(1)
     return AgainstRandom(len(neurons), float(changes[0]), tuple(changes[1:].tolist()))
 
 
 @dataclass(frozen=True)
-class Compared:
-    """One group's neurons and as many random ones, scaled."""
+class GroupComparison:
+    """One group's neurons against as many random ones, all scaled."""
 
     profile: Profile
     how: str
@@ -99,12 +102,12 @@ class Compared:
 
     @property
     def p(self) -> float:
-        """One-sided, in the direction that is expected."""
+        """One-sided p in the expected direction."""
         return self.against.p(falls=self.how == "suppressed")
 
 
 def run(material: Material) -> Section:
-    """The section."""
+    """Compute this section of the study."""
     comparisons = compare(material)
     return Section(
         "matched",
@@ -116,7 +119,7 @@ def run(material: Material) -> Section:
         _findings(comparisons),
         tables=(_table(material, comparisons), _groups(comparisons)),
         figures=(
-            Figure(
+            SectionFigure(
                 "z",
                 f"z of every fact ({MARKS['fact']}) and class of pairs ({MARKS['pair']}) when its "
                 "located neurons are suppressed (left) and enhanced (right), against matched "
@@ -128,10 +131,10 @@ def run(material: Material) -> Section:
     )
 
 
-def compare(material: Material) -> list[Compared]:
-    """Every group under suppression and enhancement."""
+def compare(material: Material) -> list[GroupComparison]:
+    """Compare every group with random neurons, under suppression and enhancement."""
     return [
-        Compared(
+        GroupComparison(
             profile,
             how,
             against_random(
@@ -149,7 +152,7 @@ def compare(material: Material) -> list[Compared]:
     ]
 
 
-def _summary(mine: Sequence[Compared]) -> tuple[Interval | float | None, ...]:
+def _summary(mine: Sequence[GroupComparison]) -> tuple[Interval | float | None, ...]:
     names = [comparison.profile.group.id for comparison in mine]
     effects = mean_interval([comparison.against.effect for comparison in mine], names, bounds=None)
     random = mean_interval(
@@ -164,8 +167,8 @@ def _summary(mine: Sequence[Compared]) -> tuple[Interval | float | None, ...]:
     )
 
 
-def _table(material: Material, comparisons: Sequence[Compared]) -> Table:
-    rows: list[Row] = []
+def _table(material: Material, comparisons: Sequence[GroupComparison]) -> SectionTable:
+    rows: list[TableRow] = []
     named = [(relation, {relation}) for relation in material.relations]
     for task, (_, _, name) in TASK.items():
         named.append((f"all {name}", {p.group.relation for p in material.of_task(task)}))
@@ -176,7 +179,7 @@ def _table(material: Material, comparisons: Sequence[Compared]) -> Table:
             ]
             if mine:
                 rows.append((name, how, *_summary(mine)))
-    return Table(
+    return SectionTable(
         "matched",
         "Mean change of log P(answer) in nats, that of matched random neurons, the median z, and "
         "the share of groups beyond 95 % of their draws (one-sided; 5 % if they were random).",
@@ -187,8 +190,8 @@ def _table(material: Material, comparisons: Sequence[Compared]) -> Table:
     )
 
 
-def _groups(comparisons: Sequence[Compared]) -> Table:
-    rows: list[Row] = [
+def _groups(comparisons: Sequence[GroupComparison]) -> SectionTable:
+    rows: list[TableRow] = [
         (
             comparison.profile.group.id,
             comparison.how,
@@ -201,7 +204,7 @@ def _groups(comparisons: Sequence[Compared]) -> Table:
         )
         for comparison in comparisons
     ]
-    return Table(
+    return SectionTable(
         "matched_by_group",
         "Every fact and class: neurons scaled, change of log P, mean and standard deviation of the "
         "random draws, z, and the one-sided p.",
@@ -213,7 +216,7 @@ def _groups(comparisons: Sequence[Compared]) -> Table:
     )
 
 
-def _findings(comparisons: Sequence[Compared]) -> tuple[str, ...]:
+def _findings(comparisons: Sequence[GroupComparison]) -> tuple[str, ...]:
     sentences = []
     for task, (_, _, name) in TASK.items():
         for how in FACTORS:
@@ -231,7 +234,7 @@ def _findings(comparisons: Sequence[Compared]) -> tuple[str, ...]:
     return tuple(sentences)
 
 
-def _draw(material: Material, comparisons: Sequence[Compared]) -> Drawing:
+def _draw(material: Material, comparisons: Sequence[GroupComparison]) -> Drawing:
     relations = [
         r for r in material.relations if any(o.profile.group.relation == r for o in comparisons)
     ]

@@ -1,4 +1,4 @@
-"""Overturned answers against shifted probabilities, for every located set (Figure 8)."""
+"""Rates of overturned answers against shifted probabilities, for every located set (Figure 8)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kn_bench.localise.queries import Fitted
 from kn_bench.measure.statistics import Interval, mean_interval
 from kn_bench.results import tables
 from kn_bench.study.material import Material
-from kn_bench.study.page import Figure, Row, Section, Table
+from kn_bench.study.page import Section, SectionFigure, SectionTable, TableRow
 from kn_bench.study.plots import TASK, legend_below, panels
 
 if TYPE_CHECKING:
@@ -31,16 +31,17 @@ PAPER = 0.052
 
 
 @dataclass(frozen=True)
-class Overturned:
+class GroupOverturn:
     """One group with its located neurons suppressed.
 
+    All arrays are over the prompts whose rejected answer can be encoded as well.
+
     Attributes:
-        shift: share of the answer's probability that is lost, of each prompt whose rejected answer
-            fits as well.
-        pair: of the prompts where the true answer was preferred to the rejected one, whether it no
-            longer is; nan elsewhere.
+        shift: share of the answer's probability that is lost.
+        pair: whether the true answer is no longer preferred to the rejected one; nan for prompts
+            where it was not preferred before.
         argmax: the same for the argmax of the vocabulary.
-        back: of the prompts where it was not preferred, whether it is now; nan elsewhere.
+        back: whether the true answer is now preferred; nan for prompts where it already was.
     """
 
     profile: Profile
@@ -51,7 +52,7 @@ class Overturned:
 
 
 def run(material: Material) -> Section:
-    """The section."""
+    """Compute this section of the study."""
     outcomes = overturn(material, material.profiles)
     return Section(
         "overturn",
@@ -63,7 +64,7 @@ def run(material: Material) -> Section:
         _findings(outcomes),
         tables=(_table(material, outcomes),),
         figures=(
-            Figure(
+            SectionFigure(
                 "overturn",
                 "Overturn rate against the mean share of probability lost, each point a fact or a "
                 "class of pairs with its located neurons suppressed; the dashed line is the "
@@ -76,8 +77,8 @@ def run(material: Material) -> Section:
     )
 
 
-def overturn(material: Material, profiles: Sequence[Profile]) -> list[Overturned]:
-    """Suppress the neurons of each profile on its own prompts, all in the same batches."""
+def overturn(material: Material, profiles: Sequence[Profile]) -> list[GroupOverturn]:
+    """Suppress the neurons of each profile on its own prompts, batching all profiles together."""
     places: list[tuple[int, int]] = []
     true: list[Fitted] = []
     wrong: list[Fitted] = []
@@ -101,7 +102,7 @@ def overturn(material: Material, profiles: Sequence[Profile]) -> list[Overturned
     )
     owner = np.array([number for number, _ in places])
     return [
-        Overturned(profile, *(column[owner == number] for column in columns))
+        GroupOverturn(profile, *(column[owner == number] for column in columns))
         for number, profile in enumerate(profiles)
         if (owner == number).any()
     ]
@@ -114,15 +115,15 @@ def _turned(
 
 
 def _mean(
-    outcomes: Sequence[Overturned], name: str, bounds: tuple[float, float] | None
+    outcomes: Sequence[GroupOverturn], name: str, bounds: tuple[float, float] | None
 ) -> Interval:
     values = np.concatenate([getattr(outcome, name) for outcome in outcomes])
     groups = [outcome.profile.group.id for outcome in outcomes for _ in outcome.shift]
     return mean_interval(values, groups, bounds=bounds)
 
 
-def _table(material: Material, outcomes: Sequence[Overturned]) -> Table:
-    rows: list[Row] = []
+def _table(material: Material, outcomes: Sequence[GroupOverturn]) -> SectionTable:
+    rows: list[TableRow] = []
     for relation in material.relations:
         mine = [outcome for outcome in outcomes if outcome.profile.group.relation == relation]
         if not mine:
@@ -132,7 +133,7 @@ def _table(material: Material, outcomes: Sequence[Overturned]) -> Table:
         mine = [outcome for outcome in outcomes if outcome.profile.group.task == task]
         if mine:
             rows.append((f"all {name}", task, *_rates(mine)))
-    return Table(
+    return SectionTable(
         "overturn",
         "Located neurons suppressed, on the prompts they were found over: share of probability "
         "lost, and rates of overturned answers among those that were right, with 95 % intervals "
@@ -150,14 +151,14 @@ def _table(material: Material, outcomes: Sequence[Overturned]) -> Table:
     )
 
 
-def _rates(mine: Sequence[Overturned]) -> tuple[Interval, ...]:
+def _rates(mine: Sequence[GroupOverturn]) -> tuple[Interval, ...]:
     return (
         _mean(mine, "shift", None),
         *(_mean(mine, name, (0.0, 1.0)) for name in ("pair", "back", "argmax")),
     )
 
 
-def _findings(outcomes: Sequence[Overturned]) -> tuple[str, ...]:
+def _findings(outcomes: Sequence[GroupOverturn]) -> tuple[str, ...]:
     sentences = []
     for task, (_, _, name) in TASK.items():
         mine = [outcome for outcome in outcomes if outcome.profile.group.task == task]
@@ -174,7 +175,7 @@ def _findings(outcomes: Sequence[Overturned]) -> tuple[str, ...]:
     return tuple(sentences)
 
 
-def _draw(outcomes: Sequence[Overturned]) -> Drawing:
+def _draw(outcomes: Sequence[GroupOverturn]) -> Drawing:
     figure, axes = panels(2, width=7.5, height=3.1, sharey=True)
     for ax, name, title in zip(
         axes, ("pair", "argmax"), ("within the pair", "by the argmax"), strict=True

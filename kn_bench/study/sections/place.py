@@ -1,4 +1,4 @@
-"""Control 6: the same edit in another place: other columns, another layer, token or key."""
+"""Control 6: does the same edit work in other columns, at another layer, token or key?"""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from kn_bench.measure.statistics import Interval, mean_interval
 from kn_bench.model.seeding import seeded
 from kn_bench.study.edited import Outcome, rewritten, rome, took
 from kn_bench.study.material import Material
-from kn_bench.study.page import Figure, Row, Section, Table
+from kn_bench.study.page import Section, SectionFigure, SectionTable, TableRow
 from kn_bench.study.plots import TASK, panels, whiskers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
 ROME_REQUESTS = 2
-"""Of each relation: every layer is edited for each."""
+"""Requests per relation; every layer is edited for each of them."""
 
 
 @dataclass(frozen=True)
-class Placed:
-    """One edit in one place; None where it could not be made."""
+class PlacedEdit:
+    """One edit in one place."""
 
     method: str
     place: str
@@ -39,7 +39,7 @@ class Placed:
 
 
 def run(material: Material) -> Section:
-    """The section."""
+    """Compute this section of the study."""
     trials = [*_in_columns(material), *_by_rome(material)]
     return Section(
         "place",
@@ -53,7 +53,7 @@ def run(material: Material) -> Section:
         _findings(trials),
         tables=(_table(trials),),
         figures=(
-            Figure(
+            SectionFigure(
                 "place",
                 "Share of edits after which the model gives the new answer (argmax), by place, "
                 "with 95 % intervals over subjects or nouns.",
@@ -66,7 +66,7 @@ def run(material: Material) -> Section:
     )
 
 
-def _in_columns(material: Material) -> list[Placed]:
+def _in_columns(material: Material) -> list[PlacedEdit]:
     pairs = [
         (profile, request)
         for profile in material.profiles
@@ -101,40 +101,39 @@ def _placed(
     material: Material,
     method: str,
     edits: Sequence[tuple[str, EditRequest, Edit | NotApplicable | None]],
-) -> list[Placed]:
+) -> list[PlacedEdit]:
     outcomes = took(material.lm, [r for _, r, _ in edits], [e for _, _, e in edits])
     return [
-        Placed(method, place, request.task, request, outcome)
+        PlacedEdit(method, place, request.task, request, outcome)
         for (place, request, _), outcome in zip(edits, outcomes, strict=True)
         if outcome is not None
     ]
 
 
-def _by_rome(material: Material) -> list[Placed]:
+def _by_rome(material: Material) -> list[PlacedEdit]:
     lm = material.lm
     if not lm.is_causal:
         return []
     requests = material.requests("fact", ROME_REQUESTS)
     own = rome(lm)
     chosen = own.settings.layer
-    made = own.edit(requests)
+    own_edits = own.edit(requests)
     edits: list[tuple[str, EditRequest, Edit | NotApplicable | None]] = []
     for layer in range(lm.n_layers):
         name = f"layer {layer}" + (" (chosen)" if layer == chosen else "")
-        at_layer = made if layer == chosen else rome(lm, layer).edit(requests)
+        at_layer = own_edits if layer == chosen else rome(lm, layer).edit(requests)
         edits += [(name, r, e) for r, e in zip(requests, at_layer, strict=True)]
-    # the edits are made for the wrong token's prompts, and asked for at the right ones
-    elsewhere = [_last_word(request) for request in requests]
-    wrong = own.edit([one for one in elsewhere if one is not None])
-    kept = [r for r, one in zip(requests, elsewhere, strict=True) if one is not None]
-    edits += [("last word", r, e) for r, e in zip(kept, wrong, strict=True)]
-    random = [_random_key(material, r, e) for r, e in zip(requests, made, strict=True)]
+    # edits computed at the wrong token, and tested on the original prompts
+    moved = [(r, at_last) for r in requests if (at_last := _last_word(r)) is not None]
+    wrong = own.edit([at_last for _, at_last in moved])
+    edits += [("last word", r, e) for (r, _), e in zip(moved, wrong, strict=True)]
+    random = [_random_key(material, r, e) for r, e in zip(requests, own_edits, strict=True)]
     edits += [("random key", r, e) for r, e in zip(requests, random, strict=True)]
     return _placed(material, "rome", edits)
 
 
 def _last_word(request: EditRequest) -> EditRequest | None:
-    """The same request with the prompt's last word for a subject."""
+    """Return the same request with the prompt's last word as its subject; None if it has none."""
     left = request.cloze.left
     start, _, word = left.rpartition(" ")
     if not start or not word or "{" in left:
@@ -145,7 +144,7 @@ def _last_word(request: EditRequest) -> EditRequest | None:
 def _random_key(
     material: Material, request: EditRequest, edit: Edit | NotApplicable
 ) -> Edit | NotApplicable:
-    """The edit with u drawn at random and its norm kept."""
+    """Return the edit with a random u of the same norm."""
     if not isinstance(edit, LowRankEdit):
         return edit
     generator = seeded(material.settings.seed, "key", request.id)
@@ -156,12 +155,12 @@ def _random_key(
     return LowRankEdit(tuple(updates))
 
 
-def _rate(mine: Sequence[Placed], name: str) -> Interval:
+def _rate(mine: Sequence[PlacedEdit], name: str) -> Interval:
     values = [getattr(trial.outcome, name) for trial in mine]
     return mean_interval(values, [trial.request.subject for trial in mine])
 
 
-def _grouped(trials: Sequence[Placed]) -> list[tuple[str, str, Task, list[Placed]]]:
+def _grouped(trials: Sequence[PlacedEdit]) -> list[tuple[str, str, Task, list[PlacedEdit]]]:
     keys = dict.fromkeys((trial.method, trial.place, trial.task) for trial in trials)
     return [
         (*key, [trial for trial in trials if (trial.method, trial.place, trial.task) == key])
@@ -169,8 +168,8 @@ def _grouped(trials: Sequence[Placed]) -> list[tuple[str, str, Task, list[Placed
     ]
 
 
-def _table(trials: Sequence[Placed]) -> Table:
-    rows: list[Row] = [
+def _table(trials: Sequence[PlacedEdit]) -> SectionTable:
+    rows: list[TableRow] = [
         (
             method,
             place,
@@ -181,7 +180,7 @@ def _table(trials: Sequence[Placed]) -> Table:
         )
         for method, place, task, mine in _grouped(trials)
     ]
-    return Table(
+    return SectionTable(
         "place",
         "Edits by place: share after which the new answer is given (argmax), is preferred to the "
         "true one, and was preferred before, with 95 % intervals over subjects or nouns.",
@@ -191,7 +190,7 @@ def _table(trials: Sequence[Placed]) -> Table:
     )
 
 
-def _findings(trials: Sequence[Placed]) -> tuple[str, ...]:
+def _findings(trials: Sequence[PlacedEdit]) -> tuple[str, ...]:
     sentences = []
     for method in dict.fromkeys(trial.method for trial in trials):
         parts = []
@@ -202,7 +201,7 @@ def _findings(trials: Sequence[Placed]) -> tuple[str, ...]:
     return tuple(sentences)
 
 
-def _draw(trials: Sequence[Placed]) -> Drawing:
+def _draw(trials: Sequence[PlacedEdit]) -> Drawing:
     names = list(dict.fromkeys((trial.method, trial.place) for trial in trials))
     figure, (axes,) = panels(1, width=7.0, height=1.0 + 0.27 * len(names))
     for shift, (task, (colour, marker, label)) in zip((-0.13, 0.13), TASK.items(), strict=True):

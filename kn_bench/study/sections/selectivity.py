@@ -1,6 +1,7 @@
-"""Control 3: the selectivity matrix, relation by relation and facts against syntax.
+"""Control 3: what else do a group's neurons carry?
 
-What else do a group's neurons carry? Suppress them, and ask about everything else.
+They are suppressed, and the prompts of all other groups are measured: a selectivity matrix over
+relations, and of facts against syntax.
 """
 
 from __future__ import annotations
@@ -19,24 +20,24 @@ from kn_bench.localise.selection import Neurons
 from kn_bench.measure.statistics import Interval, mean_interval
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.study.material import Material
-from kn_bench.study.page import Figure, Row, Section, Table
+from kn_bench.study.page import Section, SectionFigure, SectionTable, TableRow
 from kn_bench.study.plots import heat_map, panels, short
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
 GROUPS, PROMPTS = 3, 2
-"""Groups of each relation, and prompts of each, that are asked about."""
+"""Groups per relation, and prompts per group, that are measured."""
 
 
 @dataclass(frozen=True)
-class Suppressed:
+class SuppressedGroup:
     """A group whose neurons are suppressed.
 
     Attributes:
-        name: of the group.
+        name: name of the group.
         row: the relation or paradigm it is shown under.
-        neurons: what is suppressed.
+        neurons: the neurons that are suppressed.
     """
 
     name: str
@@ -45,11 +46,11 @@ class Suppressed:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """Prompts of one group that are asked about.
+class GroupPrompts:
+    """Prompts of one group whose answers are measured.
 
     Attributes:
-        name: of the group; its own neurons make the entry "own".
+        name: name of the group; the entry "own" is for the neurons of the same group.
         column: the relation or paradigm it is shown under.
         queries: the prompts.
     """
@@ -61,12 +62,12 @@ class Asked:
 
 @dataclass(frozen=True)
 class Cell:
-    """Mean change of log P (nats) of a column's prompts, a row's neurons suppressed.
+    """Mean change of log P (nats) of a column's prompts when a row's neurons are suppressed.
 
     Attributes:
         row, column: relations or paradigms.
-        own: whether the prompts are those that the neurons were found over; else they are left out.
-        change: with its interval over the suppressed groups.
+        own: True for the prompts over which the neurons were located, False for all others.
+        change: the mean with its interval over the suppressed groups.
     """
 
     row: str
@@ -76,24 +77,24 @@ class Cell:
 
 
 def selectivity(
-    lm: LanguageModel, suppressed: Sequence[Suppressed], asked: Sequence[Asked]
+    lm: LanguageModel, suppressed: Sequence[SuppressedGroup], asked: Sequence[GroupPrompts]
 ) -> list[Cell]:
-    """The matrix of :class:`Cell`, own prompts apart from those of others of the same relation."""
+    """Measure all cells of the matrix; a group's own prompts get a cell apart from its relation."""
     queries = [query for question in asked for query in question.queries]
-    edits = [NoEdit(), *(suppress(one.neurons) for one in suppressed)]
+    edits = [NoEdit(), *(suppress(group.neurons) for group in suppressed)]
     log_probs, _ = crossed(lm, queries, edits)
     changes = log_probs[1:] - log_probs[0]
     names = np.array([question.name for question in asked for _ in question.queries])
     columns = np.array([question.column for question in asked for _ in question.queries])
     cells: dict[tuple[str, str, bool], list[tuple[float, str]]] = {}
-    for i, one in enumerate(suppressed):
-        mine = names == one.name
+    for i, group in enumerate(suppressed):
+        mine = names == group.name
         for column in dict.fromkeys(columns.tolist()):
             for own, where in ((True, mine), (False, ~mine)):
-                there = where & (columns == column)
-                if there.any():
-                    entry = (float(changes[i, there].mean()), one.name)
-                    cells.setdefault((one.row, column, own), []).append(entry)
+                counted = where & (columns == column)
+                if counted.any():
+                    entry = (float(changes[i, counted].mean()), group.name)
+                    cells.setdefault((group.row, column, own), []).append(entry)
     return [
         Cell(*key, mean_interval([v for v, _ in entries], [c for _, c in entries], bounds=None))
         for key, entries in cells.items()
@@ -101,7 +102,7 @@ def selectivity(
 
 
 def run(material: Material) -> Section:
-    """The section."""
+    """Compute this section of the study."""
     cells = measure(material)
     return Section(
         "selectivity",
@@ -112,7 +113,7 @@ def run(material: Material) -> Section:
         _findings(material, cells),
         tables=(_table(cells),),
         figures=(
-            Figure(
+            SectionFigure(
                 "matrix",
                 "Mean change of log P(answer) in nats of a column's prompts when a row's neurons "
                 "are suppressed; a group's own prompts are in the first column only.",
@@ -123,7 +124,7 @@ def run(material: Material) -> Section:
 
 
 def measure(material: Material) -> list[Cell]:
-    """The matrix over a few groups of every relation and paradigm."""
+    """Measure the matrix over a few groups of every relation and paradigm."""
     chosen = [
         profile
         for relation in material.relations
@@ -131,13 +132,13 @@ def measure(material: Material) -> list[Cell]:
     ]
     return selectivity(
         material.lm,
-        [Suppressed(p.group.id, p.group.relation, material.neurons(p)) for p in chosen],
-        [Asked(p.group.id, p.group.relation, p.encoded[:PROMPTS]) for p in chosen],
+        [SuppressedGroup(p.group.id, p.group.relation, material.neurons(p)) for p in chosen],
+        [GroupPrompts(p.group.id, p.group.relation, p.encoded[:PROMPTS]) for p in chosen],
     )
 
 
 def matrix(material: Material, cells: Sequence[Cell]) -> Float[np.ndarray, "rows columns"]:
-    """Own prompts first, then every column's; nan where there is nothing to ask."""
+    """Arrange cells as a matrix, own prompts first; nan where a cell has no prompts."""
     at = {relation: i for i, relation in enumerate(material.relations)}
     values = np.full((len(at), 1 + len(at)), np.nan)
     for cell in cells:
@@ -145,9 +146,11 @@ def matrix(material: Material, cells: Sequence[Cell]) -> Float[np.ndarray, "rows
     return values
 
 
-def _table(cells: Sequence[Cell]) -> Table:
-    rows: list[Row] = [(c.row, c.column, "own" if c.own else "others", c.change) for c in cells]
-    return Table(
+def _table(cells: Sequence[Cell]) -> SectionTable:
+    rows: list[TableRow] = [
+        (c.row, c.column, "own" if c.own else "others", c.change) for c in cells
+    ]
+    return SectionTable(
         "selectivity",
         "Mean change of log P(answer) in nats, with 95 % intervals over the suppressed groups.",
         ("neurons of", "prompts of", "prompts", "change"),
@@ -172,9 +175,9 @@ def _findings(material: Material, cells: Sequence[Cell]) -> tuple[str, ...]:
             "the other task": [c for c in mine if material.task_of[c.column] == other],
         }
         texts = [
-            f"{np.mean([c.change.mean for c in found]):+.2f} on {what}"
-            for what, found in parts.items()
-            if found
+            f"{np.mean([c.change.mean for c in part]):+.2f} on {what}"
+            for what, part in parts.items()
+            if part
         ]
         sentences.append(f"Suppressing neurons of {name} moves log P by {', '.join(texts)}.")
     return tuple(sentences)

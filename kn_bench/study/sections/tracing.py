@@ -1,4 +1,4 @@
-"""Causal tracing of facts and syntax, averaged by token role (Figure 9)."""
+"""Causal tracing of facts and syntax, averaged by token position (Figure 9)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from kn_bench.localise.tracing import KINDS, Trace
 from kn_bench.measure.encoding import encode_query
 from kn_bench.results import tables
 from kn_bench.study.material import Material
-from kn_bench.study.page import Figure, NothingToShow, Row, Section, Table
+from kn_bench.study.page import NothingToShow, Section, SectionFigure, SectionTable, TableRow
 from kn_bench.study.plots import TASK, heat_map, panels
 
 if TYPE_CHECKING:
@@ -29,13 +29,13 @@ WHAT: dict[Task, str] = {
     "pair": "the preference for the grammatical member",
 }
 EXAMPLES = 12
-"""Prompts that the example is chosen from."""
+"""Number of prompts from which the example is chosen."""
 TITLES: dict[Kind, str] = {"hidden": "residual stream", "mlp": "MLP", "attention": "attention"}
 
 
 @dataclass(frozen=True)
-class Traced:
-    """Prompts of one task that the model answers, traced."""
+class TracedTask:
+    """Traces of the prompts of one task that the model answers correctly."""
 
     task: Task
     cases: tuple[Case, ...]
@@ -45,11 +45,11 @@ class Traced:
 
 
 def run(material: Material) -> Section:
-    """The section."""
+    """Compute this section of the study."""
     tried = [traced(material, task) for task in TASK]
-    sides = [one for one in tried if one.cases]
+    sides = [side for side in tried if side.cases]
     if not sides:
-        unfit, offered = sum(one.unfit for one in tried), sum(one.offered for one in tried)
+        unfit, offered = sum(side.unfit for side in tried), sum(side.offered for side in tried)
         raise NothingToShow(
             f"No prompt can be traced: of {offered} looked at, {unfit} cannot be put to the model "
             "with the subject corrupted (in a causal model it must stand before the answer), and "
@@ -71,7 +71,7 @@ def run(material: Material) -> Section:
         tuple(sentence for side in sides for sentence in _findings(side)),
         tables=(_table(sides), _peaks(sides)),
         figures=(
-            Figure(
+            SectionFigure(
                 "roles",
                 "Mean indirect effect by token role and layer, for facts (above) and syntax "
                 "(below). Where the subject ends the prompt, its last token is where the answer is "
@@ -80,7 +80,7 @@ def run(material: Material) -> Section:
                 "Figure 9",
             ),
             *(
-                Figure(
+                SectionFigure(
                     f"example_{side.task}",
                     f"One {TASK[side.task][2].removesuffix('s')} prompt, token by token: indirect "
                     "effect of each state; the starred tokens are corrupted.",
@@ -99,8 +99,8 @@ def run(material: Material) -> Section:
     )
 
 
-def traced(material: Material, task: Task) -> Traced:
-    """Known prompts of a task, a few of each relation or paradigm, traced."""
+def traced(material: Material, task: Task) -> TracedTask:
+    """Trace prompts that the model answers correctly, a few per relation or paradigm."""
     offered = sorted(
         (case for case in material.cases if case.task == task),
         key=lambda case: stable_hash("trace", case.id),
@@ -127,8 +127,12 @@ def traced(material: Material, task: Task) -> Traced:
         for case, prompt in prompts:
             if case.id in answered:
                 known[case.relation].append((case, prompt))
-    chosen = [one for row in known.values() for one in row[: material.settings.traced]]
-    return Traced(
+    chosen = [
+        case_and_prompt
+        for row in known.values()
+        for case_and_prompt in row[: material.settings.traced]
+    ]
+    return TracedTask(
         task,
         tuple(case for case, _ in chosen),
         trace_study(
@@ -145,7 +149,7 @@ def traced(material: Material, task: Task) -> Traced:
 
 
 def _known(material: Material, offered: Sequence[tuple[Case, TracePrompt]]) -> set[str]:
-    """Facts whose answer is the argmax; pairs whose true member is preferred."""
+    """Return the ids of cases answered correctly: facts by argmax, pairs by preference."""
     encoded = []
     for case, _ in offered:
         request = case.request
@@ -153,13 +157,13 @@ def _known(material: Material, offered: Sequence[tuple[Case, TracePrompt]]) -> s
             encode_query(Query(request.cloze, answer), material.lm.tokens, "pair")
             for answer in (request.target_true, request.target_new)
         ]
-        encoded += [(case, one) for one in both if one is not None and None not in both]
-    found = answers(material.lm, [one for _, one in encoded])
+        encoded += [(case, query) for query in both if query is not None and None not in both]
+    read = answers(material.lm, [query for _, query in encoded])
     known = set()
     for i in range(0, len(encoded), 2):
         case = encoded[i][0]
-        preferred = found.log_prob[i] > found.log_prob[i + 1]
-        if found.right[i] if case.task == "fact" else preferred:
+        preferred = read.log_prob[i] > read.log_prob[i + 1]
+        if read.right[i] if case.task == "fact" else preferred:
             known.add(case.id)
     return known
 
@@ -168,28 +172,28 @@ def _at(role: Role) -> str:
     return ROLES[role] if role == "answer" else f"at the {ROLES[role]}"
 
 
-def _findings(one: Traced) -> list[str]:
-    name = TASK[one.task][2]
-    total = one.study.total
+def _findings(side: TracedTask) -> list[str]:
+    name = TASK[side.task][2]
+    total = side.study.total
     peaks = []
     for kind in KINDS:
-        peak = one.study.peak(kind)
+        peak = side.study.peak(kind)
         peaks.append(
             f"{TITLES[kind]} {_at(peak.role)}, layer {peak.layer} ({tables.mean(peak.effect)})"
         )
     return [
         f"On {name} (n={total.n} prompts) the noise takes {tables.mean(total)} from "
-        f"{WHAT[one.task]}; most is regained in the " + "; ".join(peaks) + "."
+        f"{WHAT[side.task]}; most is regained in the " + "; ".join(peaks) + "."
     ]
 
 
-def _table(sides: Sequence[Traced]) -> Table:
-    rows: list[Row] = [
-        (TASK[one.task][2], TITLES[e.kind], ROLES[e.role], e.layer, e.effect)
-        for one in sides
-        for e in one.study.effects
+def _table(sides: Sequence[TracedTask]) -> SectionTable:
+    rows: list[TableRow] = [
+        (TASK[side.task][2], TITLES[e.kind], ROLES[e.role], e.layer, e.effect)
+        for side in sides
+        for e in side.study.effects
     ]
-    return Table(
+    return SectionTable(
         "effects",
         "Mean indirect effect of every kind, role and layer, with 95 % intervals over prompts.",
         ("task", "state", "role", "layer", "indirect effect"),
@@ -200,19 +204,19 @@ def _table(sides: Sequence[Traced]) -> Table:
     )
 
 
-def _peaks(sides: Sequence[Traced]) -> Table:
-    rows: list[Row] = []
-    for one in sides:
+def _peaks(sides: Sequence[TracedTask]) -> SectionTable:
+    rows: list[TableRow] = []
+    for side in sides:
         for kind in KINDS:
-            subject = [e for e in one.study.effects if e.kind == kind and e.role == "last"]
+            subject = [e for e in side.study.effects if e.kind == kind and e.role == "last"]
             early = max(subject, key=lambda e: e.effect.mean, default=None)
             late = max(
-                (e for e in one.study.effects if e.kind == kind and e.role == "answer"),
+                (e for e in side.study.effects if e.kind == kind and e.role == "answer"),
                 key=lambda e: e.effect.mean,
             )
             rows.append(
                 (
-                    TASK[one.task][2],
+                    TASK[side.task][2],
                     TITLES[kind],
                     early.layer if early else None,
                     early.effect if early else None,
@@ -220,7 +224,7 @@ def _peaks(sides: Sequence[Traced]) -> Table:
                     late.effect,
                 )
             )
-    return Table(
+    return SectionTable(
         "sites",
         "The layer with the greatest mean effect at the last subject token (the early site of "
         "facts in GPT-2 XL) and where the answer is read (the late one).",
@@ -231,15 +235,15 @@ def _peaks(sides: Sequence[Traced]) -> Table:
     )
 
 
-def _draw_roles(material: Material, sides: Sequence[Traced]) -> Drawing:
+def _draw_roles(material: Material, sides: Sequence[TracedTask]) -> Drawing:
     layers = [str(layer) for layer in range(material.lm.n_layers)]
     figure, axes = panels(3, len(sides), width=9.5, height=2.6 * len(sides))
-    top = max(e.effect.mean for one in sides for e in one.study.effects)
-    for row, one in enumerate(sides):
-        present = [r for r in ROLES if any(e.role == r for e in one.study.effects)]
+    top = max(e.effect.mean for side in sides for e in side.study.effects)
+    for row, side in enumerate(sides):
+        present = [r for r in ROLES if any(e.role == r for e in side.study.effects)]
         for column, kind in enumerate(KINDS):
             values = np.full((len(present), material.lm.n_layers), np.nan)
-            for e in one.study.effects:
+            for e in side.study.effects:
                 if e.kind == kind:
                     values[present.index(e.role), e.layer] = e.effect.mean
             ax = axes[3 * row + column]
@@ -252,15 +256,15 @@ def _draw_roles(material: Material, sides: Sequence[Traced]) -> Drawing:
                 limit=top,
                 numbers=2 if material.lm.n_layers <= 8 else None,
             )
-            ax.set_title(f"{TASK[one.task][2]}: {TITLES[kind]} (n = {one.study.total.n})")
+            ax.set_title(f"{TASK[side.task][2]}: {TITLES[kind]} (n = {side.study.total.n})")
             ax.set_xlabel("layer")
     return figure
 
 
-def _example(one: Traced) -> Trace:
-    """The first prompt with most text between subject and answer, where that tells them apart."""
+def _example(side: TracedTask) -> Trace:
+    """Return the trace of the prompt with the most text between subject and answer."""
     return max(
-        one.study.traces[:EXAMPLES], key=lambda t: abs(t.prompt.position - t.prompt.subject[1])
+        side.study.traces[:EXAMPLES], key=lambda t: abs(t.prompt.position - t.prompt.subject[1])
     )
 
 

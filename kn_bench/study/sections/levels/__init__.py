@@ -7,18 +7,17 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from kn_bench.localise.measures import Measure
 from kn_bench.localise.recurrence import chance_recurrence
 from kn_bench.localise.selection import Neurons
 from kn_bench.measure.statistics import Interval, mean_interval
 from kn_bench.results import tables
 from kn_bench.study.material import METHODS, Material
-from kn_bench.study.page import Figure, Row, Section, Table
+from kn_bench.study.page import Section, SectionFigure, SectionTable, TableRow
 from kn_bench.study.plots import MARKS, TASK
 from kn_bench.study.sections.determiners import label
 from kn_bench.study.sections.levels.group_levels import (
     MEASURES,
-    Levels,
+    GroupLevels,
     averaged,
     levels_of,
     measure,
@@ -34,10 +33,10 @@ from kn_bench.study.sections.levels.level_figures import (
 
 
 def run(material: Material) -> Section:
-    """The section."""
+    """Compute this section of the study."""
     measured = measure(material)
     compared = [
-        one for p in material.sample for one in levels_of(material, p, METHODS, resamples=0)
+        levels for p in material.sample for levels in levels_of(material, p, METHODS, resamples=0)
     ]
     return Section(
         "levels",
@@ -60,7 +59,7 @@ def run(material: Material) -> Section:
             _completeness(material),
         ),
         figures=(
-            Figure(
+            SectionFigure(
                 "levels",
                 f"Localisation of facts ({MARKS['fact']}) and syntax ({MARKS['pair']}) by relation "
                 "and paradigm: mean over facts or classes with its 95 % interval; the black bar is "
@@ -68,13 +67,13 @@ def run(material: Material) -> Section:
                 lambda: draw_levels(material, measured),
                 "Figure 2",
             ),
-            Figure(
+            SectionFigure(
                 "methods",
                 "The same measures by four attributions, on two groups of each relation.",
                 lambda: draw_methods(compared),
                 "Figure 3",
             ),
-            Figure(
+            SectionFigure(
                 "layers",
                 "Share of the located neurons in each layer, mean over groups with its 95 % "
                 "interval, with the cap and without; the black line is the share of neurons drawn "
@@ -86,8 +85,8 @@ def run(material: Material) -> Section:
     )
 
 
-def _by_relation(material: Material, measured: Sequence[Levels]) -> Table:
-    rows: list[Row] = []
+def _by_relation(material: Material, measured: Sequence[GroupLevels]) -> SectionTable:
+    rows: list[TableRow] = []
     for relation in material.relations:
         mine = [levels for levels in measured if levels.profile.group.relation == relation]
         if not mine:
@@ -103,7 +102,7 @@ def _by_relation(material: Material, measured: Sequence[Levels]) -> Table:
                 averaged(mine, "attribution_share", capped=False),
             )
         )
-    return Table(
+    return SectionTable(
         "levels_by_relation",
         "Facts and syntax side by side: means over facts or classes with 95 % intervals, and of "
         "their nulls; n is their number. Where no threshold leaves 2 to 5 neurons the published "
@@ -122,24 +121,25 @@ def _by_relation(material: Material, measured: Sequence[Levels]) -> Table:
     )
 
 
-def _by_group(measured: Sequence[Levels]) -> Table:
+def _by_group(measured: Sequence[GroupLevels]) -> SectionTable:
     rows = tuple(
         (
             levels.profile.group.id,
             "capped" if capped else "uncapped",
-            " ".join(map(label, sorted(found.neurons)[:8]))
-            + (" …" if len(found.neurons) > 8 else ""),
-            found.n_prompts,
+            " ".join(map(label, sorted(localised.neurons)[:8]))
+            + (" …" if len(localised.neurons) > 8 else ""),
+            localised.n_prompts,
             *(
                 cell
                 for name in MEASURES
-                for cell in _with_null(value(found, name), found.n_prompts)
+                for m in (value(localised, name),)
+                for cell in (Interval(m.value, m.low, m.high, localised.n_prompts), m.null)
             ),
         )
         for levels in measured
-        for capped, found in ((True, levels.capped), (False, levels.uncapped))
+        for capped, localised in ((True, levels.capped), (False, levels.uncapped))
     )
-    return Table(
+    return SectionTable(
         "levels_by_group",
         "Every fact and class: located neurons, measures with 95 % bootstrap intervals over its "
         "prompts, and nulls.",
@@ -154,12 +154,8 @@ def _with_nulls() -> list[str]:
     return [header for name in MEASURES.values() for header in (name, f"{name} null")]
 
 
-def _with_null(found: Measure, n: int) -> tuple[Interval, float]:
-    return Interval(found.value, found.low, found.high, n), found.null
-
-
-def _by_neuron(material: Material, measured: Sequence[Levels]) -> Table:
-    rows: list[Row] = []
+def _by_neuron(material: Material, measured: Sequence[GroupLevels]) -> SectionTable:
+    rows: list[TableRow] = []
     settings = material.settings
     for levels in measured:
         profile, sets = levels.profile, levels.profile.coarse_sets()
@@ -167,9 +163,9 @@ def _by_neuron(material: Material, measured: Sequence[Levels]) -> Table:
             sets, material.lm.d_mlp, draws=settings.permutations, seed=settings.seed
         )
         for neuron in sorted(levels.capped.neurons):
-            share = mean_interval([neuron in found for found in sets], profile.clusters)
+            share = mean_interval([neuron in coarse_set for coarse_set in sets], profile.clusters)
             rows.append((profile.group.id, label(neuron), share, chance.mean, chance.high))
-    return Table(
+    return SectionTable(
         "recurrence_by_group",
         "Share of the prompts of a fact, or of the pairs of a class, in whose own set a located "
         "neuron recurs, with its 95 % interval; beside it the highest share that any neuron "
@@ -181,8 +177,8 @@ def _by_neuron(material: Material, measured: Sequence[Levels]) -> Table:
     )
 
 
-def _by_layer(measured: Sequence[Levels]) -> Table:
-    rows: list[Row] = []
+def _by_layer(measured: Sequence[GroupLevels]) -> SectionTable:
+    rows: list[TableRow] = []
     for task, (_, _, name) in TASK.items():
         mine = [levels for levels in measured if levels.profile.group.task == task]
         for rule, capped in (("capped", True), ("uncapped", False)):
@@ -190,7 +186,7 @@ def _by_layer(measured: Sequence[Levels]) -> Table:
             rows += [
                 (name, rule, layer, share, 1 / len(shares)) for layer, share in enumerate(shares)
             ]
-    return Table(
+    return SectionTable(
         "levels_by_layer",
         "Share of the located neurons in each layer, mean over facts or classes with its 95 % "
         "interval, and the share of as many neurons drawn anywhere.",
@@ -200,8 +196,8 @@ def _by_layer(measured: Sequence[Levels]) -> Table:
     )
 
 
-def _by_method(compared: Sequence[Levels]) -> Table:
-    rows: list[Row] = []
+def _by_method(compared: Sequence[GroupLevels]) -> SectionTable:
+    rows: list[TableRow] = []
     for method in METHODS:
         for task, (_, _, name) in TASK.items():
             mine = [m for m in compared if m.method == method and m.profile.group.task == task]
@@ -210,7 +206,7 @@ def _by_method(compared: Sequence[Levels]) -> Table:
                 null = null_of(mine, "r1_squared")
                 free = averaged(mine, "n_neurons", capped=False)
                 rows.append((method, name, *means, null, free))
-    return Table(
+    return SectionTable(
         "levels_by_method",
         "The same by four attributions, on two groups of each relation or paradigm.",
         ("attribution", "task", *MEASURES.values(), "R1² null", "|KN| without cap"),
@@ -219,8 +215,8 @@ def _by_method(compared: Sequence[Levels]) -> Table:
     )
 
 
-def _by_prompt(material: Material) -> Table:
-    rows: list[Row] = [
+def _by_prompt(material: Material) -> SectionTable:
+    rows: list[TableRow] = [
         (
             profile.group.id,
             query.cloze.fill(f"[{query.answer}]"),
@@ -232,7 +228,7 @@ def _by_prompt(material: Material) -> Table:
         for place, neurons in enumerate(profile.coarse_sets())
         for query in (profile.group.queries[profile.kept[place]],)
     ]
-    return Table(
+    return SectionTable(
         "neurons_by_prompt",
         "Every prompt or pair: the answer's probability and its own neurons, those above a fifth "
         "of the highest attribution, the highest first.",
@@ -249,14 +245,14 @@ def _listed(neurons: Neurons, scores: torch.Tensor) -> str:
     return " ".join(map(label, ordered[:10])) + " …" * (len(ordered) > 10)
 
 
-def _completeness(material: Material) -> Table:
+def _completeness(material: Material) -> SectionTable:
     errors = [
         (float(a.completeness.max()), a.worst, bool(a.converged.all()), int(a.nodes.max()))
         for p in material.profiles
         for a in p.attributions
     ]
     worst, units, converged, nodes = zip(*errors, strict=True)
-    return Table(
+    return SectionTable(
         "completeness",
         "Integration error of the attributions: |sum of alpha - (P(w) - P(0))|, the worst layer "
         "of each prompt.",
@@ -282,7 +278,7 @@ def _completeness(material: Material) -> Table:
     )
 
 
-def _findings(measured: Sequence[Levels]) -> tuple[str, ...]:
+def _findings(measured: Sequence[GroupLevels]) -> tuple[str, ...]:
     by_task = {
         name: [levels for levels in measured if levels.profile.group.task == task]
         for task, (_, _, name) in TASK.items()
@@ -290,9 +286,9 @@ def _findings(measured: Sequence[Levels]) -> tuple[str, ...]:
     sentences = []
     for key, name in (("r1_squared", "R1²"), ("attribution_share", "share of attribution")):
         parts = [
-            f"{tables.mean(found)} for {task} (n={found.n})"
+            f"{tables.mean(mean)} for {task} (n={mean.n})"
             for task, mine in by_task.items()
-            if mine and (found := averaged(mine, key))
+            if mine and (mean := averaged(mine, key))
         ]
         sentences.append(f"{name}: {', '.join(parts)}.")
     free = {
@@ -300,7 +296,7 @@ def _findings(measured: Sequence[Levels]) -> tuple[str, ...]:
     }
     sentences.append(
         "Without the cap the refined sets hold "
-        + " and ".join(f"{found.mean:.1f} neurons for {task}" for task, found in free.items())
+        + " and ".join(f"{size.mean:.1f} neurons for {task}" for task, size in free.items())
         + "."
     )
     return tuple(sentences)

@@ -26,8 +26,8 @@ MEASURES = {
 
 
 @dataclass(frozen=True)
-class Levels:
-    """One group's measures by one attribution, with and without the cap."""
+class GroupLevels:
+    """One group's measures under one attribution, with and without the cap."""
 
     profile: Profile
     method: str
@@ -35,11 +35,11 @@ class Levels:
     uncapped: Localisation
 
 
-def measure(material: Material) -> list[Levels]:
-    """All groups of two prompts or more, by integrated gradients.
+def measure(material: Material) -> list[GroupLevels]:
+    """Measure all groups of two prompts or more, by integrated gradients.
 
     Raises:
-        NothingToShow: when there are none.
+        NothingToShow: if there are none.
     """
     group_levels = [
         levels
@@ -56,7 +56,7 @@ def measure(material: Material) -> list[Levels]:
 
 def levels_of(
     material: Material, profile: Profile, methods: Sequence[str], resamples: int
-) -> list[Levels]:
+) -> list[GroupLevels]:
     group_levels = []
     for method in methods:
         scores = material.scores(profile, method)
@@ -72,34 +72,34 @@ def levels_of(
             )
             for locating in (CAPPED, UNCAPPED)
         ]
-        group_levels.append(Levels(profile, method, *both))
+        group_levels.append(GroupLevels(profile, method, *both))
     return group_levels
 
 
 def _unrelated(material: Material, profile: Profile) -> torch.Tensor | None:
-    """One prompt of each group of other relations of the same task: what tau's null draws from."""
+    """Return one prompt per group of the task's other relations, for tau's null to draw from."""
     others = [
-        one.scores[:1]
-        for one in material.of_task(profile.group.task)
-        if one.group.relation != profile.group.relation
+        other.scores[:1]
+        for other in material.of_task(profile.group.task)
+        if other.group.relation != profile.group.relation
     ]
     return torch.cat(others) if others else None
 
 
-def value(one: Localisation, name: str) -> Measure:
-    """A measure by its name."""
-    found: Measure = getattr(one, name)
-    return found
+def value(localised: Localisation, name: str) -> Measure:
+    """Return a measure by its name."""
+    named: Measure = getattr(localised, name)
+    return named
 
 
-def averaged(measured: Sequence[Levels], name: str, *, capped: bool = True) -> Interval:
-    """Mean of a measure over groups, with an interval over them."""
+def averaged(measured: Sequence[GroupLevels], name: str, *, capped: bool = True) -> Interval:
+    """Return the mean of a measure over groups, with its interval."""
     values = [
         value(levels.capped if capped else levels.uncapped, name).value for levels in measured
     ]
     return mean_interval(values, [levels.profile.group.id for levels in measured], bounds=None)
 
 
-def null_of(measured: Sequence[Levels], name: str) -> float:
+def null_of(measured: Sequence[GroupLevels], name: str) -> float:
     nulls = [value(levels.capped, name).null for levels in measured]
     return float(np.nanmean(nulls)) if np.isfinite(nulls).any() else float("nan")

@@ -10,7 +10,7 @@ import numpy as np
 from kn_bench.measure.statistics import Interval, mean_interval
 from kn_bench.study.material import METHODS, Material
 from kn_bench.study.plots import BLACK, HATCHES, TASK, bars, legend_below, panels, short, whiskers
-from kn_bench.study.sections.levels.group_levels import MEASURES, Levels, averaged, null_of
+from kn_bench.study.sections.levels.group_levels import MEASURES, GroupLevels, averaged, null_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 TICKS = ("integrated\ngradients", "gradient x\nactivation", "direct\nablation", "activation")
 
 
-def draw_levels(material: Material, measured: Sequence[Levels]) -> Drawing:
+def draw_levels(material: Material, measured: Sequence[GroupLevels]) -> Drawing:
     shown = ("n_neurons", "tau", "r1_squared", "attribution_share")
     relations = [
         r
@@ -43,7 +43,7 @@ def draw_levels(material: Material, measured: Sequence[Levels]) -> Drawing:
     return figure
 
 
-def draw_methods(compared: Sequence[Levels]) -> Drawing:
+def draw_methods(compared: Sequence[GroupLevels]) -> Drawing:
     figure, axes = panels(3, width=9.0, height=2.9)
     shown = ("r1_squared", "attribution_share", "participation_ratio")
     for ax, name in zip(axes, shown, strict=True):
@@ -61,7 +61,7 @@ def draw_methods(compared: Sequence[Levels]) -> Drawing:
     return figure
 
 
-def draw_layers(material: Material, measured: Sequence[Levels]) -> Drawing:
+def draw_layers(material: Material, measured: Sequence[GroupLevels]) -> Drawing:
     figure, axes = panels(2, width=7.5, height=2.7, sharey=True)
     layers = np.arange(material.lm.n_layers)
     for ax, capped in zip(axes, (True, False), strict=True):
@@ -82,13 +82,15 @@ def draw_layers(material: Material, measured: Sequence[Levels]) -> Drawing:
     return figure
 
 
-def layer_shares(measured: Sequence[Levels], *, capped: bool = True) -> list[Interval]:
-    """Share of each group's neurons in each layer, averaged; groups without neurons left out."""
-    found = [levels.capped if capped else levels.uncapped for levels in measured]
-    counts = np.array([[layer.value for layer in one.layers] for one in found])
-    there = counts.sum(1) > 0
-    if not there.any():
+def layer_shares(measured: Sequence[GroupLevels], *, capped: bool = True) -> list[Interval]:
+    """Return the mean share of neurons in each layer, over the groups that have neurons."""
+    localised = [levels.capped if capped else levels.uncapped for levels in measured]
+    counts = np.array([[layer.value for layer in group.layers] for group in localised])
+    has_neurons = counts.sum(1) > 0
+    if not has_neurons.any():
         return [Interval(np.nan, np.nan, np.nan, 0)] * counts.shape[1]
-    shares = counts[there] / counts[there].sum(1, keepdims=True)
-    names = [one.profile.group.id for one, kept in zip(measured, there, strict=True) if kept]
+    shares = counts[has_neurons] / counts[has_neurons].sum(1, keepdims=True)
+    names = [
+        levels.profile.group.id for levels, kept in zip(measured, has_neurons, strict=True) if kept
+    ]
     return [mean_interval(shares[:, layer], names) for layer in range(counts.shape[1])]

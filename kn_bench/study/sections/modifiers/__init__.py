@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from kn_bench.study.material import Material
-from kn_bench.study.page import Figure, NothingToShow, Row, Section, Table
+from kn_bench.study.page import NothingToShow, Section, SectionFigure, SectionTable, TableRow
 from kn_bench.study.sections.determiners import label, number_neurons
 from kn_bench.study.sections.modifiers.co_occurrence import NounCounts
 from kn_bench.study.sections.modifiers.modifier_figures import (
@@ -19,11 +19,11 @@ from kn_bench.study.sections.modifiers.modifier_figures import (
     whole,
 )
 from kn_bench.study.sections.modifiers.modifier_shifts import BLOCKS
-from kn_bench.study.sections.modifiers.silencing import Silenced, corpus_of, count, silence
+from kn_bench.study.sections.modifiers.silencing import SilencedNeuron, corpus_of, count, silence
 
 
 def run(material: Material) -> Section:
-    """The section."""
+    """Compute this section of the study."""
     if not material.gaps:
         raise NothingToShow(
             "No case has a gap where a determiner stands: add a paradigm such as "
@@ -32,7 +32,7 @@ def run(material: Material) -> Section:
     counted = count(material)
     silenced = [silence(material, name, n, counted) for name, n in number_neurons(material).items()]
     figures = (
-        Figure(
+        SectionFigure(
             "change",
             "Change of each modifier's mean probability, (p' - p) / min(p, p'), when the neuron is "
             "set to 0, with its 95 % interval; a star where the paired test with Holm's correction "
@@ -41,7 +41,7 @@ def run(material: Material) -> Section:
             partial(draw_change, silenced),
             "Figure 5",
         ),
-        Figure(
+        SectionFigure(
             "probabilities",
             "Exact mean probability of each modifier of one token before (open) and after (filled) "
             "suppression.",
@@ -49,7 +49,7 @@ def run(material: Material) -> Section:
             "Figure 6",
         ),
     )
-    co_occurrence_figure = Figure(
+    co_occurrence_figure = SectionFigure(
         "co_occurrence",
         "Change of each modifier against its co-occurrence: log odds of a plural against a "
         "singular noun after it, counted in the corpus. Modifiers of several tokens, and those "
@@ -65,14 +65,14 @@ def run(material: Material) -> Section:
         "Each modifier is tested by prompts in pairs, before and after, with nouns flipped "
         "together, and Holm's correction over the modifiers. The published test takes the same "
         "prompts for independent samples and corrects nothing; it stands beside it.",
-        tuple(sentence for one in silenced for sentence in _findings(one)),
+        tuple(sentence for neuron in silenced for sentence in _findings(neuron)),
         tables=(_table(silenced), *((_co_occurrence_table(silenced, counted),) if counted else ())),
         figures=(*figures, *((co_occurrence_figure,) if counted else ())),
         notes=_notes(material, silenced),
     )
 
 
-def _findings(silenced: Silenced) -> list[str]:
+def _findings(silenced: SilencedNeuron) -> list[str]:
     sentences = []
     for block in BLOCKS:
         shifts = [s for s in whole(silenced) if s.modifier.block == block]
@@ -98,10 +98,10 @@ def _findings(silenced: Silenced) -> list[str]:
     return text
 
 
-def _table(silenced: Sequence[Silenced]) -> Table:
-    rows: list[Row] = [
+def _table(silenced: Sequence[SilencedNeuron]) -> SectionTable:
+    rows: list[TableRow] = [
         (
-            one.name,
+            neuron.name,
             s.modifier.block,
             s.modifier.word,
             s.n,
@@ -111,16 +111,16 @@ def _table(silenced: Sequence[Silenced]) -> Table:
             s.change,
             s.low,
             s.high,
-            _as_much(one.random[:, i], s.change),
+            _as_much(neuron.random[:, i], s.change),
             s.effect_size,
             s.p,
             s.p_holm,
             s.p_published,
         )
-        for one in silenced
-        for i, s in enumerate(one.study.shifts)
+        for neuron in silenced
+        for i, s in enumerate(neuron.study.shifts)
     ]
-    return Table(
+    return SectionTable(
         "modifiers",
         "Mean probability of every modifier before and after, its change with a 95 % interval, the "
         "share of random neurons that move it as much, Cohen's d of the pairs, and p by the paired "
@@ -151,19 +151,21 @@ def _table(silenced: Sequence[Silenced]) -> Table:
 
 
 def _as_much(random: Float[np.ndarray, " draws"], change: float) -> float | None:
-    """Share of random neurons that move a word as far, either way; None where none was tried."""
+    """Return the share of random neurons that change a word as much; None if none was tried."""
     return None if np.isnan(random).any() else float((np.abs(random) >= abs(change)).mean())
 
 
-def _co_occurrence_table(silenced: Sequence[Silenced], counted: Sequence[NounCounts]) -> Table:
-    rows: list[Row] = []
+def _co_occurrence_table(
+    silenced: Sequence[SilencedNeuron], counted: Sequence[NounCounts]
+) -> SectionTable:
+    rows: list[TableRow] = []
     for counts in counted:
         shifts = (
             next((s.change for s in it.study.shifts if s.modifier.word == counts.word), None)
             for it in silenced
         )
         rows.append((counts.word, counts.plural, counts.singular, counts.bias, *shifts))
-    return Table(
+    return SectionTable(
         "co_occurrence",
         "How often each modifier is followed by a plural and a singular noun in the corpus, the "
         "log odds, and its change under each neuron's suppression.",
@@ -172,7 +174,7 @@ def _co_occurrence_table(silenced: Sequence[Silenced], counted: Sequence[NounCou
     )
 
 
-def _notes(material: Material, silenced: Sequence[Silenced]) -> tuple[str, ...]:
+def _notes(material: Material, silenced: Sequence[SilencedNeuron]) -> tuple[str, ...]:
     notes = []
     study = silenced[0].study
     if study.excluded:

@@ -1,4 +1,4 @@
-"""Do modifiers shift by what they mean, or by the nouns that they occur with?
+"""Do modifiers shift by their meaning, or by the nouns that they occur with?
 
     bias     log odds of a plural against a singular noun after the modifier, counted in a corpus
     shift    the change of the modifier's probability when a number neuron is suppressed
@@ -28,7 +28,7 @@ class NounCounts:
 
     Attributes:
         word: the modifier.
-        plural, singular: occurrences whose next noun is plural, or singular.
+        plural, singular: occurrences followed by a plural, or by a singular, noun.
     """
 
     word: str
@@ -37,7 +37,7 @@ class NounCounts:
 
     @property
     def bias(self) -> float:
-        """Log odds of a plural noun, half an occurrence added to both; 0 for an unseen word."""
+        """Log odds of a plural noun, with half an occurrence added to both counts; 0 if unseen."""
         return float(np.log((self.plural + 0.5) / (self.singular + 0.5)))
 
 
@@ -49,15 +49,15 @@ def count_nouns(
     plural: Collection[str],
     window: int = 3,
 ) -> list[NounCounts]:
-    """Count the number of the first known noun within ``window`` words after each of ``words``.
+    """Count plural and singular nouns, the first within ``window`` words after each of ``words``.
 
     Args:
-        texts: the corpus; a modifier and its noun lie in one text, with no full stop in between.
-        singular, plural: nouns in either form; forms that are both count as neither.
+        texts: the corpus; a modifier and its noun are in the same sentence of one text.
+        singular, plural: noun forms; forms in both collections are ignored.
     """
     number = dict.fromkeys(set(singular) - set(plural), 0)
     number |= dict.fromkeys(set(plural) - set(singular), 1)
-    wanted, found = set(words), Counter[tuple[str, int]]()
+    wanted, counts = set(words), Counter[tuple[str, int]]()
     for text in texts:
         for sentence in re.split(r"[.!?;:]", text.lower()):
             tokens = WORD.findall(sentence)
@@ -66,8 +66,8 @@ def count_nouns(
                     after = tokens[place + 1 : place + 1 + window]
                     noun = next((number[t] for t in after if t in number), None)
                     if noun is not None:
-                        found[token, noun] += 1
-    return [NounCounts(word, found[word, 1], found[word, 0]) for word in words]
+                        counts[token, noun] += 1
+    return [NounCounts(word, counts[word, 1], counts[word, 0]) for word in words]
 
 
 @dataclass(frozen=True)
@@ -75,11 +75,11 @@ class Association:
     """Correlation of shift and bias over the modifiers.
 
     Attributes:
-        n: modifiers that occur in the corpus.
-        spearman: rank correlation, and its permutation p.
-        p: of it.
-        partial: rank correlation within blocks: block means of the ranks taken out.
-        partial_p: permutations within blocks.
+        n: number of modifiers that occur in the corpus.
+        spearman: rank correlation.
+        p: its permutation p.
+        partial: rank correlation within blocks, with the block means of the ranks removed.
+        partial_p: its p by permutations within blocks.
         by_block: share of the shift's variance (of ranks) that the block alone explains.
     """
 
@@ -94,20 +94,20 @@ class Association:
 def association(
     shift: ArrayLike, bias: ArrayLike, blocks: Sequence[str], *, seed: int = 0
 ) -> Association:
-    """How the shift goes with the bias, before and after what the blocks explain of both.
+    """Correlate shift and bias, with and without what the blocks explain of both.
 
-    nan where fewer than four modifiers are left, or one of the two does not vary.
+    All results are nan for fewer than four modifiers, or if shift or bias does not vary.
     """
     x, y = (_ranks(np.asarray(v, dtype=float)) for v in (shift, bias))
     _, group = np.unique(np.asarray(blocks), return_inverse=True)
     if len(x) < 4 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return Association(len(x), *[float("nan")] * 5)
-    one = np.zeros(len(x), dtype=int)
+    undivided = np.zeros(len(x), dtype=int)
     within = _centred(x, group)
-    explained = 1 - float(within @ within) / float(np.square(_centred(x, one)).sum())
+    explained = 1 - float(within @ within) / float(np.square(_centred(x, undivided)).sum())
     return Association(
         len(x),
-        *_tested(x, y, one, seed),
+        *_tested(x, y, undivided, seed),
         *_tested(x, y, group, seed),
         by_block=explained,
     )
@@ -116,7 +116,7 @@ def association(
 def _tested(
     x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], group: np.ndarray, seed: int
 ) -> tuple[float, float]:
-    """Correlation within groups, and the p of permutations within them, both signs counted."""
+    """Return the correlation within groups, and its two-sided p by permutations within them."""
     a, b = _centred(x, group), _centred(y, group)
     scale = float(np.sqrt((a @ a) * (b @ b)))
     if scale < 1e-12:
@@ -127,9 +127,9 @@ def _tested(
     places = np.argsort(group, kind="stable")
     shuffled = np.empty((PERMUTATIONS, len(y)))
     shuffled[:, places] = b[order]
-    found = float(a @ b) / scale
-    extreme = int((np.abs(shuffled @ a) / scale >= abs(found) - 1e-9).sum())
-    return found, (extreme + 1) / (PERMUTATIONS + 1)
+    correlation = float(a @ b) / scale
+    extreme = int((np.abs(shuffled @ a) / scale >= abs(correlation) - 1e-9).sum())
+    return correlation, (extreme + 1) / (PERMUTATIONS + 1)
 
 
 def _centred(x: Float[np.ndarray, " n"], group: np.ndarray) -> Float[np.ndarray, " n"]:

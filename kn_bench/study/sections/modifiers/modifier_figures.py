@@ -16,60 +16,62 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Drawing
 
-    from kn_bench.study.sections.modifiers.silencing import Silenced
+    from kn_bench.study.sections.modifiers.silencing import SilencedNeuron
 
 COLOUR: dict[Block, str] = {"plural": RED, "singular": BLUE, "neutral": GREEN}
 
 
-def whole(silenced: Silenced) -> list[Shift]:
-    """The modifiers that are one token to the model; all of them where none is."""
+def whole(silenced: SilencedNeuron) -> list[Shift]:
+    """Return the modifiers that are one token for the model; all of them if none is."""
     return [s for s in silenced.study.shifts if s.tokens == 1] or list(silenced.study.shifts)
 
 
-def draw_change(silenced: Sequence[Silenced]) -> Drawing:
+def draw_change(silenced: Sequence[SilencedNeuron]) -> Drawing:
     figure, axes = panels(1, len(silenced), width=8.0, height=2.7 * len(silenced))
-    for ax, one in zip(axes, silenced, strict=True):
-        places = _places(one.study.shifts)
-        low, high = np.nan_to_num(np.percentile(one.random, [2.5, 97.5], axis=0))
+    for ax, neuron in zip(axes, silenced, strict=True):
+        places = _places(neuron.study.shifts)
+        low, high = np.nan_to_num(np.percentile(neuron.random, [2.5, 97.5], axis=0))
         ax.bar(places, high - low, 0.95, bottom=low, color=GREY, alpha=0.3, label="random neurons")
         for block, hatch in zip(BLOCKS, HATCHES, strict=False):
             mine = [
                 (x, s)
-                for x, s in zip(places, one.study.shifts, strict=True)
+                for x, s in zip(places, neuron.study.shifts, strict=True)
                 if s.modifier.block == block
             ]
             _bars_of_block(ax, block, hatch, mine)
         ax.axhline(0, color="black", linewidth=0.8)
-        ax.set_ylim(*_limits(one))
-        ax.set_xticks(places, [s.modifier.word for s in one.study.shifts], rotation=55, ha="right")
+        ax.set_ylim(*_limits(neuron))
+        ax.set_xticks(
+            places, [s.modifier.word for s in neuron.study.shifts], rotation=55, ha="right"
+        )
         ax.set_ylabel("change of probability")
         ax.set_title(
-            f"{one.name} neuron {label(one.neuron)} set to 0 (n = {one.study.shifts[0].n})"
+            f"{neuron.name} neuron {label(neuron.neuron)} set to 0 (n = {neuron.study.shifts[0].n})"
         )
     legend_below(figure, axes[0])
     return figure
 
 
-def _limits(silenced: Silenced) -> tuple[float, float]:
-    """Room for the words of one token: those of several are rare, and their ratios wild."""
+def _limits(silenced: SilencedNeuron) -> tuple[float, float]:
+    """Return y limits that fit the one-token words: ratios of longer, rare words are extreme."""
     ends = [end for s in whole(silenced) for end in (s.low, s.high)]
     room = 0.2 * (max(ends) - min(ends)) + 0.02
     return min(ends) - room, max(ends) + room
 
 
 def _bars_of_block(
-    ax: Axes, block: Block, hatch: str, found: Sequence[tuple[float, Shift]]
+    ax: Axes, block: Block, hatch: str, placed: Sequence[tuple[float, Shift]]
 ) -> None:
-    x = [place for place, _ in found]
-    y = [s.change for _, s in found]
-    arms = np.array([[s.change - s.low, s.high - s.change] for _, s in found]).T.clip(min=0)
+    x = [place for place, _ in placed]
+    y = [s.change for _, s in placed]
+    arms = np.array([[s.change - s.low, s.high - s.change] for _, s in placed]).T.clip(min=0)
     drawn = ax.bar(x, y, 0.7, color=COLOUR[block], hatch=hatch, edgecolor="black", linewidth=0.4,
                    label=block)  # fmt: skip
-    for patch, (_, s) in zip(drawn, found, strict=True):
+    for patch, (_, s) in zip(drawn, placed, strict=True):
         patch.set_alpha(0.9 if s.tokens == 1 else 0.3)
-    if found:
+    if placed:
         ax.errorbar(x, y, yerr=arms, fmt="none", ecolor="black", elinewidth=0.9, capsize=1.5)
-    for place, s in found:
+    for place, s in placed:
         if s.p_holm < 0.05:
             end = s.low if s.change < 0 else s.high
             ax.annotate("*", (place, end), xytext=(0, -9 if s.change < 0 else 0),
@@ -78,20 +80,20 @@ def _bars_of_block(
 
 
 def _places(shifts: Sequence[Shift]) -> list[float]:
-    """Modifiers side by side, blocks a little apart."""
-    found, at, before = [], 0.0, None
+    """Place modifiers side by side, with a gap between blocks."""
+    places, at, before = [], 0.0, None
     for shift in shifts:
         block = shift.modifier.block
         at += 1.6 if before not in (None, block) else 1.0
-        found.append(at)
+        places.append(at)
         before = block
-    return found
+    return places
 
 
-def draw_probabilities(silenced: Sequence[Silenced]) -> Drawing:
+def draw_probabilities(silenced: Sequence[SilencedNeuron]) -> Drawing:
     figure, axes = panels(len(silenced), width=8.0, height=3.6, sharey=True)
-    for ax, one in zip(axes, silenced, strict=True):
-        shifts = whole(one)
+    for ax, neuron in zip(axes, silenced, strict=True):
+        shifts = whole(neuron)
         places = [-x for x in _places(shifts)]
         for place, s in zip(places, shifts, strict=True):
             colour = COLOUR[s.modifier.block]
@@ -101,18 +103,20 @@ def draw_probabilities(silenced: Sequence[Silenced]) -> Drawing:
         ax.set_xscale("log")
         ax.set_yticks(places, [s.modifier.word for s in shifts])
         ax.set_xlabel("mean probability")
-        ax.set_title(f"{one.name} neuron {label(one.neuron)}")
+        ax.set_title(f"{neuron.name} neuron {label(neuron.neuron)}")
     return figure
 
 
-def draw_co_occurrence(silenced: Sequence[Silenced], counted: Sequence[NounCounts]) -> Drawing:
+def draw_co_occurrence(
+    silenced: Sequence[SilencedNeuron], counted: Sequence[NounCounts]
+) -> Drawing:
     known = {counts.word: counts for counts in counted if counts.plural + counts.singular}
     figure, axes = panels(len(silenced), width=8.0, height=3.4)
-    for ax, one in zip(axes, silenced, strict=True):
+    for ax, neuron in zip(axes, silenced, strict=True):
         for block, marker in zip(BLOCKS, ("s", "o", "^"), strict=True):
             mine = [
                 (known[s.modifier.word].bias, s.change, s.modifier.word)
-                for s in whole(one)
+                for s in whole(neuron)
                 if s.modifier.block == block and s.modifier.word in known
             ]
             if mine:
@@ -124,10 +128,10 @@ def draw_co_occurrence(silenced: Sequence[Silenced], counted: Sequence[NounCount
         ax.axhline(0, color="black", linewidth=0.8)
         ax.set_xlabel("log odds of a plural noun after it")
         ax.set_ylabel("change of probability")
-        if one.association:
-            a = one.association
+        if neuron.association:
+            a = neuron.association
             ax.set_title(
-                f"{one.name} neuron {label(one.neuron)}: rank r = {a.spearman:.2f},\n"
+                f"{neuron.name} neuron {label(neuron.neuron)}: rank r = {a.spearman:.2f},\n"
                 f"within blocks {a.partial:.2f} (p = {a.partial_p:.2f})"
             )
     axes[0].legend()

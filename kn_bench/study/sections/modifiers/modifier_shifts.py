@@ -1,9 +1,10 @@
 """Suppress a number neuron and measure the words that stand before a noun.
 
-Niu et al. 2024, section 3: where a neuron that is found over *these* and *those* is set to 0, all
-words that go with a plural noun should lose probability, and no others. Here for 24 modifiers in
-three blocks, tested by prompts in pairs (before, after) with Holm's correction over the modifiers;
-the published test, which takes them for independent samples and corrects nothing, stands beside it.
+Niu et al. 2024, section 3: when a neuron located over *these* and *those* is set to 0, all words
+that agree with a plural noun should lose probability, and no others. Here this is tested for 24
+modifiers in three blocks, by a paired test over prompts (before, after) with Holm's correction over
+the modifiers. The published test, which treats the pairs as independent samples and does not
+correct, is reported beside it.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ BLOCKS: tuple[Block, ...] = ("plural", "singular", "neutral")
 
 
 class Modifier(NamedTuple):
-    """A word that stands before a noun, and the number it asks for."""
+    """A word that stands before a noun, and the number it agrees with."""
 
     word: str
     block: Block
@@ -49,24 +50,25 @@ _WORDS: Mapping[Block, str] = {
 MODIFIERS: tuple[Modifier, ...] = tuple(
     Modifier(word, block) for block in BLOCKS for word in _WORDS[block].split()
 )
-"""The 24 of the paper."""
+"""The 24 modifiers of the paper."""
 
 
 @dataclass(frozen=True)
 class Shift:
-    """What became of one modifier.
+    """The change of one modifier's probability.
 
     Attributes:
         modifier: the word and its block.
-        n: prompts.
-        tokens: pieces that the word is for the model.
+        n: number of prompts.
+        tokens: number of tokens that the model splits the word into.
         before, after: mean probability over the prompts.
         change: (p' - p) / min(p, p') of these means.
         low, high: its 95 % bootstrap interval over clusters of prompts.
         effect_size: Cohen's d_z, mean over standard deviation of the paired differences.
-        p: of the paired permutation test on clusters' differences.
+        p: p of the paired permutation test on the clusters' differences.
         p_holm: the same, corrected over all modifiers.
-        p_published: of a t-test of independent samples, uncorrected: as published, and wrong.
+        p_published: p of the published test, an uncorrected t-test of independent samples, which
+            is wrong for paired data.
     """
 
     modifier: Modifier
@@ -85,13 +87,13 @@ class Shift:
 
 @dataclass(frozen=True)
 class ModifierStudy:
-    """All modifiers that the model has words for, under one intervention.
+    """All modifiers that the model can encode, under one intervention.
 
     Attributes:
-        neurons: what was scaled, by ``factor``.
-        shifts: in the order of :data:`MODIFIERS`.
-        excluded: the modifiers that could not be put to the model.
-        skipped: prompts that could not, for any of them.
+        neurons: the neurons scaled by ``factor``.
+        shifts: one per modifier, in the order of :data:`MODIFIERS`.
+        excluded: the modifiers that could not be encoded.
+        skipped: number of prompts that could not be encoded with every modifier.
     """
 
     neurons: Neurons
@@ -110,15 +112,15 @@ def modifier_study(
     factor: float = 0.0,
     modifiers: Sequence[Modifier] = MODIFIERS,
 ) -> ModifierStudy:
-    """Ask for every modifier at the gap of every prompt, with ``neurons`` as they are and scaled.
+    """Measure every modifier at the gap of every prompt, with ``neurons`` unchanged and scaled.
 
     Args:
         prompts: texts with a gap where a modifier stands.
-        clusters: of the prompts (the noun): what is resampled and flipped.
+        clusters: cluster of each prompt (its noun), resampled and flipped as a whole.
         factor: 0 suppresses.
 
     Raises:
-        ValueError: when no prompt can be put to the model.
+        ValueError: if no prompt can be encoded.
     """
     chosen = frozenset(neurons)
     asked = ask_modifiers(lm, prompts, modifiers)
@@ -135,12 +137,12 @@ def modifier_study(
 
 @dataclass(frozen=True)
 class AskedModifiers:
-    """Modifiers and prompts that fit each other.
+    """Modifiers, and the prompts that can be encoded with all of them.
 
     Attributes:
-        modifiers: those that the model has words for.
-        kept: places of the prompts that take all of these.
-        queries: of each modifier, every kept prompt.
+        modifiers: the modifiers that the model can encode.
+        kept: indices of the prompts that can be encoded with all of these.
+        queries: for each modifier, every kept prompt.
     """
 
     lm: LanguageModel
@@ -150,26 +152,26 @@ class AskedModifiers:
 
     @property
     def tokens(self) -> list[int]:
-        """Pieces of each modifier."""
+        """Number of tokens of each modifier."""
         return [len(group[0].answer_ids) for group in self.queries]
 
     def probabilities(self, edits: Sequence[Edit]) -> Float[np.ndarray, "edits modifiers prompts"]:
-        """Of every modifier in every prompt, under each edit."""
+        """Return the probability of every modifier in every prompt, under each edit."""
         flat = [query for group in self.queries for query in group]
         log_probs, _ = crossed(self.lm, flat, edits)
-        found: Float[np.ndarray, "edits modifiers prompts"] = np.exp(log_probs).reshape(
+        probabilities: Float[np.ndarray, "edits modifiers prompts"] = np.exp(log_probs).reshape(
             len(edits), len(self.modifiers), -1
         )
-        return found
+        return probabilities
 
 
 def ask_modifiers(
     lm: LanguageModel, prompts: Sequence[Cloze], modifiers: Sequence[Modifier] = MODIFIERS
 ) -> AskedModifiers:
-    """Put every modifier into the gap of every prompt.
+    """Encode every modifier in the gap of every prompt.
 
     Raises:
-        ValueError: when no prompt can be put to the model.
+        ValueError: if no prompt can be encoded.
     """
     encoded = {m: [_encode(lm, prompt, m) for prompt in prompts] for m in modifiers}
     known = tuple(m for m in modifiers if any(q is not None for q in encoded[m]))
@@ -177,8 +179,9 @@ def ask_modifiers(
     kept = tuple(i for i in whole if all(encoded[m][i] is not None for m in known))
     if not known or not kept:
         raise ValueError(
-            f"none of {len(prompts)} prompts can be put to {lm.name}: give prompts with text "
-            "before the gap (for a masked model: and a gap that every modifier fits into)"
+            f"{len(prompts)} prompts for {lm.name}: expected at least one that can be encoded; "
+            "give prompts with text before the gap (for a masked model: and a gap that every "
+            "modifier fits into)"
         )
     queries = tuple(tuple(q for i in kept if (q := encoded[m][i]) is not None) for m in known)
     return AskedModifiers(lm, known, kept, queries)
@@ -195,7 +198,7 @@ def shifts_of(
     after: Float[np.ndarray, "modifiers prompts"],
     clusters: Sequence[str],
 ) -> list[Shift]:
-    """The statistics of :class:`ModifierStudy` from probabilities by modifier and prompt."""
+    """Compute the statistics of every modifier from its probabilities by prompt."""
     p_values = [_paired_p(after[i] - before[i], clusters) for i in range(len(modifiers))]
     corrected = holm(p_values)
     return [

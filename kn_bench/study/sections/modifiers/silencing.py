@@ -1,4 +1,4 @@
-"""The modifiers under suppression, and how often they occur before plurals and singulars."""
+"""Modifiers under suppression, and how often they occur before plural and singular nouns."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ from kn_bench.study.sections.modifiers.modifier_shifts import (
 
 
 @dataclass(frozen=True)
-class Silenced:
+class SilencedNeuron:
     """A number neuron under suppression.
 
     Attributes:
         name: ``plural``, ``singular`` or ``given 9:1094``.
         random: change of each modifier for random neurons of the same layer and activation.
-        association: of shift and co-occurrence; None without a corpus.
+        association: correlation of shift and co-occurrence; None without a corpus.
     """
 
     name: str
@@ -54,11 +54,11 @@ class Silenced:
 
 def silence(
     material: Material, name: str, neuron: Neuron, counted: Sequence[NounCounts]
-) -> Silenced:
-    """Every modifier with ``neuron`` set to 0, where the material's prompts have their gap."""
+) -> SilencedNeuron:
+    """Measure every modifier at the gaps of the material's prompts with ``neuron`` set to 0."""
     prompts, nouns = zip(*material.gaps, strict=True)
     study = modifier_study(material.lm, prompts, nouns, [neuron])
-    return Silenced(
+    return SilencedNeuron(
         name, neuron, study, _random(material, neuron, study), _associated(study, counted)
     )
 
@@ -66,24 +66,24 @@ def silence(
 def _random(
     material: Material, neuron: Neuron, study: ModifierStudy
 ) -> Float[np.ndarray, "draws modifiers"]:
-    """Changes for neurons of the same layer that are as active at the gap.
+    """Measure the changes for random neurons of the same layer, as active at the gap.
 
-    nan for modifiers of several tokens: each piece of them would take a run of its own.
+    They are nan for modifiers of several tokens: each token would take a run of its own.
     """
     single = [s.tokens == 1 for s in study.shifts]
     asked = ask_modifiers(
         material.lm,
         [cloze for cloze, _ in material.gaps],
-        [s.modifier for s, one in zip(study.shifts, single, strict=True) if one] or MODIFIERS[:1],
+        [s.modifier for s in study.shifts if s.tokens == 1] or MODIFIERS[:1],
     )
     mean = _activation_at_gaps(material)
     generator = seeded("modifiers", material.settings.seed, neuron)
     drawn = [matched(mean, [neuron], generator) for _ in range(material.settings.draws)]
     means = asked.probabilities([NoEdit(), *map(suppress, drawn)]).mean(2)
-    found = np.full((len(drawn), len(single)), np.nan)
+    changes = np.full((len(drawn), len(single)), np.nan)
     if any(single):
-        found[:, single] = relative_change(means[0], means[1:])
-    return found
+        changes[:, single] = relative_change(means[0], means[1:])
+    return changes
 
 
 def _activation_at_gaps(material: Material) -> torch.Tensor:
@@ -108,7 +108,7 @@ def _associated(study: ModifierStudy, counted: Sequence[NounCounts]) -> Associat
 
 
 def count(material: Material) -> list[NounCounts]:
-    """Count the nouns after the 24 modifiers in the corpus; empty without a corpus."""
+    """Count the nouns after the 24 modifiers in the corpus; return [] without a corpus."""
     path = corpus_of(material)
     if path is None:
         return []
@@ -119,7 +119,7 @@ def count(material: Material) -> list[NounCounts]:
 
 
 def corpus_of(material: Material) -> Path | None:
-    """The corpus named in the settings, else the embedded models' own; None where it is not."""
+    """Return the corpus of the settings, else of the embedded models; None if it does not exist."""
     path = material.settings.corpus or (
         embedded.corpus_path() if material.lm.name in embedded.NAMES else None
     )
@@ -127,7 +127,7 @@ def corpus_of(material: Material) -> Path | None:
 
 
 def _noun_forms(material: Material) -> tuple[set[str], set[str]]:
-    """Noun forms by number, read off the pairs that turn on a demonstrative."""
+    """Collect noun forms by number from the pairs that turn on a demonstrative."""
     plural_words = {"these", "those"}
     forms: tuple[set[str], set[str]] = (set(), set())
     for case in material.cases:
