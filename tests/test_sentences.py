@@ -63,5 +63,5 @@ def test_a_tie_is_no_preference():
 
 
 def test_a_sentence_without_tokens_is_named():
-    with pytest.raises(ValueError, match=r"^a sentence has no tokens: ''$"):
+    with pytest.raises(ValueError, match=r"^text '': expected at least one token$"):
         sentence_log_probs(tiny_model("bert"), ["w5", ""])

@@ -1,4 +1,4 @@
-"""What a model can still do beside what was edited: the curves of a sequence.
+"""What a model can still do apart from the edits: the curves of a sequence.
 
     BLiMP         accuracy on the packaged minimal pairs of paradigms that are not edited
     perplexity    on the last lines of the packaged text (masked model: each token masked in turn)
@@ -48,12 +48,12 @@ NEUTRAL = 48
 AT_ONCE = 32
 """Lines of the text in a batch."""
 COLLAPSE = 10.0
-"""A model has collapsed when its perplexity exceeds that of the unedited one so many times."""
+"""A model has collapsed if its perplexity exceeds this multiple of the unedited model's."""
 
 
 @dataclass(frozen=True)
 class Abilities:
-    """One look at a model; what could not be asked is None."""
+    """The abilities of a model at one point; None for what could not be measured."""
 
     blimp: float | None
     n_blimp: int
@@ -70,8 +70,8 @@ class Ability:
     """The questions of one sequence, asked again and again of one model.
 
     Args:
-        engine: of the model, which is as it was loaded.
-        sequence: what is edited, and so not asked about.
+        engine: engine of the model, which must be as it was loaded.
+        sequence: the cases that are edited, and so not asked about.
     """
 
     def __init__(self, engine: Engine, sequence: Sequence[Case]) -> None:
@@ -101,7 +101,7 @@ class Ability:
     # -- looking ---------------------------------------------------------------------------
 
     def look(self, model: Composition | None = None) -> Abilities:
-        """Ask everything of the model as it stands.
+        """Measure all abilities of the model as it stands.
 
         Args:
             model: the edits it holds; None for the unedited model.
@@ -127,7 +127,7 @@ class Ability:
         return self.look()
 
     def collapsed(self, perplexity: float) -> bool:
-        """Whether a model of this perplexity has collapsed."""
+        """Return whether a model of this perplexity has collapsed."""
         return not math.isfinite(perplexity) or perplexity > COLLAPSE * self.unedited.perplexity
 
     def _share(
@@ -160,7 +160,7 @@ class Ability:
 
     @torch.no_grad()
     def _perplexity(self, edits: RowContext, prefix: str) -> tuple[float, int]:
-        """exp of the mean -log p of each token given those before (or around) it."""
+        """Return exp of the mean -log p of each token, given those before (or around) it."""
         n_lines = TEXT_LINES if self.lm.is_causal else MASKED_LINES
         before = self._prefix_ids(prefix)
         rows: list[tuple[int, ...]] = []
@@ -199,7 +199,7 @@ class Ability:
 
     @torch.no_grad()
     def _next_tokens(self, edits: RowContext, prefix: str) -> Float[Tensor, "prompts vocabulary"]:
-        """Log-probabilities after each neutral prompt (of a masked model: at a final mask)."""
+        """Return log-probabilities after each neutral prompt (masked model: at a final mask)."""
         before = self._prefix_ids(prefix)
         rows, at = [], []
         for prompt in self.neutral:
@@ -223,7 +223,7 @@ class Ability:
     def _hidden(
         self, rows: Sequence[tuple[int, ...]], edits: RowContext
     ) -> Float[Tensor, "rows T d_model"]:
-        """Last hidden states of rows padded on the right; neurons are scaled everywhere."""
+        """Return the last hidden states of right-padded rows; neurons are scaled everywhere."""
         ids = padded(self.lm, rows)
         stops = torch.tensor([len(row) for row in rows], device=ids.device)
         real = torch.arange(ids.shape[1], device=ids.device) < stops[:, None]
@@ -234,7 +234,7 @@ class Ability:
         return hidden
 
     def _prefix_ids(self, prefix: str) -> tuple[int, ...]:
-        """The prefix, cut to leave half of the model's positions for what follows it."""
+        """Encode the prefix, cut to leave half of the model's positions for what follows it."""
         if not prefix:
             return ()
         special = self.lm.tokens.special_ids if not self.lm.is_causal else ()

@@ -118,7 +118,7 @@ class Asker:
         edits: RowContext,
         cache: AnswerCache | None,
     ) -> dict[Key, TargetScores]:
-        """Score rows given with their edit and the position that neurons are scaled from."""
+        """Score rows, given with their edit and the position from which neurons are scaled."""
         distinct = {(row, edit): first for row, edit, first in rows}
         keys = {
             key: content_key(key[0].ids, key[0].positions, key[0].targets)

@@ -35,8 +35,8 @@ _COLUMNS = {"readings": "generated", "scores": "argmax"}
 """Table -> its last column of values."""
 
 
-class Entry(NamedTuple):
-    """A key and its two columns of values."""
+class CacheEntry(NamedTuple):
+    """One row of a table: a key and its two columns of values."""
 
     key: bytes
     log_probs: bytes
@@ -54,8 +54,8 @@ class AnswerCache:
     """The unedited answers of one model in one file.
 
     Args:
-        folder: where the files lie; made if it is missing.
-        model: the model's content hash, device type included by the caller.
+        folder: folder of the cache files; created if it is missing.
+        model: the model's content hash, to which the caller appends the device type.
     """
 
     def __init__(self, folder: Path, model: str) -> None:
@@ -72,11 +72,11 @@ class AnswerCache:
 
     @property
     def usable(self) -> bool:
-        """Whether the file could be opened; if not, nothing is found and nothing is kept."""
+        """Whether the file could be opened; if not, nothing is read or stored."""
         return self._usable
 
     def readings(self, keys: Sequence[bytes]) -> dict[bytes, Reading]:
-        """Those of ``keys`` that are known."""
+        """Return the readings of those ``keys`` that are stored."""
         return {
             key: Reading(
                 torch.from_numpy(np.frombuffer(log_probs, np.float32).copy()),
@@ -86,7 +86,7 @@ class AnswerCache:
         }
 
     def scores(self, keys: Sequence[bytes]) -> dict[bytes, TargetScores]:
-        """Those of ``keys`` that are known."""
+        """Return the scores of those ``keys`` that are stored."""
         return {
             key: TargetScores(
                 tuple(np.frombuffer(log_probs, np.float64).tolist()),
@@ -98,7 +98,7 @@ class AnswerCache:
     def keep_readings(self, readings: Iterable[tuple[bytes, Reading]]) -> None:
         """Store readings by their keys."""
         rows = (
-            Entry(key, log_probs.numpy().tobytes(), np.array(generated, np.int32).tobytes())
+            CacheEntry(key, log_probs.numpy().tobytes(), np.array(generated, np.int32).tobytes())
             for key, (log_probs, generated) in readings
         )
         self._put("readings", rows)
@@ -106,7 +106,7 @@ class AnswerCache:
     def keep_scores(self, scores: Iterable[tuple[bytes, TargetScores]]) -> None:
         """Store scores by their keys."""
         rows = (
-            Entry(key, np.array(log_probs).tobytes(), np.array(argmax, np.bool_).tobytes())
+            CacheEntry(key, np.array(log_probs).tobytes(), np.array(argmax, np.bool_).tobytes())
             for key, (log_probs, argmax) in scores
         )
         self._put("scores", rows)
@@ -118,8 +118,8 @@ class AnswerCache:
         connection.execute("PRAGMA synchronous=OFF")
         return connection
 
-    def _get(self, table: str, keys: Sequence[bytes]) -> list[Entry]:
-        """Return the entries of ``keys`` that are as they were stored; drop the others."""
+    def _get(self, table: str, keys: Sequence[bytes]) -> list[CacheEntry]:
+        """Return the entries of ``keys`` that have the stored checksum; drop the others."""
         if not self._usable or not keys:
             return []
         rows: list[tuple[bytes, bytes, bytes, bytes]] = []
@@ -133,7 +133,7 @@ class AnswerCache:
                 entries, altered = [], []
                 for *entry, checksum in rows:
                     if checksum and checksum == self._checksum(*entry):
-                        entries.append(Entry(*entry))
+                        entries.append(CacheEntry(*entry))
                     else:
                         altered.append(entry[0])
                 self._drop(connection, table, altered)
@@ -143,7 +143,7 @@ class AnswerCache:
         return entries
 
     def _drop(self, connection: sqlite3.Connection, table: str, keys: Sequence[bytes]) -> None:
-        """Remove altered entries, so that what is asked anew can be stored; say so once."""
+        """Remove altered entries, so that new answers can be stored; warn once."""
         if not keys:
             return
         with connection:
@@ -156,7 +156,7 @@ class AnswerCache:
                 stacklevel=2,
             )
 
-    def _put(self, table: str, entries: Iterable[Entry]) -> None:
+    def _put(self, table: str, entries: Iterable[CacheEntry]) -> None:
         try:
             if self._usable and self._path.stat().st_size < LIMIT:
                 rows = ((*entry, self._checksum(*entry)) for entry in entries)
@@ -168,7 +168,7 @@ class AnswerCache:
             self._give_up(error)
 
     def _checksum(self, *entry: object) -> bytes:
-        """Return the SHA-256 of an entry of this model; of what is no bytes, nothing's."""
+        """Return the SHA-256 of an entry of this model; ``b""`` if a part is not bytes."""
         digest = hashlib.sha256(self._model)
         for part in entry:
             if not isinstance(part, bytes):
@@ -177,7 +177,7 @@ class AnswerCache:
         return digest.digest()
 
     def _give_up(self, error: Exception) -> None:
-        """Go on without a cache, and say so once."""
+        """Continue without a cache, with a warning."""
         self._usable = False
         warnings.warn(
             f"the cache {self._path} cannot be used ({error}): the unedited model is asked anew; "
@@ -187,7 +187,7 @@ class AnswerCache:
 
 
 def _make_tables(connection: sqlite3.Connection) -> None:
-    """Make the tables where they are missing, in place of those of another format."""
+    """Create missing tables; replace those of another format."""
     version = "PRAGMA user_version"
     if connection.execute(version).fetchone() == (FORMAT,):
         return
@@ -205,7 +205,7 @@ def _make_tables(connection: sqlite3.Connection) -> None:
 
 
 def content_key(*parts: Sequence[int] | int) -> bytes:
-    """SHA-256 of integers and sequences of integers, unambiguous in where each ends."""
+    """Return the SHA-256 of integers and sequences, unambiguous in where each ends."""
     digest = hashlib.sha256()
     for part in parts:
         values = np.array([part] if isinstance(part, int) else part, np.int64)

@@ -67,12 +67,12 @@ class Evidence:
 
 
 def judge(criterion: Criterion, case: Case, result: CaseResult) -> Verdict:
-    """The verdict of ``criterion`` on ``case``, from what was measured."""
+    """Judge ``case`` by ``criterion`` from what was measured."""
     return judge_evidence(criterion, evidence(criterion, case, result))
 
 
 def evidence(criterion: Criterion, case: Case, result: CaseResult) -> Evidence:
-    """What ``result`` holds for ``criterion``."""
+    """Collect from ``result`` what ``criterion`` is judged by."""
     asked = asked_as(criterion)
     ids = {probe.id for probe in case.probes if probe.criterion == asked}
     reason = case.not_applicable.get(criterion, "") or result.not_applicable
@@ -87,7 +87,7 @@ def evidence(criterion: Criterion, case: Case, result: CaseResult) -> Evidence:
 
 
 def asked_as(criterion: Criterion) -> Criterion:
-    """The criterion whose probes ``criterion`` reads: overturn reads the reliability probe."""
+    """Return the criterion whose probes ``criterion`` uses: overturn uses reliability's."""
     return "reliability" if criterion == "overturn" else criterion
 
 
@@ -98,7 +98,7 @@ def known_before(task: Task, measurements: Sequence[Measurement]) -> bool | None
 
 
 def judge_evidence(criterion: Criterion, given: Evidence) -> Verdict:
-    """The verdict of ``criterion`` on ``given``: the one place where verdicts are made."""
+    """Judge ``given`` by ``criterion``; all verdicts are made here."""
     if given.not_applicable:
         return _unscored("not_applicable", given.not_applicable, given)
     if given.error:
@@ -120,19 +120,19 @@ def judge_evidence(criterion: Criterion, given: Evidence) -> Verdict:
 
 
 def gives_expected(answer: Answer, task: Task) -> bool:
-    """Whether ``answer`` is the expected one: generated, or preferred within the pair."""
+    """Return whether ``answer`` is the expected one: generated, or preferred within the pair."""
     return answer.gives_expected if task == "fact" else answer.prefers_expected
 
 
 def gives_rejected(answer: Answer, task: Task) -> bool:
-    """Whether ``answer`` is the rejected one; in a tied pair neither is preferred."""
+    """Return whether ``answer`` is the rejected one; in a tied pair neither is preferred."""
     if task == "fact":
         return answer.gives_rejected
     return answer.log_prob_rejected > answer.log_prob_expected
 
 
 def _is_nan(m: Measurement) -> bool:
-    """Whether a model gave no probabilities at all: an edit that broke it, or overflowed."""
+    """Return whether a probability is NaN: the edit broke the model, or overflowed."""
     answers = (m.before, m.after)
     return math.isnan(m.kl) or any(
         math.isnan(a.log_prob_expected) or math.isnan(a.log_prob_rejected) for a in answers
@@ -154,7 +154,7 @@ def unchanged(before: Answer, after: Answer, task: Task) -> bool:
 
 
 def probe_task(measurement: Measurement, case_task: Task) -> Task:
-    """The probe's own task: that of the case but for neighbours of the other task."""
+    """Return the probe's task: that of the case, except for neighbours of the other task."""
     if measurement.kind != "other_task":
         return case_task
     return "pair" if case_task == "fact" else "fact"
@@ -164,10 +164,10 @@ def probe_task(measurement: Measurement, case_task: Task) -> Task:
 
 
 def counts(criterion: Criterion, measurement: Measurement, task: Task) -> bool:
-    """Tell whether the probe counts.
+    """Return whether the probe counts.
 
-    Generality and synonym count only where the unedited model gave ``target_true``; where the data
-    brings no true answer, every question counts.
+    Probes of generality and synonym count only if the unedited model gave ``target_true``; if the
+    data has no true answer, every probe counts.
     """
     if criterion not in ("generality", "synonym") or measurement.kind == UNCONDITIONED:
         return True
@@ -175,7 +175,7 @@ def counts(criterion: Criterion, measurement: Measurement, task: Task) -> bool:
 
 
 def probe_holds(criterion: Criterion, measurement: Measurement, task: Task) -> bool:
-    """Whether the probe shows what its criterion asks."""
+    """Return whether the probe meets its criterion."""
     if criterion == "locality":
         return unchanged(measurement.before, measurement.after, task)
     expected = gives_expected(measurement.after, task)
@@ -183,7 +183,7 @@ def probe_holds(criterion: Criterion, measurement: Measurement, task: Task) -> b
 
 
 def _share(criterion: Criterion, given: Evidence) -> Verdict:
-    """Reliability, generality, locality, synonym: the share of the counted probes that hold."""
+    """Judge by the share of counted probes that hold (most criteria are judged like this)."""
     asked = [(m, probe_task(m, given.task)) for m in given.measurements]
     counted = [(m, task) for m, task in asked if counts(criterion, m, task)]
     if not counted:
@@ -202,10 +202,10 @@ def _share(criterion: Criterion, given: Evidence) -> Verdict:
 
 
 def _portability(given: Evidence) -> Verdict:
-    """The share of what should follow from the edit, where the unedited model knew the rest.
+    """Judge by the share of consequences that hold, where the unedited model knew the rest.
 
-    A question counts when the unedited model gives the answer to every one of its conditions; one
-    whose condition cannot be put to the model does not count.
+    A question counts if the unedited model gives the answer to each of its conditions; it does not
+    count if a condition cannot be encoded.
     """
     unmet = {
         _conditioned(m.probe)
@@ -229,7 +229,7 @@ def _conditioned(probe: str) -> str:
 
 
 def _symmetry(given: Evidence) -> Verdict:
-    """Both sides at once: with several questions a side, the lower of the two shares."""
+    """Judge both directions at once: the score is the lower of their two shares."""
     sides: dict[str, list[Measurement]] = {}
     for m in given.measurements:
         sides.setdefault(m.kind, []).append(m)
@@ -263,9 +263,9 @@ def _symmetry_outcome(given: Evidence) -> SymmetryOutcome:
 
 
 def _inverse_known(given: Evidence) -> bool:
-    """Whether the unedited model gave the subject for the true object.
+    """Return whether the unedited model gave the subject for the true object.
 
-    Of a pair: whether it preferred the grammatical converse.
+    For a pair, return whether it preferred the grammatical converse.
     """
     old = [m.before for m in given.measurements if m.kind == "old_inverse"]
     if old:
@@ -274,7 +274,7 @@ def _inverse_known(given: Evidence) -> bool:
 
 
 def _overturn(given: Evidence) -> Verdict:
-    """The categorical answer was right before and is another after."""
+    """Judge whether an answer that was right before is another one after."""
     (measurement, *_) = given.measurements
     right_before = gives_rejected(measurement.before, given.task)
     right_after = gives_rejected(measurement.after, given.task)
@@ -288,7 +288,7 @@ def _overturn(given: Evidence) -> Verdict:
 
 
 def overturn_outcome(measurement: Measurement, task: Task) -> OverturnOutcome:
-    """What became of ``target_true`` by each reading, and how much probability moved."""
+    """Say whether ``target_true`` is overturned by each reading, and how far P shifts."""
     before, after, true = measurement.before, measurement.after, measurement.rejected
     right = [gives_rejected(answer, task) for answer in (before, after)]
     pair = [answer.log_prob_rejected > answer.log_prob_expected for answer in (before, after)]
@@ -303,18 +303,18 @@ def overturn_outcome(measurement: Measurement, task: Task) -> OverturnOutcome:
 
 
 def _overturned(before: bool, after: bool, defined: bool = True) -> bool | None:
-    """Right before and not after; None where it was not right before."""
+    """Return whether the answer is no longer right; None if it was not right before."""
     return not after if defined and before else None
 
 
 def _is_start_of(token: str, answer: str) -> bool:
-    """Whether the vocabulary's argmax begins ``answer``: its first token, or all of it."""
+    """Return whether the argmax token begins ``answer``, or is all of it."""
     piece = token.strip().casefold()
     return bool(piece) and answer.casefold().startswith(piece)
 
 
 def _preference(answer: Answer) -> float:
-    """p(expected) within the pair, in [0, 1]; 1/2 when both are impossible or equal."""
+    """Return p(expected) within the pair, in [0, 1]; 1/2 if both are impossible or equal."""
     if answer.log_prob_expected == answer.log_prob_rejected:
         return 0.5
     gap = answer.log_prob_rejected - answer.log_prob_expected
@@ -345,7 +345,7 @@ def _unscored(status: Status, reason: str, given: Evidence, where: str = "") -> 
 
 
 def _without_measurement(given: Evidence) -> Verdict:
-    """Excluded with its reason; an error when nothing says why there is no measurement."""
+    """Return the reason of the exclusion; an error if there is neither measurement nor reason."""
     if not given.exclusions:
         return _unscored("error", "nothing was measured, and no exclusion says why", given)
     (reason, _), *_ = Counter(e.reason for e in given.exclusions).most_common(1)
@@ -377,7 +377,7 @@ def _explain(criterion: Criterion, probes: Sequence[Measurement], held: Sequence
 
 
 def _first_missed(m: Measurement) -> str:
-    """Where it failed: the answers, or for a text with no words the log-probabilities."""
+    """Describe a probe that does not hold: the answers, if they have words, and the gap in nats."""
     gap = m.after.log_prob_expected - m.after.log_prob_rejected
     after, before = (answer.generated for answer in (m.after, m.before))
     said = f"the edited model says {after.strip()[:40]!r}, " if words(after) else ""

@@ -1,8 +1,8 @@
-"""Which cases form a sequence, in which order; and which probes others of it have edited.
+"""Which cases form a sequence, in which order, and which of their probes other edits disturb.
 
-A sequence is drawn by seed from the cases of one task that fit the model. Further sequences go on
-with the cases that are left; when too few are, all are shuffled anew. So of N cases K sequences of
-N are K orders of the same cases, and of many cases K different draws.
+A sequence is sampled by seed from the cases of one task that fit the model. Further sequences use
+the remaining cases; when too few remain, all are shuffled anew. So K sequences of N edits from N
+cases are K orders of the same cases, and from many cases they are K different samples.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _WORD = re.compile(r"\w+")
 
 
 class TooFewCases(ValueError):  # noqa: N818 - named as the sentence reads
-    """A protocol asks for more edits than there are cases for."""
+    """A protocol needs more edits than there are cases."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Drawn:
 
     Attributes:
         sequences: the cases of each, in order.
-        put_apart: how many requests were left for another sequence since they contradict one that
+        put_apart: number of requests left for another sequence because they contradict one that
             was drawn.
     """
 
@@ -51,12 +51,12 @@ def draw_sequences(
     """Draw ``count`` sequences of ``protocol``.
 
     Args:
-        cases: of one task.
-        fits: whether a case fits the model; asked once a case, of as few as are needed.
-        allow_conflicts: let requests meet that ask for the same thing, see :func:`conflict_key`.
+        cases: cases of one task.
+        fits: whether a case fits the model; called once per case, and for as few as needed.
+        allow_conflicts: allow contradicting requests in a sequence, see :func:`conflict_key`.
 
     Raises:
-        TooFewCases: when a sequence cannot be filled.
+        TooFewCases: if a sequence cannot be filled.
     """
     known: dict[str, bool] = {}
 
@@ -84,7 +84,11 @@ def draw_sequences(
 def _taken(
     cases: Sequence[Case], n: int, suits: Callable[[Case], bool], allow_conflicts: bool
 ) -> tuple[list[Case], list[Case], int]:
-    """The first ``n`` cases that suit and do not contradict each other; the rest; how many did."""
+    """Split off the first ``n`` suitable cases that do not contradict each other.
+
+    Returns:
+        The chosen cases, the others, and how many of these contradict a chosen one.
+    """
     chosen: list[Case] = []
     rest: list[Case] = []
     seen: set[Hashable] = set()
@@ -112,17 +116,17 @@ def _too_few(protocol: Protocol, n: int, apart: int) -> str:
 
 
 def conflict_key(case: Case) -> Hashable:
-    """What two requests share that contradict each other.
+    """Return what contradicting requests have in common.
 
-    Of facts subject and relation. Of pairs the text around the answer: two pairs with the same
-    determiner ask for the same, not for opposite things.
+    For facts it is subject and relation. For pairs it is the text around the answer: two pairs with
+    the same determiner request the same thing, not opposite ones.
     """
     request = case.request
     return request.relation, request.subject if case.task == "fact" else request.cloze
 
 
 def by_task(cases: Iterable[Case]) -> dict[Task, list[Case]]:
-    """The cases of each task; a sequence is of one task."""
+    """Group cases by task; a sequence has cases of one task."""
     tasks: dict[Task, list[Case]] = {}
     for case in cases:
         tasks.setdefault(case.task, []).append(case)
@@ -135,36 +139,36 @@ def by_task(cases: Iterable[Case]) -> dict[Task, list[Case]]:
 def without_edited_neighbours(
     encoded: Sequence[EncodedCase], sequence: Sequence[Case]
 ) -> list[EncodedCase]:
-    """The cases without locality probes about what another case of the sequence edits.
+    """Exclude locality probes about subjects that another case of the sequence edits.
 
-    A probe is about a subject when its text holds it, as whole words.
+    A probe is about a subject if its text contains the subject as whole words.
     """
     editors: defaultdict[tuple[str, ...], set[str]] = defaultdict(set)
     for case in sequence:
         editors[words_of(case.request.subject)].add(case.id)
     longest = max(map(len, editors), default=0)
-    return [_spared(one, editors, longest) for one in encoded]
+    return [_spared(each, editors, longest) for each in encoded]
 
 
 def _spared(
-    one: EncodedCase, editors: Mapping[tuple[str, ...], set[str]], longest: int
+    encoded: EncodedCase, editors: Mapping[tuple[str, ...], set[str]], longest: int
 ) -> EncodedCase:
-    kept, excluded = [], list(one.exclusions)
-    for encoded in one.probes:
-        cloze = encoded.probe.cloze
-        if encoded.probe.criterion == "locality" and _others(
-            words_of(f"{cloze.left} {cloze.right}"), editors, longest, one.case.id
+    kept, excluded = [], list(encoded.exclusions)
+    for probe in encoded.probes:
+        cloze = probe.probe.cloze
+        if probe.probe.criterion == "locality" and _others(
+            words_of(f"{cloze.left} {cloze.right}"), editors, longest, encoded.case.id
         ):
-            excluded.append(Exclusion(one.case.id, EDITED, encoded.probe.id))
+            excluded.append(Exclusion(encoded.case.id, EDITED, probe.probe.id))
         else:
-            kept.append(encoded)
-    return EncodedCase(one.case, tuple(kept), tuple(excluded))
+            kept.append(probe)
+    return EncodedCase(encoded.case, tuple(kept), tuple(excluded))
 
 
 def _others(
     words: tuple[str, ...], editors: Mapping[tuple[str, ...], set[str]], longest: int, case: str
 ) -> bool:
-    """Whether the text names a subject that another case edits."""
+    """Return whether the text contains a subject that another case edits."""
     return any(
         editors.get(words[start : start + length], set()) - {case}
         for length in range(1, longest + 1)
@@ -173,11 +177,11 @@ def _others(
 
 
 def mentions(text: str, subjects: Iterable[str]) -> bool:
-    """Whether ``text`` holds one of ``subjects`` as whole words."""
+    """Return whether ``text`` contains one of ``subjects`` as whole words."""
     editors = {words_of(subject): {subject} for subject in subjects}
     return _others(words_of(text), editors, max(map(len, editors), default=0), "")
 
 
 def words_of(text: str) -> tuple[str, ...]:
-    """The words of a text, without case and punctuation."""
+    """Return the words of a text, without case and punctuation."""
     return tuple(_WORD.findall(text.casefold()))

@@ -1,7 +1,7 @@
-"""Probes in ids, in place: a causal model's prompt and answers, a masked model's gap.
+"""Encode probes: a causal model's prompt and answers, a masked model's gap.
 
-Both fitters keep the texts they have encoded and what they made of them, so that what many cases
-share is done once.
+Both encoders keep the texts they have encoded and the results, so that what many cases share is
+encoded once.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Filled = tuple[Cloze, str]
 
 
 class Body(NamedTuple):
-    """What is fitted of a probe; shared by all probes that ask the same."""
+    """The ids of a probe, shared by all probes with the same question."""
 
     prompt_ids: Ids
     answer_position: int
@@ -43,7 +43,7 @@ class Body(NamedTuple):
 
 
 def key_of(probe: Probe) -> Key:
-    """All that the ids of a probe depend on."""
+    """Return all that the ids of a probe depend on."""
     return (probe.cloze, probe.expected, probe.rejected, probe.scoring, probe.task)
 
 
@@ -60,20 +60,20 @@ def encoder_for(tokens: Tokens, prefix: str, budget: int = 1) -> Causal | Masked
 
 
 def encode_one(encoder: Causal | Masked, probe: Probe) -> Body | Unencodable:
-    """What ``fitter`` makes of one probe."""
+    """Encode one probe with ``encoder``."""
     asked, texts = encoder.claim([probe])
     encoder.encode(texts)
     return encoder.fit(asked)[key_of(probe)]
 
 
-class Asked(NamedTuple):
-    """What is asked by all probes with one key.
+class UniqueQuestion(NamedTuple):
+    """The question shared by all probes with one key.
 
     Attributes:
-        cloze: with the prefix in front.
-        answers: the expected and the rejected one.
-        texts: with either, for a causal model: up to the answer, or whole.
-        given: texts up to the answer, where what follows is scored given it; else empty.
+        cloze: the cloze with the prefix in front.
+        answers: the expected and the rejected answer.
+        texts: for a causal model, the text with either answer: up to the answer, or whole.
+        given: the texts up to the answer, if what follows is scored given the answer; else empty.
     """
 
     key: Key
@@ -91,9 +91,9 @@ class Asked(NamedTuple):
 
 
 class _Encoder:
-    """What both kinds share: each key is fitted once, each text encoded once.
+    """The base of both encoders: each key is fitted once, each text encoded once.
 
-    What is claimed may be encoded in another thread, while more is claimed.
+    Claimed texts may be encoded in another thread while more are claimed.
     """
 
     def __init__(self, tokens: Tokens, prefix: str) -> None:
@@ -102,8 +102,8 @@ class _Encoder:
         self.texts: set[Any] = set()
         self.bodies: dict[Key, Body | Unencodable] = {}
 
-    def claim(self, probes: Iterable[Probe]) -> tuple[Sequence[Asked], Sequence[Any]]:
-        """What the probes ask that was not asked before, and which texts of it to encode."""
+    def claim(self, probes: Iterable[Probe]) -> tuple[Sequence[UniqueQuestion], Sequence[Any]]:
+        """Return the new questions among ``probes``, and their texts that are not encoded yet."""
         new = [key for key in dict.fromkeys(map(key_of, probes)) if key not in self.keys]
         self.keys.update(new)
         asked = []
@@ -112,38 +112,40 @@ class _Encoder:
                 asked.append(self._asked(key))
             else:  # no tokenizer takes it
                 self.bodies[key] = Unencodable(HALF_A_CHARACTER, ascii(key[0].fill(key[1])))
-        texts = dict.fromkeys(text for one in asked for text in self._wanted(one))
+        texts = dict.fromkeys(text for question in asked for text in self._wanted(question))
         unknown = [text for text in texts if text not in self.texts]
         self.texts.update(unknown)
         return asked, unknown
 
     def encode(self, texts: Sequence[Any]) -> None:
-        """Encode what was claimed, before it is fitted."""
+        """Encode claimed texts; call this before :meth:`fit`."""
         raise NotImplementedError
 
-    def fit(self, asked: Iterable[Asked]) -> Mapping[Key, Body | Unencodable]:
-        """All that was fitted so far, ``asked`` included."""
-        self.bodies.update((one.key, self._encode(one)) for one in asked)
+    def fit(self, asked: Iterable[UniqueQuestion]) -> Mapping[Key, Body | Unencodable]:
+        """Fit ``asked``, and return all that was fitted so far."""
+        self.bodies.update((question.key, self._encode(question)) for question in asked)
         return self.bodies
 
-    def _asked(self, key: Key) -> Asked:
+    def _asked(self, key: Key) -> UniqueQuestion:
         cloze, expected, rejected, scoring, task = key
         if self.prefix:
             cloze = Cloze(f"{self.prefix} {cloze.left}".rstrip(), cloze.right)
         answers = expected, rejected
-        return Asked(key, cloze, answers, scoring, task, *self._texts(cloze, answers, scoring))
+        return UniqueQuestion(
+            key, cloze, answers, scoring, task, *self._texts(cloze, answers, scoring)
+        )
 
     def _texts(
         self, cloze: Cloze, answers: tuple[str, str], scoring: Scoring
     ) -> tuple[tuple[str, ...], ...]:
-        """``texts`` and ``given`` of what is asked, where the kind of model needs them."""
+        """Return ``texts`` and ``given`` of a question, if the kind of model needs them."""
         return ()
 
-    def _wanted(self, asked: Asked) -> Iterable[Any]:
-        """What is to be encoded."""
+    def _wanted(self, asked: UniqueQuestion) -> Iterable[Any]:
+        """Return the texts of a question that must be encoded."""
         raise NotImplementedError
 
-    def _encode(self, asked: Asked) -> Body | Unencodable:
+    def _encode(self, asked: UniqueQuestion) -> Body | Unencodable:
         raise NotImplementedError
 
 
@@ -165,7 +167,7 @@ class Causal(_Encoder):
         whole = cloze.fill(answers[0]), cloze.fill(answers[1])
         return whole, () if scoring == "sentence" else up_to
 
-    def _wanted(self, asked: Asked) -> Iterable[str]:
+    def _wanted(self, asked: UniqueQuestion) -> Iterable[str]:
         return () if asked.too_early else (asked.cloze.left, *asked.texts, *asked.given)
 
     def encode(self, texts: Sequence[str]) -> None:
@@ -173,7 +175,7 @@ class Causal(_Encoder):
         for text, ids in zip(texts, self.tokens.encode_many(texts), strict=True):
             self.ids[text] = ids[: len(ids) - closing] if closing else ids
 
-    def _encode(self, asked: Asked) -> Body | Unencodable:
+    def _encode(self, asked: UniqueQuestion) -> Body | Unencodable:
         cloze = asked.cloze
         if asked.too_early:
             return Unencodable(NOT_LAST, cloze.fill("▁"))
@@ -201,8 +203,10 @@ class Causal(_Encoder):
             return Unencodable(NO_ROOM, f"{detail}: {cloze.fill('▁')!r}")
         return Body(prompt, n - 1, expected, rejected, expected.ids[n])
 
-    def _row(self, asked: Asked, which: int, start: Ids, prompt: Ids) -> AnswerRow | Unencodable:
-        """The row that scores one answer: the word, what follows it, or both."""
+    def _row(
+        self, asked: UniqueQuestion, which: int, start: Ids, prompt: Ids
+    ) -> AnswerRow | Unencodable:
+        """Return the row that scores one answer: the word, what follows it, or both."""
         text, answer = asked.texts[which], asked.answers[which]
         ids = start + self.ids[text]
         n, size = len(prompt), len(ids)
@@ -224,7 +228,7 @@ class Causal(_Encoder):
         return AnswerRow(ids, tuple(range(n - 1, size - 1)), targets)
 
     def _is_blank(self, answer: str, ids: Ids) -> bool:
-        """Whether only a space is left of ``answer``: some tokenizers drop what cannot be seen."""
+        """Return whether ``answer`` decodes to space: some tokenizers drop invisible characters."""
         return not any(map(str.isalnum, answer)) and not self.tokens.decode(ids).strip()
 
 
@@ -233,18 +237,18 @@ class Masked(_Encoder):
 
     def __init__(self, tokens: Tokens, prefix: str) -> None:
         super().__init__(tokens, prefix)
-        self.found: dict[Filled, Answered | Unencodable] = {}
+        self.answered: dict[Filled, Answered | Unencodable] = {}
 
-    def _wanted(self, asked: Asked) -> Iterable[Filled]:
+    def _wanted(self, asked: UniqueQuestion) -> Iterable[Filled]:
         return [(asked.cloze, answer) for answer in asked.answers]
 
     def encode(self, texts: Sequence[Filled]) -> None:
-        self.found.update(zip(texts, in_place(texts, self.tokens), strict=True))
+        self.answered.update(zip(texts, in_place(texts, self.tokens), strict=True))
 
-    def _encode(self, asked: Asked) -> Body | Unencodable:
+    def _encode(self, asked: UniqueQuestion) -> Body | Unencodable:
         cloze, (right, wrong), mask = asked.cloze, asked.answers, self.tokens.mask_id
         assert mask is not None  # Tokens has looked
-        expected, rejected = self.found[cloze, right], self.found[cloze, wrong]
+        expected, rejected = self.answered[cloze, right], self.answered[cloze, wrong]
         for answered in (expected, rejected):
             if isinstance(answered, Unencodable):
                 return answered
@@ -273,15 +277,15 @@ def _is_whole(key: Key) -> bool:
     return True
 
 
-def _both(asked: Asked) -> str:
+def _both(asked: UniqueQuestion) -> str:
     return "{!r} and {!r}".format(*asked.answers)
 
 
-def _each_masked(answered: Answered, mask: int, one: Ids) -> AnswerRow:
-    """A row for each piece of the answer, masked while others are seen; ``one`` has one mask."""
+def _each_masked(answered: Answered, mask: int, masked_ids: Ids) -> AnswerRow:
+    """Return a row per token of the answer, masked alone; ``masked_ids`` has a single mask."""
     before, answer, after = answered
     if len(answer) == 1:
-        return AnswerRow(one, (len(before),), answer)
+        return AnswerRow(masked_ids, (len(before),), answer)
     rows = []
     for i, piece in enumerate(answer):
         ids = (*before, *answer[:i], mask, *answer[i + 1 :], *after)
@@ -290,7 +294,7 @@ def _each_masked(answered: Answered, mask: int, one: Ids) -> AnswerRow:
 
 
 class Answered(NamedTuple):
-    """A filled cloze in ids: before, the answer, after."""
+    """The ids of a filled cloze: before the answer, the answer, after it."""
 
     before: Ids
     answer: Ids
@@ -298,14 +302,14 @@ class Answered(NamedTuple):
 
 
 def in_place(filled: Sequence[Filled], tokens: Tokens) -> list[Answered | Unencodable]:
-    """Each cloze with its answer as one text in ids, taken apart at the answer's tokens."""
+    """Encode each cloze with its answer as one text, and split the ids at the answer."""
     texts = [cloze.fill(answer) for cloze, answer in filled]
     spans = []
     for cloze, answer in filled:
         start = len(cloze.left) + len(cloze.gap_space)
         spans.append(Span(len(cloze.left), start, start + len(answer)))
     encoded = tokens.encode_spans(texts, spans)
-    return [_answered(*one, tokens) for one in zip(texts, spans, encoded, strict=True)]
+    return [_answered(*parts, tokens) for parts in zip(texts, spans, encoded, strict=True)]
 
 
 def _answered(text: str, span: Span, spanned: Spanned, tokens: Tokens) -> Answered | Unencodable:

@@ -31,11 +31,11 @@ from kn_bench.measure.encoded import (
     Unencodable,
 )
 from kn_bench.measure.encoders import (
-    Asked,
     Body,
     Causal,
     Key,
     Masked,
+    UniqueQuestion,
     encode_one,
     encoder_for,
     in_place,
@@ -64,13 +64,13 @@ CHUNK = 2048
 def encode_cases(
     cases: Iterable[Case], tokens: Tokens, prefix: str = ""
 ) -> list[EncodedCase | Exclusion]:
-    """Each case in ``tokens``' ids, or why it does not fit (its edited prompt does not).
+    """Encode each case with ``tokens``, or say why its edited prompt cannot be encoded.
 
     Args:
-        cases: any number; texts they share are encoded once. Where they are still being loaded,
-            those that are there are encoded meanwhile.
-        tokens: of the model to be asked.
-        prefix: a text to put in front of every prompt, followed by a space.
+        cases: any number of cases; texts they share are encoded once. While later cases are still
+            being loaded, earlier ones are encoded.
+        tokens: the tokenizer of the model.
+        prefix: text to put in front of every prompt, followed by a space.
     """
     encoder = encoder_for(tokens, prefix, BUDGET)
     encoded: list[EncodedCase | Exclusion] = []
@@ -83,10 +83,10 @@ def encode_cases(
 
 def _read_ahead(
     encoder: Causal | Masked, cases: Iterable[Case]
-) -> Iterator[tuple[Sequence[Case], Sequence[Asked]]]:
-    """Chunks of cases with what they ask, read while the cases before are loaded and fitted.
+) -> Iterator[tuple[Sequence[Case], Sequence[UniqueQuestion]]]:
+    """Yield chunks of cases with their questions, encoded while further cases are loaded.
 
-    The tokenizer runs without Python's lock, so that one core encodes while the other goes on.
+    The tokenizer releases Python's lock, so that another core can encode meanwhile.
     """
 
     coming, encoding = iter(cases), []
@@ -100,7 +100,7 @@ def _read_ahead(
 
 
 def encode_case(case: Case, tokens: Tokens, prefix: str = "") -> EncodedCase | Exclusion:
-    """One case; see :func:`fit_cases`."""
+    """Encode one case; see :func:`encode_cases`."""
     (encoded,) = encode_cases([case], tokens, prefix)
     return encoded
 
@@ -108,7 +108,7 @@ def encode_case(case: Case, tokens: Tokens, prefix: str = "") -> EncodedCase | E
 def encode_probe(
     probe: Probe, tokens: Tokens, prefix: str = "", *, budget: int = 1
 ) -> EncodedProbe | Unencodable:
-    """One probe in ids, or why it does not fit.
+    """Encode one probe, or say why it cannot be encoded.
 
     Args:
         budget: tokens that its free-running answer may take.
@@ -118,11 +118,11 @@ def encode_probe(
 
 
 def encode_query(query: Query, tokens: Tokens, task: Task = "fact") -> EncodedQuery | None:
-    """A query in ids; None where it does not fit the model.
+    """Encode a query; return None if it cannot be encoded.
 
     Args:
-        task: a fact's answer must end its text for a causal model to be asked; a pair's word
-            may be followed by more, which is then not read.
+        task: for a causal model a fact's answer must end its text; a pair's word may be followed
+            by more text, which is then not read.
     """
     if tokens.kind == "masked":
         return _masked_query(query, tokens)
@@ -136,9 +136,10 @@ def encode_query(query: Query, tokens: Tokens, task: Task = "fact") -> EncodedQu
 
 
 def encode_request(request: EditRequest, tokens: Tokens) -> EncodedRequest | Unencodable:
-    """A request in ids, with the place of the subject's last token.
+    """Encode a request, with the position of the subject's last token.
 
-    A causal model's prompt must hold the subject: where that follows the answer there is none.
+    A causal model's prompt must contain the subject; if the subject follows the answer, there is no
+    such position.
 
     Examples:
         >>> import kn_bench as kn

@@ -45,7 +45,7 @@ LEAVE_ALONE = "a method must return its edit as a value and leave the model alon
 
 @dataclass(frozen=True)
 class _Edited:
-    """One case on its way: what the method made of it."""
+    """One case with the edit that the method made for it."""
 
     encoded: EncodedCase
     edit: Edit
@@ -84,11 +84,11 @@ class Engine:
         if memory is not None:
             model.batcher.memory = memory
 
-    # -- the one thing it does -------------------------------------------------------------
+    # -- measuring a method ----------------------------------------------------------------
 
     @property
     def room(self) -> int:
-        """How many probes may be held at once, before and after, in float32."""
+        """Number of probes whose float32 answers, before and after, fit into memory at once."""
         return self.model.batcher.answer_bytes // (2 * 4 * self.model.vocabulary)
 
     def measure(
@@ -100,10 +100,10 @@ class Engine:
         control: bool = False,
         writer: Writer | None = None,
     ) -> UnitResult:
-        """Edit every case by ``method`` and put all its probes to the model before and after.
+        """Edit every case by ``method``, and ask all its probes before and after the edit.
 
-        Nothing that a method does wrong is raised: its cases' results carry the error, one
-        sentence each, and the model is as it was.
+        Errors of a method are not raised: the results of its cases carry the error, in one
+        sentence each, and the model is left as it was.
 
         With ``control`` an edit of equal size is asked the same, see
         :mod:`kn_bench.editing.equal_size`; with ``writer`` the models also write freely, see
@@ -125,7 +125,7 @@ class Engine:
         return UnitResult(self.model.name, method_name, order, middle - started, ended - middle)
 
     def encode(self, cases: Sequence[Case], results: dict[str, CaseResult]) -> list[EncodedCase]:
-        """Return the cases in the model's ids; those that do not fit go into ``results``."""
+        """Encode the cases; those that cannot be encoded go into ``results``."""
         tokens = self.model.tokens
         by_key = {("encoded", case.id, case.request): case for case in cases}
         outcomes: dict[Any, EncodedCase | Exclusion] = self.model.memo.get_many(
@@ -145,25 +145,24 @@ class Engine:
     def _edit(
         self, name: str, method: Method, encoded: Sequence[EncodedCase]
     ) -> tuple[list[_Edited], dict[str, CaseResult]]:
-        """The method's edits, validated; what it refused or failed at, by case."""
-        cases = [one.case for one in encoded]
+        """Return the method's validated edits, and by case what it refused or failed at."""
+        cases = [c.case for c in encoded]
         started = time.perf_counter()
 
         def all_of(**what: Any) -> tuple[list[_Edited], dict[str, CaseResult]]:
             return [], {
-                one.case.id: CaseResult(one.case.id, None, (), one.exclusions, **what)
-                for one in encoded
+                c.case.id: CaseResult(c.case.id, None, (), c.exclusions, **what) for c in encoded
             }
 
         if not cases:
             return [], {}
-        made: Any = None
+        returned: Any = None
         outcome: dict[str, str] = {}
         try:
             with own_random(self.seed):
                 by_case = getattr(method, "edit_cases", None)
                 requests = [case.request for case in cases]
-                made = by_case(cases) if by_case else edit_each(method, requests)
+                returned = by_case(cases) if by_case else edit_each(method, requests)
         except NotApplicable as reason:
             outcome = {"not_applicable": str(reason)}
         except (Exception, SystemExit) as error:  # a plug-in's own code: the run goes on
@@ -175,16 +174,16 @@ class Engine:
             return all_of(**outcome)
         seconds = (time.perf_counter() - started) / len(cases)
         try:
-            edits = checked(made, len(cases), self.model, name)
+            edits = checked(returned, len(cases), self.model, name)
         except ValueError as error:
             return all_of(error=str(error))
         return self._sorted_out(encoded, edits, seconds)
 
     def put_back(self) -> tuple[str, ...]:
-        """Make the model and the process what they were; return what a method had changed.
+        """Restore the model and the process; return what a method had changed.
 
         Raises:
-            RuntimeError: when the weights cannot be read again.
+            RuntimeError: if the weights cannot be read again.
         """
         left = self._surroundings.put_back()
         if self.model.parameter_hash() != self._hash:
@@ -200,15 +199,15 @@ class Engine:
     ) -> tuple[list[_Edited], dict[str, CaseResult]]:
         edited: list[_Edited] = []
         failed: dict[str, CaseResult] = {}
-        for one, edit in zip(encoded, edits, strict=True):
-            case = one.case.id
+        for encoded_case, edit in zip(encoded, edits, strict=True):
+            case, excluded = encoded_case.case.id, encoded_case.exclusions
             if isinstance(edit, NotApplicable):
-                failed[case] = CaseResult(case, None, (), one.exclusions, not_applicable=str(edit))
+                failed[case] = CaseResult(case, None, (), excluded, not_applicable=str(edit))
             elif isinstance(edit, str):
-                failed[case] = CaseResult(case, None, (), one.exclusions, error=edit)
+                failed[case] = CaseResult(case, None, (), excluded, error=edit)
             else:
                 record = EditRecord(seconds, describe(edit), norm(edit), plain_notes(edit.notes))
-                edited.append(_Edited(one, edit, record))
+                edited.append(_Edited(encoded_case, edit, record))
         return edited, failed
 
     # -- measuring -------------------------------------------------------------------------
@@ -216,15 +215,15 @@ class Engine:
     def _measure_all(
         self, name: str, edited: Sequence[_Edited], results: dict[str, CaseResult]
     ) -> None:
-        rowwise = [one for one in edited if not isinstance(one.edit, IN_PLACE)]
+        rowwise = [trial for trial in edited if not isinstance(trial.edit, IN_PLACE)]
         for portion in self._portions(rowwise):
-            edits = RowEdits(self.model, [one.edit for one in portion])
+            edits = RowEdits(self.model, [trial.edit for trial in portion])
             self._measure(name, portion, edits, results)
         same: dict[int, list[_Edited]] = {}
-        for one in edited:
-            if isinstance(one.edit, IN_PLACE):
+        for trial in edited:
+            if isinstance(trial.edit, IN_PLACE):
                 # one object may serve many requests: a checkpoint is put in place once
-                same.setdefault(id(one.edit), []).append(one)
+                same.setdefault(id(trial.edit), []).append(trial)
         for group in same.values():
             for portion in self._portions(group):
                 self._measure_in_place(name, portion, results)
@@ -232,11 +231,11 @@ class Engine:
     def _measure_controls(
         self, name: str, edited: Sequence[_Edited], results: dict[str, CaseResult]
     ) -> None:
-        """Put the same probes to the model under an edit of equal size, case by case."""
-        requests = [one.encoded.case.request for one in edited]
-        drawn = controls_of([one.edit for one in edited], requests, self.model.d_mlp)
+        """Ask the same probes under an edit of equal size, case by case."""
+        requests = [trial.encoded.case.request for trial in edited]
+        drawn = controls_of([trial.edit for trial in edited], requests, self.model.d_mlp)
         pairs = zip(edited, drawn, strict=True)
-        controls = [replace(one, edit=edit) for one, edit in pairs if edit is not None]
+        controls = [replace(trial, edit=edit) for trial, edit in pairs if edit is not None]
         given: dict[str, CaseResult] = {}
         self._measure_all(control_name(name), controls, given)
         for case, result in given.items():
@@ -259,15 +258,15 @@ class Engine:
             self.put_back()
 
     def _portions(self, edited: Sequence[_Edited]) -> Iterator[list[_Edited]]:
-        """Cases whose log-probabilities fit into memory together."""
+        """Yield groups of cases whose log-probabilities fit into memory together."""
         portion: list[_Edited] = []
         probes = 0
-        for one in edited:
-            if portion and probes + len(one.encoded.probes) > self.room:
+        for trial in edited:
+            if portion and probes + len(trial.encoded.probes) > self.room:
                 yield portion
                 portion, probes = [], 0
-            portion.append(one)
-            probes += len(one.encoded.probes)
+            portion.append(trial)
+            probes += len(trial.encoded.probes)
         if portion:
             yield portion
 
@@ -278,13 +277,13 @@ class Engine:
         edits: RowEdits,
         results: dict[str, CaseResult],
     ) -> None:
-        before = self.before([probe for one in edited for probe in one.encoded.probes])
+        before = self.before([probe for trial in edited for probe in trial.encoded.probes])
         prefixed = _prefixed(edited, self.model)
         questions, owners = [], []
-        for index, one in enumerate(edited):
-            if isinstance(one.edit, NoEdit | LookupEdit):
+        for index, trial in enumerate(edited):
+            if isinstance(trial.edit, NoEdit | LookupEdit):
                 continue
-            for probe in one.encoded.probes:
+            for probe in trial.encoded.probes:
                 asked = prefixed[index].get(probe.probe.id, probe) if index in prefixed else probe
                 if isinstance(asked, EncodedProbe):
                     questions.append(Question(asked, index))
@@ -293,15 +292,15 @@ class Engine:
         after: list[dict[str, Asked]] = [{} for _ in edited]
         for (index, probe_id), answer in zip(owners, answers, strict=True):
             after[index][probe_id] = Asked(*answer)
-        for index, one in enumerate(edited):
-            case = one.encoded.case.id
-            results[case] = self._result(name, one, before, after[index], prefixed.get(index, {}))
+        for index, trial in enumerate(edited):
+            case = trial.encoded.case.id
+            results[case] = self._result(name, trial, before, after[index], prefixed.get(index, {}))
 
     def _measure_in_place(
         self, name: str, group: Sequence[_Edited], results: dict[str, CaseResult]
     ) -> None:
-        """Put one edit in place, and ask the probes of all cases that it serves."""
-        probes = [probe for one in group for probe in one.encoded.probes]
+        """Apply one edit in place, and ask the probes of all cases that share it."""
+        probes = [probe for trial in group for probe in trial.encoded.probes]
         before = self.before(probes)
         try:
             with in_place(self.model, group[0].edit):
@@ -315,41 +314,41 @@ class Engine:
         if left and not error:
             error = f"{name} left {_and(left)} changed after its edit was taken back"
         if error:
-            for one in group:
-                case, excluded = one.encoded.case.id, one.encoded.exclusions
-                results[case] = CaseResult(case, one.record, (), excluded, error=error)
+            for trial in group:
+                case, excluded = trial.encoded.case.id, trial.encoded.exclusions
+                results[case] = CaseResult(case, trial.record, (), excluded, error=error)
             return
         coming = iter(answers)
-        for one in group:
-            after = {probe.probe.id: Asked(*next(coming)) for probe in one.encoded.probes}
-            results[one.encoded.case.id] = self._result(name, one, before, after, {})
+        for trial in group:
+            after = {probe.probe.id: Asked(*next(coming)) for probe in trial.encoded.probes}
+            results[trial.encoded.case.id] = self._result(name, trial, before, after, {})
 
     def _result(
         self,
         name: str,
-        one: _Edited,
+        trial: _Edited,
         before: Mapping[Any, Asked],
         after: Mapping[str, Asked],
         prefixed: Mapping[str, EncodedProbe | Exclusion],
     ) -> CaseResult:
-        rows, excluded = [], list(one.encoded.exclusions)
-        for probe in one.encoded.probes:
+        rows, excluded = [], list(trial.encoded.exclusions)
+        for probe in trial.encoded.probes:
             first = before[content_of(probe)]
-            if isinstance(one.edit, LookupEdit):
+            if isinstance(trial.edit, LookupEdit):
                 second: Asked | None = Asked(
-                    *looked_up(one.edit, probe, first.answer, first.log_probs)
+                    *looked_up(trial.edit, probe, first.answer, first.log_probs)
                 )
             else:
-                second = first if isinstance(one.edit, NoEdit) else after.get(probe.probe.id)
+                second = first if isinstance(trial.edit, NoEdit) else after.get(probe.probe.id)
             if second is None:
                 outcome = prefixed[probe.probe.id]
                 assert isinstance(outcome, Exclusion)
                 excluded.append(outcome)
             else:
                 rows.append(
-                    measurement_of(self.model.name, name, one.encoded.case, probe, first, second)
+                    measurement_of(self.model.name, name, trial.encoded.case, probe, first, second)
                 )
-        return CaseResult(one.encoded.case.id, one.record, tuple(rows), tuple(excluded))
+        return CaseResult(trial.encoded.case.id, trial.record, tuple(rows), tuple(excluded))
 
     def before(self, probes: Sequence[EncodedProbe]) -> dict[Any, Asked]:
         """Return the unedited model's answers, by content; each distinct probe is asked once."""

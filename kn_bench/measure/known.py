@@ -1,4 +1,4 @@
-"""Which cases an unedited model answers: facts it generates, pairs whose good member it prefers."""
+"""Which cases the unedited model answers correctly: by its text, or its preference in a pair."""
 
 from __future__ import annotations
 

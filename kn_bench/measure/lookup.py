@@ -1,4 +1,4 @@
-"""What a lookup edit answers: the oracle's table in place of the model."""
+"""Answers of a lookup edit, which come from the oracle's table instead of the model."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from kn_bench.measure.encoding import EncodedProbe
 from kn_bench.measure.measurement import Answer
 
 DOUBT = 1e-6
-"""Probability that a looked-up answer leaves to all else, so that every number stays finite."""
+"""Probability that a looked-up answer leaves to all others, so that every number stays finite."""
 
 
 def _given(listed: tuple[str, ...], probe: Probe) -> str:
-    """The listed answer that the probe asks about, else the first."""
+    """Return the listed answer that the probe asks about, else the first."""
     asked = (answer for answer in (probe.expected, probe.rejected) if answer in listed)
     return next(asked, listed[0])
 
@@ -31,7 +31,7 @@ def looked_up(
     before: Answer,
     log_probs: Float[Tensor, " vocabulary"],
 ) -> tuple[Answer, Float[Tensor, " vocabulary"]]:
-    """The table's answer to a probe, or the model's own where the cloze is not listed."""
+    """Return the table's answer to a probe, or the model's own if the cloze is not listed."""
     probe = encoded.probe
     listed = edit.answers.get(probe.cloze)
     if listed is None:

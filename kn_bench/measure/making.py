@@ -1,4 +1,4 @@
-"""Making the edits of a step: by whatever the method's object offers, checked and stored."""
+"""Make the edits of a step with whichever interface the method has; check and store them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kn_bench.editing.method import State, edit_step, kind_of, refusals
 from kn_bench.editing.provenance import Provenance, settings_of
 from kn_bench.editing.surroundings import own_random
 from kn_bench.editing.validation import checked
-from kn_bench.measure.steps import Made, StepRecord, StepStore
+from kn_bench.measure.steps import EditedStep, StepRecord, StepStore
 from kn_bench.model.language_model import LanguageModel
 
 
@@ -24,19 +24,19 @@ class SequenceFailedError(Exception):
 
 
 class StepMaker:
-    """Makes the steps of one sequence, or takes them from where they are stored.
+    """Makes the steps of one sequence, or loads those that are stored.
 
     Args:
-        lm: the model, which holds the steps before.
-        name: of the method.
-        method: bound to ``lm``.
-        store: of the sequence; None where steps are not stored.
-        collapsed: whether the model has collapsed: then a method may fail, and the sequence goes on
-            without that edit.
-        seed: of what methods draw from global generators.
+        lm: the model with the edits of all earlier steps.
+        name: name of the method.
+        method: the method, bound to ``lm``.
+        store: store of the sequence; None if steps are not stored.
+        collapsed: returns whether the model has collapsed; a method may then fail, and the sequence
+            continues without that edit.
+        seed: seed of what methods sample from global generators.
 
     Attributes:
-        seconds: spent on editing so far.
+        seconds: time spent on editing so far.
     """
 
     def __init__(
@@ -53,8 +53,8 @@ class StepMaker:
         self.seed = seed
         self.seconds = 0.0
 
-    def make(self, step: int, cases: Sequence[Case], state: State) -> Made:
-        """The edits of a step: stored ones, or new ones, stored before they are used."""
+    def make(self, step: int, cases: Sequence[Case], state: State) -> EditedStep:
+        """Load the edits of a step, or make them and store them before they are used."""
         if self.store is not None:
             stored = self.store.load(step, device=self.lm.device)
             if stored is not None:
@@ -62,15 +62,15 @@ class StepMaker:
         started = time.perf_counter()
         content, before = self.lm.content_hash, _checksum(self.lm)
         try:
-            # what a method draws depends on the step alone, not on whether it was gone on from
+            # what a method samples depends on the step alone, not on whether it was resumed
             with own_random(self.seed + step - 1):
-                made = self._edited(step, cases, state)
+                edited_step = self._edited(step, cases, state)
         except SequenceFailedError as failure:
             if not self.collapsed():
                 raise
             # what a method does to a model that has collapsed is part of the finding
             record = StepRecord(step, tuple(case.id for case in cases), 1, 0.0, {}, str(failure))
-            made = Made(record, (NoEdit(notes={"failed": str(failure)}),), state)
+            edited_step = EditedStep(record, (NoEdit(notes={"failed": str(failure)}),), state)
         if _checksum(self.lm) != before:
             raise SequenceFailedError(
                 f"{self.name} changed the model's parameters while editing; a method must return "
@@ -78,11 +78,10 @@ class StepMaker:
             )
         seconds = time.perf_counter() - started
         self.seconds += seconds
-        record = StepRecord(
-            step, made.record.edited, len(made.edits), seconds, made.record.refused,
-            made.record.failed,
-        )  # fmt: skip
-        made = replace(made, record=record)
+        record = edited_step.record
+        n_edits = len(edited_step.edits)
+        record = StepRecord(step, record.edited, n_edits, seconds, record.refused, record.failed)
+        edited_step = replace(edited_step, record=record)
         if self.store is not None:
             origin = Provenance(
                 model=self.lm.name,
@@ -91,11 +90,11 @@ class StepMaker:
                 settings=settings_of(self.method),
                 case=cases[0].id if len(cases) == 1 else "",
             )
-            if not self.store.save(made, origin):
-                self.store = None  # code is not stored: the sequence cannot be gone on with
-        return made
+            if not self.store.save(edited_step, origin):
+                self.store = None  # code is not stored, so the sequence cannot be resumed
+        return edited_step
 
-    def _edited(self, step: int, cases: Sequence[Case], state: State) -> Made:
+    def _edited(self, step: int, cases: Sequence[Case], state: State) -> EditedStep:
         refused: dict[str, str] = {}
         left = list(cases)
         try:
@@ -120,7 +119,7 @@ class StepMaker:
                     if isinstance(e, str)]  # fmt: skip
         if problems:
             raise SequenceFailedError(f"{problems[0]} at step {step}")
-        return Made(StepRecord(step, edited, len(edits), 0.0, refused), tuple(edits), after)
+        return EditedStep(StepRecord(step, edited, len(edits), 0.0, refused), tuple(edits), after)
 
     def _ask_method(
         self, cases: Sequence[Case], state: State, refused: dict[str, str]
@@ -149,7 +148,7 @@ class StepMaker:
 
 
 def _checksum(lm: LanguageModel) -> tuple[int, ...]:
-    """Of every parameter; cheap enough for every step, where SHA-256 is for the end."""
+    """Sum the bits of every parameter: cheap enough for every step, unlike SHA-256."""
     return tuple(_sums(lm.hf.parameters()))
 
 

@@ -59,7 +59,7 @@ class Protocol:
         return ("immediate", "retained") if self.name == "sequence" else ("immediate",)
 
     def in_words(self) -> str:
-        """What the protocol means, in a sentence without a full stop."""
+        """Describe the protocol in a sentence without a full stop."""
         if self.name == "single":
             return "one edit at a time, asked right after it and taken back"
         if self.name == "batch":
@@ -75,10 +75,10 @@ SINGLE = Protocol()
 
 
 def parse_protocol(text: str) -> Protocol:
-    """The protocol that ``text`` names.
+    """Parse a protocol such as ``sequence:100/10``.
 
     Raises:
-        ValueError: for a text that names none, or steps that do not come out even.
+        ValueError: for any other text, or if the edits do not fill whole steps.
     """
     if text == "single":
         return SINGLE
@@ -124,10 +124,10 @@ ONCE = Occasion()
 
 
 def occasion_of(slug: str) -> Occasion:
-    """The occasion that a test id names; see :attr:`Occasion.slug`.
+    """Parse the occasion in a test id; see :attr:`Occasion.slug`.
 
     Raises:
-        ValueError: when it names none.
+        ValueError: for any other text.
     """
     if not slug:
         return ONCE
@@ -140,7 +140,7 @@ def occasion_of(slug: str) -> Occasion:
 
 
 def checkpoints(steps: int) -> Iterator[int]:
-    """1, 2, 5, 10, 20, 50, ... and the last of ``steps``."""
+    """Yield 1, 2, 5, 10, 20, 50, ... and the last of ``steps``."""
     scale = 1
     while scale < steps:
         yield from (scale * first for first in (1, 2, 5) if scale * first < steps)

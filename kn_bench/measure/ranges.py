@@ -49,5 +49,5 @@ POSITIVE_COUNT = _metadata(Range(1, 2**53, "a positive count"))
 
 
 def range_of(field: Field[Any]) -> Range | None:
-    """The range of a dataclass field, or of the members of its mapping; None where it has none."""
+    """Return the range of a dataclass field, or of its mapping's members; None if it has none."""
     return field.metadata.get(_NAME)

@@ -1,4 +1,4 @@
-"""Putting the probes of many cases to a model that holds edits, beside the unedited one."""
+"""Put the probes of many cases to a model with edits, and to the unedited model."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ Numbered = tuple[EncodedCase, int]
 
 
 class Reader:
-    """Reads cases off one model that holds the edits of a sequence.
+    """Reads the answers to cases from a model that holds the edits of a sequence.
 
     Args:
-        engine: of the model.
-        method: its name.
-        model: the edits that it holds.
+        engine: engine of the model.
+        method: name of the method.
+        model: the edits that the model holds.
     """
 
     def __init__(self, engine: Engine, method: str, model: Composition) -> None:
@@ -39,47 +39,47 @@ class Reader:
     def read(
         self, asked: Sequence[Numbered], occasion: Occasion, edits: RowContext
     ) -> dict[str, CaseResult]:
-        """The cases' results without their edits' records, by case."""
+        """Return the results by case, without the records of their edits."""
         results: dict[str, CaseResult] = {}
         for portion in self._portions(asked):
-            ones = [one for one, _ in portion]
+            encoded = [case for case, _ in portion]
             with self.model.unedited() if self.model.changed else nullcontext():
-                before = self.engine.before([p for one in ones for p in one.probes])
-            posed, excluded = self._posed(ones)
+                before = self.engine.before([p for case in encoded for p in case.probes])
+            posed, excluded = self._posed(encoded)
             after = self._after(portion, posed, before, edits)
-            for one in ones:
-                results[one.case.id] = self._case(one, occasion, before, after, excluded)
+            for each in encoded:
+                results[each.case.id] = self._case(each, occasion, before, after, excluded)
         return results
 
     def _portions(self, asked: Sequence[Numbered]) -> Iterator[list[Numbered]]:
-        """Cases whose log-probabilities fit into memory together."""
+        """Yield groups of cases whose log-probabilities fit into memory together."""
         portion: list[Numbered] = []
         probes = 0
-        for one, number in asked:
-            if portion and probes + len(one.probes) > self.engine.room:
+        for encoded, number in asked:
+            if portion and probes + len(encoded.probes) > self.engine.room:
                 yield portion
                 portion, probes = [], 0
-            portion.append((one, number))
-            probes += len(one.probes)
+            portion.append((encoded, number))
+            probes += len(encoded.probes)
         if portion:
             yield portion
 
     def _posed(
-        self, ones: Sequence[EncodedCase]
+        self, encoded: Sequence[EncodedCase]
     ) -> tuple[dict[tuple[str, str], EncodedProbe], dict[tuple[str, str], Exclusion]]:
-        """Each probe as it is put: behind the prefix of a prompt edit, where it still fits."""
+        """Encode each probe behind the prefix of a prompt edit, if it still fits."""
         edit = self.model.asked_under
-        plain = {(one.case.id, p.probe.id): p for one in ones for p in one.probes}
+        plain = {(each.case.id, p.probe.id): p for each in encoded for p in each.probes}
         if not isinstance(edit, PromptEdit):
             return plain, {}
         posed: dict[tuple[str, str], EncodedProbe] = {}
         excluded: dict[tuple[str, str], Exclusion] = {}
-        again = encode_cases([one.case for one in ones], self.lm.tokens, prefix=edit.prefix)
-        for one, outcome in zip(ones, again, strict=True):
-            case = one.case.id
+        again = encode_cases([each.case for each in encoded], self.lm.tokens, prefix=edit.prefix)
+        for each, outcome in zip(encoded, again, strict=True):
+            case = each.case.id
             if isinstance(outcome, Exclusion):
                 excluded |= {
-                    (case, p.probe.id): replace(outcome, probe=p.probe.id) for p in one.probes
+                    (case, p.probe.id): replace(outcome, probe=p.probe.id) for p in each.probes
                 }
                 continue
             posed |= {(case, p.probe.id): p for p in outcome.probes}
@@ -93,7 +93,7 @@ class Reader:
         before: Mapping[Any, Asked],
         edits: RowContext,
     ) -> dict[tuple[str, str], Asked]:
-        """What the edited model answers, by case and probe id."""
+        """Return the edited model's answers, by case and probe id."""
         if not self.model.changed:
             return {key: before[content_of(probe)] for key, probe in posed.items()}
         edit = self.model.asked_under
@@ -102,27 +102,32 @@ class Reader:
                 key: Asked(*looked_up(edit, probe, *before[content_of(probe)]))
                 for key, probe in posed.items()
             }
-        number = {one.case.id: number for one, number in portion}
+        number = {encoded.case.id: number for encoded, number in portion}
         questions = [Question(probe, number[case]) for (case, _), probe in posed.items()]
         answers = self.engine.asker.ask(questions, edits)
         return {key: Asked(*answer) for key, answer in zip(posed, answers, strict=True)}
 
     def _case(
         self,
-        one: EncodedCase,
+        encoded: EncodedCase,
         occasion: Occasion,
         before: Mapping[Any, Asked],
         after: Mapping[tuple[str, str], Asked],
         excluded: Mapping[tuple[str, str], Exclusion],
     ) -> CaseResult:
-        case = one.case.id
+        case = encoded.case.id
         rows: list[Measurement] = []
-        left_out = list(one.exclusions)
-        for probe in one.probes:
+        left_out = list(encoded.exclusions)
+        for probe in encoded.probes:
             key = case, probe.probe.id
             if key in after:
                 row = measurement_of(
-                    self.lm.name, self.name, one.case, probe, before[content_of(probe)], after[key]
+                    self.lm.name,
+                    self.name,
+                    encoded.case,
+                    probe,
+                    before[content_of(probe)],
+                    after[key],
                 )
                 rows.append(replace(row, occasion=occasion))
             else:

@@ -24,15 +24,15 @@ from kn_bench.model.scoring import Row, target_log_probs
 def token_log_probs(
     lm: LanguageModel, texts: Sequence[str], edits: Sequence[Edit] = (NoEdit(),)
 ) -> list[Float[np.ndarray, "edits tokens"]]:
-    """Log-probability of every token of each text under each edit, in nats; special tokens apart.
+    """Return the log-probability of every token of each text under each edit, in nats.
 
-    A causal model whose tokenizer sets no BOS reads its end-of-text token first, so that the first
-    word counts too. Equal texts are read once: rounding differs from row to row, and a tie is to
-    stay one. Neurons are scaled wherever something is read.
+    Special tokens are left out. A causal model whose tokenizer has no BOS reads its end-of-text
+    token first, so that the first word counts too. Equal texts are read once: rounding differs from
+    row to row, and ties must stay ties. Neurons are scaled at all positions that are read.
 
     Args:
-        texts: whole, as they are read.
-        edits: of the kinds that are applied row by row.
+        texts: whole texts.
+        edits: edits of the kinds that are applied row by row.
 
     Raises:
         ValueError: for a text without tokens, a model with no token to begin from, or an edit that
@@ -57,10 +57,10 @@ def token_log_probs(
 def sentence_log_probs(
     lm: LanguageModel, sentences: Sequence[str]
 ) -> Float[np.ndarray, " sentences"]:
-    """Log-probability of each sentence, in nats; for a masked model the pseudo-log-likelihood.
+    """Return each sentence's log-probability in nats (masked model: pseudo-log-likelihood).
 
     Raises:
-        ValueError: as :func:`token_log_probs`.
+        ValueError: as in :func:`token_log_probs`.
     """
     return np.array([tokens[0].sum() for tokens in token_log_probs(lm, sentences)])
 
@@ -68,7 +68,7 @@ def sentence_log_probs(
 def perplexity(
     log_probs: Sequence[Float[np.ndarray, "edits tokens"]],
 ) -> Float[np.ndarray, " edits"]:
-    """exp of minus the mean log-probability of all tokens of all texts, for each edit."""
+    """Return exp of minus the mean log-probability of all tokens of all texts, for each edit."""
     result: Float[np.ndarray, " edits"] = np.exp(-np.concatenate(list(log_probs), axis=1).mean(1))
     return result
 
@@ -78,19 +78,19 @@ def preferred(
     good: Sequence[str],
     bad: Sequence[str],
 ) -> Bool[np.ndarray, " pairs"]:
-    """Whether the model finds each grammatical sentence likelier; a tie is not."""
+    """Return whether each grammatical sentence is the likelier one; a tie does not count."""
     scores = sentence_log_probs(lm, [*good, *bad])
     better: Bool[np.ndarray, " pairs"] = scores[: len(good)] > scores[len(good) :]
     return better
 
 
 def _rows_of(lm: LanguageModel, texts: Sequence[str]) -> Iterator[tuple[int, Row]]:
-    """Yield what is put to the model: a row for each text, or for a masked model for each token."""
+    """Yield the rows to score: one per text, or for a masked model one per token."""
     special = lm.tokens.special_ids
     for number, ids in enumerate(lm.tokens.encode_many(texts)):
         asked = [i for i, token in enumerate(ids) if token not in special]
         if not asked:
-            raise ValueError(f"a sentence has no tokens: {texts[number]!r}")
+            raise ValueError(f"text {texts[number]!r}: expected at least one token")
         if not lm.is_causal:
             assert lm.tokens.mask_id is not None  # Tokens has looked
             for i in asked:
@@ -107,7 +107,7 @@ def _beginning(lm: LanguageModel) -> int:
     token = lm.tokens.between_id
     if token is None:
         raise ValueError(
-            f"the tokenizer of {lm.name} has neither a BOS nor an EOS token, so a sentence's first "
-            "word has no probability"
+            f"the tokenizer of {lm.name}: expected a BOS or an EOS token, without which a "
+            "sentence's first word has no probability"
         )
     return token

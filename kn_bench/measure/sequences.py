@@ -48,7 +48,7 @@ from kn_bench.measure.measurement import (
 from kn_bench.measure.protocols import Asked as Time
 from kn_bench.measure.protocols import Occasion, Protocol, checkpoints
 from kn_bench.measure.reader import Reader
-from kn_bench.measure.steps import Made, StepStore, shared
+from kn_bench.measure.steps import EditedStep, StepStore, shared
 from kn_bench.model.scoring import RowContext
 
 BLOCK_RANK = 64
@@ -73,13 +73,13 @@ class Plan:
     stop_at_collapse: bool = False
 
     def steps(self) -> Iterator[tuple[int, tuple[Case, ...]]]:
-        """Number of each step, from 1, and its cases."""
+        """Yield the number of each step, from 1, and its cases."""
         size = self.protocol.per_step
         for step, first in enumerate(range(0, len(self.cases), size), start=1):
             yield step, self.cases[first : first + size]
 
     def step_of(self) -> dict[str, int]:
-        """Case -> the step that edits it."""
+        """Return the step that edits each case."""
         return {case.id: step for step, cases in self.steps() for case in cases}
 
 
@@ -96,17 +96,17 @@ class _Block:
 def measure_sequence(
     engine: Engine, name: str, method: Any, plan: Plan, *, folder: Path | None = None
 ) -> UnitResult:
-    """Edit by ``method`` step after step, and ask what the plan's protocol asks.
+    """Edit by ``method`` step after step, and measure as the plan's protocol says.
 
-    Nothing that a method does wrong is raised: the cases that cannot be measured for it carry the
-    error, and the model is as it was.
+    Errors of a method are not raised: the cases that cannot be measured carry the error, and the
+    model is left as it was.
 
     Args:
-        engine: of the model.
-        name: of the method.
-        method: bound to the engine's model, see :mod:`kn_bench.editing.method`.
+        engine: engine of the model.
+        name: name of the method.
+        method: the method, bound to the engine's model, see :mod:`kn_bench.editing.method`.
         plan: what to edit, in which order.
-        folder: where steps are stored, and taken from when they are there already.
+        folder: folder in which steps are stored, and from which stored ones are loaded.
     """
     return _Run(engine, name, method, plan, folder).result()
 
@@ -123,7 +123,7 @@ class _Run:
         self.immediate: dict[str, CaseResult] = {}
         self.retained: dict[str, CaseResult] = {}
         encoded = engine.encode(plan.cases, self.immediate)
-        self.encoded = {one.case.id: one for one in without_edited_neighbours(encoded, plan.cases)}
+        self.encoded = {c.case.id: c for c in without_edited_neighbours(encoded, plan.cases)}
         self.records: dict[str, EditRecord] = {}
         self.checkpoints: list[Checkpoint] = []
         self.block = _Block()
@@ -179,10 +179,10 @@ class _Run:
             self.model = model
             self.reader = Reader(self.engine, self.name, model)
             for step, cases in self.plan.steps():
-                made = maker.make(step, [c for c in cases if c.id in self.encoded], state)
+                edited_step = maker.make(step, [c for c in cases if c.id in self.encoded], state)
                 self.edit_seconds = maker.seconds
-                state = made.state
-                self._take(made, step)
+                state = edited_step.state
+                self._take(edited_step, step)
                 if self._keeps and step in stops:
                     self._ask_block()
                     self._look(step)
@@ -196,19 +196,19 @@ class _Run:
 
     # -- a step ----------------------------------------------------------------------------
 
-    def _take(self, made: Made, step: int) -> None:
-        """Let the model hold the edits of a step, and ask at once what cannot wait."""
-        record = made.record
+    def _take(self, edited_step: EditedStep, step: int) -> None:
+        """Add the edits of a step to the model, and measure at once what cannot wait."""
+        record = edited_step.record
         for case, reason in record.refused.items():
             self.immediate[case] = self.retained[case] = self._empty(case, not_applicable=reason)
         seconds = record.seconds / max(1, len(record.edited))
-        for case, edit in zip(record.edited, shared(made), strict=True):
+        for case, edit in zip(record.edited, shared(edited_step), strict=True):
             self.records[case] = EditRecord(seconds, describe(edit), norm(edit), dict(edit.notes))
-        if not made.edits:
+        if not edited_step.edits:
             return
-        if len(made.edits) > 1:  # each made by itself: the step is their sum
-            made = replace(made, edits=(summed(made.edits),))
-        (edit,) = made.edits
+        if len(edited_step.edits) > 1:  # each made by itself: the step is their sum
+            edited_step = replace(edited_step, edits=(summed(edited_step.edits),))
+        (edit,) = edited_step.edits
         waits = isinstance(edit, LowRankEdit | NoEdit) and isinstance(
             self.model.asked_under, NoEdit
         )
@@ -241,7 +241,7 @@ class _Run:
     # -- asking ----------------------------------------------------------------------------
 
     def _ask_block(self) -> None:
-        """Put the immediate questions of the steps that wait for them."""
+        """Ask the immediate questions of the steps that are still waiting for them."""
         block, self.block = self.block, _Block()
         if not block.cases:
             return
@@ -255,7 +255,7 @@ class _Run:
     def _readings(
         self, asked: Sequence[tuple[str, int]], when: Time, edits: RowContext
     ) -> dict[str, CaseResult]:
-        """The cases' results; each case's rows run under its number's edit."""
+        """Return the cases' results; each case's rows run under the edit with its number."""
         numbered = [(self.encoded[case], number) for case, number in asked]
         with self._blamed():
             results = self.reader.read(numbered, self._occasion(when), edits)
@@ -276,9 +276,9 @@ class _Run:
         self._note(step, seen, held)
 
     def _held(self) -> list[bool]:
-        """Whether the edited prompt of each edit so far gives the new answer."""
-        ones = [self.encoded[case] for case in self.records]
-        asked = [(replace(one, probes=_reliability(one)), 0) for one in ones]
+        """Return whether each edit so far still gives the new answer to its prompt."""
+        cases = [self.encoded[case_id] for case_id in self.records]
+        asked = [(replace(case, probes=_reliability(case)), 0) for case in cases]
         results = self.reader.read(asked, self._occasion("retained"), self._as_it_stands())
         return [
             gives_expected(m.after, m.task)
@@ -336,11 +336,11 @@ class _Run:
         self._rest(error=error)
 
     def _empty(self, case: str, **why: Any) -> CaseResult:
-        one = self.encoded.get(case)
-        return CaseResult(case, None, (), one.exclusions if one else (), **why)
+        encoded = self.encoded.get(case)
+        return CaseResult(case, None, (), encoded.exclusions if encoded else (), **why)
 
     def _rest(self, *, stopped: bool = False, **why: str) -> None:
-        """Say of every case that has no result why it has none."""
+        """Give every case without a result the reason why it has none."""
         for case in (case.id for case in self.plan.cases):
             if stopped:
                 empty = CaseResult(case, None, (), (Exclusion(case, STOPPED),))
@@ -352,8 +352,8 @@ class _Run:
             self.retained.setdefault(case, empty)
 
 
-def _reliability(one: EncodedCase) -> tuple[EncodedProbe, ...]:
-    return tuple(probe for probe in one.probes if probe.probe.criterion == "reliability")
+def _reliability(encoded: EncodedCase) -> tuple[EncodedProbe, ...]:
+    return tuple(probe for probe in encoded.probes if probe.probe.criterion == "reliability")
 
 
 def _rank(edit: Edit) -> int:

@@ -19,9 +19,9 @@ RESAMPLES = 4000
 CELLS = 4_000_000
 """Numbers in a table of resamples."""
 PERMUTATIONS = 20_000
-"""Random sign flips, where there are too many to try them all: p to about 0.0015 at 0.05."""
+"""Random sign flips when there are too many to try all: p is good to about 0.0015 at 0.05."""
 EXACT = 14
-"""Up to this many clusters that differ, all 2^n sign flips are tried (16,384)."""
+"""Up to this many differing clusters, all 2^n sign flips (16,384) are tried."""
 LEVEL = 0.95
 Alternative = Literal["two-sided", "less"]
 """Whether the second sample differs from the first, or is below it."""
@@ -51,12 +51,12 @@ class Clustered(NamedTuple):
 def by_cluster(
     scores: Float[np.ndarray, "case column"], clusters: ArrayLike | Sequence[str]
 ) -> Clustered:
-    """Sums and counts of ``scores`` (NaN: no score) by the clusters of the cases."""
+    """Sum and count ``scores`` by the clusters of the cases; NaN means no score."""
     _, codes = np.unique(np.asarray(clusters), return_inverse=True)
     n = int(codes.max()) + 1 if codes.size else 0
-    there = ~np.isnan(scores)
+    scored = ~np.isnan(scores)
     return Clustered(
-        _summed(np.where(there, scores, 0.0), codes, n), _summed(there.astype(float), codes, n)
+        _summed(np.where(scored, scores, 0.0), codes, n), _summed(scored.astype(float), codes, n)
     )
 
 
@@ -69,10 +69,10 @@ def _summed(
 
 @lru_cache(maxsize=8)
 def resampled(n: int, seed: int = 0) -> Float32[np.ndarray, "times n"]:
-    """How often each of ``n`` clusters is drawn in each resample; the same for the same ``n``.
+    """Return how often each of ``n`` clusters is drawn in each resample; equal for equal ``n``.
 
-    4,000 resamples up to 1,000 clusters, fewer above (never under 500): the interval is then
-    narrow, and the memory for it stays at 16 MB up to 8,000 clusters.
+    There are 4,000 resamples for up to 1,000 clusters, and fewer above (never under 500): the
+    interval is then narrow, and the memory stays at 16 MB up to 8,000 clusters.
     """
     rng = np.random.default_rng([seed, n])
     times = min(RESAMPLES, max(500, CELLS // n))
@@ -86,7 +86,7 @@ def resampled(n: int, seed: int = 0) -> Float32[np.ndarray, "times n"]:
 
 
 def bootstrap_means(data: Clustered, seed: int = 0) -> Float[np.ndarray, "times column"]:
-    """Column means of each resample of clusters; NaN where a resample drew no score."""
+    """Return the column means of each resample of clusters; NaN if it drew no score."""
     weights = resampled(len(data.sums), seed)
     both = weights @ np.concatenate([data.sums, data.counts], axis=1).astype(np.float32)
     sums, counts = np.split(both.astype(float), 2, axis=1)
@@ -103,19 +103,19 @@ def mean_interval(
     level: float = LEVEL,
     seed: int = 0,
 ) -> Interval:
-    """Mean of ``scores`` with a cluster-bootstrap interval; NaN scores are left out.
+    """Return the mean of ``scores`` with a cluster-bootstrap interval; NaN scores are left out.
 
-    Percentile interval, its levels widened for few clusters as by Hesterberg (2015, "What teachers
-    should know about the bootstrap", section 5.3). Where all clusters agree the bootstrap sees no
-    spread: see :func:`agreed_interval`. Without scores all but n is NaN.
+    It is a percentile interval, widened for few clusters as by Hesterberg (2015, "What teachers
+    should know about the bootstrap", section 5.3). If all clusters agree, the bootstrap sees no
+    spread: see :func:`agreed_interval`. Without scores all fields but n are NaN.
 
     Args:
-        scores: one a case.
-        clusters: of each case.
-        bounds: the range of the scores; None when they have none, and then clusters that agree
-            have no interval but their mean, and a single one has none (NaN).
-        level: of the interval.
-        seed: of the resampling.
+        scores: one per case.
+        clusters: cluster of each case.
+        bounds: range of the scores, or None if it is unbounded; the interval of agreeing clusters
+            is then their mean alone, and that of a single cluster is NaN.
+        level: level of the interval.
+        seed: seed of the resampling.
     """
     values = np.asarray(scores, dtype=float)
     (interval,) = mean_intervals(values[:, None], clusters, bounds=bounds, level=level, seed=seed)
@@ -130,22 +130,22 @@ def mean_intervals(
     level: float = LEVEL,
     seed: int = 0,
 ) -> list[Interval]:
-    """Means of several columns, each as :func:`mean_interval` has it.
+    """Return the means of several columns, each as :func:`mean_interval` computes it.
 
-    Columns that have scores in the same cases share their resamples: a board has thousands of
-    figures, and what is common to them costs more than what is not.
+    Columns with scores for the same cases share their resamples: a board has thousands of
+    figures, and resampling costs more than the rest.
     """
     names = np.asarray(clusters)
-    there = ~np.isnan(scores)
+    scored = ~np.isnan(scores)
     alike: dict[bytes, list[int]] = {}
     for column in range(scores.shape[1]):
-        alike.setdefault(there[:, column].tobytes(), []).append(column)
+        alike.setdefault(scored[:, column].tobytes(), []).append(column)
     result = [Interval(np.nan, np.nan, np.nan, 0)] * scores.shape[1]
     for columns in alike.values():
-        rows = there[:, columns[0]]
+        rows = scored[:, columns[0]]
         if rows.any():
-            found = _intervals(scores[rows][:, columns], names[rows], bounds, level, seed)
-            for column, interval in zip(columns, found, strict=True):
+            intervals = _intervals(scores[rows][:, columns], names[rows], bounds, level, seed)
+            for column, interval in zip(columns, intervals, strict=True):
                 result[column] = interval
     return result
 
@@ -157,7 +157,7 @@ def _intervals(
     level: float,
     seed: int,
 ) -> list[Interval]:
-    """Intervals of columns without gaps."""
+    """Return the intervals of columns without NaN."""
     size = len(scores)
     means = scores.mean(0)
     data = by_cluster(scores, clusters)
@@ -185,10 +185,10 @@ def _intervals(
 def agreed_interval(
     mean: float, n: int, bounds: tuple[float, float] = (0.0, 1.0), level: float = LEVEL
 ) -> tuple[float, float]:
-    """Interval where all ``n`` clusters have the same mean.
+    """Return the interval for ``n`` clusters that all have the same mean.
 
-    Were clusters to deviate with probability q at all, none of n would with (1-q)^n: q is below
-    1 - (tail)^(1/n) (Clopper and Pearson 1934, at 0 of n), and each could deviate to the far bound.
+    If a cluster deviates with probability q, none of n does with probability (1-q)^n, so q is below
+    1 - (tail)^(1/n) (Clopper and Pearson 1934, at 0 of n). Each could deviate to the far bound.
     """
     low, high = bounds
     if mean in bounds:
@@ -199,7 +199,7 @@ def agreed_interval(
 
 
 def _ends(means: np.ndarray, n: int, level: float) -> np.ndarray:
-    """Percentiles of the resampled means, the tail made smaller for few clusters."""
+    """Return percentiles of the resampled means, with a smaller tail for few clusters."""
     tail = _tail(n, level)
     quantile = np.nanquantile if np.isnan(means).any() else np.quantile
     ends: np.ndarray = quantile(means, [tail, 1.0 - tail], axis=0)
@@ -217,7 +217,7 @@ def _tail(n: int, level: float) -> float:
 
 
 def harmonic_mean(means: ArrayLike) -> float:
-    """Harmonic mean of rates; 0 when one is 0, NaN when one is missing or there are none."""
+    """Return the harmonic mean of rates: 0 if any is 0, NaN if any is missing or there are none."""
     values = np.asarray(means, dtype=float)
     if not values.size or np.isnan(values).any():
         return float("nan")
@@ -225,15 +225,15 @@ def harmonic_mean(means: ArrayLike) -> float:
 
 
 def harmonic_interval(data: Clustered, *, level: float = LEVEL, seed: int = 0) -> Interval:
-    """Harmonic mean of the column means, all columns resampled together by cluster.
+    """Return the harmonic mean of the column means, resampling all columns together by cluster.
 
-    NaN unless every column has scores. ``n`` is the number of clusters.
+    It is NaN unless every column has scores. ``n`` is the number of clusters.
     """
     return combined_interval(data, _harmonic_rows, level=level, seed=seed)
 
 
 def average_interval(data: Clustered, *, level: float = LEVEL, seed: int = 0) -> Interval:
-    """Mean of the column means, as :func:`harmonic_interval` otherwise."""
+    """Return the mean of the column means; otherwise like :func:`harmonic_interval`."""
     return combined_interval(data, lambda means: means.mean(axis=1), level=level, seed=seed)
 
 
@@ -250,9 +250,9 @@ def combined_interval(
     level: float = LEVEL,
     seed: int = 0,
 ) -> Interval:
-    """One figure made of several columns' means, all columns resampled together by cluster.
+    """Combine the means of several columns, resampling all columns together by cluster.
 
-    NaN unless every column has scores. ``n`` is the number of clusters.
+    The result is NaN unless every column has scores. ``n`` is the number of clusters.
     """
     n = len(data.sums)
     if not n or (data.counts.sum(0) == 0).any():
@@ -291,10 +291,10 @@ def paired(
     """Compare two scores of the same cases.
 
     Args:
-        first, second: a score a case each, in the same order.
-        clusters: of each case.
-        alternative: ``two-sided``, or ``less``: second below first.
-        seed: of resampling and random flips.
+        first, second: one score per case each, in the same order.
+        clusters: cluster of each case.
+        alternative: ``two-sided``, or ``less`` for second below first.
+        seed: seed of resampling and random flips.
     """
     change = np.asarray(second, dtype=float) - np.asarray(first, dtype=float)
     difference = mean_interval(change, clusters, bounds=(-1.0, 1.0), seed=seed)
@@ -306,9 +306,9 @@ def paired(
 def sign_flip_p(
     sums: Float[np.ndarray, " cluster"], *, alternative: Alternative = "two-sided", seed: int = 0
 ) -> float:
-    """p of the paired permutation test: under the null each cluster's difference has either sign.
+    """Return p of the paired permutation test, which flips the sign of each cluster's difference.
 
-    Exact when at most 14 clusters differ, else from 20,000 random flips with (b + 1) / (m + 1).
+    It is exact if at most 14 clusters differ, else (b + 1) / (m + 1) over 20,000 random flips.
     """
     moved = sums[np.abs(sums) > 1e-12]
     if not moved.size:
@@ -330,7 +330,7 @@ CHUNK = 2_000_000
 
 
 def _flipped_sums(moved: Float[np.ndarray, " n"], seed: int) -> Float[np.ndarray, " flip"]:
-    """The sum under each flip, a part of the signs in memory at a time."""
+    """Return the sum under each flip, holding part of the signs in memory at a time."""
     n = moved.size
     if n <= EXACT:
         exact: Float[np.ndarray, " flip"] = np.where(_all_bits(n), 1.0, -1.0) @ moved
@@ -358,7 +358,7 @@ def independent_p(
     alternative: Alternative = "two-sided",
     seed: int = 0,
 ) -> float:
-    """p of the permutation test for two samples of different cases, a cluster's mean each."""
+    """Return p of the permutation test for two samples of cluster means of different cases."""
     from scipy import stats
 
     if not len(first) or not len(second):
@@ -375,11 +375,11 @@ def independent_p(
 
 
 def holm(p_values: ArrayLike) -> Float[np.ndarray, " test"]:
-    """p-values adjusted by Holm's step-down procedure (1979); NaN stays, and counts for nothing."""
+    """Adjust p-values by Holm's step-down procedure (1979); NaN values are ignored and kept."""
     p = np.asarray(p_values, dtype=float)
     adjusted = np.full_like(p, np.nan)
-    there = np.flatnonzero(~np.isnan(p))
-    order = there[np.argsort(p[there], kind="stable")]
+    tested = np.flatnonzero(~np.isnan(p))
+    order = tested[np.argsort(p[tested], kind="stable")]
     steps = p[order] * np.arange(order.size, 0, -1)
     adjusted[order] = np.minimum(1.0, np.maximum.accumulate(steps)) if order.size else []
     return adjusted

@@ -2,11 +2,11 @@
 
     edits/<sequence>/
     ├── 00001.0.safetensors       the first edit of step 1; 00001.1 a second one
-    ├── 00001.state.safetensors   what the method carries on, where it does; of the last step alone
+    ├── 00001.state.safetensors   the method's state, if it has one; kept for the last step only
     └── 00001.json                written last: step 1 is complete
 
-A killed sequence goes on at the step after the last complete one. An edit that is code (a
-WrapperEdit) cannot be stored: its sequence begins again.
+A killed sequence resumes at the step after the last complete one. An edit that is code (a
+WrapperEdit) cannot be stored; its sequence starts over.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from kn_bench.editing.saving import EditFileError, load_edit, save_edit
 
 
 class StepRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What is kept of one step beside its edits.
+    """The record of one step, stored beside its edits.
 
     Attributes:
-        step: from 1.
-        edited: ids of the cases that it edits.
-        edits: how many edits were stored: one for all of them, or one each.
+        step: number of the step, from 1.
+        edited: ids of the edited cases.
+        edits: number of stored edits: one for all cases, or one each.
         seconds: wall time of making them.
-        refused: case -> why the method is not defined for it.
-        failed: why there is no edit, on a model that had collapsed; "" elsewhere.
+        refused: for each refused case, why the method is not defined for it.
+        failed: why a collapsed model has no edit at this step; "" otherwise.
     """
 
     step: int
@@ -48,8 +48,8 @@ class StepRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 @dataclass(frozen=True)
-class Made:
-    """One step as it was made or stored."""
+class EditedStep:
+    """The edits of one step, new or loaded, and the method's state after it."""
 
     record: StepRecord
     edits: tuple[Edit, ...]
@@ -60,17 +60,17 @@ class StepStore:
     """The stored steps of one sequence.
 
     Args:
-        folder: of the sequence; made with the first step.
+        folder: folder of the sequence; created with the first step.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def load(self, step: int, *, device: object) -> Made | None:
-        """A step as it was stored; None when it was not, or not completely.
+    def load(self, step: int, *, device: object) -> EditedStep | None:
+        """Load a stored step; return None if it was not stored completely.
 
         Raises:
-            ValueError: for a file that was changed since.
+            ValueError: for a file that cannot be read.
         """
         path = self._path(step, "json")
         if not path.is_file():
@@ -83,34 +83,34 @@ class StepStore:
             state: dict[str, Tensor] = load_file(stored, str(device)) if stored.is_file() else {}
         except (msgspec.DecodeError, EditFileError, SafetensorError) as error:
             raise ValueError(
-                f"step {step} in {self.folder} cannot be read ({error}): remove the folder, and "
-                "the sequence begins again"
+                f"step {step} in {self.folder}: expected files as they were stored ({error}); "
+                "remove the folder to start the sequence over"
             ) from error
-        return Made(record, edits, state)
+        return EditedStep(record, edits, state)
 
-    def save(self, made: Made, provenance: Provenance) -> bool:
-        """Store a step; False when one of its edits is code.
+    def save(self, edited_step: EditedStep, provenance: Provenance) -> bool:
+        """Store a step; return False if one of its edits is code.
 
         Raises:
-            OSError: when the disk is full or gone.
+            OSError: if the disk is full or gone.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        step = made.record.step
+        step = edited_step.record.step
         try:
-            for i, edit in enumerate(made.edits):
+            for i, edit in enumerate(edited_step.edits):
                 path = self._path(step, f"{i}.safetensors")
                 save_edit(edit, path, provenance=provenance)
         except ValueError:
             return False
-        if made.state:
+        if edited_step.state:
             tensors = {name: tensor.detach().cpu().contiguous().clone()
-                       for name, tensor in made.state.items()}  # fmt: skip
+                       for name, tensor in edited_step.state.items()}  # fmt: skip
             self._put(self._path(step, "state.safetensors"), tensors)
         path = self._path(step, "json")
         fresh = path.with_suffix(f".{os.getpid()}")
-        fresh.write_bytes(msgspec.json.encode(made.record))
+        fresh.write_bytes(msgspec.json.encode(edited_step.record))
         fresh.replace(path)
-        # a state may hold the keys of all steps so far: only the last is ever gone on from
+        # a state may hold the keys of all steps so far, and only the last one is ever resumed
         self._path(step - 1, "state.safetensors").unlink(missing_ok=True)
         return True
 
@@ -123,7 +123,7 @@ class StepStore:
         return self.folder / f"{step:05d}.{ending}"
 
 
-def shared(made: Made) -> Sequence[Edit]:
-    """The edit of each case of the step: its own, or the one that all share."""
-    n = len(made.record.edited)
-    return made.edits if len(made.edits) == n else made.edits * n
+def shared(edited_step: EditedStep) -> Sequence[Edit]:
+    """Return the edit of each case of the step: its own, or the one that all share."""
+    n = len(edited_step.record.edited)
+    return edited_step.edits if len(edited_step.edits) == n else edited_step.edits * n
