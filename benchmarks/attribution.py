@@ -36,8 +36,8 @@ from tests.tiny_models import word_tokenizer
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A prompt with its answer; see ``kn_bench.measure.encoding.FittedQuery``."""
+class AnsweredPrompt:
+    """A prompt with its answer, with the fields of ``kn_bench.measure.encoding.EncodedQuery``."""
 
     ids: tuple[int, ...]
     answer_position: int
@@ -111,16 +111,16 @@ def random_model(family: str, size: Size) -> LanguageModel:
     return LanguageModel(f"random-{family}", auto.from_config(config), word_tokenizer(causal))
 
 
-def prompts(lm: LanguageModel, n: int, length: int) -> list[Asked]:
+def prompts(lm: LanguageModel, n: int, length: int) -> list[AnsweredPrompt]:
     ids = torch.randint(10, 60, (n, length + 1), generator=torch.Generator().manual_seed(0))
     position = length - 1 if lm.is_causal else length // 2
-    return [Asked(tuple(row[:-1]), position, (row[-1],)) for row in ids.tolist()]
+    return [AnsweredPrompt(tuple(row[:-1]), position, (row[-1],)) for row in ids.tolist()]
 
 
 # -- what is compared ----------------------------------------------------------------------
 
 
-def brute_force(lm: LanguageModel, asked: Asked, rule: Rule) -> Tensor:
+def brute_force(lm: LanguageModel, asked: AnsweredPrompt, rule: Rule) -> Tensor:
     nodes = rule.on_unit_interval()
     row = torch.tensor(asked.ids)
     return torch.stack(
@@ -133,12 +133,12 @@ def brute_force(lm: LanguageModel, asked: Asked, rule: Rule) -> Tensor:
     )
 
 
-def brute_force_by_layer(lm: LanguageModel, asked: Asked, rule: Rule) -> Tensor:
-    """The same with all steps of a layer in one batch, as published code runs them."""
-    places, weights = (torch.from_numpy(one).to(lm.dtype) for one in rule.on_unit_interval())
+def brute_force_by_layer(lm: LanguageModel, asked: AnsweredPrompt, rule: Rule) -> Tensor:
+    """Run the same with all steps of a layer in one batch, as published code does."""
+    places, weights = (torch.from_numpy(a).to(lm.dtype) for a in rule.on_unit_interval())
     ids = torch.tensor([asked.ids] * len(places))
     at, (token,) = asked.answer_position, asked.answer_ids
-    found = []
+    by_layer = []
     for layer in range(lm.n_layers):
         leaves: list[Tensor] = []
 
@@ -152,18 +152,21 @@ def brute_force_by_layer(lm: LanguageModel, asked: Asked, rule: Rule) -> Tensor:
         p = lm.hf(input_ids=ids).logits[:, at].softmax(-1)[:, token]
         handle.remove()
         (gradient,) = torch.autograd.grad(p.sum(), leaves[1])
-        found.append(leaves[0] * (weights @ gradient))
-    return torch.stack(found)
+        by_layer.append(leaves[0] * (weights @ gradient))
+    return torch.stack(by_layer)
 
 
 # -- the arithmetic that is left -----------------------------------------------------------
 
 
 def multiply_adds(
-    size: Size, causal: bool, length: int, found: Sequence[Attribution], rule: Rule
+    size: Size, causal: bool, length: int, attributions: Sequence[Attribution], rule: Rule
 ) -> float:
-    """Multiply-adds that shortcuts 1 to 5 leave: layers above the site, positions that see it,
-    the vocabulary at the answer alone, and the nodes that the rule took."""
+    """Count the multiply-adds left by shortcuts 1 to 5.
+
+    These are the layers above the site, the positions that see it, the vocabulary at the answer
+    alone, and the nodes that the rule took.
+    """
     d = size.d_model
     body = size.attention + size.mlp
     positions = 1 if causal else length
@@ -173,9 +176,9 @@ def multiply_adds(
     keys_and_values = 2 * d * d * size.kv_share
     last = positions * (keys_and_values + 2 * d) + 2 * d * d + size.mlp + 2 * length * d
     total = 0.0
-    for one in found:
+    for attribution in attributions:
         total += length * size.layers * body + head  # the clean pass
-        for layer, nodes in enumerate(one.nodes.tolist()):
+        for layer, nodes in enumerate(attribution.nodes.tolist()):
             above = size.layers - 1 - layer
             row = head + (0 if not above else (above - 1) * layer_of_row + last)
             forward_only = (nodes // rule.n_nodes + 1) // 2 if rule.name == "adaptive" else 0
@@ -184,7 +187,7 @@ def multiply_adds(
 
 
 def matrix_rate(d: int = 2048, repeat: int = 5) -> float:
-    """Multiply-adds a second of one large float32 product."""
+    """Return the multiply-adds per second of one large float32 product."""
     a, b = torch.randn(d, d), torch.randn(d, d)
     return d**3 / min(timed(lambda: a @ b)[0] for _ in range(repeat))
 
@@ -221,14 +224,14 @@ def compare(family: str, size: Size, n: int, length: int, repeat: int) -> list[l
     for name, rule in (("same rule, 20 steps", same), ("default rule", default)):
         runs = []
         for _ in range(repeat):
-            seconds, found = timed(functools.partial(attribute, lm, asked, rule=rule))
+            seconds, attributions = timed(functools.partial(attribute, lm, asked, rule=rule))
             runs.append(seconds / n)
             rates.append(matrix_rate())
         each = statistics.median(runs)
-        needed = multiply_adds(size, lm.is_causal, length, found, rule) / n
+        needed = multiply_adds(size, lm.is_causal, length, attributions, rule) / n
         floor = needed / statistics.median(rates)
-        error = off(found[0].scores, expected) if rule is same else None
-        nodes = float(torch.stack([one.nodes for one in found]).float().mean())
+        error = off(attributions[0].scores, expected) if rule is same else None
+        nodes = float(torch.stack([a.nodes for a in attributions]).float().mean())
         label = f"{name}, {nodes:.1f} nodes a layer"
         table.append([family, label, each, plain / each, 2 * needed / 1e9, each / floor, error])
     if lm.is_causal:

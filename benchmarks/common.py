@@ -1,4 +1,4 @@
-"""What the benchmarks have in common: clocks, counted arithmetic, random models."""
+"""What the benchmarks share: clocks, counted arithmetic, random models."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def timed(
 
 
 def flops(run: Callable[[], Any]) -> float:
-    """Floating-point operations of the matrix products that ``run`` does, counted."""
+    """Count the floating-point operations of the matrix products that ``run`` does."""
     with FlopCounterMode(display=False) as counter:
         run()
     return float(counter.get_total_flops())
@@ -43,7 +43,7 @@ def product_rate(size: int = 3072, clock: Callable[[], float] = time.perf_counte
 
 
 def random_gpt2(**size: int) -> LanguageModel:
-    """A random GPT-2, of GPT-2 small's size unless ``size`` says otherwise."""
+    """Return a random GPT-2, of GPT-2 small's size unless ``size`` says otherwise."""
     from tokenizers import Tokenizer, models
 
     torch.manual_seed(0)
@@ -66,7 +66,7 @@ TENTH = {"n_embd": 256, "n_layer": 6, "n_head": 4, "vocab_size": 8192}
 
 
 def exponent(sizes: Sequence[float], seconds: Sequence[float]) -> float:
-    """The slope of log time over log size, by least squares: 1 is linear growth."""
+    """Return the slope of log time over log size, by least squares: 1 is linear growth."""
     x, y = ([math.log(value) for value in values] for values in (sizes, seconds))
     middle = sum(x) / len(x)
     return sum((a - middle) * b for a, b in zip(x, y, strict=True)) / sum(

@@ -1,4 +1,4 @@
-"""Attributions, ROME edits and measured cases a second of large random models.
+"""Attributions, ROME edits and measured cases per second on large random models.
 
     python benchmarks/gpu.py [--device cuda] [--dtype bfloat16] [--model gpt2-xl llama-7b]
     python benchmarks/gpu.py --device cpu --dtype float32 --model small
@@ -63,7 +63,7 @@ def synchronised(device: str) -> None:
 
 
 def timed(run: Callable[[], Any], device: str, repeats: int) -> float:
-    """Best wall time of some repeats after a first, until the device has finished."""
+    """Return the best wall time of some repeats after a warm-up, device work included."""
     run()
     best = float("inf")
     for _ in range(repeats):
@@ -87,7 +87,7 @@ def probe(ids: Sequence[int], answers: tuple[int, int]) -> EncodedProbe:
 
 
 def measuring(lm: LanguageModel, cases: int) -> Callable[[], Any]:
-    """Cases under a rank-one update each, all in one go."""
+    """Return a function that measures all cases at once, each under its rank-one update."""
     rows = prompts(lm, cases * PROBES, LENGTH)
     draw = torch.Generator(lm.device).manual_seed(0)
     layer = round(lm.n_layers * EDITED_AT)
@@ -115,7 +115,7 @@ def lines(name: str, options: argparse.Namespace) -> list[tuple[str, str, float,
         "ROME edits": functools.partial(_fresh_values, lm, layer, requests),
         "cases": measuring(lm, n),
     }
-    found = []
+    rows = []
     for what, run in work.items():
         seconds = timed(run, options.device, options.repeats)
         if options.sync and options.device != "cpu":
@@ -123,8 +123,8 @@ def lines(name: str, options: argparse.Namespace) -> list[tuple[str, str, float,
             run()
             torch.cuda.set_sync_debug_mode("default")
         floor = flops(run) / rate
-        found.append((name, what, n / seconds, seconds / floor, rate / 1e12))
-    return found
+        rows.append((name, what, n / seconds, seconds / floor, rate / 1e12))
+    return rows
 
 
 def _fresh_values(lm: LanguageModel, layer: int, requests: Sequence[ValueProblem]) -> list[Value]:

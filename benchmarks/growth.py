@@ -48,13 +48,13 @@ class Growth(NamedTuple):
         return (
             self.what,
             ", ".join(map(str, self.sizes)),
-            ", ".join(f"{one:.3g}" for one in self.seconds),
+            ", ".join(f"{time:.3g}" for time in self.seconds),
             exponent(self.sizes, self.seconds),
         )
 
 
 def grown(what: str, sizes: Sequence[int], ready: Callable[[int], Callable[[], Any]]) -> Growth:
-    """Time of what ``ready`` prepares for each size; the first call of each is not timed."""
+    """Time what ``ready`` prepares for each size; the first call of each is not timed."""
     seconds = []
     for size in sizes:
         run = ready(size)
@@ -77,14 +77,14 @@ def tracing(layers: int = 6, length: int = 12) -> Callable[[], Any]:
 
 
 def measuring(lm: LanguageModel, cases: Sequence[Case]) -> Callable[[], Any]:
-    """A fresh engine each time: the unedited model is asked as well. Edits of equal size."""
+    """Measure with a fresh engine each time, so that the unedited model is asked as well."""
     method = RandomRankOne(lm)
     method.edit([case.request for case in cases])
     return lambda: Engine(lm).measure("random-rank-one", method, cases)
 
 
 def editing(lm: LanguageModel, cases: Sequence[Case]) -> Callable[[], Any]:
-    """ROME's optimisation, past what it remembers."""
+    """Run ROME's optimisation, bypassing its memo."""
     h = Rome(lm).settings
     read = read_requests(
         lm,
@@ -92,20 +92,20 @@ def editing(lm: LanguageModel, cases: Sequence[Case]) -> Callable[[], Any]:
         lengths=h.context_template_length_params,
         seed=h.context_seed,
     )
-    problems = [one for one in read if isinstance(one, ValueProblem)]
+    problems = [problem for problem in read if isinstance(problem, ValueProblem)]
     return lambda: optimise_values(lm, h.layer, problems, h.value_settings)
 
 
 def passes(lm: LanguageModel, cases: Sequence[Case]) -> list[tuple[str, int, int]]:
-    """For one method after another: distinct questions put to the unedited model, and answers."""
+    """Count, method after method, the new questions to the unedited model, and all answers."""
     engine = Engine(lm)
-    found = []
+    counts = []
     for name, method in (("rome", Rome(lm)), ("random", RandomRankOne(lm)), ("none", Nothing())):
         known = len(lm.memo.keys("answer"))
         results = engine.measure(name, method, cases).results.values()
         answers = sum(len(result.measurements) for result in results)
-        found.append((name, len(lm.memo.keys("answer")) - known, answers))
-    return found
+        counts.append((name, len(lm.memo.keys("answer")) - known, answers))
+    return counts
 
 
 def main() -> None:
@@ -117,7 +117,7 @@ def main() -> None:
     numbers, limits = (8, 16, 32, 64)[:keep], (1, 2, 4, 8)[:keep]
     lm = load_model("tiny-gpt2")
     by_limit = {limit: list(embedded.load(limit=limit).cases) for limit in limits}
-    cases = {len(found): found for found in by_limit.values()}
+    cases = {len(loaded): loaded for loaded in by_limit.values()}
     lines = [
         grown("attribution (GPT-2), layers", layers, lambda n: attributing("gpt2", layers=n)),
         grown("attribution (BERT), layers", layers, lambda n: attributing("bert", layers=n)),

@@ -1,4 +1,4 @@
-"""How long the real files take to become cases, and the cases to be fitted to a tokenizer.
+"""How long it takes to load the real files as cases, and to encode these with a tokenizer.
 
     python benchmarks/loading.py [--tokenizer tiny-gpt2 ...] [--cases blimp=FOLDER pararel=FOLDER]
 
@@ -38,10 +38,10 @@ class Step(NamedTuple):
 
 
 def timed(run: Callable[[], T]) -> tuple[T, float, float]:
-    """What ``run`` gives, with its wall and processor time in seconds."""
+    """Return the result of ``run``, with its wall and processor time in seconds."""
     wall, processor = time.perf_counter(), time.process_time()
-    found = run()
-    return found, time.perf_counter() - wall, time.process_time() - processor
+    result = run()
+    return result, time.perf_counter() - wall, time.process_time() - processor
 
 
 def loaded(spec: str, limit: int | None) -> Step:
@@ -57,10 +57,10 @@ def encoded(specs: Sequence[str], limit: int | None, name: str) -> Step:
     tokenizer = AutoTokenizer.from_pretrained(path)
     tokens = Tokens(tokenizer, "masked" if tokenizer.mask_token else "causal")
     cases = (case for spec in specs for case in sources.load(spec, limit=limit).cases)
-    found, wall, processor = timed(lambda: encode_cases(cases, tokens))
-    probes = sum(len(one.probes) for one in found if isinstance(one, EncodedCase))
-    excluded = sum(isinstance(one, Exclusion) for one in found)
-    return Step(f"all for {name}", len(found) - excluded, probes, excluded, wall, processor)
+    outcomes, wall, processor = timed(lambda: encode_cases(cases, tokens))
+    probes = sum(len(case.probes) for case in outcomes if isinstance(case, EncodedCase))
+    excluded = sum(isinstance(outcome, Exclusion) for outcome in outcomes)
+    return Step(f"all for {name}", len(outcomes) - excluded, probes, excluded, wall, processor)
 
 
 def main() -> None:

@@ -33,7 +33,7 @@ from kn_bench.model.loading import load_model
 
 
 class Numbers(NamedTuple):
-    """Of one probe: log-probabilities of both answers, and the continuation."""
+    """The log-probabilities of both answers to a probe, and the continuation."""
 
     expected: float
     rejected: float
@@ -41,7 +41,7 @@ class Numbers(NamedTuple):
 
 
 class Ready:
-    """A method whose edits are there already."""
+    """A method whose edits have been made in advance."""
 
     def __init__(self, edits: dict[str, Edit | NotApplicable]) -> None:
         self.edits = edits
@@ -73,52 +73,52 @@ def continued(lm: LanguageModel, probe: EncodedProbe, cached: bool) -> str:
     if not lm.is_causal:
         best = lm.hf(input_ids=ids).logits[0, probe.answer_position].argmax()
         return lm.tokens.decode([int(best)])
-    fed, past, found = ids, None, []
+    fed, past, new_ids = ids, None, []
     for _ in range(BUDGET):
         output = lm.hf(input_ids=fed, past_key_values=past, use_cache=cached)
-        found.append(int(output.logits[0, -1].argmax()))
-        new = torch.tensor([found[-1:]])
+        new_ids.append(int(output.logits[0, -1].argmax()))
+        new = torch.tensor([new_ids[-1:]])
         past = output.past_key_values if cached else None
         fed = new if cached else torch.cat([fed, new], 1)
-    return lm.tokens.decode(found)
+    return lm.tokens.decode(new_ids)
 
 
 def one_at_a_time(
-    lm: LanguageModel, cases: Sequence[EncodedCase], made: Sequence[Ready], cached: bool
+    lm: LanguageModel, cases: Sequence[EncodedCase], methods: Sequence[Ready], cached: bool
 ) -> list[Numbers]:
-    found = []
-    for method in made:
+    numbers = []
+    for method in methods:
         for case in cases:
             edit = method.edits[case.case.id]
             if isinstance(edit, NotApplicable):
                 continue
-            found += [ask(lm, probe, cached) for probe in case.probes]
+            numbers += [ask(lm, probe, cached) for probe in case.probes]
             with in_place(lm, edit):
-                found += [ask(lm, probe, cached) for probe in case.probes]
-    return found
+                numbers += [ask(lm, probe, cached) for probe in case.probes]
+    return numbers
 
 
 # -- the engine ----------------------------------------------------------------------------
 
 
-def together(lm: LanguageModel, cases: Sequence[Case], made: Sequence[Ready]) -> list[Numbers]:
+def together(lm: LanguageModel, cases: Sequence[Case], methods: Sequence[Ready]) -> list[Numbers]:
     engine = Engine(lm)
-    found = []
-    for number, method in enumerate(made):
+    numbers = []
+    for number, method in enumerate(methods):
         results = engine.measure(str(number), method, cases).results
         for case in cases:
             rows = results[case.id].measurements
             for side in ("before", "after"):
                 answers = [getattr(row, side) for row in rows]
-                found += [
+                numbers += [
                     Numbers(a.log_prob_expected, a.log_prob_rejected, a.generated) for a in answers
                 ]
-    return found
+    return numbers
 
 
 def edits_of(lm: LanguageModel, cases: Sequence[EncodedCase], methods: int) -> list[Ready]:
-    requests = [one.case.request for one in cases]
-    names = [one.case.id for one in cases]
+    requests = [encoded.case.request for encoded in cases]
+    names = [encoded.case.id for encoded in cases]
     makers: list[Method] = [Rome(lm), RandomRankOne(lm)]
     return [
         Ready(dict(zip(names, maker.edit(requests), strict=True))) for maker in makers[:methods]
@@ -134,22 +134,23 @@ def main() -> None:
     options = parser.parse_args()
     lm = load_model(options.model)
     cases = list(embedded.load(limit=options.limit).cases)
-    encoded = [one for one in encode_cases(cases, lm.tokens) if isinstance(one, EncodedCase)]
-    cases = [one.case for one in encoded]
-    made = edits_of(lm, encoded, options.methods)
-    asked = [one for one in encoded if not isinstance(made[0].edits[one.case.id], NotApplicable)]
+    encoded = [c for c in encode_cases(cases, lm.tokens) if isinstance(c, EncodedCase)]
+    cases = [c.case for c in encoded]
+    methods = edits_of(lm, encoded, options.methods)
+    asked = [c for c in encoded if not isinstance(methods[0].edits[c.case.id], NotApplicable)]
     sample = asked[:: options.sample]
-    share = sum(len(one.probes) for one in asked) / sum(len(one.probes) for one in sample)
-    together(lm, cases[:2], made)  # the first passes of a process are slow
+    n_probes = sum(len(c.probes) for c in asked)
+    share = n_probes / sum(len(c.probes) for c in sample)
+    together(lm, cases[:2], methods)  # the first passes of a process are slow
     rate = product_rate()
-    batch, found = timed(lambda: together(lm, cases, made), repeats=3)
-    plain, wanted = timed(lambda: one_at_a_time(lm, sample, made, cached=False))
-    kept, again = timed(lambda: one_at_a_time(lm, sample, made, cached=True))
-    done = flops(lambda: together(lm, cases, made))
-    compared = together(lm, [one.case for one in sample], made)
+    batch, numbers = timed(lambda: together(lm, cases, methods), repeats=3)
+    plain, wanted = timed(lambda: one_at_a_time(lm, sample, methods, cached=False))
+    kept, again = timed(lambda: one_at_a_time(lm, sample, methods, cached=True))
+    done = flops(lambda: together(lm, cases, methods))
+    compared = together(lm, [c.case for c in sample], methods)
     print(
-        f"{options.model}: {len(asked)} cases, {sum(len(one.probes) for one in asked)} probes, "
-        f"{len(made)} methods, {torch.get_num_threads()} threads; one at a time on "
+        f"{options.model}: {len(asked)} cases, {n_probes} probes, "
+        f"{len(methods)} methods, {torch.get_num_threads()} threads; one at a time on "
         f"{len(sample)} cases, times {share:.2f}; a large product: {rate / 1e9:.0f} GFLOP/s\n"
     )
     rows = [
@@ -160,7 +161,7 @@ def main() -> None:
     headers = ["measuring", "seconds", "times faster", "x floor"]
     print(tabulate(rows, headers, floatfmt=("", ".2f", ".1f", ".1f")))
     print(f"\nthe engine against one at a time with the cache: {kept * share / batch:.1f} x")
-    print(f"{len(found)} answers; {difference(compared, wanted)}; {difference(again, wanted)}")
+    print(f"{len(numbers)} answers; {difference(compared, wanted)}; {difference(again, wanted)}")
 
 
 def difference(ours: Sequence[Numbers], theirs: Sequence[Numbers]) -> str:

@@ -36,14 +36,14 @@ EDITED_AT = 1 / 3
 
 
 def problems(lm: LanguageModel, requests: int) -> list[ValueProblem]:
-    """Requests with one-token answers after the same 20 contexts and the bare prompt."""
+    """Return requests with one-token answers, after 20 shared contexts and without context."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(n: int) -> tuple[int, ...]:
         return tuple(torch.randint(5, lm.vocabulary, (n,), generator=generator).tolist())
 
     contexts = [(), *(draw(n) for n in CONTEXTS)]
-    found = []
+    value_problems = []
     for _ in range(requests):
         prompt, (answer,) = draw(PROMPT), draw(1)
         rows = tuple(
@@ -57,8 +57,10 @@ def problems(lm: LanguageModel, requests: int) -> list[ValueProblem]:
             for context in contexts
         )
         subject = prompt[SUBJECT[0] : SUBJECT[1] + 1]
-        found.append(ValueProblem(rows, Row(subject, len(subject) - 1, (len(subject) - 1,))))
-    return found
+        value_problems.append(
+            ValueProblem(rows, Row(subject, len(subject) - 1, (len(subject) - 1,)))
+        )
+    return value_problems
 
 
 def brute_force(
@@ -103,7 +105,7 @@ def brute_force(
 
 
 def difference(layer: int, value: Value, delta: torch.Tensor) -> float:
-    """Relative difference of the two updates."""
+    """Return the relative difference of the two updates."""
     ours = rank_one(value, layer, solver=None).update
     theirs = rank_one(replace(value, delta=delta), layer, solver=None).update
     exact = theirs.u @ theirs.v

@@ -46,10 +46,10 @@ def is_product(operator: str) -> bool:
 
 
 def shares(events: Sequence[tuple[str, float]]) -> list[tuple[str, float, bool]]:
-    """Operators by their share of all time, the largest first."""
+    """Sort operators by their share of all time, the largest first."""
     whole = sum(time for _, time in events)
-    found = [(name, time / whole, is_product(name)) for name, time in events]
-    return sorted(found, key=lambda one: -one[1])
+    by_operator = [(name, time / whole, is_product(name)) for name, time in events]
+    return sorted(by_operator, key=lambda share: -share[1])
 
 
 def main() -> None:
@@ -65,15 +65,15 @@ def main() -> None:
     seconds, _ = timed(lambda: second_moments(lm, layers, text, max_tokens=options.tokens))
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
         second_moments(lm, layers, text, max_tokens=options.tokens)
-    events = [(one.key, float(one.self_cpu_time_total)) for one in profiled.key_averages()]
-    found = shares(events)
+    events = [(event.key, float(event.self_cpu_time_total)) for event in profiled.key_averages()]
+    by_operator = shares(events)
     print(
         f"layers {layers} of {lm.n_layers}, {options.tokens} tokens in {seconds:.1f} s, "
         f"{options.tokens / seconds:.0f} tokens a second, {torch.get_num_threads()} threads\n"
     )
-    rows = [(name, share, "yes" if product else "") for name, share, product in found[:SHOWN]]
+    rows = [(name, share, "yes" if product else "") for name, share, product in by_operator[:SHOWN]]
     print(tabulate(rows, ["operator", "share of time", "product"], floatfmt=".1%"))
-    print(f"\nmatrix products: {sum(share for _, share, product in found if product):.1%}")
+    print(f"\nmatrix products: {sum(share for _, share, product in by_operator if product):.1%}")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ SAMPLES, WINDOW = 10, 10
 
 
 def one_pass(lm, prompt, added, patches) -> float:
-    """P(answer) of one state restored: the whole model on a clean row and all noisy ones."""
+    """Return P(answer) with one state restored, from a full pass over clean and noisy rows."""
     ids = torch.tensor([prompt.ids] * (1 + len(added)))
 
     def corrupted(_, __, embedded):
@@ -83,10 +83,10 @@ def main() -> None:
         ours = []
         for _ in range(options.repeats):
             started = time.perf_counter()
-            (found,) = trace(lm, [prompt], [added], kinds=[kind], window=WINDOW)
+            (traced,) = trace(lm, [prompt], [added], kinds=[kind], window=WINDOW)
             ours.append(time.perf_counter() - started)
         worst = max(
-            abs(float(found.scores[0, t, layer]) - value) / value
+            abs(float(traced.scores[0, t, layer]) - value) / value
             for (t, layer), value in zip(sample, values, strict=True)
         )
         mine = statistics.median(ours)
