@@ -49,9 +49,9 @@ class Evidence:
     """All that a verdict is drawn from, be it a case just measured or the rows of a log.
 
     Attributes:
-        task: of the case.
-        measurements: of the criterion's probes (``overturn``: of the reliability probe).
-        exclusions: of the criterion's probes, or of the whole case.
+        task: task of the case.
+        measurements: those of the criterion's probes (``overturn``: of the reliability probe).
+        exclusions: those of the criterion's probes, or of the whole case.
         known_before: whether the unedited model gave ``target_true``; None when it was
             not asked.
         not_applicable: why the criterion or the method is not defined here.

@@ -273,7 +273,7 @@ class Paired(NamedTuple):
 
     Attributes:
         difference: mean of second minus first, with a cluster-bootstrap interval; n cases.
-        p: of the permutation test.
+        p: p of the permutation test.
     """
 
     difference: Interval

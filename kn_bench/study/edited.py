@@ -111,7 +111,7 @@ def both_targets(lm: LanguageModel, request: EditRequest) -> tuple[Fitted, Fitte
 
 
 def rewritten(lm: LanguageModel, request: EditRequest, neurons: Neurons) -> Edit | None:
-    """Add kn-edit's change, -e(old) + e(new), to the values of ``neurons``."""
+    """Return kn-edit's change, -e(old) + e(new), as an edit of the values of ``neurons``."""
     pair = both_targets(lm, request)
     if pair is None or not neurons:
         return None

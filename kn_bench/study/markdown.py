@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from kn_bench.results import tables
-from kn_bench.study.writing import WrittenFigure, WrittenSection, WrittenTable
+from kn_bench.study.writing import WrittenSection
 
 
 def index_markdown(model: str, sections: Sequence[WrittenSection]) -> str:
@@ -22,21 +22,14 @@ def _body(section: WrittenSection) -> Iterator[str]:
     if section.findings:
         yield from (*(f"- {sentence}" for sentence in section.findings), "")
     for figure in section.figures:
-        yield from _figure(section.id, figure)
+        stands_for = f"**{figure.paper} of the paper.** " if figure.paper else ""
+        yield from (f"![{figure.name}]({section.id}/{figure.name}.png)", "")
+        yield from (stands_for + figure.caption, "")
     for table in section.tables:
         if table.rows:
-            yield from _table(table)
+            more = f" {table.omitted} more rows are in {table.name}.csv." if table.omitted else ""
+            summary = f"<summary>{table.name}</summary>"
+            yield from ("<details>", summary, "", table.caption + more, "")
+            yield from (tables.markdown(table.headers, table.rows, table.left), "</details>", "")
     for note in section.notes:
         yield from (f"*{note}*", "")
-
-
-def _figure(folder: str, figure: WrittenFigure) -> Iterator[str]:
-    stands_for = f"**{figure.paper} of the paper.** " if figure.paper else ""
-    yield from (f"![{figure.name}]({folder}/{figure.name}.png)", "")
-    yield from (stands_for + figure.caption, "")
-
-
-def _table(table: WrittenTable) -> Iterator[str]:
-    more = f" {table.omitted} more rows are in {table.name}.csv." if table.omitted else ""
-    yield from ("<details>", f"<summary>{table.name}</summary>", "", table.caption + more, "")
-    yield from (tables.markdown(table.headers, table.rows, table.left), "</details>", "")

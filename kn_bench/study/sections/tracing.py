@@ -13,7 +13,7 @@ from kn_bench.cases.case import Case, Query, Task
 from kn_bench.cases.sampling import stable_hash
 from kn_bench.localise.corruption import Kind, TracePrompt
 from kn_bench.localise.interventions import answers
-from kn_bench.localise.token_positions import ROLES, Role, TraceStudy, trace_prompt, trace_study
+from kn_bench.localise.token_positions import ROLES, TraceStudy, trace_prompt, trace_study
 from kn_bench.localise.tracing import KINDS, Trace
 from kn_bench.measure.encoding import encode_query
 from kn_bench.results import tables
@@ -168,19 +168,14 @@ def _known(material: Material, offered: Sequence[tuple[Case, TracePrompt]]) -> s
     return known
 
 
-def _at(role: Role) -> str:
-    return ROLES[role] if role == "answer" else f"at the {ROLES[role]}"
-
-
 def _findings(side: TracedTask) -> list[str]:
     name = TASK[side.task][2]
     total = side.study.total
     peaks = []
     for kind in KINDS:
         peak = side.study.peak(kind)
-        peaks.append(
-            f"{TITLES[kind]} {_at(peak.role)}, layer {peak.layer} ({tables.mean(peak.effect)})"
-        )
+        at = ROLES[peak.role] if peak.role == "answer" else f"at the {ROLES[peak.role]}"
+        peaks.append(f"{TITLES[kind]} {at}, layer {peak.layer} ({tables.mean(peak.effect)})")
     return [
         f"On {name} (n={total.n} prompts) the noise takes {tables.mean(total)} from "
         f"{WHAT[side.task]}; most is regained in the " + "; ".join(peaks) + "."

@@ -98,7 +98,9 @@ def association(
 
     All results are nan for fewer than four modifiers, or if shift or bias does not vary.
     """
-    x, y = (_ranks(np.asarray(v, dtype=float)) for v in (shift, bias))
+    from scipy import stats
+
+    x, y = (stats.rankdata(np.asarray(v, dtype=float)) for v in (shift, bias))
     _, group = np.unique(np.asarray(blocks), return_inverse=True)
     if len(x) < 4 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return Association(len(x), *[float("nan")] * 5)
@@ -136,10 +138,3 @@ def _centred(x: Float[np.ndarray, " n"], group: np.ndarray) -> Float[np.ndarray,
     means = np.bincount(group, x) / np.bincount(group)
     centred: Float[np.ndarray, " n"] = x - means[group]
     return centred
-
-
-def _ranks(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    from scipy import stats
-
-    ranks: Float[np.ndarray, " n"] = stats.rankdata(values)
-    return ranks
