@@ -36,7 +36,7 @@ def flops(run: Callable[[], Any]) -> float:
 
 
 def product_rate(size: int = 3072, clock: Callable[[], float] = time.perf_counter) -> float:
-    """FLOP/s of one large float32 product, in this run."""
+    """Measure the FLOP/s of one large float32 product."""
     a, b = torch.randn(size, size), torch.randn(size, size)
     seconds, _ = timed(lambda: a @ b, repeats=5, clock=clock)
     return 2 * size**3 / seconds
@@ -55,7 +55,7 @@ def random_gpt2(**size: int) -> LanguageModel:
 
 
 def random_smollm2() -> LanguageModel:
-    """A random model of SmolLM2-135M's shape: Llama's family, 30 layers, gated, a tied head."""
+    """Return a random model of SmolLM2-135M's shape: Llama's family, 30 gated layers, a tied head."""
     from benchmarks.attribution import SIZES, random_model
 
     return random_model("llama", SIZES["llama"])

@@ -73,11 +73,13 @@ def known_facts(engine: Engine, relations: Sequence[str], each: int, seed: int) 
 def scores(engine: Engine, method: Rome, cases: Sequence[Case]) -> dict[Criterion, np.ndarray]:
     """Return each criterion's score of each case; NaN where none counts."""
     results = engine.measure("rome", method, cases).results
-    found: dict[Criterion, np.ndarray] = {}
+    by_criterion: dict[Criterion, np.ndarray] = {}
     for criterion in CRITERIA:
         verdicts = [judge(criterion, case, results[case.id]) for case in cases]
-        found[criterion] = np.array([np.nan if v.score is None else v.score for v in verdicts])
-    return found
+        by_criterion[criterion] = np.array(
+            [np.nan if v.score is None else v.score for v in verdicts]
+        )
+    return by_criterion
 
 
 def corpora(

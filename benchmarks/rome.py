@@ -66,7 +66,7 @@ def problems(lm: LanguageModel, requests: int) -> list[ValueProblem]:
 def brute_force(
     lm: LanguageModel, layer: int, problem: ValueProblem, settings: ValueSettings
 ) -> torch.Tensor:
-    """One request: all rows through the whole model, all logits, at every step. The delta."""
+    """Return one request's delta, running all rows through the whole model at every step."""
     rows = problem.rows
     longest = max(len(row.ids) for row in rows)
     ids = torch.tensor([[*row.ids, *[0] * (longest - len(row.ids))] for row in rows])
