@@ -55,7 +55,7 @@ def random_gpt2(**size: int) -> LanguageModel:
 
 
 def random_smollm2() -> LanguageModel:
-    """Return a random model of SmolLM2-135M's shape: Llama's family, 30 gated layers, a tied head."""
+    """Return a random model of SmolLM2-135M's shape: Llama's family, gated layers, a tied head."""
     from benchmarks.attribution import SIZES, random_model
 
     return random_model("llama", SIZES["llama"])
