@@ -46,8 +46,8 @@ SESSIONS = 12
 
 
 @dataclass
-class Tally:
-    """What became of the runs.
+class SequenceTally:
+    """Counts of what happened to the runs.
 
     Attributes:
         after_steps: kills by the number of steps that were stored by then, of both methods.
@@ -66,11 +66,11 @@ class Tally:
         return not (self.missing or self.different or self.unended)
 
 
-class Rounds:
+class SequenceRounds:
     """Runs in ``folder``, killed as ``dice`` have it."""
 
     def __init__(self, folder: Path, dice: random.Random) -> None:
-        self.folder, self.dice, self.tally = folder, dice, Tally()
+        self.folder, self.dice, self.tally = folder, dice, SequenceTally()
         (folder / "conftest.py").write_text(CONFTEST)
         started = time.monotonic()
         if self._start("--run", "whole").wait() != 0:
@@ -79,7 +79,7 @@ class Rounds:
         self.whole = self.rows("whole")
 
     def round(self, number: int) -> None:
-        """One run, killed at least once, continued until it has everything."""
+        """Start a run, kill it at least once, and continue it until it is complete."""
         run = f"r{number}"
         runs = self.folder / "reports" / "runs"
         how = ("--run", run)
@@ -119,7 +119,7 @@ class Rounds:
         self.tally.kills += 1
 
     def rows(self, run: str) -> Counter[str]:
-        """The rows of a run in comparable form."""
+        """Return the rows of a run in comparable form."""
         rows = log.rows(self.folder / "reports" / "runs" / run / log.LOG)
         return Counter(repr(_timeless(row)) for row in rows)
 
@@ -136,7 +136,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        rounds = Rounds(Path(name), random.Random(asked.seed))
+        rounds = SequenceRounds(Path(name), random.Random(asked.seed))
         number = 0
         while rounds.tally.kills < asked.kills:
             rounds.round(number)

@@ -317,7 +317,7 @@ class _Run:
 
     @contextmanager
     def _blamed(self) -> Iterator[None]:
-        """Say of what goes wrong under a wrapper, which is the method's code, that it is its."""
+        """Blame the method for errors under a wrapper, which is its own code."""
         try:
             yield
         except (Exception, SystemExit) as error:
