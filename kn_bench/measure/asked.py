@@ -20,7 +20,7 @@ class Asked(NamedTuple):
 
 
 def content_of(encoded: EncodedProbe) -> Any:
-    """Everything an answer depends on besides the model."""
+    """Return everything that an answer depends on besides the model."""
     probe = encoded.probe
     return (
         encoded.prompt_ids,

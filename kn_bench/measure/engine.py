@@ -245,12 +245,12 @@ class Engine:
         self, writer: Writer, name: str, edited: Sequence[_Edited], results: dict[str, CaseResult]
     ) -> None:
         """Have the models write freely about the cases that were measured."""
-        for each in edited:
-            case = each.encoded.case
+        for trial in edited:
+            case = trial.encoded.case
             if results[case.id].error:
                 continue
             try:
-                written = writer.written(self.model, case, each.edit)
+                written = writer.written(self.model, case, trial.edit)
                 results[case.id] = replace(results[case.id], written=written)
             except (Exception, SystemExit) as problem:  # a wrapper's own code, or what it broke
                 error = f"{name} failed while writing: {type(problem).__name__}: {problem}"
@@ -369,20 +369,20 @@ def _and(names: Sequence[str]) -> str:
 def _prefixed(
     edited: Sequence[_Edited], model: LanguageModel
 ) -> dict[int, dict[str, EncodedProbe | Exclusion]]:
-    """Probes of prompt edits, fitted again with the prefix in front; by case and probe id."""
-    found: dict[int, dict[str, EncodedProbe | Exclusion]] = {}
-    for index, one in enumerate(edited):
-        if not isinstance(one.edit, PromptEdit):
+    """Encode the probes of prompt edits again, behind the prefix; by trial and probe id."""
+    by_trial: dict[int, dict[str, EncodedProbe | Exclusion]] = {}
+    for index, trial in enumerate(edited):
+        if not isinstance(trial.edit, PromptEdit):
             continue
-        (again,) = encode_cases([one.encoded.case], model.tokens, prefix=one.edit.prefix)
-        probes = one.encoded.probes
+        (again,) = encode_cases([trial.encoded.case], model.tokens, prefix=trial.edit.prefix)
+        probes = trial.encoded.probes
         if isinstance(again, Exclusion):
-            found[index] = {
+            by_trial[index] = {
                 p.probe.id: Exclusion(again.case, again.reason, p.probe.id, again.detail)
                 for p in probes
             }
             continue
         refitted: dict[str, EncodedProbe | Exclusion] = {p.probe.id: p for p in again.probes}
         refitted.update({e.probe: e for e in again.exclusions if e.probe is not None})
-        found[index] = {p.probe.id: refitted[p.probe.id] for p in probes}
-    return found
+        by_trial[index] = {p.probe.id: refitted[p.probe.id] for p in probes}
+    return by_trial
