@@ -131,5 +131,7 @@ def test_its_second_moments_skip_what_lies_above(lm):
 
 def test_without_its_attention_output_one_sentence_names_what_is_missing(lm):
     lm.architecture = row(attention_output=None)
-    with pytest.raises(ValueError, match="row of 'odd' does not name attention_output: add it to"):
+    with pytest.raises(
+        ValueError, match="row 'odd': expected attention_output to be set; add it to"
+    ):
         attention_output(lm, 0)

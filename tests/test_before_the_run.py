@@ -51,13 +51,17 @@ def test_weights_that_are_missing_end_the_run_before_its_first_test(gpt2):
         check=False,
     )
     assert result.returncode == 4
-    assert result.stderr.startswith("ERROR: the weights of transformer.h.4.attn.c_attn.bias, ")
+    assert result.stderr.startswith(
+        "ERROR: gpt2: expected weights for transformer.h.4.attn.c_attn.bias, "
+    )
     assert not (gpt2.parent / "reports").exists()
 
 
 def test_a_process_that_dies_while_it_tries_is_one_sentence(gpt2, monkeypatch):
     monkeypatch.setattr(sys, "executable", shutil.which("false"))
-    with pytest.raises(ValueError, match="cannot be loaded: the process that tried ended with"):
+    with pytest.raises(
+        ValueError, match="expected a model that can be loaded, and the process that tried"
+    ):
         tried(gpt2)
 
 

@@ -198,8 +198,8 @@ def half(tensors):
     ("change", "sentence"),
     [
         (drop, "lacks .*c_proj.weight; save the whole model"),
-        (shape, "has shape .* where that has"),
-        (half, "is BF16 where that is F(32|16): every weight would differ by its rounding"),
+        (shape, "has shape .*, in the base "),
+        (half, "is BF16, in the base F(32|16): every weight would differ by its rounding"),
     ],
 )
 def test_what_is_no_edited_copy_is_refused_in_a_sentence(model, copy, change, sentence):

@@ -32,5 +32,5 @@ def test_contexts_are_what_an_uncached_greedy_run_and_the_cached_one_write(famil
 
 
 def test_a_masked_model_writes_no_contexts():
-    with pytest.raises(ValueError, match="it continues no text"):
+    with pytest.raises(ValueError, match="cannot continue a text"):
         contexts_module.contexts(tiny_model("bert"))

@@ -70,7 +70,7 @@ def test_a_cached_continuation_is_what_the_whole_text_gives(no_hub, monkeypatch)
 
 
 def test_a_masked_model_writes_nothing_and_says_what_to_do(no_hub):
-    with pytest.raises(ValueError, match="is a masked model and writes no text: give"):
+    with pytest.raises(ValueError, match="expected a causal model to write the text for C; give"):
         corpus_named(tiny_model("bert"))
 
 
@@ -92,7 +92,7 @@ def test_where_the_hub_can_be_had_its_text_is_the_default_and_is_fetched_once(mo
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [(None, "expected a text file with one document a line"), (b"", "the file is empty"),
+    [(None, "expected a text file with one document per line"), (b"", "the file is empty"),
      (b" \n\n", "the file is empty"), (b"caf\xe9\n", "expected UTF-8 text")],
 )  # fmt: skip
 def test_a_file_that_cannot_be_used_is_found_out_before_the_run(tmp_path, content, said):
@@ -104,7 +104,7 @@ def test_a_file_that_cannot_be_used_is_found_out_before_the_run(tmp_path, conten
 
 
 def test_a_data_set_that_cannot_be_had_is_one_sentence(no_hub):
-    with pytest.raises(ValueError, match=r"hub does not give it \(ConnectionError\): name a text"):
+    with pytest.raises(ValueError, match=r"the hub can provide \(ConnectionError\); name a text"):
         check_corpus("acme/text")
     check_corpus("self")
 

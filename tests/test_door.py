@@ -211,7 +211,7 @@ def test_a_prompt_edit_stands_in_front_while_it_is_open():
 def test_what_cannot_be_generated_is_refused():
     with pytest.raises(ValueError, match=r"expected one \[MASK\] in a prompt for the masked model"):
         tiny_model("bert").generate("w5 w6")
-    with pytest.raises(ValueError, match="tokens before 20 new ones, and it has 0"):
+    with pytest.raises(ValueError, match="tokens before 20 new ones, got 0"):
         tiny_model("gpt2").generate("")
     edit = kn.NeuronEdit((kn.NeuronScale(99, torch.arange(2), 0.0),))
     with pytest.raises(ValueError, match="the edit edits layer 99"):

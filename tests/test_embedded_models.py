@@ -92,7 +92,7 @@ def test_objects_are_one_token_and_some_subjects_several(name, scorers):
 def test_an_unknown_name_is_answered_with_the_known_ones():
     with pytest.raises(
         ValueError,
-        match="there is no embedded model 'tiny'; known are tiny-gpt2, tiny-llama, tiny-bert",
+        match="'tiny': expected one of the embedded models tiny-gpt2, tiny-llama, tiny-bert",
     ):
         embedded.folder("tiny")
 

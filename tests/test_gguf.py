@@ -100,16 +100,22 @@ def test_another_file_is_another_model(file, tmp_path):
 
 def test_a_damaged_file_is_refused_in_one_sentence(file):
     file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(ValueError, match=r"small\.gguf cannot be read by transformers \(") as error:
+    with pytest.raises(
+        ValueError, match=r"small\.gguf: expected a GGUF file that transformers reads \("
+    ) as error:
         load_model(str(file))
     assert "\n" not in str(error.value)
-    with pytest.raises(ValueError, match=r"no GGUF file at 'nowhere\.gguf'"):
+    with pytest.raises(
+        ValueError, match=r"nowhere\.gguf: expected a GGUF file, and the path does not exist"
+    ):
         load_model("nowhere.gguf")
 
 
 def test_without_the_package_gguf_the_extra_is_named(file, monkeypatch):
     monkeypatch.setattr(gguf_files, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"needs the package gguf: pip install 'kn_bench\[gguf\]'"):
+    with pytest.raises(
+        ValueError, match=r"expected the package gguf; pip install 'kn_bench\[gguf\]'"
+    ):
         load_model(str(file))
 
 
@@ -124,7 +130,7 @@ def test_a_packaged_model_loads_without_its_package_being_imported(package):
 def test_a_packaged_file_must_be_the_one_that_was_pinned(package):
     with (package / "small.gguf").open("ab") as file:
         file.write(b"more")
-    with pytest.raises(ValueError, match="not the file that was pinned: its SHA-256 is"):
+    with pytest.raises(ValueError, match="expected the pinned file with SHA-256"):
         load_model("small")
 
 

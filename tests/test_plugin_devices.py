@@ -36,12 +36,12 @@ def test_no_devices():
 def test_devices_that_are_not_there(monkeypatch):
     assert devices.expand(["cpu", "cpu"]) == ["cpu"]
     assert devices.expand(["auto"]) == ["auto"]
-    with pytest.raises(ValueError, match=r"^--device gpu: give cpu, cuda, cuda:N or auto$"):
+    with pytest.raises(ValueError, match=r"^--device gpu: expected cpu, cuda, cuda:N or auto$"):
         devices.expand(["gpu"])
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     assert devices.expand(["cuda"]) == ["cuda:0", "cuda:1"]
     assert devices.expand(["cuda:1"]) == ["cuda:1"]
-    with pytest.raises(ValueError, match=r"^--device cuda:2: torch sees 2 GPUs here; use --device"):
+    with pytest.raises(ValueError, match=r"^--device cuda:2: expected one of the 2 GPUs"):
         devices.expand(["cuda:2"])
 
 

@@ -36,7 +36,7 @@ def test_no_sizes(text):
         (("--gate", "symmetry:0.05"), "--gate sets tolerances for --baseline FILE*"),
         (("--relation", "P999"), "unknown relation 'P999'; known: P36, P37, P106"),
         (("--model", "a/x", "--model", "b/x"), "--model a/x and --model b/x have the same name*"),
-        (("--device", "tpu0"), "--device tpu0: give cpu, cuda, cuda:N or auto"),
+        (("--device", "tpu0"), "--device tpu0: expected cpu, cuda, cuda:N or auto"),
         (("--resume", "last"), "there is no run 'last'*"),
     ],
     ids=lambda value: "_".join(value).replace("-", "") if isinstance(value, tuple) else "",
@@ -56,7 +56,7 @@ def test_an_unknown_model_names_the_embedded_ones(pytester, monkeypatch):
     result = pytester.runpytest_subprocess("--pyargs", "kn_bench.suites", "--model", "tiny-gtp2")
     assert result.ret == 4
     result.stderr.fnmatch_lines(
-        ["ERROR: unknown model 'tiny-gtp2': it is none of the embedded models (tiny-gpt2, tiny-*"]
+        ["ERROR: unknown model 'tiny-gtp2': expected an embedded model (tiny-gpt2, tiny-*"]
     )
 
 
@@ -82,7 +82,10 @@ def truncate(path):
 
 @pytest.mark.parametrize(
     ("spoil", "sentence"),
-    [(truncate, "*it was cut off; download it again"), (Path.unlink, "*no safetensors weights*")],
+    [
+        (truncate, "*it was cut off; download it again"),
+        (Path.unlink, "*expected safetensors weights*"),
+    ],
     ids=["truncated", "missing"],
 )
 def test_weights_that_cannot_be_read_are_refused_in_one_sentence(pytester, spoil, sentence):

@@ -136,13 +136,15 @@ def test_a_shared_beginning_is_run_once_and_told_apart_by_model(monkeypatch):
 
 
 def test_a_start_outside_its_row_and_a_masked_model_are_refused():
-    with pytest.raises(ValueError, match="start 3 lies outside a row of 3 tokens, of which 0"):
+    with pytest.raises(ValueError, match="start 3: expected a position from 0 to 2"):
         prepare(tiny_model("gpt2"), [[7, 8, 9]], [3], 0)
-    with pytest.raises(ValueError, match="start 1 lies outside a row of 3 tokens, of which 2 are"):
+    with pytest.raises(ValueError, match="start 1: expected a position from 2 to 2"):
         prepare(tiny_model("gpt2"), [[7, 8, 9]], [1], 0, shared=[2])
-    with pytest.raises(ValueError, match="nothing follows the output of layer 2: choose an earli"):
+    with pytest.raises(
+        ValueError, match="layer 2: expected a layer whose output another one reads"
+    ):
         prepare(tiny_model("gpt2"), [[7, 8, 9]], [1], 2, place="block")
-    with pytest.raises(ValueError, match="every position sees the change"):
+    with pytest.raises(ValueError, match="expected a causal model; run a masked one whole"):
         prepare(tiny_model("bert"), [[7, 8, 9]], [1], 0)
 
 

@@ -354,7 +354,7 @@ def test_without_text_for_c_one_sentence_says_what_to_do(monkeypatch, tmp_path):
     lm = tiny_model("gpt2")
     monkeypatch.setattr(lm, "corpus", None)
     monkeypatch.setenv("KN_BENCH_CORPUS", str(tmp_path / "nothing.txt"))
-    with pytest.raises(ValueError, match="expected a text file with one document a line"):
+    with pytest.raises(ValueError, match="expected a text file with one document per line"):
         remembered.corpus_for(lm)
     (tmp_path / "text.txt").write_text("w5 w6 w7\n\nw8 w9\n")
     monkeypatch.setenv("KN_BENCH_CORPUS", str(tmp_path / "text.txt"))

@@ -116,7 +116,9 @@ def test_a_spoilt_file_of_the_cache_is_computed_anew_with_a_sentence(tmp_path, c
     first = second_moments(lm, [0], Texts(TEXTS), cache=tmp_path)[0]
     (path,) = tmp_path.iterdir()
     path.write_bytes(content)
-    with pytest.warns(UserWarning, match=rf"^{path} cannot be read \(.*\): it is computed anew$"):
+    with pytest.warns(
+        UserWarning, match=rf"^{path}: expected a file that .* \(.*\); it is computed again$"
+    ):
         again = second_moments(lm, [0], Texts(TEXTS), cache=tmp_path)[0]
     assert torch.equal(again.matrix, first.matrix)
     assert torch.equal(
@@ -134,14 +136,14 @@ def test_an_altered_file_of_the_cache_is_computed_anew(tmp_path, keep):
     if keep == "no checksum":
         del numbers[second_moment.CHECKSUM]
     save_file({"C": matrix * 1.01}, path, metadata=numbers)
-    with pytest.warns(UserWarning, match=r"it (was altered|has no checksum).* computed anew"):
+    with pytest.warns(UserWarning, match=r"(\(altered|\(no checksum).* computed again"):
         again = second_moments(lm, [0], Texts(TEXTS), cache=tmp_path)[0]
     assert torch.equal(again.matrix, first.matrix)
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(tmp_path):
     (tmp_path / "file").write_text("where a folder should be")
-    with pytest.warns(UserWarning, match=r"cannot be written \(.*\): it is not kept$"):
+    with pytest.warns(UserWarning, match=r": expected a writable file \(.*\); it is not kept$"):
         found = second_moments(tiny_model("gpt2"), [0], Texts(TEXTS), cache=tmp_path / "file")
     assert found[0].n_tokens
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
@@ -204,5 +206,5 @@ def test_nothing_is_shown_where_no_one_watches(monkeypatch, capsys):
 
 
 def test_a_corpus_without_text_is_refused():
-    with pytest.raises(ValueError, match="the corpus for the second moment has no text: give a"):
+    with pytest.raises(ValueError, match="the corpus for the second moment: expected text; give a"):
         second_moments(tiny_model("gpt2"), [0], Texts(()))

@@ -67,7 +67,9 @@ def test_the_bos_shifts_the_index():
 
 
 def test_a_span_without_token_is_refused():
-    with pytest.raises(ValueError, match=r"^no token covers characters 3 to 9 of the text$"):
+    with pytest.raises(
+        ValueError, match=r"^characters 3 to 9 of the text: expected a token that covers them$"
+    ):
         last_token_of(Encoding((5,), ((0, 3),)), 3, 9)
 
 
@@ -103,12 +105,14 @@ def test_a_slow_tokenizer_is_refused():
     class Slow:
         is_fast = False
 
-    with pytest.raises(ValueError, match=r"^Slow has no tokenizer\.json and so gives no character"):
+    with pytest.raises(
+        ValueError, match=r"^Slow: expected a fast tokenizer with a tokenizer\.json"
+    ):
         Tokens(Slow(), "causal")
 
 
 def test_a_masked_model_needs_a_mask():
-    with pytest.raises(ValueError, match=r"has no mask token: only a masked language model's"):
+    with pytest.raises(ValueError, match=r"expected a mask token, as tokenizers of masked"):
         Tokens(tokens("gpt2").tokenizer, "masked")
 
 
@@ -132,5 +136,7 @@ def test_truncation_set_on_the_shared_tokenizer_does_not_reach_us():
 def test_a_model_folder_without_a_tokenizer(tmp_path):
     for name in ("config.json", "model.safetensors"):
         shutil.copy(embedded.folder("tiny-gpt2") / name, tmp_path)
-    with pytest.raises(ValueError, match=r"makes no token of plain text: tokenizer\.json is"):
+    with pytest.raises(
+        ValueError, match=r"expected tokens for plain text; add its tokenizer\.json"
+    ):
         load_model(str(tmp_path))

@@ -1,12 +1,12 @@
-"""What a layer gives at one position when its site's value there is another.
+"""What a layer gives at one position when the value of its site there is changed.
 
     added   output = clean output + change of the value          norm first: GPT, Llama, ModernBERT
     rerun   output = the layer's last module at that position    norm last: BERT, RoBERTa, ELECTRA
 
-Neither runs the layer again, so rows that differ from a clean run by the value of one site join
-at the next layer's input, and those of the last layer need no layer at all. Which of the two holds
-is asked of the model, not of a table; where neither does (a norm between MLP and residual stream),
-rows join at the site's own layer.
+Neither runs the whole layer again. Rows that differ from a clean run by the value of one site
+therefore join at the next layer's input, and rows changed at the last layer need no layer at all.
+Which of the two holds is found by a test on the model, not read from a table. Where neither holds
+(a norm between MLP and residual stream), rows join at the site's own layer.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from kn_bench.model.resuming import CleanRun, clean_run, replaced_forward, resum
 
 @dataclass(frozen=True)
 class Ways:
-    """How a model's layers go on behind their sites.
+    """How a model's layers continue after their sites.
 
     Attributes:
-        after: ``added`` or ``rerun``, the same for all layers; ``layer`` where each has to be run.
-        narrow: whether the last layer can be cut to one position behind its attention.
+        after: ``added`` or ``rerun``, the same for all layers; ``layer`` where each has to run.
+        narrow: whether the last layer can be cut to one position after its attention.
     """
 
     after: Literal["added", "rerun", "layer"]
@@ -47,9 +47,10 @@ class CleanSites:
         run: the clean run.
         positions: the position of each row.
         keys, values: input and output of the sites there.
-        outputs: what the layers gave there.
-        arguments: of each layer's last module there, ``[B, 1, ...]`` each, where the layer lies.
-        ways: how layers go on behind their sites.
+        outputs: the layers' outputs there.
+        arguments: those of each layer's last module there, ``[B, 1, ...]`` each, on the layer's
+            device.
+        ways: how layers continue after their sites.
     """
 
     lm: LanguageModel
@@ -63,7 +64,7 @@ class CleanSites:
 
     @property
     def start(self) -> int:
-        """First position that rows need: their own for a causal model, else all."""
+        """First position that changed rows run: the last for a causal model, else 0."""
         return self.run.ids.shape[1] - 1 if self.lm.is_causal else 0
 
     @property
@@ -77,7 +78,7 @@ class CleanSites:
         rows: Mapping[int, Int[Tensor, " n"]],
         values: Mapping[int, Float[Tensor, "n d_model"]],
     ) -> Float[Tensor, "all_rows d_model"]:
-        """What the head reads at the positions of rows with another value at one site each.
+        """Return what the head reads at the positions where one site of each row is changed.
 
         Args:
             rows: layer -> which clean rows; the result has them in the order of layers.
@@ -86,17 +87,17 @@ class CleanSites:
         if self.ways.after == "layer":
             return self._from_the_layer(rows, values)
         last = self.lm.n_layers - 1
-        found = []
+        hidden = []
         if early := {layer: rows[layer] for layer in sorted(rows) if layer < last}:
-            found.append(self._from_the_next(early, values))
+            hidden.append(self._from_the_next(early, values))
         if last in rows:
-            found.append(_ended(self.lm, self.output(last, rows[last], values[last])))
-        return torch.cat(found)
+            hidden.append(_ended(self.lm, self.output(last, rows[last], values[last])))
+        return torch.cat(hidden)
 
     def output(
         self, layer: int, rows: Int[Tensor, " n"], values: Float[Tensor, "n d_model"]
     ) -> Float[Tensor, "n d_model"]:
-        """What ``layer`` gives at the rows' positions where its site's value is ``values``."""
+        """Return the output of ``layer`` at the rows' positions, its site giving ``values``."""
         if self.ways.after == "added":
             return self.outputs[rows, layer] + values - self.values[rows, layer]
         where = self.arguments[layer][0].device
@@ -142,7 +143,7 @@ class CleanSites:
         return hidden[self._at(torch.cat([rows[layer] for layer in sorted(rows)]))]
 
     def _at(self, rows: Int[Tensor, " n"]) -> tuple[Tensor, Tensor]:
-        """Index of the rows' positions in ``[n, Tq]``."""
+        """Return the index of the rows' positions in ``[n, Tq]``."""
         return torch.arange(len(rows), device=rows.device), self.positions[rows] - self.start
 
 
@@ -150,10 +151,10 @@ class CleanSites:
 def clean_sites(
     lm: LanguageModel, ids: Int[Tensor, "B T"], positions: Int[Tensor, " B"]
 ) -> CleanSites:
-    """One pass over rows of equal length, remembering what sites see at ``positions``.
+    """Run rows of equal length once, remembering what sites see at ``positions``.
 
     Args:
-        positions: one of each row; for a causal model the last.
+        positions: one for each row; for a causal model the last.
     """
     ways = lm.memo.get(
         ("ways after a site",),
@@ -174,8 +175,8 @@ def _clean_sites(lm: LanguageModel, ids: Tensor, positions: Tensor, ways: Ways) 
         return leaving
 
     def keep_arguments(layer: int, args: Any) -> None:
-        if all(isinstance(one, Tensor) and one.shape[:2] == ids.shape for one in args):
-            arguments[layer] = tuple(one[_on(one.device, at)][:, None] for one in args)
+        if all(isinstance(arg, Tensor) and arg.shape[:2] == ids.shape for arg in args):
+            arguments[layer] = tuple(arg[_on(arg.device, at)][:, None] for arg in args)
 
     def keep_output(_: nn.Module, __: Any, output: Any) -> None:
         outputs.append((output[0] if isinstance(output, tuple) else output).to(lm.device)[at])
@@ -207,14 +208,14 @@ def _clean_sites(lm: LanguageModel, ids: Tensor, positions: Tensor, ways: Ways) 
 
 
 def _find_ways(clean: CleanSites) -> Ways:
-    """The first way that gives, for every layer, what running the layer gives."""
+    """Return the first way that gives, for every layer, what running the layer gives."""
     lm = clean.lm
     if not lm.architecture.resumable or lm.architecture.unrolled:
         return Ways("layer")
     rows = {
         layer: torch.zeros(1, dtype=torch.long, device=lm.device) for layer in range(lm.n_layers)
     }
-    # as large as what it is added to, so that half precision sees it
+    # on the scale of what it is added to, so that half precision does not round it away
     size = clean.outputs.float().square().mean().sqrt().clamp_min(1).to(lm.dtype)
     probe = torch.linspace(-2, 2, lm.d_model, device=lm.device, dtype=lm.dtype) * size
     values = {layer: clean.values[:, layer] + probe for layer in rows}
@@ -226,11 +227,11 @@ def _find_ways(clean: CleanSites) -> Ways:
         if ways.after == "rerun" and not all(clean.arguments):
             return False
         try:
-            found = replace(clean, ways=ways).changed(rows, values)
-        except (RuntimeError, TypeError, IndexError):  # shapes that do not go together
+            changed = replace(clean, ways=ways).changed(rows, values)
+        except (RuntimeError, TypeError, IndexError):  # shapes that do not fit
             return False
-        error = (found - expected).float().abs().amax(1)
-        # the second bound is for half precision, whose rounding is no small part of anything
+        error = (changed - expected).float().abs().amax(1)
+        # in half precision, rounding alone may reach the size of the effect: bound by that as well
         return bool((error <= rounding).all() and (error <= 0.1 * effect).all())
 
     for way in (Ways("added"), Ways("rerun")):
@@ -255,7 +256,7 @@ def _giving(module: nn.Module, output: Tensor) -> Iterator[None]:
 
 
 def _on(device: torch.device, at: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """An index of what lies on ``device``."""
+    """Return an index of tensors that lie on ``device``."""
     return tuple(index.to(device) for index in at)
 
 
@@ -274,12 +275,12 @@ def _narrowed(lm: LanguageModel, at: tuple[Tensor, Tensor]) -> AbstractContextMa
 
 
 def _ended(lm: LanguageModel, output: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_model"]:
-    """What the head reads where the last layer gives ``output``: a final norm may follow."""
+    """Return what the head reads where the last layer gives ``output``, a final norm included."""
     with ExitStack() as stack:
         stack.enter_context(skipping(lm, range(lm.n_layers)))
         stack.enter_context(lm.input_hooks(lambda _, __: output[:, None], [0]))
         ids = torch.zeros(len(output), 1, dtype=torch.long, device=output.device)
-        # an empty cache keeps transformers from asking the device whether rows are packed
+        # without a cache, transformers waits for the device to see whether rows are packed
         cache = {"past_key_values": DynamicCache()} if lm.is_causal else {}
         hidden: Tensor = lm.hidden(ids, **cache).last_hidden_state
     return hidden[:, 0]

@@ -1,7 +1,7 @@
 """The table of model families: where the layers, down-projections, attention and head are.
 
-A *site* is a layer's down-projection, the second matrix of its MLP. Its input are the layer's
-neurons (the keys of ROME), its output their values. One row here is all that a family needs;
+A *site* is a layer's down-projection, the second matrix of its MLP. Its inputs are the layer's
+neurons (the keys of ROME), its outputs their values. One row here is all that a family needs;
 :func:`register` adds a row from outside the package.
 """
 
@@ -35,7 +35,7 @@ class Architecture:
         softcap: name of the config's entry that bounds the logits, ``cap * tanh(logits / cap)``;
             such an entry may be None.
         counts_from_padding: whether positions are counted from the padding token's id on, so that
-            so many fewer tokens fit than the config says (RoBERTa).
+            fewer tokens fit than the config says, by that id plus 1 (RoBERTa).
         unrolled: whether ``layers`` lists groups that are each run several times in a row, an equal
             share of ``config.num_hidden_layers`` (ALBERT): the layers share their weights.
         resumable: whether rows may join at any layer and position. Families whose layers read
@@ -197,9 +197,9 @@ _TABLE: dict[str, Architecture] = {
 
 
 _REFUSED = {
-    "mixtral": "each token passes two of its layer's experts, so a layer has no one "
-    "down-projection and 'neuron i of layer l' names nothing",
-    "t5": "an encoder-decoder reads the prompt in one stack and answers in another, so no one "
+    "mixtral": "each token passes two of its layer's experts, so a layer has no single "
+    "down-projection and 'neuron i of layer l' is not defined",
+    "t5": "an encoder-decoder reads the prompt in one stack and answers in another, so no single "
     "layer lies between the subject and the answer",
 }
 
@@ -213,22 +213,22 @@ def register(row: Architecture) -> None:
 
 
 def registered() -> tuple[Architecture, ...]:
-    """The rows that :func:`register` has added or replaced."""
+    """Return the rows that :func:`register` has added or replaced."""
     return tuple(row for row in _TABLE.values() if row not in _BUILT_IN)
 
 
 def language_part(config: Any) -> Any:
-    """The part of a Hugging Face config that describes what kn_bench measures.
+    """Return the part of a Hugging Face config that describes what kn_bench measures.
 
     A multimodal class (Gemma 3 from 4B on, Mistral 3) holds its text model's config as
-    ``text_config``. It is taken apart only where there is no row for the class as a whole.
+    ``text_config``. That part alone is used where there is no row for the class as a whole.
     """
     inner = getattr(config, "text_config", None)
     return config if inner is None or str(config.model_type) in _TABLE else inner
 
 
 def families() -> tuple[str, ...]:
-    """The known families, sorted."""
+    """Return the known families, sorted."""
     return tuple(sorted(_TABLE))
 
 
@@ -237,25 +237,25 @@ def _known() -> str:
 
 
 def architecture_of(config: Any) -> Architecture:
-    """The row for a Hugging Face config.
+    """Return the row for a Hugging Face config.
 
     Raises:
         ValueError: for a family without a row; says which row to add.
     """
     family = str(config.model_type)
     if family in _REFUSED and family not in _TABLE:
-        raise ValueError(f"kn_bench does not measure {family} models: {_REFUSED[family]}")
+        raise ValueError(f"{family} models are not supported: {_REFUSED[family]}")
     if family not in _TABLE:
         raise ValueError(
-            f"no architecture row for the model family {family!r} (known: {_known()}); add one "
-            f"with kn_bench.model.architecture.register(Architecture(family={family!r}, "
-            "layers=..., down=..., ...)) before loading the model"
+            f"model family {family!r}: expected one of {_known()}; before loading the model, add a "
+            f"row with kn_bench.model.architecture.register(Architecture(family={family!r}, "
+            "layers=..., down=..., ...))"
         )
     return _TABLE[family]
 
 
 def submodule(module: nn.Module, path: str) -> nn.Module:
-    """``module`` at a dotted path; ``AttributeError`` names the path that is missing."""
+    """Return ``module`` at a dotted path; ``AttributeError`` names a path that is missing."""
     return module.get_submodule(path) if path else module
 
 

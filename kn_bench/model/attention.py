@@ -21,7 +21,7 @@ def attention_output(lm: LanguageModel, layer: int) -> nn.Module:
     row = lm.architecture
     if row.attention_output is None:
         raise ValueError(
-            f"the architecture row of {row.family!r} does not name attention_output: add it to the "
+            f"architecture row {row.family!r}: expected attention_output to be set; add it to the "
             "row, or trace hidden states and MLPs only"
         )
     return submodule(submodule(lm.layers[layer], row.attention), row.attention_output)
@@ -37,8 +37,8 @@ def attention_hooks(
         for layer in layers:
 
             def run(_: nn.Module, __: Any, output: Tensor, layer: int = layer) -> Tensor | None:
-                found = hook(layer, output.to(home))
-                return None if found is None else found.to(output.device)
+                replaced = hook(layer, output.to(home))
+                return None if replaced is None else replaced.to(output.device)
 
             module = attention_output(lm, layer)
             stack.callback(module.register_forward_hook(lm.own_call(layer, run)).remove)

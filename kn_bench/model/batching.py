@@ -4,8 +4,8 @@
             ├─ a quarter  answers' log-probabilities, kept until before and after are compared
             └─ a quarter  what a model remembers between passes (``lm.memo``)
 
-Whoever asks for a batch says what one item takes; nobody else divides by a budget. Where a device
-runs out of memory all the same, the batch is cut in two, and all later ones are half as large.
+Callers say how many bytes one item takes; only this module divides a budget by that. Where a
+device runs out of memory all the same, the batch is halved, and so are all later ones.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ MEMORY = 2 << 30
 
 
 class Batcher:
-    """Cuts the work of one model into batches.
+    """Cut the work of one model into batches.
 
     Args:
         memory: bytes that the model's work may take beside its weights.
 
     Attributes:
-        memory: the same, less what running out of memory has shown to be too much.
-        progress: what is told of each batch that is done; nobody, unless it is set.
+        memory: the same, halved each time that a device ran out of memory.
+        progress: where finished batches are reported; nowhere, unless it is set.
     """
 
     def __init__(self, memory: int = MEMORY) -> None:
@@ -45,17 +45,17 @@ class Batcher:
 
     @property
     def pass_bytes(self) -> int:
-        """What one pass may take."""
+        """Bytes that one pass may take."""
         return self.memory // 2
 
     @property
     def answer_bytes(self) -> int:
-        """What answers' log-probabilities may take."""
+        """Bytes that the log-probabilities of answers may take."""
         return self.memory // 4
 
     @property
     def memo_bytes(self) -> int:
-        """What may be remembered between passes."""
+        """Bytes that may be remembered between passes."""
         return self.memory // 4
 
     def most(self, item_bytes: float) -> int:
@@ -122,8 +122,7 @@ class Batcher:
     def parts(self, compute: Callable[[range], R], n: int, item_bytes: float) -> list[R]:
         """Return what ``compute`` gives for consecutive parts of ``n`` items of one size.
 
-        For arrays: the parts' results are concatenated by the caller, nothing is looked at item
-        by item.
+        For arrays: the caller concatenates the results, and nothing is handled item by item.
 
         Raises:
             torch.OutOfMemoryError: where a single item is too much.
@@ -148,7 +147,7 @@ class Batcher:
         return self._halving(compute, batch[:middle]) + self._halving(compute, batch[middle:])
 
     def shrink(self) -> None:
-        """Halve the memory for good, and give back what the failed pass has left."""
+        """Halve the memory for good, and release what the failed pass has left allocated."""
         self.memory = max(1, self.memory // 2)
         gc.collect()
         if torch.cuda.is_available():
@@ -168,8 +167,8 @@ def out_of_memory(error: BaseException) -> bool:
 def default_memory(weight_bytes: int, device: torch.device) -> int:
     """Return the bytes that a model's work takes unless the user says otherwise.
 
-    As much as its weights, which whoever loaded them has to spare, and 2 GiB at least; on a GPU a
-    quarter of the whole at least. Only speed depends on it.
+    As much as its weights, since whoever loaded them has that much to spare, and at least 2 GiB; on
+    a GPU at least a quarter of its memory. Only speed depends on it.
     """
     least = MEMORY
     if device.type == "cuda":

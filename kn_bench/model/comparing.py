@@ -1,7 +1,7 @@
-"""Whether a checkpoint is an edited copy of a base: names, shapes, dtypes, tokenizer, by headers.
+"""Check that a checkpoint is an edited copy of a base: names, shapes, dtypes and tokenizer.
 
-Neither is loaded and torch is not imported. What cannot be compared weight by weight is refused in
-one sentence before a run.
+Only headers are read: neither model is loaded and torch is not imported. A checkpoint that cannot
+be compared weight by weight is refused in one sentence before the run.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def _problems(base: str, folder: Path, edited: Path) -> Iterator[str]:
     mine, theirs = _json(folder / CONFIG), _json(edited / CONFIG)
     if mine.get("model_type") != theirs.get("model_type"):
         yield (
-            f"and it is a {theirs.get('model_type')} where that is a {mine.get('model_type')}; "
+            f"and it is a {theirs.get('model_type')} where the base is a {mine.get('model_type')}; "
             "name the base that it was made from"
         )
     if _vocabulary(folder) != (_vocabulary(edited) or _vocabulary(folder)):
@@ -83,18 +83,18 @@ def _problems(base: str, folder: Path, edited: Path) -> Iterator[str]:
         new = after[match]
         if new.shape != old.shape:
             yield (
-                f"and its {match} has shape {new.shape} where that has {old.shape}; name the base "
+                f"and its {match} has shape {new.shape}, in the base {old.shape}; name the base "
                 "that it was made from"
             )
         if old.dtype in WIDTH and not _holds(new.dtype, old.dtype):
             yield (
-                f"and its {match} is {new.dtype} where that is {old.dtype}: every weight would "
+                f"and its {match} is {new.dtype}, in the base {old.dtype}: every weight would "
                 f"differ by its rounding; save it as {old.dtype}"
             )
 
 
 def _holds(dtype: str, values_of: str) -> bool:
-    """Tell whether every number of one dtype is one of the other."""
+    """Tell whether ``dtype`` can hold every number of the dtype ``values_of``."""
     return dtype == values_of or WIDTH.get(dtype, 0) > WIDTH[values_of]
 
 

@@ -17,7 +17,7 @@ from kn_bench.model.seeding import seeded
 LENGTHS = ((5, 10), (10, 10))
 """(tokens, how many) of each group, as published."""
 START = "The"
-"""What a model without a start token begins with."""
+"""First word of a model without a start token."""
 
 
 def contexts(
@@ -27,21 +27,23 @@ def contexts(
     seed: int = 0,
     top_k: int = 5,
 ) -> tuple[str, ...]:
-    """Texts that ``lm`` writes after its start token, each closed by ``". "``.
+    """Return texts that ``lm`` writes after its start token, each closed by ``". "``.
 
-    They depend on the model's content, the lengths and the seed alone: draws are made on the CPU
-    by a generator of their own. In a sequence of edits they are the unedited model's, as in the
+    They depend on the model's content, the lengths and the seed alone: sampling runs on the CPU
+    with a generator of its own. In a sequence of edits the unedited model writes them, as in the
     published code.
 
     Args:
         lengths: (tokens, how many) of each group.
-        top_k: how many tokens are drawn from at each step.
+        top_k: how many of the likeliest tokens each step samples from.
 
     Raises:
-        ValueError: for a masked model, which continues nothing.
+        ValueError: for a masked model, which cannot continue a text.
     """
     if not lm.is_causal:
-        raise ValueError(f"{lm.name} is a masked model: it continues no text")
+        raise ValueError(
+            f"{lm.name}: expected a causal model, and a masked one cannot continue a text"
+        )
 
     def written() -> tuple[str, ...]:
         with lm.unedited():
@@ -65,7 +67,7 @@ def _write(
         " ".join(lm.tokens.decode(row[: len(start) + length]).split())
         for row, length in zip(ids.tolist(), wanted, strict=True)
     )
-    # a brace would be taken for the subject's place
+    # a brace would be read as the placeholder of the subject
     closed = (text.replace("{", "").replace("}", "").rstrip(" .,;:?!") for text in texts)
     return tuple(f"{text}. " for text in closed if text)
 

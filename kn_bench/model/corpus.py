@@ -13,8 +13,8 @@ from typing import Protocol
 from kn_bench.model.cache_folder import cache_folder
 
 HUB_TEXT = "Salesforce/wikitext:wikitext-2-raw-v1"
-"""Data set, and configuration, that is the default where the hub can be reached: two million
-tokens of Wikipedia, which is what the published second moments are taken over."""
+"""Data set and configuration, the default where the hub can be reached: two million tokens of
+Wikipedia, the source of the published second moments."""
 SELF = "self"
 """Name of the text that a model writes itself; see :mod:`kn_bench.model.own_text`."""
 
@@ -30,7 +30,7 @@ class Corpus(Protocol):
 
 @dataclass(frozen=True)
 class TextFile:
-    """A text file with one document a line; empty lines are passed over."""
+    """A text file with one document per line; empty lines are skipped."""
 
     path: Path
 
@@ -72,7 +72,7 @@ class NamedCorpus:
     """A corpus as it was chosen.
 
     Attributes:
-        name: what edits, manifest and board call it: a file's name, a hub id, or ``self``.
+        name: its name in edits, manifest and board: a file's name, a hub id, or ``self``.
         corpus: its documents.
         max_tokens: how many of its tokens are read where a method does not say; None for all.
     """
@@ -83,11 +83,11 @@ class NamedCorpus:
 
 
 def check_corpus(spec: str) -> None:
-    """Refuse, before any model is loaded, what ``--corpus`` cannot be.
+    """Refuse an invalid ``--corpus`` before any model is loaded.
 
     Raises:
-        ValueError: one sentence, for a file that is not there or is not text, or a data set that
-            cannot be had.
+        ValueError: one sentence, for a file that is missing or is not text, or a data set that
+            cannot be fetched.
     """
     if spec != SELF:
         file_named(spec)
@@ -100,7 +100,7 @@ def file_named(spec: str) -> NamedCorpus:
         spec: a path, or ``ID`` or ``ID:CONFIGURATION`` of a data set with a column ``text``.
 
     Raises:
-        ValueError: one sentence, when it cannot be had.
+        ValueError: one sentence, when it cannot be read or fetched.
     """
     path = Path(spec).expanduser()
     if path.is_file():
@@ -108,8 +108,8 @@ def file_named(spec: str) -> NamedCorpus:
         return NamedCorpus(path.name, TextFile(path))
     if spec.count("/") != 1 or spec.startswith((".", "/", "~")) or path.suffix:
         raise ValueError(
-            f"--corpus '{spec}': expected a text file with one document a line, a data set of the "
-            f"hub such as {HUB_TEXT}, or 'self' for text that the model writes"
+            f"--corpus '{spec}': expected a text file with one document per line, a data set of "
+            f"the hub such as {HUB_TEXT}, or 'self' for text that the model writes"
         )
     return NamedCorpus(spec, TextFile(_fetched(spec)))
 
@@ -118,15 +118,17 @@ def _check_text(path: Path) -> None:
     try:
         with path.open(encoding="utf-8") as file:
             if not any(line.strip() for line in file):
-                raise ValueError(f"--corpus '{path}': expected text, the file is empty")
+                raise ValueError(f"--corpus '{path}': expected text, and the file is empty")
     except UnicodeDecodeError as error:
         raise ValueError(f"--corpus '{path}': expected UTF-8 text (byte {error.start})") from None
     except OSError as error:
-        raise ValueError(f"--corpus '{path}' cannot be read: {error.strerror}") from None
+        raise ValueError(
+            f"--corpus '{path}': expected a readable file ({error.strerror})"
+        ) from None
 
 
 def _fetched(spec: str) -> Path:
-    """Return the text of a data set of the hub, one document a line, from the cache if there."""
+    """Return the text of a data set of the hub, one document per line; fetched once."""
     kept = cache_folder() / "corpora" / (spec.replace("/", "--").replace(":", "--") + ".txt")
     if kept.is_file():
         return kept
@@ -138,8 +140,8 @@ def _fetched(spec: str) -> Path:
         texts = rows["text"]
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(
-            f"--corpus {spec} is neither a file nor in the cache, and the hub does not give it "
-            f"({type(error).__name__}): name a text file with one document a line, or 'self'"
+            f"--corpus '{spec}': expected a text file or a data set that the hub can provide "
+            f"({type(error).__name__}); name a text file with one document per line, or 'self'"
         ) from None
     kept.parent.mkdir(parents=True, exist_ok=True)
     part = kept.with_suffix(f".{os.getpid()}.part")

@@ -1,6 +1,6 @@
 """How many bytes a row takes in a pass, for :class:`kn_bench.model.batching.Batcher`.
 
-Upper estimates by counting vectors; what they are wrong by costs speed, never a number.
+Upper estimates by counting vectors; an error in them costs speed and changes no result.
 """
 
 from __future__ import annotations
@@ -8,11 +8,11 @@ from __future__ import annotations
 from kn_bench.model.language_model import LanguageModel
 
 LOGIT_COPIES = 3
-"""Of the vocabulary where it is read: the logits, their log-softmax or gradient, a comparison."""
+"""Tensors as wide as the vocabulary: the logits, their log-softmax or gradient, a comparison."""
 
 
 def forward_bytes(lm: LanguageModel, length: int, *, reads: int = 1, cached: int = 0) -> int:
-    """Return what a row of ``length`` tokens takes without gradients.
+    """Return the bytes that a row of ``length`` tokens takes without gradients.
 
     One layer's activations are alive at a time: some 8 vectors of d_model and 3 of d_mlp.
 
@@ -29,7 +29,7 @@ def forward_bytes(lm: LanguageModel, length: int, *, reads: int = 1, cached: int
 def graph_bytes(
     lm: LanguageModel, positions: int, layers: float, *, reads: float = 1, cached: int = 0
 ) -> int:
-    """Return what autograd keeps of a row that is run at ``positions`` in ``layers`` layers.
+    """Return the bytes that autograd keeps of a row run at ``positions`` in ``layers`` layers.
 
     Some 14 vectors of d_model and 3 of d_mlp a position and layer.
 

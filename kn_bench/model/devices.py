@@ -1,4 +1,4 @@
-"""The devices that a name stands for."""
+"""Resolve the name of a device."""
 
 from __future__ import annotations
 
@@ -6,21 +6,25 @@ import torch
 
 
 def devices_named(device: str) -> list[str]:
-    """``cuda`` as all visible GPUs, any other device as it is; no context is opened on them.
+    """Return all visible GPUs for ``cuda`` and any other device as it is.
+
+    No context is opened on them.
 
     Raises:
-        ValueError: for a device that torch does not know, that is not there, or holds no numbers.
+        ValueError: for a device that torch does not know or see, or that holds no numbers (meta).
     """
     try:
         named = torch.device(device)
     except RuntimeError:
         named = torch.device("meta")
     if named.type == "meta":
-        raise ValueError(f"--device {device}: give cpu, cuda, cuda:N or auto")
+        raise ValueError(f"--device {device}: expected cpu, cuda, cuda:N or auto")
     if named.type != "cuda":
         return [device]
     count = torch.cuda.device_count()
     if count <= (named.index or 0):
-        raise ValueError(f"--device {device}: torch sees {count} GPUs here; use --device cpu")
+        raise ValueError(
+            f"--device {device}: expected one of the {count} GPUs that torch sees; use --device cpu"
+        )
     every = range(count) if named.index is None else [named.index]
     return [f"cuda:{number}" for number in every]

@@ -1,7 +1,7 @@
-"""A model's folder, checked before any of it is loaded: in milliseconds, without torch.
+"""Check a model's folder before any of it is loaded: in milliseconds, without torch.
 
-What a broken download, an adapter or a quantised checkpoint would become otherwise is an error of a
-library far below, a hang, or a model that is partly random. Each complaint is one sentence.
+Otherwise a broken download, an adapter or a quantised checkpoint would end in an error deep inside
+a library, in a hang, or in a model that is partly random. Each message is one sentence.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _HEADER = 100 << 20
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a folder that holds no whole model in safetensors.
+    """Refuse a folder that does not hold a complete model in safetensors.
 
     Raises:
         ValueError: one sentence: what is wrong, and what to do.
@@ -47,31 +47,31 @@ def _problems(folder: Path) -> Iterator[str]:
     if (folder / "adapter_config.json").is_file():
         base = _read(folder / "adapter_config.json").get("base_model_name_or_path", "its base")
         yield (
-            f"{folder} holds a PEFT adapter of {base}, not a model: merge it (peft's "
+            f"{folder}: expected a model, and it is a PEFT adapter of {base}; merge it (peft's "
             "merge_and_unload(), then save_pretrained) and give the merged folder"
         )
     if not (folder / CONFIG).is_file():
-        yield f"{folder} is no model folder: it has no {CONFIG}"
+        yield f"{folder}: expected a model folder with a {CONFIG}"
     config = _read(folder / CONFIG)
     yield from _odd_config(folder, config)
     yield from _odd_weights(folder)
 
 
 def _odd_files(folder: Path) -> Iterator[str]:
-    """Whatever has a name that is going to be opened and is no regular file: it may never end."""
+    """Report names of files to be read that are no regular, readable files; a pipe never ends."""
     for path in sorted(folder.iterdir()):
         if path.suffix not in READ:
             continue
         try:
             mode = path.stat().st_mode
-        except OSError as error:
-            yield f"{path} is a link to nowhere ({error.strerror}): download the model again"
+        except OSError:
+            yield f"{path}: expected a regular file, and it is a broken link; download it again"
             continue
         if not stat.S_ISREG(mode):
             kind = "folder" if stat.S_ISDIR(mode) else "device or pipe"
-            yield f"{path} is a {kind}: expected a regular file; download the model again"
+            yield f"{path}: expected a regular file, and it is a {kind}; download the model again"
         elif not os.access(path, os.R_OK):
-            yield f"{path} cannot be read: give yourself the right to read it"
+            yield f"{path}: expected a readable file; change its permissions"
 
 
 def _odd_config(folder: Path, config: Mapping[str, Any]) -> Iterator[str]:
@@ -83,16 +83,15 @@ def _odd_config(folder: Path, config: Mapping[str, Any]) -> Iterator[str]:
                 continue
             if type(value) is not int or not 1 <= value <= most:
                 yield (
-                    f"{folder / CONFIG}: {name} is {str(value)[:40]}: expected a whole number from "
+                    f"{folder / CONFIG}: {name} {str(value)[:40]}: expected a whole number from "
                     f"1 to {most:,}"
                 )
     quantised = config.get("quantization_config")
     if isinstance(quantised, dict):
         method = str(quantised.get("quant_method", "an unnamed method"))[:40]
         yield (
-            f"{folder} holds weights quantised by {method}: expected plain float weights, which "
-            "edits can be added to; give the checkpoint it was made from, or its dequantize() "
-            "saved by save_pretrained"
+            f"{folder}: expected plain float weights, and these are quantised by {method}; give "
+            "the checkpoint that they were made from, or its dequantize() saved by save_pretrained"
         )
 
 
@@ -102,64 +101,68 @@ def _odd_weights(folder: Path) -> Iterator[str]:
     elif (folder / INDEX).is_file():
         weights = _read(folder / INDEX).get("weight_map")
         if not isinstance(weights, dict) or not all(isinstance(v, str) for v in weights.values()):
-            yield f"{folder / INDEX} has no weight_map of names: download it again"
+            yield f"{folder / INDEX}: expected a weight_map of file names; download it again"
             return
         names = sorted(set(weights.values()))
         absent = [name for name in names if not (folder / name).is_file()]
         if absent:
             yield (
-                f"{folder} lacks {len(absent)} of its {len(names)} safetensors files "
-                f"({', '.join(absent[:3])}{', ...' * (len(absent) > 3)}), which {INDEX} names: "
-                "download them"
+                f"{folder}: expected the {len(names)} safetensors files that {INDEX} names, and "
+                f"{len(absent)} {'is' if len(absent) == 1 else 'are'} missing "
+                f"({', '.join(absent[:3])}{', ...' * (len(absent) > 3)}); download the model again"
             )
             return
         files = [folder / name for name in names]
     else:
         pickled = any(path.suffix in PICKLED for path in folder.iterdir())
-        yield f"{folder} has no safetensors weights" + (
-            ", and kn_bench unpickles none: convert it first" if pickled else
-            f": expected {WEIGHTS}, or {INDEX} and the files it names"
-        )  # fmt: skip
+        yield f"{folder}: expected safetensors weights" + (
+            ", and kn_bench never unpickles; convert it first"
+            if pickled
+            else f": {WEIGHTS}, or {INDEX} and the files that it names; download the model again"
+        )
         return
     for file in files:
         yield from _odd_safetensors(file)
 
 
 def _odd_safetensors(path: Path) -> Iterator[str]:
-    """A file that was cut off, or is none: the format begins with the length of a JSON header."""
+    """Report a file that was cut off or is not in the safetensors format.
+
+    The format begins with the length of a JSON header, which names the end of each tensor.
+    """
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > min(_HEADER, size - 8):
-            yield f"{path} is no whole safetensors file ({size} bytes): download it again"
+            yield f"{path}: expected a whole safetensors file, got {size} bytes; download it again"
             return
         try:
             header = json.loads(file.read(length))
             ends = [int(h["data_offsets"][1]) for n, h in header.items() if n != "__metadata__"]
         except (ValueError, RecursionError, KeyError, TypeError, IndexError, AttributeError):
-            yield f"{path} is no safetensors file (its header cannot be read): download it again"
+            yield f"{path}: expected a safetensors file with a readable header; download it again"
             return
     if not ends:
-        yield f"{path} holds no weights: download it again"
+        yield f"{path}: expected weights, and the file holds none; download it again"
     elif max(ends) != size - 8 - length:
         yield (
-            f"{path} has {size - 8 - length:,} bytes of weights where its header names "
-            f"{max(ends):,}: it was cut off; download it again"
+            f"{path}: expected {max(ends):,} bytes of weights by its header, got "
+            f"{size - 8 - length:,}: it was cut off; download it again"
         )
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """The object of a JSON file.
+    """Return the object in a JSON file.
 
     Raises:
-        ValueError: when it is none.
+        ValueError: for any other file.
     """
     try:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(
-            f"{path} is not JSON ({type(error).__name__}): download it again"
+            f"{path}: expected JSON ({type(error).__name__}); download it again"
         ) from None
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no JSON object: download it again")
+        raise ValueError(f"{path}: expected a JSON object; download it again")
     return content

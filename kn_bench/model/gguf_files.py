@@ -1,4 +1,4 @@
-"""GGUF files: converted once into a Hugging Face folder in the cache, and loaded from there.
+"""Convert GGUF files once into a Hugging Face folder in the cache, and load them from there.
 
     FILE.gguf ── transformers dequantises ── <cache>/models/<name>-<sha256>/
                                              ├── config.json, tokenizer.json, ...
@@ -6,7 +6,7 @@
                                              └── origin.json         what it was made from
 
 Loading a folder of safetensors costs a fraction of dequantising, and processes that map the same
-file share its pages. Q4_1 is not exact in 16 bits, so float32 is what is kept.
+file share its pages. Weights are kept in float32: Q4_1 is not exact in 16 bits.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Origin:
     Attributes:
         file: name of the GGUF file.
         sha256: of the file.
-        quantisation: type that most of the weights had, such as ``Q4_1``.
+        quantisation: type of most of its weights, such as ``Q4_1``.
     """
 
     file: str
@@ -56,7 +56,7 @@ class Origin:
 
 
 def converted(file: Path, expected_sha256: str = "") -> Path:
-    """Return the Hugging Face folder of a GGUF file, converting it where no process has yet.
+    """Return the Hugging Face folder of a GGUF file, converting the file unless one exists.
 
     Two processes may ask at once: one converts, the other waits. A folder appears whole or not
     at all.
@@ -76,8 +76,8 @@ def converted(file: Path, expected_sha256: str = "") -> Path:
     sha256 = _sha256(file, file.stat().st_mtime_ns)
     if expected_sha256 and sha256 != expected_sha256:
         raise ValueError(
-            f"{file} is not the file that was pinned: its SHA-256 is {sha256}, expected "
-            f"{expected_sha256}; install its package again"
+            f"{file}: expected the pinned file with SHA-256 {expected_sha256}, got {sha256}; "
+            "install its package again"
         )
     folder = _folder(file, sha256)
     if not (folder / ORIGIN).is_file():
@@ -107,7 +107,7 @@ def _convert_once(file: Path, sha256: str, folder: Path) -> None:
     from filelock import FileLock
 
     if find_spec("gguf") is None:
-        raise ValueError(f"{file.name} needs the package gguf: pip install 'kn_bench[gguf]'")
+        raise ValueError(f"{file.name}: expected the package gguf; pip install 'kn_bench[gguf]'")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_suffix(".lock")):
@@ -115,8 +115,8 @@ def _convert_once(file: Path, sha256: str, folder: Path) -> None:
                 _convert(file, sha256, folder)
     except OSError as error:
         raise ValueError(
-            f"{file.name} cannot be converted into {folder.parent} ({error}): set KN_BENCH_CACHE "
-            "to a folder with room for its weights in float32"
+            f"{folder.parent}: expected room for the weights of {file.name} in float32 ({error}); "
+            "set KN_BENCH_CACHE to another folder"
         ) from error
 
 
@@ -148,8 +148,10 @@ def _write_model(file: Path, folder: Path) -> None:
         raise
     except Exception as error:  # a file of an unknown architecture or a damaged one: many types
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(f"{file.name} cannot be read by transformers ({lines[0]})") from error
-    # the config says that the weights are quantised, which they no longer are
+        raise ValueError(
+            f"{file.name}: expected a GGUF file that transformers reads ({lines[0]})"
+        ) from error
+    # the config still calls the weights quantised
     if hasattr(hf.config, "quantization_config"):
         del hf.config.quantization_config
     hf.config.save_pretrained(folder)
@@ -158,7 +160,7 @@ def _write_model(file: Path, folder: Path) -> None:
 
 
 def _untied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Keep the first name of each tensor: safetensors writes no tensor twice."""
+    """Keep the first name of each tensor: safetensors refuses a tensor with two names."""
     kept: dict[int, str] = {}
     for name, tensor in state.items():
         kept.setdefault(tensor.data_ptr(), name)

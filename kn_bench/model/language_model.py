@@ -51,13 +51,13 @@ InputHook = Callable[[int, Tensor], Tensor | None]
 class LanguageModel:
     """A loaded model and tokenizer behind one interface.
 
-    Whatever device a layer lies on, what this class takes and gives lies on ``device``.
+    Layers may lie on other devices; tensors that this class takes and returns lie on ``device``.
 
     Attributes:
         name: as the user gave it.
         prompt_prefix: a text that :meth:`generate` puts in front of every prompt; see ``edited``.
         hf: the Hugging Face model, in eval mode, its parameters frozen, its GELUs fused.
-        tokens: the tokenizer behind our window.
+        tokens: its tokenizer.
         architecture: where its parts are.
         held_edits: hash of the edits that the weights hold in a sequence; "" as loaded.
         corpus: text that statistics of its activations are taken over; None until it is chosen.
@@ -89,8 +89,8 @@ class LanguageModel:
         self.tokens = Tokens(
             tokenizer, self.architecture.kind, positions_of(hf.config, self.architecture)
         )
-        # rows here are never padded without a mask; transformers would warn of every row that
-        # holds the id which GPT-2-like models have for padding and for the end of a text
+        # transformers warns of rows without a mask that hold the padding id, which in GPT-2-like
+        # models also ends a text; padded rows always have a mask here
         self.hf.config.pad_token_id = None
         self.layers: list[nn.Module] = layers_of(hf, self.architecture)
         self._heads = [submodule(hf, path) for path in self.architecture.head]
@@ -99,12 +99,12 @@ class LanguageModel:
         weight_bytes = sum(p.numel() * p.element_size() for p in hf.parameters())
         self.batcher = Batcher(default_memory(weight_bytes, self.device))
         self._digests = Weights(hf)
-        # neither holds this object: it goes, and its memory with it, when the last user lets go
+        # neither refers to this object, so that it is freed, memory included, with its last user
         self.memo = Memo(self.batcher, self._digests)
 
     @property
     def progress(self) -> Progress:
-        """What long work on the model reports to; nobody, unless it is set."""
+        """Where long work on the model reports to; nowhere, unless it is set."""
         return self.batcher.progress
 
     @progress.setter
@@ -143,29 +143,31 @@ class LanguageModel:
         return self.output_embeddings.shape[0]
 
     def site(self, layer: int) -> nn.Module:
-        """The down-projection of ``layer``."""
+        """Return the down-projection of ``layer``."""
         return submodule(self.layers[layer], self.architecture.down)
 
     def weight_name(self, layer: int) -> str:
-        """Name of the site's weight in ``hf.named_parameters()``."""
+        """Return the name of the site's weight in ``hf.named_parameters()``."""
         weight = self.site(layer).weight
         parameters: list[tuple[str, Tensor]] = list(self.hf.named_parameters())
         return next(name for name, parameter in parameters if parameter is weight)
 
     def transposed(self, layer: int) -> bool:
-        """Whether the stored weight is [d_model, d_mlp] (nn.Linear), not [d_mlp, d_model]."""
+        """Tell whether the stored weight is [d_model, d_mlp], as in nn.Linear."""
         return isinstance(self.site(layer), nn.Linear)
 
     def weight(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
-        """The site's weight as the map key -> value; row i is the value of neuron i. To be read:
-        a view, but of a layer that lies elsewhere a copy."""
+        """Return the site's weight as the map key -> value; row i is the value of neuron i.
+
+        Only to be read: a view, or a copy where the layer lies on another device.
+        """
         weight = self.site(layer).weight
         assert isinstance(weight, Tensor)
         return (weight.T if self.transposed(layer) else weight).to(self.device)
 
     @property
     def output_embeddings(self) -> Float[Tensor, "vocabulary d_model"]:
-        """Rows e(token) of the matrix that reads the last hidden state. To be read."""
+        """Rows e(token) of the matrix that reads the last hidden state; only to be read."""
         matrix: Tensor = self.hf.get_output_embeddings().weight
         return matrix.to(self.device)
 
@@ -177,7 +179,7 @@ class LanguageModel:
 
     @property
     def content_hash(self) -> str:
-        """What the model is now: its :attr:`original_hash`, and that of the edits it holds."""
+        """Hash of the model as it is now: its :attr:`original_hash` and the edits that it holds."""
         if not self.held_edits:
             return self.original_hash
         return hashlib.sha256(f"{self.original_hash}+{self.held_edits}".encode()).hexdigest()
@@ -186,7 +188,7 @@ class LanguageModel:
     def original_hash(self) -> str:
         """SHA-256 over the family, all parameters and buffers as loaded, and the tokenizer.
 
-        What is memoised under it must be computed under :meth:`unedited`.
+        Results memoised under it must be computed under :meth:`unedited`.
         """
         digest = hashlib.sha256(self.architecture.family.encode())
         digest.update(self.verified_hash.encode())
@@ -199,12 +201,12 @@ class LanguageModel:
         return self.parameter_hash()
 
     def parameter_hash(self) -> str:
-        """SHA-256 over the names and bytes of every parameter and buffer, as they are now."""
+        """Return SHA-256 over the names and bytes of all parameters and buffers as they are now."""
         return self._digests.digest()
 
     @contextmanager
     def holding(self, edits: str, originals: Mapping[str, Tensor]) -> Iterator[None]:
-        """Say, while open, that the weights hold edits.
+        """Record, while open, that the weights hold edits.
 
         Args:
             edits: hash of the edits, in order; becomes part of :attr:`content_hash`.
@@ -236,22 +238,25 @@ class LanguageModel:
             RuntimeError: when they cannot be read again, or still differ.
         """
         if self._weights is None:
-            raise RuntimeError(f"{self.name} was changed and has no source to restore it from")
+            raise RuntimeError(
+                f"{self.name}: expected a source to restore the changed weights from"
+            )
         self.hf.load_state_dict(self._weights())
         self.hf.requires_grad_(False)
         if self.parameter_hash() != self.verified_hash:
             raise RuntimeError(
-                f"{self.name} was changed, and its source differs from what was loaded"
+                f"{self.name}: expected its source to hold the weights that were loaded, and it "
+                "has changed"
             )
 
     # -- running ---------------------------------------------------------------------------
 
     def tensor(self, rows: Sequence[Sequence[int]]) -> Int[Tensor, "rows T"]:
-        """Rows of equal length as a tensor on the model's device."""
+        """Return rows of equal length as a tensor on the model's device."""
         return torch.tensor(rows, dtype=torch.long, device=self.device)
 
     def logits(self, hidden: Float[Tensor, "... d_model"]) -> Float[Tensor, "... vocabulary"]:
-        """Logits of last hidden states: the head, with the family's soft cap where it has one."""
+        """Return the logits of last hidden states: the head, and the family's soft cap if any."""
         for head in self._heads:
             hidden = head(hidden)
         hidden = hidden.to(self.device)
@@ -264,10 +269,10 @@ class LanguageModel:
         mask: Int[Tensor, "rows T"] | Float[Tensor, "#rows 1 T keys"] | None = None,
         **options: Any,
     ) -> Any:
-        """The base model's output; ``last_hidden_state`` is [rows, T, d_model].
+        """Run the base model; its output's ``last_hidden_state`` is [rows, T, d_model].
 
         Args:
-            mask: 1 where a token is and 0 where padding is; or what is added to attention scores.
+            mask: 1 for tokens and 0 for padding; or what is added to attention scores.
         """
         output = self.hf.base_model(input_ids=ids, attention_mask=mask, **options)
         output.last_hidden_state = output.last_hidden_state.to(self.device)
@@ -279,7 +284,7 @@ class LanguageModel:
         positions: Int[Tensor, "rows n"],
         mask: Int[Tensor, "rows T"] | None = None,
     ) -> Float[Tensor, "rows n vocabulary"]:
-        """Logits at ``positions`` only: the vocabulary is projected where it is read."""
+        """Return logits at ``positions`` only: the vocabulary is projected where it is read."""
         hidden = self.hidden(ids, mask, **self._no_cache).last_hidden_state
         rows = torch.arange(len(ids), device=ids.device)[:, None]
         return self.logits(hidden[rows, positions])
@@ -312,7 +317,7 @@ class LanguageModel:
             if len(masks) != 1:
                 raise ValueError(
                     f"{prompt!r}: expected one {self.tokens.mask_token} in a prompt for the masked "
-                    f"model {self.name}, and it has {len(masks)}"
+                    f"model {self.name}, got {len(masks)}"
                 )
             filled = self.forward(self.tensor([ids]), self.tensor([masks]))[0, 0].argmax()
             return self.tokens.decode([int(filled)]).strip()
@@ -320,7 +325,7 @@ class LanguageModel:
         if not ids or len(ids) + max_new_tokens > self.tokens.max_length:
             raise ValueError(
                 f"{prompt[:40]!r}: expected 1 to {self.tokens.max_length - max_new_tokens} tokens "
-                f"before {max_new_tokens} new ones, and it has {len(ids)}"
+                f"before {max_new_tokens} new ones, got {len(ids)}"
             )
         row, end = self.tensor([ids]), self.tokens.eos_id
         new = continued(self.hf, row, max_new_tokens, end=end, choose=choose)
@@ -355,13 +360,13 @@ class LanguageModel:
 
                 def run(_: nn.Module, args: Any, kwargs: Any, layer: int = layer) -> Any:
                     hidden = args[0] if args else kwargs["hidden_states"]
-                    found = hook(layer, hidden.to(home))
-                    if found is None:
+                    replaced = hook(layer, hidden.to(home))
+                    if replaced is None:
                         return None
-                    found = found.to(hidden.device)
+                    replaced = replaced.to(hidden.device)
                     if args:
-                        return (found, *args[1:]), kwargs
-                    return args, {**kwargs, "hidden_states": found}
+                        return (replaced, *args[1:]), kwargs
+                    return args, {**kwargs, "hidden_states": replaced}
 
                 handle = self.layers[layer].register_forward_pre_hook(
                     self.own_call(layer, run), with_kwargs=True
@@ -370,11 +375,11 @@ class LanguageModel:
             yield
 
     def sharers(self, layer: int) -> list[int]:
-        """The layers that have ``layer``'s site: itself, or more where layers share weights."""
+        """Return the layers that have ``layer``'s site: several where layers share weights."""
         return [i for i, other in enumerate(self.layers) if other is self.layers[layer]]
 
     def own_call(self, layer: int, hook: Callable[..., Any]) -> Callable[..., Any]:
-        """``hook``, called only when a shared module (ALBERT's) runs as ``layer``."""
+        """Return ``hook``, called only when a shared module (ALBERT's) runs as ``layer``."""
         sharers = self.sharers(layer)
         if len(sharers) == 1:
             return hook

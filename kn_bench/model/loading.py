@@ -1,4 +1,4 @@
-"""From a name to a LanguageModel: an embedded model, a local folder, or a hub id.
+"""Load a LanguageModel by name: an embedded model, a local folder, or a hub id.
 
 Never remote code, never pickle: weights come from safetensors alone.
 """
@@ -38,18 +38,18 @@ def load_model(
     Args:
         name: an embedded name (``tiny-gpt2``), a packaged one (``smollm2-135m``), a local folder, a
             GGUF file, a hub id, or ``ID@REVISION``: a branch, tag or commit of the hub.
-        device: torch device, or ``auto``: spread over the GPUs there are (needs accelerate).
-        dtype: of the weights; float32 unless asked otherwise, whatever the checkpoint's.
+        device: torch device, or ``auto``: spread over all GPUs (needs accelerate).
+        dtype: of the weights, whatever the checkpoint's.
         attention: attention implementation (``sdpa``, ``eager``, ...); transformers' choice if
             None.
-        commit: of the hub, where the name alone might soon mean another.
+        commit: of the hub, where the name alone might come to mean another.
         chat_template: begin every text with the tokenizer's chat template, see
             :mod:`kn_bench.model.chat_template`.
 
     Raises:
-        ValueError: one sentence: unknown name, dtype, device or attention, no safetensors, weights
-            that are missing, unknown family, no tokenizer or not the model's, no accelerate, no
-            room on the device.
+        ValueError: one sentence: an unknown name, dtype, device, attention or family; missing
+            safetensors or weights; a missing or foreign tokenizer; no accelerate; no room on the
+            device.
 
     Examples:
         >>> import kn_bench as kn
@@ -60,7 +60,7 @@ def load_model(
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
     _check_place(device, dtype)
-    # else transformers asks a service of the hub to convert what is pickled
+    # otherwise transformers asks a service of the hub to convert pickled weights
     os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
     source, revision = source_of(name)
     options: dict[str, Any] = {"revision": commit or revision, "trust_remote_code": False}
@@ -83,7 +83,7 @@ def load_model(
                     **where,
                     **options,
                     output_loading_info=True,
-                    ignore_mismatched_sizes=True,  # they are refused here, by name
+                    ignore_mismatched_sizes=True,  # refused by refuse_incomplete, by name
                 )
             refuse_incomplete(name, info, architecture, config)
             return hf
@@ -129,25 +129,29 @@ def load_tokens(name: str, *, commit: str | None = None, chat_template: bool = F
 
 def _check_place(device: str, dtype: str) -> None:
     if dtype not in DTYPES:
-        raise ValueError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
+        raise ValueError(f"dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
     if device != "auto":
         devices_named(device)
     elif not find_spec("accelerate"):
-        raise ValueError("device auto needs accelerate: pip install 'kn_bench[multi-gpu]'")
+        raise ValueError(
+            "device auto: expected accelerate to be installed; pip install 'kn_bench[multi-gpu]'"
+        )
 
 
 @contextmanager
 def _in_one_sentence(name: str) -> Iterator[None]:
-    """What goes wrong while files are read, as a ValueError that says so in one."""
+    """Turn any error in reading the files into a ValueError of one sentence."""
     try:
         yield
     except OSError as error:
         raise ValueError(_reason(name, error)) from error
     except ValueError:
         raise
-    except Exception as error:  # a truncated file fails in many ways
+    except Exception as error:  # truncated files raise many types
         reason = f"{type(error).__name__}: {first_line(error)}"
-        raise ValueError(f"the model {name!r} cannot be loaded ({reason})") from error
+        raise ValueError(
+            f"{name!r}: expected a model that can be loaded ({reason}); download it again"
+        ) from error
 
 
 def _moved(name: str, hf: Any, device: str) -> Any:
@@ -155,22 +159,23 @@ def _moved(name: str, hf: Any, device: str) -> Any:
         return hf.to(device)
     except (RuntimeError, AssertionError, ImportError) as error:  # no room, or not in this torch
         raise ValueError(
-            f"{name!r} cannot be put on --device {device}: {first_line(error)}"
+            f"--device {device}: expected a device that can hold {name!r} ({first_line(error)}); "
+            "use --device cpu"
         ) from error
 
 
 def _check_placed(name: str, hf: Any) -> None:
     if any(parameter.is_meta for parameter in hf.parameters()):
-        # accelerate would fetch these for each pass: nothing could be read from them or edited
+        # accelerate would fetch these for each pass, so that they could be neither read nor edited
         raise ValueError(
-            f"the GPUs have no room for all of {name!r}: use more of them, a smaller --dtype, or "
-            "--device cpu"
+            f"{name!r}: expected GPUs with room for the whole model; use more of them, a smaller "
+            "--dtype, or --device cpu"
         )
 
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """No warnings of transformers' while open: what they say is refused here, in one sentence."""
+    """Silence transformers' warnings while open: what they say is refused here, by name."""
     from transformers.utils import logging
 
     level = logging.get_verbosity()
@@ -183,7 +188,11 @@ def _quietly() -> Iterator[None]:
 
 def _reason(name: str, error: OSError) -> str:
     if "safetensors" in str(error):
-        return f"{name} has no safetensors weights, and kn_bench unpickles none: convert it first"
+        return (
+            f"{name}: expected safetensors weights, and kn_bench never unpickles; convert it first"
+        )
     if Path(name).is_dir():
-        return f"the model in {name} cannot be loaded ({first_line(error)})"
-    return f"cannot load the model {name!r}: {not_to_be_had(error)}"
+        return (
+            f"{name}: expected a model that can be loaded ({first_line(error)}); download it again"
+        )
+    return f"model {name!r}: {not_to_be_had(error)}"

@@ -1,4 +1,4 @@
-"""What a loaded model remembers between passes: one bounded memory, dropped with the model."""
+"""Remember results of a loaded model between passes, within a bound; dropped with the model."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ V = TypeVar("V")
 
 
 class Memo:
-    """Results by key, within a bound in bytes; what was used longest ago is forgotten first.
+    """Results by key, within a bound in bytes; the least recently used are forgotten first.
 
-    A key begins with the name of what is remembered and holds all that it depends on besides the
-    weights. What was made from other weights is not found: an edit in place, or a load, hides what
-    was remembered before, and taking the edit back shows it again. While something changes the
-    model without changing a weight (hooks), nothing is found and nothing is kept.
+    A key begins with the name of the result and holds all that it depends on besides the weights.
+    Results belong to the weights that they were computed with: an edit in place, or a load, hides
+    them, and undoing the edit shows them again. While hooks change the model without changing a
+    weight, nothing is returned and nothing is kept.
 
     Args:
         batcher: knows the bound in bytes; the latest result is kept even where it alone is larger.
@@ -41,11 +41,11 @@ class Memo:
         return len(self._kept)
 
     def get(self, key: Hashable, make: Callable[[], V], *, original: bool = False) -> V:
-        """Return the result for ``key``, made if it is not remembered.
+        """Return the result for ``key``, computed if it is not remembered.
 
         Args:
-            original: of the model as it was loaded, whatever its weights hold now; ``make`` sees to
-                it that these are put back for its time.
+            original: whether the result is that of the model as it was loaded, whatever its weights
+                hold now; ``make`` then puts these back while it computes.
         """
         result: V = self.get_many([key], lambda _: [make()], original=original)[key]
         return result
@@ -57,10 +57,10 @@ class Memo:
         *,
         original: bool = False,
     ) -> dict[Any, Any]:
-        """Return the results for all ``keys``; those not remembered are made in one call.
+        """Return the results for all ``keys``; those not remembered are computed in one call.
 
         Args:
-            make: a result for each of the keys that it is given.
+            make: computes one result for each of the keys that it is given.
             original: see :meth:`get`.
         """
         wanted = dict.fromkeys(keys)
@@ -95,7 +95,7 @@ class Memo:
 
     @contextmanager
     def suspended(self) -> Iterator[None]:
-        """Neither find nor keep anything while open: the model is not what its weights say."""
+        """Return nothing remembered and keep nothing while open: hooks change the model."""
         self._suspended += 1
         try:
             yield
@@ -114,9 +114,9 @@ class Memo:
 
 
 def n_bytes(value: Any) -> int:
-    """Return about how much memory ``value`` takes, tensors and all that it holds included.
+    """Return about how many bytes ``value`` takes, all that it holds included.
 
-    A class that computes more than it is made of says so by an attribute ``n_bytes``.
+    A class that will hold more than its fields states its size in an attribute ``n_bytes``.
     """
     if isinstance(value, Tensor):
         return value.numel() * value.element_size()

@@ -1,4 +1,4 @@
-"""The modules of a Hugging Face model: its layers in order, and operators that are worth fusing."""
+"""List the layers of a Hugging Face model in order, and fuse its GELUs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kn_bench.model.architecture import Architecture, submodule
 
 
 def layers_of(hf: Any, architecture: Architecture) -> list[nn.Module]:
-    """Return the layers of a Hugging Face model, as often as each is run.
+    """Return the layers of a Hugging Face model, each as often as it is run.
 
     Raises:
         ValueError: where the row's path does not lead to a list of layers.
@@ -19,8 +19,8 @@ def layers_of(hf: Any, architecture: Architecture) -> list[nn.Module]:
     listed = submodule(hf, architecture.layers)
     if not isinstance(listed, nn.ModuleList):
         raise ValueError(
-            f"{architecture.family}: {architecture.layers!r} is a {type(listed).__name__}, not "
-            "the list of layers; correct the architecture row"
+            f"{architecture.family}: expected the list of layers at {architecture.layers!r}, got a "
+            f"{type(listed).__name__}; correct the architecture row"
         )
     layers = list(listed)
     if architecture.unrolled:
@@ -30,9 +30,9 @@ def layers_of(hf: Any, architecture: Architecture) -> list[nn.Module]:
 
 
 def fused(hf: Any) -> Any:
-    """Return ``hf`` with GPT-2's GELU as one operator, where transformers spells it out in eight.
+    """Return ``hf`` with GPT-2's GELU as one operator instead of transformers' eight.
 
-    The same function to rounding; spelt out it took a quarter of the time of a pass.
+    The same function to rounding; the eight operators took a quarter of the time of a pass.
     """
     for module in list(hf.modules()):
         for name, child in module.named_children():

@@ -1,4 +1,4 @@
-"""What transformers prints while it loads: progress bars on a terminal, nothing in a log."""
+"""Limit what transformers prints while it loads: progress bars on a terminal, nothing in a log."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def progress_on_terminals_only() -> Iterator[None]:
         return
     logging.disable_progress_bar()
     try:
-        # the bar of reading GGUF does not obey the setting
+        # the bar for reading GGUF ignores the setting
         with redirect_stderr(io.StringIO()):
             yield
     finally:

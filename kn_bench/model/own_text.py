@@ -1,10 +1,10 @@
-"""Text that a causal model writes itself: a corpus for a machine that has no other.
+"""Text that a causal model writes itself: a corpus for a machine without a hub.
 
-    "The", "In", "When", ...  ── sampling, seeded, with a key-value cache ── one document a line
+    "The", "In", "When", ...  ── sampling, seeded, with a key-value cache ── one document per line
 
 Few tokens are enough for the second moment: 2 to 10 times d_mlp keys give edits as good as the
-published 100 million do (arXiv 2506.04226). What is written depends on the model's content and the
-seed alone, and is kept on disk.
+published 100 million do (arXiv 2506.04226). The text depends on the model's content and the seed
+alone, and is kept on disk.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.progress import Advance
 
 KEYS_PER_DIMENSION = 10
-"""Tokens a text has for each dimension of the keys."""
+"""Tokens of the text for each dimension of the keys."""
 LENGTH = 240
 """Tokens of a document; fewer where the model has fewer positions."""
 ROWS = 64
@@ -37,19 +37,20 @@ OPENINGS = (
     "This", "Many", "One", "At", "On", "For", "As", "While", "Since", "Because", "How", "What",
     "Most", "Some", "Our", "His", "Her", "By", "During",
 )  # fmt: skip
-"""First words of the documents, in turn: from a start token alone a chat model writes the same
-greeting again and again."""
+"""First words of the documents, in turn: from a start token alone, a chat model writes the same
+greeting every time."""
 
 
 def corpus_named(lm: LanguageModel, spec: str = "") -> NamedCorpus:
-    """Return the text that ``--corpus`` names, or the default of a model that brings none.
+    """Return the text that ``--corpus`` names, or the default for a model without one.
 
     Args:
-        spec: a file, a data set of the hub, ``self``, or "" for the default: a text set of the
-            hub where it can be had, else what the model writes itself.
+        spec: a file, a data set of the hub, ``self``, or "" for the default: a text of the hub
+            where it can be fetched, else text that the model writes.
 
     Raises:
-        ValueError: one sentence, for a text that cannot be had, or ``self`` of a masked model.
+        ValueError: one sentence, for a text that cannot be read or fetched, or ``self`` for a
+            masked model.
     """
     if spec and spec != SELF:
         return file_named(spec)
@@ -63,20 +64,20 @@ def corpus_named(lm: LanguageModel, spec: str = "") -> NamedCorpus:
 
 
 def own_text(lm: LanguageModel, tokens: int, *, seed: int = 0) -> Path:
-    """Return a file of text that ``lm`` wrote, one document a line; written once.
+    """Return a file of text that ``lm`` wrote, one document per line; written once.
 
     Args:
         lm: the model.
-        tokens: how many the text has at least.
+        tokens: the least number of tokens of the text.
         seed: of the sampling.
 
     Raises:
-        ValueError: for a masked model, which continues no text.
+        ValueError: for a masked model, which cannot continue a text.
     """
     if not lm.is_causal:
         raise ValueError(
-            f"{lm.name} is a masked model and writes no text: give --corpus FILE, one document a "
-            "line"
+            f"{lm.name}: expected a causal model to write the text for C; give --corpus FILE, one "
+            "document per line"
         )
     recipe = [lm.original_hash, str(lm.dtype), tokens, seed, LENGTH, ROWS, TOP_K, OPENINGS]
     digest = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:24]
@@ -85,7 +86,7 @@ def own_text(lm: LanguageModel, tokens: int, *, seed: int = 0) -> Path:
     with FileLock(path.with_suffix(".lock")):  # several workers need it at once
         if not path.is_file():
             part = path.with_suffix(f".{os.getpid()}.part")
-            with lm.unedited():  # in a sequence of edits C is the unedited model's
+            with lm.unedited():  # in a sequence of edits, too, C is that of the unedited model
                 lines = _write(lm, tokens, seed)
             part.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
             part.replace(path)
@@ -103,7 +104,9 @@ def _write(lm: LanguageModel, tokens: int, seed: int) -> list[str]:
             texts = _documents(lm, openings, seed + batch, advance)
             counts = [len(ids) for ids in lm.tokens.encode_many(texts)]
             if not sum(counts):
-                raise ValueError(f"{lm.name} writes no text: give --corpus FILE")
+                raise ValueError(
+                    f"{lm.name}: expected the model to write a text; give --corpus FILE"
+                )
             documents += texts
             written += sum(counts)
             batch += 1
@@ -137,7 +140,7 @@ def _documents(
 def _sampled(
     logits: Float[Tensor, "rows vocabulary"], lm: LanguageModel, generator: torch.Generator
 ) -> Int[Tensor, "rows 1"]:
-    """Draw the next token of each row among the likeliest; on the CPU, whatever the device."""
+    """Sample the next token of each row among the likeliest; on the CPU, whatever the device."""
     scores = logits.float().cpu()
     scores[:, sorted(i for i in lm.tokens.special_ids if i < scores.shape[1])] = -torch.inf
     best = scores.topk(min(TOP_K, scores.shape[1]), dim=1)

@@ -1,10 +1,10 @@
-"""Pretrained models that come as PyPI packages: real ones, on a machine without a model hub.
+"""Pretrained models from PyPI packages, for machines without a model hub.
 
 =================  ==================================================================
 ``smollm2-135m``   SmolLM2-135M-Instruct (Apache-2.0), Llama family, 30 layers, Q4_1
 =================  ==================================================================
 
-A package is found by its import specification and never imported: it would ask for llama.cpp.
+A package is located by its import specification and never imported: that would need llama.cpp.
 """
 
 from __future__ import annotations
@@ -60,13 +60,15 @@ def folder(name: str) -> Path:
 
     Raises:
         ValueError: one sentence with the pip command, where the package is not installed or is
-            not the one that was pinned.
+            not the pinned one.
     """
     model = PACKAGED[name]
     spec = find_spec(model.package)
     if spec is None or spec.origin is None:
-        raise ValueError(f"{name} is not installed: {model.pip}  (`make real` does it)")
+        raise ValueError(
+            f"{name}: expected its package to be installed; run {model.pip} (or `make real`)"
+        )
     file = Path(spec.origin).parent / model.file
     if not file.is_file():
-        raise ValueError(f"{file} is not there: expected {model.requirement}; run {model.pip}")
+        raise ValueError(f"{file}: expected the file of {model.requirement}; run {model.pip}")
     return converted(file, model.sha256)

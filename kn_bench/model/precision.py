@@ -1,4 +1,4 @@
-"""Half precision is computed with as it is, and read in float32: the one place that widens."""
+"""Widen half precision to float32 where results are read; models compute in their own dtype."""
 
 from __future__ import annotations
 

@@ -1,10 +1,14 @@
 """Rows that follow prefixes of unequal length, whose attention keys and values are known.
 
-    row 0   k k k k | q q q .         k  keys and values of the prefix, padded on the left
-    row 1   . . k k | q q q q         q  positions that are run, padded on the right
+    row 0   k k k k | q q q .         k  keys and values of the prefix, padded on the left (P)
+    row 1   . . k k | q q q q         q  positions that are run, padded on the right (Tq)
+
+Padding on the outer sides lets every row's prefix end, and its queries begin, in the same column:
+one causal mask over the queries serves all rows, and only the mask over P depends on the row. The
+axis of keys is P + Tq columns; positions are counted in the row's own tokens, without padding.
 
 The model's own forward pass does the work, with a ready mask and position ids. Rows are a sentence
-or two: shorter than any sliding window, which the ready mask does not know.
+or two, shorter than any sliding window, for which the ready mask makes no provision.
 """
 
 from __future__ import annotations
@@ -32,11 +36,11 @@ class States(NamedTuple):
 
 @dataclass(frozen=True)
 class Prefixes:
-    """What stands before the rows of a batch.
+    """Keys and values of the text before the rows of a batch.
 
     Attributes:
-        keys, values: per layer ``[rows, heads, P, d_head]``, padded on the left, where the layer
-            lies; empty where no row has a prefix.
+        keys, values: per layer ``[rows, heads, P, d_head]``, padded on the left, on the layer's
+            device; empty where no row has a prefix.
         counts: tokens of each row's prefix.
     """
 
@@ -50,7 +54,7 @@ class Prefixes:
 
 
 class Recorded(PrefixCache):
-    """Reads prefixes, and keeps what the layers then see: the prefixes and the new positions."""
+    """Reads prefixes and records what each layer attends to: prefixes and new positions."""
 
     def __init__(self, prefixes: Prefixes) -> None:
         super().__init__(prefixes.keys, prefixes.values)
@@ -60,11 +64,11 @@ class Recorded(PrefixCache):
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *rest: Any, **more: Any
     ) -> tuple[Tensor, Tensor]:
-        found = (key_states, value_states)
+        seen = (key_states, value_states)
         if self._any:
-            found = super().update(key_states, value_states, layer_idx, *rest, **more)
-        self.seen[layer_idx] = found
-        return found
+            seen = super().update(key_states, value_states, layer_idx, *rest, **more)
+        self.seen[layer_idx] = seen
+        return seen
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return super().get_seq_length(layer_idx) if self._any else 0
@@ -75,7 +79,7 @@ def shared_prefixes(
     rows: Sequence[Sequence[int]],
     counts: Sequence[int],
 ) -> Prefixes:
-    """Return the first ``counts`` tokens of each row, each distinct prefix run once and kept."""
+    """Return the states of each row's first ``counts`` tokens, each distinct prefix run once."""
     at = torch.tensor(counts, device=lm.device)
     if not any(counts):
         return Prefixes((), (), at)
@@ -86,6 +90,7 @@ def shared_prefixes(
     )
     states = {ids: of_prefix for (_, ids), of_prefix in kept.items()}
     states[()] = _empty(next(iter(states.values())))
+    # stacked once per distinct prefix and then gathered: many rows share few prefixes
     distinct = list(states)
     index = torch.tensor([distinct.index(ids) for ids in wanted], device=lm.device)
     return Prefixes(
@@ -98,7 +103,7 @@ def shared_prefixes(
 @torch.no_grad()
 def _run(lm: LanguageModel, prefixes: Sequence[tuple[int, ...]]) -> list[States]:
     ids = padded(lm, prefixes)
-    # plain layers: a sliding window would drop keys that are still to be read
+    # plain layers: a sliding window would drop keys that are read later
     output = lm.hidden(ids, torch.ones_like(ids), past_key_values=DynamicCache(), use_cache=True)
     layers = output.past_key_values.layers
     return [
@@ -117,10 +122,11 @@ def _empty(like: States) -> States:
 def _stacked(
     states: Sequence[tuple[Tensor, ...]], index: Int[Tensor, " rows"]
 ) -> tuple[Float[Tensor, "rows heads P d_head"], ...]:
-    """Layer by layer, aligned on the right."""
+    """Stack the prefixes of the rows layer by layer, aligned on the right."""
+    # pad_sequence pads the first axis, so positions come before heads while it does
     padded = (
         pad_sequence(
-            [one.transpose(0, 1) for one in layer], batch_first=True, padding_side="left"
+            [heads.transpose(0, 1) for heads in layer], batch_first=True, padding_side="left"
         ).transpose(1, 2)
         for layer in zip(*states, strict=True)
     )
@@ -134,11 +140,11 @@ def run_after(
     stops: Int[Tensor, " rows"],
     cache: PrefixCache,
 ) -> Float[Tensor, "rows Tq d_model"]:
-    """Last hidden states of ``ids``, each row following its prefix.
+    """Return the last hidden states of ``ids``, each row following its prefix.
 
     Args:
-        stops: full length of each row, prefix included; what lies past it is padding.
-        cache: reads ``prefixes``.
+        stops: full length of each row, prefix included; positions past it are padding.
+        cache: returns ``prefixes`` to the model.
     """
     queries = ids.shape[1]
     positions = prefixes.counts[:, None] + torch.arange(queries, device=ids.device)
@@ -156,7 +162,10 @@ def run_after(
 def _mask(
     lm: LanguageModel, prefixes: Prefixes, queries: int
 ) -> Float[Tensor, "rows 1 Tq P_plus_Tq"]:
-    """Additive: 0 where a query sees a key. What padded queries see does not matter."""
+    """Return what is added to attention scores: 0 where a query sees a key.
+
+    Padded queries may see anything: nobody reads their outputs.
+    """
     device = prefixes.counts.device
     places = torch.arange(prefixes.longest, device=device)
     before = places >= prefixes.longest - prefixes.counts[:, None]
@@ -168,5 +177,5 @@ def _mask(
 
 
 def padded(lm: LanguageModel, rows: Sequence[Sequence[int]]) -> Int[Tensor, "rows T"]:
-    """Rows padded on the right."""
+    """Return the rows as one tensor, padded on the right."""
     return pad_sequence([torch.tensor(row) for row in rows], batch_first=True).to(lm.device)

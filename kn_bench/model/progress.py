@@ -1,7 +1,7 @@
-"""Long work says how far it is: a callback that lower layers report to, and who draws it.
+"""Report how far long work has come: a callback for lower layers, and what draws it.
 
-A :class:`~kn_bench.model.language_model.LanguageModel` carries the callback as ``progress``; what
-runs the model reports there, and knows of no terminal::
+A :class:`~kn_bench.model.language_model.LanguageModel` carries the callback as ``progress``; code
+that runs the model reports there and does not depend on a terminal::
 
     with lm.progress.task("writing text", total=15_360) as advance:
         ...
@@ -24,19 +24,19 @@ LINE_EVERY = 60.0
 
 
 class Progress(Protocol):
-    """What long work reports to."""
+    """Receives the progress of long work."""
 
     def task(self, what: str, total: float | None = None) -> AbstractContextManager[Advance]:
-        """Open one piece of work; what it yields is told of each part done.
+        """Open a piece of work; call what it yields with the size of each finished part.
 
         Args:
-            what: is being done, in a few words, such as ``locating``.
+            what: the work in a few words, such as ``locating``.
             total: sum of all parts, where it is known.
         """
 
 
 class Silent:
-    """Reports to nobody."""
+    """Reports nothing."""
 
     def task(self, what: str, total: float | None = None) -> AbstractContextManager[Advance]:
         return nullcontext(_ignore)
@@ -47,7 +47,7 @@ def _ignore(part: float) -> None:
 
 
 class Bars:
-    """A bar for each task on a terminal; elsewhere a line a minute.
+    """A bar for each task on a terminal; elsewhere a line per minute.
 
     Args:
         file: where to draw; standard error when None.

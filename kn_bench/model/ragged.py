@@ -1,11 +1,20 @@
-"""Rows of unequal length, run again and again from one layer and from each row's own position on.
+"""Run rows of unequal length again and again, from one layer and each row's own position on.
 
-What the optimisations of ROME and MEMIT ask for: something is added at one layer and one position
-of every row, many times over. Layers below and positions before the change are run once; earlier
-positions are then read from their attention keys and values, and a text that stands in front of
-many rows is run once for all of them.
+ROME and MEMIT optimise what is added at one layer and one position, the start, of every row. Layers
+below and positions before the start are run once; later passes read them as attention keys and
+values. A text that stands in front of many rows is run once for all of them.
 
-The numbers are those of whole runs, to rounding. Families that cannot resume are run whole.
+Token t of a row has a column of its own on each of three axes of positions:
+
+    row      s s a b c D e f     t               s  shared text        D  start
+    first    a b c D e f .       t - shared      the one pass over what follows the shared text
+    cache    . s s a b c D e f   t + shift       its keys: shared texts are padded on the left
+    rerun    D e f .             t - start       Tq: column 0 is every row's start
+
+Columns at the start are gathered row by row, since starts differ; the keys before it are aligned on
+the right again, as :mod:`kn_bench.model.prefixed` reads them.
+
+Results equal those of whole runs, to rounding. Families that cannot resume are run whole.
 """
 
 from __future__ import annotations
@@ -31,32 +40,32 @@ from kn_bench.model.prefixed import (
 from kn_bench.model.resuming import PrefixCache, skipping
 
 Place = Literal["site", "block", "both"]
-"""Where something is added: to the values of a layer's site, to the layer's output, or, two things
-at once, to the values of the site and to what the layer's attention adds to the stream."""
+"""Where something is added: to the values of a layer's site, to the layer's output, or (``both``)
+to the values of the site and, separately, to what the layer's attention adds to the stream."""
 
 
 class Rerun(Protocol):
     """Rows that can be run again with something added at one layer and position."""
 
     def run(self, added: Float[Tensor, "rows *places d_model"]) -> Float[Tensor, "rows Tq d_model"]:
-        """Last hidden states from each row's start on, with ``added`` at its start."""
+        """Return last hidden states from each row's start on, with ``added`` at its start."""
         ...
 
     def select(self, rows: Int[Tensor, " n"]) -> Rerun:
-        """The same for some of the rows."""
+        """Return the same for some of the rows."""
         ...
 
 
 @dataclass(frozen=True)
 class Ragged:
-    """What :func:`prepare` leaves.
+    """Result of :func:`prepare`.
 
     Attributes:
         rerun: runs the rows again.
         keys: input of the site at each row's start.
-        values: what would be added to there: the site's output, bias included, or the layer's, or
-            both that of the site and of the attention.
-        site_values: the site's output there, whatever the place.
+        values: what is added to there: the site's output, bias included; or the layer's; or those
+            of the site and of the attention.
+        site_values: the site's output there, for every place.
         last_hidden: of the clean run from each row's start on, padded on the right.
     """
 
@@ -77,18 +86,18 @@ def prepare(
     place: Place = "site",
     shared: Sequence[int] | None = None,
 ) -> Ragged:
-    """Run ``rows`` once, and make them ready to be run again from a change at ``layer``.
+    """Run ``rows`` once, and prepare them to be run again from a change at ``layer``.
 
     Args:
         rows: token ids, of any lengths.
         starts: the position in each row where something will be added.
         layer: the layer at which it will be added.
-        place: to the values of its site, or to its output.
-        shared: how many first tokens of each row are a text that other rows begin with as well.
+        place: to what it will be added there.
+        shared: how many first tokens of each row are a text that other rows share.
 
     Raises:
-        ValueError: for a masked model, a start outside its row or within what is shared, and a
-            change of the last layer's output, which nothing follows.
+        ValueError: for a masked model, a start outside its row or within the shared text, and a
+            change of the last layer's output, which no layer follows.
     """
     shared = shared or [0] * len(rows)
     _check(lm, rows, starts, shared, layer, place)
@@ -97,18 +106,18 @@ def prepare(
     if not lm.architecture.resumable:
         return _prepare_whole(lm, padded(lm, rows), at, queries, layer, place)
     joins = place == "block" or (
-        place == "site"  # what is added to the attention passes the layer's own MLP
+        place == "site"  # "both" changes the attention, whose output the layer's MLP reads
         and layer + 1 < lm.n_layers
         and adds_to_stream(lm, lm.tensor([rows[0]]), layer)
     )
-    # where what is added simply joins the residual stream, the layer itself need not run again
+    # where the change is simply added to the residual stream, the layer need not run again
     first = layer + 1 if joins else layer
     before = shared_prefixes(lm, rows, shared)
     stops = torch.tensor([len(row) for row in rows], device=lm.device)
     cache = Recorded(before)
     begin = at - before.counts
     attended = _attended(lm, layer, begin, place)
-    with _watched(lm, layer, begin) as found, arriving(lm, first) as inputs, attended as attention:
+    with _watched(lm, layer, begin) as site, arriving(lm, first) as inputs, attended as attention:
         ids = padded(lm, [row[n:] for row, n in zip(rows, shared, strict=True)])
         last = run_after(lm, ids, before, stops, cache)
     seen = [cache.seen[index] for index in range(first, lm.n_layers)]
@@ -125,9 +134,9 @@ def prepare(
         ),
         stops=stops,
     )
-    values = _values(place, found["values"], tail.hidden[:, 0], attention)
+    values = _values(place, site["values"], tail.hidden[:, 0], attention)
     last_hidden = _from(last, begin, queries)
-    return Ragged(tail, found["keys"], values, found["values"], last_hidden)
+    return Ragged(tail, site["keys"], values, site["values"], last_hidden)
 
 
 def _values(
@@ -151,23 +160,27 @@ def _check(
 ) -> None:
     if not lm.is_causal:
         raise ValueError(
-            f"{lm.name} is a masked model: every position sees the change, run it whole"
+            f"{lm.name}: expected a causal model; run a masked one whole, where every position "
+            "sees the change"
         )
     for row, start, n in zip(rows, starts, shared, strict=True):
         if not n <= start < len(row):
             raise ValueError(
-                f"start {start} lies outside a row of {len(row)} tokens, of which {n} are shared"
+                f"start {start}: expected a position from {n} to {len(row) - 1}, in its row and "
+                "after the shared text"
             )
     if place == "block" and layer + 1 >= lm.n_layers:
-        raise ValueError(f"nothing follows the output of layer {layer}: choose an earlier one")
+        raise ValueError(
+            f"layer {layer}: expected a layer whose output another one reads; choose an earlier one"
+        )
 
 
 @torch.no_grad()
 def adds_to_stream(lm: LanguageModel, ids: Int[Tensor, "1 T"], layer: int) -> bool:
-    """Whether the next layer's input moves by exactly what is added to the site's values.
+    """Tell whether the next layer's input moves by exactly what is added to the site's values.
 
-    Asked of the model rather than of a table: families that normalise the MLP's output (Gemma 2,
-    OLMo 2) answer no, and their layer is run again.
+    Tested on the model rather than read from a table: it is false for families that normalise the
+    MLP's output (Gemma 2, OLMo 2), whose layer is run again.
     """
     probe = torch.linspace(-1, 1, lm.d_model, device=lm.device, dtype=lm.dtype)
     with arriving(lm, layer + 1) as seen:
@@ -190,75 +203,75 @@ def states_at(
     *,
     place: Place = "block",
 ) -> tuple[Float[Tensor, "rows d_mlp"], Float[Tensor, "rows d_model"]]:
-    """Keys of the site of ``layer``, and the output of layer ``top``, at one position of each row.
+    """Return keys at ``layer`` and outputs of layer ``top`` at one position of each row.
 
     Args:
         place: ``block`` for the output of the layer ``top``, else for that of its site.
-        edited: opens what the rows are to run under, given where they have tokens.
+        edited: opens the edits that the rows run under, given the mask of their tokens.
     """
     where = torch.tensor(at, device=lm.device)
     ids = padded(lm, rows)
     real = torch.ones_like(ids, dtype=torch.bool)
     following = min(top + 1, lm.n_layers - 1)
     with ExitStack() as stack:
-        stack.enter_context(edited(real))  # first: what is watched is the edited model
-        found = stack.enter_context(_watched(lm, layer, where))
+        stack.enter_context(edited(real))  # first, so that the hooks below see the edited model
+        site = stack.enter_context(_watched(lm, layer, where))
         above = stack.enter_context(_watched(lm, top, where))
         outputs = stack.enter_context(arriving(lm, following))
         lm.hidden(ids, torch.ones_like(ids), use_cache=False)
     reached = _from(outputs[0], where, 1)[:, 0] if place == "block" else above["values"]
-    return found["keys"], reached
+    return site["keys"], reached
 
 
 @contextmanager
 def arriving(lm: LanguageModel, layer: int) -> Iterator[list[Float[Tensor, "rows T d_model"]]]:
-    """Collect the inputs of a layer; copies, for some models overwrite them."""
-    found: list[Tensor] = []
+    """Collect the inputs of a layer, as copies, since some models overwrite them."""
+    inputs: list[Tensor] = []
 
-    with lm.input_hooks(lambda _, hidden: found.append(hidden.clone()), [layer]):
-        yield found
+    with lm.input_hooks(lambda _, hidden: inputs.append(hidden.clone()), [layer]):
+        yield inputs
 
 
 @contextmanager
 def _watched(
     lm: LanguageModel, layer: int, at: Int[Tensor, " rows"]
 ) -> Iterator[dict[str, Float[Tensor, "rows d"]]]:
-    """Keep a site's keys and values at one position of each row; copies, as above."""
-    found: dict[str, Tensor] = {}
+    """Collect a site's keys and values at one position of each row, as copies."""
+    site: dict[str, Tensor] = {}
     rows = torch.arange(len(at), device=at.device)
 
     def keep(_: int, keys: Tensor, values: Tensor) -> Tensor:
         for name, tensor in (("keys", keys), ("values", values)):
-            found[name] = tensor.reshape(len(at), -1, tensor.shape[-1])[rows, at]
+            site[name] = tensor.reshape(len(at), -1, tensor.shape[-1])[rows, at]
         return values
 
     with lm.site_hooks(keep, [layer]):
-        yield found
+        yield site
 
 
 @contextmanager
 def _attended(
     lm: LanguageModel, layer: int, at: Int[Tensor, " rows"], place: Place
 ) -> Iterator[list[Float[Tensor, "rows d_model"]]]:
-    """Keep what the layer's attention adds at one position of each row, where that is asked."""
-    found: list[Tensor] = []
+    """Collect what the layer's attention adds at one position of each row, for place ``both``."""
+    outputs: list[Tensor] = []
     rows = torch.arange(len(at), device=at.device)
     if place != "both":
-        yield found
+        yield outputs
         return
 
     def keep(_: int, output: Tensor) -> None:
-        found.append(output.reshape(len(at), -1, output.shape[-1])[rows, at])
+        outputs.append(output.reshape(len(at), -1, output.shape[-1])[rows, at])
 
     with attention_hooks(lm, keep, [layer]):
-        yield found
+        yield outputs
 
 
 @dataclass(frozen=True)
 class _Tail:
     """Rows that resume at layer ``first`` and at their own positions.
 
-    ``prefixes`` are what stands before those positions, the layers from ``first`` on alone.
+    ``prefixes`` hold what precedes those positions, in the layers from ``first`` on alone.
     """
 
     lm: LanguageModel
@@ -306,7 +319,8 @@ class _Tail:
             return self._forward()
 
     def _forward(self) -> Float[Tensor, "rows Tq d_model"]:
-        # the model asks layer 0 for the length of what came before
+        # the cache is indexed by layer, and the model asks layer 0 for the length of the prefix:
+        # skipped layers get the states of the first one, which none of them reads
         keys, values = self.prefixes.keys, self.prefixes.values
         below = self.first
         cache = PrefixCache((keys[0],) * below + keys, (values[0],) * below + values)
@@ -316,7 +330,7 @@ class _Tail:
 
 @dataclass(frozen=True)
 class _Whole:
-    """The same for families that cannot resume: whole rows, every time."""
+    """Rows of families that cannot resume, run whole every time."""
 
     lm: LanguageModel
     layer: int
@@ -364,21 +378,21 @@ def _prepare_whole(
     place: Place,
 ) -> Ragged:
     with ExitStack() as stack:
-        found = stack.enter_context(_watched(lm, layer, at))
+        site = stack.enter_context(_watched(lm, layer, at))
         attention = stack.enter_context(_attended(lm, layer, at, place))
         following = min(layer + 1, lm.n_layers - 1)
         inputs = stack.enter_context(arriving(lm, following))
         hidden = lm.hidden(ids, torch.ones_like(ids), use_cache=False).last_hidden_state
-    values = _values(place, found["values"], _from(inputs[0], at, 1)[:, 0], attention)
+    values = _values(place, site["values"], _from(inputs[0], at, 1)[:, 0], attention)
     whole = _Whole(lm, layer, place, ids, at, queries)
     last_hidden = _from(hidden, at, queries)
-    return Ragged(whole, found["keys"], values, found["values"], last_hidden)
+    return Ragged(whole, site["keys"], values, site["values"], last_hidden)
 
 
 def _from(
     hidden: Float[Tensor, "rows T d"], starts: Int[Tensor, " rows"], length: int
 ) -> Float[Tensor, "rows length d"]:
-    """``length`` positions of each row from its start on; past the end the last one again."""
+    """Return ``length`` positions of each row from its start on; past its end, the last one."""
     at = starts[:, None] + torch.arange(length, device=hidden.device)
     rows = torch.arange(len(hidden), device=hidden.device)[:, None]
     return hidden[rows, at.clamp_max(hidden.shape[1] - 1)]
@@ -389,8 +403,14 @@ def _before(
     starts: Int[Tensor, " rows"],
     shift: Int[Tensor, " rows"],
 ) -> Float[Tensor, "rows heads P d_head"]:
-    """What stands before each row's start, aligned on the right; its first is at ``shift``."""
+    """Return the states before each row's start, aligned on the right.
+
+    Args:
+        shift: column of each row's first token in ``states``.
+    """
     length = int(starts.max())
+    # column of the result's first position; negative where fewer than ``length`` precede the start:
+    # what is gathered there is padding, masked by ``counts``
     first = (starts + shift - length).to(states.device)
     at = torch.arange(length, device=states.device) + first[:, None]
     rows = torch.arange(len(states), device=states.device)[:, None]

@@ -1,13 +1,23 @@
-"""Running only what follows a change: from its layer on, and for causal models from its position.
+"""Run only what follows a change: from its layer on, and for causal models from its position.
 
-    clean_run   one pass over the unchanged rows, remembering every layer's input and, for a
-                causal model, its attention keys and values
-    resume      copies of clean rows join at the layers where they begin to differ; rows of all
-                layers travel on together
+    clean_run   one pass over the unchanged rows, keeping every layer's input and, for a causal
+                model, its attention keys and values
+    resume      copies of clean rows join at the layers where they begin to differ, and rows of all
+                layers are run on together
 
-The model's own forward pass is used throughout, so masks and rotary embeddings are the model's own:
-layers below the first join are skipped, and a joining layer's input is replaced on the way in.
-Both are exact: the numbers are those of whole runs, to rounding.
+The axis of rows grows from layer to layer, joining rows last. With ``joins = {1: [0, 2], 3: [2]}``:
+
+    layer                0         1          2          3            [rows, Tq, d_model]
+    rows present         skipped   0' 2'      0' 2'      0' 2' 2"     a prime: a changed copy
+    clean rows (B)                 0  2       0  2       0  2  2      whose keys each row reads
+
+Rows are in the order in which they join, so that those already present keep their places, the hook
+finds a layer's new rows at the end, and one concatenation adds them. The axis of positions is
+Tq = T - start throughout; positions before ``start`` exist only as keys and values of clean rows.
+
+The model's own forward pass is used throughout, with its masks and rotary embeddings: layers below
+the first join are skipped, and a joining layer's input is replaced on the way in. Results equal
+those of whole runs, to rounding.
 """
 
 from __future__ import annotations
@@ -25,13 +35,13 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from kn_bench.model.language_model import LanguageModel, SiteHook
 
 Arriving = Callable[[int, Tensor], Tensor]
-"""(layer, what the rows present brought from the layer before [rows, Tq, d_model]) -> what goes
-into the layer: of these rows, and then of those that join there."""
+"""(layer, output of the layer before for the rows present [rows, Tq, d_model]) -> input of the
+layer: of these rows, followed by the rows that join there."""
 
 
 @dataclass(frozen=True)
 class CleanRun:
-    """What one pass over unchanged rows leaves for :func:`resume`.
+    """Result of one pass over unchanged rows, for :func:`resume`.
 
     Attributes:
         ids: the rows, of equal length.
@@ -52,8 +62,8 @@ class PrefixCache(Cache):  # type: ignore[misc]  # transformers has no types
     """Keys and values of earlier positions, read by rows and never written.
 
     Attributes:
-        keys, values: per layer, what stands before the positions that are run, where it lies.
-        rows: per layer, which prefix each row of the batch reads; None when they correspond.
+        keys, values: per layer, of the positions before those that are run, on its device.
+        rows: per layer, which prefix each row of the batch reads; None where row i reads prefix i.
     """
 
     def __init__(
@@ -87,7 +97,7 @@ def clean_run(lm: LanguageModel, ids: Int[Tensor, "B T"]) -> CleanRun:
     if lm.is_causal:
         options["use_cache"] = resumable_causal
         if resumable_causal:
-            # one plain layer each: a sliding window would drop keys that resuming still reads
+            # plain layers: a sliding window would drop keys that resuming reads later
             options["past_key_values"] = DynamicCache()
 
     def keep(layer: int, hidden: Tensor) -> None:
@@ -117,12 +127,12 @@ def resume(
     """Run rows that equal clean rows up to a layer and a position.
 
     Args:
-        joins: layer -> which clean rows join at its input; rows stand in the order of layers.
+        joins: layer -> which clean rows join at its input; results are in the order of layers.
         start: first position that is run, so Tq = T - start; earlier ones are read from the clean
             run's keys and values. Masked models: 0.
-        hook: called at every site from the first join on with all rows present there.
-        arriving: what goes into every layer from the first join on; when None, joining rows bring
-            their clean inputs, and the others are left alone.
+        hook: called at every site from the first join on, with all rows present there.
+        arriving: returns the input of every layer from the first join on; by default joining rows
+            enter with their clean inputs, and the others are unchanged.
 
     Returns:
         Last hidden states of all rows at positions ``start`` and after.
@@ -131,7 +141,9 @@ def resume(
         ValueError: when a masked model is asked to start after position 0.
     """
     if start and not lm.is_causal:
-        raise ValueError("a masked model's tokens all see each other: resume from position 0")
+        raise ValueError(
+            f"start {start}: expected 0 for a masked model, whose tokens all see each other"
+        )
 
     def unchanged(layer: int, before: Tensor) -> Tensor:
         if layer not in joins:
@@ -142,6 +154,7 @@ def resume(
     if not lm.architecture.resumable:
         return _whole(lm, clean, joins=joins, start=start, hook=hook, arriving=arriving)
     first = min(joins)
+    # layer -> clean row behind each row present: the cache gathers keys and values by it
     rows, present = {}, torch.zeros(0, dtype=torch.long, device=clean.ids.device)
     for layer in range(lm.n_layers):
         present = torch.cat([present, joins[layer]]) if layer in joins else present
@@ -160,6 +173,7 @@ def resume(
         _joining(lm, first, clean, start, arriving),
         lm.site_hooks(hook, range(first, lm.n_layers)),
     ):
+        # the ids only give the shape: _joining replaces the input of the first layer that runs
         output = lm.hidden(clean.ids[joins[first], start:], **options)
     hidden: Tensor = output.last_hidden_state
     return hidden
@@ -168,7 +182,7 @@ def resume(
 def causal_mask(
     queries: int, before: int, dtype: torch.dtype, device: torch.device
 ) -> Float[Tensor, "1 1 queries keys"]:
-    """Additive mask of ``queries`` positions that follow ``before`` visible ones."""
+    """Return the additive mask of ``queries`` positions that follow ``before`` visible ones."""
     mask = torch.full(
         (queries, before + queries), torch.finfo(dtype).min, dtype=dtype, device=device
     )
@@ -179,7 +193,7 @@ def causal_mask(
 def _joining(
     lm: LanguageModel, first: int, clean: CleanRun, start: int, arriving: Arriving
 ) -> Iterator[None]:
-    """Skip the layers below ``first``; let rows join on their way into the layers above."""
+    """Skip the layers below ``first``; add rows to the input of the layers where they join."""
     nobody = clean.layer_inputs[first][:0, start:]
     with ExitStack() as stack:
         stack.enter_context(skipping(lm, range(first)))
@@ -195,7 +209,7 @@ def _joining(
 def skipping(lm: LanguageModel, layers: Iterable[int]) -> Iterator[None]:
     """Let each of ``layers`` return its input, in the structure that the family's layers use.
 
-    A module that layers outside of ``layers`` share runs all the same.
+    A module that is shared with a layer outside of ``layers`` still runs.
     """
     chosen = set(layers)
     needed = {id(module) for layer, module in enumerate(lm.layers) if layer not in chosen}
@@ -212,7 +226,7 @@ def skipping(lm: LanguageModel, layers: Iterable[int]) -> Iterator[None]:
 
 @contextmanager
 def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Let ``module`` do something else while open; what accelerate put there comes back."""
+    """Replace the forward method of ``module`` while open; one that accelerate set comes back."""
     own = vars(module).get("forward")
     module.forward = forward
     try:
@@ -233,16 +247,18 @@ def _whole(
     hook: SiteHook,
     arriving: Arriving,
 ) -> Float[Tensor, "all_rows Tq d_model"]:
-    """:func:`resume` for families whose rows cannot join: every row runs from layer 0 on.
+    """Run :func:`resume` for families whose rows cannot join: every row from layer 0 on.
 
     The hook still sees only the rows that have joined and the positions from ``start`` on.
     """
+    # rows are in the order in which they join: the first counts[layer] are present at a layer
     layers = sorted(joins)
     counts = {
         layer: sum(len(joins[j]) for j in layers if j <= layer) for layer in range(lm.n_layers)
     }
 
     def partial(layer: int, keys: Tensor, values: Tensor) -> Tensor:
+        # OPT's MLP sees rows and positions as one axis
         n, shape = counts[layer], (len(ids), ids.shape[1], -1)
         keys, old = keys.reshape(shape), values.reshape(shape)
         if not n:

@@ -1,4 +1,4 @@
-"""What a model says in rows under edits: log-probabilities, ranks, argmax, greedy text.
+"""Score the answers of a model under edits: log-probabilities, ranks, argmax, greedy text.
 
     Row      ids          The  capital  of  Cuba  is   Sri           a row of the batch
              positions                             4     5           where logits are read
@@ -39,8 +39,8 @@ class Row(NamedTuple):
         ids: the text, whole.
         positions: where logits are read, in order: a causal model's are of the next token.
         targets: the tokens that are scored at each of ``positions``, one or more.
-        first: a causal model's neurons are scaled from this position on, a masked one's only where
-            it is read.
+        first: position from which a causal model's neurons are scaled; a masked model's are scaled
+            only where it is read.
         edit: number of the edit that the row runs under.
     """
 
@@ -60,12 +60,12 @@ class Prompt(NamedTuple):
 
 
 class TargetScore(NamedTuple):
-    """How one token fared at one position.
+    """Score of one token at one position.
 
     Attributes:
         log_prob: in nats.
         rank: how many tokens of the vocabulary are more probable.
-        argmax: whether it is the model's choice (of tokens that tie for it, the one of lowest id).
+        argmax: whether it is the model's choice (of tokens that tie, the one with the lowest id).
     """
 
     log_prob: float
@@ -74,11 +74,11 @@ class TargetScore(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """What a prompt gave.
+    """Result of reading a prompt.
 
     Attributes:
         log_probs: of the whole vocabulary, on the host.
-        generated: greedy continuation; a masked model's argmax at the mask alone.
+        generated: greedy continuation; for a masked model the argmax at the mask.
     """
 
     log_probs: Float[Tensor, " vocabulary"]
@@ -157,7 +157,7 @@ def score(
 
     def compute(batch: list[Row]) -> list[tuple[tuple[TargetScore, ...], ...]]:
         logits, targets = _logits(lm, batch, edits)
-        # one target at a time: a comparison of all of them would hold the vocabulary k times
+        # one target at a time: comparing all of them would take k tensors as wide as the vocabulary
         ranks = torch.stack([_rank(logits, targets[..., k]) for k in range(targets.shape[2])], 2)
         log_probs = logits.log_softmax(-1).gather(2, targets)
         argmax = logits.argmax(-1, keepdim=True) == targets
@@ -185,11 +185,11 @@ def target_log_probs(
 def read(
     lm: LanguageModel, prompts: Sequence[Prompt], edits: RowContext = UNEDITED, *, n_tokens: int = 1
 ) -> list[Reading]:
-    """Return what each prompt gives: the vocabulary's log-probabilities, and greedy tokens.
+    """Return the vocabulary's log-probabilities and the greedy tokens of each prompt.
 
     Args:
-        n_tokens: length of a causal model's continuation, which goes on from the pass's own
-            attention keys and values; neurons stay scaled at every new token.
+        n_tokens: length of a causal model's continuation, which reuses the pass's attention keys
+            and values; neurons are also scaled at every new token.
     """
 
     @torch.no_grad()
@@ -205,7 +205,7 @@ def read(
         generated = log_probs.argmax(-1)[:, None]
         if lm.is_causal:
             past = output.past_key_values
-            # the answer goes on as far as the model has positions
+            # the continuation ends where the model has no more positions
             room = min(n_tokens, 1 + lm.tokens.max_length - ids.shape[1])
             generated = continue_greedily(lm, past, generated, edits, edit_of, room)
         host = log_probs.cpu()
@@ -264,7 +264,7 @@ def _run(lm: LanguageModel, compute: Any, rows: Sequence[Row]) -> list[Any]:
 def _logits(
     lm: LanguageModel, batch: Sequence[Row], edits: RowContext
 ) -> tuple[Float[Tensor, "rows n vocabulary"], Int[Tensor, "rows n k"]]:
-    """Logits where rows are read, and their targets, filled up to k a position."""
+    """Return the logits where rows are read, and their targets, filled up to k a position."""
     ids = lm.tensor([row.ids for row in batch])
     positions = lm.tensor([row.positions for row in batch])
     k = max(len(tokens) for row in batch for tokens in row.targets)
@@ -284,7 +284,7 @@ def _answer_positions(
     first: Int[Tensor, " rows"],
     positions: Int[Tensor, "rows n"],
 ) -> Bool[Tensor, "rows T"]:
-    """Where the answer is read: from ``first`` on, or a masked model's ``positions`` alone."""
+    """Return where the answer is read: from ``first`` on, or at a masked model's ``positions``."""
     if not lm.is_causal:
         return torch.zeros_like(ids, dtype=torch.bool).scatter(1, positions, True)
     return torch.arange(ids.shape[1], device=ids.device)[None] >= first[:, None]
@@ -309,7 +309,7 @@ def _unpadded(
 
 
 def _filled(values: tuple[int, ...], width: int) -> tuple[int, ...]:
-    """``values``, its last entry repeated up to ``width``."""
+    """Return ``values`` with its last entry repeated up to ``width``."""
     return values + values[-1:] * (width - len(values))
 
 

@@ -1,7 +1,7 @@
-"""C = E[k k^T]: the uncentred second moment of a site's keys over a text corpus, by streaming.
+"""Compute C = E[k k^T], the uncentred second moment of a site's keys over a corpus, by streaming.
 
-Of Meng et al. 2022, section 3.1. Kept on disk by content (weights, layer, corpus, tokens, dtype),
-so that two models never share one; an interrupted pass is taken up where it was.
+See Meng et al. 2022, section 3.1. Results are kept on disk by content (weights, layer, corpus,
+tokens, dtype), so that two models never share one; an interrupted pass is resumed where it stopped.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ from kn_bench.model.transfer import to_device
 CHUNK = 512
 """Documents tokenised and sorted by length at a time; a pass can be resumed between two chunks."""
 PRODUCT_TOKENS = 4096
-"""Tokens of one product k^T k: its sum is float32, and loses digits as it grows."""
+"""Tokens of one product k^T k: it is summed in float32, which loses digits as it grows."""
 SAVE_EVERY = 60.0
 """Seconds between two saves of an unfinished pass."""
 MAX_LENGTH = 1024
 """Tokens of a document that are read at most; fewer where the model has fewer positions."""
 CHECKSUM = "sha256"
-"""Of a file's tensors and numbers, among its numbers."""
+"""Name, among a file's numbers, of the checksum of its tensors and numbers."""
 _UNREADABLE = (OSError, SafetensorError, KeyError, TypeError, ValueError)
-"""What reading a file may raise that is truncated, or none of ours."""
+"""What reading a truncated or foreign file may raise."""
 
 
 @dataclass(frozen=True)
@@ -70,14 +70,14 @@ def second_moments(
     dtype: torch.dtype = torch.float64,
     cache: Path | None = None,
 ) -> dict[int, SecondMoment]:
-    """C of the sites of ``layers`` over every token of ``corpus``, special tokens included.
+    """Return C of the sites of ``layers`` over every token of ``corpus``, special tokens included.
 
     Args:
         max_tokens: documents are read until this many tokens are in; None reads all.
         dtype: of the accumulators; the products of one batch are float32, or the model's own
             dtype where that is wider.
-        cache: folder to keep them in; None keeps nothing. What cannot be read there is computed
-            anew, and what cannot be written is not kept, each with a warning.
+        cache: folder to keep them in; None keeps nothing. Files that cannot be read are computed
+            again, and results that cannot be written are not kept, each with a warning.
 
     Raises:
         ValueError: when the corpus has no token.
@@ -87,23 +87,23 @@ def second_moments(
         return _finished(_accumulate(lm, layers, corpus, max_tokens, dtype, None))
     keys = {layer: _key(lm, layer, corpus, max_tokens, dtype) for layer in layers}
     files = {layer: cache / f"{keys[layer]}.safetensors" for layer in layers}
-    found = {layer: kept for layer in layers if (kept := _load(files[layer], layer))}
-    missing = [layer for layer in layers if layer not in found]
+    moments = {layer: kept for layer in layers if (kept := _load(files[layer], layer))}
+    missing = [layer for layer in layers if layer not in moments]
     if missing:
         partial = cache / f"{_digest([keys[layer] for layer in missing])}.partial.safetensors"
-        found |= _finished(_accumulate(lm, missing, corpus, max_tokens, dtype, partial))
+        moments |= _finished(_accumulate(lm, missing, corpus, max_tokens, dtype, partial))
         for layer in missing:
-            moment = found[layer]
+            moment = moments[layer]
             numbers = {"n_tokens": moment.n_tokens, "layer": layer}
             _save(files[layer], {"C": moment.matrix}, numbers)
         if partial.is_file():
             partial.unlink(missing_ok=True)
-    return {layer: found[layer] for layer in layers}
+    return {layer: moments[layer] for layer in layers}
 
 
 @dataclass
 class _Sums:
-    """A pass on its way: sums of k k^T, and how far it has come."""
+    """State of a pass: sums of k k^T, and how far it has come."""
 
     sums: dict[int, Float[Tensor, "d_mlp d_mlp"]]
     n_tokens: int = 0
@@ -112,7 +112,9 @@ class _Sums:
 
 def _finished(state: _Sums) -> dict[int, SecondMoment]:
     if not state.n_tokens:
-        raise ValueError("the corpus for the second moment has no text: give a file with documents")
+        raise ValueError(
+            "the corpus for the second moment: expected text; give a file with documents"
+        )
     return {
         layer: SecondMoment(layer, (total / state.n_tokens).cpu(), state.n_tokens)
         for layer, total in state.sums.items()
@@ -151,7 +153,7 @@ def _accumulate(
 def _add_chunk(
     lm: LanguageModel, state: _Sums, chunk: Sequence[str], left: int | None, advance: Advance
 ) -> None:
-    """Add the keys of some documents, the last one cut where ``left`` tokens are full."""
+    """Add the keys of some documents, at most ``left`` tokens of them."""
     length = min(lm.tokens.max_length, MAX_LENGTH)
     rows = [ids[:length] for ids in lm.tokens.encode_many(chunk)]
     if left is not None:
@@ -179,14 +181,15 @@ def _first_tokens(rows: Sequence[tuple[int, ...]], left: int) -> list[tuple[int,
 
 
 def _row_bytes(lm: LanguageModel, length: int, layers: int) -> int:
-    """What a row takes: one layer's activations, and the neurons of those that are summed."""
+    """Return a row's bytes: one layer's activations, and the neurons of the summed layers."""
     neurons = length * layers * lm.d_mlp * (lm.dtype.itemsize + 4)
     return forward_bytes(lm, length, reads=0) + neurons
 
 
 def _add_batch(lm: LanguageModel, state: _Sums, rows: Sequence[tuple[int, ...]]) -> None:
     ids, mask, real = _padded(lm, rows)
-    # every product before any sum: what runs out of memory is run again, and must not count twice
+    # all products before any sum: a batch that runs out of memory is run again in halves, and must
+    # not count twice
     products = {
         layer: [k.T @ k for k in torch.split(widened(mlp_in.flatten(0, 1)[real]), PRODUCT_TOKENS)]
         for layer, mlp_in in lm.neurons(ids, list(state.sums), mask).items()
@@ -200,7 +203,7 @@ def _add_batch(lm: LanguageModel, state: _Sums, rows: Sequence[tuple[int, ...]])
 def _padded(
     lm: LanguageModel, rows: Sequence[tuple[int, ...]]
 ) -> tuple[Int[Tensor, "rows T"], Int[Tensor, "rows T"], Int[Tensor, " n"]]:
-    """Rows padded on the right, which tokens are real, and where these are in all rows' tokens."""
+    """Return rows padded on the right, their mask, and the real tokens' flat indices."""
     longest = max(map(len, rows))
     ids = lm.tensor([[*row, *[lm.tokens.pad_id] * (longest - len(row))] for row in rows])
     mask = np.array([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
@@ -223,7 +226,7 @@ def _digest(parts: Sequence[object]) -> str:
 
 
 def _save(path: Path, tensors: dict[str, Tensor], numbers: dict[str, int]) -> None:
-    """Whole or not at all, also when two processes save the same."""
+    """Write a file whole or not at all, also when two processes save the same one."""
     fresh = path.with_suffix(f".{os.getpid()}.new")
     metadata = {name: str(number) for name, number in numbers.items()}
     metadata[CHECKSUM] = _checksum(tensors, metadata)
@@ -234,7 +237,7 @@ def _save(path: Path, tensors: dict[str, Tensor], numbers: dict[str, int]) -> No
     except (OSError, SafetensorError) as error:
         if fresh.is_file():
             fresh.unlink(missing_ok=True)
-        warnings.warn(f"{path} cannot be written ({error}): it is not kept", stacklevel=2)
+        warnings.warn(f"{path}: expected a writable file ({error}); it is not kept", stacklevel=2)
 
 
 def _checked(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -247,14 +250,14 @@ def _checked(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         numbers = dict(file.metadata())
     if CHECKSUM not in numbers:
-        raise ValueError("it has no checksum: an older version saved it")
+        raise ValueError("no checksum: an older version saved it")
     if numbers.pop(CHECKSUM) != _checksum(tensors, numbers):
-        raise ValueError("it was altered since it was saved")
+        raise ValueError("altered since it was saved")
     return tensors, numbers
 
 
 def _checksum(tensors: Mapping[str, Tensor], numbers: Mapping[str, str]) -> str:
-    """SHA-256 of the content of a file of sums."""
+    """Return SHA-256 of the content of a file of sums."""
     digest = hashlib.sha256(json.dumps(sorted(numbers.items())).encode())
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
@@ -270,8 +273,15 @@ def _load(path: Path, layer: int) -> SecondMoment | None:
         tensors, numbers = _checked(path)
         return SecondMoment(layer, tensors["C"], int(numbers["n_tokens"]))
     except _UNREADABLE as error:
-        warnings.warn(f"{path} cannot be read ({error}): it is computed anew", stacklevel=2)
+        _warn_unusable(path, error)
         return None
+
+
+def _warn_unusable(path: Path, error: Exception) -> None:
+    warnings.warn(
+        f"{path}: expected a file that this version saved ({error}); it is computed again",
+        stacklevel=3,
+    )
 
 
 def _save_partial(path: Path, state: _Sums) -> None:
@@ -290,5 +300,5 @@ def _resumed(path: Path | None, layers: Sequence[int], device: torch.device) -> 
         sums = {layer: tensors[str(layer)].to(device) for layer in layers}
         return _Sums(sums, int(numbers["n_tokens"]), int(numbers["n_documents"]))
     except _UNREADABLE as error:
-        warnings.warn(f"{path} cannot be read ({error}): it is computed anew", stacklevel=2)
+        _warn_unusable(path, error)
         return None

@@ -1,4 +1,4 @@
-"""Random numbers that are the same in every process and in any order of cases."""
+"""Seed random numbers so that they are the same in every process and in any order of cases."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ def seeded(*parts: object) -> torch.Generator:
     """Return a generator on the CPU, seeded by ``parts``.
 
     Args:
-        parts: a lone integer is torch's own seed, as published code states it; anything else is
-            seeded by the content of all parts, so that each case has a stream of its own.
+        parts: a single integer is torch's own seed, as in published code; otherwise the content of
+            all parts is hashed, so that each case has its own stream.
     """
     generator = torch.Generator()
     if len(parts) == 1 and isinstance(parts[0], int):

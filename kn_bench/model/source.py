@@ -1,7 +1,7 @@
-"""Where a model comes from, by its name: a package, a folder, a GGUF file, or the hub.
+"""Resolve a model's name: a package, a folder, a GGUF file, or the hub.
 
-Imports no torch, unless a GGUF file is met for the first time and must be converted. Every session
-of pytest loads this module, whosever tests it runs: what reads models is imported when asked for.
+Torch is imported only when a new GGUF file must be converted. Every session of pytest loads this
+module, also for tests of other projects, so whatever reads models is imported when it is needed.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from pathlib import Path
 from kn_bench.model import embedded
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
-"""What weights may be loaded as, by torch's names."""
+"""The dtypes that weights may be loaded as, by torch's names."""
 
 
 def source_of(name: str) -> tuple[str, str | None]:
-    """The folder of a local model, or a hub id with the revision it names, if any.
+    """Return the folder of a local model, or a hub id with the revision it names, if any.
 
     Args:
         name: an embedded or packaged name, a folder, a GGUF file, ``ID`` or ``ID@REVISION`` (a
             branch, tag or commit).
 
     Raises:
-        ValueError: for a folder that is none, or holds no model, or a GGUF file or package that
-            cannot be used.
+        ValueError: for a folder that does not exist or holds no model, or a GGUF file or package
+            that cannot be used.
     """
     if name in embedded.NAMES:
         return str(embedded.folder(name)), None
@@ -40,9 +40,9 @@ def source_of(name: str) -> tuple[str, str | None]:
         return str(path), None
     id, _, revision = name.partition("@")
     if id in embedded.NAMES:
-        raise ValueError(f"{name!r}: the embedded models have no revisions, write {id}")
+        raise ValueError(f"{name!r}: expected an embedded model without a revision; write {id}")
     if id.count("/") > 1 or id.startswith((".", "~")):
-        raise ValueError(f"no model folder at {name!r}")
+        raise ValueError(f"{name!r}: expected a model folder, and the path does not exist")
     return id, revision or None
 
 
@@ -50,12 +50,12 @@ def _gguf(path: Path) -> Path:
     from kn_bench.model import gguf_files
 
     if not path.is_file():
-        raise ValueError(f"no GGUF file at '{path}'")
+        raise ValueError(f"{path}: expected a GGUF file, and the path does not exist")
     return gguf_files.converted(path)
 
 
 def origin(name: str) -> str:
-    """State what a model's weights were made from, where that is not plain from its name."""
+    """Return what a model's weights were made from; "" where its name already says it."""
     from kn_bench.model import gguf_files, packaged
 
     source = Path(source_of(name)[0])
@@ -67,21 +67,21 @@ def origin(name: str) -> str:
 
 
 def not_to_be_had(error: Exception) -> str:
-    """The rest of a sentence on a name that is no model's: what the hub says is ``error``."""
+    """Return the rest of a sentence about an unknown model; ``error`` is the hub's."""
     from kn_bench.model import packaged
 
     return (
-        f"it is none of the embedded models ({', '.join(embedded.NAMES)}) or packaged ones "
-        f"({', '.join(packaged.PACKAGED)}), no folder, and not to be had from the hub or its cache "
+        f"expected an embedded model ({', '.join(embedded.NAMES)}), a packaged one "
+        f"({', '.join(packaged.PACKAGED)}), a folder, or a model that the hub or its cache has "
         f"({first_line(error)})"
     )
 
 
 def first_line(error: Exception) -> str:
-    """Of what ``error`` says, or its name where it says nothing."""
+    """Return the first line of what ``error`` says, or its type where it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def on_hub(name: str) -> bool:
-    """Whether ``name`` is a hub's: none of the package's models, and no folder."""
+    """Tell whether ``name`` is on the hub: not shipped with the package, and no folder."""
     return not Path(source_of(name)[0]).is_dir()

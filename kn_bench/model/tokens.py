@@ -1,7 +1,7 @@
-"""Text <-> token ids: a window on one tokenizer, without weights.
+"""Convert between text and token ids with one tokenizer, without weights.
 
-Texts are always encoded whole, with whatever special tokens the tokenizer itself sets ([CLS] and
-[SEP], Llama's BOS); nothing is ever put together from pieces that were encoded apart.
+Texts are always encoded whole, with the special tokens that the tokenizer itself sets ([CLS] and
+[SEP], Llama's BOS); ids of pieces that were encoded separately are never joined.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ class Encoding:
 
 
 class Span(NamedTuple):
-    """A stretch of a text, in characters: from ``start`` to ``end``, ``gap`` where it may begin.
+    """Part of a text: the characters ``start`` to ``end``, or from ``gap`` on.
 
-    ``gap`` is the end of what stands before: the space between the two belongs to the stretch in
-    byte-level tokenizers.
+    ``gap`` is the end of the text before it: byte-level tokenizers count the space between the two
+    to the part.
     """
 
     gap: int
@@ -49,10 +49,10 @@ class Span(NamedTuple):
 
 
 class Spanned(NamedTuple):
-    """An encoded text with a stretch of it: tokens ``first`` to ``last``, both included.
+    """An encoded text and the tokens of a span in it: ``first`` to ``last``, both included.
 
-    ``whole`` is whether those tokens hold nothing else, and ``last`` is less than ``first`` where
-    the stretch has no token.
+    ``whole`` is whether those tokens hold nothing but the span; ``last`` is less than ``first``
+    where the span has no token.
     """
 
     ids: tuple[int, ...]
@@ -67,11 +67,11 @@ class Tokens:
     Attributes:
         kind: ``causal`` or ``masked``.
         mask_token, mask_id: None where the tokenizer has no mask.
-        bos_id, eos_id, unk_id: None where there is none.
-        between_id: what stands between documents, so that a text's first word can be predicted: the
-            BOS, else the EOS; None where there is neither.
+        bos_id, eos_id, unk_id: None where the tokenizer has no such token.
+        between_id: the token between documents, after which a text's first word is predicted: the
+            BOS, else the EOS; None without either.
         pad_id: what fills a batch; always masked out, so any id will do (eos, else 0).
-        special_ids: ids that no answer may have.
+        special_ids: ids that an answer must not contain.
         max_length: tokens that fit into the model.
 
     Raises:
@@ -84,13 +84,13 @@ class Tokens:
     ) -> None:
         if not getattr(tokenizer, "is_fast", False):
             raise ValueError(
-                f"{type(tokenizer).__name__} has no tokenizer.json and so gives no character "
-                "offsets: save it with a current transformers version as a fast tokenizer"
+                f"{type(tokenizer).__name__}: expected a fast tokenizer with a tokenizer.json, "
+                "which gives character offsets; save it as one with a current transformers version"
             )
         if kind == "masked" and tokenizer.mask_token_id is None:
             raise ValueError(
-                f"the tokenizer of {tokenizer.name_or_path!r} has no mask token: only a masked "
-                "language model's tokenizer can ask at a gap; load the model as causal instead"
+                f"the tokenizer of {tokenizer.name_or_path!r}: expected a mask token, as "
+                "tokenizers of masked language models have; load the model as causal instead"
             )
         self.tokenizer = tokenizer
         self.kind = kind
@@ -114,16 +114,16 @@ class Tokens:
         return hashlib.sha256(self._backend.to_str().encode()).hexdigest()
 
     def encode(self, text: str) -> Encoding:
-        """``text`` as ids with offsets, the tokenizer's own special tokens included."""
+        """Return ``text`` as ids with offsets, the tokenizer's own special tokens included."""
         encoded = self._backend.encode(text)
         return Encoding(tuple(encoded.ids), tuple(encoded.offsets))
 
     def encode_many(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
-        """The ids of each text, as :meth:`encode` gives them; one call for all, without offsets."""
+        """Return the ids of each text, as :meth:`encode` does, in one call and without offsets."""
         return [tuple(e.ids) for e in self._backend.encode_batch_fast(list(texts))]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ``ids``, special tokens left out, its spaces as they are."""
+        """Return the text of ``ids``, special tokens left out, its spaces as they are."""
         return str(
             self.tokenizer.decode(
                 list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
@@ -132,30 +132,32 @@ class Tokens:
 
     @cached_property
     def n_closing(self) -> int:
-        """How many special tokens the tokenizer sets after a text ([SEP], or an EOS)."""
+        """Number of special tokens that the tokenizer sets after a text ([SEP], or an EOS)."""
         marks = self._backend.encode("a").special_tokens_mask
         return (
             len(marks) - 1 - max((i for i, special in enumerate(marks) if not special), default=0)
         )
 
     def encode_spans(self, texts: Sequence[str], spans: Sequence[Span]) -> list[Spanned]:
-        """Each text's ids with the tokens of one stretch of it; one call for all."""
+        """Return each text's ids with the tokens of one span in it; one call for all."""
         encoded = self._backend.encode_batch(list(texts))
         return [_spanned(e, span) for e, span in zip(encoded, spans, strict=True)]
 
 
 def last_token_of(encoding: Encoding, start: int, end: int) -> int:
-    """Index of the token that ends the characters ``start`` to ``end`` of the encoded text.
+    """Return the index of the last token that touches the characters ``start`` to ``end``.
 
     Read from the offsets of the whole text, so that it is right with a BOS in front, with spaces
-    inside tokens, and where the span's last character is spread over several byte tokens.
+    inside tokens, and where the last character is spread over several byte tokens.
 
     Raises:
         ValueError: when no token touches the span.
     """
     touching = [i for i, (a, b) in enumerate(encoding.offsets) if a < end and b > start and a < b]
     if not touching:
-        raise ValueError(f"no token covers characters {start} to {end} of the text")
+        raise ValueError(
+            f"characters {start} to {end} of the text: expected a token that covers them"
+        )
     return touching[-1]
 
 
@@ -165,9 +167,9 @@ def _spanned(encoded: Any, span: Span) -> Spanned:
     first, last = encoded.char_to_token(start), encoded.char_to_token(end - 1)
     if first is None or last is None:
         return Spanned(ids, 0, -1, False)
-    # (start, end) in characters; None or (0, 0) for special tokens, which stand nowhere
+    # (start, end) in characters; None or (0, 0) for special tokens, which have no place in the text
     chars = encoded.token_to_chars
-    # a space that is a token of its own belongs to the stretch, as do all bytes of its last letter
+    # a space that is a token of its own belongs to the span, as do all bytes of its last letter
     while first and (before := chars(first - 1)) and before[1] and before[0] >= gap:
         first -= 1
     while last + 1 < len(ids) and (after := chars(last + 1)) and after[1] and after[0] < end:
@@ -182,7 +184,10 @@ def _special_ids(tokenizer: PreTrainedTokenizerFast) -> frozenset[int]:
 
 
 def _untruncated(tokenizer: PreTrainedTokenizerFast) -> Any:
-    """The Rust tokenizer, never truncating or padding: transformers sets both on a shared one."""
+    """Return a copy of the Rust tokenizer that never truncates or pads.
+
+    transformers turns both on in the tokenizer that it shares.
+    """
     backend = copy.deepcopy(tokenizer.backend_tokenizer)
     backend.no_truncation()
     backend.no_padding()

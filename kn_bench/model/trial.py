@@ -1,7 +1,7 @@
-"""Whether a model can be loaded, tried once in a process of its own before a run begins.
+"""Try once, in a separate process before a run begins, whether a model can be loaded.
 
-The controller of a run does without torch, and its workers would each fail, once a test. A model
-that could be loaded is remembered by its content, so that the next run does not try it again.
+The controller of a run does not import torch, and each of its workers would fail in every test. A
+model that could be loaded is remembered by its content, so that the next run does not try again.
 
     python -m kn_bench.model.trial < request
 """
@@ -36,12 +36,12 @@ def refuse_unloadable(
     """Refuse a model that the workers could not load.
 
     Args:
-        name: of the model; an embedded or packaged one is known to be whole.
+        name: of the model; embedded and packaged ones are not tried.
         fingerprint: SHA-256 of its files, or its commit on the hub.
         dtype, attention, commit, chat_template: as for :func:`kn_bench.model.loading.load_model`.
 
     Raises:
-        ValueError: one sentence, that of the process that tried.
+        ValueError: the sentence of the process that tried.
     """
     if name in embedded.NAMES or name in packaged.PACKAGED:
         return
@@ -69,7 +69,7 @@ def refuse_unloadable(
 
 
 def _tried(request: dict[str, Any]) -> str:
-    """What another process says of the model; "" when it could load it."""
+    """Return what another process says of the model; "" when it could load it."""
     process = subprocess.run(
         [sys.executable, "-m", "kn_bench.model.trial"],
         input=json.dumps(request),
@@ -82,13 +82,13 @@ def _tried(request: dict[str, Any]) -> str:
         return str(json.loads(lines[-1]))
     reason = (process.stderr.strip().splitlines() or ["no reason given"])[-1]
     return (
-        f"the model {request['name']!r} cannot be loaded: the process that tried ended with "
-        f"status {process.returncode} ({reason})"
+        f"{request['name']!r}: expected a model that can be loaded, and the process that tried "
+        f"ended with status {process.returncode} ({reason})"
     )
 
 
 def main() -> None:
-    """Load the model that standard input names, and write what is wrong with it, or nothing."""
+    """Load the model that standard input names, and write the sentence that refuses it, or ""."""
     from kn_bench.model.loading import load_model
 
     request = json.load(sys.stdin)

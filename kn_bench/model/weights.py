@@ -1,4 +1,4 @@
-"""The bytes of a model's weights: what they were, what they are, and whether they have changed."""
+"""Hash a model's weights, and tell whether they have changed since they were loaded."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class Weights:
-    """Parameters and buffers of a module, named by what they hold.
+    """Parameters and buffers of a module, identified by their content.
 
     Args:
         module: as it was loaded.
@@ -37,10 +37,10 @@ class Weights:
         return digest
 
     def now(self) -> str:
-        """Name the weights: ``""`` as they were loaded, else their digest.
+        """Return ``""`` for the weights as they were loaded, else their digest.
 
-        torch counts changes in place, and only after one are the bytes compared. Whoever takes an
-        edit back compares them in any case, so that this costs nothing more.
+        torch counts changes in place, and bytes are hashed only after one. Whoever undoes an edit
+        compares the bytes in any case, so that this costs nothing more.
         """
         if self._count_changes() != self._versions:
             self.digest()

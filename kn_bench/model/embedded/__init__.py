@@ -26,7 +26,7 @@ def folder(name: str) -> Path:
         ValueError: for a name that no embedded model has.
     """
     if name not in NAMES:
-        raise ValueError(f"there is no embedded model {name!r}; known are {', '.join(NAMES)}")
+        raise ValueError(f"{name!r}: expected one of the embedded models {', '.join(NAMES)}")
     return _HERE / name.replace("-", "_")
 
 

@@ -22,19 +22,19 @@ class Fact:
 
 @cache
 def facts() -> tuple[Fact, ...]:
-    """All facts, in the order of the tables; no (relation, subject) occurs twice."""
-    found: dict[tuple[str, str], Fact] = {}
+    """Return all facts, in the order of the tables; no (relation, subject) occurs twice."""
+    by_key: dict[tuple[str, str], Fact] = {}
     for fact in (*_places(), *_things(), *_people()):
         if fact.subject and fact.object:
-            found.setdefault((fact.relation, fact.subject), fact)
-    return tuple(found.values())
+            by_key.setdefault((fact.relation, fact.subject), fact)
+    return tuple(by_key.values())
 
 
 def _places() -> list[Fact]:
-    found = []
+    places = []
     for row in rows("countries.tsv"):
         country, capital = row["country"], row["capital"]
-        found += [
+        places += [
             Fact("P36", country, capital),
             Fact("P1376", capital, country),
             Fact("P37", country, row["language"]),
@@ -42,12 +42,12 @@ def _places() -> list[Fact]:
             Fact("P17", row["city"], country),
         ]
     for row in rows("regions.tsv"):
-        found += [
+        places += [
             Fact("P36", row["region"], row["capital"]),
             Fact("P1376", row["capital"], row["region"]),
             Fact("P17", row["region"], row["country"]),
         ]
-    return found + [Fact("P17", row["city"], row["country"]) for row in rows("cities.tsv")]
+    return places + [Fact("P17", row["city"], row["country"]) for row in rows("cities.tsv")]
 
 
 def _things() -> list[Fact]:
@@ -61,7 +61,7 @@ def invented() -> frozenset[str]:
 
 
 def people() -> tuple[dict[str, str], ...]:
-    """The rows of the two tables of people: real ones, then invented ones."""
+    """Return the rows of the two tables of people: real ones, then invented ones."""
     return rows("people.tsv") + rows("invented.tsv")
 
 
@@ -89,11 +89,11 @@ def relations() -> tuple[str, ...]:
 
 @cache
 def prompts() -> dict[str, tuple[str, ...]]:
-    """The templates that cases ask with, by relation, the prompt that is edited first."""
-    found: dict[str, list[str]] = {}
+    """Return the prompt templates of each relation, the one that is edited first."""
+    templates: dict[str, list[str]] = {}
     for line in lines("prompts.txt"):
         if line.startswith("[P"):
-            current = found.setdefault(line.strip("[]"), [])
+            current = templates.setdefault(line.strip("[]"), [])
         else:
             current.append(line)
-    return {relation: tuple(texts) for relation, texts in found.items()}
+    return {relation: tuple(texts) for relation, texts in templates.items()}

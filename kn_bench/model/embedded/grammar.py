@@ -92,11 +92,11 @@ class Grammar:
         self.regular = tuple(noun for noun in nouns if not noun.irregular)
 
     def pair(self, paradigm: str) -> Pair:
-        """A pair of a paradigm. Raises KeyError where there is no such paradigm."""
+        """Draw a pair of a paradigm; raise KeyError for an unknown paradigm."""
         return _PARADIGMS[paradigm](self, paradigm)
 
     def sentence(self) -> str:
-        """A grammatical sentence: a pair's good member, or one of general shape."""
+        """Draw a grammatical sentence: a pair's good member, or one of general shape."""
         if self.often and self.random.random() < 0.5:
             return self.pair(self.pick(self.often)).sentence_good
         if self.random.random() < 0.3:
@@ -113,7 +113,7 @@ class Grammar:
         return self.pick(("singular", "plural"))
 
     def bond(self, kind: str, draw: Callable[[], tuple[T, str, str]], critical: bool = True) -> T:
-        """Draws until the two words that ``draw`` names beside its value are of the wanted sort."""
+        """Draw until the two words that ``draw`` names beside its value are of the wanted sort."""
         wanted = self.held_out and critical
         while True:
             value, first, second = draw()
@@ -121,7 +121,7 @@ class Grammar:
                 return value
 
     def determined(self, number: Number, nouns: Sequence[Noun], determiner: str = "") -> Phrase:
-        """A determiner, perhaps an adjective, and a noun; never a bond that is held out."""
+        """Draw a determiner, perhaps an adjective, and a noun; never a held-out bond."""
 
         def draw() -> tuple[Phrase, str, str]:
             word = determiner or self.pick(lexicon.DETERMINERS[number])
@@ -134,7 +134,7 @@ class Grammar:
         return self.bond("determiner", draw, critical=False)
 
     def phrase(self, number: Number, kinds: Sequence[str] = ()) -> Phrase:
-        """Any noun phrase of a number, of some kinds of noun where they are given."""
+        """Draw a noun phrase of a number, of some kinds of noun where they are given."""
         chance = self.random.random()
         if not kinds and number == "singular" and chance < 0.25:
             return named(self.pick(lexicon.first_names()))
@@ -151,7 +151,7 @@ class Grammar:
         return self.determined(number, nouns)
 
     def subject(self, number: Number) -> Phrase:
-        """A noun phrase that fits before a verb: people half of the time, irregular nouns often."""
+        """Draw a noun phrase that fits before a verb: half people, irregular nouns often."""
         chance = self.random.random()
         if chance < 0.3:
             return self.phrase(number, ("person",))
@@ -162,7 +162,7 @@ class Grammar:
     # Verb phrases -------------------------------------------------------------------------
 
     def complement(self, verb: Verb) -> str:
-        """What follows a verb, with its leading space."""
+        """Draw what follows a verb, with its leading space."""
         text = f" {verb.particle}" if verb.particle else ""
         if verb.kind == "any":
             text += " " + self.phrase(self.number()).text
@@ -177,7 +177,7 @@ class Grammar:
         return text
 
     def inner(self, text: str) -> str:
-        """The clause after ``that``, ``who`` or ``what``."""
+        """Draw the clause after ``that``, ``who`` or ``what``."""
         if text.endswith(" that "):
             return self.clause(self.phrase(self.number()), plain=True)
         if text.endswith(" what "):
@@ -185,12 +185,12 @@ class Grammar:
         return self.invariant(self.pick(lexicon.verbs("any", "none")))
 
     def invariant(self, verb: Verb) -> str:
-        """A verb phrase that shows no number."""
+        """Draw a verb phrase that shows no number."""
         auxiliary, form = self.pick(lexicon.INVARIANT)
         return f"{auxiliary} {verb.form(form)}".strip() + self.complement(verb)
 
     def predicate(self, subject: Phrase, critical: bool = False) -> Predicate:
-        """A verb phrase that agrees with its subject."""
+        """Draw a verb phrase that agrees with its subject."""
 
         def draw() -> tuple[Predicate, str, str]:
             good, bad, rest = self._agreeing(subject.number)
@@ -211,7 +211,7 @@ class Grammar:
         return agreeing(number, singular, plural, rest)
 
     def clause(self, subject: Phrase, plain: bool = False) -> str:
-        """A subject with a verb phrase, agreeing or not; ``plain``: with a simple object."""
+        """Draw a subject with a verb phrase, agreeing or not; ``plain``: with a simple object."""
         if plain:
             verb = self.pick(lexicon.verbs("any", "none"))
             return f"{subject.text} {self.invariant(verb)}"
@@ -223,24 +223,24 @@ class Grammar:
 
 
 def agreeing(number: Number, singular: str, plural: str, rest: str) -> Predicate:
-    """The predicate of a number, from the two forms of its agreeing word."""
+    """Return the predicate of a number, from the two forms of its agreeing word."""
     if number == "singular":
         return Predicate(singular, plural, rest)
     return Predicate(plural, singular, rest)
 
 
 def article(determiner: str, following: str) -> str:
-    """``an`` for ``a`` before a vowel letter."""
+    """Return ``an`` for the determiner ``a`` before a vowel letter."""
     return "an" if determiner == "a" and following[0] in "aeiou" else determiner
 
 
 def named(name: Name) -> Phrase:
-    """The phrase that a proper noun is."""
+    """Return the phrase that a proper noun is."""
     return Phrase(name.text, name.text, name.number, name.gender)
 
 
 def things() -> tuple[Noun, ...]:
-    """The nouns that name no person."""
+    """Return the nouns that do not name a person."""
     return lexicon.nouns_of("animal", "group", "place", "text", "thing")
 
 
@@ -248,7 +248,7 @@ def things() -> tuple[Noun, ...]:
 
 
 def _determiner_noun(grammar: Grammar, paradigm: str) -> Pair:
-    """``determiner_noun_agreement_*``: 1 varies the noun, 2 the determiner."""
+    """Draw ``determiner_noun_agreement_*``: 1 varies the noun, 2 the determiner."""
     number = grammar.number()
     nouns = grammar.irregular if "irregular" in paradigm else grammar.regular
     adjective = grammar.pick(lexicon.adjectives()) + " " if "adj" in paradigm else ""
@@ -279,7 +279,7 @@ def _determiner_noun(grammar: Grammar, paradigm: str) -> Pair:
 
 
 def _subject_verb(grammar: Grammar, paradigm: str) -> Pair:
-    """``*_plural_subject_verb_agreement_*``: 1 varies the verb, 2 the subject."""
+    """Draw ``*_plural_subject_verb_agreement_*``: 1 varies the verb, 2 the subject."""
     number = grammar.number()
     nouns = grammar.irregular if paradigm.startswith("irregular") else grammar.regular
     if paradigm.endswith("_1"):
@@ -298,7 +298,7 @@ def _subject_verb(grammar: Grammar, paradigm: str) -> Pair:
 
 
 def _relational_noun(grammar: Grammar, paradigm: str) -> Pair:
-    """``distractor_agreement_relational_noun``: a noun of the other number stands between."""
+    """Draw ``distractor_agreement_relational_noun``: a noun of the other number between."""
     number = grammar.number()
     owned = grammar.pick((True, False))
     kinds = ("relative",) if owned else ("text",)
@@ -311,7 +311,7 @@ def _relational_noun(grammar: Grammar, paradigm: str) -> Pair:
 
 
 def _relative_clause(grammar: Grammar, paradigm: str) -> Pair:
-    """``distractor_agreement_relative_clause``: the distractor stands in a relative clause."""
+    """Draw ``distractor_agreement_relative_clause``: the distractor in a relative clause."""
     number = grammar.number()
     head = grammar.determined(number, lexicon.nouns())
     relative = grammar.pick(("that", "that", "who" if head.gender != "i" else "that"))
@@ -334,7 +334,7 @@ def _relative_clause(grammar: Grammar, paradigm: str) -> Pair:
 
 
 def _anaphor(grammar: Grammar, paradigm: str) -> Pair:
-    """``anaphor_*_agreement``: a reflexive agrees with its subject in gender or number."""
+    """Draw ``anaphor_*_agreement``: a reflexive agrees in gender or number."""
     number: Number = "singular" if "gender" in paradigm else grammar.number()
     subject = _antecedent(grammar, number, gendered="gender" in paradigm)
 
@@ -361,7 +361,7 @@ def _anaphor(grammar: Grammar, paradigm: str) -> Pair:
 
 
 def _antecedent(grammar: Grammar, number: Number, gendered: bool) -> Phrase:
-    """A subject for a reflexive: a name half of the time where it may be one."""
+    """Draw a subject for a reflexive: half of the time a name, where that is possible."""
     if number == "singular" and grammar.random.random() < 0.55:
         return named(grammar.pick(lexicon.first_names()))
     if gendered:

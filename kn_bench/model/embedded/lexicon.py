@@ -105,7 +105,7 @@ class Name:
 
 @cache
 def nouns() -> tuple[Noun, ...]:
-    """All common nouns."""
+    """Return all common nouns."""
     return tuple(
         Noun(row["singular"], row["plural"], row["form"] == "irregular", row["kind"], row["gender"])
         for row in rows("nouns.tsv")
@@ -114,31 +114,31 @@ def nouns() -> tuple[Noun, ...]:
 
 @lru_cache(maxsize=64)
 def nouns_of(*kinds: str) -> tuple[Noun, ...]:
-    """The nouns of some kinds."""
+    """Return the nouns of some kinds."""
     return tuple(noun for noun in nouns() if noun.kind in kinds)
 
 
 @lru_cache(maxsize=64)
 def verbs(*kinds: str) -> tuple[Verb, ...]:
-    """The verbs of some kinds."""
+    """Return the verbs of some kinds."""
     return tuple(Verb(**row) for row in rows("verbs.tsv") if row["kind"] in kinds)
 
 
 @cache
 def adjectives() -> tuple[str, ...]:
-    """All adjectives."""
+    """Return all adjectives."""
     return words("adjectives.txt")
 
 
 @cache
 def first_names() -> tuple[Name, ...]:
-    """First names of people."""
+    """Return first names of people."""
     return tuple(Name(row["name"], "singular", row["gender"]) for row in rows("names.tsv"))
 
 
 @cache
 def proper() -> tuple[Name, ...]:
-    """Other proper and mass nouns: families, institutions, substances."""
+    """Return other proper and mass nouns: families, institutions, substances."""
     return tuple(
         Name(row["name"], "plural" if row["number"] == "plural" else "singular", row["gender"])
         for row in rows("proper.tsv")
@@ -146,5 +146,5 @@ def proper() -> tuple[Name, ...]:
 
 
 def held_out(kind: str, first: str, second: str) -> bool:
-    """Whether training never shows this pair of words in this bond (a hash decides)."""
+    """Tell whether training never shows these two words in this bond (a hash decides)."""
     return share("pair", kind, first, second) < HELD_OUT_COMBINATIONS

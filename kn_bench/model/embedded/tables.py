@@ -1,4 +1,4 @@
-"""Reads the data tables that lie beside this module; nothing here knows what they mean."""
+"""Read the data tables that lie beside this module; nothing here knows what they mean."""
 
 from __future__ import annotations
 
@@ -12,36 +12,37 @@ TABLES = Path(__file__).parent / "tables"
 
 @lru_cache(maxsize=64)
 def rows(name: str) -> tuple[dict[str, str], ...]:
-    """The rows of a tab-separated table, by column; a ``-`` stands for an empty cell.
+    """Return the rows of a tab-separated table; ``-`` stands for an empty cell.
 
-    Raises ValueError where a row has not as many cells as the head.
+    Raises:
+        ValueError: for a row with another number of cells than the head.
     """
     lines = (TABLES / name).read_text(encoding="utf-8").splitlines()
     head = lines[0].split("\t")
-    found = []
+    table = []
     for number, line in enumerate(lines[1:], start=2):
         cells = line.split("\t")
         if len(cells) != len(head):
-            raise ValueError(f"{name}, line {number}: {len(cells)} cells, the head has {len(head)}")
-        found.append(
+            raise ValueError(f"{name}, line {number}: expected {len(head)} cells, got {len(cells)}")
+        table.append(
             {key: "" if cell == "-" else cell for key, cell in zip(head, cells, strict=True)}
         )
-    return tuple(found)
+    return tuple(table)
 
 
 @lru_cache(maxsize=64)
 def words(name: str, folder: Path = TABLES) -> tuple[str, ...]:
-    """The words of a text file, in order."""
+    """Return the words of a text file, in order."""
     return tuple((folder / name).read_text(encoding="utf-8").split())
 
 
 def lines(name: str, folder: Path = TABLES) -> Iterator[str]:
-    """The lines of a text file that are neither empty nor comments."""
+    """Return the lines of a text file that are neither empty nor comments."""
     for line in (folder / name).read_text(encoding="utf-8").splitlines():
         if line and not line.startswith("#"):
             yield line
 
 
 def share(*parts: str) -> float:
-    """A number in [0, 1) drawn from the text itself (CRC-32), the same in every process."""
+    """Return a number in [0, 1) from the text itself (CRC-32), the same in every process."""
     return zlib.crc32("|".join(parts).encode()) % 10_000 / 10_000
