@@ -221,12 +221,14 @@ def test_published_rules_have_the_published_nodes():
 def test_fewer_than_five_nodes_are_refused(name):
     with pytest.raises(ValueError) as error:  # noqa: PT011 - the text is pinned below
         Rule(name, 1)
-    assert str(error.value) == ("1 integration nodes are too few to attribute by: use at least 5")
+    assert str(error.value) == "1 integration nodes: expected at least 5"
     assert Rule(name, 5).n_nodes == 5
 
 
 def test_an_unknown_rule_is_refused():
-    with pytest.raises(ValueError, match="unknown rule 'simpson'; known: adaptive, riemann, lin"):
+    with pytest.raises(
+        ValueError, match="rule 'simpson': expected one of adaptive, riemann, linspace"
+    ):
         Rule("simpson")  # type: ignore[arg-type]
 
 
@@ -276,15 +278,17 @@ def test_a_masked_model_sees_the_answers_earlier_tokens_in_place():
 @pytest.mark.parametrize(
     ("family", "answer", "what"),
     [
-        ("gpt2", (1, 20), "the special token 1"),
-        ("gpt2", (4,), "the special token 4"),
-        ("bert", (3,), "the special token 3"),
-        ("bert", (), "no token at all"),
+        ("gpt2", (1, 20), "special token 1"),
+        ("gpt2", (4,), "special token 4"),
+        ("bert", (3,), "special token 3"),
+        ("bert", (), "none"),
     ],
 )
 def test_special_tokens_are_no_answer(family, answer, what):
     lm = tiny_model(family)
-    with pytest.raises(ValueError, match=f"hold {what}: only ordinary tokens can be attributed"):
+    with pytest.raises(
+        ValueError, match=rf"expected ordinary tokens, got {what}; encode the answer"
+    ):
         attribute(lm, [Fitted((10, 11, 12), 2, answer)])
 
 

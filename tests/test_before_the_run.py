@@ -52,7 +52,7 @@ def test_weights_that_are_missing_end_the_run_before_its_first_test(gpt2):
     )
     assert result.returncode == 4
     assert result.stderr.startswith(
-        "ERROR: gpt2: expected weights for transformer.h.4.attn.c_attn.bias, "
+        f"ERROR: {gpt2}: expected weights for transformer.h.4.attn.c_attn.bias, "
     )
     assert not (gpt2.parent / "reports").exists()
 

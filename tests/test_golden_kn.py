@@ -212,7 +212,7 @@ def test_a_target_with_bos_is_refused(case):
     manifest = case.manifest
     as_encoded = lm.tokens.encode(manifest["target"]).ids
     prompt = lm.tokens.encode(manifest["prompts"][0]["prompt"]).ids
-    with pytest.raises(ValueError, match="hold the special token"):
+    with pytest.raises(ValueError, match="expected ordinary tokens, got special token"):
         attribute(lm, [Query(prompt, len(prompt) - 1, as_encoded)])
     # half of the published scores are those of BOS: the answer's own are others
     answer = plain_ids(lm, manifest["target"])

@@ -204,5 +204,7 @@ def test_matched_neurons_are_seeded_by_content():
 
 def test_too_few_neurons_to_match_are_refused():
     everything = frozenset(Neuron(0, unit) for unit in range(3))
-    with pytest.raises(ValueError, match="layer 0 has 5 neurons: too few to match 3 of them"):
+    with pytest.raises(
+        ValueError, match="layer 0: expected at most 2 neurons to match, half of its 5, got 3"
+    ):
         matched(noise(1, 5), everything, seeded(0))

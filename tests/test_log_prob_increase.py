@@ -46,7 +46,7 @@ def test_each_neuron_adds_its_value_to_the_stream(family):
 
 
 def test_masked_models_are_refused():
-    with pytest.raises(ValueError, match="its stream has no final norm to read it by"):
+    with pytest.raises(ValueError, match="expected a causal model, whose final norm reads the"):
         log_prob_increase(tiny_model("bert"), [query(None)])
 
 

@@ -247,7 +247,9 @@ def test_embeddings_have_the_spread_that_they_have():
 
 
 def test_a_subject_outside_of_the_prompt_is_refused():
-    with pytest.raises(ValueError, match="a prompt of 2 tokens cannot have its subject at tokens"):
+    with pytest.raises(
+        ValueError, match="subject 1 to 3, answer read at 1: expected both within the 2"
+    ):
         TracePrompt((1, 2), 1, (1, 3), 0)
 
 

@@ -1,9 +1,9 @@
-"""Other ways to score neurons, as controls of integrated gradients: does the attribution matter?
+"""Score neurons in other ways, as controls of integrated gradients: does the attribution matter?
 
 activation               w
 gradient_x_activation    w * dP/dw at g = 1, one step where integrated gradients take many
 direct_ablation          P - P(neuron alone set to 0): one run for each neuron
-log_prob_increase        log P read from the stream with the neuron's value, less without: no run
+log_prob_increase        log P read from the stream with and without the neuron's value: no run
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ Scores = Float[Tensor, "n n_layers d_mlp"]
 
 
 def activation(lm: LanguageModel, queries: Sequence[Fitted]) -> Scores:
-    """The neurons' values at the answer position; of several answer tokens the mean."""
+    """Return the neurons' values at the answer position; of several answer tokens the mean."""
     return _scored(lm, queries, lambda asked: asked.keys)
 
 
 def gradient_x_activation(lm: LanguageModel, queries: Sequence[Fitted]) -> Scores:
-    """First-order effect of each neuron on P."""
+    """Return the first-order effect of each neuron on P."""
 
     def score(asked: Asked) -> Tensor:
         n = len(asked.keys) * lm.n_layers
@@ -49,12 +49,12 @@ def gradient_x_activation(lm: LanguageModel, queries: Sequence[Fitted]) -> Score
 def direct_ablation(
     lm: LanguageModel, queries: Sequence[Fitted], neurons: Iterable[Neuron] | None = None
 ) -> Scores:
-    """The fall in P when a neuron alone is set to 0 at the answer position.
+    """Return the fall in P when a neuron alone is set to 0 at the answer position.
 
-    Exact but expensive: a forward pass a question and neuron.
+    Exact but expensive: one forward pass per question and neuron.
 
     Args:
-        neurons: those that are ablated, the others score 0; all n_layers * d_mlp when None.
+        neurons: those to ablate, the others score 0; all n_layers * d_mlp when None.
     """
     by_layer: dict[int, list[int]] = {layer: [] for layer in range(lm.n_layers)}
     if neurons is None:
@@ -86,14 +86,16 @@ def log_prob_increase(lm: LanguageModel, queries: Sequence[Fitted]) -> Scores:
 
     h is the residual stream to which the layer's MLP adds, at the answer position, read through the
     final norm and the head (Yu and Ananiadou, "Neuron-Level Knowledge Attribution in Large Language
-    Models", EMNLP 2024). One forward pass a question and no gradient; the head is applied to every
-    neuron, n_layers * d_mlp * vocabulary products.
+    Models", EMNLP 2024). One forward pass per question and no gradient; the head is applied to
+    every neuron, n_layers * d_mlp * vocabulary products.
 
     Raises:
         ValueError: for a model whose MLPs' outputs do not simply join the residual stream.
     """
     if not lm.is_causal:
-        raise ValueError(f"{lm.name} is a masked model: its stream has no final norm to read it by")
+        raise ValueError(
+            f"{lm.name}: expected a causal model, whose final norm reads the residual stream"
+        )
     norm = _final_norm(lm)
 
     @torch.no_grad()
@@ -108,7 +110,9 @@ def log_prob_increase(lm: LanguageModel, queries: Sequence[Fitted]) -> Scores:
         streams = [*run.layer_inputs[1:], last[0]]
         ids = run.ids[:, :2]
         if lm.n_layers > 1 and not adds_to_stream(lm, ids[:1], 0):
-            raise ValueError(f"{lm.name}: its MLPs' outputs do not simply join the stream")
+            raise ValueError(
+                f"{lm.name}: expected MLPs whose outputs are added to the residual stream"
+            )
         rows = torch.arange(len(run.ids), device=lm.device)
         scores = torch.empty_like(asked.keys)
         a_row = 4.0 * 2 * lm.vocabulary
@@ -135,7 +139,7 @@ def log_prob_increase(lm: LanguageModel, queries: Sequence[Fitted]) -> Scores:
 
 
 def _final_norm(lm: LanguageModel) -> nn.Module:
-    """The norm between the last layer and the head."""
+    """Return the norm between the last layer and the head."""
     inside = {id(module) for layer in lm.layers for module in layer.modules()}
     norms = [
         module
@@ -143,9 +147,9 @@ def _final_norm(lm: LanguageModel) -> nn.Module:
         if "norm" in type(module).__name__.lower() and id(module) not in inside
     ]
     if not norms:
-        raise ValueError(f"{lm.name} has no final norm to read the residual stream by")
-    found: nn.Module = norms[-1]
-    return found
+        raise ValueError(f"{lm.name}: expected a final norm, which reads the residual stream")
+    last: nn.Module = norms[-1]
+    return last
 
 
 def _scored(

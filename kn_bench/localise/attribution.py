@@ -1,10 +1,10 @@
-"""Integrated gradients of neurons (Dai et al. 2022, equation 3): who carries the answer?
+"""Integrated gradients of neurons (Dai et al. 2022, equation 3): which carry the answer?
 
     alpha_i = w_i * integral_0^1 dP(g w)/dw_i dg
 
 w are a layer's neurons at the answer position, P the probability of the answer (not its log), one
-layer at a time. Completeness: over a layer the alphas add up to P(w) - P(0). The error of that is
-recorded with every attribution, and the adaptive rule works until it is small enough.
+layer at a time. Completeness: over a layer the alphas add up to P(w) - P(0). Every attribution
+records the error of that sum, and the adaptive rule refines until it is small enough.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def attribute(
     rule = rule or Rule()
     asked = [questions_of(lm, query) for query in queries]
     singles = list(dict.fromkeys(question for group in asked for question in group))
-    # as many questions as have all their first rows in one pass
+    # a batch holds as many questions as fit into one pass with all their first rows
     rows = lm.n_layers * rule.n_nodes
     attributions = lm.batcher.run(
         lambda questions: _attribute(ask(lm, questions), rule),
@@ -89,12 +89,12 @@ def attribute(
 
 
 def _mean(parts: Sequence[Attribution]) -> Attribution:
-    """Over the tokens of one answer."""
+    """Average the attributions of the tokens of one answer."""
     if len(parts) == 1:
         return parts[0]
     errors = torch.stack([part.completeness for part in parts])
     allowed = torch.stack([part.allowed for part in parts])
-    # one token's error may be large where as much is allowed: they are judged one by one
+    # tokens allow errors of different size, so each is judged by its own bound
     worst = (errors / allowed).argmax(0, keepdim=True)
     return Attribution(
         scores=torch.stack([part.scores for part in parts]).mean(0),
@@ -107,7 +107,7 @@ def _mean(parts: Sequence[Attribution]) -> Attribution:
 
 
 def _attribute(asked: Asked, rule: Rule) -> list[Attribution]:
-    """Questions of equal length, with one clean pass behind them."""
+    """Attribute questions of equal length, all from one clean pass."""
     path = _integrate(asked, rule)
     weights = [asked.lm.weight(layer) for layer in range(asked.lm.n_layers)]
     by_key = torch.stack([path.integral[:, i] @ w.T for i, w in enumerate(weights)], 1)
@@ -144,8 +144,9 @@ class _Path:
 class _Intervals:
     """Parts of the paths of all questions and layers, with what the rule gave on them.
 
-    ``cell`` is question * n_layers + layer; P is known at both ends ``low`` and ``high``. All but
-    the integral is on the host, which decides what to halve.
+    ``cell`` is question * n_layers + layer: paths of all questions and layers are one axis, so that
+    intervals of any of them share a pass. P is known at both ends ``low`` and ``high``. All but the
+    integral is on the host, which decides what to halve.
     """
 
     integral: Float[Tensor, "n d_model"]
@@ -176,7 +177,7 @@ class _Integrator:
     def __init__(self, asked: Asked, rule: Rule) -> None:
         self.asked, self.rule = asked, rule
         self.n_layers = asked.lm.n_layers
-        # what a layer's neurons add at the answer position: completeness in the values' space
+        # what a layer's neurons add to its value: the change of P is the integral along it
         self.grown = asked.grown.flatten(0, 1)
         self.unit = rule.on_unit_interval()
 
@@ -184,13 +185,13 @@ class _Integrator:
         return Rows(cell // self.n_layers, cell % self.n_layers, g)
 
     def probability(self, cell: np.ndarray, g: np.ndarray) -> Float[Tensor, " n"]:
-        """P where the neurons of ``cell`` are scaled by ``g``."""
+        """Return P where the neurons of ``cell`` are scaled by ``g``."""
         return self.asked.run(self.rows(cell, g), gradient=False).probability
 
     def gradients(
         self, cell: np.ndarray, low: np.ndarray, high: np.ndarray
     ) -> tuple[Float[Tensor, "n nodes"], Float[Tensor, "n d_model"]]:
-        """P at the nodes of each interval, and the integral of dP/dvalue over it."""
+        """Return P at the nodes of each interval, and the integral of dP/dvalue over it."""
         n, unit = len(self.unit.places), self.unit
         width = (high - low)[:, None]
         g = low[:, None] + width * unit.places
@@ -202,7 +203,7 @@ class _Integrator:
         )
 
     def change(self, cell: np.ndarray, integral: Tensor) -> Float[Tensor, " n"]:
-        """What P changes by along intervals with these integrals."""
+        """Return the change of P along intervals with these integrals."""
         return (integral * self.grown[to_device(cell, integral.device)]).sum(1)
 
 
@@ -211,22 +212,22 @@ def _integrate(asked: Asked, rule: Rule) -> _Path:
     n_cells = len(take.grown)
     cell = np.arange(n_cells)
     shape = (n_cells // take.n_layers, take.n_layers)
-    zero, one = np.zeros(n_cells), np.ones(n_cells)
+    zero, full = np.zeros(n_cells), np.ones(n_cells)
     if rule.name != "adaptive":
-        probability, integral = take.gradients(cell, zero, one)
+        probability, integral = take.gradients(cell, zero, full)
         # both published rules have their first node at g = 0
         (without,) = to_host(probability[:, 0])
         nodes = torch.full(shape, rule.n_nodes)
         return _Path(integral.reshape(*shape, -1), torch.from_numpy(without).reshape(shape), nodes)
     at_zero = take.probability(cell, zero)
-    _, integral = take.gradients(cell, zero, one)
+    _, integral = take.gradients(cell, zero, full)
     p_low, p_high, change = to_host(at_zero, asked.probability, take.change(cell, integral))
     p_high = p_high.repeat(take.n_layers)
     error = np.abs(change - (p_high - p_low))
-    whole = _Intervals(integral, cell, zero, one, p_low, p_high, error)
+    whole = _Intervals(integral, cell, zero, full, p_low, p_high, error)
     done = _refined(take, whole, rule)
     at = to_device(done.cell, integral.device)
-    # a path in k intervals took 2 k - 1 of them, the halved ones included
+    # a path that ends in k intervals was evaluated on 2 k - 1, the halved ones included
     intervals = torch.from_numpy(np.bincount(done.cell, minlength=n_cells))
     return _Path(
         torch.zeros_like(take.grown).index_add_(0, at, done.integral).reshape(*shape, -1),
@@ -247,7 +248,7 @@ def _refined(take: _Integrator, parts: _Intervals, rule: Rule) -> _Intervals:
         # the next round may double the intervals of a path
         affordable = (4 * count - 1) * rule.n_nodes <= rule.most
         failing = (total > allowed) & affordable
-        # an interval fails where it has more than its share: at least one does in a failing path
+        # halve intervals with more than their share of the error: a failing path has at least one
         halve = failing[parts.cell] & (parts.error > (allowed / count)[parts.cell])
         if not halve.any():
             return parts

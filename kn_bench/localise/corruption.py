@@ -32,10 +32,10 @@ class TracePrompt:
     Attributes:
         ids: tokens; for a causal model they end where the answer is read.
         position: where the answer is read: the last token, or the mask.
-        subject: first and one past the last token that noise is put on.
+        subject: the first token that noise is added to, and one past the last.
         answer: the token whose probability is followed.
-        rival: where there is one, the answer's share of the probability of the two is followed
-            instead: the preference within a minimal pair.
+        rival: the other answer of a minimal pair; the answer's share of the probability of the two
+            is then followed instead.
 
     Raises:
         ValueError: for a subject or an answer position outside the prompt.
@@ -51,8 +51,8 @@ class TracePrompt:
         start, stop = self.subject
         if not 0 <= start < stop <= len(self.ids) or not 0 <= self.position < len(self.ids):
             raise ValueError(
-                f"a prompt of {len(self.ids)} tokens cannot have its subject at tokens {start} to "
-                f"{stop} and its answer read at {self.position}: both must lie inside of it"
+                f"subject {start} to {stop}, answer read at {self.position}: expected both within "
+                f"the {len(self.ids)} tokens of the prompt"
             )
 
 
@@ -64,7 +64,7 @@ class Corrupted:
         prompts: the prompts; each has 1 clean row and then ``samples`` noisy ones.
         samples: noisy rows of each prompt.
         run: of all rows.
-        mlp, attention: what each layer's MLP and attention gave.
+        mlp, attention: outputs of each layer's MLP and attention.
         probability: P(answer), clean in the first column.
     """
 
@@ -77,13 +77,16 @@ class Corrupted:
     probability: Float[Tensor, "prompts runs"]
 
     def rows(self, prompt: int) -> range:
-        """The noisy rows of a prompt; its clean row is the one before."""
+        """Return the noisy rows of a prompt; its clean row is the one before."""
         first = prompt * (1 + self.samples) + 1
         return range(first, first + self.samples)
 
     def states(self, kind: Kind, layer: int) -> Float[Tensor, "rows T d_model"]:
-        """All states of a kind; what layer -1 gives is what goes into layer 0, and what the last
-        layer gives is what the head reads."""
+        """Return all states of a kind.
+
+        The output of layer -1 is the input of layer 0, and that of the last layer what the head
+        reads.
+        """
         if kind != "hidden":
             return (self.mlp if kind == "mlp" else self.attention)[layer]
         inputs = self.run.layer_inputs
@@ -91,7 +94,7 @@ class Corrupted:
 
 
 def embedding_std(lm: LanguageModel, tokens: Sequence[int]) -> float:
-    """Standard deviation of all entries of the embeddings of ``tokens`` (subjects' tokens)."""
+    """Return the standard deviation of all entries of the embeddings of ``tokens``."""
     with torch.no_grad():
         embedded: Tensor = lm.hf.get_input_embeddings()(torch.tensor(tokens, device=lm.device))
     return float(embedded.std())
@@ -100,7 +103,7 @@ def embedding_std(lm: LanguageModel, tokens: Sequence[int]) -> float:
 def noise(
     prompt: TracePrompt, std: float, width: int, *, samples: int = 10, seed: int = 0
 ) -> Float[Tensor, "samples subject d_embedding"]:
-    """Normal noise for the subject of ``prompt``; it depends on the prompt and the seed alone.
+    """Return normal noise for the subject of ``prompt``, which with the seed determines it.
 
     Args:
         std: of the noise; Meng et al. take 3 standard deviations of the embeddings.
@@ -124,7 +127,7 @@ def corrupt(
 
     Args:
         noises: of each prompt, equally many samples.
-        replace: the noise stands in for the embeddings instead of being added.
+        replace: the noise replaces the embeddings instead of being added.
     """
     samples = len(noises[0])
     ids = lm.tensor([p.ids for p in prompts]).repeat_interleave(1 + samples, 0)
@@ -162,9 +165,12 @@ def answer_probability(
     each: int,
     start: int = 0,
 ) -> Float[Tensor, " rows"]:
-    """P(answer) of last hidden states, ``each`` rows a prompt, of positions from ``start`` on.
+    """Return P(answer) from last hidden states, ``each`` rows per prompt.
 
     Where a prompt has a rival: the answer's share of the probability of the two.
+
+    Args:
+        hidden: of the positions from ``start`` on.
     """
 
     def of_rows(values: Sequence[int]) -> Tensor:
@@ -185,16 +191,16 @@ def answer_probability(
 def _noisy(
     lm: LanguageModel, prompts: Sequence[TracePrompt], noises: Sequence[Tensor], replace: bool
 ) -> Iterator[None]:
-    """Put noise on the subject's embeddings of all rows but each prompt's first."""
+    """Add noise to the subject's embeddings in all rows but each prompt's first."""
 
     def put(_: nn.Module, __: Any, embedded: Tensor) -> Tensor:
         embedded = embedded.clone()
-        for number, (prompt, one) in enumerate(zip(prompts, noises, strict=True)):
-            first = number * (1 + len(one)) + 1
-            place = slice(first, first + len(one)), slice(*prompt.subject)
+        for number, (prompt, added) in enumerate(zip(prompts, noises, strict=True)):
+            first = number * (1 + len(added)) + 1
+            place = slice(first, first + len(added)), slice(*prompt.subject)
             # summed in float64: float32 embeddings and noise are rounded once
             base = torch.zeros_like(embedded[place]) if replace else embedded[place]
-            embedded[place] = (base.double() + one.to(base.device)).to(base.dtype)
+            embedded[place] = (base.double() + added.to(base.device)).to(base.dtype)
         return embedded
 
     handle = lm.hf.get_input_embeddings().register_forward_hook(put)

@@ -1,10 +1,10 @@
-"""What knowledge neurons are located over: a fact with its patterns, or a class of pairs.
+"""Groups that knowledge neurons are located for: a fact with its patterns, or a class of pairs.
 
     P36 Canada                         "The capital of Canada is ▁", "Canada's capital is ▁", ...
     determiner_noun_agreement_2 these  "Raymond is selling ▁ sketches", "Anne likes ▁ lakes", ...
 
-A class is all pairs of a paradigm that ask for the same determiner or turn on the same one, and
-where there is none, for the same number.
+A class is all pairs of a paradigm with the same determiner, asked for or turned on; without a
+determiner, all pairs with the same number.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from kn_bench.measure.encoding import encode_query
 from kn_bench.model.language_model import LanguageModel
 
 RANKED = 512
-"""Neurons that are put in order: a large model has hundreds of thousands."""
+"""Number of neurons that are ranked: a large model has hundreds of thousands."""
 FAMILY = {paradigm.id: paradigm.family for paradigm in BLIMP}
 
 
 @dataclass(frozen=True)
 class Group:
-    """Prompts that are to share their knowledge neurons.
+    """Prompts that should share their knowledge neurons.
 
     Attributes:
         id: case id of a fact; ``paradigm/class`` of pairs.
@@ -64,8 +64,8 @@ class Profile:
 
     Attributes:
         group: the group.
-        fitted: its prompts in tokens.
-        kept: their places in ``group.queries``.
+        encoded: those prompts in tokens.
+        kept: their indices in ``group.queries``.
         attributions: of each.
     """
 
@@ -77,7 +77,7 @@ class Profile:
     @cached_property
     def scores(self) -> Float[Tensor, "n n_layers d_mlp"]:
         """Of every prompt, on the CPU."""
-        return torch.stack([one.scores for one in self.attributions]).cpu()
+        return torch.stack([attribution.scores for attribution in self.attributions]).cpu()
 
     @cached_property
     def ranked(self) -> tuple[Neuron, ...]:
@@ -87,7 +87,7 @@ class Profile:
         return tuple(Neuron(*divmod(place, mean.shape[1])) for place in order)
 
     def first(self, n: int) -> Profile:
-        """The same with its first ``n`` prompts."""
+        """Return the same profile with its first ``n`` prompts."""
         return Profile(self.group, self.encoded[:n], self.kept[:n], self.attributions[:n])
 
     @property
@@ -96,11 +96,11 @@ class Profile:
         return [self.group.clusters[i] for i in self.kept]
 
     def coarse_sets(self, t: float = 0.2) -> list[Neurons]:
-        """Of every prompt."""
-        return [coarse(one, t) for one in self.scores]
+        """Return the coarse set of every prompt."""
+        return [coarse(scores, t) for scores in self.scores]
 
     def select(self, locating: Locating | None = None) -> Refined:
-        """The group's knowledge neurons."""
+        """Return the group's knowledge neurons."""
         locating = locating or Locating()
         return locating.select(self.coarse_sets(locating.t))
 
@@ -108,23 +108,23 @@ class Profile:
 def groups_of(
     cases: Iterable[Case], *, facts: int | None = None, prompts: int | None = None
 ) -> list[Group]:
-    """The facts and the classes among ``cases``.
+    """Return the facts and the classes among ``cases``.
 
     Args:
         facts: of each relation, drawn by a hash of their ids; all when None.
         prompts: of each group, likewise; all when None.
     """
-    found: list[Group] = []
+    groups: list[Group] = []
     by_relation: dict[str, list[Case]] = defaultdict(list)
     for case in cases:
         by_relation[case.relation].append(case)
     for relation, members in by_relation.items():
         if members[0].task == "fact":
             chosen = sorted(members, key=lambda case: stable_hash("group", case.id))
-            found += [_fact(case, prompts) for case in chosen[:facts]]
+            groups += [_fact(case, prompts) for case in chosen[:facts]]
         else:
-            found += _classes(relation, members, prompts)
-    return found
+            groups += _classes(relation, members, prompts)
+    return groups
 
 
 def _fact(case: Case, prompts: int | None) -> Group:
@@ -138,10 +138,10 @@ def _classes(relation: str, cases: Sequence[Case], prompts: int | None) -> list[
     by_class: dict[str, list[EditRequest]] = defaultdict(list)
     for case in cases:
         by_class[class_of(case.request)].append(case.request)
-    found = []
+    groups = []
     for name, requests in sorted(by_class.items()):
         chosen = sorted(requests, key=lambda r: stable_hash("group", r.id))[:prompts]
-        found.append(
+        groups.append(
             Group(
                 f"{relation}/{name}",
                 "pair",
@@ -152,11 +152,11 @@ def _classes(relation: str, cases: Sequence[Case], prompts: int | None) -> list[
                 tuple(chosen),
             )
         )
-    return found
+    return groups
 
 
 def class_of(request: EditRequest) -> str:
-    """The class of a pair: its determiner, else its number, else the governing word."""
+    """Return the class of a pair: its determiner, else its number, else the governing word."""
     for word in (request.target_true.lower(), request.subject.lower()):
         if word in NUMBER_CLASS:
             return word
@@ -170,42 +170,42 @@ def class_of(request: EditRequest) -> str:
 
 
 def _cluster(request: EditRequest) -> str:
-    """The noun that a pair turns on."""
+    """Return the noun that a pair turns on."""
     if request.subject.lower() in NUMBER_CLASS:
         return lexeme(request.target_true, request.target_new)
     return request.subject.lower()
 
 
 def encode_group(lm: LanguageModel, group: Group) -> tuple[tuple[int, ...], tuple[Fitted, ...]]:
-    """The places of the group's prompts that fit the model, and these in tokens."""
+    """Return the indices of the group's prompts that fit the model, and these in tokens."""
     encoded = [encode_query(query, lm.tokens, group.task) for query in group.queries]
-    kept = tuple(i for i, one in enumerate(encoded) if one is not None)
-    return kept, tuple(one for one in encoded if one is not None)
+    kept = tuple(i for i, query in enumerate(encoded) if query is not None)
+    return kept, tuple(query for query in encoded if query is not None)
 
 
 def profiles(
     lm: LanguageModel, groups: Sequence[Group], *, rule: Rule | None = None
 ) -> list[Profile]:
-    """Attribute every prompt of every group, equal ones once; groups that do not fit are left out.
+    """Attribute every distinct prompt of every group; leave out groups that do not fit.
 
     Args:
         rule: how the integral is taken.
     """
     fits = [encode_group(lm, group) for group in groups]
-    distinct = list(dict.fromkeys(one for _, encoded in fits for one in encoded))
-    found = dict(zip(distinct, attribute(lm, distinct, rule=rule), strict=True))
+    distinct = list(dict.fromkeys(query for _, encoded in fits for query in encoded))
+    attributions = dict(zip(distinct, attribute(lm, distinct, rule=rule), strict=True))
     return [
-        Profile(group, encoded, kept, tuple(found[one] for one in encoded))
+        Profile(group, encoded, kept, tuple(attributions[query] for query in encoded))
         for group, (kept, encoded) in zip(groups, fits, strict=True)
         if encoded
     ]
 
 
 def gap_prompts(cases: Iterable[Case]) -> list[tuple[Cloze, str]]:
-    """Prompts with a gap where a determiner stands, each with its noun: modifiers are put in it."""
-    found = {}
+    """Return prompts with a gap for a determiner, each with its noun."""
+    nouns = {}
     for case in cases:
         request = case.request
         if case.task == "pair" and request.target_true.lower() in NUMBER_CLASS:
-            found[request.cloze] = _cluster(request)
-    return list(found.items())
+            nouns[request.cloze] = _cluster(request)
+    return list(nouns.items())

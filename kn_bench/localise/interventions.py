@@ -1,4 +1,4 @@
-"""What becomes of answers when neurons are scaled, or their values changed.
+"""Score answers while neurons are scaled or their values changed.
 
     suppress   neurons x 0 at the answer position        probabilities before and after,
     enhance    neurons x 2                               ranks, preferences, relative changes
@@ -27,7 +27,7 @@ from kn_bench.model.scoring import Row, TargetScore, score
 
 
 class Answers(NamedTuple):
-    """How answers fared, an entry each.
+    """Scores of answers, one entry each.
 
     Attributes:
         log_prob: of all the answer's tokens, teacher-forced.
@@ -47,7 +47,7 @@ class Answers(NamedTuple):
 
 
 def scale(neurons: Iterable[Neuron], factor: float) -> NeuronEdit:
-    """The edit that multiplies ``neurons`` by ``factor`` at the answer position."""
+    """Return the edit that multiplies ``neurons`` by ``factor`` at the answer position."""
     by_layer: dict[int, list[int]] = defaultdict(list)
     for layer, unit in sorted(set(neurons)):
         by_layer[layer].append(unit)
@@ -57,7 +57,7 @@ def scale(neurons: Iterable[Neuron], factor: float) -> NeuronEdit:
 
 
 def suppress(neurons: Iterable[Neuron]) -> NeuronEdit:
-    """``neurons`` set to 0 at the answer position."""
+    """Return the edit that sets ``neurons`` to 0 at the answer position."""
     return scale(neurons, 0.0)
 
 
@@ -67,10 +67,10 @@ def answers(
     edits: Sequence[Edit] = (NoEdit(),),
     edit_of: Sequence[int] | None = None,
 ) -> Answers:
-    """The answer of every query under its edit.
+    """Score the answer of every query under its edit.
 
     Args:
-        queries: one an entry of the result.
+        queries: one for each entry of the result.
         edits: applied row by row.
         edit_of: index into ``edits`` for each query; the first for all by default.
     """
@@ -84,7 +84,9 @@ def answers(
     rows = [row._replace(targets=(tuple(targets),)) for row, targets in tokens.items()]
     scores: dict[tuple[Row, int], TargetScore] = {}
     for row, (at_position,) in zip(tokens, score(lm, rows, RowEdits(lm, edits)), strict=True):
-        scores.update(((row, t), one) for t, one in zip(tokens[row], at_position, strict=True))
+        scores.update(
+            ((row, token), scored) for token, scored in zip(tokens[row], at_position, strict=True)
+        )
     by_query = [
         [scores[_untargeted(question, query, edit), question.token] for question in group]
         for query, group, edit in zip(queries, asked, chosen, strict=True)
@@ -97,14 +99,14 @@ def answers(
 
 
 def _untargeted(question: Question, query: Fitted, edit: int) -> Row:
-    """The row that a question is read from, whichever token it asks for."""
+    """Return the row that a question is read from, whichever token it asks for."""
     return Row(question.ids, (question.position,), (), query.answer_position, edit)
 
 
 def crossed(
     lm: LanguageModel, queries: Sequence[Fitted], edits: Sequence[Edit]
 ) -> tuple[Float[np.ndarray, "edits queries"], Int[np.ndarray, "edits queries"]]:
-    """Log-probability and rank of every query's answer under every edit."""
+    """Return log-probability and rank of every query's answer under every edit."""
     n = len(queries)
     edit_of = [edit for edit in range(len(edits)) for _ in range(n)]
     flat = answers(lm, list(queries) * len(edits), edits, edit_of)
@@ -112,7 +114,7 @@ def crossed(
 
 
 def relative_change(before: ArrayLike, after: ArrayLike) -> Float[np.ndarray, "*n"]:
-    """(p' - p) / min(p, p'): Dai et al.'s and Niu et al.'s bars; 0 where nothing changes.
+    """Return (p' - p) / min(p, p'), the bars of Dai et al. and Niu et al.; 0 without a change.
 
     Symmetric in gain and loss: -1 where a probability is halved, 1 where it is doubled.
     """
@@ -122,7 +124,7 @@ def relative_change(before: ArrayLike, after: ArrayLike) -> Float[np.ndarray, "*
 
 
 def lost_share(before: ArrayLike, after: ArrayLike) -> Float[np.ndarray, "*n"]:
-    """(p - p') / p: the share of the probability that is lost; at most 1, negative for a gain."""
+    """Return (p - p') / p, the lost share of the probability: at most 1, negative for a gain."""
     p, q = np.asarray(before, dtype=float), np.asarray(after, dtype=float)
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(p == q, 0.0, 1.0 - q / p)

@@ -1,4 +1,4 @@
-"""From the queries of facts and classes to their knowledge neurons, each query attributed once."""
+"""Locate the knowledge neurons of facts and classes, each query attributed once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kn_bench.measure.encoding import EncodedQuery, encode_query
 from kn_bench.model.language_model import LanguageModel
 
 TaskQuery = tuple[Query, Task]
-"""A query, and how a causal model is asked it."""
+"""A query, and the task that decides how a causal model is asked."""
 
 
 AttributionName = Literal["integrated-gradients", "log-probability-increase"]
@@ -29,7 +29,7 @@ class Locating:
         t: a prompt's coarse set: scores above this share of its highest.
         p: neurons are kept that are in more than this share of the prompts' coarse sets.
         fewest, most: p is moved until the number of neurons is within these bounds.
-        capped: False leaves p as it is, and the number of neurons to what there are.
+        capped: False keeps p as it is, whatever the number of neurons.
         rule: how attributions are integrated.
         attribution: what scores the neurons: the paper's integrated gradients, or the forward-only
             increase of log-probability.
@@ -44,14 +44,14 @@ class Locating:
     attribution: AttributionName = "integrated-gradients"
 
     def select(self, sets: Sequence[Neurons]) -> Refined:
-        """The knowledge neurons of prompts with these coarse sets."""
+        """Return the knowledge neurons of prompts with these coarse sets."""
         if not self.capped:
             return refined(sets, self.p)
         return adaptive(sets, self.p, low=self.fewest, high=self.most)
 
 
 class Bag(NamedTuple):
-    """The prompts of one fact or class; ``task`` says how a causal model is asked them."""
+    """The prompts of one fact or class; ``task`` decides how a causal model is asked."""
 
     queries: tuple[Query, ...]
     task: Task = "fact"
@@ -59,7 +59,7 @@ class Bag(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class CoarseSet:
-    """What is remembered of one query.
+    """The part of a query's attribution that is remembered.
 
     Attributes:
         neurons: those above the threshold.
@@ -97,7 +97,7 @@ class Located:
 def locate(
     lm: LanguageModel, bags: Sequence[Bag], settings: Locating | None = None
 ) -> list[Located]:
-    """The knowledge neurons of each bag of queries, all attributed together.
+    """Locate the knowledge neurons of each bag of queries, all attributed together.
 
     Args:
         bags: the prompts of each fact or class; a query in several bags is attributed once.
@@ -135,7 +135,7 @@ def _attributed(
 
     def compute(fitting: list[EncodedQuery]) -> list[CoarseSet]:
         if settings.attribution == "log-probability-increase":
-            # nothing is integrated, so that nothing can be incomplete
+            # nothing is integrated, so there is no completeness error
             scored = log_prob_increase(lm, fitting)
             return [CoarseSet(coarse(scores, settings.t), 0.0, True) for scores in scored.cpu()]
         return [
@@ -147,7 +147,7 @@ def _attributed(
             for attribution in attribute(lm, fitting, rule=settings.rule)
         ]
 
-    # in portions: the scores themselves are large, and only the sets of them are kept
+    # in batches: scores are large, and only their coarse sets are kept
     fitting = [query for query in encoded if query is not None]
     scores = 8 * lm.n_layers * lm.d_mlp
     sets = iter(lm.batcher.run(compute, fitting, item_bytes=lambda _: scores))

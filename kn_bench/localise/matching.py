@@ -25,12 +25,12 @@ def matched(
     *,
     nearest: int = NEAREST,
 ) -> Neurons:
-    """One random set that matches ``neurons`` and shares none with them.
+    """Return one random set that matches ``neurons`` and shares none with them.
 
     Args:
         activation: mean activation of every neuron at the answer position.
         generator: on the CPU.
-        nearest: how many candidates each neuron is drawn from.
+        nearest: how many candidates each neuron is sampled from.
 
     Raises:
         ValueError: when a layer has too few other neurons.
@@ -43,7 +43,8 @@ def matched(
         row = activation[layer].double().cpu()
         if 2 * len(members) > len(row):
             raise ValueError(
-                f"layer {layer} has {len(row)} neurons: too few to match {len(members)} of them"
+                f"layer {layer}: expected at most {len(row) // 2} neurons to match, half of its "
+                f"{len(row)}, got {len(members)}"
             )
         taken = {neuron.unit for neuron in members}
         for neuron in members:

@@ -1,14 +1,14 @@
-"""How localised is it? Figures over the attribution scores of the prompts of one fact or class.
+"""Measure how localised a fact or class is, from the attribution scores of its prompts.
 
     n_neurons            |KN|, size of the selected set
     tau                  share of prompts at which the adaptive rule stopped
-    r1_squared           likeness of the prompts' profiles, 1 for equal ones
-    attribution_share    what the selected neurons hold of the positive attribution
+    r1_squared           similarity of the prompts' profiles, 1 for equal ones
+    attribution_share    share of the positive attribution that the selected neurons hold
     participation_ratio  effective number of neurons
     layers               where the selected neurons lie
 
-Each with a bootstrap interval over prompts and the null beside it, for a likeness of .6 says
-nothing while unrelated non-negative profiles give 2/pi = .64. What the nulls are:
+Each with a bootstrap interval over prompts and a null, since a similarity of .6 means nothing while
+unrelated non-negative profiles give 2/pi = .64. The nulls are:
 
     n_neurons, r1_squared, participation_ratio   every prompt's scores permuted within each layer
     tau                                          prompts of other relations
@@ -45,8 +45,8 @@ class Measure:
     Attributes:
         value: nan where it is not defined (R_1^2 of one prompt).
         low, high: 95 % interval; nan with fewer than two prompts.
-        null: mean of the same figure where there is nothing to find; nan where it has none (tau
-            without prompts of other relations).
+        null: mean of the same figure under the null; nan where it has none (tau without prompts of
+            other relations).
         null_high: 95th percentile of the null's draws.
     """
 
@@ -78,7 +78,7 @@ class Localisation:
 
 
 def r1_squared(scores: Scores) -> float:
-    """(s_0^2 - 1) / (n - 1), s_0 the largest singular value of the L2-normalised profiles.
+    """Return (s_0^2 - 1) / (n - 1), s_0 the largest singular value of the L2-normalised profiles.
 
     Generalises a squared cosine to n samples: 1 for parallel profiles, 0 for orthogonal ones; for
     two it is |cos|. nan for fewer than two profiles, or where one is all zero.
@@ -100,13 +100,13 @@ def _r1_squared(cosines: Float[np.ndarray, "n n"]) -> float:
 
 
 def attribution_share(scores: Scores, neurons: Neurons) -> float:
-    """Positive attribution held by ``neurons`` over all positive attribution, of all prompts."""
+    """Return the share of all positive attribution, of all prompts, that ``neurons`` hold."""
     held, total = _held(scores, neurons)
     return float(held.sum() / total.sum()) if total.sum() else math.nan
 
 
 def _held(scores: Scores, neurons: Neurons) -> tuple[np.ndarray, np.ndarray]:
-    """Of each prompt: positive attribution of ``neurons``, and of all neurons."""
+    """Return the positive attribution of ``neurons`` and of all neurons for each prompt."""
     positive = scores.clamp_min(0).double()
     held = positive.new_zeros(len(scores))
     for neuron in neurons:
@@ -115,9 +115,9 @@ def _held(scores: Scores, neurons: Neurons) -> tuple[np.ndarray, np.ndarray]:
 
 
 def participation_ratio(scores: Scores) -> float:
-    """(sum a)^2 / sum a^2 of the mean profile's positive part: the effective number of neurons.
+    """Return (sum a)^2 / sum a^2 of the mean profile's positive part.
 
-    Negative scores, which would cancel positive ones, count as 0.
+    The effective number of neurons. Negative scores, which would cancel positive ones, count as 0.
     """
     return _participation(scores.double().mean(0))
 
@@ -129,18 +129,18 @@ def _participation(profile: Tensor) -> float:
 
 
 def layer_histogram(neurons: Neurons, n_layers: int) -> tuple[int, ...]:
-    """How many of ``neurons`` lie in each layer."""
+    """Return how many of ``neurons`` lie in each layer."""
     return tuple(np.bincount([n.layer for n in neurons], minlength=n_layers).tolist())
 
 
 def select(scores: Scores, locating: Locating | None = None) -> Refined:
-    """The knowledge neurons of prompts with these scores."""
+    """Return the knowledge neurons of prompts with these scores."""
     locating = locating or Locating()
-    return locating.select([coarse(one, locating.t) for one in scores])
+    return locating.select([coarse(profile, locating.t) for profile in scores])
 
 
 def permuted(scores: Scores, generator: torch.Generator) -> Scores:
-    """Each prompt's scores permuted within each layer: nothing is shared but what layers share."""
+    """Permute each prompt's scores within each layer: only layers' totals stay shared."""
     order = torch.rand(scores.shape, generator=generator).argsort(2).to(scores.device)
     return scores.gather(2, order)
 
@@ -154,7 +154,7 @@ def localisation(
     draws: int = 100,
     seed: int = 0,
 ) -> Localisation:
-    """All measures of the prompts of one fact or class.
+    """Compute all measures of the prompts of one fact or class.
 
     Args:
         scores: attribution of each prompt.
@@ -165,39 +165,39 @@ def localisation(
         seed: of all of them.
     """
     locating = locating or Locating()
-    sets = [coarse(one, locating.t) for one in scores]
-    found = locating.select(sets)
+    sets = [coarse(profile, locating.t) for profile in scores]
+    selected = locating.select(sets)
     samples = _resamples(len(scores), resamples, seed)
-    # selection counts sets: no scores need be resampled for it
+    # selection only counts coarse sets, so these are resampled and not the scores
     again = [locating.select([sets[i] for i in sample]) for sample in samples]
     nulls = _nulls(scores, locating, draws, seed)
     return Localisation(
-        neurons=found.neurons,
+        neurons=selected.neurons,
         n_prompts=len(scores),
         n_neurons=_measure(
-            len(found.neurons), [len(a.neurons) for a in again], [n.size for n in nulls]
+            len(selected.neurons), [len(a.neurons) for a in again], [n.size for n in nulls]
         ),
         tau=_measure(
-            found.tau,
-            [one.tau for one in again],
+            selected.tau,
+            [resampled.tau for resampled in again],
             _other_tau(unrelated, len(scores), locating, draws, seed),
         ),
         r1_squared=_r1_measure(scores, samples, [null.r1_squared for null in nulls]),
         attribution_share=_share_measure(
-            scores, found.neurons, samples, _random_shares(scores, found.neurons, draws, seed)
+            scores, selected.neurons, samples, _random_shares(scores, selected.neurons, draws, seed)
         ),
         participation_ratio=_participation_measure(
             scores, samples, [null.participation for null in nulls]
         ),
-        layers=_layer_measures(scores, found.neurons, [a.neurons for a in again], draws, seed),
+        layers=_layer_measures(scores, selected.neurons, [a.neurons for a in again], draws, seed),
     )
 
 
 def _r1_measure(scores: Scores, samples: Samples, nulls: Sequence[float]) -> Measure:
     cosines = _cosines(scores)
-    # a prompt drawn twice would add a pair of cosine 1: each counts once in a resample
+    # a prompt sampled twice would add a pair of cosine 1, so each counts once in a resample
     distinct = [np.unique(sample) for sample in samples]
-    again = [_r1_squared(cosines[np.ix_(one, one)]) for one in distinct]
+    again = [_r1_squared(cosines[np.ix_(prompts, prompts)]) for prompts in distinct]
     return _measure(_r1_squared(cosines), again, nulls)
 
 
@@ -210,21 +210,23 @@ def _share_measure(
 
 
 def _random_shares(scores: Scores, neurons: Neurons, draws: int, seed: int) -> list[float]:
-    """Share of positive attribution held by as many neurons of each layer, drawn at random."""
+    """Return the shares of positive attribution of random neurons, as many in each layer."""
     positive = np.asarray(scores.clamp_min(0).double().sum(0).cpu())
     counts = layer_histogram(neurons, len(positive))
     rng = np.random.default_rng(seed)
     drawn = [(row, n) for row, n in zip(positive, counts, strict=True) if n]
     held = [sum(rng.choice(row, n, replace=False).sum() for row, n in drawn) for _ in range(draws)]
     total = float(positive.sum())
-    return [float(one) / total for one in held] if total else []
+    return [float(share) / total for share in held] if total else []
 
 
 def _layer_measures(
     scores: Scores, neurons: Neurons, again: Sequence[Neurons], draws: int, seed: int
 ) -> tuple[Measure, ...]:
     n_layers, d_mlp = scores.shape[1:]
-    resampled = np.array([layer_histogram(one, n_layers) for one in again]).reshape(-1, n_layers)
+    resampled = np.array([layer_histogram(resample, n_layers) for resample in again]).reshape(
+        -1, n_layers
+    )
     anywhere = np.random.default_rng(seed).multivariate_hypergeometric(
         [d_mlp] * n_layers, len(neurons), draws, method="marginals"
     )
@@ -251,12 +253,12 @@ class _Null(NamedTuple):
 
 def _nulls(scores: Scores, locating: Locating, draws: int, seed: int) -> list[_Null]:
     generator = torch.Generator().manual_seed(seed)
-    found = []
+    nulls = []
     for _ in range(draws):
         shuffled = permuted(scores, generator)
         size = len(select(shuffled, locating).neurons)
-        found.append(_Null(size, r1_squared(shuffled), participation_ratio(shuffled)))
-    return found
+        nulls.append(_Null(size, r1_squared(shuffled), participation_ratio(shuffled)))
+    return nulls
 
 
 def _other_tau(
@@ -264,26 +266,26 @@ def _other_tau(
 ) -> list[float]:
     if unrelated is None or len(unrelated) < n:
         return []
-    sets = [coarse(one, locating.t) for one in unrelated]
+    sets = [coarse(profile, locating.t) for profile in unrelated]
     rng = np.random.default_rng(seed)
     bags = [rng.choice(len(sets), n, replace=False) for _ in range(draws)]
     return [locating.select([sets[i] for i in bag]).tau for bag in bags]
 
 
 def _resamples(n: int, count: int, seed: int) -> Samples:
-    """Prompts drawn with replacement; none where there is but one prompt to draw."""
+    """Draw prompts with replacement; return no sample where there is only one prompt."""
     return list(np.random.default_rng(seed).integers(0, n, (count if n > 1 else 0, n)))
 
 
 def _interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """2.5th and 97.5th percentile over the first axis."""
+    """Return the 2.5th and 97.5th percentile over the first axis."""
     low, high = np.percentile(values, [2.5, 97.5], axis=0)
     return low, high
 
 
 def _measure(value: float, again: Sequence[float], nulls: Sequence[float] = ()) -> Measure:
-    finite = np.array([one for one in again if math.isfinite(one)])
-    known = np.array([one for one in nulls if math.isfinite(one)])
+    finite = np.array([figure for figure in again if math.isfinite(figure)])
+    known = np.array([figure for figure in nulls if math.isfinite(figure)])
     low, high = _interval(finite) if len(finite) else (math.nan, math.nan)
     null, null_high = (known.mean(), np.percentile(known, 95)) if len(known) else (math.nan,) * 2
     return Measure(float(value), float(low), float(high), float(null), float(null_high))

@@ -1,4 +1,4 @@
-"""From an encoded query to questions of one token each.
+"""Split an encoded query into questions of one token each.
 
 An answer of several tokens is asked token by token, each after the answer's own earlier ones:
 
@@ -44,18 +44,18 @@ class Question:
 
 
 def questions_of(lm: LanguageModel, encoded: Fitted) -> tuple[Question, ...]:
-    """One question for each token of the answer.
+    """Return one question for each token of the answer.
 
     Raises:
         ValueError: for an answer without tokens, or with a special token (BOS, unknown, mask, ...):
-            what would be attributed is not the answer.
+            what is attributed would not be the answer.
     """
     special = [i for i in encoded.answer_ids if i in lm.tokens.special_ids]
     if special or not encoded.answer_ids:
-        what = f"the special token {special[0]}" if special else "no token at all"
+        what = f"special token {special[0]}" if special else "none"
         raise ValueError(
-            f"the answer's tokens {list(encoded.answer_ids)} hold {what}: only ordinary tokens can "
-            "be attributed; encode the answer without special tokens"
+            f"answer tokens {list(encoded.answer_ids)}: expected ordinary tokens, got {what}; "
+            "encode the answer without special tokens"
         )
     return tuple(
         _question(lm.is_causal, encoded, index) for index in range(len(encoded.answer_ids))

@@ -1,8 +1,8 @@
-"""In how many pairs of a class does a neuron recur (Niu et al. 2024, section 3 and Figure 1)?
+"""Count in how many pairs of a class a neuron recurs (Niu et al. 2024, section 3 and Figure 1).
 
-A neuron recurs in a pair in whose coarse set it is: whose attribution it holds to more than a
-fifth of the highest. Of thousands of neurons some recur by chance, so the highest share that any
-of them reaches where nothing is shared stands beside the shares.
+A neuron recurs in a pair if it is in the pair's coarse set: its score exceeds a fifth of the
+highest. Of thousands of neurons some recur by chance, so the shares are compared with the highest
+share that any neuron reaches where pairs share nothing.
 """
 
 from __future__ import annotations
@@ -32,31 +32,31 @@ class ByChance(NamedTuple):
 
 
 def recurrences(sets: Sequence[Sequence[Neurons]], *, least: float = 0.0) -> list[Recurrence]:
-    """How often each neuron recurs in the coarse sets of each class, the commonest first.
+    """Count how often each neuron recurs in the coarse sets of each class, most often first.
 
     Args:
         sets: of each class, the coarse sets of its pairs.
         least: neurons whose share is below this in every class are left out.
     """
-    neurons = {neuron for group in sets for one in group for neuron in one}
-    found = [
+    neurons = {neuron for group in sets for coarse_set in group for neuron in coarse_set}
+    recurring = [
         Recurrence(
             neuron,
-            tuple(sum(neuron in one for one in group) / max(1, len(group)) for group in sets),
+            tuple(sum(neuron in pair for pair in group) / max(1, len(group)) for group in sets),
         )
         for neuron in sorted(neurons)
     ]
-    kept = [one for one in found if max(one.shares) >= least]
-    return sorted(kept, key=lambda one: (-max(one.shares), one.neuron))
+    kept = [entry for entry in recurring if max(entry.shares) >= least]
+    return sorted(kept, key=lambda entry: (-max(entry.shares), entry.neuron))
 
 
 def chance_recurrence(
     sets: Sequence[Neurons], d_mlp: int, *, draws: int = 100, seed: int = 0
 ) -> ByChance:
-    """The highest share among all neurons, when each pair has as many in each layer, at random.
+    """Return the highest share among all neurons where the pairs of a class share nothing.
 
-    The same null as that of R_1^2, every pair permuted within layers; of the highest share, since
-    neurons are listed because they recur.
+    Each pair gets as many random neurons in each layer as its coarse set has, as for the null of
+    R_1^2. The highest share is what to compare with, since neurons are listed because they recur.
 
     Args:
         sets: coarse sets of one class's pairs.
@@ -66,8 +66,8 @@ def chance_recurrence(
         ValueError: when there are no pairs.
     """
     if not sets:
-        raise ValueError("no pairs: no share can be drawn")
-    counts = [Counter(neuron.layer for neuron in one) for one in sets]
+        raise ValueError("no pairs: expected the coarse set of at least one")
+    counts = [Counter(neuron.layer for neuron in pair) for pair in sets]
     layers = {layer for count in counts for layer in count}
     rng = np.random.default_rng(seed)
     highest = np.zeros(draws)
@@ -81,7 +81,7 @@ def chance_recurrence(
 
 
 def number_neuron(own: Sequence[Sequence[Neurons]], other: Sequence[Sequence[Neurons]]) -> Neuron:
-    """The neuron that is shared by all classes of one number, and rare in those of the other.
+    """Return the neuron that all classes of one number share and that is rare in the other.
 
     It has the greatest difference between its least share in a class of its own number (*these*,
     *those*) and its greatest in one of the other (*this*, *that*).
@@ -89,8 +89,12 @@ def number_neuron(own: Sequence[Sequence[Neurons]], other: Sequence[Sequence[Neu
     Raises:
         ValueError: when no neuron is in any coarse set.
     """
-    found = recurrences([*own, *other])
-    if not found:
-        raise ValueError("no pair has a coarse set: no number neuron can be named")
+    recurring = recurrences([*own, *other])
+    if not recurring:
+        raise ValueError("coarse sets: expected a neuron in at least one of them")
     n = len(own)
-    return max(found, key=lambda one: min(one.shares[:n]) - max(one.shares[n:], default=0)).neuron
+
+    def contrast(entry: Recurrence) -> float:
+        return min(entry.shares[:n]) - max(entry.shares[n:], default=0)
+
+    return max(recurring, key=contrast).neuron

@@ -1,8 +1,14 @@
 """Rows in which the neurons of one layer, at the answer position, are scaled by g.
 
-One clean pass over some questions, and from it any number of rows (question, layer, g): the
-probability P of the answer there, and the gradient of P by the site's value. Rows start behind
-their own site, and for causal models at the answer position; rows of all layers travel together.
+One clean pass over some questions serves any number of rows (question, layer, g): the probability P
+of the answer there, and the gradient of P by the site's value. Rows start after their own site, and
+for causal models at the answer position; rows of all layers run together.
+
+Rows pass through three orders, each of which the results are taken back from:
+
+    caller's      any                as attribution asks: cell by cell, node by node
+    by question   cut into batches   rows of a question read the same attention keys and values
+    by layer      within a batch     in CleanSites.changed, rows join layer after layer
 
 The site is linear, value = b + g * (W^T w), so the change is made, and the gradient taken, at the
 value: dP/dw = W dP/dvalue needs one product a question and layer, however many steps there were.
@@ -39,7 +45,7 @@ class Rows(NamedTuple):
 
 
 class Along(NamedTuple):
-    """What rows gave: P of the answer, and dP by the site's value at the answer position."""
+    """Results of rows: P of the answer, and dP/dvalue of the site at the answer position."""
 
     probability: Float[Tensor, " n"]
     gradient: Float[Tensor, "n d_model"]
@@ -68,8 +74,8 @@ class Asked:
         return self.clean.keys
 
     def run(self, rows: Rows, *, gradient: bool) -> Along:
-        """P, and with ``gradient`` dP/dvalue, of rows in any order."""
-        # rows of one question together: they read the same keys and values
+        """Return P, and with ``gradient`` dP/dvalue, of rows in any order."""
+        # stable: the caller's order within a question; argsort of a permutation is its inverse
         order = np.argsort(rows.question, kind="stable")
         a_row = row_bytes(self.lm, self.clean.run.ids.shape[1])
         pieces = self.lm.batcher.parts(
@@ -82,7 +88,7 @@ class Asked:
 
     @torch.no_grad()
     def without(self, question: int, layer: int, neurons: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """P of one question with each of ``neurons`` of ``layer``, alone, set to 0."""
+        """Return P of one question with each of ``neurons`` of ``layer``, alone, set to 0."""
         asked = torch.full_like(neurons, question)
         lost = self.keys[question, layer, neurons][:, None] * self.lm.weight(layer)[neurons]
         values = self.clean.values[question, layer] - lost
@@ -92,8 +98,9 @@ class Asked:
     def _run(self, rows: Rows, gradient: bool) -> Along:
         order = np.argsort(rows.layer, kind="stable")
         rows = rows.take(order)
-        layers, counts = (found.tolist() for found in np.unique(rows.layer, return_counts=True))
+        layers, counts = (array.tolist() for array in np.unique(rows.layer, return_counts=True))
         questions = to_device(rows.question, self.lm.device)
+        # value + (g - 1) W^T w: the clean value already holds g = 1
         more = to_device(rows.g - 1, self.lm.device, self.grown.dtype)[:, None]
         asked = dict(zip(layers, torch.split(questions, counts), strict=True))
         values = {
@@ -115,7 +122,7 @@ class Asked:
 
 @torch.no_grad()
 def ask(lm: LanguageModel, questions: Sequence[Question]) -> Asked:
-    """One clean pass over questions of equal length."""
+    """Run questions of equal length once, unperturbed."""
     ids = lm.tensor([question.ids for question in questions])
     positions = torch.tensor([q.position for q in questions], device=ids.device)
     tokens = torch.tensor([q.token for q in questions], device=ids.device)
@@ -126,10 +133,10 @@ def ask(lm: LanguageModel, questions: Sequence[Question]) -> Asked:
 
 
 def row_bytes(lm: LanguageModel, length: int) -> int:
-    """What a perturbed row of a question of ``length`` tokens takes, with its gradient.
+    """Return the bytes of a perturbed row of ``length`` tokens, with its gradient.
 
     A causal model's row runs at its last position alone and reads the others' attention keys and
-    values; rows of all layers travel together, so that each runs in half of them on average.
+    values; rows of all layers run together, so that each runs in half of them on average.
     """
     positions = 1 if lm.is_causal else length
     cached = length if lm.is_causal else 0

@@ -1,10 +1,10 @@
-"""From attribution scores to knowledge neurons (Dai et al. 2022, section 3.2).
+"""Select knowledge neurons by their attribution scores (Dai et al. 2022, section 3.2).
 
     coarse     per prompt: alpha > t * max over all layers and neurons
     refined    over the prompts of one fact or class: in more than a share p of their coarse sets
     adaptive   p moves by 0.05 until 2 to 5 neurons are left       (the published cap)
 
-The cap by itself rules out finding that knowledge is distributed: report the refined set as well.
+With the cap, knowledge can never be found to be distributed: report the refined set as well.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ Neurons = frozenset[Neuron]
 
 @dataclass(frozen=True)
 class Refined:
-    """A set of knowledge neurons and how it came about.
+    """A set of knowledge neurons and how it was selected.
 
     Attributes:
         neurons: what was selected.
-        tau: the share p where the rule stopped. As published it is moved on after every round that
-            did not end the search, so without convergence it is one step newer than the set.
+        tau: the share p where the rule stopped. As published, p moves after every round that does
+            not end the search, so without convergence it is one step ahead of the set.
         converged: whether the number of neurons is within the bounds (always so without bounds).
         rounds: how often p was tried.
     """
@@ -47,13 +47,13 @@ class Refined:
 
 
 def coarse(scores: Float[Tensor, "n_layers d_mlp"], t: float = 0.2) -> Neurons:
-    """Neurons with a score above ``t`` times the highest of all layers and neurons."""
+    """Return neurons with a score above ``t`` times the highest of all layers and neurons."""
     above = scores > scores.max().item() * t
     return frozenset(Neuron(layer, unit) for layer, unit in above.nonzero().tolist())
 
 
 def refined(sets: Sequence[Iterable[Neuron]], p: float = 0.7) -> Refined:
-    """Neurons in more than a share ``p`` of the prompts' coarse sets; no cap."""
+    """Return neurons in more than a share ``p`` of the prompts' coarse sets; no cap."""
     return Refined(_shared(_counted(sets), len(sets), p), p)
 
 
@@ -69,26 +69,26 @@ def adaptive(
     """Move ``p`` by ``step`` until ``low`` to ``high`` neurons are left, at most ``rounds`` times.
 
     ``p`` is a running float sum, as in published code: 0.7 - 0.05 - 0.05 is a little less than 0.6,
-    so that 6 prompts of 10 are more than that share. Where it goes to and fro between too many and
-    too few, the last of the ``rounds`` decides, as published.
+    so that 6 prompts of 10 are more than that share. Where it alternates between too many and too
+    few neurons, the last of the ``rounds`` decides, as published.
     """
     counted = _counted(sets)
-    found: Neurons = frozenset()
+    neurons: Neurons = frozenset()
     for tried in range(1, rounds + 1):
-        found = _shared(counted, len(sets), p)
-        if low <= len(found) <= high:
-            return Refined(found, p, rounds=tried)
-        p = p + step if len(found) > high else p - step
-    return Refined(found, p, converged=False, rounds=rounds)
+        neurons = _shared(counted, len(sets), p)
+        if low <= len(neurons) <= high:
+            return Refined(neurons, p, rounds=tried)
+        p = p + step if len(neurons) > high else p - step
+    return Refined(neurons, p, converged=False, rounds=rounds)
 
 
 def shared_by(sets: Sequence[Iterable[Neuron]], share: float) -> Neurons:
-    """Neurons in more than ``share`` of the sets of *other* facts: they belong to the relation."""
+    """Return neurons in more than ``share`` of the sets of *other* facts of the relation."""
     return _shared(_counted(sets), len(sets), share)
 
 
 def _counted(sets: Iterable[Iterable[Neuron]]) -> Counter[Neuron]:
-    return Counter(neuron for found in sets for neuron in found)
+    return Counter(neuron for coarse_set in sets for neuron in coarse_set)
 
 
 def _shared(counted: Counter[Neuron], n: int, p: float) -> Neurons:

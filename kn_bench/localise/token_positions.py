@@ -1,4 +1,4 @@
-"""Traces of many prompts averaged by what their tokens are: first subject token, mask, ...
+"""Average traces of many prompts by the role of their tokens: first subject token, mask, ...
 
 The name of the capital of  Af gha ni stan   is   the  city  of
 before                      first … last     next further …  answer
@@ -63,29 +63,30 @@ class TraceStudy:
     effects: tuple[RoleEffect, ...]
 
     def peak(self, kind: Kind) -> RoleEffect:
-        """Where restoring states of ``kind`` regains most."""
+        """Return where restoring states of ``kind`` regains most."""
         return max((e for e in self.effects if e.kind == kind), key=lambda e: e.effect.mean)
 
 
 def roles(prompt: TracePrompt) -> list[Role]:
-    """The role of each token."""
+    """Return the role of each token."""
     start, stop = prompt.subject
-    found: list[Role] = []
+    assigned: list[Role] = []
     for token in range(len(prompt.ids)):
         if token == prompt.position:
-            found.append("answer")
+            assigned.append("answer")
         elif token < start:
-            found.append("before")
+            assigned.append("before")
         elif token < stop:
-            found.append("last" if token == stop - 1 else "first" if token == start else "middle")
+            inner: Role = "first" if token == start else "middle"
+            assigned.append("last" if token == stop - 1 else inner)
         else:
-            found.append("next" if token == stop else "further")
-    return found
+            assigned.append("next" if token == stop else "further")
+    return assigned
 
 
 def by_role(traces: Sequence[Trace], clusters: Sequence[str]) -> TraceStudy:
     """Average indirect effects by role, with cluster-bootstrap intervals over the prompts."""
-    assigned = [roles(one.prompt) for one in traces]
+    assigned = [roles(traced.prompt) for traced in traces]
     effects = []
     for number, kind in enumerate(traces[0].kinds if traces else ()):
         for role in ROLES:
@@ -98,26 +99,26 @@ def by_role(traces: Sequence[Trace], clusters: Sequence[str]) -> TraceStudy:
                 RoleEffect(kind, role, layer, mean_interval(means[:, layer], names, bounds=None))
                 for layer in range(means.shape[1])
             ]
-    lost = [one.clean - one.corrupted for one in traces]
+    lost = [traced.clean - traced.corrupted for traced in traces]
     return TraceStudy(tuple(traces), mean_interval(lost, clusters, bounds=None), tuple(effects))
 
 
 def _role_mean(
-    one: Trace, own: Sequence[Role], kind: int, role: Role
+    traced: Trace, own: Sequence[Role], kind: int, role: Role
 ) -> Float[np.ndarray, " n_layers"]:
     tokens = [token for token, its in enumerate(own) if its == role]
     mean: Float[np.ndarray, " n_layers"] = np.asarray(
-        one.indirect_effects[kind, tokens].double().mean(0)
+        traced.indirect_effects[kind, tokens].double().mean(0)
     )
     return mean
 
 
 def trace_prompt(lm: LanguageModel, request: EditRequest) -> TracePrompt | Unencodable:
-    """The edited prompt with noise to be put on its subject, asked for ``target_true``.
+    """Return the edited prompt, ready for noise on its subject, asked for ``target_true``.
 
-    Of a pair the preference to ``target_new`` is followed, as BLiMP scores it. Of an answer of
-    several tokens the first is read. A causal model's prompt ends before the answer, so the subject
-    must come first.
+    For a pair, the preference over ``target_new`` is followed, as BLiMP scores it. The first token
+    of the answer is read. A causal model's prompt ends before the answer, so the subject must come
+    before it.
     """
     encoded = encode_request(request, lm.tokens)
     if isinstance(encoded, Unencodable):
@@ -163,8 +164,8 @@ def trace_study(
     """
     if not prompts:
         return by_role([], [])
-    tokens = [token for one in prompts for token in one.ids[slice(*one.subject)]]
+    tokens = [token for prompt in prompts for token in prompt.ids[slice(*prompt.subject)]]
     std = multiplier * embedding_std(lm, tokens)
     width = lm.input_embeddings.shape[1]
-    noises = [noise(one, std, width, samples=samples, seed=seed) for one in prompts]
+    noises = [noise(prompt, std, width, samples=samples, seed=seed) for prompt in prompts]
     return by_role(trace(lm, prompts, noises, kinds=kinds, window=window), clusters)

@@ -1,7 +1,7 @@
-"""Causal tracing (Meng et al. 2022, section 2): which states of a run carry the answer?
+"""Trace causal effects (Meng et al. 2022, section 2): which states of a run carry the answer?
 
-Every state of a corrupted run, token by token and layer by layer, is put back to its clean value:
-what P(answer) regains by it is its indirect effect.
+Every state of a corrupted run, token by token and layer by layer, is restored to its clean value:
+the P(answer) that this regains is its indirect effect.
 
     hidden      a layer's output
     mlp         what the MLPs of a window of layers add to the residual stream
@@ -25,7 +25,7 @@ KINDS: tuple[Kind, ...] = ("hidden", "mlp", "attention")
 
 @dataclass(frozen=True)
 class Trace:
-    """What one prompt gave.
+    """Trace of one prompt.
 
     Attributes:
         prompt: the prompt.
@@ -63,7 +63,7 @@ def trace(
             :func:`kn_bench.localise.corruption.noise`.
         kinds: what to restore.
         window: layers restored at once for MLP and attention outputs (Meng et al.: 10).
-        replace: the noise stands in for the embeddings instead of being added.
+        replace: the noise replaces the embeddings instead of being added.
     """
 
     def compute(batch: list[int]) -> list[Trace]:
@@ -94,7 +94,7 @@ def trace(
 
 
 def windowed(kind: Kind, layer: int, token: int, n_layers: int, window: int) -> tuple[Patch, ...]:
-    """What is restored for one cell of a trace: a layer's output, or a window of contributions.
+    """Return the patches of one cell of a trace: one output, or a window of contributions.
 
     A window of w covers layers l - floor(w/2) to l + ceil(w/2) - 1, as in the published code.
     """

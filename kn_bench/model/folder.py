@@ -58,7 +58,7 @@ def _problems(folder: Path) -> Iterator[str]:
 
 
 def _odd_files(folder: Path) -> Iterator[str]:
-    """Report names of files to be read that are no regular, readable files; a pipe never ends."""
+    """Report files to be read that are not regular and readable: reading a pipe never ends."""
     for path in sorted(folder.iterdir()):
         if path.suffix not in READ:
             continue

@@ -110,8 +110,8 @@ def _check_as_written(name: str, tokenizer: Any, folder: Path) -> None:
     if list(ours) != list(theirs):
         raise ValueError(
             f"{name}: expected a tokenizer_config.json, without which transformers reads "
-            f"{SENTENCE!r} as {tokenizer.decode(ours)!r} and not as its tokenizer.json says; add that of the "
-            "published model, which names the tokenizer's class"
+            f"{SENTENCE!r} as {tokenizer.decode(ours)!r} and not as its "
+            "tokenizer.json says; add the published model's, which names the tokenizer's class"
         )
 
 
