@@ -17,7 +17,7 @@ from kn_bench.editing.provenance import Provenance
 from kn_bench.editing.registry import bind, marked
 from kn_bench.editing.saving import load_edit, save_edit
 from kn_bench.editing.settings import Assignment, Choices, parameters
-from kn_bench.measure.steps import Made, StepRecord, StepStore
+from kn_bench.measure.steps import EditedStep, StepRecord, StepStore
 from kn_bench.model.loading import load_model
 
 METHODS = [
@@ -70,7 +70,7 @@ def test_edits_and_state_survive_the_disk(spec, tmp_path):
     store = StepStore(tmp_path / "steps")
     together = edit_step(method, asked[:2], begin(method))
     record = StepRecord(1, ("a", "b"), len(together.edits), 0.0)
-    assert store.save(Made(record, together.edits, together.state), source)
+    assert store.save(EditedStep(record, together.edits, together.state), source)
     read = store.load(1, device="cpu")
     assert read is not None
     assert all(map(alike, read.edits, together.edits))
