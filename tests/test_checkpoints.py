@@ -217,7 +217,7 @@ def test_another_tokenizer_or_architecture_is_refused(model, copy):
     path.write_text(json.dumps(content))
     with pytest.raises(ValueError, match="another tokenizer; name the base"):
         kn.method(f"checkpoint:{folder}", model)
-    with pytest.raises(ValueError, match="it is a gpt2 where that is a llama"):
+    with pytest.raises(ValueError, match="it is a gpt2 where the base is a llama"):
         kn.method(f"checkpoint:{folder}", kn.load_model("tiny-llama"))
 
 
