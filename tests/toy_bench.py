@@ -108,6 +108,16 @@ class Engine:
         method.edit([case.request for case in cases])
         with LOG.open("a") as log:
             log.write(f"{self.model.name} {method_name} {len(cases)} {os.getpid()}\n")
+        if os.environ.get("TOY_RAISES"):
+            raise (NotApplicable if method_name == "toy-a" else ValueError)(
+                os.environ["TOY_RAISES"]
+            )
+        if os.environ.get("TOY_HANGS") == method_name:
+            time.sleep(60)
+        if os.environ.get("TOY_EXITS") == method_name:
+            os._exit(0)
+        if os.environ.get("TOY_LETHAL") == method_name:
+            os.kill(os.getpid(), signal.SIGKILL)
         if os.environ.get("TOY_KILL_UNIT") == f"{self.model.name} {method_name}":
             once(lambda: os.kill(os.getpid(), signal.SIGKILL))
         results = {

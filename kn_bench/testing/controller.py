@@ -118,7 +118,7 @@ class RunController:
         if self.options.save_baseline is not None:
             _check_writable(self.options.save_baseline)
         if self.options.resume:
-            _ = self.store
+            units.forget_attempts(self.store.folder / units.FOLDER)
 
     def _checked_corpus(self) -> str:
         """Return the named corpus with its hash, as the manifest has it."""

@@ -1,15 +1,44 @@
-"""A limit on the time that a unit may take, for a method that hangs."""
+"""What keeps a run going whatever a method does: it hangs, or it ends the process."""
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 
 class UnitTimeoutError(Exception):
     """A unit took longer than ``--timeout-per-unit`` allows."""
+
+
+class ProcessExitError(Exception):
+    """A method called ``os._exit``, which would have taken the run with it."""
+
+
+@contextmanager
+def no_exit() -> Iterator[None]:
+    """Make ``os._exit`` raise within the block; a child that the block forks may still call it.
+
+    Without workers, the session would end there with the method's own status and no results.
+
+    Raises:
+        ProcessExitError: from wherever the block called it.
+    """
+    leave, process = os._exit, os.getpid()
+
+    def refuse(status: int) -> NoReturn:
+        if os.getpid() != process:
+            leave(status)
+        raise ProcessExitError(f"it called os._exit({status})")
+
+    os._exit = refuse
+    try:
+        yield
+    finally:
+        os._exit = leave
 
 
 @contextmanager

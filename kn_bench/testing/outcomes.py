@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from kn_bench.measure.verdict import Verdict
+from kn_bench.results.escaping import terminal
 from kn_bench.results.summary import junit_properties
 
 ROWS = "kn_bench rows"
@@ -72,12 +73,21 @@ def conclude(verdicts: Sequence[Verdict]) -> Verdict:
 
 def stop_unless_scored(verdict: Verdict) -> None:
     """End the test here when there is nothing to assert: skipped with a reason, or an error."""
+    reason = terminal(verdict.reason or verdict.explanation)
     if verdict.status == "not_applicable":
-        pytest.skip(verdict.reason or verdict.explanation)
+        pytest.skip(reason)
     if verdict.status == "excluded":
-        pytest.skip(f"excluded: {verdict.reason or verdict.explanation}")
+        pytest.skip(f"excluded: {reason}")
     if verdict.status == "error":
-        pytest.fail(verdict.explanation, pytrace=False)
+        pytest.fail(terminal(verdict.explanation), pytrace=False)
+
+
+def shown(verdict: Verdict) -> Verdict:
+    """The verdict for a suite to assert: pytest prints its explanation as it stands.
+
+    It holds what a model generated and what a method raised, control sequences and all.
+    """
+    return replace(verdict, explanation=terminal(verdict.explanation))
 
 
 class ItemOutcomes:

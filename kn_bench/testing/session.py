@@ -21,10 +21,11 @@ from kn_bench.cases.sampling import slug
 from kn_bench.editing.registry import MethodSpec
 from kn_bench.measure.criteria import judge
 from kn_bench.measure.measurement import CaseResult, UnitResult, control_name
+from kn_bench.results.escaping import terminal
 from kn_bench.results.rows import Key, encode_rows
 from kn_bench.testing import generations, node_ids, outcomes
 from kn_bench.testing.controller import WorkerConfig
-from kn_bench.testing.limits import time_limit
+from kn_bench.testing.limits import no_exit, time_limit
 from kn_bench.testing.models import Models, defined_for
 from kn_bench.testing.node_ids import NodeId, UnitKey
 from kn_bench.testing.options import Options
@@ -34,7 +35,7 @@ from kn_bench.testing.progress import FileProgress
 from kn_bench.testing.sequences import tests_of, unpack_sequences
 from kn_bench.testing.shards import Shard, in_shard
 from kn_bench.testing.units import UnitResults
-from kn_bench.testing.unmeasured import all_cases, sentence, with_origin
+from kn_bench.testing.unmeasured import all_cases, ended_workers, sentence, with_origin
 
 if TYPE_CHECKING:
     from kn_bench.editing.settings import Choices, Settings
@@ -207,7 +208,10 @@ class SuiteSession:
             with self._progress.unit(f"{point.method.name} on {unit.model}, {len(cases)} cases"):
                 return self._compute(request, point, unit)
 
-        computed = self._results.get(unit, cases, compute)
+        def lethal() -> UnitResult:
+            return all_cases(point, tuple(cases.values()), error=ended_workers(point))
+
+        computed = self._results.get(unit, cases, compute, lethal)
         retained = point.occasion.asked == "retained"
         results = computed.retained if retained else computed.results
         steps = self._plan_of(point).step_of() if point.sequence else {}
@@ -229,7 +233,7 @@ class SuiteSession:
         seconds = self._seconds.pop(unit, "")
         item.stash[outcomes.RECORD] = outcomes.Record(concluded, "".join(rows), seconds)
         outcomes.stop_unless_scored(concluded)
-        return concluded
+        return outcomes.shown(concluded)
 
     def _compute(self, request: pytest.FixtureRequest, point: Point, unit: UnitKey) -> UnitResult:
         """Edit and measure a unit. Nothing a method does is raised: its cases carry the error."""
@@ -247,7 +251,7 @@ class SuiteSession:
             return all_cases(point, cases, not_applicable=reason)
         loaded = time.perf_counter()
         try:
-            with time_limit(self._timeout):
+            with no_exit(), time_limit(self._timeout):
                 method = request.getfixturevalue(point.method.fixture)
                 if left := engine.put_back():
                     raise RuntimeError(f"it changed {' and '.join(left)} when it was made")
@@ -258,7 +262,8 @@ class SuiteSession:
         except (Exception, SystemExit, pytest.fail.Exception) as error:  # a plug-in's own code
             engine.put_back()  # also what belongs to the process
             self._models.forget(point.model)  # it may not be what it was
-            request.node.add_report_section("setup", "method", traceback.format_exc())
+            trace = terminal(traceback.format_exc(), lines=True)
+            request.node.add_report_section("setup", "method", trace)
             return all_cases(point, cases, error=sentence(point, error))
         self._note_seconds(unit, loaded - started, result)
         return with_origin(result, point.method.origin)

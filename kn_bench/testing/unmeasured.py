@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from kn_bench.cases.case import Case
 from kn_bench.measure.measurement import CaseResult, UnitResult
+from kn_bench.testing import units
 from kn_bench.testing.points import Point
 
 
@@ -41,4 +42,13 @@ def sentence(point: Point, error: BaseException) -> str:
     return (
         f"{method.name} on {point.model} could not be measured: "
         f"{type(error).__name__}: {lines[0]} ({method.origin})"
+    )
+
+
+def ended_workers(point: Point) -> str:
+    """Why a unit is not computed again."""
+    method = point.method
+    return (
+        f"{method.name} on {point.model} ended {units.ATTEMPTS} worker processes in this session "
+        f"(a crash in native code, or no memory left), and is not run again ({method.origin})"
     )

@@ -1,0 +1,86 @@
+"""Methods that end the process, kill their worker or hang: the others are measured all the same."""
+
+from collections import Counter
+
+import pytest
+
+from kn_bench.results.rows import CrashRow
+from kn_bench.testing.limits import ProcessExitError, UnitTimeoutError, no_exit, time_limit
+
+TESTS = 6 * 4  # a method's tests on a model: criteria times cases
+ASKED = ("-q", "--model", "toy-gpt", "--relation", "P36", "--run", "r")
+
+
+def statuses(bench):
+    return Counter((row.method, row.verdict.status) for row in bench.verdicts("r"))
+
+
+@pytest.mark.parametrize("workers", ["-n0", "-n2"])
+def test_a_method_that_exits_has_its_error_and_costs_no_worker(bench, workers):
+    result = bench.run(*ASKED, workers, TOY_EXITS="toy-a")
+    counted = statuses(bench)
+    assert result.ret == 1
+    assert counted["toy-a", "error"] == sum(n for (m, _), n in counted.items() if m == "toy-a") > 0
+    assert not counted["toy-b", "error"]
+    (reason,) = {row.verdict.reason for row in bench.verdicts("r") if row.method == "toy-a"}
+    assert "ProcessExitError: it called os._exit(0)" in reason
+    assert not any(isinstance(row, CrashRow) for row in bench.rows("r"))
+
+
+@pytest.mark.parametrize("workers", ["-n0", "-n2"])
+def test_a_method_that_hangs_is_stopped(bench, workers):
+    result = bench.run(*ASKED, workers, "--timeout-per-unit", "0.5", TOY_HANGS="toy-a")
+    assert result.ret == 1
+    assert result.duration < 40
+    counted = statuses(bench)
+    assert not counted["toy-b", "error"]
+    (reason,) = {row.verdict.reason for row in bench.verdicts("r") if row.method == "toy-a"}
+    assert "it took longer than --timeout-per-unit 0.5 seconds" in reason
+    assert counted["toy-a", "error"] == sum(n for (m, _), n in counted.items() if m == "toy-a")
+
+
+def test_a_method_that_kills_its_worker_is_not_run_a_third_time(bench):
+    result = bench.run(*ASKED, "-n2", "--grain", "case", TOY_LETHAL="toy-a")
+    assert result.ret == 1
+    counted = statuses(bench)
+    crashed = [row for row in bench.rows("r") if isinstance(row, CrashRow)]
+    assert {row.method for row in crashed} == {"toy-a"}
+    # two workers are at it at once: a third may begin before the second is lost
+    assert 2 <= len(crashed) <= 3
+    assert bench.computed.count(("toy-gpt", "toy-a")) == len(crashed)
+    reasons = {row.verdict.reason for row in bench.verdicts("r") if row.method == "toy-a"}
+    assert len(reasons) == 1
+    assert "toy-a on toy-gpt ended 2 worker processes in this session" in reasons.pop()
+    of_b = sum(n for (method, _), n in counted.items() if method == "toy-b")
+    assert counted["toy-a", "error"] + len(crashed) == of_b
+    assert not counted["toy-b", "error"]
+    # mended, and continued: the crashed tests are measured
+    again = bench.run("-q", "-n2", "--grain", "case", "--resume", "r")
+    assert again.ret in (0, 1)
+    assert "toy-a" in {row.method for row in bench.verdicts("r") if row.verdict.status != "error"}
+
+
+def test_outside_the_block_the_process_can_be_left():
+    import os
+
+    leave = os._exit
+    with pytest.raises(ProcessExitError, match=r"it called os\._exit\(7\)"), no_exit():
+        os._exit(7)
+    assert os._exit is leave
+    with no_exit():
+        child = os.fork()
+        if not child:
+            os._exit(5)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 5
+
+
+def test_no_limit_is_left_behind():
+    import time
+
+    with pytest.raises(UnitTimeoutError), time_limit(0.05):
+        time.sleep(5)
+    with time_limit(0.05):
+        pass
+    time.sleep(0.1)
+    with time_limit(None):
+        pass
