@@ -23,6 +23,7 @@ from typing import BinaryIO
 
 from kn_bench.cases.case import Exclusion
 from kn_bench.results.codec import encode
+from kn_bench.results.escaping import terminal
 from kn_bench.results.files import StoreError, unwritable, write_text
 from kn_bench.results.log import CLOSING, KEYED, LOG, Contents, head, repaired
 from kn_bench.results.manifest import (
@@ -242,7 +243,7 @@ def find_run(reports: Path, run: str) -> Path:
     for folder in (reports / RUNS / run, Path(run)):
         if run != LAST and (folder / FILE).is_file():
             return folder
-    names = ", ".join(folder.name for folder in known[-5:]) or "none"
+    names = ", ".join(terminal(folder.name) for folder in known[-5:]) or "none"
     raise StoreError(f"there is no run {run!r}: {reports / RUNS} has {names}")
 
 

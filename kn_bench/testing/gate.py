@@ -7,13 +7,13 @@ criteria of the method, at 5 %.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
 from kn_bench.cases.case import CRITERIA, Criterion
-from kn_bench.results import tables
+from kn_bench.results import escaping, tables
 from kn_bench.results.baseline import Baseline, read_baseline
 from kn_bench.results.comparison import (
     HEADERS,
@@ -71,21 +71,21 @@ class GateReport:
 
     def text(self) -> str:
         """For the terminal."""
-        return self._written(tables.plain)
+        return self._written(tables.plain, escaping.terminal)
 
     def markdown(self) -> str:
         """For a summary page."""
-        return self._written(tables.markdown)
+        return self._written(tables.markdown, escaping.markdown)
 
-    def _written(self, table: tables.Table) -> str:
+    def _written(self, table: tables.Table, escape: Callable[[str], str]) -> str:
         parts = [self.headline]
         if self.fallen:
             headers = tuple({"first": "baseline", "second": "this run"}.get(h, h) for h in HEADERS)
             parts.append(table(headers, table_rows(self.fallen), left=3))
         if self.missing:
-            names = "\n".join(f"- {text}" for text in _named(self.missing))
+            names = "\n".join(f"- {escape(text)}" for text in _named(self.missing))
             parts.append(f"In the baseline, but not measured here:\n{names}")
-        parts += self.notes
+        parts += map(escape, self.notes)
         return "\n\n".join(part.strip("\n") for part in parts) + "\n"
 
 
