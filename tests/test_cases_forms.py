@@ -202,6 +202,17 @@ def test_two_new_targets_for_one_fact_are_two_cases(tmp_path):
     assert not selection.exclusions
 
 
+def test_records_that_share_an_id_and_both_targets_are_two_cases(tmp_path):
+    other = json.loads(json.dumps(MQUAKE))
+    other["requested_rewrite"][0]["subject"] = "Ed Poe"
+    selection = sources.load(str(written(tmp_path / "m.json", [MQUAKE, other])))
+    assert len({case.id for case in selection.cases}) == len(selection.cases) == 2
+    turned = sources.load(str(written(tmp_path / "m.json", [other, MQUAKE])))
+    assert {c.id: c.request.subject for c in turned.cases} == {
+        c.id: c.request.subject for c in selection.cases
+    }
+
+
 @pytest.mark.parametrize("new", ["rome", "Rome.", "the Rome", " ROME "])
 def test_a_new_target_that_says_the_same_is_excluded(tmp_path, new):
     selection = sources.load(str(written(tmp_path / "f.json", [{**FACT, "target_new": new}])))

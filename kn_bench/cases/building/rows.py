@@ -185,15 +185,26 @@ def _without_repeats(rows: Sequence[FactRow]) -> tuple[list[FactRow], list[FactR
 
 
 def _names(rows: Sequence[FactRow]) -> list[str]:
-    """Return the last part of each case's id; the new target tells apart what nothing else does."""
+    """Return the last part of each case's id; the new target tells apart what nothing else does.
+
+    Records that share their id and all that is named so far are told apart by the whole fact.
+    """
     named = [(row.id or row.subject, row.target_true + row.prompt) for row in rows]
-    times = Counter(named)
-    return unique_slugs(
-        [
-            name if times[name] == 1 else (name[0], row.target_new)
+    for detail in (_target_of, _fact_of):
+        times = Counter(named)
+        named = [
+            name if times[name] == 1 else (name[0], detail(row))
             for name, row in zip(named, rows, strict=True)
         ]
-    )
+    return unique_slugs(named)
+
+
+def _target_of(row: FactRow) -> str:
+    return row.target_new
+
+
+def _fact_of(row: FactRow) -> str:
+    return "|".join((row.target_new, row.subject, row.prompt, row.suffix, row.target_true))
 
 
 def _with_truth(row: FactRow, rows: Sequence[FactRow], id: str, seed: int) -> FactRow:
