@@ -51,10 +51,10 @@ test: $(READY)
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/ -n 2 --dist loadfile $(ARGS)
 
-# hostile methods as a table, then runs and sequences killed at seeded moments and continued
+# kills, power cuts, full disks, jumping clocks, spoilt files, hostile methods, edits taken back; then
+# sequences killed and continued
 drill: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_hostile_methods.py -q -p no:cacheprovider
-	$(BIN)/python benchmarks/kills.py --kills 60 $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.drills $(ARGS)
 	$(BIN)/python benchmarks/sequence_kills.py
 
 # the shapes in annotations, checked as functions are called

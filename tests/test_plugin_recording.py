@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import resource
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -18,7 +16,6 @@ from tests.conftest import PLUGINS, comparable, measured, wait_for
 
 ONE = "test_overturn[toy_b-toy_gpt-P37/subject_1]"
 TESTS = 288
-KILLS = Path(__file__).resolve().parents[1] / "benchmarks" / "kills.py"
 
 
 @pytest.mark.parametrize("workers", ["-n0", "-n2"])
@@ -179,20 +176,6 @@ def test_a_reports_folder_that_cannot_be_written(bench):
         result = bench.run("-q", workers)
         assert result.ret == 4
         result.stderr.fnmatch_lines(["ERROR: *reports/runs/* cannot be written (Not a directory)*"])
-
-
-@pytest.mark.parametrize("seed", [int(os.environ.get("KN_BENCH_KILL_SEED", "1"))])
-def test_five_kills_lose_nothing_and_double_nothing(tmp_path, seed):
-    """The tool of benchmarks/kills.py, which has done a hundred."""
-    spec = importlib.util.spec_from_file_location("kills", KILLS)
-    assert spec is not None
-    assert spec.loader is not None
-    kills = importlib.util.module_from_spec(spec)
-    sys.modules["kills"] = kills
-    spec.loader.exec_module(kills)
-    tally = kills.kill_runs(5, seed, tmp_path)
-    assert tally.kills.total() >= 5
-    assert (tally.lost, tally.doubled, tally.different) == (0, 0, 0)
 
 
 def test_the_gate_passes_on_itself_and_fails_on_a_fall(bench):

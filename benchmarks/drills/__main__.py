@@ -1,0 +1,52 @@
+"""Run the drills and print their table; exit 1 where anything went wrong."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks.drills import clocks, cuts, edits, fuzz, hostile, kills, starved
+from benchmarks.drills.row import Row, table
+
+Drill = Callable[[float, int, Path], Row]
+DRILLS: dict[str, Drill] = {
+    "kills": kills.drill,
+    "cuts": cuts.drill,
+    "disk": starved.full_disk,
+    "descriptors": starved.few_descriptors,
+    "clocks": clocks.drill,
+    "fuzz": fuzz.drill,
+    "hostile": hostile.drill,
+    "edits": edits.drill,
+}
+
+
+def run(name: str, share: float, seed: int) -> Row:
+    """Run one drill in a folder of its own."""
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        row = DRILLS[name](share, seed, Path(folder))
+    row.seconds = time.monotonic() - started
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.drills", description=__doc__)
+    parser.add_argument("--share", type=float, default=1.0, help="how much of each drill (1.0)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", nargs="+", choices=DRILLS, default=list(DRILLS))
+    asked = parser.parse_args()
+    rows = []
+    for name in asked.only:
+        rows.append(run(name, asked.share, asked.seed))
+        print(f"{name}: {'clean' if rows[-1].clean else 'NOT CLEAN'}", file=sys.stderr, flush=True)
+    print(table(rows))
+    sys.exit(0 if all(row.clean for row in rows) else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""A small share of the drills; ``make drill`` runs them whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.drills import clocks, cuts, edits, fuzz, kills, starved
+from benchmarks.drills.row import Row, table
+
+SHARES = {
+    "two kills": (kills.drill, 2 / kills.KILLS),
+    "every 60th byte": (cuts.drill, 1 / 60),
+    "300 spoilt files": (fuzz.drill, 300 / fuzz.INPUTS),
+    "3 edits of each method": (edits.drill, 3 / edits.EDITS),
+}
+
+
+@pytest.mark.parametrize("name", SHARES)
+def test_a_share_of_a_drill_is_clean(tmp_path: Path, name: str) -> None:
+    drill, share = SHARES[name]
+    row = drill(share, 7, tmp_path)
+    assert row.clean, table([row])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("drill", [starved.full_disk, starved.few_descriptors, clocks.drill])
+def test_a_tenth_of_what_takes_whole_sessions_is_clean(tmp_path: Path, drill) -> None:
+    row = drill(0.1, 7, tmp_path)
+    assert row.clean, table([row])
+
+
+def test_a_row_counts_what_differs() -> None:
+    row = Row("made up", tried=1)
+    assert row.clean
+    row.compare(["a", "a", "c"], ["a", "b"], "run 1")
+    assert dict(row.faults) == {"lost": 1, "doubled": 1, "different": 1}
+    assert not row.clean
+    assert "made up: lost: run 1" in table([row])
+    assert not Row("never run").clean
+
+
+@pytest.mark.parametrize("reader", ["log: board", "facts.jsonl", "cached answers", "saved edit"])
+def test_the_second_reader_sees_what_a_lenient_first_one_lets_pass(
+    tmp_path: Path, reader: str
+) -> None:
+    """Each reader's own check is taken out: the drill must then not be clean."""
+    from dataclasses import replace
+
+    from benchmarks.drills.readers import SCORES, readers
+    from kn_bench.cases.case import Selection
+    from kn_bench.measure.cache import TargetScores
+
+    real = next(one for one in readers(tmp_path) if one.name == reader)
+    content, result = real.good, real.read()
+    if reader == "log: board":
+        content = content.replace(b'"score":1.0', b'"score":5.0')
+    elif reader == "facts.jsonl":
+        (case, *_) = result.cases
+        request = replace(case.request, target_new="None")
+        result = Selection((replace(case, request=request),))
+    elif reader == "cached answers":
+        result = {next(iter(SCORES)): TargetScores((-9.0,), (True,))}
+    else:
+        result = replace(result, notes={"loss": 0.25})
+    row = Row("lenient")
+    fuzz._try(replace(real, read=lambda: result), content, row)
+    assert row.faults["different"] == 1, reader
