@@ -1,5 +1,8 @@
 """Texts of methods, models and files reach the terminal without their control sequences."""
 
+from types import SimpleNamespace
+from typing import cast
+
 import pandas as pd
 import pytest
 from _pytest.outcomes import Failed, Skipped
@@ -7,7 +10,7 @@ from _pytest.outcomes import Failed, Skipped
 from kn_bench.measure.verdict import Verdict
 from kn_bench.results.baseline import baseline_of
 from kn_bench.results.files import StoreError
-from kn_bench.results.loading import load_runs
+from kn_bench.results.loading import Runs, load_runs
 from kn_bench.results.store import find_run
 from kn_bench.testing import outcomes
 from kn_bench.testing.gate import gate
@@ -49,7 +52,7 @@ def test_what_a_suite_asserts():
 
 def test_what_is_left_out():
     frame = pd.DataFrame({"verdict_status": ["error"], "verdict_reason": [ODD]})
-    runs = type("Runs", (), {"verdicts": frame, "left_out": ()})
+    runs = cast(Runs, SimpleNamespace(verdicts=frame, left_out=()))
     assert all(line.isprintable() for line in left_out(runs))
 
 
