@@ -104,7 +104,7 @@ class Engine:
     def put_back(self):
         return ()
 
-    def measure(self, method_name, method, cases, *, control=False):
+    def measure(self, method_name, method, cases, *, control=False, writer=None):
         method.edit([case.request for case in cases])
         with LOG.open("a") as log:
             log.write(f"{self.model.name} {method_name} {len(cases)} {os.getpid()}\n")

@@ -23,7 +23,8 @@ from kn_bench.cases.case import CRITERIA, Exclusion, Selection
 from kn_bench.cases.sources import blimp, pararel
 from kn_bench.editing.edit import LowRank, LowRankEdit
 from kn_bench.editing.presets import read_presets
-from kn_bench.editing.saving import Provenance, load_edit, save_edit
+from kn_bench.editing.provenance import Provenance
+from kn_bench.editing.saving import load_edit, save_edit
 from kn_bench.measure.cache import AnswerCache, TargetScores
 from kn_bench.measure.verdict import STATUSES
 from kn_bench.model.folder import check_folder
