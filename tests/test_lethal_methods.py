@@ -55,7 +55,7 @@ def test_a_method_that_kills_its_worker_is_not_run_a_third_time(bench):
     assert counted["toy-a", "error"] + len(crashed) == of_b
     assert not counted["toy-b", "error"]
     # mended, and continued: the crashed tests are measured
-    again = bench.run("-q", "-n2", "--grain", "case", "--resume", "r")
+    again = bench.run(*ASKED[:-2], "-n2", "--grain", "case", "--resume", "r")
     assert again.ret in (0, 1)
     assert "toy-a" in {row.method for row in bench.verdicts("r") if row.verdict.status != "error"}
 
