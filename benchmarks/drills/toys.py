@@ -144,8 +144,8 @@ class Toys:
 def check_text(output: str, row: Row) -> None:
     """Count what a session must never print.
 
-    A Ctrl-C that comes while the interpreter is still importing pytest ends in Python's own traceback,
-    which nothing of ours can catch.
+    A Ctrl-C that comes while the interpreter is still importing pytest ends in Python's own
+    traceback, which nothing of ours can catch.
     """
     if output.rstrip().endswith("KeyboardInterrupt") and "test session starts" not in output:
         return
