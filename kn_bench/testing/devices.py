@@ -61,7 +61,7 @@ def settle(workers: int, models: Collection[str]) -> None:
     another worker could use, and OpenMP reads that setting once. ``OMP_NUM_THREADS`` is respected.
 
     Embedded models (``models`` is empty, or names no other) get one thread: they are too small for
-    a second to help, and numbers are summed alike whatever the number of workers.
+    a second to help, and the order of their sums does not depend on the number of workers.
     """
     if "torch" not in sys.modules:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
