@@ -183,4 +183,5 @@ def test_another_project_imports_next_to_nothing(tmp_path):
     found = re.search(r"status (\d+) ours (\d+) heavy (.*)", result.stdout)
     assert found, result.stderr
     assert (found[1], found[3]) == ("0", "[]")
-    assert 0 < int(found[2]) < 14
+    # the plug-in, its options, the registry and what these three name: 14, text and tables only
+    assert 0 < int(found[2]) < 15
