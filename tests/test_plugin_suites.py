@@ -104,10 +104,13 @@ def test_the_board_ends_the_session(bench):
     result.stdout.fnmatch_lines(
         [
             "*= leaderboard =*",
-            "Facts: *",
-            "toy-a *toy-gpt *",
+            "Facts: *n = 12 cases (symmetry 8).",
+            "toy-gpt",
+            "1 toy-a *",
+            "toy-masked",
+            "1 toy-a *",
             "not applicable: 84 tests",
-            f"run *; {bench.path}/reports/leaderboard.md has the details",
+            f"run *; open {bench.path}/reports/leaderboard.html for every answer",
         ]
     )
     assert "toy-a" in (bench.path / "reports/leaderboard.md").read_text()
