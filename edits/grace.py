@@ -18,7 +18,7 @@ the gap that several pairs share is one key, so that pairs with the same beginni
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -27,17 +27,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from kn_bench.cases.case import EditRequest
-from kn_bench.editing.answer_rows import AnswerMethod
-from kn_bench.editing.edit import MemoryEdit, NotApplicable, Notes
+from kn_bench.editing.answer_rows import SideMemories
+from kn_bench.editing.edit import MemoryEdit, Notes
 from kn_bench.editing.finetuning import TunedRow
 from kn_bench.editing.memories import Codebook
+from kn_bench.editing.method import State
 from kn_bench.editing.registry import edit_method
 from kn_bench.editing.settings import Settings, recorded
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.precision import wide_dtype
 from kn_bench.model.seeding import seeded
-
-State = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +76,7 @@ class Learnt(NamedTuple):
     chosen: int
 
 
-class Grace(AnswerMethod[GraceSettings]):
+class Grace(SideMemories[GraceSettings]):
     """GRACE on one model."""
 
     called = "GRACE"
@@ -85,31 +84,6 @@ class Grace(AnswerMethod[GraceSettings]):
     def __init__(self, lm: LanguageModel, settings: GraceSettings) -> None:
         super().__init__(lm, settings)
         self.name = settings.module or lm.weight_name(settings.layer).removesuffix(".weight")
-
-    def edit(self, requests: Sequence[EditRequest]) -> list[MemoryEdit | NotApplicable]:
-        """Return one memory a request, each with a codebook of its own.
-
-        Raises:
-            NotApplicable: on a masked model.
-        """
-        return [
-            row if isinstance(row, NotApplicable) else self._learn([(request, row)], {})[0]
-            for request, row in zip(requests, self._rows(requests), strict=True)
-        ]
-
-    def begin(self) -> State:
-        """Return an empty codebook."""
-        return {}
-
-    def edit_together(
-        self, requests: Sequence[EditRequest], state: State
-    ) -> tuple[MemoryEdit, dict[str, Tensor]]:
-        """Return a memory with all keys so far, and the codebook as the state.
-
-        Raises:
-            NotApplicable: on a masked model, or when it is not defined for one of the requests.
-        """
-        return self._learn(list(zip(requests, self._rows_of_all(requests), strict=True)), state)
 
     def memory_edit(self, codebook: Codebook, notes: Notes | None = None) -> MemoryEdit:
         """Return the edit that has ``codebook`` beside the module: its state is all it holds."""

@@ -31,14 +31,13 @@ from kn_bench.editing.answer_rows import AnswerMethod
 from kn_bench.editing.closed_form import Factors, closed_form
 from kn_bench.editing.edit import DenseEdit, Edit, LowRank, LowRankEdit, NotApplicable, Notes
 from kn_bench.editing.finetuning import TunedRow
+from kn_bench.editing.method import State
 from kn_bench.editing.registry import edit_method
 from kn_bench.editing.rome.remembered import corpus_for
 from kn_bench.editing.settings import SettingError, Settings, recorded
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.precision import wide_dtype
 from kn_bench.model.prefixed import padded
-
-State = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)

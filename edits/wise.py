@@ -21,7 +21,7 @@ followed by more text does not apply.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, NamedTuple
@@ -31,18 +31,17 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from kn_bench.cases.case import EditRequest
-from kn_bench.editing.answer_rows import AnswerMethod
-from kn_bench.editing.edit import MemoryEdit, NotApplicable, Notes
+from kn_bench.editing.answer_rows import SideMemories
+from kn_bench.editing.edit import MemoryEdit, Notes
 from kn_bench.editing.finetuning import PreparedRows, TunedRow
 from kn_bench.editing.memories import SideWeights
+from kn_bench.editing.method import State
 from kn_bench.editing.registry import edit_method
 from kn_bench.editing.rome.remembered import corpus_for
 from kn_bench.editing.settings import SettingError, Settings, recorded
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.precision import wide_dtype
 from kn_bench.model.seeding import seeded
-
-State = Mapping[str, Tensor]
 
 OTHER_TEXTS = 32
 OTHER_TOKENS = 32
@@ -121,35 +120,10 @@ ROUNDING = 1e-4
 """Epsilon lies so much below the least distance: rounding is not to turn that edit away."""
 
 
-class Wise(AnswerMethod[WiseSettings]):
+class Wise(SideMemories[WiseSettings]):
     """WISE on one model."""
 
     called = "WISE"
-
-    def edit(self, requests: Sequence[EditRequest]) -> list[MemoryEdit | NotApplicable]:
-        """Return one memory a request, each with a copy of its own.
-
-        Raises:
-            NotApplicable: on a masked model.
-        """
-        return [
-            row if isinstance(row, NotApplicable) else self._learn([(request, row)], {})[0]
-            for request, row in zip(requests, self._rows(requests), strict=True)
-        ]
-
-    def begin(self) -> State:
-        """Return no copies."""
-        return {}
-
-    def edit_together(
-        self, requests: Sequence[EditRequest], state: State
-    ) -> tuple[MemoryEdit, dict[str, Tensor]]:
-        """Return a memory with all edits so far, and its copies and keys as the state.
-
-        Raises:
-            NotApplicable: on a masked model, or when it is not defined for one of the requests.
-        """
-        return self._learn(list(zip(requests, self._rows_of_all(requests), strict=True)), state)
 
     # -- learning ---------------------------------------------------------------------------
 

@@ -14,25 +14,8 @@ from benchmarks.drills.row import Row
 from kn_bench.results import log
 from kn_bench.results.files import StoreError
 from kn_bench.results.manifest import read_manifest
+from tests.conftest import CONFTEST, TOYS
 
-TOYS = Path(__file__).resolve().parents[2] / "tests" / "toy_bench.py"
-CONFTEST = """
-import toy_bench
-from kn_bench.editing.registry import edit_method
-
-toy_bench.install()
-
-@edit_method("toy-a")
-def toy_a(language_model):
-    return toy_bench.Toy()
-
-@edit_method("toy-b", models="causal")
-def toy_b(language_model):
-    return toy_bench.Toy()
-
-def pytest_configure(config):
-    config.pluginmanager.register(toy_bench.Killer())
-"""
 COMMAND = (
     *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"),
     *("-p", "xdist", "-p", "kn_bench.testing.plugin", "--pyargs", "kn_bench.suites"),

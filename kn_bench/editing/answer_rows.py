@@ -2,6 +2,7 @@
 
 AnswerMethod       what they share: reading requests, refusing those that cannot be asked
 TunedWeights       those that tune weights on any number of texts at once
+SideMemories       those that keep what they learn beside a module, and go on from it
 """
 
 from __future__ import annotations
@@ -9,9 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar, Generic, TypeVar
 
+from torch import Tensor
+
 from kn_bench.cases.case import EditRequest
-from kn_bench.editing.edit import DenseEdit, NotApplicable
+from kn_bench.editing.edit import DenseEdit, MemoryEdit, NotApplicable
 from kn_bench.editing.finetuning import TunedRow
+from kn_bench.editing.method import State
 from kn_bench.editing.settings import Settings
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.tokens import Tokens
@@ -95,6 +99,41 @@ class TunedWeights(AnswerMethod[S]):
     def _tune_each(self, rows: Sequence[TunedRow]) -> list[DenseEdit]:
         """Return one change of weights a row, none knowing of the others."""
         return [self._tune([row]) for row in rows]
+
+
+class SideMemories(AnswerMethod[S]):
+    """A method with a memory beside a module, whose tensors are the state of a sequence."""
+
+    def edit(self, requests: Sequence[EditRequest]) -> list[MemoryEdit | NotApplicable]:
+        """Return one memory a request, each with nothing else in it.
+
+        Raises:
+            NotApplicable: on a masked model.
+        """
+        return [
+            row if isinstance(row, NotApplicable) else self._learn([(request, row)], {})[0]
+            for request, row in zip(requests, self._rows(requests), strict=True)
+        ]
+
+    def begin(self) -> State:
+        """Return an empty memory."""
+        return {}
+
+    def edit_together(
+        self, requests: Sequence[EditRequest], state: State
+    ) -> tuple[MemoryEdit, dict[str, Tensor]]:
+        """Return a memory with all edits so far, and its tensors as the state.
+
+        Raises:
+            NotApplicable: on a masked model, or when it is not defined for one of the requests.
+        """
+        return self._learn(list(zip(requests, self._rows_of_all(requests), strict=True)), state)
+
+    def _learn(
+        self, pairs: Sequence[tuple[EditRequest, TunedRow]], state: State
+    ) -> tuple[MemoryEdit, dict[str, Tensor]]:
+        """Add ``pairs`` to the memory of ``state``, which is empty at first."""
+        raise NotImplementedError
 
 
 def tuned_row(

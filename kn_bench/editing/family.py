@@ -31,6 +31,7 @@ from kn_bench.editing.edit import (
     Notes,
 )
 from kn_bench.editing.maps import UpdateMap, prune, rect, sphere
+from kn_bench.editing.method import State
 from kn_bench.editing.rome.problem import Value, ValueProblem, ValueSettings
 from kn_bench.editing.rome.remembered import covariance_of, read_requests, values_of
 from kn_bench.editing.rome.spread import Mean, Share, Spread, spread
@@ -40,8 +41,6 @@ from kn_bench.model.corpus import Corpus
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.precision import wide_dtype
 from kn_bench.model.ragged import Place
-
-State = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)

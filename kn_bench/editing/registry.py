@@ -90,7 +90,7 @@ class MethodSpec:
 
     @property
     def fixture(self) -> str:
-        """Return name of its fixture. The space keeps it apart from every fixture of the user's."""
+        """Return the name of its fixture; the space in it rules out a clash with a user's."""
         return f"edit_method {self.name}"
 
 
@@ -165,7 +165,7 @@ def marked(plugin: object) -> Iterator[MethodSpec]:
 
 
 def marked_spec(function: object) -> MethodSpec | None:
-    """Return what ``@edit_method`` said of ``function``; None when it is no method."""
+    """Return what ``@edit_method`` recorded for ``function``; None where it was not used."""
     try:
         spec = vars(function).get(_MARK)
     except TypeError:

@@ -221,7 +221,7 @@ def language_part(config: Any) -> Any:
     """Return the part of a Hugging Face config that describes what kn_bench measures.
 
     A multimodal class (Gemma 3 from 4B on, Mistral 3) holds its text model's config as
-    ``text_config``. That part alone is used where there is no row for the class as a whole.
+    ``text_config``. It is returned unless the table has a row for the multimodal class itself.
     """
     inner = getattr(config, "text_config", None)
     return config if inner is None or str(config.model_type) in _TABLE else inner

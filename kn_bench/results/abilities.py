@@ -1,6 +1,6 @@
 """What a sequence of edits leaves: each criterion early and late, and what the model can still do.
 
-One table a task and protocol, a row a method, below the tables with the intervals of the criteria::
+Each task and protocol has a table with one row per method, below that of the criteria's intervals::
 
     method    reliability  ...  BLiMP     known       ppl   KL    dW/W  collapse
     unedited                    98 96–100  100 96–100  5.6   0.00  0.00  –

@@ -145,13 +145,13 @@ def parsed(text: str | bytes) -> Any:
         RecursionError: when it is nested too deeply.
     """
     text = text if isinstance(text, str) else text.decode()
-    found = _STRICT.decode(text)
+    value = _STRICT.decode(text)
     if _SURROGATE.search(text):  # escaped, it may be half of a pair
         try:
-            json.dumps(found, ensure_ascii=False).encode()
+            json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError:
             raise ValueError("it holds a lone surrogate, which is no text") from None
-    return found
+    return value
 
 
 def build(cls: type[T], raw: object, ignore: frozenset[str] = frozenset()) -> T:

@@ -169,18 +169,18 @@ def _needed(material: Material, curves: Sequence[GroupResponses]) -> SectionTabl
         for relation in material.relations
     ]
     groups += [(f"all {label}", _of(curves, task)) for task, (_, _, label) in TASK.items()]
-    for name, mine in groups:
-        if mine:
+    for name, members in groups:
+        if members:
             five = DOSES.index(5)
             rows.append(
                 (
                     name,
-                    _doses_needed(mine, 0.5),
-                    _doses_needed(mine, 0.9),
-                    _curve(mine, "probability", ranked=True, relative=True)[five],
-                    _curve(mine, "accuracy", ranked=True, relative=False)[0],
-                    _curve(mine, "accuracy", ranked=True, relative=False)[five],
-                    _curve(mine, "rank", ranked=True, relative=False)[five],
+                    _doses_needed(members, 0.5),
+                    _doses_needed(members, 0.9),
+                    _curve(members, "probability", ranked=True, relative=True)[five],
+                    _curve(members, "accuracy", ranked=True, relative=False)[0],
+                    _curve(members, "accuracy", ranked=True, relative=False)[five],
+                    _curve(members, "rank", ranked=True, relative=False)[five],
                 )
             )
     return SectionTable(
@@ -204,15 +204,15 @@ def _needed(material: Material, curves: Sequence[GroupResponses]) -> SectionTabl
 def _left(curves: Sequence[GroupResponses]) -> SectionTable:
     rows: list[TableRow] = []
     for task, (_, _, name) in TASK.items():
-        mine = _of(curves, task)
+        members = _of(curves, task)
         for ranked in (True, False):
-            if mine:
+            if members:
                 columns = [
-                    _curve(mine, key, ranked=ranked, relative=key == "probability")
+                    _curve(members, key, ranked=ranked, relative=key == "probability")
                     for key in ("probability", "accuracy", "rank")
                 ]
                 order = "attribution" if ranked else "random"
-                doses = mine[0].ranked.doses
+                doses = members[0].ranked.doses
                 rows += [
                     (name, order, k, *values) for k, *values in zip(doses, *columns, strict=True)
                 ]
@@ -229,11 +229,11 @@ def _left(curves: Sequence[GroupResponses]) -> SectionTable:
 def _findings(curves: Sequence[GroupResponses]) -> tuple[str, ...]:
     sentences = []
     for task, (_, _, name) in TASK.items():
-        mine = _of(curves, task)
-        if mine:
-            half, most = _doses_needed(mine, 0.5), _doses_needed(mine, 0.9)
-            five = _curve(mine, "probability", ranked=True, relative=True)[DOSES.index(5)]
-            right = _curve(mine, "accuracy", ranked=True, relative=False)
+        members = _of(curves, task)
+        if members:
+            half, most = _doses_needed(members, 0.5), _doses_needed(members, 0.9)
+            five = _curve(members, "probability", ranked=True, relative=True)[DOSES.index(5)]
+            right = _curve(members, "accuracy", ranked=True, relative=False)
             sentences.append(
                 f"{name}: half of the loss takes {half.mean:.1f} neurons, 90 % takes "
                 f"{most.mean:.1f}; after the first five {five.mean:.0%} of the probability is left "
@@ -249,12 +249,12 @@ def _draw(curves: Sequence[GroupResponses]) -> Drawing:
         axes, ("probability", "accuracy"), ("probability left", "answers still right"), strict=True
     ):
         for task, (colour, marker, task_name) in TASK.items():
-            mine = _of(curves, task)
-            if not mine:
+            members = _of(curves, task)
+            if not members:
                 continue
-            places = [k + 0.5 if k == 0 else k for k in mine[0].ranked.doses]
-            ranked = _curve(mine, name, ranked=True, relative=name == "probability")
-            random = _curve(mine, name, ranked=False, relative=name == "probability")
+            places = [k + 0.5 if k == 0 else k for k in members[0].ranked.doses]
+            ranked = _curve(members, name, ranked=True, relative=name == "probability")
+            random = _curve(members, name, ranked=False, relative=name == "probability")
             whiskers(ax, places, ranked, colour=colour, marker=marker, label=task_name, line=True)
             means = [v.mean for v in random]
             ax.plot(places, means, linestyle=":", marker=marker, color=colour, markersize=4,

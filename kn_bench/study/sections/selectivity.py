@@ -88,9 +88,9 @@ def selectivity(
     columns = np.array([question.column for question in asked for _ in question.queries])
     cells: dict[tuple[str, str, bool], list[tuple[float, str]]] = {}
     for i, group in enumerate(suppressed):
-        mine = names == group.name
+        in_group = names == group.name
         for column in dict.fromkeys(columns.tolist()):
-            for own, where in ((True, mine), (False, ~mine)):
+            for own, where in ((True, in_group), (False, ~in_group)):
                 counted = where & (columns == column)
                 if counted.any():
                     entry = (float(changes[i, counted].mean()), group.name)
@@ -163,16 +163,16 @@ def _table(cells: Sequence[Cell]) -> SectionTable:
 def _findings(material: Material, cells: Sequence[Cell]) -> tuple[str, ...]:
     sentences = []
     for task, name, other in (("fact", "facts", "pair"), ("pair", "syntax", "fact")):
-        mine = [c for c in cells if material.task_of[c.row] == task]
-        if not mine:
+        of_task = [c for c in cells if material.task_of[c.row] == task]
+        if not of_task:
             continue
         parts = {
-            "its own prompts": [c for c in mine if c.own],
-            "others of its relation": [c for c in mine if not c.own and c.column == c.row],
+            "its own prompts": [c for c in of_task if c.own],
+            "others of its relation": [c for c in of_task if not c.own and c.column == c.row],
             "other relations": [
-                c for c in mine if c.column != c.row and material.task_of[c.column] == task
+                c for c in of_task if c.column != c.row and material.task_of[c.column] == task
             ],
-            "the other task": [c for c in mine if material.task_of[c.column] == other],
+            "the other task": [c for c in of_task if material.task_of[c.column] == other],
         }
         texts = [
             f"{np.mean([c.change.mean for c in part]):+.2f} on {what}"
