@@ -40,6 +40,8 @@ def command(
     relation: Annotated[list[str] | None, typer.Option(help="Relations; repeatable.")] = None,
     limit: Annotated[int, typer.Option(help="Held-out cases of each relation.", min=1)] = 4,
     seed: Annotated[int, typer.Option(help="That of the boards to be kept apart from.")] = 0,
+    device: options.Device = "cpu",
+    dtype: options.Dtype = "float32",
 ) -> None:
     """Try every combination of values, and write the best as a preset with the whole curve.
 
@@ -66,7 +68,7 @@ def command(
         typer.echo(sentence, err=True)
     held, apart = held_out(specs, relation, limit, seed)
     typer.echo(f"{len(held)} held-out cases; boards with --limit up to {apart} ask none of them")
-    lm = load_model(model)
+    lm = load_model(model, device=device, dtype=dtype)
     lm.progress = Bars()
     engine = Engine(lm)
     curve = []
