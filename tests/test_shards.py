@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,6 +16,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kn_bench.cases.sampling import slug
 from kn_bench.results import log
 from kn_bench.results.files import StoreError
 from kn_bench.results.manifest import read_manifest, write_manifest
@@ -97,6 +99,32 @@ def test_shards_merge_into_the_run(bench):
     write_manifest(runs / "b", replace(other, seed=0, finished=""))
     with pytest.raises(StoreError, match=r"b, shard 2/3, is not finished: go on with it by"):
         merge([runs / run for run in "abc"], bench.path / "reports", "some")
+
+
+def test_a_shard_that_was_killed_is_resumed_and_merged(bench):
+    asked = ("-p", "no:xdist", "--limit", "2")
+    bench.run(*asked, "--run", "whole")
+    bench.run(*asked, "--run", "a", "--shard", "1/2")
+    here = {row.key for row in bench.verdicts("a")}
+    last = [row for row in bench.verdicts("whole") if row.key not in here][-1]
+    at = f"test_{last.criterion}[{slug(last.method)}-{slug(last.model)}-{last.case}]"
+    killed = bench.run(*asked, "--run", "b", "--shard", "2/2", TOY_KILL_AT=at)
+    assert killed.ret == -signal.SIGKILL
+    runs = bench.path / "reports/runs"
+    left = bench.verdicts("b")
+    assert left
+    with pytest.raises(StoreError, match=r"b, shard 2/2, is not finished: go on with it by"):
+        merge([runs / "a", runs / "b"], bench.path / "reports", "all")
+
+    other = bench.run(*asked, "--resume", "b", "--shard", "1/2")
+    assert other.ret == pytest.ExitCode.USAGE_ERROR
+    other.stderr.fnmatch_lines(["*run 'b' cannot be continued*shard 2/2 then, 1/2 now*"])
+    assert bench.run(*asked, "--resume", "b", "--shard", "2/2").ret == 0
+    assert len(bench.verdicts("b")) > len(left)
+    folder = merge([runs / "a", runs / "b"], bench.path / "reports", "all")
+    assert comparable(without_times(log.rows(folder / log.LOG))) == comparable(
+        without_times(log.rows(runs / "whole" / log.LOG))
+    )
 
 
 def test_the_example_workflow_measures_each_shard_once():

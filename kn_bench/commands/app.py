@@ -29,6 +29,7 @@ COMMANDS = {
     ),
     "view": Entry("kn_bench.commands.view", "Serve the board's page with every answer."),
     "compare": Entry("kn_bench.commands.compare", "Compare two runs on the cases they share."),
+    "launch": Entry("kn_bench.commands.launch", "Measure a run in shards on a Slurm queue."),
     "merge": Entry("kn_bench.commands.merge", "Join the shards of a run into one run."),
     "data": Entry("kn_bench.commands.data", "List sources of cases; check a file of your own."),
     "edit": Entry("kn_bench.commands.edit", "Edit a model and write a checkpoint or an adapter."),

@@ -1,0 +1,49 @@
+"""Processes that end with the one that started them, and messages over a pair of pipes."""
+
+from __future__ import annotations
+
+import ctypes
+import signal
+import struct
+import sys
+from collections.abc import Callable
+from typing import BinaryIO
+
+_SET_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of <linux/prctl.h>
+_LENGTH = struct.Struct("<Q")
+
+
+def ending_with_parent() -> Callable[[], None] | None:
+    """Return what a new process calls to be killed with its parent; None where none can be."""
+    return _die_with_parent if sys.platform == "linux" else None
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(_SET_DEATH_SIGNAL, signal.SIGKILL)
+
+
+def send(file: BinaryIO, message: bytes) -> None:
+    """Write one message.
+
+    Raises:
+        OSError: when the other side is gone.
+    """
+    file.write(_LENGTH.pack(len(message)))
+    file.write(message)
+    file.flush()
+
+
+def receive(file: BinaryIO) -> bytes | None:
+    """Read one message; None when the other side is gone."""
+    head = file.read(_LENGTH.size)
+    if len(head) < _LENGTH.size:
+        return None
+    (length,) = _LENGTH.unpack(head)
+    message = file.read(length)
+    return message if len(message) == length else None
+
+
+def last_words(text: str) -> str:
+    """Return the last line of pytest's output that says anything, without the word ERROR."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1].removeprefix("ERROR: ") if lines else ""
