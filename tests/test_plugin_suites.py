@@ -23,6 +23,21 @@ def test_ids_are_method_model_case(bench):
     assert not (bench.path / "reports").exists()
 
 
+def test_the_layer_itself_needs_no_torch(bench):
+    """Else each of the hundreds of sessions of the toy benchmark would take 8 s to import it."""
+    bench.pytester.makepyfile(
+        says="""
+        import sys
+
+        def pytest_terminal_summary(terminalreporter):
+            terminalreporter.write_line(f"torch was imported: {'torch' in sys.modules}")
+        """
+    )
+    result = bench.run("-p", "says", "-p", "no:xdist", "--limit", "1")
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(["torch was imported: False"])
+
+
 def test_missed_is_a_finding_and_the_exit_status_0(bench):
     result = bench.run("-v", "-rs")
     found = outcomes(result)

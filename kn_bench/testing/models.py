@@ -83,7 +83,6 @@ class Models:
         from kn_bench.model import embedded
         from kn_bench.model.cache_folder import cache_folder
         from kn_bench.model.loading import load_model
-        from kn_bench.model.own_text import corpus_named
 
         with self._progress.task("loading"):
             model = load_model(
@@ -99,6 +98,8 @@ class Models:
             # the embedded models are small, and keep their batches whatever the number of workers
             model.batcher.memory = min(model.batcher.memory, TOGETHER // self._workers)
         if self._options.corpus and name not in embedded.NAMES:
+            from kn_bench.model.own_text import corpus_named
+
             model.corpus = corpus_named(model, self._options.corpus)
         answers = cache_folder() / "answers"
         return Engine(model, cache=answers, memory=self._options.memory, seed=self._options.seed)
