@@ -12,8 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from typer.testing import CliRunner
 
 import kn_bench as kn
+from kn_bench.commands import evaluate
 from kn_bench.editing.applying import in_place
 from kn_bench.editing.difference import check_adapter, checkpoint_edit, edit_of, low_rank
 from kn_bench.editing.edit import DenseEdit, LowRank, LowRankEdit, NoEdit, norm
@@ -106,6 +109,72 @@ def test_a_checkpoint_by_plain_torch_measures_as_its_edit(model, copy):
             assert one.after.log_prob_expected == pytest.approx(
                 other.after.log_prob_expected, abs=1e-4
             )
+
+
+def rome_of_another_tool(source, target, *, subject, prompt, new):
+    """Edit one fact as another tool would: transformers and torch alone.
+
+    The value at the subject's last token is optimised until the new answer follows (Meng et al.
+    2022, section 3.1); with the identity for C, W' = W + (v - W k) k^T / (k^T k).
+    """
+    hf = AutoModelForCausalLM.from_pretrained(source).requires_grad_(False)
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    text = prompt.format(subject)
+    ids = tokenizer(text, return_tensors="pt").input_ids
+    answer = tokenizer(f"{text} {new}").input_ids[ids.shape[1]]
+    last = len(tokenizer(text[: text.index(subject) + len(subject)]).input_ids) - 1
+    projection = hf.transformer.h[LAYER].mlp.c_proj
+    seen = {}
+
+    def read(_, inputs, output):
+        seen["key"], seen["value"] = inputs[0][0, last].clone(), output[0, last].clone()
+
+    with projection.register_forward_hook(read):
+        hf(ids)
+    value = seen["value"].clone().requires_grad_()
+
+    def write(_, inputs, output):
+        output = output.clone()
+        output[0, last] = value
+        return output
+
+    optimiser = torch.optim.Adam([value], lr=0.5)
+    with projection.register_forward_hook(write):
+        for _ in range(60):
+            optimiser.zero_grad()
+            (-hf(ids).logits[0, -1].log_softmax(-1)[answer]).backward()
+            optimiser.step()
+    key, change = seen["key"], value.detach() - seen["value"]
+    projection.weight += torch.outer(key, change) / (key @ key)  # Conv1D: (d_mlp, d_model)
+    hf.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+
+
+def test_a_checkpoint_of_another_tools_rome_is_measured_against_its_base(tmp_path):
+    fact = {"subject": "Italy", "prompt": "The name of the capital of {} is",
+            "target_true": "Rome", "target_new": "Cardiff"}  # fmt: skip
+    rome_of_another_tool(
+        embedded.folder(BASE),
+        tmp_path / "theirs",
+        subject=fact["subject"],
+        prompt=fact["prompt"],
+        new=fact["target_new"],
+    )
+    cases = tmp_path / "fact.jsonl"
+    cases.write_text(json.dumps(fact))
+    arguments = ("--base", BASE, "--edited", tmp_path / "theirs", "--cases", cases, "-o",
+                 tmp_path / "run")  # fmt: skip
+    result = CliRunner().invoke(evaluate.app, list(map(str, arguments)))
+    assert result.exit_code == 0, result.output
+    reported = " ".join(result.output.split())
+    tensor = f"transformer.h.{LAYER}.mlp.c_proj.weight"
+    assert f"low rank: layer {LAYER} rank 1 ({tensor}); norm " in reported
+    from kn_bench.results import log
+
+    rows = [row for row in log.rows(tmp_path / "run" / log.LOG) if isinstance(row, VerdictRow)]
+    status = {row.criterion: row.verdict.status for row in rows}
+    assert status["reliability"] == "holds"
+    assert status["overturn"] == "holds"
 
 
 def test_the_difference_says_what_it_is(model, copy):

@@ -1,8 +1,11 @@
 """The text that C is taken over: named, found wrong before the run, or written by the model."""
 
+import json
+
 import pytest
 import torch
 
+from kn_bench.cases import sources
 from kn_bench.editing.rome import remembered
 from kn_bench.model import corpus, own_text
 from kn_bench.model.corpus import NamedCorpus, Texts, check_corpus, file_named
@@ -100,6 +103,46 @@ def test_a_file_that_cannot_be_used_is_found_out_before_the_run(tmp_path, conten
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(ValueError, match=said):
+        check_corpus(str(path))
+
+
+PIECES = [{"Corpus": "C4", "Text": " w5  w6"}, {"Corpus": "Wiki", "Text": "w7 w8"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("list.json", json.dumps(PIECES)),
+        ("lines.jsonl", "\n".join(map(json.dumps, PIECES)) + "\n"),
+        ("marked.json", "\ufeff" + json.dumps(PIECES)),
+    ],
+)
+def test_a_published_list_of_texts_is_a_corpus_and_no_file_of_cases(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_text(content, encoding="utf-8")
+    check_corpus(str(path))
+    assert list(file_named(str(path)).corpus.documents()) == ["w5 w6", "w7 w8"]
+    with pytest.raises(ValueError, match="give it by --corpus") as refused:
+        sources.load(str(path))
+    assert str(refused.value) == (
+        f"--cases {path}: expected facts or minimal pairs, and it holds texts (fields Corpus, "
+        f"Text); give it by --corpus {path}, the text that second moments are taken over"
+    )
+
+
+@pytest.mark.parametrize("content", ["[1]", "[{}]", '{"text": 3}', "{", '[{"text": "w5"}, {}]'])
+def test_json_without_texts_is_no_corpus(tmp_path, content):
+    path = tmp_path / "texts.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match="expected JSON objects with a field 'text'"):
+        check_corpus(str(path))
+
+
+@pytest.mark.parametrize("content", ["", " \n", "[]", '[{"text": " "}]'])
+def test_json_of_no_text_is_an_empty_corpus(tmp_path, content):
+    path = tmp_path / "texts.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match="expected text, and the file is empty"):
         check_corpus(str(path))
 
 

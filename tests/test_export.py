@@ -94,6 +94,22 @@ def test_the_card_holds_the_scores_that_evaluate_gives(written, model):
     assert "not measured" not in card
 
 
+def test_a_measurement_that_fails_loses_nothing(written, tmp_path, monkeypatch):
+    def fails(lm, folder, cases):
+        assert "edited by rome-no-c" in (folder / "README.md").read_text()
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(edit_command, "measured_scores", fails)
+    folder = tmp_path / "model"
+    result = run(edit_command, BASE, "--method", "rome-no-c", "--relation", "P36", "--limit", 2,
+                 "--measure", "-o", folder)  # fmt: skip
+    assert str(result.exception) == "out of memory"
+    assert f"2 cases edited by rome-no-c, written to {folder}" in result.output
+    names = {file.relative_to(written) for file in written.rglob("*")}
+    assert {file.relative_to(folder) for file in folder.rglob("*")} == names
+    assert "The scores were not measured" in (folder / "README.md").read_text()
+
+
 def test_evaluate_measures_the_folder_against_its_base(written, model, tmp_path):
     result = run(evaluate_command, "--base", BASE, "--edited", written, "--relation", "P36",
                  "--limit", 2, "-o", tmp_path / "run")  # fmt: skip

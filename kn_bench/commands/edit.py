@@ -49,6 +49,7 @@ def command(
     from kn_bench.editing.exporting import model_card, save_adapter, save_checkpoint
     from kn_bench.editing.saving import save_edit
     from kn_bench.model.loading import load_model
+    from kn_bench.results.files import write_text
 
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"{output}: expected a new or an empty folder; name another one")
@@ -82,12 +83,16 @@ def command(
         if case.id not in left_out
     }
     named = {case or "all cases": edit for case, edit in edits.items()}
-    scores = measured_scores(lm, output, [c for c in chosen if c.id in facts]) if measure else ""
-    card = model_card(bound.provenance, named, facts, left_out, scores)
-    (output / "README.md").write_text(card, encoding="utf-8")
+    card = output / "README.md"
+    write_text(card, model_card(bound.provenance, named, facts, left_out))
     for case_id, why in left_out.items():
         typer.echo(f"not edited: {case_id} ({why})", err=True)
     typer.echo(f"{len(facts)} cases edited by {bound.name}, written to {output}")
+    if measure:
+        # measuring is the long part: whatever ends it, the folder is complete already
+        scores = measured_scores(lm, output, [case for case in chosen if case.id in facts])
+        write_text(card, model_card(bound.provenance, named, facts, left_out, scores))
+        typer.echo(f"measured, scores in {card}")
 
 
 def measured_scores(lm: LanguageModel, folder: Path, cases: list[Case]) -> str:

@@ -13,6 +13,7 @@ from kn_bench.commands import options
 
 if TYPE_CHECKING:
     from kn_bench.measure.harness import TaskFigure
+    from kn_bench.measure.measurement import EditRecord
 
 app = typer.Typer(add_completion=False)
 ABILITY = "lm_eval.json"
@@ -81,7 +82,7 @@ def command(
     )
     record = next((r.edit for r in evaluation.results if r.edit is not None), None)
     if record is not None:
-        typer.echo(f"{edited} against {base}: {record.description}; norm {record.norm:.4g}")
+        typer.echo(f"{edited} against {base}: {difference(record)}")
     typer.echo(evaluation.board(markdown=markdown))
     bound = method(f"checkpoint:{edited}", lm)
     ability = task_figures(lm, bound.inner.whole(), tasks) if tasks else []  # type: ignore[attr-defined]
@@ -93,6 +94,14 @@ def command(
             listed = [figure._asdict() for figure in ability]
             (output / ABILITY).write_text(encode(listed, indent=2) + "\n", encoding="utf-8")
         typer.echo(f"written to {output}")
+
+
+def difference(record: EditRecord) -> str:
+    """Return what an edit changes: its kind and ranks, the tensors by name, the norm."""
+    tensors = record.notes.get("changed", "")
+    # a dense edit's description names its tensors already
+    named = f" ({tensors})" if tensors and not record.description.startswith("dense") else ""
+    return f"{record.description}{named}; norm {record.norm:.4g}"
 
 
 def ability_table(figures: Sequence[TaskFigure], *, markdown: bool) -> str:

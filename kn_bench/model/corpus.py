@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -15,6 +16,7 @@ from kn_bench.model.cache_folder import cache_folder
 HUB_TEXT = "Salesforce/wikitext:wikitext-2-raw-v1"
 """Data set and configuration, the default where the hub can be reached: two million tokens of
 Wikipedia, the source of the published second moments."""
+JSON_SUFFIXES = (".json", ".jsonl")
 SELF = "self"
 """Name of the text that a model writes itself; see :mod:`kn_bench.model.own_text`."""
 
@@ -42,6 +44,42 @@ class TextFile:
     def documents(self) -> Iterator[str]:
         with self.path.open(encoding="utf-8") as file:
             yield from (line.strip() for line in file if line.strip())
+
+
+@dataclass(frozen=True)
+class JsonTexts:
+    """A JSON list or JSON lines of objects with a field ``text``, such as ME-PPL's files."""
+
+    path: Path
+
+    @property
+    def content_hash(self) -> str:
+        facts = self.path.stat()
+        return _file_hash(self.path, facts.st_size, facts.st_mtime_ns)
+
+    def documents(self) -> Iterator[str]:
+        """Yield the texts, each on one line; all are read before the first is given.
+
+        Raises:
+            ValueError: for a file of another form.
+        """
+        content = self.path.read_text(encoding="utf-8-sig")
+        lines = [content] if content.lstrip().startswith("[") else content.split("\n")
+        try:
+            values = [json.loads(line) for line in lines if line.strip()]
+            records = values[0] if lines == [content] and values else values
+            texts = [_text_of(record) for record in records]
+        except (json.JSONDecodeError, RecursionError, LookupError, AttributeError) as error:
+            raise ValueError(
+                f"--corpus '{self.path}': expected JSON objects with a field 'text' "
+                f"({type(error).__name__}); write such a list, or plain text in a file called .txt"
+            ) from None
+        yield from filter(None, texts)
+
+
+def _text_of(record: Mapping[str, str]) -> str:
+    """Return the text of a record in one line, whatever the case of the field's name."""
+    return " ".join({name.lower(): value for name, value in record.items()}["text"].split())
 
 
 @lru_cache(maxsize=16)
@@ -104,8 +142,9 @@ def file_named(spec: str) -> NamedCorpus:
     """
     path = Path(spec).expanduser()
     if path.is_file():
-        _check_text(path)
-        return NamedCorpus(path.name, TextFile(path))
+        file = JsonTexts(path) if path.suffix in JSON_SUFFIXES else TextFile(path)
+        _check_text(file)
+        return NamedCorpus(path.name, file)
     if spec.count("/") != 1 or spec.startswith((".", "/", "~")) or path.suffix:
         raise ValueError(
             f"--corpus '{spec}': expected a text file with one document per line, a data set of "
@@ -114,11 +153,11 @@ def file_named(spec: str) -> NamedCorpus:
     return NamedCorpus(spec, TextFile(_fetched(spec)))
 
 
-def _check_text(path: Path) -> None:
+def _check_text(file: TextFile | JsonTexts) -> None:
+    path = file.path
     try:
-        with path.open(encoding="utf-8") as file:
-            if not any(line.strip() for line in file):
-                raise ValueError(f"--corpus '{path}': expected text, and the file is empty")
+        if next(file.documents(), None) is None:
+            raise ValueError(f"--corpus '{path}': expected text, and the file is empty")
     except UnicodeDecodeError as error:
         raise ValueError(f"--corpus '{path}': expected UTF-8 text (byte {error.start})") from None
     except OSError as error:

@@ -169,8 +169,18 @@ def _recognised(spec: str) -> tuple[Source, Path]:
         return SOURCES["blimp"], path
     if path.is_dir():
         return SOURCES["jsonl"], path
-    form = forms.form_of(read_records(path)[0])
-    return SOURCES["jsonl" if form is None else form.source], path
+    record = read_records(path)[0]
+    form = forms.form_of(record)
+    if form is not None:
+        return SOURCES[form.source], path
+    names = {name.lower() for name in record.fields}
+    if "text" in names and not names & {*jsonl.FACT_FIELDS, *jsonl.PAIR_FIELDS}:
+        raise ValueError(
+            f"--cases {spec}: expected facts or minimal pairs, and it holds texts (fields "
+            f"{', '.join(record.fields)}); give it by --corpus {spec}, the text that second "
+            "moments are taken over"
+        )
+    return SOURCES["jsonl"], path
 
 
 def _existing(path: str, spec: str) -> Path:

@@ -1,0 +1,106 @@
+"""The options that say how much a study looks at: each reaches the study, and does what it says."""
+
+import re
+from dataclasses import replace
+from importlib import import_module
+
+import pytest
+from typer.testing import CliRunner
+
+import kn_bench as kn
+from kn_bench.commands import runner
+from kn_bench.commands import study as study_command
+from kn_bench.model.loading import load_model
+from kn_bench.study.material import Material, StudySettings
+from kn_bench.study.sections.tracing import traced
+from tests.made_up_study import SETTINGS, made_up_cases
+from tests.tiny_models import tiny_model
+
+
+@pytest.fixture
+def asked_for(monkeypatch):
+    """What a command asks ``run_sections`` for."""
+    calls = []
+
+    def record(names, request, settings, **options):
+        calls.append((request, settings))
+
+    for name in ("study", "trace", "localise"):
+        monkeypatch.setattr(import_module(f"kn_bench.commands.{name}"), "run_sections", record)
+    return calls
+
+
+@pytest.mark.parametrize("name", ["facts", "prompts", "edited", "traced", "samples", "sampled"])
+def test_a_number_reaches_the_study_and_is_positive(name, asked_for, tmp_path):
+    arguments = ["any", "-o", str(tmp_path), f"--{name}"]
+    result = CliRunner().invoke(study_command.app, [*arguments, "17"])
+    assert result.exit_code == 0, result.output
+    ((request, settings),) = asked_for
+    assert vars(settings) == vars(StudySettings()) | {name: 17}
+    assert not request.known
+    assert CliRunner().invoke(study_command.app, [*arguments, "0"]).exit_code == 2
+    assert len(asked_for) == 1
+
+
+@pytest.mark.parametrize("name", ["study", "trace"])
+def test_known_reaches_the_request(name, asked_for, tmp_path):
+    app = import_module(f"kn_bench.commands.{name}").app
+    result = CliRunner().invoke(app, ["any", "-o", str(tmp_path), "--known"])
+    assert result.exit_code == 0, result.output
+    ((request, _),) = asked_for
+    assert request.known
+
+
+def material(**settings):
+    return Material(tiny_model("bert"), made_up_cases(), replace(SETTINGS, **settings))
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_facts_edited_and_sampled_count_what_they_say(n):
+    of_relation = {"P1": n, "P2": n}
+    groups = [profile.group.relation for profile in material(facts=n).of_task("fact")]
+    assert {relation: groups.count(relation) for relation in groups} == of_relation
+    requests = [request.relation for request in material(edited=n).requests("fact")]
+    assert {relation: requests.count(relation) for relation in requests} == of_relation
+    sample = material(facts=3, sampled=n).sample
+    assert sum(profile.group.task == "fact" for profile in sample) == n
+
+
+def test_traced_and_samples_are_those_of_the_traces():
+    lm = load_model("tiny-gpt2")
+    cases = kn.load_cases("embedded", relation=["P36", "P103"], limit=6)
+    few, more = (
+        traced(Material(lm, cases, StudySettings(traced=n, samples=n)), "fact") for n in (1, 2)
+    )
+    assert sorted(case.relation for case in few.cases) == ["P103", "P36"]
+    assert sorted(case.relation for case in more.cases) == ["P103", "P103", "P36", "P36"]
+    assert {case.id for case in few.cases} < {case.id for case in more.cases}
+    # another number of samples of the noise is another mean
+    of_case = {case.id: trace for case, trace in zip(more.cases, more.study.traces, strict=True)}
+    for case, trace in zip(few.cases, few.study.traces, strict=True):
+        assert trace.clean == pytest.approx(of_case[case.id].clean, abs=1e-6)
+        assert trace.corrupted != pytest.approx(of_case[case.id].corrupted, abs=1e-6)
+
+
+def test_known_keeps_the_facts_that_the_model_answers_and_all_pairs(capsys):
+    lm = load_model("tiny-gpt2")
+    cases = [
+        *kn.load_cases("embedded", relation=["P36"], limit=8),
+        *kn.load_cases("embedded", relation=["determiner_noun_agreement_1"], limit=2),
+    ]
+    wrong = replace(
+        cases[0],
+        request=replace(cases[0].request, id="t/wrong", target_true="Nowhere"),
+        probes=tuple(probe._replace(rejected="Nowhere") for probe in cases[0].probes),
+    )
+    kept = runner.known_facts(lm, [*cases, wrong], seed=0)
+    answered = {
+        case.id
+        for case in cases
+        if case.task == "pair"
+        or lm.generate(case.request.cloze.left).strip().startswith(case.request.target_true)
+    }
+    assert {case.id for case in kept} == answered
+    assert re.search(r"tiny-gpt2 knows \d of 9 facts asked", capsys.readouterr().err)
+    with pytest.raises(ValueError, match="--known: tiny-gpt2 answers none of 1 facts; name other"):
+        runner.known_facts(lm, [wrong], seed=0)
