@@ -36,6 +36,7 @@ from kn_bench.editing.registry import edit_method
 from kn_bench.editing.settings import Settings, recorded
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.precision import wide_dtype
+from kn_bench.model.progress import stepwise
 from kn_bench.model.seeding import seeded
 
 
@@ -187,7 +188,7 @@ class Grace(SideMemories[GraceSettings]):
         ids, targets = lm.tensor([row.ids]), torch.tensor(row.targets, device=lm.device)
         handle = lm.hf.get_submodule(self.name).register_forward_hook(put)
         try:
-            for _ in range(h.n_iter):
+            for _ in stepwise(lm.progress, "learning the value, step", range(h.n_iter)):
                 with torch.enable_grad():
                     hidden = lm.hidden(ids, use_cache=False).last_hidden_state
                     logits = lm.logits(hidden[0, list(row.reads)])

@@ -25,6 +25,7 @@ from kn_bench.editing.settings import Settings, recorded
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.precision import wide_dtype
 from kn_bench.model.prefixed import padded
+from kn_bench.model.progress import stepwise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +106,7 @@ class Lora(TunedWeights[LoraSettings]):
         ]
         row_of, place, target = torch.tensor([read[:3] for read in reads], device=lm.device).T
         losses: list[float] = []
-        for _ in range(h.num_steps):
+        for _ in stepwise(lm.progress, "tuning adapters, step", range(h.num_steps)):
             with torch.enable_grad():
                 hidden = lm.hidden(ids, torch.ones_like(ids), use_cache=False).last_hidden_state
                 logits = lm.logits(hidden[row_of, place])

@@ -41,6 +41,7 @@ from kn_bench.editing.rome.remembered import corpus_for
 from kn_bench.editing.settings import SettingError, Settings, recorded
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.precision import wide_dtype
+from kn_bench.model.progress import stepwise
 from kn_bench.model.seeding import seeded
 
 OTHER_TEXTS = 32
@@ -219,7 +220,7 @@ class Wise(SideMemories[WiseSettings]):
             return (plain + added.to(plain)).reshape(values.shape)
 
         loss = torch.zeros(())
-        for _ in range(h.n_iter):
+        for _ in stepwise(lm.progress, "writing the memory, step", range(h.n_iter)):
             with torch.enable_grad():
                 nll = rows.losses_under(changed, [h.layer])[0]
                 edited = (keys @ side).norm(dim=-1).mean()

@@ -13,10 +13,12 @@ from kn_bench.editing.registry import edit_method, marked_spec
 from kn_bench.editing.settings import Choices
 from kn_bench.model import embedded
 from kn_bench.model.progress import Silent
-from kn_bench.testing import estimate, plan
-from kn_bench.testing.estimate import Estimate, OnceClock, Rates, Timings, calibrate, kind_of_run
+from kn_bench.testing import calibration, estimate, plan
+from kn_bench.testing.calibration import Rates, Stopwatch, calibrate
+from kn_bench.testing.estimate import Estimate, Timings, kind_of_run
 from kn_bench.testing.models import Models
 from kn_bench.testing.options import Options
+from tests.tiny_models import tiny_model
 
 RATES = Rates({("rome", "m"): 6.0, ("kn-edit", "m"): 22.0}, 3.0, "one case each")
 
@@ -98,12 +100,12 @@ def test_runs_of_one_kind_have_the_same_model_methods_settings_and_workers():
 def test_what_is_done_once_is_told_apart(monkeypatch):
     now = [0.0]
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
-    watch = OnceClock(Silent())
+    watch = Stopwatch(Silent())
     for what, seconds in (("loading", 3.0), ("second moment C", 40.0), ("locating, prompt", 7.0)):
         with watch.task(what) as advance:
             advance(1)
             now[0] += seconds
-    assert (watch.seconds, watch.loading) == (43.0, 3.0)
+    assert (watch.once, watch.loading) == (43.0, 3.0)
 
 
 @edit_method("plain")
@@ -131,7 +133,7 @@ def broken(language_model):
 
 
 def test_a_calibration_times_edits_and_answers_and_leaves_out_what_fails(monkeypatch):
-    monkeypatch.setattr(estimate, "embedded", type("None", (), {"NAMES": ()}))
+    monkeypatch.setattr(calibration, "embedded", type("None", (), {"NAMES": ()}))
     cases = [
         *sources.load("embedded", limit=3, relations=["P36"]).cases,
         *sources.load("embedded", limit=1, relations=["anaphor_number_agreement"]).cases,
@@ -150,13 +152,82 @@ def test_a_calibration_times_edits_and_answers_and_leaves_out_what_fails(monkeyp
 def test_the_cases_of_a_calibration_stand_for_all():
     facts = sources.load("embedded", limit=9, relations=["P36"]).cases
     pairs = sources.load("embedded", limit=3, relations=["anaphor_number_agreement"]).cases
-    chosen = estimate.spread([*facts, *pairs], 4)
+    chosen = calibration.spread([*facts, *pairs], 4)
     assert [case.task for case in chosen] == ["pair", "fact", "fact", "fact"]
-    assert estimate.spread(facts[:2], 8) == sorted(
+    assert calibration.spread(facts[:2], 8) == sorted(
         facts[:2], key=lambda case: (len(case.probes), case.id)
     )
-    shares = estimate.task_shares([*facts, *pairs])
-    assert {case.task: share for case, share in shares} == {"fact": 0.75, "pair": 0.25}
+    samples = calibration.task_samples([*facts, *pairs], 2)
+    assert [([case.task for case in chosen], share) for chosen, share in samples] == [
+        (["fact", "fact"], 0.75),
+        (["pair", "pair"], 0.25),
+    ]
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    return now
+
+
+def test_long_work_is_broken_off_and_its_rest_reckoned_from_the_share_done(clock):
+    watch = Stopwatch(Silent(), patience=5.0)
+    finished = []
+
+    def work():
+        with watch.task("editing, request", 4) as advance:
+            for _ in range(4):
+                with watch.task("tuning, step", 10) as step:
+                    for _ in range(10):
+                        clock[0] += 1.0
+                        step(1)
+                advance(1)
+        finished.append(True)
+
+    # 6 of 10 steps of one request of four: 6 s are spent, 34 s are left
+    assert watch.seconds(work) == pytest.approx(40.0)
+    assert not finished
+    clock[0] = 0.0
+    watch = Stopwatch(Silent(), patience=60.0)
+    assert watch.seconds(work) == 40.0
+    assert finished
+
+
+def test_what_is_done_once_neither_counts_nor_breaks_off(clock):
+    watch = Stopwatch(Silent(), patience=5.0)
+
+    def work():
+        with watch.task("editing, request", 2) as advance:
+            with watch.task("second moment C", 100) as part:
+                clock[0] += 50.0
+                part(100)
+            for _ in range(2):
+                clock[0] += 1.0
+                advance(1)
+
+    assert watch.seconds(work) == 2.0
+
+
+def test_what_methods_share_is_reckoned_once(clock):
+    """The first method is broken off while it locates; the second finds what it needs located."""
+    lm, watch = tiny_model("gpt2"), Stopwatch(Silent(), patience=5.0)
+
+    def locate(keys):
+        def make(missing):
+            with watch.task("locating", len(missing)) as advance:
+                for _ in missing:
+                    clock[0] += 2.0
+                    advance(1)
+            return missing
+
+        return lambda: lm.memo.get_many(keys, make)
+
+    calibration.count_once(lm.memo)
+    own, background = [("own", i) for i in range(20)], [("other", i) for i in range(5)]
+    assert watch.seconds(locate(own)) == pytest.approx(40.0)
+    assert watch.seconds(locate(own)) == 0.0
+    assert watch.seconds(locate([*own, *background])) == pytest.approx(10.0)
 
 
 @pytest.mark.slow

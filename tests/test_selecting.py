@@ -9,7 +9,10 @@ import pytest
 from kn_bench.cases import sources
 from kn_bench.cases.sources import blimp, defaults, embedded, pararel
 from kn_bench.cases.sources.defaults import default_specs
+from kn_bench.measure.engine import Engine
+from kn_bench.measure.known import known_ids, shown_by
 from kn_bench.model.embedded import facts as taught
+from kn_bench.model.loading import load_model
 from kn_bench.testing.controller import WorkerConfig, pack, unpack
 from kn_bench.testing.options import EMBEDDED_LIMIT, Options
 from kn_bench.testing.plan import make_plan
@@ -183,3 +186,14 @@ def test_a_folder_of_ones_own_runs_as_the_readme_says(bench, tmp_path):
     edits = [row for row in bench.rows() if hasattr(row, "record")]
     assert edits
     assert all(row.record.notes["corpus"].startswith("self, ") for row in edits)
+
+
+def test_what_a_case_can_show_is_asked_though_its_prompt_was_asked_before():
+    """One engine asks a part of a case's probes, then others: neither stands for the other."""
+    cases = sources.load("embedded", limit=6, relations=["P36"]).cases
+    engine, fresh = (Engine(load_model("tiny-gpt2")) for _ in range(2))
+    known = known_ids(engine, cases)
+    assert known
+    counts = shown_by(engine, cases)
+    assert counts == shown_by(fresh, cases)
+    assert all(counts[id] for id in known)

@@ -18,6 +18,7 @@ from kn_bench.editing.finetuning import TunedRow
 from kn_bench.editing.method import State
 from kn_bench.editing.settings import Settings
 from kn_bench.model.language_model import LanguageModel
+from kn_bench.model.progress import stepwise
 from kn_bench.model.tokens import Tokens
 
 S = TypeVar("S", bound=Settings)
@@ -98,7 +99,7 @@ class TunedWeights(AnswerMethod[S]):
 
     def _tune_each(self, rows: Sequence[TunedRow]) -> list[DenseEdit]:
         """Return one change of weights a row, none knowing of the others."""
-        return [self._tune([row]) for row in rows]
+        return [self._tune([row]) for row in stepwise(self.lm.progress, "editing, request", rows)]
 
 
 class SideMemories(AnswerMethod[S]):
@@ -110,9 +111,10 @@ class SideMemories(AnswerMethod[S]):
         Raises:
             NotApplicable: on a masked model.
         """
+        both = list(zip(requests, self._rows(requests), strict=True))
         return [
             row if isinstance(row, NotApplicable) else self._learn([(request, row)], {})[0]
-            for request, row in zip(requests, self._rows(requests), strict=True)
+            for request, row in stepwise(self.lm.progress, "editing, request", both)
         ]
 
     def begin(self) -> State:

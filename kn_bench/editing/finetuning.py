@@ -18,6 +18,7 @@ from kn_bench.model.costs import graph_bytes
 from kn_bench.model.language_model import LanguageModel, SiteHook
 from kn_bench.model.precision import wide_dtype
 from kn_bench.model.prefixed import padded
+from kn_bench.model.progress import stepwise
 from kn_bench.model.ragged import arriving
 from kn_bench.model.resuming import skipping
 from kn_bench.model.scoring import log_probs_of
@@ -215,7 +216,8 @@ class _Tuning:
         )
         active = list(range(len(self.edits)))
         batch = PreparedRows.of(self.lm, [self.edits[index] for index in active], self.layers[0])
-        for _ in range(self.settings.num_steps):
+        what, steps = f"tuning {len(active)} edits, step", range(self.settings.num_steps)
+        for _ in stepwise(self.lm.progress, what, steps):
             with torch.enable_grad():
                 losses = batch.losses([self.copies[i] for i in active], self.layers)
             for index, loss in zip(active, losses.detach().cpu(), strict=True):

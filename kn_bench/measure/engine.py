@@ -127,7 +127,7 @@ class Engine:
     def encode(self, cases: Sequence[Case], results: dict[str, CaseResult]) -> list[EncodedCase]:
         """Encode the cases; those that cannot be encoded go into ``results``."""
         tokens = self.model.tokens
-        by_key = {("encoded", case.id, case.request): case for case in cases}
+        by_key = {_encoded_key(case): case for case in cases}
         outcomes: dict[Any, EncodedCase | Exclusion] = self.model.memo.get_many(
             by_key, lambda missing: encode_cases([by_key[key] for key in missing], tokens)
         )
@@ -360,6 +360,11 @@ class Engine:
 
         answers = self.model.memo.get_many(by_key, ask)
         return {key[1:]: answer for key, answer in answers.items()}
+
+
+def _encoded_key(case: Case) -> tuple[Any, ...]:
+    """Return what an encoded case depends on: a case may be asked a part of its probes only."""
+    return ("encoded", case.id, case.request, tuple(probe.id for probe in case.probes))
 
 
 def _and(names: Sequence[str]) -> str:

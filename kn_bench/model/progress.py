@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Protocol, TextIO
+from typing import Protocol, TextIO, TypeVar
 
 from tqdm import tqdm
 
+T = TypeVar("T")
 Advance = Callable[[float], object]
 LINE_EVERY = 60.0
 """Seconds between two lines where there is no terminal."""
@@ -40,6 +41,14 @@ class Silent:
 
     def task(self, what: str, total: float | None = None) -> AbstractContextManager[Advance]:
         return nullcontext(_ignore)
+
+
+def stepwise(progress: Progress, what: str, items: Sequence[T]) -> Iterator[T]:
+    """Yield ``items``, and report each as one part of the work when the next is asked for."""
+    with progress.task(what, len(items)) as advance:
+        for item in items:
+            yield item
+            advance(1)
 
 
 def _ignore(part: float) -> None:

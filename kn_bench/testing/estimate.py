@@ -1,7 +1,7 @@
 """How long a run will take, stated before it begins.
 
     an earlier run like it on this machine    seconds per edit, from a file in the cache
-    else a calibration                        a few cases by each built-in method, in this process
+    else a calibration                        a few edits by each built-in method, in this process
 
 The embedded models are not calibrated: their runs are as short as a calibration would be. Methods
 of other packages are not either: their code belongs in a worker, which may be lost.
@@ -14,59 +14,34 @@ import json
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kn_bench.cases.sampling import slug
 from kn_bench.model import embedded
 from kn_bench.model.cache_folder import cache_folder
-from kn_bench.model.progress import Advance, Bars, Progress
+from kn_bench.model.progress import Progress
+from kn_bench.testing.calibration import Pair, Rates, calibrate
 from kn_bench.testing.devices import settle, threads
 from kn_bench.testing.progress import Forecast, clock
 
 if TYPE_CHECKING:
-    from kn_bench.cases.case import Case
     from kn_bench.editing.registry import MethodSpec
     from kn_bench.editing.settings import Choices
-    from kn_bench.measure.engine import Engine
     from kn_bench.testing.models import Models
     from kn_bench.testing.options import Options
     from kn_bench.testing.plan import TestPlan
-
-Pair = tuple[str, str]
-"""Slugs of a method and a model, as test ids have them."""
 
 WORTH_SAYING = 60.0
 """Seconds from which on a run's length is stated."""
 WORTH_CALIBRATING = 8
 """Edits of a run from which on a few cases are timed first."""
-SAMPLE = 8
-"""Cases that are asked together in a calibration."""
-LOADING = "loading"
-ONCE = (LOADING, "writing text for C", "second moment C")
-"""Tasks that are done once for a model, however many cases follow. After a calibration text and C
-are on disk; every process loads the model."""
 KEPT = 200
 """Kinds of runs whose timings are kept."""
-
-
-class Rates(NamedTuple):
-    """What a run's work costs.
-
-    Attributes:
-        seconds: of one process for one edit with its measurements.
-        once: seconds of what each process waits for once, however many edits follow.
-        source: where the figures come from, in a few words.
-    """
-
-    seconds: Mapping[Pair, float]
-    once: float
-    source: str
 
 
 @dataclass(frozen=True)
@@ -175,150 +150,6 @@ def kind_of_run(
     parts += [[str(p) for p in options.presets], str(options.protocol), list(options.devices)]
     parts += [workers, threads(workers), options.corpus, os.environ.get("OMP_NUM_THREADS", "")]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
-
-
-# -- calibration -----------------------------------------------------------------------------
-
-
-class OnceClock:
-    """A progress that adds up the seconds of what is done once, and passes everything on.
-
-    Attributes:
-        seconds: of all of it.
-        loading: of them.
-    """
-
-    def __init__(self, shown: Progress) -> None:
-        self._shown = shown
-        self.seconds = self.loading = 0.0
-
-    @contextmanager
-    def task(self, what: str, total: float | None = None) -> Iterator[Advance]:
-        started = time.perf_counter()
-        with self._shown.task(what, total) as advance:
-            yield advance
-        spent = time.perf_counter() - started
-        self.seconds += spent if what in ONCE else 0.0
-        self.loading += spent if what == LOADING else 0.0
-
-
-def calibrate(
-    plan: TestPlan,
-    specs: Sequence[MethodSpec],
-    models: Callable[[Progress], Models],
-    choices: Choices,
-    *,
-    askings: int = 2,
-) -> Rates:
-    """Take the time of a few cases on each model of ``plan``.
-
-    Asking a case costs the same under every edit, so it is timed once, for some cases together as
-    in a run; by each method one fact and one pair are edited, and asked a single probe, which
-    tells how its edits compare (those of ``none`` cost nothing to ask).
-
-    Args:
-        models: makes the loaded models of this process, given the progress they report to.
-        askings: how often a case is put to an edited model: under its edit and the edit's control,
-            or, in a sequence, after the edit and at the end.
-    """
-    from kn_bench.editing.registry import bind
-
-    watch = OnceClock(Bars())
-    loaded = models(watch)
-    cases = [case for cases in plan.labels.values() for case in cases]
-    sample, shares = spread(cases, SAMPLE), task_shares(cases)
-    seconds: dict[Pair, float] = {}
-    for model_slug, name in plan.models.items():
-        if name in embedded.NAMES:
-            continue
-        try:
-            engine = loaded.engine(name)
-            timer = _Timer(engine, watch)
-            unedited = timer.measuring(_Unedited(), sample)
-            nudge = _Nudge(engine)
-            per_case = timer.measuring(nudge, sample)
-            of_nudge = timer.one_probe(nudge, sample[0])
-        except Exception:  # a model that cannot be loaded: its tests will say so
-            continue
-        for number, spec in enumerate(specs):
-            spent = 0.0
-            try:
-                method = bind(spec, engine.model, choices)
-                for case, share in shares:
-                    editing, asking = timer.edit(method, case)
-                    spent += share * (editing + askings * per_case * min(2.0, asking / of_nudge))
-            except Exception:  # its tests will say so
-                continue
-            # the unedited model is asked once, by whichever method comes first
-            seconds[slug(spec.name), model_slug] = spent + (0.0 if number else unedited)
-        loaded.forget(name)
-    return Rates(seconds, watch.loading, "a short calibration")
-
-
-class _Unedited:
-    """A method that edits nothing."""
-
-    def edit(self, requests: Sequence[object]) -> list[object]:
-        from kn_bench.editing.edit import NoEdit
-
-        return [NoEdit() for _ in requests]
-
-
-class _Nudge:
-    """A method whose edits cost nothing to make: tiny updates of rank one in the middle."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._lm = engine.model
-
-    def edit(self, requests: Sequence[object]) -> list[object]:
-        import torch
-
-        from kn_bench.editing.edit import LowRank, LowRankEdit
-
-        lm = self._lm
-        u, v = torch.ones(lm.d_mlp, 1), torch.full((1, lm.d_model), 1e-9)
-        update = LowRank(lm.n_layers // 2, u.to(lm.device, lm.dtype), v.to(lm.device, lm.dtype))
-        return [LowRankEdit((update,)) for _ in requests]
-
-
-class _Timer:
-    """Takes the time of one engine's work, less what is done once."""
-
-    def __init__(self, engine: Engine, watch: OnceClock) -> None:
-        self._engine, self._watch = engine, watch
-
-    def measuring(self, method: object, cases: Sequence[Case]) -> float:
-        """Return the seconds a case of putting all probes of ``cases``."""
-        return self._run(method, cases)[1] / len(cases)
-
-    def one_probe(self, method: object, case: Case) -> float:
-        """Return the seconds of putting one probe of ``case``."""
-        return max(1e-6, self.edit(method, case)[1])
-
-    def edit(self, method: object, case: Case) -> tuple[float, float]:
-        """Return the seconds of editing ``case``, and of putting one probe."""
-        return self._run(method, [replace(case, probes=case.probes[:1])])
-
-    def _run(self, method: object, cases: Sequence[Case]) -> tuple[float, float]:
-        before = self._watch.seconds
-        result = self._engine.measure("calibration", method, cases)  # type: ignore[arg-type]
-        once = self._watch.seconds - before
-        return max(0.0, result.edit_seconds - once), result.measure_seconds
-
-
-def spread(cases: Sequence[Case], n: int) -> list[Case]:
-    """Return ``n`` of the cases, or all: evenly spaced in the order of their numbers of probes."""
-    ordered = sorted(cases, key=lambda case: (len(case.probes), case.id))
-    n = min(n, len(ordered))
-    return [ordered[(2 * i + 1) * len(ordered) // (2 * n)] for i in range(n)]
-
-
-def task_shares(cases: Sequence[Case]) -> list[tuple[Case, float]]:
-    """Return the middle case of each task, and the task's share of all cases."""
-    by_task: defaultdict[str, list[Case]] = defaultdict(list)
-    for case in cases:
-        by_task[case.task].append(case)
-    return [(spread(group, 1)[0], len(group) / len(cases)) for group in by_task.values()]
 
 
 # -- in a session ----------------------------------------------------------------------------

@@ -1,0 +1,292 @@
+"""What a run's work costs on this machine, from a few edits that are broken off early.
+
+A method edits some cases of one unit together, as it will in the run, so that what they share (the
+patterns of other facts, a subject's key) counts once. The progress that it reports says what share
+of the work is done: after some seconds the rest is reckoned from it and not waited for.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from kn_bench.cases.sampling import slug
+from kn_bench.model import embedded
+from kn_bench.model.progress import Advance, Bars, Progress
+
+if TYPE_CHECKING:
+    from kn_bench.cases.case import Case
+    from kn_bench.editing.registry import MethodSpec
+    from kn_bench.editing.settings import Choices
+    from kn_bench.measure.engine import Engine
+    from kn_bench.model.memo import Memo
+    from kn_bench.testing.models import Models
+    from kn_bench.testing.plan import TestPlan
+
+Pair = tuple[str, str]
+"""Slugs of a method and a model, as test ids have them."""
+
+ASKED, EDITED = 8, 16
+"""Cases that are asked together, and cases of a task that a method edits together."""
+PATIENCE = 5.0
+"""Seconds after which edits are broken off."""
+LOADING = "loading"
+ONCE = (LOADING, "writing text for C", "second moment C")
+"""Tasks that are done once for a model, however many cases follow. After a calibration text and C
+are on disk; every process loads the model."""
+
+
+class Rates(NamedTuple):
+    """What a run's work costs.
+
+    Attributes:
+        seconds: of one process for one edit with its measurements.
+        once: seconds of what each process waits for once, however many edits follow.
+        source: where the figures come from, in a few words.
+    """
+
+    seconds: Mapping[Pair, float]
+    once: float
+    source: str
+
+
+class BrokenOff(BaseException):
+    """Ends an edit whose time can be told; no ``except Exception`` of a method stops it.
+
+    Attributes:
+        left: seconds that the rest would take.
+    """
+
+    def __init__(self, left: float) -> None:
+        super().__init__(left)
+        self.left = left
+
+
+@dataclass
+class _Open:
+    """A task under way; ``once`` seconds of what is done once passed inside it."""
+
+    started: float
+    once: float
+    total: float
+    done: float = 0.0
+
+
+class Stopwatch:
+    """A progress that times what is done once, can break work off, and passes everything on.
+
+    Attributes:
+        once: seconds of all that is done once.
+        loading: seconds of them.
+    """
+
+    def __init__(self, shown: Progress, patience: float = PATIENCE) -> None:
+        self._shown, self._patience = shown, patience
+        self._open: list[_Open] = []
+        self._breaks = False
+        self.once = self.loading = 0.0
+
+    @contextmanager
+    def task(self, what: str, total: float | None = None) -> Iterator[Advance]:
+        started = time.perf_counter()
+        countable = bool(total) and what not in ONCE
+        with self._shown.task(what, total) as shown:
+            if countable:
+                self._open.append(_Open(started, self.once, total or 1.0))
+                depth = len(self._open) - 1
+
+            def advance(part: float) -> None:
+                shown(part)
+                if countable:
+                    self._open[depth].done += part
+                    self._check()
+
+            try:
+                yield advance
+            finally:
+                if countable:
+                    del self._open[depth:]
+                spent = time.perf_counter() - started
+                self.once += spent if what in ONCE else 0.0
+                self.loading += spent if what == LOADING else 0.0
+
+    def _check(self) -> None:
+        """Break off where the outermost task has run for long and its share done is known."""
+        outer = self._open[0]
+        spent = time.perf_counter() - outer.started - (self.once - outer.once)
+        share = 0.0
+        for task in reversed(self._open):  # an inner task is a part of one item of the outer one
+            share = min(1.0, (task.done + share) / task.total)
+        if self._breaks and spent > self._patience and share > 0:
+            raise BrokenOff(spent * (1 - share) / share)
+
+    def seconds(self, work: Callable[[], object]) -> float:
+        """Return how long ``work`` takes or would take, without what is done once."""
+        started, once, left = time.perf_counter(), self.once, 0.0
+        self._breaks = True
+        try:
+            work()
+        except BrokenOff as broken:
+            left = broken.left
+        finally:
+            self._breaks = False
+            self._open.clear()
+        spent = time.perf_counter() - started - (self.once - once)
+        return max(0.0, spent) + left
+
+
+def calibrate(
+    plan: TestPlan,
+    specs: Sequence[MethodSpec],
+    models: Callable[[Progress], Models],
+    choices: Choices,
+    *,
+    askings: int = 2,
+) -> Rates:
+    """Take the time of a few cases on each model of ``plan``.
+
+    Asking a case costs the same under every edit that changes rows, so it is timed once.
+
+    Args:
+        models: makes the loaded models of this process, given the progress they report to.
+        askings: how often a case is put to an edited model: under its edit and the edit's control,
+            or, in a sequence, after the edit and at the end.
+    """
+    watch = Stopwatch(Bars())
+    loaded = models(watch)
+    cases = [case for cases in plan.labels.values() for case in cases]
+    seconds: dict[Pair, float] = {}
+    for model_slug, name in plan.models.items():
+        if name in embedded.NAMES:
+            continue
+        try:
+            timer = _Timer(loaded.engine(name), watch, cases)
+        except Exception:  # a model that cannot be loaded: its tests will say so
+            continue
+        for number, spec in enumerate(specs):
+            try:
+                spent = timer.seconds(spec, choices, askings)
+            except Exception:  # its tests will say so
+                continue
+            # the unedited model is asked once, by whichever method comes first
+            seconds[slug(spec.name), model_slug] = spent + (0.0 if number else timer.unedited)
+        loaded.forget(name)
+    return Rates(seconds, watch.loading, "a short calibration")
+
+
+def count_once(memo: Memo) -> None:
+    """Have ``memo`` treat what was broken off as remembered: in a run the next method finds it."""
+    reckoned: set[Any] = set()
+    get_many = memo.get_many
+
+    def counting(
+        keys: Iterable[Any], make: Callable[[list[Any]], Sequence[Any]], *, original: bool = False
+    ) -> dict[Any, Any]:
+        def made(missing: list[Any]) -> Sequence[Any]:
+            new = [key for key in missing if key not in reckoned]
+            try:
+                results = make(new) if new else ()
+            except BrokenOff:
+                reckoned.update(new)
+                raise
+            if len(new) < len(missing):  # the rest has no results, so that the edit ends here
+                raise BrokenOff(0.0)
+            return results
+
+        return get_many(keys, made, original=original)
+
+    memo.get_many = counting  # type: ignore[method-assign]
+
+
+class _Timer:
+    """Takes the time of one engine's work, less what is done once.
+
+    Attributes:
+        unedited: seconds of asking the unedited model one case.
+    """
+
+    def __init__(self, engine: Engine, watch: Stopwatch, cases: Sequence[Case]) -> None:
+        self._engine, self._watch = engine, watch
+        count_once(engine.model.memo)
+        self._samples = task_samples(cases, EDITED)
+        asked = spread(cases, ASKED)
+        self.unedited = self._asking(_Unedited(), asked)
+        self._per_case = self._asking(_Nudge(engine), asked)
+
+    def seconds(self, spec: MethodSpec, choices: Choices, askings: int) -> float:
+        """Return the seconds of an edit and of asking its case, the mean over all cases."""
+        from kn_bench.editing.registry import bind
+
+        method = bind(spec, self._engine.model, choices)
+        return sum(
+            share * (self._editing(method, cases) + askings * self._per_case)
+            for cases, share in self._samples
+        )
+
+    def _editing(self, method: Any, cases: Sequence[Case]) -> float:
+        """Return the seconds an edit of ``cases``, edited together as the engine has it done."""
+        from kn_bench.editing.edit import NotApplicable
+        from kn_bench.editing.method import edit_each
+        from kn_bench.editing.surroundings import own_random
+
+        kept = [encoded.case for encoded in self._engine.encode(cases, {})]
+        by_case = getattr(method, "edit_cases", None)
+
+        def edit() -> None:
+            with suppress(NotApplicable):
+                by_case(kept) if by_case else edit_each(method, [case.request for case in kept])
+
+        with own_random(self._engine.seed):
+            spent = self._watch.seconds(edit)
+        self._engine.put_back()
+        return spent / max(1, len(kept))
+
+    def _asking(self, method: object, cases: Sequence[Case]) -> float:
+        """Return the seconds a case of putting all probes of ``cases``."""
+        result = self._engine.measure("calibration", method, cases)  # type: ignore[arg-type]
+        return result.measure_seconds / len(cases)
+
+
+class _Unedited:
+    """A method that edits nothing."""
+
+    def edit(self, requests: Sequence[object]) -> list[object]:
+        from kn_bench.editing.edit import NoEdit
+
+        return [NoEdit() for _ in requests]
+
+
+class _Nudge:
+    """A method whose edits cost nothing to make: tiny updates of rank one in the middle."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._lm = engine.model
+
+    def edit(self, requests: Sequence[object]) -> list[object]:
+        import torch
+
+        from kn_bench.editing.edit import LowRank, LowRankEdit
+
+        lm = self._lm
+        u, v = torch.ones(lm.d_mlp, 1), torch.full((1, lm.d_model), 1e-9)
+        update = LowRank(lm.n_layers // 2, u.to(lm.device, lm.dtype), v.to(lm.device, lm.dtype))
+        return [LowRankEdit((update,)) for _ in requests]
+
+
+def spread(cases: Sequence[Case], n: int) -> list[Case]:
+    """Return ``n`` of the cases, or all: evenly spaced in the order of their numbers of probes."""
+    ordered = sorted(cases, key=lambda case: (len(case.probes), case.id))
+    n = min(n, len(ordered))
+    return [ordered[(2 * i + 1) * len(ordered) // (2 * n)] for i in range(n)]
+
+
+def task_samples(cases: Sequence[Case], n: int) -> list[tuple[list[Case], float]]:
+    """Return up to ``n`` cases of each task, and the task's share of all cases."""
+    by_task: defaultdict[str, list[Case]] = defaultdict(list)
+    for case in cases:
+        by_task[case.task].append(case)
+    return [(spread(group, n), len(group) / len(cases)) for group in by_task.values()]
