@@ -35,10 +35,10 @@ real: $(READY)
 
 # known facts and pairs, of relations with an inverse too; PARAREL and BLiMP where they can be had
 bench-real: real
-	$(BIN)/python -m pytest suites/ -n auto --model smollm2-135m --known --limit 6 \
+	$(BIN)/python -m pytest suites/ -n auto --model smollm2-135m --known --limit 7 \
 	  --relation P36 --relation P1376 --relation P37 --relation P103 \
-	  --paradigm determiner_noun_agreement_1 --paradigm determiner_noun_agreement_2 \
-	  --paradigm regular_plural_subject_verb_agreement_1 \
+	  --paradigm determiner_noun_agreement_1 --paradigm determiner_noun_agreement_irregular_1 \
+	  --paradigm determiner_noun_agreement_with_adjective_1 \
 	  --paradigm irregular_plural_subject_verb_agreement_1 $(ARGS)
 
 # what takes long, and what needs the real model

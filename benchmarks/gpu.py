@@ -5,7 +5,7 @@
 
 Random weights of the size of GPT-2 XL and of Llama 7B. The floor is the time that the counted
 operations of the same work would take at the rate of one large matrix product on that device, in
-that precision. With --sync CUDA warns of every synchronisation. Not run on a GPU so far.
+that precision. With --sync CUDA warns of every synchronisation.
 """
 
 from __future__ import annotations

@@ -172,12 +172,11 @@ def as_toml(
     name = Path(model).name.partition("@")[0].lower()
     table = f"[models.{json.dumps(name)}]"
     lines = [f"methods = [{json.dumps(method)}]", "", table]
-    lines += [f"source = {json.dumps(f'kn-bench tune: held out {what}')}", *_lines(best)]
-    for point in curve:
-        lines += ["", f"[[models.{json.dumps(name)}.curve]]", *_lines(point)]
+    lines += [f"source = {json.dumps(f'kn-bench tune: held out {what}')}", *_pairs(best)]
+    lines += ["curve = [", *(f"  {{{', '.join(_pairs(point))}}}," for point in curve), "]"]
     return "\n".join(lines) + "\n"
 
 
-def _lines(values: Mapping[str, Any]) -> list[str]:
+def _pairs(values: Mapping[str, Any]) -> list[str]:
     # JSON's numbers, texts, booleans and lists are TOML's too
     return [f"{name} = {json.dumps(value)}" for name, value in values.items() if value is not None]
