@@ -57,6 +57,20 @@ def test_weights_that_are_missing_end_the_run_before_its_first_test(gpt2):
     assert not (gpt2.parent / "reports").exists()
 
 
+def test_a_file_whose_cases_are_all_excluded_is_refused_with_the_reasons(bench, tmp_path):
+    fact = {"subject": "Italy", "prompt": "The capital of {} is", "target_true": "Rome"}
+    file = tmp_path / "same.jsonl"
+    file.write_text("\n".join(json.dumps({**fact, "target_new": new}) for new in ("Rome.", "ROME")))
+    result = bench.run(f"--cases={file}", "--model=tiny-gpt2")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(
+        [
+            f"ERROR: --cases {file}: expected a case to measure, and none is left (2 excluded: *);"
+            " `kn-bench data` lists what is excluded, and why"
+        ]
+    )
+
+
 def test_a_process_that_dies_while_it_tries_is_one_sentence(gpt2, monkeypatch):
     monkeypatch.setattr(sys, "executable", shutil.which("false"))
     with pytest.raises(

@@ -128,8 +128,8 @@ def make_edits(bound: BoundMethod, cases: list[Case]) -> tuple[dict[str, Edit], 
         left_out = {cases[i].id: str(reason) for i, reason in refused.items()}
         if not left:
             return {}, left_out
-        made = edit_step(bound.inner, left, state).edits
-        (together,) = checked(made, 1, bound.model, bound.name)
+        edits_made = edit_step(bound.inner, left, state).edits
+        (together,) = checked(edits_made, 1, bound.model, bound.name)
         if isinstance(together, str):
             raise ValueError(together)
         if isinstance(together, NotApplicable):

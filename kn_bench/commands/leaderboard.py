@@ -47,8 +47,8 @@ def command(
 
     targets = output or [reports / "leaderboard.md", reports / PAGE]
     write = [(chosen(target, format), target) for target in targets]
-    found = load_runs(find_runs(reports, runs), judge_again=judge_again)
-    typer.echo(terminal_table(found))
+    loaded = load_runs(find_runs(reports, runs), judge_again=judge_again)
+    typer.echo(terminal_table(loaded))
     for write_to, target in write:
-        write_to(found, target)
+        write_to(loaded, target)
         typer.echo(f"written to {target}")

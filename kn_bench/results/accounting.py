@@ -68,8 +68,8 @@ def _cases(runs: Runs) -> list[tuple[Any, ...]]:
 
 def _probes(runs: Runs) -> list[tuple[Any, ...]]:
     """Count probes that do not fit the model, and those that the unedited model did not know."""
-    found = runs.exclusions
-    single = found[found["exclusion_probe"].notna()].copy()
+    exclusions = runs.exclusions
+    single = exclusions[exclusions["exclusion_probe"].notna()].copy()
     single["probe"] = single["exclusion_case"] + " " + single["exclusion_probe"]
     rows = [
         (*key, _names(group["method"]), n)

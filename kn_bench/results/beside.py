@@ -107,7 +107,7 @@ def _made_of(manifest: Manifest, model: str) -> dict[str, str]:
 
 
 def _why(model: str, runs: Sequence[str], manifests: Mapping[str, Manifest]) -> str:
-    made = [_made_of(manifests[run], model) for run in runs]
-    aspects = dict.fromkeys(aspect for each in made for aspect in each)
-    unlike = [a for a in aspects if len({each.get(a, "") for each in made}) > 1]
+    aspects_of = [_made_of(manifests[run], model) for run in runs]
+    aspects = dict.fromkeys(aspect for each in aspects_of for aspect in each)
+    unlike = [a for a in aspects if len({each.get(a, "") for each in aspects_of}) > 1]
     return f"{', '.join(runs)} differ in {', '.join(unlike)} for {model}: shown apart."

@@ -212,13 +212,13 @@ def _clusters(verdicts: pd.DataFrame) -> pd.Series[Any]:
 
 def _by_name(controls: pd.DataFrame) -> dict[tuple[Any, ...], pd.DataFrame]:
     """The controls' scores in columns by criterion: run and name -> a row a case and sequence."""
-    found: dict[tuple[Any, ...], pd.DataFrame] = {}
+    tables_of: dict[tuple[Any, ...], pd.DataFrame] = {}
     if len(controls):
         for key, rows in controls.groupby(["run", *GROUP[:-1]], sort=False):
-            found[key] = rows.pivot_table(
+            tables_of[key] = rows.pivot_table(
                 index=["case", "sequence"], columns="criterion", values="verdict_score"
             )
-    return found
+    return tables_of
 
 
 def _in_numbers(verdicts: pd.DataFrame) -> tuple[list[Name], pd.DataFrame, pd.DataFrame]:

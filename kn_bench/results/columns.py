@@ -36,9 +36,9 @@ def write_parquet(log: Path, target: Path) -> None:
     with atomically(target) as file:
         writer = pa.parquet.ParquetWriter(file, _flat(schema.empty_table()).schema)
         with writer:
-            found = (line for _, line in lines(log) if kind_of(line) == "measurement")
+            measurements = (line for _, line in lines(log) if kind_of(line) == "measurement")
             try:
-                for chunk in _chunks(found):
+                for chunk in _chunks(measurements):
                     table = _parsed(chunk, schema)
                     check_table(table, KINDS["measurement"])
                     writer.write_table(_flat(table))
@@ -55,13 +55,13 @@ def read_frames(log: Path, kinds: Sequence[str]) -> dict[str, pd.DataFrame]:
     Raises:
         StoreError: when the log cannot be read.
     """
-    found: dict[str, list[bytes]] = {kind: [] for kind in kinds}
+    lines_of: dict[str, list[bytes]] = {kind: [] for kind in kinds}
     for _, line in lines(log):
         kind = kind_of(line)
-        if kind in found:
-            found[kind].append(line)
+        if kind in lines_of:
+            lines_of[kind].append(line)
     try:
-        return {kind: frame_of(found.pop(kind), kind) for kind in kinds}
+        return {kind: frame_of(lines_of.pop(kind), kind) for kind in kinds}
     except (pa.ArrowException, FormatError, UnicodeDecodeError) as error:
         raise _unreadable(log, error) from None
 
@@ -71,12 +71,12 @@ def _unreadable(log: Path, error: Exception) -> StoreError:
     try:
         for _ in rows(log):
             pass
-    except StoreError as found:
-        return found
+    except StoreError as precise:
+        return precise
     return StoreError(f"{log} cannot be read: {str(error).splitlines()[0]}")
 
 
-def frame_of(found: Iterable[bytes], kind: str) -> pd.DataFrame:
+def frame_of(rows_as_json: Iterable[bytes], kind: str) -> pd.DataFrame:
     """The lines of rows of one kind as columns, see :func:`read_frames`.
 
     Raises:
@@ -84,7 +84,7 @@ def frame_of(found: Iterable[bytes], kind: str) -> pd.DataFrame:
     """
     schema = schema_of(kind)
     tables = []
-    for chunk in _chunks(found):
+    for chunk in _chunks(rows_as_json):
         table = _parsed(chunk, schema)
         check_table(table, KINDS[kind])
         tables.append(_flat(table))
@@ -120,8 +120,8 @@ def _arrow(hint: Any) -> pa.DataType | None:
     return pa.struct(_members(hint)) if is_dataclass(hint) else SCALARS.get(hint)  # type: ignore[arg-type]
 
 
-def _chunks(found: Iterable[bytes]) -> Iterator[Iterable[bytes]]:
-    iterator = iter(found)
+def _chunks(rows_as_json: Iterable[bytes]) -> Iterator[Iterable[bytes]]:
+    iterator = iter(rows_as_json)
     while chunk := list(islice(iterator, CHUNK)):
         yield chunk
 

@@ -109,11 +109,11 @@ def compare(
         alternative: ``less``: whether second is below first.
     """
     ours, theirs = _by_group(first), _by_group(second)
-    found = [
+    comparisons = [
         _compared(group, ours[group], theirs[group], alternative)
         for group in sorted(ours.keys() & theirs.keys(), key=_order)
     ]
-    return tuple(_adjusted(found))
+    return tuple(_adjusted(comparisons))
 
 
 def missing(first: pd.DataFrame, second: pd.DataFrame) -> tuple[Group, ...]:
@@ -151,18 +151,18 @@ def _compared(
     common = first.index.intersection(second.index)
     only = len(first) - len(common), len(second) - len(common)
     if len(common):
-        one, two = first.loc[common], second.loc[common]
-        names = one["cluster"].to_numpy()
-        result = paired(one["score"], two["score"], names, alternative=alternative)
+        ours, theirs = first.loc[common], second.loc[common]
+        names = ours["cluster"].to_numpy()
+        result = paired(ours["score"], theirs["score"], names, alternative=alternative)
         difference, p = result
     else:
-        one, two = first, second
-        p = independent_p(_cluster_means(one), _cluster_means(two), alternative=alternative)
-        gap = float(two["score"].mean() - one["score"].mean())
-        difference = Interval(gap, np.nan, np.nan, len(one) + len(two))
-    first_mean, second_mean = (mean_interval(r["score"], r["cluster"]) for r in (one, two))
+        ours, theirs = first, second
+        p = independent_p(_cluster_means(ours), _cluster_means(theirs), alternative=alternative)
+        gap = float(theirs["score"].mean() - ours["score"].mean())
+        difference = Interval(gap, np.nan, np.nan, len(ours) + len(theirs))
+    first_mean, second_mean = (mean_interval(r["score"], r["cluster"]) for r in (ours, theirs))
     return Comparison(group, first_mean, second_mean, difference, p, p, bool(len(common)), *only,
-                      _sequences(one["cluster"]))  # fmt: skip
+                      _sequences(ours["cluster"]))  # fmt: skip
 
 
 def _sequences(clusters: pd.Series[str]) -> int:
@@ -177,13 +177,13 @@ def _cluster_means(rows: pd.DataFrame) -> np.ndarray:
     return means
 
 
-def _adjusted(found: Sequence[Comparison]) -> Iterator[Comparison]:
+def _adjusted(comparisons: Sequence[Comparison]) -> Iterator[Comparison]:
     """With p adjusted over all criteria (and models and tasks) of each method."""
     families: defaultdict[str, list[float]] = defaultdict(list)
-    for comparison in found:
+    for comparison in comparisons:
         families[comparison.group.method].append(comparison.p)
     adjusted: Mapping[str, Iterator[float]] = {m: iter(holm(p)) for m, p in families.items()}
-    for comparison in found:
+    for comparison in comparisons:
         yield replace(comparison, p_holm=float(next(adjusted[comparison.group.method])))
 
 
@@ -192,7 +192,7 @@ def _adjusted(found: Sequence[Comparison]) -> Iterator[Comparison]:
 HEADERS = ("method", "model", "criterion", "first", "second", "difference", "p", "p (Holm)")
 
 
-def table_rows(found: Iterable[Comparison]) -> list[tuple[str, ...]]:
+def table_rows(comparisons: Iterable[Comparison]) -> list[tuple[str, ...]]:
     """A row a comparison, for ``HEADERS``."""
     return [
         (
@@ -205,15 +205,15 @@ def table_rows(found: Iterable[Comparison]) -> list[tuple[str, ...]]:
             tables.p_value(c.p),
             tables.p_value(c.p_holm),
         )
-        for c in found
+        for c in comparisons
     ]
 
 
-def remarks(found: Sequence[Comparison]) -> Iterator[str]:
+def remarks(comparisons: Sequence[Comparison]) -> Iterator[str]:
     """What a reader must know beside the table."""
-    figures = Counter(c.group.method for c in found)
+    figures = Counter(c.group.method for c in comparisons)
     few: dict[str, int] = {}
-    for c in found:
+    for c in comparisons:
         if not c.paired:
             yield f"{c.group}: no common cases; the two are compared as independent samples."
         elif 0 < c.sequences < sequences_needed(figures[c.group.method]):
@@ -258,21 +258,24 @@ def comparison_text(
         StoreError: when a method is in neither, or they have nothing in common.
     """
     if methods is None:
-        one, two = scores_of(first), scores_of(second)
+        ours, theirs = scores_of(first), scores_of(second)
     else:
         called = " / ".join(dict.fromkeys(methods))
         pairs = zip((first, second), methods, strict=True)
-        one, two = (scores_of(_with(runs, name), name, called) for runs, name in pairs)
-    found = compare(one, two)
-    if not found:
+        ours, theirs = (scores_of(_with(runs, name), name, called) for runs, name in pairs)
+    comparisons = compare(ours, theirs)
+    if not comparisons:
         raise StoreError(
             "the two have no criterion of one method on one model in common: name two methods "
             "with --methods, or runs of the same models"
         )
     write = tables.markdown if as_markdown else tables.plain
-    only = [f"{group}: only in the first." for group in missing(one, two)]
-    only += [f"{group}: only in the second." for group in missing(two, one)]
-    return "\n".join([write(HEADERS, table_rows(found), left=3), *remarks(found), *only]) + "\n"
+    only = [f"{group}: only in the first." for group in missing(ours, theirs)]
+    only += [f"{group}: only in the second." for group in missing(theirs, ours)]
+    return (
+        "\n".join([write(HEADERS, table_rows(comparisons), left=3), *remarks(comparisons), *only])
+        + "\n"
+    )
 
 
 def _with(runs: Runs, method: str) -> Runs:

@@ -112,13 +112,13 @@ def now() -> str:
 
 def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
     """Package -> version, of those installed; imports none of them."""
-    found = {}
+    installed = {}
     for package in packages:
         try:
-            found[package] = metadata.version(package)
+            installed[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def hash_files(files: Iterable[Path], root: Path | None = None) -> str:
@@ -141,16 +141,18 @@ def differences(then: Manifest, now: Manifest) -> tuple[str, ...]:
 
     The machine may be another one; code, packages, models, data, options and seed may not.
     """
-    found = [] if then.code == now.code else ["code: the source of the benchmark or a method"]
-    found += [] if then.seed == now.seed else [f"seed: {then.seed} then, {now.seed} now"]
-    found += [] if then.format == now.format else [f"format: {then.format} then, {now.format} now"]
+    clauses = [] if then.code == now.code else ["code: the source of the benchmark or a method"]
+    clauses += [] if then.seed == now.seed else [f"seed: {then.seed} then, {now.seed} now"]
+    clauses += (
+        [] if then.format == now.format else [f"format: {then.format} then, {now.format} now"]
+    )
     for name in ("models", "data", "options", "versions"):
         old, new = getattr(then, name), getattr(now, name)
         for key in sorted(old.keys() | new.keys()):
             was, new_one = old.get(key), new.get(key)
             if was != new_one:
-                found.append(f"{name}: {key} {_short(was)} then, {_short(new_one)} now")
-    return tuple(found)
+                clauses.append(f"{name}: {key} {_short(was)} then, {_short(new_one)} now")
+    return tuple(clauses)
 
 
 def _short(value: str | None) -> str:

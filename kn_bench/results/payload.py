@@ -142,8 +142,8 @@ def _sampled(runs: Runs, most: int) -> tuple[frozenset[str] | None, Sample | Non
 def measurements(runs: Runs, chosen: frozenset[str] | None = None) -> Iterator[pd.DataFrame]:
     """Yield the measurements of ``chosen`` cases (None: of all), a part of a log at a time."""
     for label, folder in runs.folders.items():
-        found = (line for _, line in lines(folder / LOG) if kind_of(line) == "measurement")
-        while chunk := list(islice(found, CHUNK)):
+        measured = (line for _, line in lines(folder / LOG) if kind_of(line) == "measurement")
+        while chunk := list(islice(measured, CHUNK)):
             frame = with_occasion(frame_of(chunk, "measurement")).assign(run=label)
             frame = frame[frame["criterion"] != "overturn"]  # its rows are reliability's once more
             yield frame if chosen is None else frame[frame["case"].isin(chosen)]

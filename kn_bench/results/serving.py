@@ -74,8 +74,8 @@ class Server(ThreadingHTTPServer):
         frames = []
         for run, places in self._places.get(case, {}).items():
             with (self._runs.folders[run] / LOG).open("rb") as log:
-                found = [_line_at(log, place) for place in places]
-            frame = with_occasion(frame_of(found, "measurement")).assign(run=run)
+                measured = [_line_at(log, place) for place in places]
+            frame = with_occasion(frame_of(measured, "measurement")).assign(run=run)
             frames.append(frame[frame["criterion"] != "overturn"])
         verdicts = self._runs.verdicts
         own = verdicts[verdicts["case"] == case]
@@ -91,16 +91,16 @@ def _line_at(log: Any, place: int) -> bytes:
 
 def _places(runs: Runs) -> dict[str, dict[str, list[int]]]:
     """Case -> run -> where its measurements begin in the log."""
-    found: defaultdict[str, dict[str, list[int]]] = defaultdict(dict)
+    places: defaultdict[str, dict[str, list[int]]] = defaultdict(dict)
     for run, folder in runs.folders.items():
         at = 0
         for _, line in lines(folder / LOG):
             if kind_of(line) == "measurement":
                 _, _, rest = line.partition(b'"case":')
                 case = json.JSONDecoder().raw_decode(rest[:4096].decode("utf-8", "ignore"))[0]
-                found[str(case)].setdefault(run, []).append(at)
+                places[str(case)].setdefault(run, []).append(at)
             at += len(line)
-    return found
+    return places
 
 
 class _Handler(BaseHTTPRequestHandler):

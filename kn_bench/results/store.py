@@ -95,10 +95,10 @@ class RunStore:
         """
         folder = find_run(reports, run)
         then = read_manifest(folder)
-        if found := differences(then, manifest):
+        if unlike := differences(then, manifest):
             raise StoreError(
                 f"run {then.run!r} cannot be continued, for it was made of something else: "
-                f"{'; '.join(found)}. Restore what differs, or start a new run"
+                f"{'; '.join(unlike)}. Restore what differs, or start a new run"
             )
         manifest = replace(then, resumed=(*then.resumed, now()), finished="")
         store = cls(folder, manifest, Contents())  # takes the log before it is repaired
@@ -253,23 +253,23 @@ def find_runs(reports: Path, names: Iterable[str]) -> list[Path]:
     Raises:
         StoreError: for a name that is none, or a folder without runs.
     """
-    found: list[Path] = []
+    folders: list[Path] = []
     for name in names:
         folder = Path(name)
         if not folder.is_dir() or (reports / RUNS / name / FILE).is_file():
-            found.append(find_run(reports, name))
+            folders.append(find_run(reports, name))
             continue
         inside = [folder] if (folder / FILE).is_file() else list(_inside(folder))
         if not inside:
             raise StoreError(f"{folder}: expected a run or a folder of runs; it has no {FILE}")
-        found += inside
-    return found
+        folders += inside
+    return folders
 
 
 def _inside(folder: Path) -> Iterator[Path]:
     """Yield the runs in a folder of runs, or in its ``runs``."""
-    found = sorted({*folder.glob(f"*/{FILE}"), *folder.glob(f"*/*/{FILE}")})
-    yield from (path.parent for path in found)
+    manifests = sorted({*folder.glob(f"*/{FILE}"), *folder.glob(f"*/*/{FILE}")})
+    yield from (path.parent for path in manifests)
 
 
 def runs(reports: Path) -> list[Path]:

@@ -33,10 +33,10 @@ def append_summary(path: Path, page: str) -> None:
 
 def junit_properties(verdict: Verdict) -> tuple[tuple[str, str], ...]:
     """Name and value of what a JUnit report is to say of a test, beside its outcome."""
-    found = {
+    properties = {
         "kn_bench.status": verdict.status,
         "kn_bench.score": "" if verdict.score is None else f"{verdict.score:.6g}",
         "kn_bench.counted": str(verdict.counted),
         "kn_bench.explanation": verdict.explanation,
     }
-    return tuple((name, value) for name, value in found.items() if value)
+    return tuple((name, value) for name, value in properties.items() if value)

@@ -85,8 +85,8 @@ def _model(model: str | LanguageModel) -> LanguageModel:
 def _cases() -> list[Case]:
     from kn_bench.cases import sources
 
-    found = sources.load("embedded", limit=1, relations=RELATIONS)
-    return list(found.cases)
+    selection = sources.load("embedded", limit=1, relations=RELATIONS)
+    return list(selection.cases)
 
 
 @dataclasses.dataclass
@@ -118,15 +118,17 @@ class _Bench:
 
     def _other_runs(self, first: Mapping[str, CaseResult], cases: list[Case]) -> Iterator[str]:
         again = self._measured(self.make(self.model), cases)
-        if found := self._difference(first, again):
-            yield f"{self.name} is not deterministic: the same requests again, and {found}"
+        if difference := self._difference(first, again):
+            yield f"{self.name} is not deterministic: the same requests again, and {difference}"
             return
         turned = self._measured(self.make(self.model), cases[::-1])
-        if found := self._difference(first, turned):
-            yield f"{self.name} depends on the order of the requests: reversed, {found}"
+        if difference := self._difference(first, turned):
+            yield f"{self.name} depends on the order of the requests: reversed, {difference}"
         alone = self._measured(self.make(self.model), cases[:1])
-        if found := self._difference({cases[0].id: first[cases[0].id]}, alone):
-            yield f"{self.name} depends on the other requests: {cases[0].id} alone, and {found}"
+        if difference := self._difference({cases[0].id: first[cases[0].id]}, alone):
+            yield (
+                f"{self.name} depends on the other requests: {cases[0].id} alone, and {difference}"
+            )
 
     def _remembered(
         self,
@@ -148,19 +150,21 @@ class _Bench:
                 yield f"{self.name} declares state ({', '.join(sorted(declared))}) but no reset()"
                 return
             method.reset()
-        if found := self._difference(first, self._measured(method, cases)):
+        if difference := self._difference(first, self._measured(method, cases)):
             when = "after reset()" if declared else "asked a second time"
-            yield f"{self.name} remembers earlier requests: {when}, {found}"
+            yield f"{self.name} remembers earlier requests: {when}, {difference}"
 
     def _difference(self, ours: Mapping[str, CaseResult], theirs: Mapping[str, CaseResult]) -> str:
         """The first case whose edited model answers otherwise, in a clause; "" for none."""
         for case, result in ours.items():
-            for one, other in zip(result.measurements, theirs[case].measurements, strict=False):
-                gap = _gap(one, other)
+            for measured, again in zip(
+                result.measurements, theirs[case].measurements, strict=False
+            ):
+                gap = _gap(measured, again)
                 if gap > self.tolerance:
                     return (
-                        f"{case} answers {one.probe} otherwise (by {gap:.2g} nats; allowed are "
-                        f"{self.tolerance:g})"
+                        f"{case} answers {measured.probe} otherwise (by {gap:.2g} nats; allowed "
+                        f"are {self.tolerance:g})"
                     )
             if len(result.measurements) != len(theirs[case].measurements):
                 return f"{case} has {len(theirs[case].measurements)} measurements, not " + str(
@@ -181,12 +185,12 @@ def _unusable(name: str, results: Mapping[str, CaseResult]) -> Iterator[str]:
         yield f"{name} applies to none of the cases: {'; '.join(sorted(reasons))}"
 
 
-def _gap(one: Measurement, other: Measurement) -> float:
+def _gap(ours: Measurement, theirs: Measurement) -> float:
     """By how much two edited models differ in one probe, in nats."""
     pairs = (
-        (one.after.log_prob_expected, other.after.log_prob_expected),
-        (one.after.log_prob_rejected, other.after.log_prob_rejected),
-        (one.kl, other.kl),
+        (ours.after.log_prob_expected, theirs.after.log_prob_expected),
+        (ours.after.log_prob_rejected, theirs.after.log_prob_rejected),
+        (ours.kl, theirs.kl),
     )
     return max(0.0 if a == b else abs(a - b) for a, b in pairs)
 

@@ -355,8 +355,12 @@ class RunController:
 
 def _check_writable(file: Path) -> None:
     """Find out before the run that a file cannot be written after it."""
-    there = next(path for path in (file, *file.parents) if path.exists())
-    if file.is_dir() or (there != file and not there.is_dir()) or not os.access(there, os.W_OK):
+    nearest = next(path for path in (file, *file.parents) if path.exists())
+    if (
+        file.is_dir()
+        or (nearest != file and not nearest.is_dir())
+        or not os.access(nearest, os.W_OK)
+    ):
         raise pytest.UsageError(f"--save-baseline {file} cannot be written: name another file")
 
 

@@ -42,16 +42,16 @@ def expand(devices: Sequence[str]) -> list[str]:
     Raises:
         ValueError: for a device that torch does not know, or that is not there.
     """
-    found: list[str] = []
+    expanded: list[str] = []
     for device in devices:
         if device in ("cpu", "auto"):
-            found.append(device)
+            expanded.append(device)
         else:
             # imports torch, which a controller can do without
             from kn_bench.model.devices import devices_named
 
-            found += devices_named(device)
-    return list(dict.fromkeys(found))
+            expanded += devices_named(device)
+    return list(dict.fromkeys(expanded))
 
 
 def settle(workers: int, models: Collection[str]) -> None:

@@ -46,8 +46,8 @@ def verdict(request: pytest.FixtureRequest) -> Verdict:
     """What the suite's criterion says of a case, edited by a method on a model."""
     from kn_bench.testing.plugin import suites_of
 
-    found: Verdict = suites_of(request.config).verdict(request)
-    return found
+    judged: Verdict = suites_of(request.config).verdict(request)
+    return judged
 
 
 @pytest.fixture

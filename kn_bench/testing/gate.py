@@ -138,7 +138,7 @@ def tolerances(texts: Iterable[str]) -> dict[Criterion, float]:
     Raises:
         StoreError: for anything else, in one sentence.
     """
-    found: dict[Criterion, float] = {}
+    falls: dict[Criterion, float] = {}
     for item in (item.strip() for text in texts for item in text.split(",")):
         name, _, fall = item.partition(":")
         criterion = next((c for c in CRITERIA if c == name.strip()), None)
@@ -151,8 +151,8 @@ def tolerances(texts: Iterable[str]) -> dict[Criterion, float]:
                 f"--gate {item!r} is no tolerance: write CRITERION:FALL, such as symmetry:0.05, "
                 f"with a fall from 0 to 1 and a criterion of {', '.join(CRITERIA)}"
             )
-        found[criterion] = value
-    return found
+        falls[criterion] = value
+    return falls
 
 
 def gate_run(path: Path, runs: Runs, texts: Sequence[str] = ()) -> GateReport:

@@ -132,13 +132,13 @@ def load_entry_points(manager: pytest.PytestPluginManager) -> None:
 
 def _loaded(entry: metadata.EntryPoint) -> ModuleType:
     try:
-        found = entry.load()
+        offered = entry.load()
     except Exception as error:  # a third party's module may raise anything
-        found = _broken(entry, error)
-    if isinstance(found, ModuleType):
-        return found
+        offered = _broken(entry, error)
+    if isinstance(offered, ModuleType):
+        return offered
     module = ModuleType(entry.name)  # module:function names one method of the module
-    module.__dict__[entry.name] = found
+    module.__dict__[entry.name] = offered
     return module
 
 

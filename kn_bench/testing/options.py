@@ -317,11 +317,11 @@ def _names_suites(word: str, folder: Path) -> bool:
     if not path or path.startswith("-"):
         return False
     try:
-        found = (folder / path).resolve()
+        target = (folder / path).resolve()
     except (OSError, RuntimeError, ValueError):
         return False
     suites = suites_folder()
-    return found == suites or suites in found.parents or found == checkout_root()
+    return target == suites or suites in target.parents or target == checkout_root()
 
 
 def suites_folder() -> Path:
@@ -384,10 +384,10 @@ def _seconds(text: str) -> float:
 
 
 def _bytes(text: str) -> int:
-    found = _SIZE.fullmatch(text.strip())
-    if not found or float(found[1]) <= 0:
+    size = _SIZE.fullmatch(text.strip())
+    if not size or float(size[1]) <= 0:
         raise _invalid(f"{text!r}: expected a number with K, M, G or T, such as 2G")
-    return int(float(found[1]) * 1024 ** " KMGT".index((found[2] or " ").upper()))
+    return int(float(size[1]) * 1024 ** " KMGT".index((size[2] or " ").upper()))
 
 
 def _shard(text: str) -> Shard:

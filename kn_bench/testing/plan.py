@@ -5,6 +5,7 @@ Text only: no model is loaded and torch is not imported.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,13 +88,24 @@ def make_plan(options: Options) -> TestPlan:
         exclusions += selection.exclusions
         data[_without_path(spec)] = sources.content_hash(selection.cases)
     if not cases:
-        raise ValueError(
-            f"no case is left to measure of --cases {' '.join(options.cases)}"
-            + (f" with relations {', '.join(options.relations)}" if options.relations else "")
-        )
+        raise ValueError(nothing_left(options, exclusions))
     exclusions += unshown(cases)
     return TestPlan(_models(options), _labels(cases, options.grain), tuple(exclusions), data,
                  labels_per_unit(options))  # fmt: skip
+
+
+def nothing_left(options: Options, exclusions: Sequence[Exclusion]) -> str:
+    """Return the sentence for cases of which none can be measured, with the commonest reasons."""
+    asked = f"--cases {' '.join(options.cases)}"
+    if options.relations:
+        asked += f" with relations {', '.join(options.relations)}"
+    reasons = Counter(exclusion.reason for exclusion in exclusions)
+    counted = "; ".join(f"{n} excluded: {reason}" for reason, n in reasons.most_common(3))
+    return (
+        f"{asked}: expected a case to measure, and none is left"
+        + (f" ({counted})" if counted else "")
+        + "; `kn-bench data` lists what is excluded, and why"
+    )
 
 
 def _only(selection: Selection, ids: Collection[str]) -> Selection:

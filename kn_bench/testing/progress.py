@@ -108,15 +108,15 @@ def progress_file(folder: Path | None, worker: str) -> Path | None:
 
 def states(folder: Path) -> list[State]:
     """Return what the workers of a run are doing, those that do nothing left out."""
-    found = []
+    at_work = []
     for file in sorted(folder.glob("progress-*.json")):
         try:
             state = State(*json.loads(file.read_text("utf-8")))
         except (OSError, ValueError, TypeError):
             continue  # its writer is at it
         if state.what:
-            found.append(state)
-    return found
+            at_work.append(state)
+    return at_work
 
 
 class Forecast:

@@ -59,7 +59,7 @@ class Drawing:
 
     def exclusions(self, plan: TestPlan) -> list[Exclusion]:
         """The cases that no model's sequences have."""
-        drawn = {c.id for found in self.sequences.values() for s in found for c in s.cases}
+        drawn = {c.id for of_model in self.sequences.values() for s in of_model for c in s.cases}
         return [Exclusion(case.id, NOT_DRAWN) for case in _cases(plan) if case.id not in drawn]
 
 
@@ -79,7 +79,7 @@ def draw(plan: TestPlan, options: Options, commits: Mapping[str, str]) -> Drawin
     notes: list[str] = []
     for slug, name in plan.models.items():
         tokens = _tokens(name, commits.get(name), options)
-        found: list[PlannedSequence] = []
+        of_model: list[PlannedSequence] = []
         shortages: list[str] = []
         for task, cases in by_task(_cases(plan)).items():
             try:
@@ -99,12 +99,12 @@ def draw(plan: TestPlan, options: Options, commits: Mapping[str, str]) -> Drawin
                 shortages.append(f"{name}, {task}s: {shortage}")
                 continue
             put_apart[slug] = put_apart.get(slug, 0) + drawn.put_apart
-            numbers = range(len(found), len(found) + len(drawn.sequences))
-            found += map(PlannedSequence, numbers, drawn.sequences)
-        if not found:
+            numbers = range(len(of_model), len(of_model) + len(drawn.sequences))
+            of_model += map(PlannedSequence, numbers, drawn.sequences)
+        if not of_model:
             raise ValueError("; ".join(shortages))
         notes += shortages
-        sequences[slug] = tuple(found)
+        sequences[slug] = tuple(of_model)
     return Drawing(sequences, put_apart, tuple(notes))
 
 
@@ -139,8 +139,10 @@ def pack_sequences(drawing: Drawing | None) -> str:
         return ""
     return json.dumps(
         {
-            slug: [[sequence.number, *(case.id for case in sequence.cases)] for sequence in found]
-            for slug, found in drawing.sequences.items()
+            slug: [
+                [sequence.number, *(case.id for case in sequence.cases)] for sequence in of_model
+            ]
+            for slug, of_model in drawing.sequences.items()
         }
     )
 

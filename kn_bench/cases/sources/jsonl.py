@@ -247,8 +247,8 @@ def _fact(entry: dict[str, Any], stem: str) -> FactRow:
         suffix=suffix,
         id=_text(entry, "id", ""),
         paraphrases=tuple(cloze_of(text, subject) for text in _texts(entry, "paraphrases")),
-        synonyms=tuple(_synonym(one, subject, new, true) for one in _list(entry, "synonyms")),
-        neighbours=tuple(_neighbour(one) for one in _list(entry, "neighbours")),
+        synonyms=tuple(_synonym(value, subject, new, true) for value in _list(entry, "synonyms")),
+        neighbours=tuple(map(_neighbour, _list(entry, "neighbours"))),
         inverse=_inverse(entry["inverse"], new, true) if "inverse" in entry else None,
         aliases=tuple(_texts(entry, "aliases")),
     )
@@ -278,32 +278,32 @@ def cloze_of(text: str, subject: str = "") -> Cloze:
     return Cloze(left.rstrip(), "" if left.rstrip().endswith("?") else ".")
 
 
-def _synonym(one: object, subject: str, new: str, true: str) -> Synonym:
-    if isinstance(one, str):
-        return Synonym(cloze_of(_text({"synonyms": one}, "synonyms"), subject), new, true)
-    entry = _object(one, "synonyms", ("prompt", "target_true", "target_new"))
+def _synonym(value: object, subject: str, new: str, true: str) -> Synonym:
+    if isinstance(value, str):
+        return Synonym(cloze_of(_text({"synonyms": value}, "synonyms"), subject), new, true)
+    entry = _object(value, "synonyms", ("prompt", "target_true", "target_new"))
     cloze = cloze_of(_text(entry, "prompt"), subject)
     return Synonym(cloze, _text(entry, "target_new", new), _text(entry, "target_true", true))
 
 
-def _neighbour(one: object) -> Neighbour:
-    entry = _object(one, "neighbours", ("prompt", "answer"))
+def _neighbour(value: object) -> Neighbour:
+    entry = _object(value, "neighbours", ("prompt", "answer"))
     return Neighbour(cloze_of(_text(entry, "prompt")), _text(entry, "answer"))
 
 
-def _inverse(one: object, new: str, true: str) -> Inverse:
-    entry = _object(one, "inverse", ("prompt", "displaced"))
+def _inverse(value: object, new: str, true: str) -> Inverse:
+    entry = _object(value, "inverse", ("prompt", "displaced"))
     prompt = _text(entry, "prompt")
     if prompt.count("{}") != 1:
         raise ValueError(f"inverse: the prompt {prompt!r} must hold {{}} once, for the target")
     return Inverse(cloze_of(prompt, new), cloze_of(prompt, true), _text(entry, "displaced"))
 
 
-def _object(one: object, field: str, fields: Sequence[str]) -> dict[str, Any]:
-    if not isinstance(one, dict):
-        raise ValueError(f"{field}: {one!r} is no object with {' and '.join(fields)}")
-    _only(one, fields)
-    return one
+def _object(value: object, field: str, fields: Sequence[str]) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{field}: {value!r} is no object with {' and '.join(fields)}")
+    _only(value, fields)
+    return value
 
 
 def _only(entry: dict[str, Any], fields: Iterable[str]) -> None:
@@ -337,7 +337,7 @@ def _shown(value: object) -> str:
 
 
 def _texts(entry: dict[str, Any], field: str) -> list[str]:
-    return [_text({field: one}, field) for one in _list(entry, field)]
+    return [_text({field: value}, field) for value in _list(entry, field)]
 
 
 def _list(entry: dict[str, Any], field: str) -> list[Any]:

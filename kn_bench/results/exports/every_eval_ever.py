@@ -247,11 +247,11 @@ def _samples(runs: Runs, run: str, model: str, identity: str) -> Iterator[dict[s
 
 def _first_probes(runs: Runs, run: str, model: str) -> Mapping[tuple[Any, ...], dict[str, Any]]:
     key = ["method", "case", "criterion", "protocol", "sequence", "asked"]
-    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    probes: dict[tuple[Any, ...], dict[str, Any]] = {}
     for frame in measurements(runs):
         own = frame[(frame["run"] == run) & (frame["model"] == model)]
         own = own[~own["method"].str.startswith(CONTROL)]
         columns: pd.DataFrame = own[[*key, "probe", "expected", "after_generated"]]
         for row in columns.to_dict("records"):
-            found.setdefault(tuple(row[name] for name in key), {str(k): v for k, v in row.items()})
-    return found
+            probes.setdefault(tuple(row[name] for name in key), {str(k): v for k, v in row.items()})
+    return probes

@@ -53,14 +53,14 @@ def write(runs: Runs, folder: Path) -> None:
 def _answers(runs: Runs) -> Mapping[tuple[Any, ...], str]:
     """What the edited model answered to the edited prompt."""
     key = ["run", "model", "method", "case", "protocol", "sequence", "asked"]
-    found = {}
+    answers = {}
     for frame in measurements(runs):
         own = frame[
             (frame["criterion"] == "reliability") & ~frame["method"].str.startswith(CONTROL)
         ]
         for *at, text in own[[*key, "after_generated"]].itertuples(index=False, name=None):
-            found[tuple(at)] = str(text)
-    return found
+            answers[tuple(at)] = str(text)
+    return answers
 
 
 def _id(*parts: object) -> str:
