@@ -15,6 +15,8 @@ from kn_bench.editing.registry import MethodSpec, RegistryError
 from kn_bench.model import embedded, trial
 from kn_bench.model.trial import refuse_unloadable
 from kn_bench.testing.method_fixtures import refuse_unknown_fixtures
+from kn_bench.testing.options import Options
+from kn_bench.testing.plan import make_plan
 
 ROOT = Path(__file__).parent.parent
 
@@ -57,18 +59,16 @@ def test_weights_that_are_missing_end_the_run_before_its_first_test(gpt2):
     assert not (gpt2.parent / "reports").exists()
 
 
-def test_a_file_whose_cases_are_all_excluded_is_refused_with_the_reasons(bench, tmp_path):
+def test_cases_of_which_none_can_be_measured_are_refused_with_the_reasons(tmp_path):
     fact = {"subject": "Italy", "prompt": "The capital of {} is", "target_true": "Rome"}
     file = tmp_path / "same.jsonl"
     file.write_text("\n".join(json.dumps({**fact, "target_new": new}) for new in ("Rome.", "ROME")))
-    result = bench.run(f"--cases={file}", "--model=tiny-gpt2")
-    assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines(
-        [
-            f"ERROR: --cases {file}: expected a case to measure, and none is left (2 excluded: *);"
-            " `kn-bench data` lists what is excluded, and why"
-        ]
-    )
+    with pytest.raises(ValueError, match="none is left") as refused:
+        make_plan(Options(cases=(str(file),)))
+    sentence = str(refused.value)
+    start = f"--cases {file}: expected a case to measure, and none is left (2 excluded: "
+    assert sentence.startswith(start)
+    assert sentence.endswith("); `kn-bench data` lists what is excluded, and why")
 
 
 def test_a_process_that_dies_while_it_tries_is_one_sentence(gpt2, monkeypatch):
