@@ -66,7 +66,7 @@ class Cloze(NamedTuple):
     right: str = ""
 
     def fill(self, answer: str) -> str:
-        """The text with ``answer`` in the gap."""
+        """Return the text with ``answer`` in the gap."""
         return self.left + self.gap_space + answer + self.after_space + self.right
 
     @property

@@ -65,7 +65,7 @@ def _serve(pool: Sequence[Case], chosen: dict[str, Case]) -> None:
 
 
 def _in_turn(cases: Sequence[Case], seed: int) -> Iterator[Case]:
-    """The relations' first cases, then their second ones: each relation's most telling first."""
+    """Yield the relations' first cases, then their second ones, the most telling first."""
     by_relation: defaultdict[str, list[Case]] = defaultdict(list)
     for case in cases:
         by_relation[case.relation].append(case)
@@ -76,7 +76,7 @@ def _in_turn(cases: Sequence[Case], seed: int) -> Iterator[Case]:
 
 
 def _telling(case: Case) -> tuple[int, bool]:
-    """Most criteria first; of these, cases whose answers are all single words.
+    """Return most criteria first; of these, cases whose answers are all single words.
 
     A masked model answers with one token: it cannot be asked for a name of several words.
     """

@@ -11,7 +11,7 @@ from kn_bench.model.cache_folder import cache_folder
 
 
 def fetch(source: str, name: str, url: str) -> Path:
-    """The file ``name`` of ``source``, from the cache or from ``url``.
+    """Return the file ``name`` of ``source``, from the cache or from ``url``.
 
     Raises:
         ValueError: one sentence, when it cannot be had or is not what was pinned.
@@ -38,12 +38,12 @@ def fetch(source: str, name: str, url: str) -> Path:
 
 
 def kept(source: str, name: str) -> Path:
-    """Where the cache has, or would have, the file ``name`` of ``source``."""
+    """Return where the cache has, or would have, the file ``name`` of ``source``."""
     return cache_folder() / source / name
 
 
 @lru_cache(maxsize=64)
 def checksums(source: str) -> dict[str, str]:
-    """Name -> SHA-256 of each pinned file, from ``<source>.sha256``."""
+    """Return name -> SHA-256 of each pinned file, from ``<source>.sha256``."""
     text = resources.files("kn_bench.cases").joinpath(f"{source}.sha256").read_text("ascii")
     return {name: digest for digest, name in (line.split() for line in text.splitlines() if line)}

@@ -23,7 +23,7 @@ SENTENCE_END = re.compile(r"(?<=\w{3})[.!?](?=\s|$)|\n")
 
 @lru_cache(maxsize=1 << 16)
 def words(text: str) -> tuple[str, ...]:
-    """The words of ``text`` that matter when answers are compared.
+    """Return the words of ``text`` that matter when answers are compared.
 
     Case is folded and punctuation separates. Articles at the start are dropped, ``the`` everywhere
     (Republic of the Congo); an inner ``a`` may be a name (vitamin A) and stays. A text of articles
@@ -37,13 +37,13 @@ def words(text: str) -> tuple[str, ...]:
 
 
 def every_word(text: str) -> tuple[str, ...]:
-    """The words of ``text``, case folded, with its articles."""
+    """Return the words of ``text``, case folded, with its articles."""
     text = ACRONYM_STOP.sub("", unicodedata.normalize("NFKC", text).casefold())
     return tuple(WORD.findall(text))
 
 
 def starts_with_answer(generated: str, answer: str, aliases: Iterable[str] = ()) -> bool:
-    """Whether ``generated`` begins with ``answer`` or one of ``aliases``, word by word.
+    """Tell whether ``generated`` begins with ``answer`` or one of ``aliases``, word by word.
 
     An answer without any word (``"!"``) is compared as it stands; an empty one never matches.
     """
@@ -59,7 +59,7 @@ def _starts_with(generated: str, answer: str) -> bool:
 
 
 def same_answer(first: str, second: str) -> bool:
-    """Whether two continuations give the same answer: equal words up to the first sentence's end.
+    """Tell whether two continuations have equal words up to the first sentence's end.
 
     What a model goes on to say after its answer is not the answer.
     """
@@ -67,5 +67,5 @@ def same_answer(first: str, second: str) -> bool:
 
 
 def first_sentence(text: str) -> str:
-    """``text`` up to its first sentence end or line break."""
+    """Return ``text`` up to its first sentence end or line break."""
     return SENTENCE_END.split(text.strip(), maxsplit=1)[0]

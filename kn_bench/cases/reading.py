@@ -11,7 +11,7 @@ from typing import Any
 
 
 def lines_of(path: Path) -> Iterator[tuple[int, str]]:
-    """(number, text) of each line that is not blank.
+    """Yield (number, text) of each line that is not blank.
 
     Raises:
         ValueError: when the file cannot be read as UTF-8 text.
@@ -29,7 +29,7 @@ def lines_of(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def records(path: Path, *fields: str) -> Iterator[tuple[str, ...]]:
-    """The texts of ``fields`` of each JSON object of a JSONL file.
+    """Yield the texts of ``fields`` of each JSON object of a JSONL file.
 
     A field may be given as ``name|other name``; numbers come as text.
 
@@ -57,7 +57,7 @@ def records(path: Path, *fields: str) -> Iterator[tuple[str, ...]]:
 
 
 def parse_object(line: str, where: str) -> dict[str, Any]:
-    """The JSON object of one line.
+    """Return the JSON object of one line.
 
     Raises:
         ValueError: beginning with ``where``, for anything else.
@@ -99,7 +99,7 @@ def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 @contextmanager
 def without_collecting() -> Iterator[None]:
-    """Garbage collection is off while open: a third of the time of building a million values.
+    """Keep garbage collection off while open: a third of the time of building a million values.
 
     None of them is in a cycle, and every collection would walk them all. So that collections of the
     young do not walk them afterwards either, they leave as old ones.

@@ -48,7 +48,7 @@ def slug(text: str) -> str:
 
 
 def unique_slugs(names: Sequence[tuple[str, str]]) -> list[str]:
-    """One slug for each (name, detail), told apart where they collide.
+    """Return one slug for each (name, detail), told apart where they collide.
 
     Names that share a slug get their detail's slug as a suffix, and a hash where that is not
     enough: what an entry is called does not depend on its place in the list.
@@ -66,7 +66,7 @@ def unique_slugs(names: Sequence[tuple[str, str]]) -> list[str]:
 
 
 def shuffled(items: Sequence[T], *key: str | int) -> Iterator[T]:
-    """``items`` in an order drawn by a hash of ``key``; lazy, so that a draw of two costs two."""
+    """Yield ``items`` in an order drawn by a hash of ``key``; lazy: a draw of two costs two."""
     n = len(items)
     if n == 0:
         return
@@ -82,7 +82,7 @@ def shuffled(items: Sequence[T], *key: str | int) -> Iterator[T]:
 def draw(
     items: Sequence[T], k: int, *key: str | int, where: Callable[[T], bool] | None = None
 ) -> list[T]:
-    """The first ``k`` items with ``where`` in the order drawn by ``key``; fewer if there are."""
+    """Return the first ``k`` items with ``where`` in the order drawn by ``key``."""
     if k <= 0:
         return []
     drawn = shuffled(items, *key)
@@ -90,7 +90,7 @@ def draw(
 
 
 def limited(ids: Sequence[str], limit: int | None, seed: int) -> list[int]:
-    """Indices of ``limit`` ids drawn by a hash of each, in order of place; all for None.
+    """Return indices of ``limit`` ids drawn by a hash of each, in order of place; all for None.
 
     A larger limit contains every smaller one.
     """

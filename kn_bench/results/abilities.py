@@ -104,7 +104,7 @@ def _early_and_late(early: Line, late: Line, criterion: str) -> str:
 
 
 def _abilities(points: pd.DataFrame) -> Iterator[str]:
-    """The cells from BLiMP to the growth of norms, of one checkpoint of each sequence."""
+    """Yield the cells from BLiMP to the growth of norms, of one checkpoint of each sequence."""
     for column in ("blimp", "known"):
         yield _percent(_share(points, column))
     yield _three_digits(_mean(points["checkpoint_perplexity"]))
@@ -113,7 +113,7 @@ def _abilities(points: pd.DataFrame) -> Iterator[str]:
 
 
 def _share(points: pd.DataFrame, column: str) -> Interval:
-    """A share with an interval over sequences, or over the questions of the only one."""
+    """Return a share with an interval over sequences, or over the questions of the only one."""
     shares = points[f"checkpoint_{column}"].astype(float)
     counts = points.loc[shares.notna(), f"checkpoint_n_{column}"].astype(int)
     shares = shares.dropna()
@@ -144,7 +144,7 @@ def _three_digits(value: float) -> str:
 
 
 def _collapse(last: pd.DataFrame) -> str:
-    """``step 50``, of several ``2/3, 50``: how many, and the first; a dash where none did."""
+    """Return ``step 50``, of several ``2/3, 50``: how many and the first; a dash for none."""
     steps = [int(step) for step in last["checkpoint_collapsed_at"] if step]
     if not steps:
         return tables.NOTHING
@@ -154,7 +154,7 @@ def _collapse(last: pd.DataFrame) -> str:
 
 
 def _sentence(curves: pd.DataFrame) -> str:
-    """What the figures are, and the number of questions behind each."""
+    """Return what the figures are, and the number of questions behind each."""
     last = curves.sort_values("step").drop_duplicates(["model", "method", "sequence"], keep="last")
 
     def span(column: str) -> str:

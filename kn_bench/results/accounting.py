@@ -115,7 +115,7 @@ def _errors(runs: Runs) -> list[tuple[Any, ...]]:
 def _grouped(
     frame: pd.DataFrame, by: list[str], counted: str
 ) -> Iterator[tuple[tuple[str, ...], pd.DataFrame, int]]:
-    """Groups in order, with the number of distinct values of ``counted``."""
+    """Yield groups in order, with the number of distinct values of ``counted``."""
     for key, group in frame.groupby(by):
         yield tuple(map(str, key)), group, int(group[counted].nunique())
 

@@ -57,7 +57,7 @@ class Baseline:
     format: int = field(default=1, metadata=POSITIVE_COUNT)
 
     def frame(self) -> pd.DataFrame:
-        """The scores as :func:`kn_bench.results.comparison.compare` takes them."""
+        """Return the scores as :func:`kn_bench.results.comparison.compare` takes them."""
         parts = [
             pd.DataFrame({"case": s.cases, "cluster": s.clusters, "score": s.scores}).assign(
                 task=s.task,
@@ -73,7 +73,7 @@ class Baseline:
 
 
 def baseline_of(runs: Runs) -> Baseline:
-    """The scores of ``runs`` as a baseline."""
+    """Return the scores of ``runs`` as a baseline."""
     return Baseline(
         runs=tuple(m.run for m in runs.manifests),
         models={k: v for m in runs.manifests for k, v in m.models.items()},
@@ -106,7 +106,7 @@ def save_baseline(runs: Runs, path: Path) -> Baseline:
 
 
 def read_baseline(path: Path) -> Baseline:
-    """The baseline in ``path``.
+    """Return the baseline in ``path``.
 
     Raises:
         StoreError: when there is none, or it is not one.

@@ -85,7 +85,7 @@ def merge(verdicts: pd.DataFrame, manifests: Mapping[str, Manifest]) -> Merged:
 
 
 def _kept(model: str, runs: Mapping[str, int], manifests: Mapping[str, Manifest]) -> list[str]:
-    """Of runs that are made of the same, the fullest, of equals the newest; oldest first."""
+    """Return the fullest, then newest, of runs that are made of the same; oldest first."""
     alike: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
     age = {run: index for index, run in enumerate(manifests)}
     for run in runs:
@@ -95,7 +95,7 @@ def _kept(model: str, runs: Mapping[str, int], manifests: Mapping[str, Manifest]
 
 
 def _made_of(manifest: Manifest, model: str) -> dict[str, str]:
-    """Aspect -> what two runs must share to mean the same by a name."""
+    """Return aspect -> what two runs must share to mean the same by a name."""
     settings = {k: v for k, v in manifest.options.items() if k not in NOT_SETTINGS}
     return {
         "weights": manifest.models.get(model, ""),

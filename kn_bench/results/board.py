@@ -170,7 +170,7 @@ def board(runs: Runs) -> tuple[Line, ...]:
 
 
 def _protocol_order(protocol: str) -> tuple[bool, str, int]:
-    """``single`` first, then by kind and number of edits."""
+    """Return ``single`` first, then by kind and number of edits."""
     kind, _, size = protocol.partition(":")
     digits = "".join(c for c in size.partition("/")[0] if c.isdigit())
     return protocol != "single", kind, int(digits or 0)
@@ -192,7 +192,7 @@ def _worth(line: Line) -> tuple[float, ...]:
 
 
 def _tied(better: Line, line: Line) -> bool:
-    """Whether as many criteria beat their control, and S and K overlap by their intervals."""
+    """Tell whether as many criteria beat their control, and S and K overlap by their intervals."""
     return better.beating == line.beating and all(
         _overlap(*both) for both in ((better.s, line.s), (better.k, line.k))
     )
@@ -205,13 +205,13 @@ def _overlap(first: Interval, second: Interval) -> bool:
 
 
 def _clusters(verdicts: pd.DataFrame) -> pd.Series[Any]:
-    """What is resampled: the cases' clusters, or the sequences where there are several."""
+    """Return what is resampled: the cases' clusters, or the sequences where there are several."""
     several = verdicts.groupby(GROUP[:4])["sequence"].transform("nunique") > 1
     return verdicts["cluster"].where(~several, verdicts["sequence"].astype(str))
 
 
 def _by_name(controls: pd.DataFrame) -> dict[tuple[Any, ...], pd.DataFrame]:
-    """The controls' scores in columns by criterion: run and name -> a row a case and sequence."""
+    """Return, by run and name, the control's scores: a row a case, a column a criterion."""
     tables_of: dict[tuple[Any, ...], pd.DataFrame] = {}
     if len(controls):
         for key, rows in controls.groupby(["run", *GROUP[:-1]], sort=False):
@@ -222,7 +222,7 @@ def _by_name(controls: pd.DataFrame) -> dict[tuple[Any, ...], pd.DataFrame]:
 
 
 def _in_numbers(verdicts: pd.DataFrame) -> tuple[list[Name], pd.DataFrame, pd.DataFrame]:
-    """The verdicts with codes for names, as hundreds of figures are to be drawn from them.
+    """Return the verdicts with codes for names, as hundreds of figures are to be drawn from them.
 
     Returns:
         Names of the lines; the verdicts (criterion as its place in ``CRITERIA``); and the
@@ -248,7 +248,7 @@ def _in_numbers(verdicts: pd.DataFrame) -> tuple[list[Name], pd.DataFrame, pd.Da
 
 
 def _by_kind(kinds: pd.DataFrame) -> pd.DataFrame:
-    """Each kind's share of unchanged neighbours, a case counting once a kind."""
+    """Return each kind's share of unchanged neighbours, a case counting once a kind."""
     parts = pd.DataFrame(kinds["kind"].tolist(), columns=["kind", "held", "counted"])
     return pd.DataFrame(
         {
@@ -288,7 +288,7 @@ class _Rows:
 def _figures(
     rows: Mapping[Criterion, _Rows], control: pd.DataFrame | None
 ) -> dict[Criterion, Figure]:
-    """The six figures, each beside its control's."""
+    """Return the six figures, each beside its control's."""
     compared = {c: _against(rows[c], control, c) for c in CRITERIA}
     adjusted = holm([p for _, p in compared.values()])
     return {
@@ -306,7 +306,7 @@ def _figures(
 def _against(
     rows: _Rows, control: pd.DataFrame | None, criterion: Criterion
 ) -> tuple[Interval, float]:
-    """The control's figure, and p that it scores as well, over the cases that both have."""
+    """Return the control's figure, and p that it scores as well, over the cases that both have."""
     if control is None or criterion not in control:
         return NO_INTERVAL, np.nan
     index = pd.MultiIndex.from_arrays([rows["case"], rows["sequence"]])
@@ -353,14 +353,14 @@ def _line(
 
 
 def _overturn(rows: _Rows) -> tuple[Interval, ...]:
-    """Shares of overturned answers; ``reverse`` counts over answers that were wrong before."""
+    """Return shares of overturned answers; ``reverse`` counts over those that were wrong before."""
     *right, reverse = (f"verdict_overturn_{n}" for n in OVERTURN)
     wrong = rows.where(np.isnan(rows["verdict_score"]))
     return (*rows.means(*right), *wrong.means(reverse))
 
 
 def _composites(group: _Rows) -> tuple[Interval, Interval]:
-    """S and K; ``n`` is the number of cases: of S those with all three, of K those with either.
+    """Return S and K; ``n`` counts, of S, the cases with all three, of K those with either.
 
     All clusters stay in both tables, with or without scores: the resamples are then the same.
     """

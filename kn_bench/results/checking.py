@@ -30,7 +30,7 @@ def check_table(table: pa.Table, cls: type) -> None:
 
 
 def _check_members(struct: pa.ChunkedArray, cls: type, path: str) -> None:
-    """The fields of structs that are all there."""
+    """Check the fields of structs, none of which may be missing."""
     for field, hint, column in _columns(struct, cls):
         name = f"{path}{field.name}"
         args = get_args(hint)
@@ -46,7 +46,7 @@ def _check_members(struct: pa.ChunkedArray, cls: type, path: str) -> None:
 
 
 def _check_column(column: pa.ChunkedArray, hint: Any, within: Range | None, name: str) -> None:
-    """The values of one field, none of them null."""
+    """Check the values of one field, none of which may be null."""
     if get_origin(hint) is Literal:
         unknown = pc.invert(pc.is_in(column, pa.array(get_args(hint))))
         if pc.any(unknown).as_py():
@@ -79,7 +79,7 @@ def _check_range(column: pa.ChunkedArray, within: Range, name: str) -> None:
 def _columns(
     struct: pa.ChunkedArray, cls: type
 ) -> Iterator[tuple[Field[Any], Any, pa.ChunkedArray]]:
-    """The fields of ``cls`` that have a column, with their types."""
+    """Yield the fields of ``cls`` that have a column, with their types."""
     hints = get_type_hints(cls)
     for field in fields(cls):
         if struct.type.get_field_index(field.name) >= 0:

@@ -48,7 +48,7 @@ _STRICT = json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_o
 
 
 def encode(value: object, indent: int | None = None) -> str:
-    """JSON text of a dataclass or of builtins, on one line unless ``indent`` is given.
+    """Return JSON text of a dataclass or of builtins, on one line unless ``indent`` is given.
 
     Raises:
         ValueError: for NaN, naming the field.
@@ -64,21 +64,21 @@ def encode(value: object, indent: int | None = None) -> str:
 
 
 def _members(value: Any) -> Any:
-    """What the encoder cannot write by itself, one level deep."""
+    """Return what the encoder cannot write by itself, one level deep."""
     if is_dataclass(value):
         return members(value)
     return dict(value) if isinstance(value, Mapping) else plain(value)
 
 
 def members(value: Any) -> dict[str, Any]:
-    """Name -> value of the fields of a dataclass, its members as they are."""
+    """Return name -> value of the fields of a dataclass, its members as they are."""
     names, read = _reader(type(value))  # type: ignore[arg-type]
     return dict(zip(names, read(value), strict=True))
 
 
 @lru_cache(maxsize=256)
 def _reader(cls: type) -> tuple[tuple[str, ...], Callable[[Any], tuple[Any, ...]]]:
-    """Names of the fields, and what reads them all at once, in a third of the time."""
+    """Return names of the fields, and what reads them all at once, in a third of the time."""
     names = _names(cls)
     if len(names) == 1:
         return names, lambda value: (getattr(value, names[0]),)
@@ -92,7 +92,7 @@ _FAST = json.JSONEncoder(
 
 
 def plain(value: Any, where: str = "") -> Any:
-    """``value`` in exact builtins: dataclasses and mappings as dict, numpy scalars unpacked."""
+    """Return ``value`` in exact builtins: dataclasses and mappings as dict, numpy unpacked."""
     kind = type(value)
     if kind is bool or kind is int or value is None:
         return value
@@ -126,7 +126,7 @@ def _finite(value: float, where: str) -> float:
 
 
 def decode(cls: type[T], text: str | bytes, *, source: str = "text") -> T:
-    """The ``cls`` that ``text`` (as bytes: UTF-8) holds.
+    """Return the ``cls`` that ``text`` (as bytes: UTF-8) holds.
 
     Raises:
         FormatError: when it holds something else, in one sentence that begins with ``source``.
@@ -138,7 +138,7 @@ def decode(cls: type[T], text: str | bytes, *, source: str = "text") -> T:
 
 
 def parsed(text: str | bytes) -> Any:
-    """The JSON value of ``text``.
+    """Return the JSON value of ``text``.
 
     Raises:
         ValueError: when it is no JSON, or no UTF-8, or holds what UTF-8 cannot.
@@ -155,7 +155,7 @@ def parsed(text: str | bytes) -> Any:
 
 
 def build(cls: type[T], raw: object, ignore: frozenset[str] = frozenset()) -> T:
-    """``cls`` from parsed JSON; keys in ``ignore`` are passed over.
+    """Return ``cls`` from parsed JSON; keys in ``ignore`` are passed over.
 
     Raises:
         FormatError: for a missing, unknown or ill-typed field, naming it.
@@ -178,7 +178,7 @@ def build(cls: type[T], raw: object, ignore: frozenset[str] = frozenset()) -> T:
 
 @lru_cache(maxsize=256)
 def _specs(cls: type) -> dict[str, tuple[Any, bool, Range | None]]:
-    """Field name -> (type, required, range)."""
+    """Return field name -> (type, required, range)."""
     hints = get_type_hints(cls)
     return {
         field.name: (
@@ -203,7 +203,7 @@ def _check(value: Any, within: Range, name: str) -> None:
 
 
 def _typed(hint: Any, raw: Any, name: str) -> Any:
-    """``raw`` as a ``hint``."""
+    """Return ``raw`` as a ``hint``."""
     if hint is float:
         if type(raw) in (float, int):
             return _unclamped(_as_float(raw, name))
@@ -218,7 +218,7 @@ def _typed(hint: Any, raw: Any, name: str) -> Any:
 
 
 def _composed(hint: Any, raw: Any, name: str) -> Any:
-    """``raw`` as a union, literal, tuple or mapping."""
+    """Return ``raw`` as a union, literal, tuple or mapping."""
     origin, args = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         return _one_of(args, raw, name)
@@ -237,7 +237,7 @@ def _composed(hint: Any, raw: Any, name: str) -> Any:
 
 
 def _one_of(hints: tuple[Any, ...], raw: Any, name: str) -> Any:
-    """The member of a union whose type is exactly that of ``raw``, else the first that fits."""
+    """Return the member of a union with exactly the type of ``raw``, else the first that fits."""
     for hint in hints:
         if type(raw) is hint:
             return _unclamped(raw) if hint is float else raw
@@ -263,7 +263,7 @@ def _unclamped(value: float) -> float:
 
 
 def _kind(raw: object) -> str:
-    """What a JSON value is, for messages."""
+    """Return what a JSON value is, for messages."""
     names = {
         dict: "an object",
         list: "a list",

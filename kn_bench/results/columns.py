@@ -31,7 +31,7 @@ SCALARS = {str: pa.string(), float: pa.float64(), int: pa.int64(), bool: pa.bool
 
 
 def write_parquet(log: Path, target: Path) -> None:
-    """The measurements of ``log`` as Parquet, infinities as such, a chunk of rows at a time."""
+    """Write the measurements of ``log`` as Parquet, infinities as such, in chunks of rows."""
     schema = schema_of("measurement")
     with atomically(target) as file:
         writer = pa.parquet.ParquetWriter(file, _flat(schema.empty_table()).schema)
@@ -47,7 +47,7 @@ def write_parquet(log: Path, target: Path) -> None:
 
 
 def read_frames(log: Path, kinds: Sequence[str]) -> dict[str, pd.DataFrame]:
-    """The rows of each of ``kinds``, from one reading of ``log``.
+    """Return the rows of each of ``kinds``, from one reading of ``log``.
 
     A column a field; nested fields are named ``verdict_score``. Truth values are 1.0 and 0.0, and
     NaN where there is none.
@@ -67,7 +67,7 @@ def read_frames(log: Path, kinds: Sequence[str]) -> dict[str, pd.DataFrame]:
 
 
 def _unreadable(log: Path, error: Exception) -> StoreError:
-    """What is wrong with a log: Arrow reads many lines at once and cannot say which one it is."""
+    """Return what is wrong with a log: Arrow reads many lines at once and cannot name the line."""
     try:
         for _ in rows(log):
             pass
@@ -77,7 +77,7 @@ def _unreadable(log: Path, error: Exception) -> StoreError:
 
 
 def frame_of(rows_as_json: Iterable[bytes], kind: str) -> pd.DataFrame:
-    """The lines of rows of one kind as columns, see :func:`read_frames`.
+    """Return the lines of rows of one kind as columns, see :func:`read_frames`.
 
     Raises:
         FormatError: for a field without its value, or with one that it cannot have.
@@ -97,7 +97,7 @@ def frame_of(rows_as_json: Iterable[bytes], kind: str) -> pd.DataFrame:
 
 
 def schema_of(kind: str) -> pa.Schema:
-    """The Arrow schema of a kind of row; free-form notes have no column."""
+    """Return the Arrow schema of a kind of row; free-form notes have no column."""
     return pa.schema(_members(KINDS[kind]))
 
 
@@ -108,7 +108,7 @@ def _members(cls: type) -> list[tuple[str, pa.DataType]]:
 
 
 def _arrow(hint: Any) -> pa.DataType | None:
-    """The Arrow type of a field."""
+    """Return the Arrow type of a field."""
     origin, args = get_origin(hint), get_args(hint)
     if origin is Literal:
         return pa.string()
@@ -134,7 +134,7 @@ def _parsed(chunk: Iterable[bytes], schema: pa.Schema) -> pa.Table:
 
 
 def _flat(table: pa.Table) -> pa.Table:
-    """Structs as columns such as ``before_rank``, infinities as such."""
+    """Return structs as columns such as ``before_rank``, infinities as such."""
     while any(pa.types.is_struct(column.type) for column in table.columns):
         table = table.flatten()
     names = [name.replace(".", "_") for name in table.column_names]
@@ -143,7 +143,7 @@ def _flat(table: pa.Table) -> pa.Table:
 
 
 def _unclamped(column: pa.ChunkedArray) -> pa.Array:
-    """Infinity where the log has its stand-in; null stays null."""
+    """Return infinity where the log has its stand-in; null stays null."""
     values = column.to_numpy()  # null becomes NaN, which no row holds
     values = np.where(np.abs(values) >= INFINITE, np.copysign(np.inf, values), values)
     return pa.array(values, from_pandas=True)

@@ -46,7 +46,7 @@ class Group(NamedTuple):
         return f"{self.method} on {self.model}, {self.criterion} ({self.about(self.task + 's')})"
 
     def about(self, task: str) -> str:
-        """The task, with the protocol where it is not ``single``."""
+        """Return the task, with the protocol where it is not ``single``."""
         return task if self.protocol == "single" else f"{task}, {self.protocol}"
 
 
@@ -78,7 +78,7 @@ class Comparison:
 
 
 def scores_of(runs: Runs, method: str | None = None, called: str | None = None) -> pd.DataFrame:
-    """The scored cases of ``runs``, in ``COLUMNS``; of one method, under another name.
+    """Return the scored cases of ``runs``, in ``COLUMNS``; of one method, under another name.
 
     Where there are several sequences each is a cluster, and its cases are cases of their own.
     """
@@ -102,7 +102,7 @@ def scores_of(runs: Runs, method: str | None = None, called: str | None = None) 
 def compare(
     first: pd.DataFrame, second: pd.DataFrame, *, alternative: Alternative = "two-sided"
 ) -> tuple[Comparison, ...]:
-    """All criteria that both have, facts first, in the order of the board.
+    """Return all criteria that both have, facts first, in the order of the board.
 
     Args:
         first, second: as :func:`scores_of` gives them.
@@ -117,7 +117,7 @@ def compare(
 
 
 def missing(first: pd.DataFrame, second: pd.DataFrame) -> tuple[Group, ...]:
-    """What ``first`` has and ``second`` has not."""
+    """Return what ``first`` has and ``second`` has not."""
     return tuple(sorted(_groups(first) - _groups(second), key=_order))
 
 
@@ -134,7 +134,7 @@ def _by_group(scores: pd.DataFrame) -> dict[Group, pd.DataFrame]:
 
 
 def grouped(scores: pd.DataFrame) -> Iterator[tuple[Group, pd.DataFrame]]:
-    """The rows of each criterion of each method."""
+    """Yield the rows of each criterion of each method."""
     key: Any
     for key, rows in scores.groupby(list(Group._fields)):
         yield Group(*key), rows
@@ -166,7 +166,7 @@ def _compared(
 
 
 def _sequences(clusters: pd.Series[str]) -> int:
-    """How many clusters there are where they are sequences, else 0."""
+    """Return how many clusters there are where they are sequences, else 0."""
     named = clusters[clusters.str.startswith(SEQUENCE)]
     return int(named.nunique()) if len(named) == len(clusters) else 0
 
@@ -178,7 +178,7 @@ def _cluster_means(rows: pd.DataFrame) -> np.ndarray:
 
 
 def _adjusted(comparisons: Sequence[Comparison]) -> Iterator[Comparison]:
-    """With p adjusted over all criteria (and models and tasks) of each method."""
+    """Adjust p over all criteria (and models and tasks) of each method."""
     families: defaultdict[str, list[float]] = defaultdict(list)
     for comparison in comparisons:
         families[comparison.group.method].append(comparison.p)
@@ -193,7 +193,7 @@ HEADERS = ("method", "model", "criterion", "first", "second", "difference", "p",
 
 
 def table_rows(comparisons: Iterable[Comparison]) -> list[tuple[str, ...]]:
-    """A row a comparison, for ``HEADERS``."""
+    """Return a row a comparison, for ``HEADERS``."""
     return [
         (
             c.group.method,
@@ -210,7 +210,7 @@ def table_rows(comparisons: Iterable[Comparison]) -> list[tuple[str, ...]]:
 
 
 def remarks(comparisons: Sequence[Comparison]) -> Iterator[str]:
-    """What a reader must know beside the table."""
+    """Yield what a reader must know beside the table."""
     figures = Counter(c.group.method for c in comparisons)
     few: dict[str, int] = {}
     for c in comparisons:
@@ -232,7 +232,7 @@ def remarks(comparisons: Sequence[Comparison]) -> Iterator[str]:
 
 
 def sequences_needed(figures: int) -> int:
-    """The fewest sequences of which a fall can be significant.
+    """Return the fewest sequences of which a fall can be significant.
 
     That all of K sequences fall has p = 2^-K, and Holm multiplies the smallest p by the number of
     figures.
@@ -247,7 +247,7 @@ def comparison_text(
     methods: tuple[str, str] | None = None,
     as_markdown: bool = False,
 ) -> str:
-    """Two runs side by side: the table, and what is not in it.
+    """Return two runs side by side: the table, and what is not in it.
 
     Args:
         first, second: the runs.

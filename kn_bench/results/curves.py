@@ -118,7 +118,7 @@ def _panel(panel: Axes, curves: pd.DataFrame, column: str, label: str, scale: An
 
 
 def _points(curves: pd.DataFrame, column: str) -> np.ndarray:
-    """Edits, mean, and the interval's ends, at every checkpoint."""
+    """Return edits, mean, and the interval's ends, at every checkpoint."""
     rows = []
     for edits, group in curves.groupby("checkpoint_edits"):
         values = group[column].dropna()
@@ -129,25 +129,25 @@ def _points(curves: pd.DataFrame, column: str) -> np.ndarray:
 
 
 def slug(protocol: str) -> str:
-    """``sequence_100_5`` of ``sequence:100/5``."""
+    """Return ``sequence_100_5`` of ``sequence:100/5``."""
     return protocol.replace(":", "_").replace("/", "_")
 
 
 def curves_of(runs: Runs, protocol: str) -> pd.DataFrame:
-    """The checkpoints of one protocol, with the norm growth of the matrix that grew most."""
+    """Return the checkpoints of one protocol, with the norm growth of the matrix that grew most."""
     curves = runs.curves
     return with_growth(curves[curves["protocol"] == protocol]) if len(curves) else curves
 
 
 def with_growth(curves: pd.DataFrame) -> pd.DataFrame:
-    """The checkpoints with a column ``growth``: of the matrix that grew most."""
+    """Return the checkpoints with a column ``growth``: of the matrix that grew most."""
     growth = [max((n["relative"] for n in norms), default=0.0) for norms in
               curves["checkpoint_norms"]]  # fmt: skip
     return curves.assign(growth=growth)
 
 
 def curve_rows(runs: Runs) -> list[dict[str, Any]]:
-    """The checkpoints for the page, a row each; none in logs that have no such rows."""
+    """Return the checkpoints for the page, a row each; none in logs that have no such rows."""
     if runs.curves.empty:
         return []
     frame = with_growth(runs.curves)
@@ -165,6 +165,6 @@ def curve_rows(runs: Runs) -> list[dict[str, Any]]:
 
 
 def over_sequences(values: pd.Series[float]) -> Interval:
-    """The mean over sequences, with an interval where there are several."""
+    """Return the mean over sequences, with an interval where there are several."""
     clusters = [str(i) for i in range(len(values))]
     return mean_interval(values.to_numpy(float), clusters, bounds=None)

@@ -16,7 +16,7 @@ class StoreError(Exception):
 
 @contextmanager
 def atomically(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that takes the place of ``path`` at the end, or leaves no trace.
+    """Open a file to write that takes the place of ``path`` at the end, or leaves no trace.
 
     Raises:
         StoreError: when the folder cannot be written.
@@ -43,7 +43,7 @@ def atomically(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """``text`` as the whole of ``path``, atomically.
+    """Write ``text`` as the whole of ``path``, atomically.
 
     Raises:
         StoreError: when it cannot be written.
@@ -66,7 +66,7 @@ def check_writable(folder: Path) -> None:
 
 
 def unwritable(path: Path, error: OSError) -> StoreError:
-    """The sentence for a file that cannot be written."""
+    """Return the sentence for a file that cannot be written."""
     return StoreError(
         f"{path} cannot be written ({error.strerror or error}): make room or give the right to "
         "write there, or name another folder"

@@ -139,7 +139,7 @@ def _table_name(line: Line) -> TableName:
 
 
 def _table(name: TableName, lines: Sequence[Line], each: int) -> BoardTable:
-    """The table with ``each`` lines a model at the most."""
+    """Return the table with ``each`` lines a model at the most."""
     shown: list[Line] = []
     by_chance: dict[str, list[str]] = {}
     taken: Counter[str] = Counter()
@@ -161,7 +161,7 @@ def _table(name: TableName, lines: Sequence[Line], each: int) -> BoardTable:
 
 
 def _is_by_chance(line: Line) -> bool:
-    """Whether there is a control, and no criterion is significantly better."""
+    """Tell whether there is a control, and no criterion is significantly better."""
     return not line.beating and any(line.criteria[c].no_better for c in SCORED)
 
 
@@ -189,12 +189,12 @@ def table_rows(table: BoardTable, width: int = NAME_WIDTH) -> Iterator[tuple[str
 
 
 def figure(value: Figure) -> str:
-    """``93° 88–97``: a mean, a mark where chance does as well, and its interval."""
+    """Return ``93° 88–97``: a mean, a mark where chance does as well, and its interval."""
     return percent(value.interval, MARK if value.no_better else "")
 
 
 def percent(value: Interval, mark: str = "") -> str:
-    """A rate in percent with its interval; a dash where there is none."""
+    """Return a rate in percent with its interval; a dash where there is none."""
     if math.isnan(value.mean):
         return tables.NOTHING
     mean, low, high = (tables.number(100 * x, 0) for x in value[:3])
@@ -202,7 +202,7 @@ def percent(value: Interval, mark: str = "") -> str:
 
 
 def n_sentence(table: BoardTable) -> str:
-    """``n = 28 cases (symmetry 20 to 22)``: what is behind the figures of the table."""
+    """Return ``n = 28 cases (symmetry 20 to 22)``: what is behind the figures of the table."""
     if not table.counts:
         return "No case has a score."
     spans = [(criterion, f"{a}" if a == b else f"{a} to {b}") for criterion, a, b in table.counts]
@@ -259,7 +259,7 @@ def leaderboard(runs: Runs) -> str:
 
 
 def _markdown(rows: Iterable[tuple[str, ...]], headers: Sequence[str] = HEADERS) -> Iterator[str]:
-    """A table without spaces beside its bars: 120 characters hold nine columns."""
+    """Yield a table without spaces beside its bars: 120 characters hold nine columns."""
     heads = [escaping.markdown(header) for header in headers]
     body = [[escaping.markdown(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in (heads, *body)) for i in range(len(heads))]
@@ -286,7 +286,7 @@ def _cut(text: str) -> str:
 
 
 def _runs(manifests: Sequence[Manifest]) -> Iterator[str]:
-    """A line a run; the page has the rest of the manifests."""
+    """Yield a line a run; the page has the rest of the manifests."""
     shown = manifests[-SHOWN_RUNS:]
     for m in shown:
         about = [

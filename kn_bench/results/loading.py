@@ -123,7 +123,7 @@ def load_runs(folders: Sequence[Path], *, judge_again: bool = False) -> Runs:
 
 
 def _doubled_verdict(log: Path) -> StoreError:
-    """Which verdict stands in a log twice: the writer of a run keeps each once."""
+    """Return which verdict stands in a log twice: the writer of a run keeps each once."""
     first: dict[Key, int] = {}
     for number, row in enumerate(rows(log), start=1):
         if isinstance(row, VerdictRow) and first.setdefault(row.key, number) != number:
@@ -165,14 +165,14 @@ def _told_apart(frame: pd.DataFrame, verdicts: pd.DataFrame, key: Sequence[str])
 
 
 def _joined(frames: Mapping[str, Mapping[str, pd.DataFrame]], kind: str) -> pd.DataFrame:
-    """The rows of all runs of one kind, with ``run`` and when they were asked."""
+    """Return the rows of all runs of one kind, with ``run`` and when they were asked."""
     parts = [with_occasion(each[kind]).assign(run=label) for label, each in frames.items()]
     filled = [part for part in parts if len(part)] or parts[:1]
     return pd.concat(filled, ignore_index=True)
 
 
 def with_occasion(frame: pd.DataFrame) -> pd.DataFrame:
-    """Columns ``protocol``, ``sequence`` and ``asked``, filled where a row does not say."""
+    """Return columns ``protocol``, ``sequence`` and ``asked``, filled where a row does not say."""
     columns = {}
     if "occasion_protocol" not in frame and "protocol" in frame:
         return frame  # a checkpoint names its protocol itself
@@ -185,7 +185,7 @@ def with_occasion(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def left_out(folder: Path) -> list[Exclusion]:
-    """What the sources of a run could not offer.
+    """Return what the sources of a run could not offer.
 
     Raises:
         StoreError: when the file cannot be read.

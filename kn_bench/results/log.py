@@ -47,7 +47,7 @@ class _Test:
 
 
 def lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """The complete lines with their numbers, from 1; a torn last line is passed over.
+    """Yield the complete lines with their numbers, from 1; a torn last line is passed over.
 
     Raises:
         StoreError: when the file cannot be read, or a line in it is no row.
@@ -70,7 +70,7 @@ def lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def rows(path: Path, kinds: frozenset[str] | None = None) -> Iterator[Row]:
-    """The rows of the log in order, of the given kinds only.
+    """Yield the rows of the log in order, of the given kinds only.
 
     Raises:
         StoreError: as for :func:`lines`, and for a row whose fields are not as they should be.
@@ -106,7 +106,7 @@ def repaired(path: Path) -> Contents:
 
 
 def _tests(path: Path) -> Iterator[_Test]:
-    """The complete tests of the log, every row of them read: what is wrong is told at once."""
+    """Yield the complete tests of the log; every row is read, so that an error shows at once."""
     start = end = 0
     heads: list[bytes] = []
     for number, line in lines(path):
@@ -122,7 +122,7 @@ def _tests(path: Path) -> Iterator[_Test]:
 
 
 def head(line: bytes) -> bytes:
-    """The beginning of a verdict, edit or curve line, up to its task: what it is, and its key."""
+    """Return the beginning of a verdict, edit or curve line, up to its task: its kind and key."""
     return line.partition(b',"task":')[0]
 
 

@@ -67,7 +67,7 @@ class Manifest:
     format: int = field(default=1, metadata=POSITIVE_COUNT)
 
     def ended(self, timings: Mapping[str, float]) -> Manifest:
-        """The manifest of the finished run; times of several sessions add up."""
+        """Return the manifest of the finished run; times of several sessions add up."""
         total = {
             phase: self.timings.get(phase, 0.0) + timings.get(phase, 0.0)
             for phase in (*self.timings, *(p for p in timings if p not in self.timings))
@@ -85,7 +85,7 @@ def new_manifest(
     code: str = "",
     devices: Iterable[str] = (),
 ) -> Manifest:
-    """The manifest of a run that begins now, on this machine, with the packages installed."""
+    """Return the manifest of a run that begins now, with this machine and its packages."""
     return Manifest(
         run=run,
         created=now(),
@@ -106,12 +106,12 @@ def new_manifest(
 
 
 def now() -> str:
-    """The time, UTC, to the microsecond, so that runs begun in one second are in order."""
+    """Return the time, UTC, to the microsecond, so that runs begun in one second are in order."""
     return datetime.now(UTC).isoformat(timespec="microseconds")
 
 
 def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
-    """Package -> version, of those installed; imports none of them."""
+    """Return package -> version, of those installed; imports none of them."""
     installed = {}
     for package in packages:
         try:
@@ -122,7 +122,7 @@ def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
 
 
 def hash_files(files: Iterable[Path], root: Path | None = None) -> str:
-    """SHA-256 over names (relative to ``root``) and contents, whatever the order given."""
+    """Return SHA-256 over names (relative to ``root``) and contents, whatever the order given."""
     total = hashlib.sha256()
     for name, path in sorted((_name_in(root, path), path) for path in files):
         with path.open("rb") as file:  # weights may be larger than memory
@@ -137,7 +137,7 @@ def _name_in(root: Path | None, path: Path) -> str:
 
 
 def differences(then: Manifest, now: Manifest) -> tuple[str, ...]:
-    """What keeps ``now`` from continuing ``then``, a clause each; () when nothing does.
+    """Return what keeps ``now`` from continuing ``then``, a clause each; () when nothing does.
 
     The machine may be another one; code, packages, models, data, options and seed may not.
     """
@@ -156,7 +156,7 @@ def differences(then: Manifest, now: Manifest) -> tuple[str, ...]:
 
 
 def _short(value: str | None) -> str:
-    """A value in a sentence: hashes by their beginning."""
+    """Return a value in a sentence: hashes by their beginning."""
     if value is None:
         return "absent"
     is_hash = len(value) == 64 and set(value) <= set("0123456789abcdef")
@@ -164,7 +164,7 @@ def _short(value: str | None) -> str:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of the run in ``folder``.
+    """Return the manifest of the run in ``folder``.
 
     Raises:
         StoreError: when there is none, or it is not one.
@@ -181,5 +181,5 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """``manifest`` as the run's ``manifest.json``, atomically."""
+    """Write ``manifest`` as the run's ``manifest.json``, atomically."""
     write_text(folder / FILE, encode(manifest, indent=2) + "\n")

@@ -127,7 +127,7 @@ def as_text(data: Mapping[str, Any]) -> str:
 
 
 def _sampled(runs: Runs, most: int) -> tuple[frozenset[str] | None, Sample | None]:
-    """Cases with about ``most`` measurements among them, drawn by their ids; None for all."""
+    """Return cases with about ``most`` measurements, drawn by their ids; None for all."""
     total = sum(
         kind_of(line) == "measurement" for folder in runs.folders.values()
         for _, line in lines(folder / LOG)
@@ -207,7 +207,7 @@ class _Cases:
 
 
 def _line_of(frame: pd.DataFrame, index: Mapping[tuple[Any, ...], int]) -> list[int]:
-    """The number of each row's line; -1 where it has none."""
+    """Return the number of each row's line; -1 where it has none."""
     keys = zip(*(frame[name] for name in GROUP), strict=True)
     return [index.get(key, -1) for key in keys]
 
@@ -367,13 +367,13 @@ def _rounded(column: pd.Series[Any], digits: int = 4) -> list[float | None]:
 
 
 def _truth(column: pd.Series[Any]) -> list[int]:
-    """1, 0, and -1 where nothing was asked."""
+    """Return 1, 0, and -1 where nothing was asked."""
     values: list[int] = column.fillna(-1).astype(int).tolist()
     return values
 
 
 def _finite(value: Any) -> Any:
-    """``value`` in JSON's own types: no NaN, and infinity as a number too large to be one."""
+    """Return ``value`` in JSON's own types: no NaN, infinity as a number beyond every result."""
     if isinstance(value, float):
         return None if math.isnan(value) else max(-1e30, min(1e30, value))
     if isinstance(value, np.generic):

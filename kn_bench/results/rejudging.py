@@ -16,7 +16,7 @@ from kn_bench.results.rows import ExclusionRow, Key, VerdictRow
 
 
 def rejudged(log: Path) -> Iterator[VerdictRow]:
-    """The verdicts of ``log``, in its order, as today's definitions have them.
+    """Yield the verdicts of ``log``, in its order, as today's definitions have them.
 
     What was not measured (not applicable, errors) stays as it was.
 
@@ -50,7 +50,7 @@ def _again(row: VerdictRow, measured: list[Measurement], excluded: list[Exclusio
 
 
 def _known_before(row: VerdictRow, measured: list[Measurement]) -> bool | None:
-    """From the edited prompt where this test asked it, else as recorded with the verdict."""
+    """Read it from the edited prompt where this test asked it, else as the verdict records it."""
     if row.criterion in ("reliability", "overturn") and measured:
         return gives_rejected(measured[0].before, row.task)
     return row.verdict.known_before

@@ -153,7 +153,7 @@ def encode_rows(
     step: int = 0,
     curve: Iterable[Checkpoint] = (),
 ) -> str:
-    """All rows of one test, a line each, closed by the verdict.
+    """Return all rows of one test, a line each, closed by the verdict.
 
     The reliability probe that overturn reads is written as a row of its own with criterion
     ``overturn``, so that each test's rows stand alone.
@@ -186,7 +186,7 @@ def encode_rows(
 
 
 def encode_lines(rows: Iterable[Row]) -> str:
-    """One line a row, each ended by a newline.
+    """Return one line a row, each ended by a newline.
 
     Raises:
         ValueError: for NaN, naming the field.
@@ -195,12 +195,12 @@ def encode_lines(rows: Iterable[Row]) -> str:
 
 
 def encode_row(row: Row) -> str:
-    """The line of one row."""
+    """Return the line of one row."""
     return encode({"row": NAMES[type(row)], **members(row)}) + "\n"
 
 
 def decode_rows(text: str, source: str = "text") -> list[Row]:
-    """The rows of ``text``.
+    """Return the rows of ``text``.
 
     Raises:
         FormatError: for a line that is no row, with its number.
@@ -211,7 +211,7 @@ def decode_rows(text: str, source: str = "text") -> list[Row]:
 
 
 def decode_row(line: str | bytes, source: str = "text") -> Row:
-    """The row that ``line`` (as bytes: UTF-8) holds.
+    """Return the row that ``line`` (as bytes: UTF-8) holds.
 
     Raises:
         FormatError: when it holds none, in one sentence that begins with ``source``.
@@ -227,6 +227,6 @@ def decode_row(line: str | bytes, source: str = "text") -> Row:
 
 
 def kind_of(line: bytes) -> str:
-    """The kind of a line's row without parsing it; "" when it is no complete row."""
+    """Return the kind of a line's row without parsing it; "" when it is no complete row."""
     name = _PREFIXES.get(line[: line.find(b'"', 8)], "")
     return name if line.endswith(b"}\n") else ""

@@ -90,7 +90,7 @@ def _line_at(log: Any, place: int) -> bytes:
 
 
 def _places(runs: Runs) -> dict[str, dict[str, list[int]]]:
-    """Case -> run -> where its measurements begin in the log."""
+    """Return case -> run -> where its measurements begin in the log."""
     places: defaultdict[str, dict[str, list[int]]] = defaultdict(dict)
     for run, folder in runs.folders.items():
         at = 0

@@ -62,7 +62,7 @@ class RunStore:
 
     @classmethod
     def create(cls, reports: Path, manifest: Manifest) -> RunStore:
-        """A new run ``manifest.run`` under ``reports/runs``.
+        """Return a new run ``manifest.run`` under ``reports/runs``.
 
         Raises:
             StoreError: when the name is taken or none, or the folder cannot be written.
@@ -132,7 +132,7 @@ class RunStore:
         self._heads |= heads
 
     def _write(self, data: bytes) -> None:
-        """All of ``data``, or nothing."""
+        """Write all of ``data``, or nothing."""
         end = self._log.seek(0, os.SEEK_END)
         try:
             while data:
@@ -145,7 +145,7 @@ class RunStore:
             ) from None
 
     def _new(self, lines: Iterable[bytes]) -> tuple[list[bytes], set[bytes]]:
-        """``lines`` without edit records and tests that the log has already; heads of the rest."""
+        """Return ``lines`` without what the log has already, and the heads of the rest."""
         new: list[bytes] = []
         test: list[bytes] = []
         heads: set[bytes] = set()
@@ -211,7 +211,7 @@ def _refuse_taken(folder: Path) -> None:
 
 
 def checked_name(run: str) -> str:
-    """``run`` if it can name a run.
+    """Return ``run`` if it can name a run.
 
     Raises:
         StoreError: when it cannot.
@@ -225,14 +225,14 @@ def checked_name(run: str) -> str:
 
 
 def unused_name(reports: Path) -> str:
-    """A name for a run that begins now: its time, UTC, with a number where that is taken."""
+    """Return a name for a run that begins now: its time, UTC, with a number where that is taken."""
     name = re.sub(r"\D", "-", now()[:19])
     names = (name, *(f"{name}-{i}" for i in range(2, 1000)))
     return next(name for name in names if not (reports / RUNS / name).exists())
 
 
 def find_run(reports: Path, run: str) -> Path:
-    """The folder of ``run``: a name under ``reports/runs``, ``last``, or a run's own folder.
+    """Return the folder of ``run``: a name under ``reports/runs``, ``last``, or a run's own folder.
 
     Raises:
         StoreError: when there is none, naming those there are.
@@ -248,7 +248,7 @@ def find_run(reports: Path, run: str) -> Path:
 
 
 def find_runs(reports: Path, names: Iterable[str]) -> list[Path]:
-    """The folders of several runs; a folder of runs stands for all of them.
+    """Return the folders of several runs; a folder of runs stands for all of them.
 
     Raises:
         StoreError: for a name that is none, or a folder without runs.
@@ -273,7 +273,7 @@ def _inside(folder: Path) -> Iterator[Path]:
 
 
 def runs(reports: Path) -> list[Path]:
-    """The folders of the runs under ``reports/runs``, oldest first; broken ones are passed over."""
+    """Return the folders of the runs under ``reports/runs``, oldest first, without broken ones."""
     dated = []
     for path in (reports / RUNS).glob(f"*/{FILE}"):
         try:
@@ -284,7 +284,7 @@ def runs(reports: Path) -> list[Path]:
 
 
 def _open(path: Path) -> BinaryIO:
-    """The log, for appending, without a buffer of ours, locked against a second writer."""
+    """Return the log, for appending, without a buffer of ours, locked against a second writer."""
     try:
         log = path.open("ab", buffering=0)
     except OSError as error:

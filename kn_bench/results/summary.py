@@ -9,7 +9,7 @@ from kn_bench.results.files import unwritable
 
 
 def summary(text: str, gate: str = "") -> str:
-    """A page for ``$GITHUB_STEP_SUMMARY``: what the gate found, then the board.
+    """Return a page for ``$GITHUB_STEP_SUMMARY``: what the gate found, then the board.
 
     Args:
         text: the leaderboard, see :func:`kn_bench.results.leaderboard.leaderboard`.
@@ -32,7 +32,7 @@ def append_summary(path: Path, page: str) -> None:
 
 
 def junit_properties(verdict: Verdict) -> tuple[tuple[str, str], ...]:
-    """Name and value of what a JUnit report is to say of a test, beside its outcome."""
+    """Return name and value of what a JUnit report says of a test, beside its outcome."""
     properties = {
         "kn_bench.status": verdict.status,
         "kn_bench.score": "" if verdict.score is None else f"{verdict.score:.6g}",

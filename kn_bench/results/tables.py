@@ -13,17 +13,17 @@ NOTHING = "–"
 
 
 def interval(value: Interval, digits: int = 2, signed: bool = False) -> str:
-    """``0.93 [0.88, 0.97] n=120``: a mean, its interval and n; a dash without cases."""
+    """Return ``0.93 [0.88, 0.97] n=120``: a mean, its interval and n; a dash without cases."""
     return f"{mean(value, digits, signed)} n={value.n}" if value.n else NOTHING
 
 
 def mean(value: Interval, digits: int = 2, signed: bool = False) -> str:
-    """``0.93 [0.88, 0.97]``; a dash where there is no mean."""
+    """Return ``0.93 [0.88, 0.97]``; a dash where there is no mean."""
     return _with_ends(value, lambda end: number(end, digits, signed))
 
 
 def share(value: Interval, digits: int = 0) -> str:
-    """``54% [48%, 57%]``; a dash where there is no mean."""
+    """Return ``54% [48%, 57%]``; a dash where there is no mean."""
     return _with_ends(value, lambda end: f"{end:.{digits}%}")
 
 
@@ -35,7 +35,7 @@ def _with_ends(value: Interval, text: Callable[[float], str]) -> str:
 
 
 def number(value: float, digits: int = 2, signed: bool = False) -> str:
-    """A number with a fixed number of digits, no minus before a zero; a dash for NaN."""
+    """Return a number with a fixed number of digits, no minus before a zero; a dash for NaN."""
     if math.isnan(value):
         return NOTHING
     text = f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
@@ -50,7 +50,7 @@ def short(text: str, width: int) -> str:
 
 
 def seconds(value: float) -> str:
-    """A time in seconds to two significant digits, milliseconds at the least."""
+    """Return a time in seconds to two significant digits, milliseconds at the least."""
     if math.isnan(value):
         return NOTHING
     if value < 0.01:
@@ -59,14 +59,14 @@ def seconds(value: float) -> str:
 
 
 def p_value(value: float) -> str:
-    """A p-value: never 0."""
+    """Return a p-value: never 0."""
     if math.isnan(value):
         return NOTHING
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def markdown(headers: Sequence[str], rows: Iterable[Sequence[object]], left: int = 1) -> str:
-    """A Markdown table, the first ``left`` columns to the left, the others to the right.
+    """Return a Markdown table, the first ``left`` columns to the left, the others to the right.
 
     Cells are shown literally: no text opens a tag, a link or another cell.
     """
@@ -79,7 +79,7 @@ def markdown(headers: Sequence[str], rows: Iterable[Sequence[object]], left: int
 
 
 def plain(headers: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:
-    """A table for a terminal; cells may have several lines, and no control characters."""
+    """Return a table for a terminal; cells may have several lines, and no control characters."""
     from tabulate import tabulate
 
     align = ["left" if i < left else "right" for i in range(len(headers))]

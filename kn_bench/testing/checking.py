@@ -6,5 +6,5 @@ import pytest
 
 
 def pytest_sessionstart() -> None:
-    """The run's controller has refused by now what cannot be; no test is collected."""
+    """End the session: its controller has refused by now what cannot be measured."""
     pytest.exit("the command line can be run", returncode=0)

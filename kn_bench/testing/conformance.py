@@ -43,7 +43,7 @@ def complaints(
     cases: Sequence[Case] | None = None,
     tolerance: float = TOLERANCE,
 ) -> list[str]:
-    """What is wrong with a method, a sentence each; nothing, when the list is empty.
+    """Return what is wrong with a method, a sentence each; nothing, when the list is empty.
 
     Checked are: that every edit is valid; that the same requests get the same edits again; that an
     edit depends on its own request alone, not on the others, nor on their order; that the method
@@ -67,7 +67,7 @@ def complaints(
 
 
 def _bind(make: Callable[..., Any]) -> Callable[[LanguageModel], Any]:
-    """``make`` as a function of the model, whether it asks for it or not."""
+    """Return ``make`` as a function of the model, whether it asks for it or not."""
     spec = marked_spec(make)
     if spec is not None:
         return lambda model: bind(spec, model)
@@ -155,7 +155,7 @@ class _Bench:
             yield f"{self.name} remembers earlier requests: {when}, {difference}"
 
     def _difference(self, ours: Mapping[str, CaseResult], theirs: Mapping[str, CaseResult]) -> str:
-        """The first case whose edited model answers otherwise, in a clause; "" for none."""
+        """Return the first case whose edited model answers otherwise, in a clause; "" for none."""
         for case, result in ours.items():
             for measured, again in zip(
                 result.measurements, theirs[case].measurements, strict=False
@@ -186,7 +186,7 @@ def _unusable(name: str, results: Mapping[str, CaseResult]) -> Iterator[str]:
 
 
 def _gap(ours: Measurement, theirs: Measurement) -> float:
-    """By how much two edited models differ in one probe, in nats."""
+    """Return by how much two edited models differ in one probe, in nats."""
     pairs = (
         (ours.after.log_prob_expected, theirs.after.log_prob_expected),
         (ours.after.log_prob_rejected, theirs.after.log_prob_rejected),
@@ -196,7 +196,7 @@ def _gap(ours: Measurement, theirs: Measurement) -> float:
 
 
 def _surroundings(model: LanguageModel) -> dict[str, object]:
-    """What a method must leave alone, in comparable form."""
+    """Return what a method must leave alone, in comparable form."""
     modules = list(model.hf.modules())
     return {
         "the model's parameters": model.parameter_hash(),
@@ -221,7 +221,7 @@ def _hooks(module: torch.nn.Module) -> tuple[int, ...]:
 
 
 def _state(method: Any) -> dict[str, str]:
-    """Attribute -> a digest of what it holds, of everything but the model."""
+    """Return attribute -> a digest of what it holds, of everything but the model."""
     from kn_bench.model.language_model import LanguageModel
 
     return {
@@ -240,7 +240,7 @@ def _attributes(method: Any) -> Iterator[tuple[str, Any]]:
 
 
 def digest(value: Any) -> str:
-    """The same for equal contents, at any depth; objects of unknown kind count by identity."""
+    """Hash contents at any depth: equal for equal ones; unknown objects count by identity."""
     if isinstance(value, Tensor):
         raw = value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
         return f"{value.dtype} {tuple(value.shape)} {hashlib.sha256(raw).hexdigest()}"

@@ -93,7 +93,7 @@ class RunController:
         self.check()
 
     def check(self) -> None:
-        """Everything that can be found wrong before a worker is started."""
+        """Find everything that is wrong before a worker is started."""
         try:
             self._methods = self._known_methods()
             chosen = [s for name, s in self._registry.methods.items() if name in self._methods]
@@ -142,7 +142,7 @@ class RunController:
         )
 
     def _drawn(self) -> Drawing | None:
-        """The sequences of the protocol; None under ``single``."""
+        """Return the sequences of the protocol; None under ``single``."""
         if self.options.protocol == SINGLE:
             return None
         return sequences.draw(self.plan, self.options, self._commits())
@@ -163,7 +163,7 @@ class RunController:
             raise pytest.UsageError(str(error)) from error
 
     def _known_methods(self) -> dict[str, str]:
-        """Name -> origin of the methods to be measured.
+        """Return name -> origin of the methods to be measured.
 
         The built-in ones are read from their source; only a name that is not found there, nor among
         what pytest has loaded, makes the controller import what installed packages offer.
@@ -181,7 +181,7 @@ class RunController:
         return {name: known[name] for name in chosen or self._by_default(known)}
 
     def _checked_arguments(self) -> dict[str, str]:
-        """SHA-256 of what methods were given by their argument, by the method's name."""
+        """Return SHA-256 of what methods were given by their argument, by the method's name."""
         specs = [self._registry.methods.get(name) for name in self._methods]
         hashes = {}
         for spec in specs:
@@ -194,7 +194,7 @@ class RunController:
         return hashes
 
     def _checked_choices(self) -> dict[str, str]:
-        """What ``--set`` and ``--preset`` say, by its name in the manifest; all of it valid.
+        """Return what ``--set`` and ``--preset`` say, by its name in the manifest; all of it valid.
 
         Only where something is said are the methods' files imported, and torch with them.
         """
@@ -260,7 +260,7 @@ class RunController:
             raise pytest.UsageError(str(error)) from error
 
     def _not_defined(self) -> Iterator[Exclusion]:
-        """Methods that have no tests on a model, as they are for models of the other kind."""
+        """Yield methods that have no tests on a model, as they are for models of the other kind."""
         kinds = registry.builtin_kinds()
         kinds |= {name: spec.models for name, spec in self._registry.methods.items()}
         for model in () if self.options.methods else self.plan.models.values():
@@ -283,7 +283,7 @@ class RunController:
         return [f"kn_bench: {line}" for line in lines]
 
     def manifest(self) -> Manifest:
-        """What the run is made of."""
+        """Return what the run is made of."""
         from kn_bench.results.manifest import new_manifest
 
         return new_manifest(
@@ -329,13 +329,13 @@ class RunController:
         }
 
     def method_names(self) -> dict[str, str]:
-        """Name by slug."""
+        """Return names by slug."""
         return {slug(name): name for name in self._methods}
 
     # -- workers ---------------------------------------------------------------------------
 
     def worker_config(self, worker: str, workers: int) -> WorkerConfig:
-        """Where ``worker`` is to compute, and what it is to leave out."""
+        """Return where ``worker`` is to compute, and what it is to leave out."""
         done = self.store.done if self.options.resume else frozenset()
         folder = self.options.reports / "runs" / self.run
         return WorkerConfig(
@@ -365,7 +365,7 @@ def _check_writable(file: Path) -> None:
 
 
 def pack(worker_config: WorkerConfig) -> dict[str, Any]:
-    """A place in the builtins that xdist sends to a worker."""
+    """Return a place in the builtins that xdist sends to a worker."""
     return {
         "device": worker_config.device,
         "commits": "\n".join("\t".join(pair) for pair in worker_config.commits.items()),
@@ -386,7 +386,7 @@ def _packed_key(key: Key) -> str:
 
 
 def unpack(packed: Mapping[str, Any]) -> WorkerConfig:
-    """The place that :func:`pack` packed."""
+    """Return the place that :func:`pack` packed."""
     return WorkerConfig(
         packed["device"],
         dict(line.split("\t") for line in packed["commits"].splitlines()),

@@ -20,7 +20,7 @@ class DevicePool:
         self._users: dict[str, set[str]] = {device: set() for device in devices}
 
     def lease(self, worker: str) -> str:
-        """The device for ``worker``, the one it has already if it has one."""
+        """Return the device for ``worker``, the one it has already if it has one."""
         for device, users in self._users.items():
             if worker in users:
                 return device
@@ -35,7 +35,7 @@ class DevicePool:
 
 
 def expand(devices: Sequence[str]) -> list[str]:
-    """``cuda`` as all visible GPUs, everything else as it is, each of them known to exist.
+    """Return ``cuda`` as all visible GPUs, everything else as it is, each of them known to exist.
 
     ``auto`` is all of them for every worker: a model too large for one is spread over them.
 
@@ -76,7 +76,7 @@ def settle(workers: int, models: Collection[str]) -> None:
 
 
 def threads(workers: int) -> int:
-    """Threads for each of ``workers`` processes, at least one."""
+    """Return threads for each of ``workers`` processes, at least one."""
     return max(1, cores() // max(1, workers))
 
 

@@ -20,7 +20,7 @@ __all__ = ["language_model", "pytest_generate_tests", "pytest_pycollect_makeitem
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test for each model, method and case."""
+    """Make a test for each model, method and case."""
     if "verdict" in metafunc.fixturenames:
         from kn_bench.testing.plugin import suites_of
 

@@ -70,11 +70,11 @@ class GateReport:
         return f"The gate fails: {len(self.fallen)} of {n} figures fell significantly."
 
     def text(self) -> str:
-        """For the terminal."""
+        """Return the report for the terminal."""
         return self._written(tables.plain, escaping.terminal)
 
     def markdown(self) -> str:
-        """For a summary page."""
+        """Return the report for a summary page."""
         return self._written(tables.markdown, escaping.markdown)
 
     def _written(self, table: tables.Table, escape: Callable[[str], str]) -> str:
@@ -113,7 +113,7 @@ def _fell(comparison: Comparison, tolerance: float) -> bool:
 
 
 def _named(groups: Iterable[Group]) -> Iterator[str]:
-    """A line a method, model and task, with its criteria."""
+    """Yield a line a method, model and task, with its criteria."""
 
     def name(group: Group) -> tuple[str, str, str]:
         return group.about(f"{group.task}s"), group.model, group.method
@@ -123,7 +123,7 @@ def _named(groups: Iterable[Group]) -> Iterator[str]:
 
 
 def _changed(baseline: Baseline, runs: Runs) -> Iterable[str]:
-    """Models and data that are not those of the baseline."""
+    """Yield models and data that are not those of the baseline."""
     for what in ("models", "data"):
         then = getattr(baseline, what)
         now = {k: v for m in runs.manifests for k, v in getattr(m, what).items()}
@@ -133,7 +133,7 @@ def _changed(baseline: Baseline, runs: Runs) -> Iterable[str]:
 
 
 def tolerances(texts: Iterable[str]) -> dict[Criterion, float]:
-    """``["symmetry:0.05,locality:0.01"]`` as criterion -> tolerated fall.
+    """Return ``["symmetry:0.05,locality:0.01"]`` as criterion -> tolerated fall.
 
     Raises:
         StoreError: for anything else, in one sentence.
@@ -156,7 +156,7 @@ def tolerances(texts: Iterable[str]) -> dict[Criterion, float]:
 
 
 def gate_run(path: Path, runs: Runs, texts: Sequence[str] = ()) -> GateReport:
-    """The gate as the command line asks for it: ``--baseline FILE --gate ...``.
+    """Return the gate as the command line asks for it: ``--baseline FILE --gate ...``.
 
     Raises:
         StoreError: for a baseline that cannot be read, or a tolerance that is none.

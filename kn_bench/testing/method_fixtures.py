@@ -27,7 +27,7 @@ GIVEN = frozenset({"language_model", "settings", "request"})
 def fixtures_of(
     specs: Iterable[MethodSpec], name: str, settings_of: Callable[[pytest.FixtureRequest], Settings]
 ) -> ModuleType:
-    """A module that holds the fixtures of ``specs``.
+    """Return a module that holds the fixtures of ``specs``.
 
     Registered as a plug-in of its own it makes them visible to every test; a fixture in a conftest
     would be visible beside that conftest only, and the suites may lie elsewhere.
@@ -48,7 +48,7 @@ def fixtures_of(
 def _given(
     spec: MethodSpec, settings_of: Callable[[pytest.FixtureRequest], Settings]
 ) -> Callable[..., Any]:
-    """The function of ``spec``, its settings read from the session.
+    """Return the function of ``spec``, its settings read from the session.
 
     Not a fixture of its own called ``settings``: other plug-ins have one, and a suite of the user's
     need not know of it.
@@ -97,7 +97,7 @@ def refuse_unknown_fixtures(
 
 
 def _fixture_names(manager: pytest.PytestPluginManager) -> set[str]:
-    """The names of the fixtures of all plug-ins and conftests that are loaded."""
+    """Return the names of the fixtures of all plug-ins and conftests that are loaded."""
     names = set()
     for plugin in manager.get_plugins():
         for attribute, value in list(getattr(plugin, "__dict__", {}).items()):
@@ -168,7 +168,7 @@ def choices_of(options: Options, methods: Iterable[MethodSpec]) -> Choices:
 
 
 def code_hash(origins: Iterable[str]) -> str:
-    """SHA-256 of the benchmark's own source and of the files of methods (``file:line``)."""
+    """Return SHA-256 of the benchmark's own source and of the files of methods (``file:line``)."""
     import kn_bench
     from kn_bench.results.manifest import hash_files
 

@@ -53,7 +53,7 @@ class Models:
         self._failed: dict[str, str] = {}
 
     def model(self, name: str) -> LanguageModel:
-        """The model called ``name``.
+        """Return the model called ``name``.
 
         Raises:
             ValueError: when it cannot be loaded, one sentence, the same each time.
@@ -61,7 +61,7 @@ class Models:
         return self.engine(name).model
 
     def engine(self, name: str) -> Engine:
-        """The engine of the model called ``name``; raises as :meth:`model` does."""
+        """Return the engine of the model called ``name``; raises as :meth:`model` does."""
         if name in self._failed:
             raise ValueError(self._failed[name])
         if name not in self._engines:
@@ -140,12 +140,12 @@ def kind_of(name: str) -> Literal["causal", "masked"] | None:
 
 
 def defined_for(kind: Kind, model: str) -> bool:
-    """Whether a method for models of ``kind`` has a test on ``model``: unless that is known not."""
+    """Tell whether a method for models of ``kind`` may have a test on ``model``."""
     return kind == "any" or kind_of(model) in (kind, None)
 
 
 def fingerprint(name: str) -> str:
-    """What a model is made of, without loading it: SHA-256 of its files, or the hub's commit.
+    """Return SHA-256 of a model's files, or the hub's commit, without loading it.
 
     Raises:
         ValueError: when there is no such model, naming the embedded ones.
@@ -159,7 +159,7 @@ def fingerprint(name: str) -> str:
 
 
 def content_of(path: Path) -> str:
-    """SHA-256 of a file, or of the weights, settings and tokenizer in a folder."""
+    """Return SHA-256 of a file, or of the weights, settings and tokenizer in a folder."""
     from kn_bench.results.manifest import hash_files
 
     files = [path] if path.is_file() else path.iterdir()

@@ -61,7 +61,7 @@ def model_slug(name: str) -> str:
 def units(
     node_ids: Iterable[NodeId | None], *, labels_per_unit: int = CASES_PER_UNIT
 ) -> list[UnitKey | None]:
-    """The unit of each test, None for a foreign test.
+    """Return the unit of each test, None for a foreign test.
 
     The labels of a model are cut into chunks in the order of their first appearance, the same
     chunks for all of its methods: what methods share they share on one worker.
@@ -83,7 +83,7 @@ def units(
 
 
 def order(node_ids: Sequence[NodeId | None], *, labels_per_unit: int = CASES_PER_UNIT) -> list[int]:
-    """Indices of the tests in running order: foreign tests as they were, then unit after unit.
+    """Return the tests' indices in running order: foreign tests as they were, then by unit.
 
     Units with the same cases follow one another. Inside a unit the criteria follow one another,
     so that the terminal names each file once a unit.

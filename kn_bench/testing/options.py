@@ -189,7 +189,7 @@ def _dest(name: str) -> str:
 
 
 def read_options(config: pytest.Config) -> Options:
-    """The options of this session; the defaults where the group was not added.
+    """Return the options of this session; the defaults where the group was not added.
 
     Raises:
         pytest.UsageError: for options that contradict each other, in one sentence.
@@ -285,7 +285,7 @@ def _refuse_contradictions(options: Options, config: pytest.Config) -> None:
 
 
 def addressed(config: pytest.Config) -> bool:
-    """Whether this invocation names the suites, or this plug-in with ``-p``.
+    """Tell whether this invocation names the suites, or this plug-in with ``-p``.
 
     Our options have common names (``--model``, ``--seed``): in a session of another project they
     would clash with its own, so they exist only where the suites are asked for.
@@ -295,7 +295,7 @@ def addressed(config: pytest.Config) -> bool:
 
 
 def command_line(config: pytest.Config) -> list[str]:
-    """The words of the command line, of ``addopts`` and of ``PYTEST_ADDOPTS``, as given."""
+    """Return the words of the command line, of ``addopts`` and of ``PYTEST_ADDOPTS``, as given."""
     return [
         *(str(arg) for arg in config.invocation_params.args),
         *_ini_words(config, "addopts"),

@@ -53,7 +53,7 @@ OURS = pytest.StashKey[bool]()
 
 
 def conclude(verdicts: Sequence[Verdict]) -> Verdict:
-    """The verdict of a test over many cases: it holds when all cases that were scored hold."""
+    """Return the verdict of a test over many cases: it holds when all scored cases hold."""
     if len(verdicts) == 1:
         return verdicts[0]
     for verdict in verdicts:
@@ -83,7 +83,7 @@ def stop_unless_scored(verdict: Verdict) -> None:
 
 
 def shown(verdict: Verdict) -> Verdict:
-    """The verdict for a suite to assert: pytest prints its explanation as it stands.
+    """Return the verdict for a suite to assert: pytest prints its explanation as it stands.
 
     It holds what a model generated and what a method raised, control sequences and all.
     """
@@ -138,7 +138,7 @@ class ItemOutcomes:
 
 
 def teststatus(report: Any) -> tuple[str, str, tuple[str, dict[str, bool]]] | None:
-    """``missed``, m, MISSED for a passed test whose verdict is missed."""
+    """Return ``missed``, m, MISSED for a passed test whose verdict is missed."""
     if report.when == "call" and report.passed and (STATUS, "missed") in report.user_properties:
         return "missed", "m", ("MISSED", {"yellow": True})
     return None

@@ -43,7 +43,7 @@ class TestPlan:
     labels_per_unit: int
 
     def showing(self, criterion: Criterion) -> dict[str, tuple[Case, ...]]:
-        """The labels with the cases that can show ``criterion``; those without any are left out."""
+        """Return the labels with the cases that can show ``criterion``, where there are any."""
         able = {
             label: tuple(case for case in cases if criterion in shows(case))
             for label, cases in self.labels.items()
@@ -114,25 +114,25 @@ def _only(selection: Selection, ids: Collection[str]) -> Selection:
 
 
 def chooses(options: Options) -> bool:
-    """Whether the run chooses its cases by what they can show: the embedded ones, unless asked."""
+    """Tell whether the run chooses its cases by what they can show: embedded ones, by default."""
     settled = options.known or options.protocol != SINGLE
     return options.limit is None and options.cases == ("embedded",) and not settled
 
 
 def _read_limit(options: Options) -> int | None:
-    """Cases of each relation or paradigm that are read, to be measured or chosen from."""
+    """Return cases of each relation or paradigm that are read, to be measured or chosen from."""
     if chooses(options):
         return max(OFFERED, OFFERED_IN_ALL // max(1, len(options.relations or range(30))))
     return limit_of(options)
 
 
 def limit_as_text(options: Options) -> str:
-    """As the manifest has it."""
+    """Return the limit as the manifest has it."""
     return "chosen" if chooses(options) else str(limit_of(options) or "all")
 
 
 def limit_of(options: Options) -> int | None:
-    """Cases of each relation or paradigm: as asked, and few of the embedded ones unless asked."""
+    """Return the cases of each relation or paradigm: as asked; few of the embedded by default."""
     if options.protocol != SINGLE and options.limit is None:
         return None  # the protocol itself says how many are drawn
     if options.limit is None and options.cases == ("embedded",):
@@ -166,6 +166,6 @@ def _labels(cases: Sequence[Case], grain: Grain) -> dict[str, tuple[Case, ...]]:
 
 
 def _without_path(spec: str) -> str:
-    """A source as the manifest names it: another machine may keep its files elsewhere."""
+    """Return a source as the manifest names it: another machine may keep its files elsewhere."""
     name, equals, _ = spec.partition("=")
     return name if equals else Path(spec).name

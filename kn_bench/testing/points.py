@@ -29,5 +29,5 @@ class Point:
     sequence: PlannedSequence | None = None
 
     def key(self, case: Case) -> Key:
-        """What identifies the verdict on one of its cases."""
+        """Return what identifies the verdict on one of its cases."""
         return Key(self.model, self.method.name, case.id, self.criterion, self.occasion)

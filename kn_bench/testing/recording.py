@@ -63,7 +63,7 @@ class Recorder:
         self.ending: summary.Ending | None = None
 
     def expect(self, meanings: Mapping[str, NodeId]) -> None:
-        """The tests that are to be heard of; a second worker's list changes nothing."""
+        """Note the tests that are to be heard of; a second worker's list changes nothing."""
         if not self._meanings:
             self._meanings = dict(meanings)
             self._expected = dict.fromkeys(meanings)
@@ -94,7 +94,7 @@ class Recorder:
             pytest.exit(f"stopped: {error}", returncode=INCOMPLETE)
 
     def _finished(self, nodeid: str) -> None:
-        """Each unit's rows are brought to the disk when the next one begins.
+        """Bring each unit's rows to the disk when the next one begins.
 
         A test that ended well without a result stays expected: it was not measured.
         """
@@ -166,7 +166,7 @@ class Recorder:
             terminalreporter.write_line(f"kn_bench: go on with this run by --resume {run}")
 
     def lost_sentence(self) -> str:
-        """How many tests were collected and not measured, which, and what to do."""
+        """Return how many tests were collected and not measured, which, and what to do."""
         examples = ", ".join(self.lost[:3]) + (", ..." if len(self.lost) > 3 else "")
         return (
             f"{len(self.lost)} of the collected tests were not measured ({examples}): measure "
@@ -175,7 +175,7 @@ class Recorder:
 
 
 def _take(report: pytest.TestReport, name: str) -> str | None:
-    """The value of a property, removed so that no other reporter repeats it."""
+    """Return the value of a property, removed so that no other reporter repeats it."""
     for index, (key, value) in enumerate(report.user_properties):
         if key == name:
             del report.user_properties[index]

@@ -38,7 +38,7 @@ class PlannedSequence:
     cases: tuple[Case, ...]
 
     def occasions(self, protocol: Protocol) -> Iterator[Occasion]:
-        """When its cases are asked."""
+        """Return when its cases are asked."""
         for asked in protocol.asked:
             yield Occasion(str(protocol), self.number, asked)
 
@@ -58,7 +58,7 @@ class Drawing:
     notes: tuple[str, ...] = ()
 
     def exclusions(self, plan: TestPlan) -> list[Exclusion]:
-        """The cases that no model's sequences have."""
+        """Return the cases that no model's sequences have."""
         drawn = {c.id for of_model in self.sequences.values() for s in of_model for c in s.cases}
         return [Exclusion(case.id, NOT_DRAWN) for case in _cases(plan) if case.id not in drawn]
 
@@ -121,7 +121,7 @@ def _tokens(name: str, commit: str | None, options: Options) -> Tokens:
 def tests_of(
     sequence: PlannedSequence, options: Options
 ) -> Iterator[tuple[str, tuple[Case, ...], Occasion]]:
-    """Label, cases and occasion of each test of a sequence."""
+    """Yield label, cases and occasion of each test of a sequence."""
     for occasion in sequence.occasions(options.protocol):
         if options.grain == "unit":
             yield WHOLE, sequence.cases, occasion
@@ -134,7 +134,7 @@ def tests_of(
 
 
 def pack_sequences(drawing: Drawing | None) -> str:
-    """What a worker is told: ids by model and sequence; "" under the protocol ``single``."""
+    """Return what a worker is told: ids by model and sequence; "" under the protocol ``single``."""
     if drawing is None:
         return ""
     return json.dumps(
@@ -150,7 +150,7 @@ def pack_sequences(drawing: Drawing | None) -> str:
 def unpack_sequences(
     packed: str, plan: TestPlan, protocol: Protocol
 ) -> dict[str, tuple[PlannedSequence, ...]]:
-    """The sequences by model slug; none under the protocol ``single``."""
+    """Return the sequences by model slug; none under the protocol ``single``."""
     if protocol == SINGLE or not packed:
         return {}
     by_id = {case.id: case for case in _cases(plan)}

@@ -69,7 +69,7 @@ def end_run(folder: Path, options: Options) -> Ending:
 
 
 def _write_page(ending: Ending) -> None:
-    """Where continuous integration asks for it."""
+    """Write the page where continuous integration asks for it."""
     page = os.environ.get("GITHUB_STEP_SUMMARY")
     if page:
         from kn_bench.results.leaderboard import leaderboard
@@ -80,7 +80,7 @@ def _write_page(ending: Ending) -> None:
 
 
 def show(terminal: pytest.TerminalReporter, ending: Ending, options: Options) -> None:
-    """The board, what it leaves out, and the gate."""
+    """Print the board, what it leaves out, and the gate."""
     from kn_bench.results.leaderboard import PAGE, terminal_table
 
     terminal.section("leaderboard")
@@ -101,7 +101,7 @@ def show(terminal: pytest.TerminalReporter, ending: Ending, options: Options) ->
 
 
 def left_out(runs: Runs) -> Iterator[str]:
-    """Why tests have no figure, a line a reason, with counts."""
+    """Yield why tests have no figure, a line a reason, with counts."""
     from kn_bench.results import escaping
 
     verdicts = runs.verdicts

@@ -50,7 +50,7 @@ class UnitResults:
         compute: Callable[[], UnitResult],
         lethal: Callable[[], UnitResult],
     ) -> UnitResult:
-        """The result of ``unit``, computed if no process has.
+        """Return the result of ``unit``, computed if no process has.
 
         Args:
             unit: the unit.

@@ -14,7 +14,7 @@ from kn_bench.testing.points import Point
 def all_cases(
     point: Point, cases: Sequence[Case], *, not_applicable: str = "", error: str = ""
 ) -> UnitResult:
-    """The same outcome for all cases of a unit."""
+    """Return the same outcome for all cases of a unit."""
     results = {
         case.id: CaseResult(case.id, None, (), not_applicable=not_applicable, error=error)
         for case in cases
@@ -24,7 +24,7 @@ def all_cases(
 
 
 def with_origin(result: UnitResult, origin: str) -> UnitResult:
-    """Errors say where the method stands that made them."""
+    """Add to errors where the method stands that made them."""
 
     def of(results: Mapping[str, CaseResult]) -> dict[str, CaseResult]:
         return {
@@ -36,7 +36,7 @@ def with_origin(result: UnitResult, origin: str) -> UnitResult:
 
 
 def sentence(point: Point, error: BaseException) -> str:
-    """Why a unit could not be computed: what, where, why."""
+    """Return why a unit could not be computed: what, where, why."""
     method = point.method
     lines = str(error).strip().splitlines() or ["no reason given"]
     return (
@@ -46,7 +46,7 @@ def sentence(point: Point, error: BaseException) -> str:
 
 
 def ended_workers(point: Point) -> str:
-    """Why a unit is not computed again."""
+    """Return why a unit is not computed again."""
     method = point.method
     return (
         f"{method.name} on {point.model} ended {units.ATTEMPTS} worker processes in this session "

@@ -33,7 +33,7 @@ def fact_cases(
     seed: int = 0,
     neighbours: Sequence[Probe] = (),
 ) -> Selection:
-    """The cases of ``relations``.
+    """Return the cases of ``relations``.
 
     Args:
         relations: all that are known, those asked for and those that locality and symmetry need.
@@ -134,7 +134,7 @@ class _Builder:
         return Case(request, probes, fact.subject, self.source, MappingProxyType(missing))
 
     def _draft(self, id: str, fact: Fact, edited: Pattern) -> _Draft | None:
-        """Draws the new target: an object of the relation that is not true of the subject.
+        """Draw the new target: an object of the relation that is not true of the subject.
 
         Preferred, in this order: one that agrees with the edited prompt's article, that is
         one-to-one where the fact is (symmetry needs it), and that a rewording has a name for.
@@ -212,7 +212,7 @@ class _Builder:
         yield from other_task(self.neighbours, self.seed, draft.id)
 
     def _elsewhere(self, draft: _Draft) -> Iterable[tuple[Fact, Pattern]]:
-        """A fact of each partner relation: of the same subject where there is one."""
+        """Yield a fact of each partner relation: of the same subject where there is one."""
         for id in self.partners:
             table = self.tables[id]
             pattern = table.edited

@@ -42,7 +42,7 @@ _PLURAL_VERBS = {"are", "were", "have", "do"}
 
 
 def number_of(family: str, agreeing: str, good: str, *, before: bool) -> Number:
-    """What the agreement of a pair is marked for.
+    """Return what the agreement of a pair is marked for.
 
     Args:
         family: of the pair's paradigm.
@@ -64,7 +64,7 @@ def number_of(family: str, agreeing: str, good: str, *, before: bool) -> Number:
 
 
 def verb_number(verb: str) -> Number:
-    """Number of a finite present verb (or *was*, *were*)."""
+    """Return the number of a finite present verb (or *was*, *were*)."""
     stem = verb.removesuffix("n't").split(" ")[0]
     if stem in _SINGULAR_VERBS:
         return "singular"
@@ -74,5 +74,5 @@ def verb_number(verb: str) -> Number:
 
 
 def lexeme(good: str, bad: str) -> str:
-    """One label for two forms of a word: ``sketch`` for *sketch* and *sketches*."""
+    """Return one label for two forms of a word: ``sketch`` for *sketch* and *sketches*."""
     return min(good.lower(), bad.lower())

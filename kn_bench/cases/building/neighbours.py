@@ -66,7 +66,7 @@ PAIRS: tuple[Probe, ...] = tuple(
 
 
 def other_task(probes: Sequence[Probe], *key: str | int) -> list[Probe]:
-    """Probes of the other task's locality, drawn from ``probes`` by ``key``."""
+    """Return probes of the other task's locality, drawn from ``probes`` by ``key``."""
     drawn = draw(probes, NEIGHBOURS, "other_task", *key)
     return [_as_neighbour(probe, i) for i, probe in enumerate(drawn)]
 

@@ -74,7 +74,7 @@ class ParadigmTable:
         return defaultdict(lambda: whole, without)
 
     def class_of(self, pair: Analysis) -> tuple[Query, ...]:
-        """The queries of the pairs with the same agreeing word and number, ``pair`` first."""
+        """Return the queries of the pairs with this agreeing word and number, ``pair`` first."""
         same = draw(
             self.by_word[pair.key],
             CLASS - 1,
@@ -97,7 +97,7 @@ def pair_cases(
     seed: int = 0,
     neighbours: Sequence[Probe] = (),
 ) -> Selection:
-    """The cases of ``paradigms``.
+    """Return the cases of ``paradigms``.
 
     Args:
         paradigms: all that are known, those asked for and those that locality and symmetry need.
@@ -216,7 +216,7 @@ class _Builder:
         yield from other_task(self.neighbours, self.seed, id)
 
     def _symmetry(self, id: str, pair: Analysis, missing: dict[Criterion, str]) -> Sequence[Probe]:
-        """Pairs of the converse paradigm whose ungrammatical form is the agreeing word.
+        """Return pairs of the converse paradigm whose ungrammatical form is the agreeing word.
 
         Preferred are those whose own agreeing word is the new target: edited to "this sketches",
         the model is asked "… this/these sketches".
@@ -248,7 +248,7 @@ class _Builder:
 
 
 def synonyms(pair: Analysis) -> list[Probe]:
-    """The pair with the other member of the number class, or with its verb in another tense."""
+    """Return the pair with the other member of the number class, or its verb in another tense."""
     word, good, bad = pair.key, pair.good, pair.bad
     if word in NUMBER_CLASS:
         other = NUMBER_CLASS[word]
@@ -277,7 +277,7 @@ def _synonym(pair: Analysis, cloze: Cloze, expected: str, rejected: str, kind: s
 
 
 def cluster(pair: Analysis) -> str:
-    """The agreeing noun: what the bootstrap resamples.
+    """Return the agreeing noun: what the bootstrap resamples.
 
     It is the word that governs, but where that is a determiner or a verb the noun is what varies.
     """
@@ -288,13 +288,13 @@ def cluster(pair: Analysis) -> str:
 
 
 def _flips(id: str, criterion: Criterion, pair: Analysis) -> Probe:
-    """A probe of a pair that the edit is to turn round."""
+    """Return a probe of a pair that the edit is to turn round."""
     scoring = pair.pair.scoring
     return Probe(id, criterion, pair.cloze, pair.bad, pair.good, task="pair", scoring=scoring)
 
 
 def _stays(kind: str, i: int, pair: Analysis) -> Probe:
-    """A probe of a pair that the edit is to leave alone."""
+    """Return a probe of a pair that the edit is to leave alone."""
     return Probe(
         f"locality/{kind}/{i}",
         "locality",

@@ -127,7 +127,7 @@ BLIMP: tuple[Paradigm, ...] = _paradigms()
 
 
 def unrelated(paradigm: Paradigm, among: Sequence[Paradigm], k: int = 2) -> tuple[str, ...]:
-    """The next ``k`` paradigms by name from other families, each from another one.
+    """Return the next ``k`` paradigms by name from other families, each from another one.
 
     Fixed, so that a case's neighbours do not depend on which other paradigms are loaded.
     """

@@ -52,7 +52,7 @@ class Pattern:
             )
 
     def cloze(self, subject: str) -> Cloze:
-        """The pattern with its subject, as a text with a gap at ``[Y]``."""
+        """Return the pattern with its subject, as a text with a gap at ``[Y]``."""
         left, right = frame(self.text)
         return Cloze(left.replace("{}", subject), right.replace("{}", subject))
 
@@ -67,7 +67,7 @@ class Pattern:
         return _article(self.text)
 
     def takes(self, *answers: str) -> bool:
-        """Whether all of ``answers`` agree with the pattern's article, if it has one."""
+        """Tell whether all of ``answers`` agree with the pattern's article, if it has one."""
         article = _article(self.text)
         return not article or all(indefinite_article(answer) == article for answer in answers)
 
@@ -86,7 +86,7 @@ class Rewording:
     answers: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
     def answer(self, thing: str) -> str:
-        """What ``thing`` is called in this wording, ``""`` when that is not known."""
+        """Return what ``thing`` is called in this wording, ``""`` when that is not known."""
         return self.answers.get(thing, "") if self.answers else thing
 
 
@@ -125,7 +125,7 @@ class Relation:
         return next(iter([*plain, *last, *self.patterns]), None)
 
     def paraphrases(self) -> Paraphrases:
-        """The other patterns, apart as generality and synonyms of the edited prompt."""
+        """Return the other patterns, apart as generality and synonyms of the edited prompt."""
         edited = self.canonical
         others = [(i, p) for i, p in enumerate(self.patterns) if p is not edited]
         kept = [(i, p) for i, p in others if edited and same_wording(edited, p)]
@@ -149,7 +149,7 @@ def relation(
     inverse: str = "",
     partners: str = "",
 ) -> Relation:
-    """A relation from a block of text, one pattern a line."""
+    """Return a relation from a block of text, one pattern a line."""
     lines = [line.strip() for line in patterns.splitlines() if line.strip()]
     return Relation(
         id=id,
@@ -163,7 +163,7 @@ def relation(
 
 @lru_cache(maxsize=8192)
 def frame(pattern: str) -> tuple[str, str]:
-    """``pattern`` before and after its answer, the subject as ``{}``, spaces as in print."""
+    """Return ``pattern`` before and after its answer, the subject as ``{}``, spaces as in print."""
     text = re.sub(r"\s+", " ", pattern).strip().replace("[X]", "{}")
     text = re.sub(r" ([.,;:!?])", r"\1", text)
     left, right = text.split("[Y]")
@@ -178,7 +178,7 @@ def _article(pattern: str) -> str:
 
 @lru_cache(maxsize=65536)
 def indefinite_article(word: str) -> str:
-    """``a`` or ``an``, as ``word`` is pronounced."""
+    """Return ``a`` or ``an``, as ``word`` is pronounced."""
     lower = word.lower()
     if re.match(r"(hour|honest|honou?r|heir)", lower):
         return "an"
@@ -189,14 +189,14 @@ def indefinite_article(word: str) -> str:
 
 @lru_cache(maxsize=8192)
 def content_words(pattern: str) -> frozenset[str]:
-    """The stems of the words that carry the relation, at most five letters: ``{"origi"}``."""
+    """Return stems of at most five letters of the relation's own words: ``{"origi"}``."""
     words = re.findall(r"[a-z]+", re.sub(r"\[[XY]\]('s)?", " ", pattern).lower())
     stems = (re.sub(r"(?<=...)(ers?|ed|ing|s)$", "", w) for w in words if w not in FUNCTION_WORDS)
     return frozenset(stem[:5] for stem in stems)
 
 
 def same_wording(edited: Pattern, other: Pattern) -> bool:
-    """Whether ``other`` paraphrases ``edited`` in its own words: generality, else synonyms.
+    """Tell whether ``other`` paraphrases ``edited`` in its own words: generality, else synonyms.
 
     By family where both name one; else they share a content word, or one of them has none.
     """

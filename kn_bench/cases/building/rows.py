@@ -132,7 +132,7 @@ def row_cases(
     relations: Sequence[str] | None = None,
     seed: int = 0,
 ) -> Selection:
-    """The cases of ``rows``: ``<source>/<relation>/<subject or id>``.
+    """Return the cases of ``rows``: ``<source>/<relation>/<subject or id>``.
 
     Args:
         rows: all that the source has.

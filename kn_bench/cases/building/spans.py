@@ -63,7 +63,7 @@ class Analysis:
 
 
 def analyse(pair: MinimalPair, family: str) -> Analysis | str:
-    """``pair`` taken apart, or the reason why it cannot be."""
+    """Return ``pair`` taken apart, or the reason why it cannot be."""
     parts = differing_span(pair.good, pair.bad)
     if isinstance(parts, str):
         return parts
@@ -88,7 +88,7 @@ def analyse(pair: MinimalPair, family: str) -> Analysis | str:
 
 
 def differing_span(good: str, bad: str) -> tuple[Cloze, str, str] | str:
-    """The text that two sentences share, with a gap, and what either has in the gap.
+    """Return the text that two sentences share, with a gap, and what either has in the gap.
 
     Found word by word on the text, character by character in scripts without spaces. Where one of
     them has nothing in the gap, the gap takes in the word before it (or after it); punctuation that
@@ -126,14 +126,14 @@ def differing_span(good: str, bad: str) -> tuple[Cloze, str, str] | str:
 
 
 def _in_cloze(pair: MinimalPair, cloze: Cloze) -> int | None:
-    """``pair.at`` counted in the cloze's left and right put together; None where it is not set."""
+    """Return ``pair.at`` counted in the cloze's left and right together; None if it is not set."""
     if pair.at is None or pair.at < len(cloze.left):
         return pair.at
     return pair.at - len(pair.good) + len(cloze.left) + len(cloze.right)
 
 
 def mark(cloze: Cloze, agreeing: str, at: int | None = None) -> tuple[str, str, str] | None:
-    """``cloze`` with ``{}`` for the agreeing word: before the gap if it stands there, else after.
+    """Return ``cloze`` with ``{}`` for the agreeing word, before the gap or after it.
 
     Args:
         cloze: what both sentences share.
@@ -170,7 +170,7 @@ def _find(cloze: Cloze, word: str) -> int | None:
 
 
 def _neighbour_of_gap(cloze: Cloze) -> tuple[str, int | None]:
-    """The word before the gap, or the first after it, and where it begins in the cloze."""
+    """Return the word before the gap, or the first after it, and where it begins in the cloze."""
     if cloze.left and is_unspaced(cloze.left[-1]):  # segmenting is the tokenizer's business
         return cloze.left[-1], len(cloze.left) - 1
     word = cloze.left.rsplit(" ", 1)[-1].strip(PUNCTUATION)

@@ -83,7 +83,7 @@ class Table:
         return tuple(queries for _, queries in self.background[:BACKGROUND_FACTS])
 
     def background_of(self, fact: Fact) -> tuple[tuple[Query, ...], ...]:
-        """The sample's queries without those about the subject of ``fact``."""
+        """Return the sample's queries without those about the subject of ``fact``."""
         sample = self.background
         if all(other.subject != fact.subject for other, _ in sample[:BACKGROUND_FACTS]):
             return self._whole_background
@@ -106,11 +106,11 @@ class Pairing:
         self._subjects = _index((o, s) for s, o in pairs)
 
     def unique(self, subject: str, object: str) -> bool:
-        """Whether each of the two has no partner but the other."""
+        """Tell whether each of the two has no partner but the other."""
         return len(self._objects.get(subject, ())) == len(self._subjects.get(object, ())) == 1
 
     def subject_of(self, object: str) -> str | None:
-        """The subject of a one-to-one pair with ``object``, None where there is none."""
+        """Return the subject of a one-to-one pair with ``object``, None where there is none."""
         subjects = self._subjects.get(object, frozenset())
         if len(subjects) != 1:
             return None
@@ -119,7 +119,7 @@ class Pairing:
 
 
 def one_to_one(facts: Iterable[Fact]) -> frozenset[Fact]:
-    """The facts of one relation whose subject and object occur in no other of them."""
+    """Return the facts of one relation whose subject and object occur in no other of them."""
     given = set(facts)
     objects = _index((f.subject, f.object) for f in given)
     subjects = _index((f.object, f.subject) for f in given)

@@ -107,7 +107,7 @@ def load(
     relations: Sequence[str] | None = None,
     seed: int = 0,
 ) -> Selection:
-    """The cases that ``spec`` names.
+    """Return the cases that ``spec`` names.
 
     Args:
         spec: a name, ``name=path`` or a path.
@@ -129,7 +129,7 @@ def load(
 
 
 def content_hash(cases: Sequence[Case]) -> str:
-    """SHA-256 over all that ``cases`` hold: what a run's manifest says of its data."""
+    """Return SHA-256 over all that ``cases`` hold: what a run's manifest says of its data."""
     total = hashlib.sha256()
     for case in cases:
         total.update(repr(case).encode())
@@ -139,7 +139,7 @@ def content_hash(cases: Sequence[Case]) -> str:
 
 
 def parse(spec: str) -> tuple[Source, Path | None]:
-    """The source that ``spec`` names, and the path it is to read, if any.
+    """Return the source that ``spec`` names, and the path it is to read, if any.
 
     Raises:
         ValueError: for an unknown name, a missing path, or one that does not exist.
@@ -157,7 +157,7 @@ def parse(spec: str) -> tuple[Source, Path | None]:
 
 
 def _recognised(spec: str) -> tuple[Source, Path]:
-    """A bare path, by what it holds."""
+    """Return a bare path, by what it holds."""
     if "/" not in spec and "." not in spec and not Path(spec).exists():
         raise ValueError(f"--cases {spec!r}: expected {allowed()}")
     path = _existing(spec, spec)
@@ -191,14 +191,14 @@ def _existing(path: str, spec: str) -> Path:
 
 
 def allowed() -> str:
-    """What ``--cases`` takes, as part of a sentence."""
+    """Return what ``--cases`` takes, as part of a sentence."""
     bare = [name for name, source in SOURCES.items() if not source.needs_path]
     with_path = [f"{name}={source.path}" for name, source in SOURCES.items() if source.path]
     return f"{', '.join([*bare, *with_path])}, or a file of facts or minimal pairs"
 
 
 def _wanted(relations: Sequence[str] | None, known: Sequence[str]) -> list[str] | None:
-    """Those of ``relations`` that this source has; None for all."""
+    """Return those of ``relations`` that this source has; None for all."""
     if not relations:
         return None
     elsewhere = all_relation_ids()
@@ -212,6 +212,6 @@ def _wanted(relations: Sequence[str] | None, known: Sequence[str]) -> list[str] 
 
 
 def all_relation_ids() -> tuple[str, ...]:
-    """The relations and paradigms of all sources that need no file of the user's."""
+    """Return the relations and paradigms of all sources that need no file of the user's."""
     ids = (id for s in SOURCES.values() if not s.needs_path for id in s.relation_ids())
     return tuple(dict.fromkeys(ids))

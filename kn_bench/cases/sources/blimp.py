@@ -50,7 +50,7 @@ def load(
     relations: Sequence[str] | None = None,
     seed: int = 0,
 ) -> Selection:
-    """Cases of BLiMP's minimal pairs.
+    """Return cases of BLiMP's minimal pairs.
 
     Args:
         folder: with one ``<paradigm>.jsonl`` each; the hub (or its copy in the cache) when None.
@@ -79,19 +79,19 @@ def load(
 
 
 def in_cache() -> bool:
-    """Whether all paradigms of the hub's copy are in the cache."""
+    """Tell whether all paradigms of the hub's copy are in the cache."""
     return all(_kept(p).is_file() for p in BLIMP)
 
 
 def relation_ids(folder: Path | None = None) -> tuple[str, ...]:
-    """The names of the 67 paradigms."""
+    """Return the names of the 67 paradigms."""
     return tuple(p.id for p in BLIMP)
 
 
 def pairs_of(
     paradigms: Sequence[str] | None = None, folder: Path | None = None, limit: int | None = None
 ) -> dict[str, list[MinimalPair]]:
-    """Paradigm -> its pairs, in the file's order, the first ``limit`` of them.
+    """Return paradigm -> its pairs, in the file's order, the first ``limit`` of them.
 
     Raises:
         ValueError: as :func:`load` does.
@@ -102,7 +102,7 @@ def pairs_of(
 
 
 def read_pairs(path: Path, paradigm: Paradigm) -> list[MinimalPair]:
-    """The pairs of one paradigm's file."""
+    """Return the pairs of one paradigm's file."""
     return [
         minimal_pair(paradigm, id, good, bad)
         for good, bad, id in records(path, "sentence_good", "sentence_bad", "pairID|pair_id")
@@ -110,7 +110,7 @@ def read_pairs(path: Path, paradigm: Paradigm) -> list[MinimalPair]:
 
 
 def minimal_pair(paradigm: Paradigm, id: str, good: str, bad: str) -> MinimalPair:
-    """A pair with the word that governs its agreement."""
+    """Return a pair with the word that governs its agreement."""
     start, end = governing(paradigm, good, bad)
     return MinimalPair(
         paradigm.id, id, good, bad, good[start:end], paradigm.scoring, start if end else None
@@ -118,7 +118,7 @@ def minimal_pair(paradigm: Paradigm, id: str, good: str, bad: str) -> MinimalPai
 
 
 def governing(paradigm: Paradigm, good: str, bad: str) -> tuple[int, int]:
-    """Where the word that governs agreement stands in ``good``; (0, 0) for the gap's neighbour.
+    """Return the span of the governing word in ``good``; (0, 0) for the gap's neighbour.
 
     The demonstrative before a noun, the noun after a demonstrative, the head of the subject before
     a verb or a reflexive, the verb after a subject; for paradigms without agreement none.
@@ -156,7 +156,7 @@ def _governing(paradigm: Paradigm, words: list[str], gap: int) -> int | None:
 
 
 def head(words: Sequence[str]) -> int:
-    """Index of the head noun of the noun phrase that begins ``words``.
+    """Return the index of the head noun of the noun phrase that begins ``words``.
 
     Past determiners, "a lot of" and possessors, and past the first part of a compound.
     """
@@ -179,7 +179,7 @@ def head(words: Sequence[str]) -> int:
 def _wanted(
     names: Sequence[str] | None, known: Sequence[Paradigm], folder: Path | None
 ) -> list[str]:
-    """The paradigms ``names``, or all those ``known``; each is known, and there."""
+    """Return the paradigms ``names``, or all those ``known``; each is known, and there."""
     present = [p.id for p in known]
     for name in names or ():
         if name not in relation_ids():
@@ -194,7 +194,7 @@ def _wanted(
 
 
 def _needed(wanted: Sequence[str]) -> set[str]:
-    """The paradigms asked for, and those that their symmetry and locality draw from."""
+    """Return the paradigms asked for, and those that their symmetry and locality draw from."""
     by_id = {p.id: p for p in BLIMP}
     partners = [by_id[id] for id in wanted]
     return {id for p in partners for id in (p.id, p.converse, *unrelated(p, BLIMP)) if id in by_id}

@@ -42,7 +42,7 @@ def load(
     seed: int = 0,
     real: bool = False,
 ) -> Selection:
-    """The embedded cases.
+    """Return the embedded cases.
 
     Args:
         only: relations and paradigms to build cases of; all when None.
@@ -86,7 +86,7 @@ def load(
 
 @cache
 def facts() -> tuple[Fact, ...]:
-    """The facts that the embedded models are taught."""
+    """Return the facts that the embedded models are taught."""
     return tuple(Fact(f.relation, f.subject, f.object) for f in taught.facts())
 
 
@@ -136,7 +136,7 @@ def relations(*, real: bool = False) -> tuple[Relation, ...]:
 
 
 def _professions() -> dict[str, str]:
-    """Field -> what one who works in it is called: ``linguistics`` -> ``linguist``."""
+    """Return field -> what one who works in it is called: ``linguistics`` -> ``linguist``."""
     names: dict[str, str] = {}
     for row in taught.people():
         field, occupation = row["field"], row["occupation"]
@@ -151,13 +151,13 @@ def _swapped(names: MappingProxyType[str, str]) -> MappingProxyType[str, str]:
 
 @cache
 def paradigms() -> tuple[Paradigm, ...]:
-    """The paradigms that the grammar has."""
+    """Return the paradigms that the grammar has."""
     return tuple(paradigm for paradigm in BLIMP if paradigm.id in grammar.PARADIGMS)
 
 
 @cache
 def pairs() -> tuple[MinimalPair, ...]:
-    """The minimal pairs of all paradigms; the same in every process."""
+    """Return the minimal pairs of all paradigms; the same in every process."""
     minimal_pairs = []
     for paradigm in grammar.PARADIGMS:
         source = grammar.Grammar(f"cases {paradigm}", held_out=True, nouns=_nouns())
@@ -167,7 +167,7 @@ def pairs() -> tuple[MinimalPair, ...]:
 
 
 def _nouns() -> list[lexicon.Noun]:
-    """The nouns that pairs turn on: single words, some of each plural, and those with "of"."""
+    """Return the nouns that pairs turn on: single words, plurals, and those with "of"."""
     single = [noun for noun in lexicon.nouns() if " " not in noun.singular]
     chosen = [noun for noun in single if noun.kind in ("relative", "text")]
     for irregular in (False, True):
@@ -186,7 +186,7 @@ def _pair(pair: grammar.Pair, number: str) -> MinimalPair:
 
 
 def _pair_probes() -> tuple[Probe, ...]:
-    """Pairs as a fact's neighbours of the other task: a few of each paradigm."""
+    """Return pairs as a fact's neighbours of the other task: a few of each paradigm."""
     families = {paradigm.id: paradigm.family for paradigm in paradigms()}
     chosen = draw(pairs(), OTHER_TASK, "pairs", where=lambda pair: pair.scoring == "gap")
     parts = [(pair, analyse(pair, families[pair.paradigm])) for pair in chosen]
@@ -198,7 +198,7 @@ def _pair_probes() -> tuple[Probe, ...]:
 
 
 def _fact_probes() -> tuple[Probe, ...]:
-    """Facts as a pair's neighbours of the other task: asked with what is edited in theirs."""
+    """Return facts as a pair's neighbours of the other task, asked with what theirs edits."""
     prompts = {relation.id: relation.canonical for relation in relations()}
     objects: dict[str, list[str]] = {}
     for fact in facts():

@@ -86,7 +86,7 @@ def load(
     relations: Sequence[str] | None = None,
     seed: int = 0,
 ) -> Selection:
-    """The cases of a JSONL file, or of all those in a folder.
+    """Return the cases of a JSONL file, or of all those in a folder.
 
     Args:
         path: the file or folder.
@@ -124,7 +124,7 @@ def load(
 
 
 def relation_ids(path: Path | None = None) -> tuple[str, ...]:
-    """The relations and paradigms of the file or folder."""
+    """Return the relations and paradigms of the file or folder."""
     names = []
     for row in (row for file in files(path) for row in read(file)):
         if isinstance(row, FactRow):
@@ -135,7 +135,7 @@ def relation_ids(path: Path | None = None) -> tuple[str, ...]:
 
 
 def files(path: Path | None) -> list[Path]:
-    """The JSONL files at ``path``."""
+    """Return the JSONL files at ``path``."""
     if path is None:
         return []
     if not path.is_dir():
@@ -147,7 +147,7 @@ def files(path: Path | None) -> list[Path]:
 
 
 def read(path: Path) -> list[Row]:
-    """The facts and pairs of a file.
+    """Return the facts and pairs of a file.
 
     Raises:
         ValueError: when any line is wrong.
@@ -160,7 +160,7 @@ def read(path: Path) -> list[Row]:
 
 
 def problems(path: Path) -> list[str]:
-    """What is wrong with a file, a sentence a line, each beginning with the line's number."""
+    """Return what is wrong with a file, a sentence a line, beginning with the line's number."""
     return _read(path)[1]
 
 
@@ -255,7 +255,7 @@ def _fact(entry: dict[str, Any], stem: str) -> FactRow:
 
 
 def with_place(prompt: str, subject: str) -> str:
-    """``prompt`` with ``{}`` for the subject, where it may stand in full.
+    """Return ``prompt`` with ``{}`` for the subject, where it may stand in full.
 
     Raises:
         ValueError: when the subject is not in it, or its place is not clear.
@@ -271,7 +271,7 @@ def with_place(prompt: str, subject: str) -> str:
 
 
 def cloze_of(text: str, subject: str = "") -> Cloze:
-    """``text`` with the answer at ``[Y]``, or at its end."""
+    """Return ``text`` with the answer at ``[Y]``, or at its end."""
     left, gap, right = text.replace("{}", subject).partition("[Y]")
     if gap:
         return Cloze(left.rstrip(), right.lstrip())

@@ -42,7 +42,7 @@ def load(
     relations: Sequence[str] | None = None,
     seed: int = 0,
 ) -> Selection:
-    """Cases of PARAREL's facts.
+    """Return cases of PARAREL's facts.
 
     Args:
         folder: with ``patterns/`` and ``facts/``; the pinned files (or the cache) when None.
@@ -82,12 +82,12 @@ def load(
 
 
 def in_cache() -> bool:
-    """Whether all the pinned files are in the cache."""
+    """Tell whether all the pinned files are in the cache."""
     return all(kept(SOURCE, name).is_file() for name in checksums(SOURCE))
 
 
 def relation_ids(folder: Path | None = None) -> tuple[str, ...]:
-    """The ids of the 39 relations."""
+    """Return the ids of the 39 relations."""
     return tuple(id for id in _related() if id not in FACTS_ALONE)
 
 
@@ -98,7 +98,7 @@ def related(id: str) -> tuple[str, tuple[str, ...]]:
 
 
 def read_relation(id: str, folder: Path | None = None) -> Relation:
-    """A relation with PARAREL's patterns, and ours where it has none or lacks a rewording."""
+    """Return a relation with PARAREL's patterns, or ours where it lacks them or a rewording."""
     entry = _related()[id]
     patterns = [Pattern(text) for text in entry.get("patterns", ())]
     if id not in FACTS_ALONE:
@@ -115,7 +115,7 @@ def read_relation(id: str, folder: Path | None = None) -> Relation:
 
 
 def read_facts(id: str, folder: Path | None = None) -> list[Fact]:
-    """The facts of one relation's file."""
+    """Return the facts of one relation's file."""
     path = _file("facts", id, folder)
     facts = [Fact(id, s.strip(), o.strip()) for s, o in records(path, "sub_label", "obj_label")]
     if not all(fact.subject and fact.object for fact in facts):
@@ -136,7 +136,7 @@ def _rewording(entry: Mapping[str, Any]) -> Rewording:
 
 
 def _needed(wanted: Iterable[str]) -> list[str]:
-    """The relations asked for, and those that their symmetry and locality draw from."""
+    """Return the relations asked for, and those that their symmetry and locality draw from."""
     needed: dict[str, None] = {}
     for id in wanted:
         if id not in relation_ids():

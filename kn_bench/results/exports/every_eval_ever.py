@@ -83,7 +83,7 @@ def _write(
 
 
 def _identity(model: str) -> str:
-    """``developer/model``: the hub's id, or the package's name before a model of no developer."""
+    """Return ``developer/model``: the hub's id, or the package for a model of no developer."""
     parts = [slug(part) for part in model.strip("/").split("/")[-2:]]
     return (
         "/".join(parts)
@@ -93,7 +93,7 @@ def _identity(model: str) -> str:
 
 
 def _uuid4(text: str) -> str:
-    """A UUID of version 4 in form, made of ``text``: the same run gives the same files."""
+    """Return a UUID of version 4 in form, made of ``text``: the same run gives the same files."""
     digest = bytearray(uuid.uuid5(NAMESPACE, text).bytes)
     digest[6] = digest[6] & 0x0F | 0x40
     return str(uuid.UUID(bytes=bytes(digest)))
@@ -191,7 +191,7 @@ def result_id(name: tuple[str, ...], figure: str) -> str:
 
 
 def _samples(runs: Runs, run: str, model: str, identity: str) -> Iterator[dict[str, Any]]:
-    """A row a scored verdict; what was asked and said is that of the criterion's first probe."""
+    """Yield a row a scored verdict, with question and answer of the criterion's first probe."""
     verdicts = runs.verdicts
     ours = verdicts[(verdicts["run"] == run) & (verdicts["model"] == model)]
     scored = ours[ours["verdict_score"].notna()]

@@ -58,5 +58,5 @@ def _entries(line: Line, date: str) -> Iterator[str]:
 
 
 def _text(text: str) -> str:
-    """A quoted YAML scalar: every JSON string is one."""
+    """Return a quoted YAML scalar: every JSON string is one."""
     return json.dumps(terminal(text), ensure_ascii=True)

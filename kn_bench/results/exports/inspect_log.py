@@ -51,7 +51,7 @@ def write(runs: Runs, folder: Path) -> None:
 
 
 def _answers(runs: Runs) -> Mapping[tuple[Any, ...], str]:
-    """What the edited model answered to the edited prompt."""
+    """Return what the edited model answered to the edited prompt."""
     key = ["run", "model", "method", "case", "protocol", "sequence", "asked"]
     answers = {}
     for frame in measurements(runs):
@@ -64,7 +64,7 @@ def _answers(runs: Runs) -> Mapping[tuple[Any, ...], str]:
 
 
 def _id(*parts: object) -> str:
-    """22 letters and digits, as inspect's own ids have, the same for the same parts."""
+    """Return 22 letters and digits, as inspect's own ids have, the same for the same parts."""
     return f"{stable_hash(*map(str, parts)):016x}{stable_hash('more', *map(str, parts)):016x}"[:22]
 
 
