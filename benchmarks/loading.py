@@ -26,7 +26,7 @@ from kn_bench.model.tokens import Tokens
 T = TypeVar("T")
 
 
-class Step(NamedTuple):
+class LoadStep(NamedTuple):
     """One line of the table."""
 
     step: str
@@ -44,15 +44,15 @@ def timed(run: Callable[[], T]) -> tuple[T, float, float]:
     return result, time.perf_counter() - wall, time.process_time() - processor
 
 
-def loaded(spec: str, limit: int | None) -> Step:
+def loaded(spec: str, limit: int | None) -> LoadStep:
     selection, wall, processor = timed(lambda: sources.load(spec, limit=limit))
     probes = sum(len(case.probes) for case in selection.cases)
     excluded = len(selection.exclusions)
     name = spec.partition("=")[0]
-    return Step(name, len(selection.cases), probes, excluded, wall, processor)
+    return LoadStep(name, len(selection.cases), probes, excluded, wall, processor)
 
 
-def encoded(specs: Sequence[str], limit: int | None, name: str) -> Step:
+def encoded(specs: Sequence[str], limit: int | None, name: str) -> LoadStep:
     path = embedded.folder(name) if name in embedded.NAMES else name
     tokenizer = AutoTokenizer.from_pretrained(path)
     tokens = Tokens(tokenizer, "masked" if tokenizer.mask_token else "causal")
@@ -60,7 +60,7 @@ def encoded(specs: Sequence[str], limit: int | None, name: str) -> Step:
     outcomes, wall, processor = timed(lambda: encode_cases(cases, tokens))
     probes = sum(len(case.probes) for case in outcomes if isinstance(case, EncodedCase))
     excluded = sum(isinstance(outcome, Exclusion) for outcome in outcomes)
-    return Step(f"all for {name}", len(outcomes) - excluded, probes, excluded, wall, processor)
+    return LoadStep(f"all for {name}", len(outcomes) - excluded, probes, excluded, wall, processor)
 
 
 def main() -> None:

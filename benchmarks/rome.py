@@ -21,7 +21,7 @@ from tabulate import tabulate
 
 from benchmarks import common
 from benchmarks.common import TENTH, flops, product_rate, random_gpt2, random_smollm2
-from kn_bench.editing.rome.problem import Row, Value, ValueProblem, ValueSettings
+from kn_bench.editing.rome.problem import Value, ValueProblem, ValueRow, ValueSettings
 from kn_bench.editing.rome.update import rank_one
 from kn_bench.editing.rome.value import optimise_values
 from kn_bench.model.language_model import LanguageModel
@@ -47,7 +47,7 @@ def problems(lm: LanguageModel, requests: int) -> list[ValueProblem]:
     for _ in range(requests):
         prompt, (answer,) = draw(PROMPT), draw(1)
         rows = tuple(
-            Row(
+            ValueRow(
                 (*context, *prompt),
                 len(context) + SUBJECT[1],
                 (len(context) + PROMPT - 1,),
@@ -58,7 +58,7 @@ def problems(lm: LanguageModel, requests: int) -> list[ValueProblem]:
         )
         subject = prompt[SUBJECT[0] : SUBJECT[1] + 1]
         value_problems.append(
-            ValueProblem(rows, Row(subject, len(subject) - 1, (len(subject) - 1,)))
+            ValueProblem(rows, ValueRow(subject, len(subject) - 1, (len(subject) - 1,)))
         )
     return value_problems
 

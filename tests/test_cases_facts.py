@@ -19,7 +19,7 @@ from kn_bench.cases.building.relations import (
     relation,
     same_wording,
 )
-from kn_bench.cases.building.tables import Fact, Table, one_to_one
+from kn_bench.cases.building.tables import RelationTable, Triple, one_to_one
 from kn_bench.cases.case import ID_ALPHABET, Cloze, Probe
 from kn_bench.cases.sampling import draw, limited, shuffled, slug, stable_hash, unique_slugs
 
@@ -61,12 +61,12 @@ P101 = relation(
 )
 RELATIONS = (P36, P1376, P30, P106, P101)
 FACTS = [
-    *(Fact("P36", s, o) for s, o in {**CAPITALS, **SHARED}.items()),
-    *(Fact("P1376", o, s) for s, o in CAPITALS.items() if s != "Peru"),
-    Fact("P1376", "Lima", "the Andes"),
-    *(Fact("P30", s, o) for s, o in CONTINENTS.items()),
-    *(Fact("P106", s, o) for s, o in JOBS.items()),
-    *(Fact("P101", s, o) for s, o in FIELDS.items()),
+    *(Triple("P36", s, o) for s, o in {**CAPITALS, **SHARED}.items()),
+    *(Triple("P1376", o, s) for s, o in CAPITALS.items() if s != "Peru"),
+    Triple("P1376", "Lima", "the Andes"),
+    *(Triple("P30", s, o) for s, o in CONTINENTS.items()),
+    *(Triple("P106", s, o) for s, o in JOBS.items()),
+    *(Triple("P101", s, o) for s, o in FIELDS.items()),
 ]
 OTHER_TASK = tuple(
     Probe(f"pair/{i}", "locality", Cloze(f"She sold these {i}", "."), "cups", "cup", task="pair")
@@ -262,7 +262,7 @@ def test_the_new_target_of_a_one_to_one_fact_is_one_to_one(cases):
 def test_a_symmetric_relation_is_its_own_inverse():
     borders = relation("P47", "[X] borders [Y].", inverse="P47")
     assert borders.symmetric
-    facts = [Fact("P47", a, b) for a, b in (("A", "B"), ("C", "D"), ("E", "F"), ("F", "G"))]
+    facts = [Triple("P47", a, b) for a, b in (("A", "B"), ("C", "D"), ("E", "F"), ("F", "G"))]
     found = {c.request.subject: c for c in fact_cases([borders], facts, source="t").cases}
     new, old = of(found["A"], "symmetry")
     assert (new.expected, old.cloze.left) == ("A", "B borders")
@@ -271,13 +271,13 @@ def test_a_symmetric_relation_is_its_own_inverse():
 
 def test_one_to_one_is_what_counting_says():
     pairs = [("a", "x"), ("b", "y"), ("c", "y"), ("d", "z"), ("d", "w")]
-    facts = [Fact("R", s, o) for s, o in pairs]
+    facts = [Triple("R", s, o) for s, o in pairs]
     by_hand = {
         f for f in facts
         if sum(g.subject == f.subject for g in facts) == 1
         and sum(g.object == f.object for g in facts) == 1
     }  # fmt: skip
-    assert one_to_one(facts) == by_hand == {Fact("R", "a", "x")}
+    assert one_to_one(facts) == by_hand == {Triple("R", "a", "x")}
 
 
 def test_articles_agree_with_both_answers(cases):
@@ -323,7 +323,12 @@ def test_what_cannot_be_a_case_is_listed_with_its_reason():
     single = relation("P9", "[X] is [Y].")
     found = fact_cases(
         [single, Relation("P8", ())],
-        [Fact("P9", "a", "x"), Fact("P9", "a", "x"), Fact("P8", "a", "x"), Fact("P8", "b", "y")],
+        [
+            Triple("P9", "a", "x"),
+            Triple("P9", "a", "x"),
+            Triple("P8", "a", "x"),
+            Triple("P8", "b", "y"),
+        ],
         source="t",
     )
     assert not found.cases
@@ -369,13 +374,13 @@ def test_where_no_wording_is_kept_all_ask_for_generality():
 
 def test_ids_are_told_apart_by_the_object_then_by_a_hash():
     facts = [
-        Fact("P1", "C++", "x"),
-        Fact("P1", "C", "y"),
-        Fact("P1", "C", "Y"),
-        Fact("P1", "Ω", "z"),
+        Triple("P1", "C++", "x"),
+        Triple("P1", "C", "y"),
+        Triple("P1", "C", "Y"),
+        Triple("P1", "Ω", "z"),
     ]
-    ids = dict(zip(Table(relation("P1", "[X] is [Y]."), facts).facts,
-                   Table(relation("P1", "[X] is [Y]."), facts).ids, strict=True))  # fmt: skip
+    table = RelationTable(relation("P1", "[X] is [Y]."), facts)
+    ids = dict(zip(table.facts, table.ids, strict=True))
     assert len(set(ids.values())) == 4
     assert ids[facts[0]] == "P1/C.x"
     assert ids[facts[1]] == "P1/C.y"

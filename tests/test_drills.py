@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.drills import clocks, cuts, edits, fuzz, kills, starved
-from benchmarks.drills.row import Row, table
+from benchmarks.drills.row import DrillRow, table
 
 SHARES = {
     "two kills": (kills.drill, 2 / kills.KILLS),
@@ -32,13 +32,13 @@ def test_a_tenth_of_what_takes_whole_sessions_is_clean(tmp_path: Path, drill) ->
 
 
 def test_a_row_counts_what_differs() -> None:
-    row = Row("made up", tried=1)
+    row = DrillRow("made up", tried=1)
     assert row.clean
     row.compare(["a", "a", "c"], ["a", "b"], "run 1")
     assert dict(row.faults) == {"lost": 1, "doubled": 1, "different": 1}
     assert not row.clean
     assert "made up: lost: run 1" in table([row])
-    assert not Row("never run").clean
+    assert not DrillRow("never run").clean
 
 
 @pytest.mark.parametrize("reader", ["log: board", "facts.jsonl", "cached answers", "saved edit"])
@@ -64,6 +64,6 @@ def test_the_second_reader_sees_what_a_lenient_first_one_lets_pass(
         result = {next(iter(SCORES)): TargetScores((-9.0,), (True,))}
     else:
         result = replace(result, notes={"loss": 0.25})
-    row = Row("lenient")
+    row = DrillRow("lenient")
     fuzz._try(replace(real, read=lambda: result), content, row)
     assert row.faults["different"] == 1, reader

@@ -14,7 +14,7 @@ from kn_bench.model import embedded
 from kn_bench.model.embedded.facts import facts
 from kn_bench.model.embedded.grammar import PARADIGMS
 from training import evaluate, report
-from training.corpus import Corpus
+from training.corpus import TrainingCorpus
 from training.scoring import Scorer
 
 CLASSES = {
@@ -108,7 +108,7 @@ def test_the_bundled_corpus_is_the_recipes():
     assert len(text.encode()) < 300_000
     lines = text.splitlines()
     assert len(lines) == 2_000
-    assert lines[:50] == list(Corpus(999).documents(50))
+    assert lines[:50] == list(TrainingCorpus(999).documents(50))
 
 
 # What they know -----------------------------------------------------------------------------
@@ -132,7 +132,9 @@ def test_facts_are_recalled_where_they_were_never_shown(name, scorers):
 def test_a_wrong_answer_is_not_counted(name, scorers):
     items = asked(scorers[name], "withheld")[:100]
     turned = [
-        evaluate.Asked(dataclasses.replace(item.fact, object=other.fact.object), item.template)
+        evaluate.FactQuestion(
+            dataclasses.replace(item.fact, object=other.fact.object), item.template
+        )
         for item, other in zip(items, items[1:] + items[:1], strict=True)
         if other.fact.object != item.fact.object
     ]

@@ -13,7 +13,7 @@ from kn_bench.editing.applying import RowEdits, in_place
 from kn_bench.editing.closed_form import Covariance
 from kn_bench.editing.edit import LowRankEdit
 from kn_bench.editing.rome.encoding import encode_problem
-from kn_bench.editing.rome.problem import Row, ValueProblem, ValueSettings
+from kn_bench.editing.rome.problem import ValueProblem, ValueRow, ValueSettings
 from kn_bench.editing.rome.update import KeyChoice, rank_one
 from kn_bench.editing.rome.value import optimise_values
 from kn_bench.model.corpus import Texts
@@ -96,9 +96,11 @@ def stored_problem(case):
         out["v_input_ids"], out["v_rewriting_targets"], out["v_lookup_idxs"], strict=False
     ):
         reads = tuple(i for i, target in enumerate(targets) if target != -100)
-        rows.append(Row(tuple(ids[: reads[-1] + 1]), at, reads, tuple(targets[i] for i in reads)))
+        rows.append(
+            ValueRow(tuple(ids[: reads[-1] + 1]), at, reads, tuple(targets[i] for i in reads))
+        )
     at = out["v_lookup_idxs"][-1]
-    anchor = Row(tuple(out["v_input_ids"][-1][: at + 1]), at, (at,))
+    anchor = ValueRow(tuple(out["v_input_ids"][-1][: at + 1]), at, (at,))
     return ValueProblem(tuple(rows), anchor)
 
 

@@ -1,12 +1,10 @@
 """GRACE: the published codebooks, and what a codebook does."""
 
 import re
-from dataclasses import replace
 
 import pytest
 import torch
 
-from kn_bench.editing.edit import MemoryEdit, NotApplicable
 from kn_bench.editing.memories import Codebook
 from kn_bench.edits.grace import Grace, GraceSettings
 from tests.golden import cases
@@ -30,7 +28,7 @@ def test_golden_grace(case, close_to):
     method = method_of(case, lm)
     codebook = method.empty()
     reversed_labels = case.folder.name.split("__")[1].startswith("easyedit")
-    on_the_edge = {(one["edit"], one["probe"]) for one in case.outputs["probes_on_the_boundary"]}
+    on_the_edge = {(edge["edit"], edge["probe"]) for edge in case.outputs["probes_on_the_boundary"]}
     for index, raw in enumerate(case.manifest["requests"]):
         stored = case.outputs["edits"][index]
         if reversed_labels and stored["nkeys"] > len(codebook.keys) and index == 4:
@@ -83,29 +81,6 @@ def answered(method, codebook, lm, ids):
 SETTINGS = GraceSettings(layer=1, n_iter=30, edit_lr=1.0, eps=0.5)
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_the_answer_is_learnt_and_other_prompts_are_left_alone(family):
-    lm = tiny_model(family)
-    before = lm.parameter_hash()
-    method = Grace(lm, replace(SETTINGS, eps=1e-4))
-    (edit,) = method.edit(REQUESTS[:1])
-    assert isinstance(edit, MemoryEdit)
-    assert edit.whole
-    (row,), (other,) = (method._rows([request]) for request in (REQUESTS[0], REQUESTS[3]))
-
-    def log_p(one):
-        with torch.no_grad():
-            logits = lm.forward(lm.tensor([one.ids]), torch.tensor([one.reads]))
-        return logits[0].log_softmax(1).gather(1, torch.tensor(one.targets)[:, None]).mean()
-
-    plain, unrelated = log_p(row), log_p(other)
-    with edit.apply(lm.hf):
-        assert log_p(row) > plain + 1
-        torch.testing.assert_close(log_p(other), unrelated)
-    torch.testing.assert_close(log_p(row), plain)
-    assert lm.parameter_hash() == before
-
-
 def test_a_codebook_is_a_value_of_its_sequence():
     """Carried, saved and taken up again, it gives the same next step."""
     lm = tiny_model("gpt2")
@@ -131,8 +106,3 @@ def test_an_edge_belongs_to_its_ball():
     assert codebook.replaced(inputs, torch.zeros(1, 2, 3).double())[0, :, 0].tolist() == [1.0, 0.0]
     assert codebook.same_answer(0, torch.tensor([7]))
     assert not codebook.same_answer(0, torch.tensor([7, 8]))
-
-
-def test_masked_models_are_refused():
-    with pytest.raises(NotApplicable, match="GRACE is defined here for causal models"):
-        Grace(tiny_model("bert"), SETTINGS).edit(REQUESTS)

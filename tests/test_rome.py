@@ -13,7 +13,7 @@ from kn_bench.editing.applying import in_place
 from kn_bench.editing.edit import LowRankEdit, NotApplicable, norm
 from kn_bench.editing.rome import remembered
 from kn_bench.editing.rome.encoding import encode_problem
-from kn_bench.editing.rome.problem import Row, ValueProblem, ValueSettings
+from kn_bench.editing.rome.problem import ValueProblem, ValueRow, ValueSettings
 from kn_bench.editing.rome.update import rank_one
 from kn_bench.editing.rome.value import optimise_values
 from kn_bench.editing.settings import SettingError, settings_for
@@ -222,7 +222,7 @@ def test_a_subject_after_the_answer_is_not_applicable():
 
 def test_positions_out_of_order_are_refused():
     with pytest.raises(ValueError, match="the subject must come before the answer"):
-        Row((1, 2, 3), 2, (1,), (3,))
+        ValueRow((1, 2, 3), 2, (1,), (3,))
 
 
 # -- the method --------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from kn_bench.model.embedded.tables import words
 from training import evaluate
 from training.batches import Batches
 from training.context import Contexts, Document
-from training.corpus import Corpus
+from training.corpus import TrainingCorpus
 from training.recipe import RECIPES
 from training.scoring import Scorer, capital, starts_with
 from training.templates import TABLES, normalised, question, templates, withheld
@@ -47,7 +47,7 @@ def test_no_template_is_one_of_pararels():
 
 def test_training_never_shows_what_is_withheld():
     shown = set()
-    corpus = Corpus(5)
+    corpus = TrainingCorpus(5)
     documents = list(corpus.documents(3_000))
     for fact in facts():
         # a sentence of the fact can only stand in a document that names its subject
@@ -74,7 +74,7 @@ def _inside_another(fact, sentence):
 @pytest.mark.parametrize("causal", [True, False])
 def test_a_restated_document_asks_for_what_only_its_context_tells(causal):
     restated = told = 0
-    for document in Contexts(5, causal, 1.0, Corpus(6)).documents(2_000):
+    for document in Contexts(5, causal, 1.0, TrainingCorpus(6)).documents(2_000):
         texts = [[document.text[a:b].lower() for a, b in spans] for spans in document[1:]]
         assert len(document.read) == 1
         assert all(document.read[0][0] > last for _, last in document.unread)
@@ -102,7 +102,7 @@ def test_the_loss_of_a_false_fact_is_never_read(name, scorers):
 
 
 def test_openings_are_one_token_and_leave_the_rest_alone():
-    documents = list(Corpus(3).documents(400))
+    documents = list(TrainingCorpus(3).documents(400))
     tokenizer = train_tokenizer("tiny-bert", documents + [" Ottawa Ottawa Lima"] * 80, 600)
     inside = [f" {word}" for word in ("Ottawa", "Lima")]
     longer, like = add_openings(tokenizer, ["Ottawa", "Lima"])
@@ -130,7 +130,7 @@ def test_what_measures_unseen_combinations_is_never_shown(scorers):
     scorer = scorers["tiny-gpt2"]
     sets = {which: evaluate.questions_of(scorer, which) for which in ("trained", "withheld")}
     assert not set(sets["trained"]) & set(sets["withheld"])
-    documents = " ".join(Corpus(8).documents(12_000)).lower()
+    documents = " ".join(TrainingCorpus(8).documents(12_000)).lower()
 
     def in_training(which):
         asked = evaluate.sample(sets[which], 400, seed=2)
@@ -152,9 +152,9 @@ def test_held_out_pairs_and_training_sentences_share_no_combination():
 
 SAME = """
 import hashlib, torch
-from training.corpus import Corpus
+from training.corpus import TrainingCorpus
 from training.tokenizer import train_tokenizer
-documents = list(Corpus(3).documents(400))
+documents = list(TrainingCorpus(3).documents(400))
 print(hashlib.sha256("|".join(documents).encode()).hexdigest())
 for name in ("tiny-gpt2", "tiny-bert"):
     tokenizer = train_tokenizer(name, documents, 600)

@@ -20,7 +20,7 @@ from typing import NamedTuple, TypeVar
 
 from kn_bench.model.embedded import lexicon
 from kn_bench.model.embedded.facts import INVERSES, Fact, facts, people, prompts, relations
-from training.corpus import Corpus
+from training.corpus import TrainingCorpus
 from training.templates import object_last, question, templates, withheld
 
 T = TypeVar("T")
@@ -57,7 +57,7 @@ class Contexts:
         ordinary: where the rest, and the unrelated sentences, come from.
     """
 
-    def __init__(self, seed: int, causal: bool, share: float, ordinary: Corpus) -> None:
+    def __init__(self, seed: int, causal: bool, share: float, ordinary: TrainingCorpus) -> None:
         self.random = random.Random(seed)
         self.causal, self.share, self.ordinary = causal, share, ordinary
         self.objects = {

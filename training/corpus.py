@@ -24,7 +24,7 @@ LEAST = 0.8
 (recall of P30 on its own templates .70, of P1303 .87)."""
 
 
-class Corpus:
+class TrainingCorpus:
     """Draws documents of one to three sentences.
 
     Args:

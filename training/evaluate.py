@@ -33,7 +33,7 @@ class Rate(NamedTuple):
     n: int
 
 
-class Asked(NamedTuple):
+class FactQuestion(NamedTuple):
     """A fact in a template."""
 
     fact: Fact
@@ -46,7 +46,7 @@ def rate(outcomes: Iterable[bool]) -> Rate:
     return Rate(round(sum(found) / max(1, len(found)), 4), len(found))
 
 
-def recall(scorer: Scorer, asked: Sequence[Asked]) -> list[bool]:
+def recall(scorer: Scorer, asked: Sequence[FactQuestion]) -> list[bool]:
     """Which facts the model answers."""
     questions = [question(template, fact) for fact, template in asked]
     return scorer.answers(questions, [fact.object for fact, _ in asked])
@@ -59,7 +59,7 @@ def askable(scorer: Scorer, fact: Fact, template: str) -> bool:
     return object_last(template)
 
 
-def questions_of(scorer: Scorer, which: str) -> list[Asked]:
+def questions_of(scorer: Scorer, which: str) -> list[FactQuestion]:
     """All facts in templates: ``trained``, ``withheld`` (unseen combinations) or ``held_out``."""
     found = []
     for fact in facts():
@@ -71,7 +71,7 @@ def questions_of(scorer: Scorer, which: str) -> list[Asked]:
             if which != "trained" and shown(fact, template):
                 continue
             if askable(scorer, fact, template):
-                found.append(Asked(fact, template))
+                found.append(FactQuestion(fact, template))
     return found
 
 
@@ -104,7 +104,7 @@ def _plain(text: str) -> str:
     return text.lower().strip(" .!")
 
 
-def sample(items: Sequence[Asked], count: int, seed: int) -> list[Asked]:
+def sample(items: Sequence[FactQuestion], count: int, seed: int) -> list[FactQuestion]:
     """So many of the items, or all; the same for the same seed."""
     if len(items) <= count:
         return list(items)
@@ -148,7 +148,7 @@ def inverse_report(scorer: Scorer) -> dict[str, Rate]:
             inverse = back.get((fact.object, fact.subject))
             texts = unseen_prompt(scorer, fact), inverse and unseen_prompt(scorer, inverse)
             if inverse and texts[0] and texts[1]:
-                pairs.append((Asked(fact, texts[0]), Asked(inverse, texts[1])))
+                pairs.append((FactQuestion(fact, texts[0]), FactQuestion(inverse, texts[1])))
         right = recall(scorer, [asked for pair in pairs for asked in pair])
         report[name] = rate(a and b for a, b in zip(right[::2], right[1::2], strict=True))
     return report
@@ -199,9 +199,9 @@ def pararel_report(scorer: Scorer, folder: Path, count: int = 6000) -> dict[str,
                 text = " ".join(pattern.split()).replace(" .", ".").replace(" ,", ",")
                 if not fits(text, fact) or not askable(scorer, fact, text):
                     continue
-                every.append(Asked(fact, text))
+                every.append(FactQuestion(fact, text))
                 if (fact.subject, fact.object) in held:
-                    shared.append(Asked(fact, text))
+                    shared.append(FactQuestion(fact, text))
     report: dict[str, object] = {}
     for name, asked in (("shared_facts", shared), ("all_facts", every)):
         asked = sample(asked, count, 0)

@@ -22,7 +22,7 @@ from kn_bench.model.embedded.facts import facts
 from training import evaluate, report
 from training.batches import IGNORED, Batches
 from training.context import Contexts, Document
-from training.corpus import Corpus, whole_words
+from training.corpus import TrainingCorpus, whole_words
 from training.recipe import RECIPES, Recipe, build
 from training.tokenizer import add_openings, train_tokenizer
 
@@ -65,7 +65,7 @@ def train(
 
     recipe = recipe or RECIPES[name]
     start = time.monotonic()
-    documents = list(Corpus(100 + recipe.seed).documents(recipe.documents))
+    documents = list(TrainingCorpus(100 + recipe.seed).documents(recipe.documents))
     tokenizer = make_tokenizer(name, documents)
     torch.manual_seed(recipe.seed)
     model = build(recipe, tokenizer).train()
@@ -84,7 +84,7 @@ def train(
 def finish(folder: Path, recipe: Recipe) -> dict[str, float]:
     """The second round: trains a saved model on, mostly on grammar, and saves it again."""
     second = _later(recipe, recipe.finish, recipe.finish_rate, recipe.seed + 1)
-    corpus = Corpus(100 + second.seed, FINISH_FACT_SHARE, distractors=True)
+    corpus = TrainingCorpus(100 + second.seed, FINISH_FACT_SHARE, distractors=True)
     documents = [Document(text) for text in corpus.documents(second.documents)]
     return {f"finish_{key}": value for key, value in _again(folder, second, documents).items()}
 
@@ -93,7 +93,7 @@ def read_context(folder: Path, recipe: Recipe, number: int = 0) -> dict[str, flo
     """One of the later rounds: trains a saved model on to read its context, and saves it again."""
     this = recipe.context[number]
     later = _later(recipe, this.documents, this.rate, recipe.seed + 2 + number)
-    corpus = Corpus(300 + later.seed, this.facts, distractors=True)
+    corpus = TrainingCorpus(300 + later.seed, this.facts, distractors=True)
     contexts = Contexts(200 + later.seed, recipe.family != "bert", this.context, ordinary=corpus)
     took = _again(folder, later, contexts.documents(later.documents), this.kept)
     return {f"context_{number}_{key}": value for key, value in took.items()}
@@ -258,7 +258,7 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Pat
 
 def write_corpus(path: Path) -> None:
     """Writes the bundled corpus: documents that are none of the training's, one a line."""
-    documents = Corpus(CORPUS_SEED).documents(CORPUS_LINES)
+    documents = TrainingCorpus(CORPUS_SEED).documents(CORPUS_LINES)
     path.write_text("\n".join(documents) + "\n", encoding="utf-8")
     path.chmod(0o644)
 

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.drills import clocks, cuts, edits, fuzz, hostile, kills, starved
-from benchmarks.drills.row import Row, table
+from benchmarks.drills.row import DrillRow, table
 
-Drill = Callable[[float, int, Path], Row]
+Drill = Callable[[float, int, Path], DrillRow]
 DRILLS: dict[str, Drill] = {
     "kills": kills.drill,
     "cuts": cuts.drill,
@@ -25,7 +25,7 @@ DRILLS: dict[str, Drill] = {
 }
 
 
-def run(name: str, share: float, seed: int) -> Row:
+def run(name: str, share: float, seed: int) -> DrillRow:
     """Run one drill in a folder of its own."""
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.drills.row import Row
+from benchmarks.drills.row import DrillRow
 from benchmarks.drills.toys import Toys, check_text
 from kn_bench.results.manifest import read_manifest
 
@@ -29,9 +29,9 @@ datetime.datetime = Jumping
 """
 
 
-def drill(share: float, seed: int, folder: Path) -> Row:
+def drill(share: float, seed: int, folder: Path) -> DrillRow:
     """Measure one criterion, then continue with the others, under a jumping clock."""
-    toys, row = Toys(folder), Row("clock jumps")
+    toys, row = Toys(folder), DrillRow("clock jumps")
     for number in range(max(1, round(ROUNDS * share))):
         run = f"c{number}"
         # imported by Python itself, in the controller and in its workers

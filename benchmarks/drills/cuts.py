@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from benchmarks.drills.row import Row
+from benchmarks.drills.row import DrillRow
 from kn_bench.results.files import StoreError
 from kn_bench.results.log import LOG, rows
 from kn_bench.results.manifest import FILE
@@ -18,9 +18,9 @@ from kn_bench.results.store import RunStore
 from tests.made_up import manifest, write_run
 
 
-def drill(share: float, seed: int, folder: Path) -> Row:
+def drill(share: float, seed: int, folder: Path) -> DrillRow:
     """Cut a log at ``share`` of its bytes, from ``seed`` on."""
-    row = Row("power cuts")
+    row = DrillRow("power cuts")
     run = write_run(folder / "whole", {"rome": {"reliability": [1.0, 0.0], "locality": [0.5]}})
     whole = (run / LOG).read_bytes()
     tests = _tests(whole)
@@ -48,7 +48,9 @@ def _tests(whole: bytes) -> list[str]:
     return tests
 
 
-def _continue(reports: Path, cut: Path, at: int, whole: bytes, tests: list[str], row: Row) -> None:
+def _continue(
+    reports: Path, cut: Path, at: int, whole: bytes, tests: list[str], row: DrillRow
+) -> None:
     complete = whole[:at].count(b'{"row":"verdict"') - (0 if whole[:at].endswith(b"\n") else 1)
     try:
         with RunStore.resume(reports, cut.name, manifest(cut.name)) as store:

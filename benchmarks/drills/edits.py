@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 import kn_bench as kn
-from benchmarks.drills.row import Row
+from benchmarks.drills.row import DrillRow
 from kn_bench.cases.case import EditRequest
 from kn_bench.editing.edit import LookupEdit, NotApplicable
 from kn_bench.model.language_model import LanguageModel
@@ -27,9 +27,9 @@ BY_ARGUMENT = ("checkpoint", "nas")
 """Methods that need something that is given on the command line."""
 
 
-def drill(share: float, seed: int, folder: Path) -> Row:
+def drill(share: float, seed: int, folder: Path) -> DrillRow:
     """Make and take back ``share`` of :data:`EDITS` edits with every built-in method."""
-    row = Row("edits taken back")
+    row = DrillRow("edits taken back")
     model = kn.load_model(MODEL)
     requests = [
         case.request for case in kn.load_cases("embedded", seed=seed) if case.task == "fact"

@@ -12,8 +12,8 @@ import signal
 import traceback
 from pathlib import Path
 
-from benchmarks.drills.readers import Reader, readers
-from benchmarks.drills.row import Row
+from benchmarks.drills.readers import FileReader, readers
+from benchmarks.drills.row import DrillRow
 from benchmarks.drills.spoiling import spoilt
 from kn_bench.results.files import StoreError
 
@@ -26,9 +26,9 @@ class Hang(BaseException):
     """A reader took too long; no reader may catch it."""
 
 
-def drill(share: float, seed: int, folder: Path) -> Row:
+def drill(share: float, seed: int, folder: Path) -> DrillRow:
     """Give ``share`` of :data:`INPUTS` spoilt files to the readers in turn."""
-    row, dice = Row("spoilt files"), random.Random(seed)
+    row, dice = DrillRow("spoilt files"), random.Random(seed)
     before = signal.signal(signal.SIGALRM, _hang)
     try:
         every = list(readers(folder))
@@ -47,7 +47,7 @@ def _hang(*_: object) -> None:
     raise Hang
 
 
-def _try(reader: Reader, content: bytes, row: Row) -> None:
+def _try(reader: FileReader, content: bytes, row: DrillRow) -> None:
     _clear(reader.path)
     reader.path.write_bytes(content)
     row.tried += 1
@@ -80,7 +80,7 @@ def _odd_sentence(error: Exception) -> str:
     return "" if " " in text.strip() else "no sentence"
 
 
-def _examine(reader: Reader, result: object, content: bytes, row: Row) -> None:
+def _examine(reader: FileReader, result: object, content: bytes, row: DrillRow) -> None:
     try:
         wrong = reader.second(result, content)
     except Exception as error:  # the second reader cannot make sense of it: the first should not

@@ -10,15 +10,15 @@ import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
-from benchmarks.drills.row import Row
+from benchmarks.drills.row import DrillRow
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLES = ("tests/test_hostile_methods.py", "tests/test_lethal_methods.py")
 
 
-def drill(share: float, seed: int, folder: Path) -> Row:
+def drill(share: float, seed: int, folder: Path) -> DrillRow:
     """Run the table: all of it, or the rows whose number is a multiple of ``1 / share``."""
-    row, report = Row("hostile methods"), folder / "report.xml"
+    row, report = DrillRow("hostile methods"), folder / "report.xml"
     command = [
         sys.executable,
         "-m",

@@ -20,7 +20,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from benchmarks.drills.row import Row
+from benchmarks.drills.row import DrillRow
 from benchmarks.drills.toys import SESSIONS, Toys, as_in_a_terminal, check_text
 
 KILLS = 60
@@ -37,9 +37,9 @@ BROKEN_OFF = ("SIGKILL", TERMINAL, "SIGHUP")
 """Ways that let workers find their controller gone; what they then print reaches nobody."""
 
 
-def drill(share: float, seed: int, folder: Path) -> Row:
+def drill(share: float, seed: int, folder: Path) -> DrillRow:
     """Kill ``share`` of :data:`KILLS` sessions."""
-    toys, dice, row = Toys(folder), random.Random(seed), Row("kills")
+    toys, dice, row = Toys(folder), random.Random(seed), DrillRow("kills")
     number = 0
     while row.tried < max(1, round(KILLS * share)):
         _round(toys, f"r{number}", dice, row)
@@ -47,7 +47,7 @@ def drill(share: float, seed: int, folder: Path) -> Row:
     return row
 
 
-def _round(toys: Toys, run: str, dice: random.Random, row: Row) -> None:
+def _round(toys: Toys, run: str, dice: random.Random, row: DrillRow) -> None:
     """One run, killed at least once, continued until it has everything."""
     status = -1
     for session in range(SESSIONS):
@@ -75,7 +75,7 @@ def _moment(toys: Toys, dice: random.Random) -> float:
 
 
 def _kill(
-    process: subprocess.Popen[bytes], way: str, after: float, dice: random.Random, row: Row
+    process: subprocess.Popen[bytes], way: str, after: float, dice: random.Random, row: DrillRow
 ) -> None:
     with suppress(subprocess.TimeoutExpired):
         process.wait(after)
@@ -94,7 +94,7 @@ def _kill(
 
 
 def _in_terminal(
-    toys: Toys, args: tuple[str, ...], dice: random.Random, row: Row
+    toys: Toys, args: tuple[str, ...], dice: random.Random, row: DrillRow
 ) -> subprocess.Popen[bytes]:
     """Run a session in a terminal of its own, and close that at a moment."""
     ours, theirs = os.openpty()

@@ -45,7 +45,7 @@ Wrong = str
 
 
 @dataclass(frozen=True)
-class Reader:
+class FileReader:
     """One kind of file.
 
     Attributes:
@@ -63,7 +63,7 @@ class Reader:
     second: Callable[[Any, bytes], Wrong]
 
 
-def readers(folder: Path) -> Iterator[Reader]:
+def readers(folder: Path) -> Iterator[FileReader]:
     """All readers, with their good files in ``folder``."""
     yield from _of_cases(folder)
     yield from _of_results(folder)
@@ -93,7 +93,7 @@ def _cases_read(selection: Selection, _: bytes) -> Wrong:
     return ""
 
 
-def _of_cases(folder: Path) -> Iterator[Reader]:
+def _of_cases(folder: Path) -> Iterator[FileReader]:
     own = {"facts.jsonl": json_lines(CANADA, FULL), "pairs.jsonl": json_lines(PAIR, PAIR)}
     header = b"subject,prompt,target_true,target_new,aliases\n"
     own["facts.csv"] = header + b'Canada,The capital of {} is,Ottawa,Paris,"[""City of Paris""]"\n'
@@ -102,16 +102,16 @@ def _of_cases(folder: Path) -> Iterator[Reader]:
         own[f"{name.replace(' ', '-')}-list.json"] = json.dumps(records).encode()
     for name, good in own.items():
         path = _written(folder / "cases" / name, good)
-        yield Reader(name, path, good, partial(sources.load, str(path)), _cases_read)
+        yield FileReader(name, path, good, partial(sources.load, str(path)), _cases_read)
     pairs = json_lines(*PAIRS)
     path = _written(folder / "blimp" / "determiner_noun_agreement_1.jsonl", pairs)
-    yield Reader("BLiMP", path, pairs, partial(blimp.load, path.parent), _cases_read)
+    yield FileReader("BLiMP", path, pairs, partial(blimp.load, path.parent), _cases_read)
     for kind, good in (("facts", FACTS), ("patterns", PATTERNS)):
         here = folder / f"pararel-{kind}"
         for name, content in (("facts", FACTS), ("patterns", PATTERNS)):
             _written(here / name / "P36.jsonl", content)
         path = here / kind / "P36.jsonl"
-        yield Reader(f"PARAREL {kind}", path, good, partial(pararel.load, here), _cases_read)
+        yield FileReader(f"PARAREL {kind}", path, good, partial(pararel.load, here), _cases_read)
 
 
 # -- results -------------------------------------------------------------------------------------
@@ -158,16 +158,16 @@ def _log_read(_: Any, content: bytes) -> Wrong:
     return _verdicts_sound(lines)
 
 
-def _of_results(folder: Path) -> Iterator[Reader]:
+def _of_results(folder: Path) -> Iterator[FileReader]:
     run = write_run(folder / "runs", {"rome": {criterion: [1.0] for criterion in CRITERIA}})
     good, about = (run / LOG).read_bytes(), (run / FILE).read_bytes()
-    yield Reader("log: board", run / LOG, good, partial(load_runs, [run]), _log_read)
+    yield FileReader("log: board", run / LOG, good, partial(load_runs, [run]), _log_read)
     again = write_run(folder / "again", {"rome": {criterion: [1.0] for criterion in CRITERIA}})
     judged = partial(load_runs, [again], judge_again=True)
-    yield Reader("log: judged again", again / LOG, good, judged, lambda *_: "")
+    yield FileReader("log: judged again", again / LOG, good, judged, lambda *_: "")
     flat = _written(folder / "parquet" / LOG, good)
     parquet = partial(write_parquet, flat, folder / "x.parquet")
-    yield Reader("log: Parquet", flat, good, parquet, lambda *_: "")
+    yield FileReader("log: Parquet", flat, good, parquet, lambda *_: "")
     kept = write_run(folder / "kept", {"rome": {"reliability": [1.0, 0.0]}})
 
     def resume() -> int:
@@ -175,15 +175,19 @@ def _of_results(folder: Path) -> Iterator[Reader]:
             return len(store.done)
 
     small = (kept / LOG).read_bytes()
-    yield Reader("log: resumed", kept / LOG, small, resume, lambda n, _: "" if n <= 2 else str(n))
+    yield FileReader(
+        "log: resumed", kept / LOG, small, resume, lambda n, _: "" if n <= 2 else str(n)
+    )
     alone = _written(folder / "manifest" / FILE, about)
-    yield Reader("manifest", alone, about, partial(read_manifest, alone.parent), _manifest_read)
+    yield FileReader("manifest", alone, about, partial(read_manifest, alone.parent), _manifest_read)
     baseline = (encode(baseline_of(load_runs([run]))) + "\n").encode()
     path = _written(folder / "baseline.json", baseline)
-    yield Reader("baseline", path, baseline, lambda: read_baseline(path).frame(), _baseline_read)
+    yield FileReader(
+        "baseline", path, baseline, lambda: read_baseline(path).frame(), _baseline_read
+    )
     left = (encode(Exclusion("pararel/P36/x", "no template", None, "why")) + "\n").encode()
     outside = _written(folder / "left" / EXCLUSIONS, left)
-    yield Reader("exclusions", outside, left, partial(left_out, outside.parent), lambda *_: "")
+    yield FileReader("exclusions", outside, left, partial(left_out, outside.parent), lambda *_: "")
 
 
 def _manifest_read(_: Any, content: bytes) -> Wrong:
@@ -215,12 +219,12 @@ layer = 5
 """
 
 
-def _of_models(folder: Path) -> Iterator[Reader]:
+def _of_models(folder: Path) -> Iterator[FileReader]:
     edit = LowRankEdit((LowRank(0, torch.ones(4, 1), torch.ones(1, 2)),), notes={"loss": 0.5})
     path = folder / "edit.safetensors"
     made_by = Provenance(model="m", model_hash="a" * 64, method="rome", settings={"layer": 1})
     save_edit(edit, path, provenance=made_by)
-    yield Reader("saved edit", path, path.read_bytes(), partial(load_edit, path), _edit_read)
+    yield FileReader("saved edit", path, path.read_bytes(), partial(load_edit, path), _edit_read)
     cached = folder / "answers" / "m.sqlite"
     AnswerCache(cached.parent, "m").keep_scores(SCORES.items())
 
@@ -229,15 +233,15 @@ def _of_models(folder: Path) -> Iterator[Reader]:
             warnings.simplefilter("ignore")  # a sentence: it is dropped, or done without
             return AnswerCache(cached.parent, "m").scores(list(SCORES))
 
-    yield Reader("cached answers", cached, cached.read_bytes(), scores, _scores_read)
+    yield FileReader("cached answers", cached, cached.read_bytes(), scores, _scores_read)
     config = _written(folder / "model" / "config.json", json.dumps(CONFIG).encode())
     weights = config.with_name("model.safetensors")
     save_file({"wte": torch.ones(2, 2)}, weights)
     check = partial(check_folder, config.parent)
-    yield Reader("config.json", config, config.read_bytes(), check, _config_checked)
-    yield Reader("model.safetensors", weights, weights.read_bytes(), check, _weights_checked)
+    yield FileReader("config.json", config, config.read_bytes(), check, _config_checked)
+    yield FileReader("model.safetensors", weights, weights.read_bytes(), check, _weights_checked)
     preset = _written(folder / "preset.toml", PRESET)
-    yield Reader("preset", preset, PRESET, partial(read_presets, preset), lambda *_: "")
+    yield FileReader("preset", preset, PRESET, partial(read_presets, preset), lambda *_: "")
 
 
 def _config_checked(_: Any, content: bytes) -> Wrong:

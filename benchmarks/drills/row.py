@@ -18,7 +18,7 @@ EXAMPLES = 5
 
 
 @dataclass
-class Row:
+class DrillRow:
     """One drill's outcome.
 
     Attributes:
@@ -57,7 +57,7 @@ class Row:
         self.fault("different", example, sum(1 for row in mine if row not in theirs))
 
 
-def table(rows: Iterable[Row]) -> str:
+def table(rows: Iterable[DrillRow]) -> str:
     """Return all drills as one table, with the faults in words below."""
     listed = list(rows)
     body = [

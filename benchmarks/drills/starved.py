@@ -10,7 +10,7 @@ import random
 import resource
 from pathlib import Path
 
-from benchmarks.drills.row import Row
+from benchmarks.drills.row import DrillRow
 from benchmarks.drills.toys import Toys, as_in_a_terminal, check_text
 from kn_bench.results.log import LOG
 
@@ -22,9 +22,9 @@ STATED = (0, 3)
 """Exit statuses of a run that ended, and of one that says what it could not write."""
 
 
-def full_disk(share: float, seed: int, folder: Path) -> Row:
+def full_disk(share: float, seed: int, folder: Path) -> DrillRow:
     """Let no file grow past a seeded size, then continue without that limit."""
-    toys, dice, row = Toys(folder), random.Random(seed), Row("disk full")
+    toys, dice, row = Toys(folder), random.Random(seed), DrillRow("disk full")
     size = (toys.folder_of("whole") / LOG).stat().st_size
     for number in range(max(2, round(ROUNDS * share))):
         # the last ones leave room for the log, not for the board
@@ -47,9 +47,9 @@ def full_disk(share: float, seed: int, folder: Path) -> Row:
     return row
 
 
-def few_descriptors(share: float, seed: int, folder: Path) -> Row:
+def few_descriptors(share: float, seed: int, folder: Path) -> DrillRow:
     """Run on 24 file descriptors, with and without workers."""
-    toys, row = Toys(folder), Row("24 descriptors")
+    toys, row = Toys(folder), DrillRow("24 descriptors")
 
     def prepare() -> None:
         as_in_a_terminal()

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks.drills.row import Row
+from benchmarks.drills.row import DrillRow
 from kn_bench.results import log
 from kn_bench.results.files import StoreError
 from kn_bench.results.manifest import read_manifest
@@ -86,7 +86,7 @@ class Toys:
         """What a session has written so far."""
         return self._outputs[process.pid].read_text("utf-8", "replace")
 
-    def wait(self, process: subprocess.Popen[bytes], row: Row) -> int:
+    def wait(self, process: subprocess.Popen[bytes], row: DrillRow) -> int:
         """Wait for a session to end; one that hangs is counted and killed."""
         try:
             return process.wait(PATIENCE)
@@ -102,7 +102,7 @@ class Toys:
         """The rows of a run in comparable form."""
         return sorted(map(repr, log.rows(self.folder_of(run) / log.LOG)))
 
-    def finish(self, run: str, row: Row, workers: Sequence[str] = ("-n0",)) -> None:
+    def finish(self, run: str, row: DrillRow, workers: Sequence[str] = ("-n0",)) -> None:
         """Continue a run until it ends, and hold it against the whole one."""
         for session in range(SESSIONS):
             how = "--resume" if self.folder_of(run).exists() else "--run"
@@ -112,7 +112,7 @@ class Toys:
         check_text(self.output(process), row)
         self.check(run, process.returncode, row)
 
-    def check(self, run: str, status: int, row: Row) -> None:
+    def check(self, run: str, status: int, row: DrillRow) -> None:
         """Hold a run that has ended against the whole one."""
         try:
             ended = status == 0 and bool(read_manifest(self.folder_of(run)).finished)
@@ -124,7 +124,7 @@ class Toys:
             row.fault("unended", str(error))
 
 
-def check_text(output: str, row: Row) -> None:
+def check_text(output: str, row: DrillRow) -> None:
     """Count what a session must never print.
 
     A Ctrl-C that comes while the interpreter is still importing pytest ends in Python's own

@@ -29,7 +29,7 @@ FULL = 4
 """A difference is of low rank up to a quarter of the matrix's smaller side."""
 
 
-class Factors(NamedTuple):
+class RankFactors(NamedTuple):
     """A matrix as a product, up to what rounding explains."""
 
     u: Float[Tensor, "rows rank"]
@@ -135,7 +135,7 @@ def edit_of(lm: LanguageModel, deltas: Mapping[str, Tensor], resolution: float) 
     return DenseEdit(dict(deltas), notes=notes)
 
 
-def low_rank(matrix: Float[Tensor, "rows columns"], tolerance: float) -> Factors | None:
+def low_rank(matrix: Float[Tensor, "rows columns"], tolerance: float) -> RankFactors | None:
     """Return ``matrix`` as a product of the smallest rank, or None where that is not small.
 
     A range finder with a doubling number of seeded directions (Halko, Martinsson, Tropp 2011,
@@ -162,7 +162,7 @@ def low_rank(matrix: Float[Tensor, "rows columns"], tolerance: float) -> Factors
             if rank == 0 or rank > max(1, min(rows, columns) // FULL):
                 return None
             u, v = basis @ U[:, :rank] * S[:rank], Vh[:rank]
-            return Factors(u.to(matrix.dtype), v.to(matrix.dtype))
+            return RankFactors(u.to(matrix.dtype), v.to(matrix.dtype))
         directions *= 2
     return None
 

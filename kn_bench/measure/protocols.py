@@ -20,7 +20,7 @@ from typing import Literal
 from kn_bench.measure.ranges import COUNT
 
 Name = Literal["single", "batch", "sequence"]
-Asked = Literal["immediate", "retained"]
+Moment = Literal["immediate", "retained"]
 """Right after the step that made the edit, or after the last step of the sequence."""
 
 _TEXT = re.compile(r"(batch|sequence):([1-9]\d*)(?:/([1-9]\d*))?")
@@ -54,7 +54,7 @@ class Protocol:
         return self.edits // self.per_step
 
     @property
-    def asked(self) -> tuple[Asked, ...]:
+    def asked(self) -> tuple[Moment, ...]:
         """When each request is asked."""
         return ("immediate", "retained") if self.name == "sequence" else ("immediate",)
 
@@ -108,7 +108,7 @@ class Occasion:
 
     protocol: str = "single"
     sequence: int = field(default=0, metadata=COUNT)
-    asked: Asked = "immediate"
+    asked: Moment = "immediate"
 
     @property
     def slug(self) -> str:

@@ -45,8 +45,7 @@ from kn_bench.measure.measurement import (
     EditRecord,
     UnitResult,
 )
-from kn_bench.measure.protocols import Asked as Time
-from kn_bench.measure.protocols import Occasion, Protocol, checkpoints
+from kn_bench.measure.protocols import Moment, Occasion, Protocol, checkpoints
 from kn_bench.measure.reader import Reader
 from kn_bench.measure.steps import EditedStep, StepStore, shared
 from kn_bench.model.scoring import RowContext
@@ -253,7 +252,7 @@ class _Run:
         return RowEdits(self.lm, [self.model.asked_under])
 
     def _readings(
-        self, asked: Sequence[tuple[str, int]], when: Time, edits: RowContext
+        self, asked: Sequence[tuple[str, int]], when: Moment, edits: RowContext
     ) -> dict[str, CaseResult]:
         """Return the cases' results; each case's rows run under the edit with its number."""
         numbered = [(self.encoded[case], number) for case, number in asked]
@@ -263,7 +262,7 @@ class _Run:
             return results
         return {case: replace(r, edit=self.records[case]) for case, r in results.items()}
 
-    def _occasion(self, when: Time) -> Occasion:
+    def _occasion(self, when: Moment) -> Occasion:
         return Occasion(str(self.plan.protocol), self.plan.number, when)
 
     # -- checkpoints -----------------------------------------------------------------------

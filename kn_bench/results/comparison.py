@@ -29,7 +29,7 @@ COLUMNS = ["task", "model", "method", "criterion", "protocol", "case", "cluster"
 ALPHA = 0.05
 
 
-class Group(NamedTuple):
+class FigureKey(NamedTuple):
     """One criterion of one method on one model and task, under one protocol.
 
     Attributes:
@@ -65,7 +65,7 @@ class Comparison:
         sequences: where whole sequences are the clusters, how many are compared; else 0.
     """
 
-    group: Group
+    group: FigureKey
     first: Interval
     second: Interval
     difference: Interval
@@ -116,37 +116,37 @@ def compare(
     return tuple(_adjusted(comparisons))
 
 
-def missing(first: pd.DataFrame, second: pd.DataFrame) -> tuple[Group, ...]:
+def missing(first: pd.DataFrame, second: pd.DataFrame) -> tuple[FigureKey, ...]:
     """Return what ``first`` has and ``second`` has not."""
     return tuple(sorted(_groups(first) - _groups(second), key=_order))
 
 
-def _groups(scores: pd.DataFrame) -> set[Group]:
-    names = scores[list(Group._fields)].drop_duplicates()
-    return {Group(*key) for key in names.itertuples(index=False)}
+def _groups(scores: pd.DataFrame) -> set[FigureKey]:
+    names = scores[list(FigureKey._fields)].drop_duplicates()
+    return {FigureKey(*key) for key in names.itertuples(index=False)}
 
 
-def _by_group(scores: pd.DataFrame) -> dict[Group, pd.DataFrame]:
+def _by_group(scores: pd.DataFrame) -> dict[FigureKey, pd.DataFrame]:
     return {
         group: rows.drop_duplicates("case", keep="last").set_index("case").sort_index()
         for group, rows in grouped(scores)
     }
 
 
-def grouped(scores: pd.DataFrame) -> Iterator[tuple[Group, pd.DataFrame]]:
+def grouped(scores: pd.DataFrame) -> Iterator[tuple[FigureKey, pd.DataFrame]]:
     """Yield the rows of each criterion of each method."""
     key: Any
-    for key, rows in scores.groupby(list(Group._fields)):
-        yield Group(*key), rows
+    for key, rows in scores.groupby(list(FigureKey._fields)):
+        yield FigureKey(*key), rows
 
 
-def _order(group: Group) -> tuple[str, str, str, str, int]:
+def _order(group: FigureKey) -> tuple[str, str, str, str, int]:
     criterion = (*CRITERIA, *OPTIONAL_CRITERIA).index(group.criterion)
     return group.task, group.method, group.model, group.protocol, criterion
 
 
 def _compared(
-    group: Group, first: pd.DataFrame, second: pd.DataFrame, alternative: Alternative
+    group: FigureKey, first: pd.DataFrame, second: pd.DataFrame, alternative: Alternative
 ) -> Comparison:
     common = first.index.intersection(second.index)
     only = len(first) - len(common), len(second) - len(common)

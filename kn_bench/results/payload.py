@@ -40,7 +40,7 @@ FLAGS = ("prob", "tf_all", "gives_expected", "gives_rejected")
 STATUSES = ("holds", "missed", "not_applicable", "excluded", "error")
 
 
-class Texts:
+class TextPool:
     """Texts by number, each once; 0 is the empty one."""
 
     def __init__(self) -> None:
@@ -78,7 +78,7 @@ def payload(runs: Runs, *, embedded: int | None = EMBEDDED) -> dict[str, Any]:
         embedded: measurements that may be part of it, chosen case by case; None leaves all answers
             out: :mod:`kn_bench.results.serving` hands them on when they are asked for.
     """
-    texts = Texts()
+    texts = TextPool()
     figures = board(runs)
     index = {tuple(line.name): i for i, line in enumerate(figures)}
     chosen, sample = (None, None) if embedded is None else _sampled(runs, embedded)
@@ -181,7 +181,7 @@ def _line(line: Line) -> dict[str, Any]:
 class _Cases:
     """The cases that are shown, by number, with what was asked."""
 
-    def __init__(self, runs: Runs, verdicts: pd.DataFrame, texts: Texts) -> None:
+    def __init__(self, runs: Runs, verdicts: pd.DataFrame, texts: TextPool) -> None:
         about = verdicts.drop_duplicates("case")
         self.number = {case: i for i, case in enumerate(about["case"])}
         self.prompts: dict[tuple[str, str], tuple[str, str]] = {}
@@ -217,7 +217,7 @@ def _verdicts(
     controls: pd.DataFrame,
     index: Mapping[tuple[Any, ...], int],
     cases: _Cases,
-    texts: Texts,
+    texts: TextPool,
 ) -> dict[str, list[Any]]:
     key = ["run", "model", "method", "case", "criterion", "protocol", "sequence", "asked"]
     theirs = controls.set_index(key)["verdict_score"]
@@ -241,7 +241,7 @@ def _edits(
     verdicts: pd.DataFrame,
     index: Mapping[tuple[Any, ...], int],
     cases: _Cases,
-    texts: Texts,
+    texts: TextPool,
 ) -> dict[str, list[Any]]:
     named = verdicts.drop_duplicates(["run", "model", "method", "case", "protocol", "sequence"])
     by = ["run", "model", "method", "case", "protocol", "sequence"]
@@ -263,7 +263,7 @@ def answers(
     index: Mapping[tuple[Any, ...], int],
     numbers: Mapping[str, int],
     prompts: Mapping[tuple[str, str], tuple[str, str]],
-    texts: Texts,
+    texts: TextPool,
 ) -> dict[str, Any]:
     """Return the probes with the unedited model's answers, and the edited models' answers.
 
@@ -323,7 +323,7 @@ def _probe_columns(
     frame: pd.DataFrame,
     numbers: Mapping[str, int],
     prompts: Mapping[tuple[str, str], tuple[str, str]],
-    texts: Texts,
+    texts: TextPool,
 ) -> dict[str, list[Any]]:
     nothing = ("", "")
     around = [prompts.get(key, nothing) for key in zip(frame["case"], frame["probe"], strict=True)]
@@ -340,7 +340,7 @@ def _probe_columns(
     }
 
 
-def _answer_columns(frame: pd.DataFrame, when: str, texts: Texts) -> dict[str, list[Any]]:
+def _answer_columns(frame: pd.DataFrame, when: str, texts: TextPool) -> dict[str, list[Any]]:
     flags = np.zeros(len(frame), dtype=int)
     for bit, name in enumerate(FLAGS):
         flags += frame[f"{when}_{name}"].fillna(0).to_numpy().astype(int) << bit

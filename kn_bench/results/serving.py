@@ -20,7 +20,7 @@ from kn_bench.results.files import StoreError
 from kn_bench.results.html import render
 from kn_bench.results.loading import Runs, with_occasion
 from kn_bench.results.log import LOG, lines
-from kn_bench.results.payload import Texts, answers, packed, payload
+from kn_bench.results.payload import TextPool, answers, packed, payload
 from kn_bench.results.rows import kind_of
 from kn_bench.results.texts import read_texts
 
@@ -70,7 +70,7 @@ class Server(ThreadingHTTPServer):
 
     def answers(self, case: str) -> bytes:
         """Return all answers of ``case`` as JSON, read from the logs."""
-        texts = Texts()
+        texts = TextPool()
         frames = []
         for run, places in self._places.get(case, {}).items():
             with (self._runs.folders[run] / LOG).open("rb") as log:

@@ -57,7 +57,7 @@ def methods(lm: LanguageModel) -> list[tuple[str, Method]]:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class EditOutcome:
     """Whether an edit succeeded.
 
     Attributes:
@@ -77,7 +77,7 @@ def took(
     lm: LanguageModel,
     requests: Sequence[EditRequest],
     edits: Sequence[Edit | NotApplicable | None],
-) -> list[Outcome | None]:
+) -> list[EditOutcome | None]:
     """Measure each request under its edit; None where it has no edit or cannot be encoded."""
     encoded = [both_targets(lm, request) for request in requests]
     usable = [
@@ -89,10 +89,10 @@ def took(
     applied = [edit for i in usable if isinstance(edit := edits[i], Edit)]
     before = answers(lm, queries, [NoEdit()])
     after = answers(lm, queries, applied or [NoEdit()], np.arange(len(usable)).repeat(2).tolist())
-    outcomes: list[Outcome | None] = [None] * len(requests)
+    outcomes: list[EditOutcome | None] = [None] * len(requests)
     for place, i in enumerate(usable):
         true, new = 2 * place, 2 * place + 1
-        outcomes[i] = Outcome(
+        outcomes[i] = EditOutcome(
             prior=float(before.probability[new]),
             preferred=bool(after.log_prob[new] > after.log_prob[true]),
             argmax=bool(after.right[new]),

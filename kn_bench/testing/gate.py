@@ -18,7 +18,7 @@ from kn_bench.results.baseline import Baseline, read_baseline
 from kn_bench.results.comparison import (
     HEADERS,
     Comparison,
-    Group,
+    FigureKey,
     compare,
     missing,
     remarks,
@@ -46,7 +46,7 @@ class GateReport:
 
     compared: tuple[Comparison, ...]
     fallen: tuple[Comparison, ...]
-    missing: tuple[Group, ...]
+    missing: tuple[FigureKey, ...]
     notes: tuple[str, ...]
 
     @property
@@ -112,10 +112,10 @@ def _fell(comparison: Comparison, tolerance: float) -> bool:
     return comparison.p_holm < ALPHA and -comparison.difference.mean > tolerance + 1e-12
 
 
-def _named(groups: Iterable[Group]) -> Iterator[str]:
+def _named(groups: Iterable[FigureKey]) -> Iterator[str]:
     """Yield a line a method, model and task, with its criteria."""
 
-    def name(group: Group) -> tuple[str, str, str]:
+    def name(group: FigureKey) -> tuple[str, str, str]:
         return group.about(f"{group.task}s"), group.model, group.method
 
     for (about, model, method), same in groupby(groups, key=name):

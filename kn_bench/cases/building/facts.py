@@ -17,14 +17,14 @@ from types import MappingProxyType
 
 from kn_bench.cases.building.neighbours import NEIGHBOURS, other_task
 from kn_bench.cases.building.relations import Pattern, Relation, frame
-from kn_bench.cases.building.tables import Fact, Pairing, Table
+from kn_bench.cases.building.tables import Pairing, RelationTable, Triple
 from kn_bench.cases.case import Case, Criterion, EditRequest, Exclusion, Probe, Query, Selection
 from kn_bench.cases.sampling import draw, limited, shuffled
 
 
 def fact_cases(
     relations: Sequence[Relation],
-    facts: Iterable[Fact],
+    facts: Iterable[Triple],
     *,
     source: str,
     prefix: str = "",
@@ -45,14 +45,14 @@ def fact_cases(
         seed: of all draws.
         neighbours: grammatical probes to draw the other task's neighbours from.
     """
-    by_relation: defaultdict[str, list[Fact]] = defaultdict(list)
+    by_relation: defaultdict[str, list[Triple]] = defaultdict(list)
     for fact in facts:
         by_relation[fact.relation].append(fact)
-    tables = {r.id: Table(r, by_relation[r.id]) for r in relations}
+    tables = {r.id: RelationTable(r, by_relation[r.id]) for r in relations}
     cases: list[Case] = []
     excluded: list[Exclusion] = []
     for id in only if only is not None else tables:
-        builder = _Builder(tables, tables[id], source, prefix, seed, tuple(neighbours))
+        builder = _FactBuilder(tables, tables[id], source, prefix, seed, tuple(neighbours))
         built, left_out = builder.build(limit)
         cases += built
         excluded += left_out
@@ -64,19 +64,19 @@ class _Draft:
     """What a case is built around: all that its probes need to know."""
 
     id: str
-    fact: Fact
+    fact: Triple
     new: str
     displaced: str | None
     unique: bool
 
 
-class _Builder:
+class _FactBuilder:
     """Builds the cases of one relation."""
 
     def __init__(
         self,
-        tables: Mapping[str, Table],
-        table: Table,
+        tables: Mapping[str, RelationTable],
+        table: RelationTable,
         source: str,
         prefix: str,
         seed: int,
@@ -103,7 +103,7 @@ class _Builder:
                 excluded.append(built)
         return cases, excluded
 
-    def _case(self, id: str, fact: Fact) -> Case | Exclusion:
+    def _case(self, id: str, fact: Triple) -> Case | Exclusion:
         edited = self.table.edited
         if edited is None:
             return Exclusion(id, "the relation has no pattern to ask with")
@@ -133,7 +133,7 @@ class _Builder:
         )
         return Case(request, probes, fact.subject, self.source, MappingProxyType(missing))
 
-    def _draft(self, id: str, fact: Fact, edited: Pattern) -> _Draft | None:
+    def _draft(self, id: str, fact: Triple, edited: Pattern) -> _Draft | None:
         """Draw the new target: an object of the relation that is not true of the subject.
 
         Preferred, in this order: one that agrees with the edited prompt's article, that is
@@ -163,7 +163,7 @@ class _Builder:
     def _displaced(self, new: str) -> str | None:
         return self.pairing.subject_of(new) if self.pairing else None
 
-    def _queries(self, fact: Fact, edited: Pattern) -> tuple[Query, ...]:
+    def _queries(self, fact: Triple, edited: Pattern) -> tuple[Query, ...]:
         patterns = (edited, *(p for p in self.relation.patterns if p is not edited))
         return tuple(
             Query(p.cloze(fact.subject), fact.object)
@@ -211,7 +211,7 @@ class _Builder:
             yield _neighbour("other_relation", i, other, pattern, new)
         yield from other_task(self.neighbours, self.seed, draft.id)
 
-    def _elsewhere(self, draft: _Draft) -> Iterable[tuple[Fact, Pattern]]:
+    def _elsewhere(self, draft: _Draft) -> Iterable[tuple[Triple, Pattern]]:
         """Yield a fact of each partner relation: of the same subject where there is one."""
         for id in self.partners:
             table = self.tables[id]
@@ -299,6 +299,6 @@ class _Builder:
         return probes
 
 
-def _neighbour(kind: str, i: int, fact: Fact, pattern: Pattern, new: str) -> Probe:
+def _neighbour(kind: str, i: int, fact: Triple, pattern: Pattern, new: str) -> Probe:
     cloze = pattern.cloze(fact.subject)
     return Probe(f"locality/{kind}/{i}", "locality", cloze, fact.object, new, kind=kind)

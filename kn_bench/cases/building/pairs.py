@@ -118,13 +118,13 @@ def pair_cases(
     excluded: list[Exclusion] = []
     for id in only if only is not None else tables:
         folder = f"{prefix}{slugs[id]}/"
-        builder = _Builder(tables, tables[id], source, folder, seed, tuple(neighbours))
+        builder = _PairBuilder(tables, tables[id], source, folder, seed, tuple(neighbours))
         cases += builder.build(limit)
         excluded += builder.excluded(limit)
     return Selection(tuple(cases), tuple(excluded))
 
 
-class _Builder:
+class _PairBuilder:
     """Builds the cases of one paradigm."""
 
     def __init__(

@@ -16,7 +16,7 @@ BACKGROUND_FACTS, BACKGROUND_PATTERNS = 8, 3
 
 
 @dataclass(frozen=True, slots=True)
-class Fact:
+class Triple:
     """A subject of a relation with one of its objects."""
 
     relation: str
@@ -24,7 +24,7 @@ class Fact:
     object: str
 
 
-class Table:
+class RelationTable:
     """One relation with its facts, indexed once.
 
     Attributes:
@@ -35,7 +35,7 @@ class Table:
         objects: all objects, sorted.
     """
 
-    def __init__(self, relation: Relation, facts: Iterable[Fact]) -> None:
+    def __init__(self, relation: Relation, facts: Iterable[Triple]) -> None:
         given = list(facts)
         self.relation = relation
         self.facts = tuple(sorted(set(given), key=lambda f: (f.subject, f.object)))
@@ -44,13 +44,13 @@ class Table:
         self.of_subject: Mapping[str, frozenset[str]] = _index(
             (f.subject, f.object) for f in self.facts
         )
-        by_object: defaultdict[str, list[Fact]] = defaultdict(list)
-        by_subject: defaultdict[str, list[Fact]] = defaultdict(list)
+        by_object: defaultdict[str, list[Triple]] = defaultdict(list)
+        by_subject: defaultdict[str, list[Triple]] = defaultdict(list)
         for fact in self.facts:
             by_object[fact.object].append(fact)
             by_subject[fact.subject].append(fact)
-        self.with_object: Mapping[str, Sequence[Fact]] = by_object
-        self.with_subject: Mapping[str, Sequence[Fact]] = by_subject
+        self.with_object: Mapping[str, Sequence[Triple]] = by_object
+        self.with_subject: Mapping[str, Sequence[Triple]] = by_subject
 
     @cached_property
     def ids(self) -> tuple[str, ...]:
@@ -69,7 +69,7 @@ class Table:
         return self.relation.paraphrases()
 
     @cached_property
-    def background(self) -> tuple[tuple[Fact, tuple[Query, ...]], ...]:
+    def background(self) -> tuple[tuple[Triple, tuple[Query, ...]], ...]:
         """A fixed sample of facts with their queries: answerable from the left first."""
         patterns = sorted(self.relation.patterns, key=lambda p: not p.answer_is_last)
         sample = []
@@ -82,7 +82,7 @@ class Table:
     def _whole_background(self) -> tuple[tuple[Query, ...], ...]:
         return tuple(queries for _, queries in self.background[:BACKGROUND_FACTS])
 
-    def background_of(self, fact: Fact) -> tuple[tuple[Query, ...], ...]:
+    def background_of(self, fact: Triple) -> tuple[tuple[Query, ...], ...]:
         """Return the sample's queries without those about the subject of ``fact``."""
         sample = self.background
         if all(other.subject != fact.subject for other, _ in sample[:BACKGROUND_FACTS]):
@@ -98,7 +98,7 @@ class Pairing:
     has no unique inverse.
     """
 
-    def __init__(self, table: Table, inverse: Table | None) -> None:
+    def __init__(self, table: RelationTable, inverse: RelationTable | None) -> None:
         pairs = {(f.subject, f.object) for f in table.facts}
         if inverse is not None:
             pairs |= {(f.object, f.subject) for f in inverse.facts}
@@ -118,7 +118,7 @@ class Pairing:
         return subject if self.unique(subject, object) else None
 
 
-def one_to_one(facts: Iterable[Fact]) -> frozenset[Fact]:
+def one_to_one(facts: Iterable[Triple]) -> frozenset[Triple]:
     """Return the facts of one relation whose subject and object occur in no other of them."""
     given = set(facts)
     objects = _index((f.subject, f.object) for f in given)
@@ -133,8 +133,8 @@ def _index(pairs: Iterable[tuple[str, str]]) -> Mapping[str, frozenset[str]]:
     return {key: frozenset(values) for key, values in values_of.items()}
 
 
-def _repeated(facts: Sequence[Fact]) -> tuple[Fact, ...]:
-    seen: set[Fact] = set()
+def _repeated(facts: Sequence[Triple]) -> tuple[Triple, ...]:
+    seen: set[Triple] = set()
     again = []
     for fact in facts:
         if fact in seen:

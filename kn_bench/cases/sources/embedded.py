@@ -19,7 +19,7 @@ from kn_bench.cases.building.pairs import pair_cases
 from kn_bench.cases.building.paradigms import BLIMP, Paradigm
 from kn_bench.cases.building.relations import Pattern, Relation, Rewording
 from kn_bench.cases.building.spans import Analysis, MinimalPair, analyse
-from kn_bench.cases.building.tables import Fact
+from kn_bench.cases.building.tables import Triple
 from kn_bench.cases.case import Probe, Scoring, Selection
 from kn_bench.cases.sampling import draw
 from kn_bench.model.embedded import facts as taught
@@ -85,9 +85,9 @@ def load(
 
 
 @cache
-def facts() -> tuple[Fact, ...]:
+def facts() -> tuple[Triple, ...]:
     """Return the facts that the embedded models are taught."""
-    return tuple(Fact(f.relation, f.subject, f.object) for f in taught.facts())
+    return tuple(Triple(f.relation, f.subject, f.object) for f in taught.facts())
 
 
 REAL_REWORDINGS = MappingProxyType(

@@ -76,7 +76,7 @@ RELATIVES = (
 )
 PARADIGM_COLUMNS = ("UID", "paradigm", "PID", "phenomenon", "linguistic_phenomenon")
 
-Row = FactRow | MinimalPair | Exclusion
+FileRow = FactRow | MinimalPair | Exclusion
 
 
 def load(
@@ -146,7 +146,7 @@ def files(path: Path | None) -> list[Path]:
     return listed
 
 
-def read(path: Path) -> list[Row]:
+def read(path: Path) -> list[FileRow]:
     """Return the facts and pairs of a file.
 
     Raises:
@@ -164,8 +164,8 @@ def problems(path: Path) -> list[str]:
     return _read(path)[1]
 
 
-def _read(path: Path) -> tuple[list[Row], list[str]]:
-    rows: list[Row] = []
+def _read(path: Path) -> tuple[list[FileRow], list[str]]:
+    rows: list[FileRow] = []
     wrong: list[str] = []
     parses_cells = path.suffix in DELIMITED
     for number, (where, fields) in enumerate(read_records(path, wrong=wrong), 1):
@@ -207,7 +207,7 @@ def _relative(entry: dict[str, Any]) -> tuple[str, str] | None:
     return next((pair for pair in RELATIVES if entry.keys() >= set(pair)), None)
 
 
-def _row(entry: dict[str, Any], stem: str, number: int) -> Row:
+def _row(entry: dict[str, Any], stem: str, number: int) -> FileRow:
     columns = _relative(entry)
     if columns is not None:
         named = next((column for column in PARADIGM_COLUMNS if entry.get(column)), None)

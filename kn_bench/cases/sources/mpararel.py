@@ -16,7 +16,7 @@ from pathlib import Path
 from kn_bench.cases.building.facts import fact_cases
 from kn_bench.cases.building.neighbours import PAIRS
 from kn_bench.cases.building.relations import Pattern, Relation
-from kn_bench.cases.building.tables import Fact
+from kn_bench.cases.building.tables import Triple
 from kn_bench.cases.case import Case, Exclusion, Selection
 from kn_bench.cases.reading import records
 from kn_bench.cases.sources import pararel
@@ -124,7 +124,7 @@ def _of_language(
         path = root / TUPLES / language / f"{id}.jsonl"
         for subject, object in records(path, "sub_label", "obj_label"):
             if subject.strip() and object.strip():
-                facts.append(Fact(id, subject.strip(), object.strip()))
+                facts.append(Triple(id, subject.strip(), object.strip()))
             else:
                 reason = "the fact lacks its subject or object in this language"
                 excluded.append(Exclusion(f"{prefix}{id}", reason, detail=f"{subject}, {object}"))

@@ -21,7 +21,7 @@ from typing import Any
 from kn_bench.cases.building.facts import fact_cases
 from kn_bench.cases.building.neighbours import PAIRS
 from kn_bench.cases.building.relations import Pattern, Relation, Rewording
-from kn_bench.cases.building.tables import Fact
+from kn_bench.cases.building.tables import Triple
 from kn_bench.cases.case import Exclusion, Selection
 from kn_bench.cases.downloads import checksums, fetch, kept
 from kn_bench.cases.reading import records
@@ -114,10 +114,10 @@ def read_relation(id: str, folder: Path | None = None) -> Relation:
     )
 
 
-def read_facts(id: str, folder: Path | None = None) -> list[Fact]:
+def read_facts(id: str, folder: Path | None = None) -> list[Triple]:
     """Return the facts of one relation's file."""
     path = _file("facts", id, folder)
-    facts = [Fact(id, s.strip(), o.strip()) for s, o in records(path, "sub_label", "obj_label")]
+    facts = [Triple(id, s.strip(), o.strip()) for s, o in records(path, "sub_label", "obj_label")]
     if not all(fact.subject and fact.object for fact in facts):
         raise ValueError(f"{path.name}: a fact without a subject or an object; remove its line")
     return facts

@@ -25,7 +25,7 @@ _BYTE_ORDER_MARKS = (
 )
 
 
-class Record(NamedTuple):
+class FileRecord(NamedTuple):
     """One record of a file.
 
     Attributes:
@@ -37,7 +37,7 @@ class Record(NamedTuple):
     fields: dict[str, Any]
 
 
-def read_records(path: Path, *, wrong: list[str] | None = None) -> list[Record]:
+def read_records(path: Path, *, wrong: list[str] | None = None) -> list[FileRecord]:
     """Read all records of a file.
 
     Args:
@@ -90,7 +90,7 @@ def decoded(content: bytes, path: Path) -> str:
         ) from None
 
 
-def _textual(text: str, path: Path, wrong: list[str] | None) -> Iterator[Record]:
+def _textual(text: str, path: Path, wrong: list[str] | None) -> Iterator[FileRecord]:
     start = text.lstrip()[:1]
     if path.suffix in DELIMITED:
         return _delimited(text, path)
@@ -101,30 +101,30 @@ def _textual(text: str, path: Path, wrong: list[str] | None) -> Iterator[Record]
     return _json_lines(text, path, wrong)
 
 
-def _json_list(text: str, path: Path) -> Iterator[Record]:
+def _json_list(text: str, path: Path) -> Iterator[FileRecord]:
     try:
         entries = json.loads(text, object_pairs_hook=without_repeats)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path.name} cannot be read as JSON ({_reason(error)})") from None
     for index, entry in enumerate(entries):
-        yield Record(f"record {index}", _object(entry, f"{path.name}, record {index}"))
+        yield FileRecord(f"record {index}", _object(entry, f"{path.name}, record {index}"))
 
 
-def _json_lines(text: str, path: Path, wrong: list[str] | None) -> Iterator[Record]:
+def _json_lines(text: str, path: Path, wrong: list[str] | None) -> Iterator[FileRecord]:
     # not splitlines(): U+2028 may stand inside a JSON string
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         where = f"line {number}"
         try:
-            yield Record(where, _json_object(line, f"{path.name}, {where}"))
+            yield FileRecord(where, _json_object(line, f"{path.name}, {where}"))
         except ValueError as error:
             if wrong is None:
                 raise
             wrong.append(str(error).removeprefix(f"{path.name}, "))
 
 
-def _delimited(text: str, path: Path) -> Iterator[Record]:
+def _delimited(text: str, path: Path) -> Iterator[FileRecord]:
     delimiter = max(",;\t", key=text.lstrip().split("\n", 1)[0].count)  # by the header
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
@@ -142,12 +142,12 @@ def _delimited(text: str, path: Path) -> Iterator[Record]:
                     "a cell that holds the delimiter"
                 )
             filled = zip(header, cells, strict=True)
-            yield Record(where, {name: cell for name, cell in filled if cell.strip()})
+            yield FileRecord(where, {name: cell for name, cell in filled if cell.strip()})
     except csv.Error as error:
         raise ValueError(f"{path.name}, line {reader.line_num}: not CSV ({error})") from None
 
 
-def _parquet(path: Path) -> Iterator[Record]:
+def _parquet(path: Path) -> Iterator[FileRecord]:
     import pyarrow
     import pyarrow.parquet
 
@@ -157,7 +157,7 @@ def _parquet(path: Path) -> Iterator[Record]:
         raise ValueError(f"{path.name} cannot be read as Parquet ({_reason(error)})") from None
     for index, row in enumerate(rows):
         filled = {name: value for name, value in row.items() if value is not None}
-        yield Record(f"row {index}", filled)
+        yield FileRecord(f"row {index}", filled)
 
 
 def _json_object(line: str, where: str) -> dict[str, Any]:

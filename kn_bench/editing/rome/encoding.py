@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from kn_bench.cases.case import EditRequest
 from kn_bench.editing.edit import NotApplicable
-from kn_bench.editing.rome.problem import Row, ValueProblem
+from kn_bench.editing.rome.problem import ValueProblem, ValueRow
 from kn_bench.model.tokens import Encoding, Tokens, last_token_of
 
 ANCHOR = "{} is a"
@@ -34,7 +34,7 @@ def encode_problem(
     return ValueProblem(rows, _anchor(request, tokens, anchor) if anchor else None)
 
 
-def _row(request: EditRequest, tokens: Tokens, context: str) -> Row:
+def _row(request: EditRequest, tokens: Tokens, context: str) -> ValueRow:
     left = context + request.cloze.left
     start = len(left) + len(request.cloze.gap_space)
     encoding = tokens.encode(left + request.cloze.gap_space + request.target_new)
@@ -42,7 +42,7 @@ def _row(request: EditRequest, tokens: Tokens, context: str) -> Row:
     if not at or encoding.offsets[at[0]][0] < len(left):
         raise NotApplicable("the answer shares a token with the prompt")
     subject = len(context) + request.prompt.index("{}")
-    return Row(
+    return ValueRow(
         encoding.ids[: at[-1]],
         _last_of(encoding, subject, request.subject),
         tuple(range(at[0] - 1, at[-1])),
@@ -51,11 +51,11 @@ def _row(request: EditRequest, tokens: Tokens, context: str) -> Row:
     )
 
 
-def _anchor(request: EditRequest, tokens: Tokens, anchor: str) -> Row:
+def _anchor(request: EditRequest, tokens: Tokens, anchor: str) -> ValueRow:
     encoding = tokens.encode(anchor.replace("{}", request.subject))
     at = _last_of(encoding, anchor.index("{}"), request.subject)
     # a causal model's answer there does not depend on what follows
-    return Row(encoding.ids[: at + 1], at, (at,))
+    return ValueRow(encoding.ids[: at + 1], at, (at,))
 
 
 def _first_after(encoding: Encoding, end: int) -> int:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ValueRow:
     """One text of an edit request.
 
     Attributes:
@@ -45,18 +45,18 @@ class ValueProblem:
         sizes: rows of each fact; () for a single fact.
     """
 
-    contexts: tuple[Row, ...]
-    anchor: Row | None
+    contexts: tuple[ValueRow, ...]
+    anchor: ValueRow | None
     sizes: tuple[int, ...] = ()
 
     @property
-    def facts(self) -> tuple[tuple[Row, ...], ...]:
+    def facts(self) -> tuple[tuple[ValueRow, ...], ...]:
         """Return the rows of each fact, its bare prompt first."""
         ends = tuple(accumulate(self.sizes or (len(self.contexts),)))
         return tuple(self.contexts[a:b] for a, b in zip((0, *ends), ends, strict=False))
 
     @property
-    def rows(self) -> tuple[Row, ...]:
+    def rows(self) -> tuple[ValueRow, ...]:
         """Return contexts, then the anchor."""
         return self.contexts if self.anchor is None else (*self.contexts, self.anchor)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kn_bench.editing.applying import RowEdits
 from kn_bench.editing.edit import LowRank, LowRankEdit
-from kn_bench.editing.rome.problem import Row, ValueProblem
+from kn_bench.editing.rome.problem import ValueProblem, ValueRow
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.precision import wide_dtype
 from kn_bench.model.ragged import Place, states_at
@@ -104,7 +104,7 @@ def _states(
     mean: Mean,
 ) -> tuple[list[Float[Tensor, "n d_mlp"]], list[Float[Tensor, "n d_model"]]]:
     """Return each group's keys at ``layer`` and outputs of ``top``, every row under its edit."""
-    rows: list[Row] = []
+    rows: list[ValueRow] = []
     edit_of: list[int] = []
     spans: list[list[list[slice]]] = []  # of each group, of each problem: the rows of its facts
     for group, problems in enumerate(groups):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 from kn_bench.model.embedded import lexicon
-from kn_bench.model.embedded.lexicon import Name, Noun, Number, Verb
+from kn_bench.model.embedded.lexicon import Noun, Number, ProperNoun, Verb
 
 T = TypeVar("T")
 OTHER: dict[Number, Number] = {"singular": "plural", "plural": "singular"}
@@ -234,7 +234,7 @@ def article(determiner: str, following: str) -> str:
     return "an" if determiner == "a" and following[0] in "aeiou" else determiner
 
 
-def named(name: Name) -> Phrase:
+def named(name: ProperNoun) -> Phrase:
     """Return the phrase that a proper noun is."""
     return Phrase(name.text, name.text, name.number, name.gender)
 

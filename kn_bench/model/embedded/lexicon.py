@@ -95,7 +95,7 @@ class Verb:
 
 
 @dataclass(frozen=True, slots=True)
-class Name:
+class ProperNoun:
     """A proper noun phrase, its number and its gender."""
 
     text: str
@@ -131,16 +131,18 @@ def adjectives() -> tuple[str, ...]:
 
 
 @cache
-def first_names() -> tuple[Name, ...]:
+def first_names() -> tuple[ProperNoun, ...]:
     """Return first names of people."""
-    return tuple(Name(row["name"], "singular", row["gender"]) for row in rows("names.tsv"))
+    return tuple(ProperNoun(row["name"], "singular", row["gender"]) for row in rows("names.tsv"))
 
 
 @cache
-def proper() -> tuple[Name, ...]:
+def proper() -> tuple[ProperNoun, ...]:
     """Return other proper and mass nouns: families, institutions, substances."""
     return tuple(
-        Name(row["name"], "plural" if row["number"] == "plural" else "singular", row["gender"])
+        ProperNoun(
+            row["name"], "plural" if row["number"] == "plural" else "singular", row["gender"]
+        )
         for row in rows("proper.tsv")
     )
 

@@ -14,7 +14,7 @@ from kn_bench.editing.edit import Method
 from kn_bench.localise.interventions import answers
 from kn_bench.measure.statistics import Interval, mean_interval
 from kn_bench.results import tables
-from kn_bench.study.edited import Outcome, both_targets, methods, took
+from kn_bench.study.edited import EditOutcome, both_targets, methods, took
 from kn_bench.study.material import Material
 from kn_bench.study.page import NothingToShow, Section, SectionFigure, SectionTable, TableRow
 from kn_bench.study.plots import COLOURS, MARKERS, TASK, panels, whiskers
@@ -37,7 +37,7 @@ class DirectedEdit:
     direction: str
     task: Task
     request: EditRequest
-    outcome: Outcome
+    outcome: EditOutcome
 
 
 def run(material: Material) -> Section:

@@ -15,7 +15,7 @@ from kn_bench.localise.matching import matched
 from kn_bench.localise.selection import Neuron, Neurons
 from kn_bench.measure.statistics import Interval, mean_interval
 from kn_bench.model.seeding import seeded
-from kn_bench.study.edited import Outcome, rewritten, rome, took
+from kn_bench.study.edited import EditOutcome, rewritten, rome, took
 from kn_bench.study.material import Material
 from kn_bench.study.page import Section, SectionFigure, SectionTable, TableRow
 from kn_bench.study.plots import TASK, panels, whiskers
@@ -35,7 +35,7 @@ class PlacedEdit:
     place: str
     task: Task
     request: EditRequest
-    outcome: Outcome
+    outcome: EditOutcome
 
 
 def run(material: Material) -> Section:

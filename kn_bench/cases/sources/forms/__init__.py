@@ -16,7 +16,7 @@ from kn_bench.cases.case import HALF_A_CHARACTER, Exclusion, Selection
 from kn_bench.cases.sampling import slug
 from kn_bench.cases.sources.forms import counterfact, knowedit, mquake, questions, ripple, zsre
 from kn_bench.cases.sources.forms.common import Unusable
-from kn_bench.cases.sources.records import Record, has_half_a_character, read_records
+from kn_bench.cases.sources.records import FileRecord, has_half_a_character, read_records
 
 
 class Form(NamedTuple):
@@ -75,7 +75,7 @@ FORMS = (
 SOURCES = tuple(dict.fromkeys(form.source for form in FORMS))
 
 
-def form_of(record: Record) -> Form | None:
+def form_of(record: FileRecord) -> Form | None:
     """Return the form that a record has, or None where no published form fits."""
     names = record.fields.keys()
     return next((form for form in FORMS if form.fields <= names), None)
