@@ -50,10 +50,10 @@ def integrated_gradients(
 
 def neurons_at(hf: Any, ids: Int[Tensor, " T"], place: Place) -> Float[Tensor, " n"]:
     """The neurons in an unperturbed run."""
-    found: list[Tensor] = []
+    read: list[Tensor] = []
 
     def keep(_: nn.Module, inputs: Any, result: Tensor) -> None:
-        found.append((result if place.output else inputs[0]).reshape(len(ids), -1))
+        read.append((result if place.output else inputs[0]).reshape(len(ids), -1))
 
     handle = place.module.register_forward_hook(keep)
     try:
@@ -61,7 +61,7 @@ def neurons_at(hf: Any, ids: Int[Tensor, " T"], place: Place) -> Float[Tensor, "
             hf(input_ids=ids[None])
     finally:
         handle.remove()
-    return found[place.call][place.position].detach()
+    return read[place.call][place.position].detach()
 
 
 def probability(
@@ -84,5 +84,5 @@ def probability(
         logits = hf(input_ids=ids[None]).logits[0, at]
     finally:
         handle.remove()
-    found: Tensor = logits.softmax(-1)[token]
-    return found
+    answer: Tensor = logits.softmax(-1)[token]
+    return answer

@@ -133,9 +133,9 @@ def _parity(experiment, noted):
 
 def outcomes(result: pytest.RunResult) -> dict[str, int]:
     """The counts of the last line, such as ``{"passed": 3, "missed": 2}``."""
-    found = result.parseoutcomes()
-    found.pop("warnings", None)
-    return found
+    counted = result.parseoutcomes()
+    counted.pop("warnings", None)
+    return counted
 
 
 def measured(result: pytest.RunResult) -> int:

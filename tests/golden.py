@@ -28,8 +28,8 @@ class GoldenCase:
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((self.folder / "manifest.json").read_text("utf-8"))
-        return found
+        content: dict[str, Any] = json.loads((self.folder / "manifest.json").read_text("utf-8"))
+        return content
 
     def array(self, name: str) -> torch.Tensor:
         with np.load(self.folder / "arrays.npz", allow_pickle=False) as arrays:
@@ -60,14 +60,14 @@ def cases(experiment: str, *needed: str, without: tuple[str, ...] = ()) -> list[
     if root is None:
         reason = "KN_BENCH_SHARED names no folder with golden files"
         return [pytest.param(None, marks=pytest.mark.skip(reason=reason))]
-    found = []
+    listed = []
     for path in sorted(root.glob("*/*/manifest.json")):
         case = GoldenCase(path.parent)
         if case.manifest.get("experiment") != experiment:
             continue
         if set(needed) <= case.arrays and not set(without) & case.arrays:
-            found.append(pytest.param(case, id=path.parent.name))
-    return found
+            listed.append(pytest.param(case, id=path.parent.name))
+    return listed
 
 
 @cache
@@ -95,14 +95,14 @@ class HookPoint:
 
     def module(self, lm: LanguageModel, layer: int) -> torch.nn.Module:
         path = self.path.replace("<layer>", str(layer))
-        found: torch.nn.Module = lm.hf.get_submodule(path)
-        return found
+        submodule: torch.nn.Module = lm.hf.get_submodule(path)
+        return submodule
 
 
 def hook_point(text: str) -> HookPoint | None:
     """``a.<layer>.b (output)`` as a hook point; None where the manifest only describes it."""
-    found = re.fullmatch(r"([\w.<>]+?)(\.pre)? \(output\)", text)
-    return HookPoint(found[1], not found[2]) if found and "<layer>" in found[1] else None
+    match = re.fullmatch(r"([\w.<>]+?)(\.pre)? \(output\)", text)
+    return HookPoint(match[1], not match[2]) if match and "<layer>" in match[1] else None
 
 
 def is_our_neuron(lm: LanguageModel, hook: HookPoint | None, ids: list[int], position: int) -> bool:

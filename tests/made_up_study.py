@@ -45,18 +45,18 @@ DETERMINERS = {"this": "w50", "that": "w51", "these": "w52", "those": "w53"}
 
 def made_up_cases():
     """Facts of two relations, and pairs of two paradigms, in the words of the tiny tokenizer."""
-    found = [
+    listed = [
         fact(i, relation, f"w{5 + i}", f"w{60 + i % 3}", f"w{57 + i % 2}")
         for relation in ("P1", "P2")
         for i in range(3)
     ]
     for i in range(3):
         noun = f"w{10 + i}"
-        found.append(pair(i, noun, f"w{25 + i} w7", f"{{}} w{35 + i}", "w50", "w52",
+        listed.append(pair(i, noun, f"w{25 + i} w7", f"{{}} w{35 + i}", "w50", "w52",
                           "determiner_noun_agreement_2"))  # fmt: skip
-        found.append(pair(i, "w51", f"w{25 + i} {{}}", "w9", noun, f"w{13 + i}",
+        listed.append(pair(i, "w51", f"w{25 + i} {{}}", "w9", noun, f"w{13 + i}",
                           "determiner_noun_agreement_1"))  # fmt: skip
-    return found
+    return listed
 
 
 def made_up_material():

@@ -41,11 +41,11 @@ def test_changed_rows_equal_whole_runs(family):
         layer: torch.randn(3, lm.d_model, generator=generator, dtype=lm.dtype) for layer in rows
     }
     with torch.no_grad():
-        found = sites.changed(rows, values)
+        replaced = sites.changed(rows, values)
     for layer in rows:
         for index, row in enumerate(asked.tolist()):
             expected = whole(lm, sites, row, layer, values[layer][index])
-            torch.testing.assert_close(found[3 * layer + index], expected, rtol=1e-6, atol=1e-7)
+            torch.testing.assert_close(replaced[3 * layer + index], expected, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -55,9 +55,9 @@ def test_unchanged_rows_are_the_clean_run(family):
     rows = {layer: torch.arange(3) for layer in (0, lm.n_layers - 1)}
     values = {layer: sites.values[:, layer] for layer in rows}
     with torch.no_grad():
-        found = sites.changed(rows, values)
+        replaced = sites.changed(rows, values)
     expected = sites.last_hidden.repeat(2, 1)
-    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(replaced, expected, rtol=1e-6, atol=1e-7)
     for layer in range(lm.n_layers):
         by_keys = sites.keys[:, layer] @ lm.weight(layer)
         bias = lm.site(layer).bias
@@ -84,12 +84,12 @@ def test_unchanged_rows_are_the_clean_run(family):
 )
 def test_the_model_is_asked_how_its_layers_go_on(family, after, narrow, dtype):
     lm = tiny_model(family, dtype)
-    found = clean(lm).ways
+    ways = clean(lm).ways
     if dtype == torch.bfloat16 and after != "layer":
         # rounding may hide that a shortcut holds, never that it does not
-        assert found.after in (after, "layer")
+        assert ways.after in (after, "layer")
     else:
-        assert found == Ways(after, narrow)
+        assert ways == Ways(after, narrow)
 
 
 def test_a_way_that_does_not_hold_would_be_wrong():

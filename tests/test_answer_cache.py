@@ -73,9 +73,9 @@ def test_what_is_kept_comes_back(tmp_path):
     cache.keep_readings([(b"a", reading)])
     cache.keep_scores([(b"b", score)])
     again = AnswerCache(tmp_path, "model")
-    (found,) = again.readings([b"a", b"absent"]).values()
-    assert torch.equal(found.log_probs, reading.log_probs)
-    assert found.generated == reading.generated
+    (kept,) = again.readings([b"a", b"absent"]).values()
+    assert torch.equal(kept.log_probs, reading.log_probs)
+    assert kept.generated == reading.generated
     assert again.scores([b"b"]) == {b"b": score}
 
 

@@ -71,9 +71,9 @@ def test_attribution_equals_brute_force(family, rule):
     lm = tiny_model(family)
     asked = queries(lm)
     nodes = rule.on_unit_interval()
-    for query, found in zip(asked, attribute(lm, asked, rule=rule), strict=True):
+    for query, attribution in zip(asked, attribute(lm, asked, rule=rule), strict=True):
         expected = brute(lm, query.ids, query.answer_position, query.answer_ids[0], nodes)
-        assert relative(found.scores, expected) < 1e-9
+        assert relative(attribution.scores, expected) < 1e-9
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "bert"])
@@ -83,9 +83,9 @@ def test_float32_attribution_equals_float64_brute_force(family):
     rule = Rule("riemann")
     nodes = rule.on_unit_interval()
     asked = queries(narrow)
-    for query, found in zip(asked, attribute(narrow, asked, rule=rule), strict=True):
+    for query, attribution in zip(asked, attribute(narrow, asked, rule=rule), strict=True):
         expected = brute(wide, query.ids, query.answer_position, query.answer_ids[0], nodes)
-        assert relative(found.scores.double(), expected) < 1e-5
+        assert relative(attribution.scores.double(), expected) < 1e-5
     tiny_model.cache_clear()
 
 
@@ -94,7 +94,7 @@ def test_what_attribution_says_of_itself_is_true(family):
     """P(w), P(0) and completeness, recomputed from whole runs; converged where it says so."""
     lm = tiny_model(family)
     asked = queries(lm, (6,))
-    (found,) = attribute(lm, asked)
+    (attribution,) = attribute(lm, asked)
     (query,) = asked
     row, (token,) = torch.tensor(query.ids), query.answer_ids
     for layer in range(lm.n_layers):
@@ -103,12 +103,12 @@ def test_what_attribution_says_of_itself_is_true(family):
         p, without = (
             float(probability(lm.hf, row, token, place, factor * neurons)) for factor in (1, 0)
         )
-        assert found.probability == pytest.approx(p, rel=1e-9)
-        assert float(found.without[layer]) == pytest.approx(without, rel=1e-9)
-        error = abs(float(found.scores[layer].sum()) - (p - without))
-        assert float(found.completeness[layer]) == pytest.approx(error, rel=1e-4, abs=1e-12)
+        assert attribution.probability == pytest.approx(p, rel=1e-9)
+        assert float(attribution.without[layer]) == pytest.approx(without, rel=1e-9)
+        error = abs(float(attribution.scores[layer].sum()) - (p - without))
+        assert float(attribution.completeness[layer]) == pytest.approx(error, rel=1e-4, abs=1e-12)
         allowed = max(1e-3 * abs(p - without), 1e-6)
-        assert bool(found.converged[layer]) == (error <= allowed)
+        assert bool(attribution.converged[layer]) == (error <= allowed)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "bert", "distilbert"])
@@ -116,12 +116,12 @@ def test_adaptive_rule_finds_the_integral(family):
     lm = tiny_model(family)
     asked = queries(lm)
     fine = Rule("adaptive", 60).on_unit_interval()
-    for query, found in zip(
+    for query, attribution in zip(
         asked, attribute(lm, asked, rule=Rule(tolerance=1e-6, floor=1e-9)), strict=True
     ):
         expected = brute(lm, query.ids, query.answer_position, query.answer_ids[0], fine)
-        assert bool(found.converged.all())
-        assert relative(found.scores, expected) < 1e-4
+        assert bool(attribution.converged.all())
+        assert relative(attribution.scores, expected) < 1e-4
 
 
 def test_adaptive_rule_spends_nodes_only_where_they_are_needed():
@@ -139,10 +139,10 @@ def test_adaptive_rule_spends_nodes_only_where_they_are_needed():
 
 def test_a_row_that_does_not_converge_is_reported():
     lm = tiny_model("gemma2")  # a norm behind the site: P is a step at g = 0
-    (found,) = attribute(lm, queries(lm, (6,)), rule=Rule(most=15))
-    assert not bool(found.converged.all())
-    assert found.worst > 1
-    assert int(found.nodes.max()) <= 15
+    (attribution,) = attribute(lm, queries(lm, (6,)), rule=Rule(most=15))
+    assert not bool(attribution.converged.all())
+    assert attribution.worst > 1
+    assert int(attribution.nodes.max()) <= 15
 
 
 @pytest.mark.parametrize("family", ["gpt2", "bert"])
@@ -240,14 +240,14 @@ def test_later_tokens_come_after_the_answers_own_earlier_ones(family):
     lm = tiny_model(family)
     (query,) = queries(lm, (6,), n_answer=3)
     nodes = Rule("riemann", 6).on_unit_interval()
-    (found,) = attribute(lm, [query], rule=Rule("riemann", 6))
+    (attribution,) = attribute(lm, [query], rule=Rule("riemann", 6))
     singles = [
         brute(lm, (*query.ids, *query.answer_ids[:k]), 5 + k, query.answer_ids[k], nodes)
         for k in range(3)
     ]
-    assert relative(found.scores, torch.stack(singles).mean(0)) < 1e-9
+    assert relative(attribution.scores, torch.stack(singles).mean(0)) < 1e-9
     stuck = [brute(lm, query.ids, 5, token, nodes) for token in query.answer_ids]
-    assert relative(found.scores, torch.stack(stuck).mean(0)) > 1e-3
+    assert relative(attribution.scores, torch.stack(stuck).mean(0)) > 1e-3
 
 
 def test_an_answer_of_several_tokens_converges_where_each_of_them_does():
@@ -258,11 +258,13 @@ def test_an_answer_of_several_tokens_converges_where_each_of_them_does():
         nodes = torch.ones(2, dtype=torch.long)
         return Attribution(one[:, None], 0.5, one, one.new(completeness), one.new(allowed), nodes)
 
-    found = _mean([of_token([3e-4, 2e-6], [1e-3, 1e-6]), of_token([1e-7, 1e-4], [1e-6, 1e-3])])
-    assert found.converged.tolist() == [True, False]
-    assert found.completeness.tolist() == pytest.approx([3e-4, 2e-6])
-    assert found.allowed.tolist() == pytest.approx([1e-3, 1e-6])
-    assert found.worst == pytest.approx(2)
+    attribution = _mean(
+        [of_token([3e-4, 2e-6], [1e-3, 1e-6]), of_token([1e-7, 1e-4], [1e-6, 1e-3])]
+    )
+    assert attribution.converged.tolist() == [True, False]
+    assert attribution.completeness.tolist() == pytest.approx([3e-4, 2e-6])
+    assert attribution.allowed.tolist() == pytest.approx([1e-3, 1e-6])
+    assert attribution.worst == pytest.approx(2)
 
 
 def test_a_masked_model_sees_the_answers_earlier_tokens_in_place():
@@ -319,10 +321,10 @@ def test_other_attributions_equal_brute_force(family):
 
 def test_half_precision_weights_do_not_make_half_precision_probabilities():
     lm = tiny_model("gpt2", torch.bfloat16)
-    (found,) = attribute(lm, queries(lm, (6,)), rule=ONE_INTERVAL)
-    assert found.without.dtype == torch.float32
-    assert found.completeness.dtype == torch.float32
-    assert bool(torch.isfinite(found.scores).all())
+    (attribution,) = attribute(lm, queries(lm, (6,)), rule=ONE_INTERVAL)
+    assert attribution.without.dtype == torch.float32
+    assert attribution.completeness.dtype == torch.float32
+    assert bool(torch.isfinite(attribution.scores).all())
 
 
 def test_half_precision_is_reported_and_not_refined_in_vain():
@@ -330,9 +332,9 @@ def test_half_precision_is_reported_and_not_refined_in_vain():
     narrow, wide = tiny_model("gpt2", torch.bfloat16), tiny_model("gpt2", torch.float32)
     asked = queries(narrow, (6,) * 6)
     halves, singles = attribute(narrow, asked), attribute(wide, asked)
-    assert not all(bool(found.converged.all()) for found in halves)
-    assert all(bool(found.converged.all()) for found in singles)
-    spent = [sum(int(f.nodes.sum()) for f in found) for found in (halves, singles)]
+    assert not all(bool(attribution.converged.all()) for attribution in halves)
+    assert all(bool(attribution.converged.all()) for attribution in singles)
+    spent = [sum(int(f.nodes.sum()) for f in attribution) for attribution in (halves, singles)]
     assert spent[0] <= 2 * spent[1]
 
 

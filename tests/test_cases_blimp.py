@@ -41,11 +41,11 @@ def folder(tmp_path):
 
 
 def test_a_folder_becomes_cases_and_exclusions(folder):
-    found = blimp.load(folder)
-    assert {c.id for c in found.cases} == {
+    selection = blimp.load(folder)
+    assert {c.id for c in selection.cases} == {
         f"blimp/{DN1}/0", f"blimp/{DN1}/1", f"blimp/{DN1}/2", f"blimp/{DN2}/0",
     }  # fmt: skip
-    (left_out,) = found.exclusions
+    (left_out,) = selection.exclusions
     assert left_out.case == "blimp/matrix_question_npi_licensor_present/0"
     assert left_out.detail == "Had Ann ever left? | Ann had ever left."
 

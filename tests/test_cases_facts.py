@@ -193,11 +193,11 @@ def test_a_reworded_prompt_has_its_own_names_for_the_answers():
 
 
 def test_a_synonym_of_the_new_target_is_asked_for_at_the_edited_prompt():
-    found = [
+    of_rome = [
         c for s in range(20) for c in selection(seed=s).cases if c.request.target_new == "Rome"
     ]
-    assert found
-    for case in found:
+    assert of_rome
+    for case in of_rome:
         (probe,) = of(case, "synonym", "answer")
         assert (probe.expected, probe.cloze) == ("the Eternal City", case.request.cloze)
 
@@ -263,10 +263,10 @@ def test_a_symmetric_relation_is_its_own_inverse():
     borders = relation("P47", "[X] borders [Y].", inverse="P47")
     assert borders.symmetric
     facts = [Triple("P47", a, b) for a, b in (("A", "B"), ("C", "D"), ("E", "F"), ("F", "G"))]
-    found = {c.request.subject: c for c in fact_cases([borders], facts, source="t").cases}
-    new, old = of(found["A"], "symmetry")
+    by_subject = {c.request.subject: c for c in fact_cases([borders], facts, source="t").cases}
+    new, old = of(by_subject["A"], "symmetry")
     assert (new.expected, old.cloze.left) == ("A", "B borders")
-    assert not of(found["E"], "symmetry")
+    assert not of(by_subject["E"], "symmetry")
 
 
 def test_one_to_one_is_what_counting_says():
@@ -321,7 +321,7 @@ def test_the_background_is_the_same_for_every_case_of_a_relation(cases):
 
 def test_what_cannot_be_a_case_is_listed_with_its_reason():
     single = relation("P9", "[X] is [Y].")
-    found = fact_cases(
+    outcome = fact_cases(
         [single, Relation("P8", ())],
         [
             Triple("P9", "a", "x"),
@@ -331,8 +331,8 @@ def test_what_cannot_be_a_case_is_listed_with_its_reason():
         ],
         source="t",
     )
-    assert not found.cases
-    assert Counter(e.reason for e in found.exclusions) == {
+    assert not outcome.cases
+    assert Counter(e.reason for e in outcome.exclusions) == {
         "the same fact is listed again": 1,
         "the relation has no other object to be the new target": 1,
         "the relation has no pattern to ask with": 2,

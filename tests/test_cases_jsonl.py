@@ -124,11 +124,11 @@ def test_neighbours_are_drawn_from_the_other_facts_of_the_relation(file):
 def test_pairs_and_facts_may_share_a_file_and_files_a_folder(file, tmp_path):
     file(CANADA, PAIR, {**PAIR, "good": "I saw this cup.", "bad": "I saw this cups."})
     file({**FULL, "relation": "R"}, name="other.jsonl")
-    found = jsonl.load(tmp_path)
-    assert {c.id for c in found.cases} == {
+    selection = jsonl.load(tmp_path)
+    assert {c.id for c in selection.cases} == {
         "mine/mine/Canada", "mine/mine/2", "mine/mine/3", "other/R/capital_of_Canada",
     }  # fmt: skip
-    pair = next(c for c in found.cases if c.id == "mine/mine/2")
+    pair = next(c for c in selection.cases if c.id == "mine/mine/2")
     assert (pair.task, pair.request.target_new) == ("pair", "books")
     assert len(of(pair, "generality")) == 1
     assert jsonl.relation_ids(tmp_path) == ("mine", "R")
@@ -196,10 +196,10 @@ ANYTHING = st.recursive(
 def is_read_or_refused(path) -> bool:
     """Whether the file gives cases or exclusions, or an error that names file and line."""
     try:
-        found = jsonl.load(path)
+        selection = jsonl.load(path)
     except ValueError as error:
         return str(error).startswith((f"{path.name}, line ", f"{path.name}: expected records"))
-    return bool(found.cases or found.exclusions)
+    return bool(selection.cases or selection.exclusions)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])

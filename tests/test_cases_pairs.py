@@ -110,10 +110,10 @@ WORDS = st.lists(
 @given(WORDS, WORDS, WORDS, WORDS)
 def test_the_span_puts_both_sentences_together_again(left, one, other, right):
     good, bad = (" ".join([*left, *middle, *right]) for middle in (one, other))
-    found = differing_span(good, bad)
-    if isinstance(found, str):
+    span = differing_span(good, bad)
+    if isinstance(span, str):
         return
-    cloze, in_good, in_bad = found
+    cloze, in_good, in_bad = span
     assert (cloze.fill(in_good), cloze.fill(in_bad)) == (good, bad)
     assert in_good != in_bad
     # nothing more could be left outside on the left
@@ -276,12 +276,12 @@ def test_pairs_that_cannot_be_cases_are_listed():
         MinimalPair(DN1, "9", "Same.", "Same."),
         MinimalPair(DN1, "8", "Ann is", "Ann was", "x"),
     ]
-    found = selection([*PAIRS, *wrong], only=[DN1])
-    assert {(e.case, e.reason) for e in found.exclusions} == {
+    outcome = selection([*PAIRS, *wrong], only=[DN1])
+    assert {(e.case, e.reason) for e in outcome.exclusions} == {
         (f"{DN1}/9", "the two sentences are the same"),
         (f"{DN1}/8", "the agreeing word does not stand in what both sentences share"),
     }
-    assert len(found.cases) == 5
+    assert len(outcome.cases) == 5
 
 
 @pytest.mark.parametrize(

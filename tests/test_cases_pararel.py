@@ -51,13 +51,13 @@ def write(path: Path, rows: list[dict[str, str]]) -> None:
 
 
 def test_a_folder_becomes_cases(folder):
-    found = pararel.load(folder)
-    assert len(found.cases) == 10
-    (left_out,) = found.exclusions
+    selection = pararel.load(folder)
+    assert len(selection.cases) == 10
+    (left_out,) = selection.exclusions
     assert (left_out.case, left_out.reason) == (
         "pararel/P31", "PARAREL has facts but no patterns for the relation",
     )  # fmt: skip
-    case = next(c for c in found.cases if c.id == "pararel/P36/Canada")
+    case = next(c for c in selection.cases if c.id == "pararel/P36/Canada")
     assert (case.source, case.request.prompt) == ("pararel", "The capital of {} is")
     kinds = Counter(p.kind for p in case.probes)
     assert kinds["new_inverse"] == kinds["old_inverse"] == 1
@@ -113,12 +113,12 @@ def server(folder, monkeypatch, tmp_path_factory):
 
 
 def test_pinned_files_are_fetched_once_and_only_those_needed(server, folder):
-    found = pararel.load(relations=["P36"])
-    assert found == pararel.load(folder, relations=["P36"])
+    selection = pararel.load(relations=["P36"])
+    assert selection == pararel.load(folder, relations=["P36"])
     needed = [f"/{kind}/{id}.jsonl" for id in ("P36", "P1376", "P37", "P30")
               for kind in ("patterns", "facts")]  # fmt: skip
     assert sorted(server) == sorted(needed)
-    assert pararel.load(relations=["P36"]) == found
+    assert pararel.load(relations=["P36"]) == selection
     assert len(server) == len(needed)
 
 

@@ -35,8 +35,8 @@ def test_what_is_allowed_is_listed():
 
 @pytest.mark.parametrize("form", ["{}", "jsonl={}"])
 def test_a_path_is_your_own_facts(mine, form):
-    found = sources.load(form.format(mine))
-    assert {case.id for case in found.cases} == {"mine/R1/Canada", "mine/R2/Canada"}
+    selection = sources.load(form.format(mine))
+    assert {case.id for case in selection.cases} == {"mine/R1/Canada", "mine/R2/Canada"}
     assert len(sources.load(form.format(mine.parent)).cases) == 2
 
 
@@ -57,10 +57,10 @@ def test_an_unknown_relation_is_told_those_known(mine):
 
 
 def test_a_limit_is_of_each_relation():
-    found = sources.load("embedded", limit=2, relations=["P36", "P103"])
-    assert sorted(case.relation for case in found.cases) == ["P103", "P103", "P36", "P36"]
+    selection = sources.load("embedded", limit=2, relations=["P36", "P103"])
+    assert sorted(case.relation for case in selection.cases) == ["P103", "P103", "P36", "P36"]
     more = sources.load("embedded", limit=3, relations=["P36", "P103"])
-    assert {c.id for c in found.cases} < {c.id for c in more.cases}
+    assert {c.id for c in selection.cases} < {c.id for c in more.cases}
 
 
 @pytest.mark.parametrize(
@@ -88,8 +88,8 @@ def test_what_is_no_source_is_told(tmp_path, spec, message):
 def test_a_folder_is_known_by_what_it_holds():
     data = Path(SHARED or ".") / "data"
     for name, relation in (("blimp", "anaphor_number_agreement"), ("pararel", "P36")):
-        found = sources.load(str(data / name), limit=1, relations=[relation])
-        assert [case.source for case in found.cases] == [name]
+        selection = sources.load(str(data / name), limit=1, relations=[relation])
+        assert [case.source for case in selection.cases] == [name]
 
 
 def test_garbage_is_collected_again_afterwards(mine):

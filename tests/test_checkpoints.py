@@ -181,9 +181,9 @@ def test_the_difference_says_what_it_is(model, copy):
     update = rank_one(model)
     edit = checkpoint_edit(model, copy(edited_by(model, update)))
     assert isinstance(edit, LowRankEdit)
-    (found,) = edit.updates
-    assert (found.layer, found.u.shape[1]) == (LAYER, 1)
-    assert torch.allclose(found.u @ found.v, update.u @ update.v, atol=1e-5)
+    (factors,) = edit.updates
+    assert (factors.layer, factors.u.shape[1]) == (LAYER, 1)
+    assert torch.allclose(factors.u @ factors.v, update.u @ update.v, atol=1e-5)
     assert edit.notes["tensors"] == 1
     assert edit.notes["changed"] == model.weight_name(LAYER)
     assert edit.notes["norm"] == pytest.approx(norm(LowRankEdit((update,))), rel=1e-4)

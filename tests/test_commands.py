@@ -36,12 +36,12 @@ def no_cache(tmp_path, monkeypatch):
 
 
 def test_data_lists_what_is_there_and_says_how_to_get_the_rest(no_cache):
-    found = run(data)
-    assert found.exit_code == 0
+    result = run(data)
+    assert result.exit_code == 0
     selection = embedded.load()
-    assert sources.content_hash(selection.cases) in found.output
-    assert f" {len(selection.cases)} " in found.output
-    assert "pararel is not in the cache: `kn-bench data pararel --fetch`" in found.output
+    assert sources.content_hash(selection.cases) in result.output
+    assert f" {len(selection.cases)} " in result.output
+    assert "pararel is not in the cache: `kn-bench data pararel --fetch`" in result.output
 
 
 def test_data_by_relation_adds_up(no_cache):
@@ -56,9 +56,9 @@ def test_data_counts_what_is_excluded_by_reason(pairs):
     path = next(pairs.glob("*.jsonl"))
     same = {"sentence_good": "Cats sleep.", "sentence_bad": "Cats sleep.", "pairID": "9"}
     path.write_text(path.read_text() + json.dumps(same) + "\n")
-    found = run(data, f"blimp={pairs}")
-    assert found.exit_code == 0
-    assert "the two sentences are the same" in found.output
+    result = run(data, f"blimp={pairs}")
+    assert result.exit_code == 0
+    assert "the two sentences are the same" in result.output
     listed = run(data, f"blimp={pairs}", "--by-relation", "--markdown").output
     assert "| regular_plural_subject_verb_agreement_1 |" in listed
 
@@ -111,16 +111,16 @@ def test_data_shows_text_of_a_file_without_control_sequences(tmp_path):
 def test_data_names_the_line_of_your_file_that_is_wrong(tmp_path):
     path = tmp_path / "mine.jsonl"
     path.write_text('{"subject": "Canada"}\n')
-    found = run(data, path)
-    assert isinstance(found.exception, ValueError)
-    assert "mine.jsonl, line 1" in str(found.exception)
+    result = run(data, path)
+    assert isinstance(result.exception, ValueError)
+    assert "mine.jsonl, line 1" in str(result.exception)
 
 
 def test_blimp_gives_the_share_of_grammatical_sentences_preferred(pairs):
-    found = run(blimp, "tiny-gpt2", pairs, "--markdown")
-    assert found.exit_code == 0
+    result = run(blimp, "tiny-gpt2", pairs, "--markdown")
+    assert result.exit_code == 0
     cells = [
-        [c.strip() for c in line.split("|")[1:-1]] for line in found.output.splitlines() if line
+        [c.strip() for c in line.split("|")[1:-1]] for line in result.output.splitlines() if line
     ]
     assert cells[2] == ["regular_plural_subject_verb_agreement_1", "1.000", cells[2][2], "2"]
     assert cells[-1][:2] == ["mean of all paradigms", "1.000"]
@@ -143,8 +143,8 @@ def test_blimp_takes_the_first_so_many_pairs(pairs):
 
 
 def test_blimp_names_a_paradigm_that_is_not_there(pairs):
-    found = run(blimp, "tiny-gpt2", pairs, "--paradigm", "wh_island")
-    assert str(found.exception) == (
+    result = run(blimp, "tiny-gpt2", pairs, "--paradigm", "wh_island")
+    assert str(result.exception) == (
         f"{pairs}: expected wh_island.jsonl in it; add it, or leave the paradigm out"
     )
 
@@ -153,6 +153,6 @@ def test_blimp_names_a_paradigm_that_is_not_there(pairs):
 @pytest.mark.parametrize("name", ["tiny-gpt2", "tiny-bert"])
 def test_the_embedded_models_prefer_grammatical_agreement(name):
     folder = Path(os.environ["KN_BENCH_SHARED"]) / "data" / "blimp"
-    found = run(blimp, name, folder, "--paradigm", "determiner_noun_agreement_1", "--limit", 50)
-    accuracy = float(found.output.splitlines()[2].split()[1])
+    result = run(blimp, name, folder, "--paradigm", "determiner_noun_agreement_1", "--limit", 50)
+    accuracy = float(result.output.splitlines()[2].split()[1])
     assert accuracy >= 0.9

@@ -39,9 +39,9 @@ def _compared(one: Path, two: Path, **how: str):
 
 
 def test_runs_are_compared_case_by_case_with_holm(good, worse):
-    found = _compared(good, worse)
-    assert list(found) == list(CRITERIA)
-    fell = found["generality"]
+    comparisons = _compared(good, worse)
+    assert list(comparisons) == list(CRITERIA)
+    fell = comparisons["generality"]
     assert fell.paired
     assert fell.difference.mean == pytest.approx(-0.5 * 7 / N)
     assert fell.difference.n == N
@@ -49,7 +49,7 @@ def test_runs_are_compared_case_by_case_with_holm(good, worse):
     # seven cases moved one way: 2 of 2^7 sign assignments are as extreme
     assert fell.p == pytest.approx(2 / 2**7)
     assert fell.p_holm == pytest.approx(6 * fell.p)
-    assert all(found[c].p == 1 for c in CRITERIA if c != "generality")
+    assert all(comparisons[c].p == 1 for c in CRITERIA if c != "generality")
 
 
 def test_one_sided_p_is_half_of_it(good, worse):
@@ -69,8 +69,8 @@ def test_cases_of_one_cluster_move_together(tmp_path):
 def test_only_common_cases_are_compared_and_the_rest_is_named(tmp_path, good):
     fewer: dict[Criterion, list[float]] = {c: [1.0] * 9 for c in CRITERIA}
     half = write_run(tmp_path, {"rome": fewer}, run="half")
-    found = _compared(good, half)["reliability"]
-    assert (found.only_first, found.only_second, found.difference.n) == (3, 0, 9)
+    comparisons = _compared(good, half)["reliability"]
+    assert (comparisons.only_first, comparisons.only_second, comparisons.difference.n) == (3, 0, 9)
     text = comparison_text(load_runs([good]), load_runs([half]))
     assert "3 cases only in the first and 0 only in the second are not compared" in text
 
@@ -79,12 +79,12 @@ def test_without_common_cases_the_samples_are_independent(good):
     one, two = scores_of(load_runs([good])), scores_of(load_runs([good]))
     two = two.assign(case="other/" + two["case"], cluster="other/" + two["cluster"])
     two.loc[two["criterion"] == "locality", "score"] = 0.0
-    found = {c.group.criterion: c for c in compare(one, two)}
-    assert not found["locality"].paired
-    assert np.isnan(found["locality"].difference.low)
+    comparisons = {c.group.criterion: c for c in compare(one, two)}
+    assert not comparisons["locality"].paired
+    assert np.isnan(comparisons["locality"].difference.low)
     # 12 against 12, all apart: 2 of the 24-choose-12 splits, by random permutations
-    assert found["locality"].p < 0.001
-    assert found["reliability"].p == 1
+    assert comparisons["locality"].p < 0.001
+    assert comparisons["reliability"].p == 1
 
 
 def test_two_methods_of_one_run(tmp_path):

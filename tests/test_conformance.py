@@ -34,21 +34,21 @@ def verdicts(name, method):
     model = engine(name).model
     made = method() if method in (Nothing, Oracle, InContext) else method(model)
     results = engine(name).measure(method.__name__, made, cases()).results
-    found: dict[tuple[str, str], list[Verdict]] = {}
+    by_criterion: dict[tuple[str, str], list[Verdict]] = {}
     for case in cases():
         for criterion in CRITERIA:
             verdict = judge(criterion, case, results[case.id])
             assert verdict.status != "error", verdict.explanation
             if verdict.scored:
-                found.setdefault((case.task, criterion), []).append(verdict)
-    return found
+                by_criterion.setdefault((case.task, criterion), []).append(verdict)
+    return by_criterion
 
 
 def scores(name, method, criterion, *, known_only=False):
     return [
         verdict.score
-        for (_, of), found in verdicts(name, method).items()
-        for verdict in found
+        for (_, of), judged in verdicts(name, method).items()
+        for verdict in judged
         if of == criterion and (verdict.known_before or not known_only)
     ]
 
@@ -69,9 +69,9 @@ def test_no_edit_changes_nothing(name):
 @pytest.mark.parametrize("name", embedded.NAMES)
 def test_the_oracle_scores_one(name, criterion):
     for task in ("fact", "pair"):
-        found = verdicts(name, Oracle).get((task, criterion), [])
-        assert found, f"no {task} counts for {criterion}"
-        missed = [verdict.explanation for verdict in found if verdict.score != 1]
+        judged = verdicts(name, Oracle).get((task, criterion), [])
+        assert judged, f"no {task} counts for {criterion}"
+        missed = [verdict.explanation for verdict in judged if verdict.score != 1]
         assert not missed
 
 

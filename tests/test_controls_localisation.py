@@ -54,13 +54,13 @@ def activations_of(lm, queries):
 def test_a_planted_neuron_stands_out_of_matched_random_ones(lm):
     queries = queries_of()
     mean = activations_of(lm, queries).double().mean(0)
-    found = against_random(lm, queries, frozenset({PLANTED}), mean)
-    assert len(found.draws) == 20
-    assert found.z < -4
-    assert found.p() == pytest.approx(1 / 21)
-    assert found.p(falls=False) == 1.0
+    against = against_random(lm, queries, frozenset({PLANTED}), mean)
+    assert len(against.draws) == 20
+    assert against.z < -4
+    assert against.p() == pytest.approx(1 / 21)
+    assert against.p(falls=False) == 1.0
     before, after = (answers(lm, queries, [e]).log_prob for e in (NoEdit(), suppress([PLANTED])))
-    assert found.effect == pytest.approx(float((after - before).mean()))
+    assert against.effect == pytest.approx(float((after - before).mean()))
     doubled = against_random(lm, queries, frozenset({PLANTED}), mean, factor=2.0)
     assert doubled.z > 2
 
@@ -75,15 +75,15 @@ def test_random_neurons_stand_out_at_the_stated_rate():
     for trial in range(150):
         units = torch.randperm(lm.d_mlp, generator=generator)[:2].tolist()
         neurons = frozenset(Neuron(trial % 3, unit) for unit in units)
-        found = against_random(lm, queries, neurons, mean, draws=19, seed=trial)
-        rejected += [found.p() <= 0.1, found.p(falls=False) <= 0.1]
+        against = against_random(lm, queries, neurons, mean, draws=19, seed=trial)
+        rejected += [against.p() <= 0.1, against.p(falls=False) <= 0.1]
     assert np.mean(rejected) == pytest.approx(0.1, abs=3 * np.sqrt(0.1 * 0.9 / 300))
 
 
 def test_z_scores_and_ranks_by_hand():
-    found = AgainstRandom(2, -3.0, (0.0, 1.0, -1.0, 0.0))
-    assert found.z == pytest.approx(-3 / np.std([0, 1, -1, 0], ddof=1))
-    assert found.p() == pytest.approx(1 / 5)
+    against = AgainstRandom(2, -3.0, (0.0, 1.0, -1.0, 0.0))
+    assert against.z == pytest.approx(-3 / np.std([0, 1, -1, 0], ddof=1))
+    assert against.p() == pytest.approx(1 / 5)
     assert np.isnan(AgainstRandom(1, 1.0, (0.0, 0.0)).z)
 
 
@@ -93,15 +93,15 @@ def test_z_scores_and_ranks_by_hand():
 def test_dose_and_response(lm):
     queries = queries_of()
     order = [PLANTED, *(Neuron(2, unit) for unit in range(1, 24))]
-    found = dose_response(lm, queries, order, doses=(0, 1, 2, 24, 99))
-    assert found.doses == (0, 1, 2, 24)
+    curve = dose_response(lm, queries, order, doses=(0, 1, 2, 24, 99))
+    assert curve.doses == (0, 1, 2, 24)
     plain = answers(lm, queries)
-    assert found.probability[0] == pytest.approx(plain.probability.mean())
-    assert found.accuracy[0] == pytest.approx(plain.right.mean())
-    assert found.rank[0] == pytest.approx(plain.rank.mean())
+    assert curve.probability[0] == pytest.approx(plain.probability.mean())
+    assert curve.accuracy[0] == pytest.approx(plain.right.mean())
+    assert curve.rank[0] == pytest.approx(plain.rank.mean())
     gone = answers(lm, queries, [suppress(order[:2])])
-    assert found.probability[2] == pytest.approx(gone.probability.mean())
-    assert found.needed(0.5) == 1
+    assert curve.probability[2] == pytest.approx(gone.probability.mean())
+    assert curve.needed(0.5) == 1
     with pytest.raises(ValueError, match="expected 0, the unedited model, as the first"):
         dose_response(lm, queries, order, doses=(1, 2))
 
@@ -109,10 +109,10 @@ def test_dose_and_response(lm):
 def test_doses_needed_for_a_share_of_the_loss():
     from kn_bench.study.sections.dose import DoseResponse
 
-    found = DoseResponse((0, 1, 2, 4, 8), (0.8, 0.7, 0.4, 0.1, 0.2), (1,) * 5, (0,) * 5)
-    assert found.needed(0.5) == 2
-    assert found.needed(0.9) == 4
-    assert found.needed(0.1) == 1
+    curve = DoseResponse((0, 1, 2, 4, 8), (0.8, 0.7, 0.4, 0.1, 0.2), (1,) * 5, (0,) * 5)
+    assert curve.needed(0.5) == 2
+    assert curve.needed(0.9) == 4
+    assert curve.needed(0.1) == 1
     assert DoseResponse((0, 1), (0.1, 0.2), (1, 1), (0, 0)).needed(0.5) is None
 
 
@@ -148,7 +148,7 @@ def test_planted_neurons_carry_their_own_answers_alone(lm):
 def test_pseudo_perplexity_asks_for_every_token_once(family):
     lm = tiny_model(family)
     texts = ["w7 w8 w9 w10", "w11 w12 w13"]
-    found = token_log_probs(lm, texts, [NoEdit()])
+    log_probs = token_log_probs(lm, texts, [NoEdit()])
     expected = []
     for text in texts:
         ids = list(lm.tokens.encode(text).ids)
@@ -164,8 +164,8 @@ def test_pseudo_perplexity_asks_for_every_token_once(family):
             else:
                 continue
             expected.append(float(logits.log_softmax(-1)[ids[place]]))
-    assert np.concatenate(found, 1)[0] == pytest.approx(expected)
-    assert perplexity(found)[0] == pytest.approx(np.exp(-np.mean(expected)))
+    assert np.concatenate(log_probs, 1)[0] == pytest.approx(expected)
+    assert perplexity(log_probs)[0] == pytest.approx(np.exp(-np.mean(expected)))
 
 
 def test_erasing_a_planted_value_loses_the_answer_and_nothing_else(lm):
@@ -193,10 +193,10 @@ def test_direct_search_finds_what_was_planted(lm):
         ("direct_ablation", direct_ablation(lm, queries)),
         ("activation", activations_of(lm, queries)),
     ]
-    found = {one.method: one for one in choose(lm, queries, scores, k=2)}
-    assert PLANTED in found["direct_ablation"].neurons
-    assert found["direct_ablation"].change < found["random"].change - 1
-    assert found["direct_ablation"].overlap == 1
+    choices = {one.method: one for one in choose(lm, queries, scores, k=2)}
+    assert PLANTED in choices["direct_ablation"].neurons
+    assert choices["direct_ablation"].change < choices["random"].change - 1
+    assert choices["direct_ablation"].overlap == 1
     with pytest.raises(ValueError, match="activation: expected two prompts or more"):
         choose(lm, queries[:1], scores)
 
@@ -218,23 +218,23 @@ def request(subject="w6 w7", true="w8"):
 
 
 def test_texts_hold_the_parts_that_they_name():
-    found = dict(zip(PARTS, texts_of(request()), strict=True))
-    assert found["subject"] == "w6 w7"
-    assert found["subject+relation"] == "W9 w6 w7 w10"
-    assert found["relation+object"] == "W9 it w10 w8"
-    assert found["all"] == "W9 w6 w7 w10 w8"
+    text_of = dict(zip(PARTS, texts_of(request()), strict=True))
+    assert text_of["subject"] == "w6 w7"
+    assert text_of["subject+relation"] == "W9 w6 w7 w10"
+    assert text_of["relation+object"] == "W9 it w10 w8"
+    assert text_of["all"] == "W9 w6 w7 w10 w8"
 
 
 def test_a_neuron_that_fires_for_one_word_fires_for_the_parts_that_hold_it():
     lm = tiny_model("gpt2")
     at_answer = torch.ones(3, lm.d_mlp)
-    found = firing(lm, request(), [request("w12", "w13")], frozenset({Neuron(0, 4)}), at_answer)
-    assert [one.parts for one in found] == list(PARTS)
+    readings = firing(lm, request(), [request("w12", "w13")], frozenset({Neuron(0, 4)}), at_answer)
+    assert [one.parts for one in readings] == list(PARTS)
     with torch.no_grad():
         keys = lm.neurons(torch.tensor([lm.tokens.encode("w6 w7").ids]), [0])[0][0, :, 4]
         other = lm.neurons(torch.tensor([lm.tokens.encode("w12").ids]), [0])[0][0, :, 4]
-    assert found[0].own == pytest.approx(float(keys.max()))
-    assert found[0].other == pytest.approx(float(other.max()))
+    assert readings[0].own == pytest.approx(float(keys.max()))
+    assert readings[0].other == pytest.approx(float(other.max()))
 
 
 def test_special_tokens_are_not_read():
@@ -268,15 +268,15 @@ def test_pairs_are_grouped_by_determiner_else_by_number():
         ),
         pair(4, "this", "She sees {}", ".", "cup", "cups", "determiner_noun_agreement_1"),
     ]
-    found = groups_of(cases)
-    assert [(g.id, len(g.queries)) for g in found] == [
+    groups = groups_of(cases)
+    assert [(g.id, len(g.queries)) for g in groups] == [
         ("determiner_noun_agreement_2/this", 2),
         ("determiner_noun_agreement_2/those", 1),
         ("regular_plural_subject_verb_agreement_1/plural", 1),
         ("determiner_noun_agreement_1/this", 1),
     ]
-    assert set(found[0].clusters) == {"book", "cup"}
-    assert found[-1].clusters == ("cup",)
+    assert set(groups[0].clusters) == {"book", "cup"}
+    assert groups[-1].clusters == ("cup",)
     assert class_of(cases[0].request) == "this"
     assert len(gap_prompts(cases)) == 3
 
@@ -299,12 +299,12 @@ def test_profiles_attribute_what_fits_and_rank_all_neurons():
         ),
     )
     (group,) = groups_of([Case(one, (), "w6", "t")])
-    (found,) = profiles(lm, [group])
-    assert found.kept == (0, 2)
-    assert found.clusters == ["0", "2"]
-    assert found.scores.shape == (2, 3, lm.d_mlp)
-    mean = found.scores.double().mean(0)
-    assert mean[found.ranked[0]] == mean.max()
-    assert len(found.ranked) == 192
-    assert found.select().neurons
+    (profile,) = profiles(lm, [group])
+    assert profile.kept == (0, 2)
+    assert profile.clusters == ["0", "2"]
+    assert profile.scores.shape == (2, 3, lm.d_mlp)
+    mean = profile.scores.double().mean(0)
+    assert mean[profile.ranked[0]] == mean.max()
+    assert len(profile.ranked) == 192
+    assert profile.select().neurons
     assert not profiles(lm, groups_of([]))

@@ -40,9 +40,9 @@ def pair(left, good, bad, right, scoring) -> Probe:
 
 
 def encoded(one, window, prefix="") -> EncodedProbe:
-    found = encode_probe(one, window, prefix)
-    assert isinstance(found, EncodedProbe), found
-    return found
+    encoding = encode_probe(one, window, prefix)
+    assert isinstance(encoding, EncodedProbe), encoding
+    return encoding
 
 
 def ids_of(window: Tokens, text: str) -> tuple[int, ...]:
@@ -55,17 +55,18 @@ def ids_of(window: Tokens, text: str) -> tuple[int, ...]:
 @given(left=LEFTS, expected=NAMES, rejected=NAMES)
 def test_prompt_and_answer_make_the_joined_text(name, left, expected, rejected):
     window = tokens(name)
-    found = encode_probe(probe(Cloze(left, "."), expected, rejected), window)
-    if isinstance(found, Unencodable):
-        assert found.reason == reasons.SPECIAL, found  # SentencePiece-like: letters it never saw
+    encoding = encode_probe(probe(Cloze(left, "."), expected, rejected), window)
+    if isinstance(encoding, Unencodable):
+        # SentencePiece-like: letters it never saw
+        assert encoding.reason == reasons.SPECIAL, encoding
         return
-    assert found.prompt_ids == ids_of(window, left)
-    assert found.answer_position == len(found.prompt_ids) - 1
-    for answer, row in ((expected, found.expected), (rejected, found.rejected)):
-        assert row.ids == found.prompt_ids + row.targets == ids_of(window, f"{left} {answer}")
-        assert row.positions == tuple(range(found.answer_position, len(row.ids) - 1))
+    assert encoding.prompt_ids == ids_of(window, left)
+    assert encoding.answer_position == len(encoding.prompt_ids) - 1
+    for answer, row in ((expected, encoding.expected), (rejected, encoding.rejected)):
+        assert row.ids == encoding.prompt_ids + row.targets == ids_of(window, f"{left} {answer}")
+        assert row.positions == tuple(range(encoding.answer_position, len(row.ids) - 1))
         assert window.decode(row.targets).strip() == answer
-    assert found.first_expected == found.expected.targets[0]
+    assert encoding.first_expected == encoding.expected.targets[0]
 
 
 def test_an_answer_that_grows_into_the_prompt_is_left_out():
@@ -77,39 +78,39 @@ def test_an_answer_that_grows_into_the_prompt_is_left_out():
         models.BPE({t: i for i, t in enumerate(vocabulary)}, merges, unk_token="<unk>")
     )
     window = Tokens(PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>"), "causal")
-    found = encode_probe(probe(), window)
-    assert isinstance(found, Unencodable)
-    assert found.reason == "the answer does not begin or end at a token's border"
-    assert "'Paris' in 'The capital of Canada is Paris'" in found.detail
+    encoding = encode_probe(probe(), window)
+    assert isinstance(encoding, Unencodable)
+    assert encoding.reason == "the answer does not begin or end at a token's border"
+    assert "'Paris' in 'The capital of Canada is Paris'" in encoding.detail
 
 
 @pytest.mark.parametrize("name", MASKED)
 @given(left=LEFTS, expected=NAMES, rejected=NAMES)
 def test_only_the_answer_is_masked_and_kept_as_tokenised(name, left, expected, rejected):
     window = tokens(name)
-    found = encode_probe(probe(Cloze(left, ", they say."), expected, rejected), window)
-    if isinstance(found, Unencodable):
-        assert found.reason in (reasons.SEVERAL, reasons.SPECIAL, reasons.SAME), found
+    encoding = encode_probe(probe(Cloze(left, ", they say."), expected, rejected), window)
+    if isinstance(encoding, Unencodable):
+        assert encoding.reason in (reasons.SEVERAL, reasons.SPECIAL, reasons.SAME), encoding
         return
-    assert not found.expected.further
-    for answer, row in ((expected, found.expected), (rejected, found.rejected)):
-        assert row.ids == found.prompt_ids
-        assert row.positions == (found.answer_position,)
+    assert not encoding.expected.further
+    for answer, row in ((expected, encoding.expected), (rejected, encoding.rejected)):
+        assert row.ids == encoding.prompt_ids
+        assert row.positions == (encoding.answer_position,)
         assert row.ids.count(window.mask_id) == 1
         (target,) = row.targets
         whole = list(row.ids)
-        whole[found.answer_position] = target
+        whole[encoding.answer_position] = target
         assert whole == window.tokenizer(f"{left} {answer}, they say.")["input_ids"]
 
 
 @pytest.mark.parametrize("name", MASKED)
 def test_known_words_are_one_token_at_the_mask(name):
     window = tokens(name)
-    found = encoded(probe(), window) if name == "bert" else encode_probe(probe(), window)
-    if isinstance(found, EncodedProbe):
-        assert window.decode(found.expected.targets).strip() == "Paris"
+    encoding = encoded(probe(), window) if name == "bert" else encode_probe(probe(), window)
+    if isinstance(encoding, EncodedProbe):
+        assert window.decode(encoding.expected.targets).strip() == "Paris"
     else:
-        assert found.reason == reasons.SEVERAL
+        assert encoding.reason == reasons.SEVERAL
 
 
 def test_the_space_before_a_mask_is_the_answers():
@@ -117,37 +118,37 @@ def test_the_space_before_a_mask_is_the_answers():
     for name in ("roberta", "plain_mask"):
         window = tokens(name)
         cloze = Cloze("The capital of Canada", "Ottawa.")
-        found = encoded(probe(cloze, "is", "of"), window)
-        assert window.decode(found.expected.targets) == " is"
-        assert " " not in [window.decode([i]) for i in found.prompt_ids]
+        encoding = encoded(probe(cloze, "is", "of"), window)
+        assert window.decode(encoding.expected.targets) == " is"
+        assert " " not in [window.decode([i]) for i in encoding.prompt_ids]
 
 
 def test_several_word_pieces_have_no_mask():
-    found = encode_probe(probe(expected="Timbuktu"), tokens("bert"))
-    assert isinstance(found, Unencodable)
-    assert found.reason == "the answer is several word pieces"
+    encoding = encode_probe(probe(expected="Timbuktu"), tokens("bert"))
+    assert isinstance(encoding, Unencodable)
+    assert encoding.reason == "the answer is several word pieces"
 
 
 @pytest.mark.parametrize("name", [*CAUSAL, *MASKED])
 def test_no_special_token_is_an_answer(name):
     window = tokens(name)
     for special in sorted(set(window.tokenizer.all_special_tokens)):
-        found = encode_probe(probe(expected=special), window)
-        assert isinstance(found, Unencodable), special
-        assert found.reason in (reasons.SPECIAL, reasons.SEVERAL, reasons.BOUNDARY)
+        encoding = encode_probe(probe(expected=special), window)
+        assert isinstance(encoding, Unencodable), special
+        assert encoding.reason in (reasons.SPECIAL, reasons.SEVERAL, reasons.BOUNDARY)
 
 
 def test_no_unknown_token_is_an_answer():
     for name in ("bert", "llama2"):
-        found = encode_probe(probe(expected="Ωμέγα"), tokens(name))
-        assert isinstance(found, Unencodable)
-        assert found.reason == "the answer has a special or unknown token"
+        encoding = encode_probe(probe(expected="Ωμέγα"), tokens(name))
+        assert isinstance(encoding, Unencodable)
+        assert encoding.reason == "the answer has a special or unknown token"
 
 
 def test_an_answer_that_tokenises_to_nothing_is_named():
     for name in ("bert", "llama2"):
-        found = encode_probe(probe(expected="\u200b"), tokens(name))
-        assert found == Unencodable("the answer has no token", "'\\u200b' tokenises to nothing")
+        encoding = encode_probe(probe(expected="\u200b"), tokens(name))
+        assert encoding == Unencodable("the answer has no token", "'\\u200b' tokenises to nothing")
 
 
 @pytest.mark.parametrize("name", CAUSAL)
@@ -167,32 +168,32 @@ def test_the_mask_knows_nothing_of_the_target():
 @pytest.mark.parametrize("name", CAUSAL)
 def test_a_sentence_is_scored_from_the_differing_span_on(name):
     window = tokens(name)
-    found = encoded(pair("The", "girls", "girl", "helped themselves.", "sentence"), window)
-    for word, row in (("girl", found.expected), ("girls", found.rejected)):
+    encoding = encoded(pair("The", "girls", "girl", "helped themselves.", "sentence"), window)
+    for word, row in (("girl", encoding.expected), ("girls", encoding.rejected)):
         assert row.ids == ids_of(window, f"The {word} helped themselves.")
-        assert row.ids[: len(found.prompt_ids)] == found.prompt_ids == ids_of(window, "The")
-        assert row.targets == row.ids[len(found.prompt_ids) :]
-        assert row.positions == tuple(p - 1 for p in range(len(found.prompt_ids), len(row.ids)))
+        assert row.ids[: len(encoding.prompt_ids)] == encoding.prompt_ids == ids_of(window, "The")
+        assert row.targets == row.ids[len(encoding.prompt_ids) :]
+        assert row.positions == tuple(p - 1 for p in range(len(encoding.prompt_ids), len(row.ids)))
 
 
 @pytest.mark.parametrize("name", CAUSAL)
 def test_two_prefixes_are_compared_by_what_follows(name):
     window = tokens(name)
-    found = encoded(pair("The", "girls", "girl", "helped themselves.", "two_prefix"), window)
-    for word, row in (("girl", found.expected), ("girls", found.rejected)):
+    encoding = encoded(pair("The", "girls", "girl", "helped themselves.", "two_prefix"), window)
+    for word, row in (("girl", encoding.expected), ("girls", encoding.rejected)):
         assert row.ids == ids_of(window, f"The {word} helped themselves.")
         assert len(row.ids) - len(row.targets) == len(ids_of(window, f"The {word}"))
-    assert found.expected.targets == found.rejected.targets
-    assert window.decode(found.expected.targets).strip() == "helped themselves."
-    assert found.prompt_ids == ids_of(window, "The")
-    assert found.first_expected == found.expected.ids[len(found.prompt_ids)]
+    assert encoding.expected.targets == encoding.rejected.targets
+    assert window.decode(encoding.expected.targets).strip() == "helped themselves."
+    assert encoding.prompt_ids == ids_of(window, "The")
+    assert encoding.first_expected == encoding.expected.ids[len(encoding.prompt_ids)]
 
 
 @pytest.mark.parametrize("name", CAUSAL)
 def test_a_pairs_gap_leaves_what_follows_unread(name):
     window = tokens(name)
-    found = encoded(pair("The girls", "helped", "help", "themselves.", "gap"), window)
-    assert found.expected.ids == ids_of(window, "The girls help")
+    encoding = encoded(pair("The girls", "helped", "help", "themselves.", "gap"), window)
+    assert encoding.expected.ids == ids_of(window, "The girls help")
 
 
 def test_masked_models_answer_at_the_gap_whatever_the_scoring():
@@ -209,9 +210,9 @@ def test_masked_models_answer_at_the_gap_whatever_the_scoring():
 def test_a_pairs_words_of_several_pieces_are_masked_in_turn(name, words):
     """Each row, its mask filled with its target, is the text; each piece is masked once."""
     window = tokens(name)
-    found = encoded(pair("The", words[1], words[0], "seen that movie.", "sentence"), window)
-    assert found.prompt_ids.count(window.mask_id) == 1
-    for answer, row in zip(words, (found.expected, found.rejected), strict=True):
+    encoding = encoded(pair("The", words[1], words[0], "seen that movie.", "sentence"), window)
+    assert encoding.prompt_ids.count(window.mask_id) == 1
+    for answer, row in zip(words, (encoding.expected, encoding.rejected), strict=True):
         text = f"The {answer} seen that movie."
         places = []
         for part in row.parts:
@@ -220,19 +221,19 @@ def test_a_pairs_words_of_several_pieces_are_masked_in_turn(name, words):
             whole = [*part.ids[:place], target, *part.ids[place + 1 :]]
             assert whole == window.tokenizer(text)["input_ids"]
             places.append(place)
-        assert places == list(range(found.answer_position, found.answer_position + row.n))
-    assert max(found.expected.n, found.rejected.n) > 1
+        assert places == list(range(encoding.answer_position, encoding.answer_position + row.n))
+    assert max(encoding.expected.n, encoding.rejected.n) > 1
 
 
 def test_the_start_of_a_text_is_predicted_from_the_documents_start():
     one = pair("", "Paris", "France", "is the capital.", "sentence")
     window = tokens("gpt2")
-    found = encoded(one, window)
-    assert found.prompt_ids == (window.bos_id,)
-    assert found.expected.ids == (window.bos_id, *ids_of(window, "France is the capital."))
-    found = encoded(one, tokens("llama3"))
-    assert found.prompt_ids == (tokens("llama3").bos_id,)
-    assert found.expected.ids == ids_of(tokens("llama3"), "France is the capital.")
+    encoding = encoded(one, window)
+    assert encoding.prompt_ids == (window.bos_id,)
+    assert encoding.expected.ids == (window.bos_id, *ids_of(window, "France is the capital."))
+    encoding = encoded(one, tokens("llama3"))
+    assert encoding.prompt_ids == (tokens("llama3").bos_id,)
+    assert encoding.expected.ids == ids_of(tokens("llama3"), "France is the capital.")
     only_eos = encoded(one, tokens("closing"))
     assert only_eos.prompt_ids == (tokens("closing").eos_id,)
     nothing = encode_probe(one, tokens("bare"))
@@ -243,8 +244,8 @@ def test_the_start_of_a_text_is_predicted_from_the_documents_start():
 @pytest.mark.parametrize("name", CAUSAL)
 def test_a_fact_whose_answer_is_followed_by_more_is_for_masked_models(name):
     cloze = Cloze("", "is the capital of Canada.")
-    found = encode_probe(probe(cloze), tokens(name))
-    assert found == Unencodable(
+    encoding = encode_probe(probe(cloze), tokens(name))
+    assert encoding == Unencodable(
         "the answer is followed by more text: only a masked model can be asked",
         "▁ is the capital of Canada.",
     )
@@ -266,12 +267,12 @@ def test_a_prefix_stands_before_every_prompt_with_a_space(name):
 def test_what_is_too_long_is_left_out():
     length = len(ids_of(tokens("gpt2"), "The capital of Canada is Ottawa"))
     assert isinstance(encode_probe(probe(), tokens("gpt2", length)), EncodedProbe)
-    found = encode_probe(probe(), tokens("gpt2", length - 1))
-    assert isinstance(found, Unencodable)
-    assert found.reason == "the text is longer than the model takes"
-    found = encode_probe(probe(), tokens("bert", 5))
-    assert isinstance(found, Unencodable)
-    assert found.reason == "the text is longer than the model takes"
+    encoding = encode_probe(probe(), tokens("gpt2", length - 1))
+    assert isinstance(encoding, Unencodable)
+    assert encoding.reason == "the text is longer than the model takes"
+    encoding = encode_probe(probe(), tokens("bert", 5))
+    assert isinstance(encoding, Unencodable)
+    assert encoding.reason == "the text is longer than the model takes"
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama3", "closing"])
@@ -283,10 +284,12 @@ def test_a_probe_that_leaves_no_room_for_its_answer_is_left_out_and_no_other(nam
     # the last token of the answer is read and never fed
     enough = length + reasons.BUDGET - 1
     for room, n_left_out in ((enough + more, 0), (enough + more - 1, 1), (enough, 1)):
-        found = encode_case(case(probe(), long), tokens(name, room))
-        assert isinstance(found, EncodedCase)
-        assert len(found.exclusions) == n_left_out
-        assert all((e.probe, e.reason) == (long.id, reasons.NO_ROOM) for e in found.exclusions)
+        encoded_case = encode_case(case(probe(), long), tokens(name, room))
+        assert isinstance(encoded_case, EncodedCase)
+        assert len(encoded_case.exclusions) == n_left_out
+        assert all(
+            (e.probe, e.reason) == (long.id, reasons.NO_ROOM) for e in encoded_case.exclusions
+        )
     whole = encode_case(case(probe(), long), tokens(name, enough - 1))
     assert isinstance(whole, Exclusion)
     assert whole.reason == reasons.NO_ROOM
@@ -301,10 +304,10 @@ def test_a_probe_with_half_a_character_is_left_out_and_no_other(name, where):
     texts = {**texts, "rejected": "Ottawa", where: half}
     cloze = Cloze(texts["left"], texts["right"])
     odd = Probe("generality/0", "generality", cloze, texts["expected"], texts["rejected"])
-    found = encode_case(case(probe(), odd), tokens(name))
-    assert isinstance(found, EncodedCase)
-    assert [p.probe.id for p in found.probes] == ["reliability/0"]
-    (left_out,) = found.exclusions
+    encoded_case = encode_case(case(probe(), odd), tokens(name))
+    assert isinstance(encoded_case, EncodedCase)
+    assert [p.probe.id for p in encoded_case.probes] == ["reliability/0"]
+    (left_out,) = encoded_case.exclusions
     assert (left_out.probe, left_out.reason) == (odd.id, HALF_A_CHARACTER)
     left_out.detail.encode()
 
@@ -324,18 +327,22 @@ def case(*probes: Probe, **more) -> Case:
 def test_a_case_keeps_its_probes_in_order_and_names_the_others():
     start = Probe("generality/0", "generality", Cloze("", "is big."), "Paris", "Ottawa")
     last = Probe("generality/1", "generality", Cloze("Canada is ruled from", "."), "Paris", "of")
-    found = encode_case(case(probe(), start, last), tokens("gpt2"))
-    assert isinstance(found, EncodedCase)
-    assert [p.probe.id for p in found.probes] == ["reliability/0", "generality/1"]
-    (left_out,) = found.exclusions
+    encoded_case = encode_case(case(probe(), start, last), tokens("gpt2"))
+    assert isinstance(encoded_case, EncodedCase)
+    assert [p.probe.id for p in encoded_case.probes] == ["reliability/0", "generality/1"]
+    (left_out,) = encoded_case.exclusions
     assert (left_out.case, left_out.probe) == ("P36/Canada", "generality/0")
     assert left_out.reason == reasons.NOT_LAST
 
 
 def test_a_case_without_its_edited_prompt_is_left_out():
-    found = encode_case(case(probe(expected="Ωμέγα")), tokens("bert"))
-    assert isinstance(found, Exclusion)
-    assert (found.case, found.reason, found.probe) == ("P36/Canada", reasons.SPECIAL, None)
+    encoded_case = encode_case(case(probe(expected="Ωμέγα")), tokens("bert"))
+    assert isinstance(encoded_case, Exclusion)
+    assert (encoded_case.case, encoded_case.reason, encoded_case.probe) == (
+        "P36/Canada",
+        reasons.SPECIAL,
+        None,
+    )
 
 
 @pytest.mark.parametrize("name", ["gpt2", "bert"])
@@ -360,14 +367,14 @@ def test_many_cases_fit_as_each_does_alone(name, monkeypatch):
 def test_a_request_knows_its_subjects_last_token(name):
     window = tokens(name)
     for subject in ("Canada", "São Paulo" if name != "llama2" else "France"):
-        found = encode_request(request(subject=subject), window)
-        assert not isinstance(found, Unencodable)
-        upto = window.decode(found.prompt_ids[: found.subject_position + 1])
+        encoding = encode_request(request(subject=subject), window)
+        assert not isinstance(encoding, Unencodable)
+        upto = window.decode(encoding.prompt_ids[: encoding.subject_position + 1])
         assert upto == f"The capital of {subject}"
-        assert found.prompt_ids + found.new_ids == ids_of(
+        assert encoding.prompt_ids + encoding.new_ids == ids_of(
             window, f"The capital of {subject} is Paris"
         )
-        assert found.prompt_ids + found.true_ids == ids_of(
+        assert encoding.prompt_ids + encoding.true_ids == ids_of(
             window, f"The capital of {subject} is Ottawa"
         )
 
@@ -375,19 +382,19 @@ def test_a_request_knows_its_subjects_last_token(name):
 def test_a_subject_after_the_answer_is_for_masked_models():
     after = request(task="pair", prompt="", suffix="is the capital of {}.")
     assert encode_request(after, tokens("gpt2")) == Unencodable(reasons.AFTER, "P36/Canada")
-    found = encode_request(after, tokens("bert"))
-    assert not isinstance(found, Unencodable)
+    encoding = encode_request(after, tokens("bert"))
+    assert not isinstance(encoding, Unencodable)
     window = tokens("bert")
-    assert window.decode([found.prompt_ids[found.subject_position]]) == "Canada"
-    assert found.prompt_ids[found.answer_position] == window.mask_id
+    assert window.decode([encoding.prompt_ids[encoding.subject_position]]) == "Canada"
+    assert encoding.prompt_ids[encoding.answer_position] == window.mask_id
 
 
 @pytest.mark.parametrize("name", CAUSAL)
 def test_a_query_is_its_prompt_and_its_answer(name):
     window = tokens(name)
-    found = encode_query(Query(CAPITAL, "Ottawa"), window)
-    assert found is not None
-    assert found.ids[: found.answer_position + 1] + found.answer_ids == ids_of(
+    encoding = encode_query(Query(CAPITAL, "Ottawa"), window)
+    assert encoding is not None
+    assert encoding.ids[: encoding.answer_position + 1] + encoding.answer_ids == ids_of(
         window, "The capital of Canada is Ottawa"
     )
     middle = Query(Cloze("The girls", "themselves."), "helped")
@@ -399,14 +406,14 @@ def test_a_query_is_its_prompt_and_its_answer(name):
 
 def test_a_masked_query_has_a_mask_for_every_piece():
     window = tokens("bert")
-    found = encode_query(Query(CAPITAL, "Timbuktu"), window)
-    assert found is not None
-    n = len(found.answer_ids)
+    encoding = encode_query(Query(CAPITAL, "Timbuktu"), window)
+    assert encoding is not None
+    n = len(encoding.answer_ids)
     assert n > 1
-    masks = [i for i, token in enumerate(found.ids) if token == window.mask_id]
-    assert masks == list(range(found.answer_position, found.answer_position + n))
-    whole = list(found.ids)
-    whole[found.answer_position : found.answer_position + n] = found.answer_ids
+    masks = [i for i, token in enumerate(encoding.ids) if token == window.mask_id]
+    assert masks == list(range(encoding.answer_position, encoding.answer_position + n))
+    whole = list(encoding.ids)
+    whole[encoding.answer_position : encoding.answer_position + n] = encoding.answer_ids
     assert whole == window.tokenizer("The capital of Canada is Timbuktu.")["input_ids"]
 
 

@@ -155,11 +155,11 @@ def brute_force(lm, text, answer):
 def test_every_field_of_a_measurement_against_one_row_at_a_time(family):
     """Also: a two-token answer half right scores 1/2 by token, 0 as a whole."""
     lm = tiny_model(family)
-    found = rows(Engine(lm), _Nothing(), [toy_case(1), toy_case(3)])
+    stored = rows(Engine(lm), _Nothing(), [toy_case(1), toy_case(3)])
     two_tokens = 0
     for index in (1, 3):
         for probe in toy_case(index).probes:
-            row = found[f"toy/R1/{index}", probe.id]
+            row = stored[f"toy/R1/{index}", probe.id]
             log_probs, target = brute_force(lm, probe.cloze.left, probe.expected)
             rejected, other = brute_force(lm, probe.cloze.left, probe.rejected)
             nll = -float(log_probs[range(len(target)), target].mean())
@@ -188,7 +188,7 @@ def test_cached_generation_equals_whole_runs(family):
     lm = tiny_model(family)
     cases = [toy_case(i) for i in range(6)]
     engine = Engine(lm)
-    found = rows(engine, _Nothing(), cases)
+    stored = rows(engine, _Nothing(), cases)
     for case in cases:
         for probe in case.probes:
             ids = list(lm.tokens.encode(probe.cloze.left).ids)
@@ -197,7 +197,7 @@ def test_cached_generation_equals_whole_runs(family):
                 with torch.no_grad():
                     logits = lm.forward(lm.tensor([ids]), torch.tensor([[len(ids) - 1]]))
                 ids.append(int(logits.argmax()))
-            assert found[case.id, probe.id]["after"]["generated"] == lm.tokens.decode(ids[start:])
+            assert stored[case.id, probe.id]["after"]["generated"] == lm.tokens.decode(ids[start:])
 
 
 def test_the_target_has_no_part_in_what_is_generated():
@@ -217,7 +217,7 @@ def test_the_target_has_no_part_in_what_is_generated():
 def test_kl_against_the_sum_over_the_vocabulary():
     lm = tiny_model("gpt2")
     case, method = toy_case(0), Toy(lm)
-    found = rows(Engine(lm), method, [case])
+    stored = rows(Engine(lm), method, [case])
     edit = method.one(case.request)
     up = edit.updates[0]
 
@@ -232,7 +232,7 @@ def test_kl_against_the_sum_over_the_vocabulary():
             with lm.site_hooks(change, [up.layer]):
                 q = lm.forward(ids, at)[0, 0].log_softmax(-1)
         expected = float((p.exp() * (p - q)).sum())
-        assert found[case.id, probe.id]["kl"] == pytest.approx(expected, rel=1e-5)
+        assert stored[case.id, probe.id]["kl"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_unedited_model_is_asked_once(monkeypatch):
@@ -261,10 +261,10 @@ def test_a_prompt_edit_puts_its_text_in_front():
         def edit(self, requests):
             return [PromptEdit("w20 w21") for _ in requests]
 
-    found = rows(Engine(lm), Prefix(), [case])
+    stored = rows(Engine(lm), Prefix(), [case])
     for probe in case.probes:
         log_probs, target = brute_force(lm, f"w20 w21 {probe.cloze.left}", probe.expected)
-        assert found[case.id, probe.id]["after"]["log_prob_expected"] == pytest.approx(
+        assert stored[case.id, probe.id]["after"]["log_prob_expected"] == pytest.approx(
             float(log_probs[range(len(target)), target].sum()), abs=1e-6
         )
 
@@ -277,13 +277,13 @@ def test_a_lookup_answers_what_it_lists_and_leaves_the_rest():
         def edit_cases(self, cases):
             return [LookupEdit({c.probes[0].cloze: c.request.target_new}) for c in cases]
 
-    found = rows(Engine(lm), Oracle(), [case])
-    listed = found[case.id, "reliability/0"]["after"]
+    stored = rows(Engine(lm), Oracle(), [case])
+    listed = stored[case.id, "reliability/0"]["after"]
     assert listed["gives_expected"]
     assert listed["prob"]
     assert listed["tf_all"]
     assert listed["rank"] == 0
-    other = found[case.id, "generality/0"]
+    other = stored[case.id, "generality/0"]
     assert other["before"] == other["after"]
 
 
@@ -378,7 +378,7 @@ def test_a_small_memory_measures_in_portions(family, monkeypatch):
         measure(name, edited, *rest)
 
     monkeypatch.setattr(small, "_measure", counting)
-    found = rows(small, Toy(lm), cases)
+    stored = rows(small, Toy(lm), cases)
     assert len(portions) > 1
     assert max(portions) <= 7
-    assert_equal_rows(found, whole, 1e-9)
+    assert_equal_rows(stored, whole, 1e-9)

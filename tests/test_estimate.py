@@ -41,14 +41,14 @@ def test_timings_of_a_run_are_found_by_the_next_one_of_its_kind(tmp_path):
     timings = Timings(tmp_path / "new" / "timings.json")
     assert timings.read("a") is None
     timings.remember("a", RATES, edits=100)
-    found = Timings(tmp_path / "new" / "timings.json").read("a")
-    assert found
-    assert found == RATES._replace(source="an earlier run like it")
+    timings_read = Timings(tmp_path / "new" / "timings.json").read("a")
+    assert timings_read
+    assert timings_read == RATES._replace(source="an earlier run like it")
     assert timings.read("b") is None
     timings.remember("a", RATES._replace(once=9.0), edits=24)  # few edits say less than many
-    assert timings.read("a") == found
+    assert timings.read("a") == timings_read
     timings.remember("a", RATES._replace(once=9.0), edits=25)
-    assert timings.read("a") == found._replace(once=9.0)
+    assert timings.read("a") == timings_read._replace(once=9.0)
 
 
 def test_a_file_of_timings_does_not_grow_without_end(tmp_path, monkeypatch):
@@ -67,9 +67,9 @@ def test_timings_that_cannot_be_read_are_ignored_and_replaced(tmp_path, text):
     timings = Timings(file)
     assert timings.read("a") is None
     timings.remember("a", RATES, edits=1)
-    found = timings.read("a")
-    assert found
-    assert found.seconds == RATES.seconds
+    timings_of_kind = timings.read("a")
+    assert timings_of_kind
+    assert timings_of_kind.seconds == RATES.seconds
 
 
 def test_timings_that_cannot_be_written_stop_nobody(tmp_path):

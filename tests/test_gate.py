@@ -198,10 +198,10 @@ def test_what_is_no_tolerance_is_one_sentence(text):
 @given(st.text(max_size=20))
 def test_any_text_is_read_or_refused(text):
     try:
-        found = tolerances([text])
+        falls = tolerances([text])
     except StoreError:
-        found = {}
-    assert all(0 <= value <= 1 for value in found.values())
+        falls = {}
+    assert all(0 <= value <= 1 for value in falls.values())
 
 
 def test_a_baseline_is_plain_json(baseline):

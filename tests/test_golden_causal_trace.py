@@ -45,7 +45,7 @@ def test_golden_traces(case, dtype, suffix, tolerance, close_to):
     lm, prompt = case.model(dtype), prompt_of(case)
     compared = 0
     for name, settings in case.manifest["hyperparameters"]["configs"].items():
-        (found,) = trace(
+        (trace_of_prompt,) = trace(
             lm,
             [prompt],
             [noise_of(case, lm, settings)],
@@ -54,7 +54,7 @@ def test_golden_traces(case, dtype, suffix, tolerance, close_to):
             replace=settings.get("replace", False),
         )
         expected = case.array(f"scores_{name}{suffix}").to(dtype)
-        scores = found.scores[0]
+        scores = trace_of_prompt.scores[0]
         if settings.get("token_range") == "subject_last":
             scores = scores[prompt.subject[1] - 1 : prompt.subject[1]]
         assert scores.shape == expected.shape
@@ -62,8 +62,8 @@ def test_golden_traces(case, dtype, suffix, tolerance, close_to):
         compared += 1
         if not settings.get("replace"):  # the reference's baseline is there without `replace`
             low = case.outputs[f"low_score{suffix}"][name]
-            assert found.corrupted == pytest.approx(low, abs=tolerance)
-        assert found.clean == pytest.approx(case.outputs["high_score"], abs=1e-5)
+            assert trace_of_prompt.corrupted == pytest.approx(low, abs=tolerance)
+        assert trace_of_prompt.clean == pytest.approx(case.outputs["high_score"], abs=1e-5)
     assert compared > 5
 
 
@@ -78,9 +78,9 @@ def test_golden_sets_of_states(case, dtype, suffix, tolerance, close_to):
         kind: Kind = "mlp" if module.endswith("mlp") else "hidden"
         patches.append(Patch(kind, layer, tokens[token]))
     corrupted = corrupt(lm, [prompt], [noise_of(case, lm, {})])
-    (found,) = restore(corrupted, [PatchedRun(0, tuple(patches))])
+    (restored,) = restore(corrupted, [PatchedRun(0, tuple(patches))])
     expected = torch.tensor(case.outputs[f"multi_state_prob{suffix}"], dtype=torch.float64)
-    close_to(found.mean(), expected, tolerance, absolute=True)
+    close_to(restored.mean(), expected, tolerance, absolute=True)
 
 
 @golden
@@ -104,9 +104,9 @@ def test_golden_severed_mlps(case, dtype, suffix, tolerance, close_to):
     assert torch.equal(first, case.array("noise_raw"))
     # the reference draws new noise for its second pass: what it freezes is from the first
     frozen, run = (corrupt(lm, [prompt], [n * noise_std(case, lm)]) for n in (first, second))
-    found = restore(dataclasses.replace(run, mlp=frozen.mlp), runs).mean(1)
+    regained = restore(dataclasses.replace(run, mlp=frozen.mlp), runs).mean(1)
     expected = case.array(f"repatch_severed_mlp{suffix}").to(dtype)
-    close_to(found, expected, tolerance, absolute=True)
+    close_to(regained, expected, tolerance, absolute=True)
 
 
 @golden

@@ -72,7 +72,7 @@ def moments_of(case, lm):
     named = case.manifest["C_file"]
     folder = (root / Path(*Path(named.split(" : ")[0]).parts[1:])).parent
     stored = GoldenCase(folder)
-    found = {
+    moments = {
         int(name[1]): unpacked(stored.array(name[0]), lm.d_mlp)
         for name in map(re.compile(r"C_layer(\d+)_triu").fullmatch, stored.arrays)
         if name
@@ -83,8 +83,8 @@ def moments_of(case, lm):
             plain = GoldenCase(root / text.split(":")[0])
             lam = torch.tensor(plain.outputs["lam"], dtype=torch.float32)
             matrix = unpacked(plain.array("mom2_triu"), lm.d_mlp).float()
-            found[int(layer[1])] = (matrix + lam * torch.eye(lm.d_mlp)).double()
-    return found
+            moments[int(layer[1])] = (matrix + lam * torch.eye(lm.d_mlp)).double()
+    return moments
 
 
 @pytest.fixture
@@ -108,12 +108,12 @@ def method_of(monkeypatch):
 
 
 def probabilities(lm, edit, probes):
-    found = []
+    measured = []
     for probe in probes:
         ids = lm.tensor([lm.tokens.encode(probe).ids])
         with RowEdits(lm, [edit]).on(torch.tensor([0]), torch.ones_like(ids, dtype=torch.bool)):
-            found.append(lm.forward(ids, torch.tensor([[-1]]))[0, 0].softmax(0))
-    return torch.stack(found).detach()
+            measured.append(lm.forward(ids, torch.tensor([[-1]]))[0, 0].softmax(0))
+    return torch.stack(measured).detach()
 
 
 def added(first: LowRankEdit, second: LowRankEdit) -> LowRankEdit:
@@ -133,10 +133,10 @@ def targets(method, requests):
     """z of each request, and the losses on the way, on the model as it stands."""
     h = method.settings
     problems = list(method._read(requests))
-    found = remembered.values_of(
+    optimised = remembered.values_of(
         method.lm, h.layers[-1], problems, h.value_settings, place=method.place
     )
-    return [found[problem] for problem in problems]
+    return [optimised[problem] for problem in problems]
 
 
 def check_step(method, step, values, keys, update, case, suffix, close_to, tolerance):

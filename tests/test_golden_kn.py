@@ -73,8 +73,8 @@ def tolerance(lm):
     return NORM_IN_FLOAT32 if normed else FLOAT64
 
 
-def neurons_in(found):
-    return {tuple(neuron) for neuron in found}
+def neurons_in(selected):
+    return {tuple(neuron) for neuron in selected}
 
 
 def is_ours(case, lm, query):
@@ -113,7 +113,9 @@ def test_attribution_in_float64_is_golden(case, close_to):
     lm = case.model(torch.float64)
     golden = case.array("scores_f64")
     queries = queries_of(case, lm)[: len(golden)]
-    ours = torch.stack([found.scores for found in attribute(lm, queries, rule=rule_of(case))])
+    ours = torch.stack(
+        [attribution.scores for attribution in attribute(lm, queries, rule=rule_of(case))]
+    )
     if is_ours(case, lm, queries[0]):
         close_to(ours, golden, tolerance(lm))
     else:
@@ -130,7 +132,9 @@ def test_attribution_in_float32_is_golden(case, close_to):
         # the reference's own neurons, on one prompt
         close_to(hooked(lm, case, queries[0]), golden[0], FLOAT32)
         return
-    ours = torch.stack([found.scores for found in attribute(lm, queries, rule=rule_of(case))])
+    ours = torch.stack(
+        [attribution.scores for attribution in attribute(lm, queries, rule=rule_of(case))]
+    )
     close_to(ours, golden, FLOAT32)
 
 
@@ -149,8 +153,8 @@ def test_probabilities_along_the_path_are_golden(case):
         asked = ask(lm, [Question(ids, position, query.answer_ids[0])])
         layer = np.arange(n_layers).repeat(n_steps)
         rows = Rows(np.zeros_like(layer), layer, np.tile(np.linspace(0, 1, n_steps), n_layers))
-        found = asked.run(rows, gradient=False).probability
-        assert float((found.reshape(expected.shape) - expected).abs().max()) < 1e-5
+        measured = asked.run(rows, gradient=False).probability
+        assert float((measured.reshape(expected.shape) - expected).abs().max()) < 1e-5
 
 
 @pytest.mark.parametrize("case", cases("kn_attribution", "scores", "prob_path"))
@@ -233,20 +237,20 @@ def test_selection_on_stored_scores_is_golden(case, close_to):
     if "run_kn_alg_0_3" in published:
         checks += [(published["run_kn_alg_0_3"], scores, {"adaptive_threshold": 0.3, "p": 0.5})]
     for expected, values, arguments in checks:
-        found = adaptive(
+        selected = adaptive(
             [coarse(one, arguments["adaptive_threshold"]) for one in values],
             arguments["p"],
             low=arguments.get("kn_num_min", 2),
             high=arguments.get("kn_num_max", 5),
         )
-        assert found.neurons == neurons_in(expected["neurons"])
-        assert found.tau == expected["p_returned"]
+        assert selected.neurons == neurons_in(expected["neurons"])
+        assert selected.tau == expected["p_returned"]
     if "coarse_020" in outputs:
         expected = [neurons_in(one) for one in outputs["coarse_020"]]
         assert [coarse(one, 0.2) for one in scores] == expected
     if "refined_at_p07" in outputs:
-        found = refined([coarse(one, 0.2) for one in scores], 0.7)
-        assert found.neurons == neurons_in(outputs["refined_at_p07"])
+        selected = refined([coarse(one, 0.2) for one in scores], 0.7)
+        assert selected.neurons == neurons_in(outputs["refined_at_p07"])
     if "fix_p_neuron" in published:
         fixed = published["fix_p_neuron"]
         fixed = fixed["neurons"] if isinstance(fixed, dict) else fixed
@@ -273,13 +277,13 @@ def test_selection_on_our_scores_is_golden(case):
     assert abs(r1_squared(scores) - expected["R1_squared"]) < max(1e-9, tolerance(lm))
     arguments = expected["run_kn_alg"]["args"]
     t = arguments["adaptive_threshold"]
-    found = adaptive(
+    selected = adaptive(
         [coarse(one, t) for one in scores],
         arguments["p"],
         low=arguments["kn_num_min"],
         high=arguments["kn_num_max"],
     )
-    for neuron in found.neurons ^ neurons_in(expected["run_kn_alg"]["neurons"]):
+    for neuron in selected.neurons ^ neurons_in(expected["run_kn_alg"]["neurons"]):
         # only rounding at the threshold may tell them apart
         highest = scores.amax((1, 2))
         gap = (scores[:, neuron[0], neuron[1]] / highest - t).abs().min()
@@ -312,15 +316,15 @@ def test_interventions_are_golden(case, close_to):
         golden = case.array(f"probs_{name}")
         for index, prompt in enumerate(prompts):
             place = prompt["input_ids"], prompt["position"]
-            found = (
+            measured = (
                 probabilities(lm, *place, edit)
                 if ours or name == "base"
                 else scaled_at_hook(lm, manifest["hook_module"], *place, neurons, factor)
             )
             if index < len(golden):
-                close_to(found, golden[index], 1e-5, absolute=True)
+                close_to(measured, golden[index], 1e-5, absolute=True)
             target = torch.tensor(case.outputs[f"target_prob_{name}"][index], dtype=torch.float64)
-            close_to(found[manifest["target_id"]], target, 1e-5, absolute=True)
+            close_to(measured[manifest["target_id"]], target, 1e-5, absolute=True)
 
 
 def scaled_at_hook(lm, text, ids, position, neurons, factor):
@@ -358,9 +362,9 @@ def edit_of(case, lm):
     if "norm_lambda1" in parameters:
         weights = parameters["norm_lambda1"], parameters["norm_lambda2"]
     else:
-        found = re.search(r"-(\d+)\*E\[argmax token\] \+ (\d*)", parameters["edit"])
-        assert found is not None
-        weights = float(found[1]), float(found[2] or 1)
+        match = re.search(r"-(\d+)\*E\[argmax token\] \+ (\d*)", parameters["edit"])
+        assert match is not None
+        weights = float(match[1]), float(match[2] or 1)
     method = RewriteKN(
         lm, lambda_1=weights[0], lambda_2=weights[1], relative="norm_lambda1" in parameters
     )
@@ -377,8 +381,8 @@ def check_edit(case, lm, updates, name, close_to):
     values = torch.stack([(lm.weight(n.layer) + by_layer[n.layer])[n.unit] for n in neurons])
     stored = next(iter({f"columns_{name}", f"rows_{name}"} & case.arrays))
     close_to(values, case.array(stored), 1e-5)
-    found = probabilities(lm, ids, position, LowRankEdit(updates))
-    close_to(found, case.array(f"probs_{name}"), 1e-5, absolute=True)
+    measured = probabilities(lm, ids, position, LowRankEdit(updates))
+    close_to(measured, case.array(f"probs_{name}"), 1e-5, absolute=True)
 
 
 @pytest.mark.parametrize("case", cases("kn_edit", "probs_edit"))

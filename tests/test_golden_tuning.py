@@ -137,10 +137,10 @@ def test_golden_ultraedit(case, close_to):
             of = f"module{index}_turn{turn}_f64"
             close_to(torch.cat([s[name].keys for s in seen]), case.array(f"keys_{of}"), tolerance)
             close_to(torch.cat([s[name].grads for s in seen]), case.array(f"grads_{of}"), tolerance)
-            found = moments[method._shape(name)]
-            assert found.n == case.outputs[f"n_module{index}_turn{turn}"]
-            close_to(found.mean, case.array(f"mean_{of}"), tolerance)
-            close_to(found.std, case.array(f"std_{of}"), tolerance)
+            moment = moments[method._shape(name)]
+            assert moment.n == case.outputs[f"n_module{index}_turn{turn}"]
+            close_to(moment.mean, case.array(f"mean_{of}"), tolerance)
+            close_to(moment.std, case.array(f"std_{of}"), tolerance)
             golden = case.array(f"upd_u_{of}") @ case.array(f"upd_v_{of}")
             ours = deltas[f"{name}.weight"]
             close_to(ours if ours.shape == golden.shape else ours.T, golden, tolerance)

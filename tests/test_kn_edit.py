@@ -108,14 +108,14 @@ def test_suppressing_takes_from_the_answer_and_enhancing_adds(family):
     p = probability(lm.hf, row, token, place, clean)
     carries = clean * torch.autograd.grad(p, clean)[0]
     neurons = frozenset({Neuron(lm.n_layers - 1, int(carries.argmax()))})
-    found = {}
+    probabilities = {}
     for name, factor in (("suppress", 0.0), ("enhance", 2.0)):
         edit = ScaleKN(lm, factor).scaled(neurons)
         where = torch.arange(len(ids))[None] == position
         with RowEdits(lm, [edit]).on(torch.tensor([0]), where):
             logits = lm.forward(row[None], torch.tensor([[position]]))
-        found[name] = float(logits[0, 0].softmax(-1)[token])
-    assert found["suppress"] < p.item() < found["enhance"]
+        probabilities[name] = float(logits[0, 0].softmax(-1)[token])
+    assert probabilities["suppress"] < p.item() < probabilities["enhance"]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -135,7 +135,7 @@ def test_kn_edit_by_its_formula(family):
     lm = tiny_model(family)
     edit = one(kn_edit(lm), request(background=False), LowRankEdit)
     old, new = lm.output_embeddings[40], lm.output_embeddings[50]
-    found = set()
+    layers = set()
     for up in edit.updates:
         change = up.u @ up.v
         weight = lm.weight(up.layer)
@@ -143,9 +143,9 @@ def test_kn_edit_by_its_formula(family):
             size = weight[unit].norm()
             expected = -1 * size / old.norm() * old + 8 * size / new.norm() * new
             if bool(change[unit].any()):
-                found.add((up.layer, unit))
+                layers.add((up.layer, unit))
                 torch.testing.assert_close(change[unit], expected)
-    assert found == own_queries(lm).neurons
+    assert layers == own_queries(lm).neurons
 
 
 @pytest.mark.parametrize("name", ["kn-suppress", "kn-edit", "kn-erase", "kn-random"])

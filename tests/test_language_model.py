@@ -37,9 +37,9 @@ def test_a_fused_gelu_is_the_same_function(family):
     assert hf.state_dict().keys() == fused.state_dict().keys()
     ids = torch.randint(5, 64, (4, 9), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        expected, found = hf(input_ids=ids).logits, fused(input_ids=ids).logits
+        expected, fused_logits = hf(input_ids=ids).logits, fused(input_ids=ids).logits
     assert not torch.equal(expected, expected.roll(1, 0))
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-14)
+    torch.testing.assert_close(fused_logits, expected, rtol=0, atol=1e-14)
 
 
 def test_the_members_that_its_docstring_draws_exist():

@@ -320,9 +320,9 @@ def test_a_run_keeps_its_figures_beside_another(tmp_path):
 def test_a_folder_of_runs_is_a_leaderboard(tmp_path):
     for name in ("one", "two"):
         write_run(tmp_path, {name: SCORES}, run=name)
-    found = find_runs(tmp_path, [str(tmp_path / "runs")])
-    assert [folder.name for folder in found] == ["one", "two"]
-    assert find_runs(tmp_path, ["one", str(tmp_path / "runs" / "two")]) == found
+    folders = find_runs(tmp_path, [str(tmp_path / "runs")])
+    assert [folder.name for folder in folders] == ["one", "two"]
+    assert find_runs(tmp_path, ["one", str(tmp_path / "runs" / "two")]) == folders
     (tmp_path / "empty").mkdir()
     with pytest.raises(StoreError, match=r"empty: expected a run or a folder of runs"):
         find_runs(tmp_path, [str(tmp_path / "empty")])
@@ -423,8 +423,8 @@ def test_a_junit_report_says_what_was_found():
     row = measured("reliability", says(TRUE), says(NEW))
     from kn_bench.measure.criteria import judge
 
-    found = dict(junit_properties(judge("reliability", case_of([row]), result_of([row]))))
-    assert found == {
+    properties = dict(junit_properties(judge("reliability", case_of([row]), result_of([row]))))
+    assert properties == {
         "kn_bench.status": "holds",
         "kn_bench.score": "1",
         "kn_bench.counted": "1",

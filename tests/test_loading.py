@@ -130,22 +130,22 @@ print(json.dumps(found))
         check=False,
     )
     assert process.returncode == 0, process.stderr
-    found: dict[str, object] = json.loads(process.stdout.splitlines()[-1])
-    return found
+    answer: dict[str, object] = json.loads(process.stdout.splitlines()[-1])
+    return answer
 
 
 def test_a_hub_gives_what_the_folder_gives_and_then_the_cache_does(hub, tmp_path):
     expected = logits(load_model("tiny-gpt2"))
-    found = from_hub(hub, tmp_path, "acme/tiny")
-    torch.testing.assert_close(torch.tensor(found["logits"]), expected)
-    assert found["commit"] == COMMITS["main"]
-    assert from_hub("http://127.0.0.1:9", tmp_path, "acme/tiny", offline=True) == found
+    answer = from_hub(hub, tmp_path, "acme/tiny")
+    torch.testing.assert_close(torch.tensor(answer["logits"]), expected)
+    assert answer["commit"] == COMMITS["main"]
+    assert from_hub("http://127.0.0.1:9", tmp_path, "acme/tiny", offline=True) == answer
 
 
 def test_a_revision_can_be_named(hub, tmp_path):
-    found = from_hub(hub, tmp_path, "acme/tiny@older")
-    assert found["commit"] == COMMITS["older"]
-    torch.testing.assert_close(torch.tensor(found["logits"]), logits(load_model("tiny-bert")))
+    answer = from_hub(hub, tmp_path, "acme/tiny@older")
+    assert answer["commit"] == COMMITS["older"]
+    torch.testing.assert_close(torch.tensor(answer["logits"]), logits(load_model("tiny-bert")))
     missing = from_hub(hub, tmp_path, "acme/tiny@none")
     assert "unknown model 'acme/tiny@none'" in str(missing["commit"])
     assert "'acme/tiny@none'" in str(missing["error"])
@@ -170,15 +170,15 @@ def test_all_processes_load_the_commit_of_the_manifest(hub, tmp_path):
 
 
 def test_pickled_weights_on_the_hub_are_refused(hub, tmp_path):
-    found = from_hub(hub, tmp_path, "acme/pickled")
-    assert found["error"] == (
+    answer = from_hub(hub, tmp_path, "acme/pickled")
+    assert answer["error"] == (
         "acme/pickled: expected safetensors weights, and kn_bench never unpickles; convert it first"
     )
 
 
 def test_what_the_hub_has_not_is_one_sentence(hub, tmp_path):
-    found = from_hub(hub, tmp_path, "acme/nothing")
-    for sentence in (str(found["error"]), str(found["commit"])):
+    answer = from_hub(hub, tmp_path, "acme/nothing")
+    for sentence in (str(answer["error"]), str(answer["commit"])):
         assert "tiny-gpt2, tiny-llama, tiny-bert" in sentence
         assert "\n" not in sentence
 

@@ -97,59 +97,59 @@ def planted(n=12):
 
 
 def test_localisation_finds_what_was_planted():
-    found = localisation(planted(), resamples=100, draws=20)
-    assert found.neurons == {(1, 7), (2, 9)}
-    assert found.n_prompts == 12
-    assert found.n_neurons.value == 2
-    assert found.tau.value == 0.7
-    assert [layer.value for layer in found.layers] == [0, 1, 1]
-    assert found.n_neurons.low == found.n_neurons.high == 2
-    assert [(layer.low, layer.high) for layer in found.layers] == [(0, 0), (1, 1), (1, 1)]
-    for measure in (found.attribution_share, found.participation_ratio):
+    measured = localisation(planted(), resamples=100, draws=20)
+    assert measured.neurons == {(1, 7), (2, 9)}
+    assert measured.n_prompts == 12
+    assert measured.n_neurons.value == 2
+    assert measured.tau.value == 0.7
+    assert [layer.value for layer in measured.layers] == [0, 1, 1]
+    assert measured.n_neurons.low == measured.n_neurons.high == 2
+    assert [(layer.low, layer.high) for layer in measured.layers] == [(0, 0), (1, 1), (1, 1)]
+    for measure in (measured.attribution_share, measured.participation_ratio):
         assert measure.low <= measure.value <= measure.high
         assert measure.low < measure.high
-    assert found.r1_squared.null < found.r1_squared.value
+    assert measured.r1_squared.null < measured.r1_squared.value
 
 
 def test_the_null_of_the_size_is_what_chance_selects():
     """Without the cap nothing is shared by permuted prompts; the planted neurons are."""
-    found = localisation(planted(), locating=Locating(capped=False), resamples=20, draws=20)
-    assert found.n_neurons.value == 2
-    assert found.n_neurons.null == 0
+    measured = localisation(planted(), locating=Locating(capped=False), resamples=20, draws=20)
+    assert measured.n_neurons.value == 2
+    assert measured.n_neurons.null == 0
 
 
 def test_the_null_of_tau_mixes_prompts_of_other_relations():
     others = torch.cat([planted().roll(shift, 2) for shift in range(1, 6)])
-    found = localisation(planted(), unrelated=others, resamples=20, draws=20)
-    assert found.tau.null < found.tau.value
+    measured = localisation(planted(), unrelated=others, resamples=20, draws=20)
+    assert measured.tau.null < measured.tau.value
     assert math.isnan(localisation(planted(), resamples=2, draws=2).tau.null)
 
 
 def test_the_null_of_the_share_is_that_of_random_neurons_of_the_same_layers():
     """On average a neuron holds its layer's mean: for the share a closed form."""
     scores = noise(6, 3, 30)
-    found = localisation(scores, resamples=2, draws=1000)
+    measured = localisation(scores, resamples=2, draws=1000)
     positive = scores.clamp_min(0).sum(0)
-    layers = torch.tensor([layer.value for layer in found.layers])
+    layers = torch.tensor([layer.value for layer in measured.layers])
     expected = float((layers * positive.mean(1)).sum() / positive.sum())
-    assert found.neurons
-    assert found.attribution_share.null == pytest.approx(expected, rel=0.05)
-    assert found.attribution_share.value > found.attribution_share.null_high
+    assert measured.neurons
+    assert measured.attribution_share.null == pytest.approx(expected, rel=0.05)
+    assert measured.attribution_share.value > measured.attribution_share.null_high
 
 
 def test_the_null_of_the_participation_ratio_shares_nothing_between_prompts():
     """Distinct spikes of n prompts add up to n neurons of equal weight; planted, they are one."""
     scores = torch.zeros(8, 1, 4000)
     scores[:, 0, 5] = 1.0
-    found = localisation(scores, resamples=2, draws=20)
-    assert found.participation_ratio.value == pytest.approx(1)
-    assert found.participation_ratio.null == pytest.approx(8, abs=0.2)
+    measured = localisation(scores, resamples=2, draws=20)
+    assert measured.participation_ratio.value == pytest.approx(1)
+    assert measured.participation_ratio.null == pytest.approx(8, abs=0.2)
 
 
 def test_the_null_of_the_layers_draws_as_many_neurons_anywhere():
-    found = localisation(planted(), resamples=2, draws=1000)
-    assert [layer.null for layer in found.layers] == pytest.approx([2 / 3] * 3, abs=0.08)
-    assert [layer.null_high for layer in found.layers] == [2, 2, 2]
+    measured = localisation(planted(), resamples=2, draws=1000)
+    assert [layer.null for layer in measured.layers] == pytest.approx([2 / 3] * 3, abs=0.08)
+    assert [layer.null_high for layer in measured.layers] == [2, 2, 2]
 
 
 def test_random_neurons_hold_no_more_than_their_null():
@@ -166,11 +166,11 @@ def test_random_neurons_hold_no_more_than_their_null():
 
 
 def test_one_prompt_has_figures_and_no_intervals():
-    found = localisation(planted()[:1], resamples=20, draws=5)
-    assert found.n_neurons.value > 0
-    assert math.isnan(found.n_neurons.low)
-    assert math.isnan(found.r1_squared.value)
-    assert all(math.isnan(layer.low) for layer in found.layers)
+    measured = localisation(planted()[:1], resamples=20, draws=5)
+    assert measured.n_neurons.value > 0
+    assert math.isnan(measured.n_neurons.low)
+    assert math.isnan(measured.r1_squared.value)
+    assert all(math.isnan(layer.low) for layer in measured.layers)
 
 
 def test_localisation_is_seeded():

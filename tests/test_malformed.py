@@ -99,13 +99,13 @@ def refusal(read: Callable[[], object], name: str) -> str:
     try:
         read()
     except (StoreError, ValueError) as error:
-        found: Exception = error
+        refused: Exception = error
     else:
         return ""
-    assert type(found) in (StoreError, ValueError), repr(found)
-    assert "\n" not in str(found)
-    assert name in str(found)
-    return str(found)
+    assert type(refused) in (StoreError, ValueError), repr(refused)
+    assert "\n" not in str(refused)
+    assert name in str(refused)
+    return str(refused)
 
 
 def json_lines(*objects: object) -> bytes:
@@ -232,14 +232,14 @@ def test_a_spoilt_log_makes_no_board_of_rubbish(run: Path, log: bytes, data: st.
 def test_a_spoilt_log_is_continued_or_left_as_it_is(
     run: Path, log: bytes, data: st.DataObject
 ) -> None:
-    found = data.draw(spoilt(log))
-    (run / LOG).write_bytes(found)
+    content = data.draw(spoilt(log))
+    (run / LOG).write_bytes(content)
 
     def resume() -> None:
         RunStore.resume(run.parent.parent, run.name, MANIFEST).close()
 
     if refusal(resume, LOG):
-        assert (run / LOG).read_bytes() == found
+        assert (run / LOG).read_bytes() == content
     else:  # what is JSON, but not of the right fields, is told by those who read it
         refusal(lambda: list(rows(run / LOG)), LOG)
 

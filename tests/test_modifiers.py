@@ -47,11 +47,11 @@ def test_modifiers_are_tested_in_pairs_and_corrected_by_holm():
     rng = np.random.default_rng(0)
     effect = np.where(np.arange(24) < 7, -0.3, 0.0)
     before, after = simulated(rng, effect)
-    found = shifts_of(WORDS, before, after, clusters_of(40))
-    assert [shift.p_holm < 0.05 for shift in found] == [True] * 7 + [False] * 17
-    assert all(shift.p_published > 0.05 for shift in found[:7])
-    assert all(shift.p_holm >= shift.p for shift in found)
-    for shift in found[:7]:
+    shifts = shifts_of(WORDS, before, after, clusters_of(40))
+    assert [shift.p_holm < 0.05 for shift in shifts] == [True] * 7 + [False] * 17
+    assert all(shift.p_published > 0.05 for shift in shifts[:7])
+    assert all(shift.p_holm >= shift.p for shift in shifts)
+    for shift in shifts[:7]:
         assert -0.45 < shift.change < -0.2
         assert shift.low < shift.change < shift.high < 0
         assert shift.effect_size < -0.3
@@ -63,9 +63,9 @@ def test_null_effects_are_found_at_the_stated_rate():
     for _ in range(40):
         before = rng.lognormal(-6, 0.5, (24, 12))
         change = before * rng.normal(0, 0.3, before.shape)
-        found = shifts_of(WORDS, before, before + change, clusters_of(12))
-        single += [shift.p < 0.05 for shift in found]
-        familywise.append(any(shift.p_holm < 0.05 for shift in found))
+        shifts = shifts_of(WORDS, before, before + change, clusters_of(12))
+        single += [shift.p < 0.05 for shift in shifts]
+        familywise.append(any(shift.p_holm < 0.05 for shift in shifts))
     # 960 tests at 0.05, 40 families at no more than that: 3 standard errors
     assert np.mean(single) == pytest.approx(0.05, abs=3 * np.sqrt(0.05 * 0.95 / 960))
     assert np.mean(familywise) <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 40)
@@ -77,8 +77,8 @@ def test_intervals_of_the_change_cover_at_the_stated_rate():
     covered = []
     for _ in range(12):
         before, after = simulated(rng, np.full(24, -0.3))
-        found = shifts_of(WORDS, before, after, clusters_of(40))
-        covered += [shift.low <= true <= shift.high for shift in found]
+        shifts = shifts_of(WORDS, before, after, clusters_of(40))
+        covered += [shift.low <= true <= shift.high for shift in shifts]
     assert 0.9 < np.mean(covered) < 0.985  # 288 intervals: 3 standard errors are 0.039
 
 
@@ -86,15 +86,15 @@ def test_clusters_count_once():
     """Forty prompts on two nouns are two observations: nothing can be significant."""
     rng = np.random.default_rng(3)
     before, after = simulated(rng, np.full(24, -0.3))
-    found = shifts_of(WORDS, before, after, clusters_of(40, size=20))
-    assert all(shift.p == pytest.approx(0.5) for shift in found)
+    shifts = shifts_of(WORDS, before, after, clusters_of(40, size=20))
+    assert all(shift.p == pytest.approx(0.5) for shift in shifts)
 
 
 def test_the_published_variant_is_scipys():
     rng = np.random.default_rng(4)
     before, after = simulated(rng, np.full(24, -0.1))
-    found = shifts_of(WORDS, before, after, clusters_of(40))
-    assert found[3].p_published == pytest.approx(stats.ttest_ind(before[3], after[3]).pvalue)
+    shifts = shifts_of(WORDS, before, after, clusters_of(40))
+    assert shifts[3].p_published == pytest.approx(stats.ttest_ind(before[3], after[3]).pvalue)
 
 
 def test_relative_changes():
@@ -119,13 +119,13 @@ def test_answers_under_edits_are_those_of_a_model_with_hooks(family):
     lm = tiny_model(family)
     queries = [query(lm, 0), query(lm, 1, n_answer=2), query(lm, 2)]
     neurons = [Neuron(0, 3), Neuron(2, 5), Neuron(2, 6)]
-    found = answers(lm, queries * 2, [NoEdit(), scale(neurons, 0.0)], [0, 0, 0, 1, 1, 1])
+    read = answers(lm, queries * 2, [NoEdit(), scale(neurons, 0.0)], [0, 0, 0, 1, 1, 1])
     for index, one in enumerate(queries * 2):
         expected = by_hooks(lm, one, neurons if index > 2 else [])
-        assert found.log_prob[index] == pytest.approx(expected, rel=1e-9)
+        assert read.log_prob[index] == pytest.approx(expected, rel=1e-9)
     again, ranks = crossed(lm, queries, [NoEdit(), scale(neurons, 0.0)])
-    assert again.ravel() == pytest.approx(found.log_prob, rel=1e-12)
-    assert (ranks.ravel() == found.rank).all()
+    assert again.ravel() == pytest.approx(read.log_prob, rel=1e-12)
+    assert (ranks.ravel() == read.rank).all()
 
 
 def by_hooks(lm, one, neurons):
@@ -162,9 +162,9 @@ def test_answers_say_whether_all_tokens_are_the_argmax():
         best = int(lm.hf(input_ids=torch.tensor([ids])).logits[0, -1].argmax())
         then = int(lm.hf(input_ids=torch.tensor([[*ids, best]])).logits[0, -1].argmax())
     wrong = 5 if then != 5 else 6
-    found = answers(lm, [EncodedQuery(ids, 5, (best, then)), EncodedQuery(ids, 5, (best, wrong))])
-    assert found.right.tolist() == [True, False]
-    assert found.rank.tolist() == [0, 0]
+    read = answers(lm, [EncodedQuery(ids, 5, (best, then)), EncodedQuery(ids, 5, (best, wrong))])
+    assert read.right.tolist() == [True, False]
+    assert read.rank.tolist() == [0, 0]
 
 
 def test_a_planted_number_neuron_shifts_its_words_alone():
@@ -178,23 +178,23 @@ def test_a_planted_number_neuron_shifts_its_words_alone():
         lm.weight(2)[0] = 0.0
         lm.weight(2)[0, 0] = 1.0
     prompts = [Cloze(f"w{i} w{i + 20} w{i + 9}", "w40 w41") for i in range(5, 35)]
-    found = modifier_study(lm, prompts, clusters_of(30), [Neuron(2, 0)], modifiers=WORDS)
-    for shift in found.shifts:
+    study = modifier_study(lm, prompts, clusters_of(30), [Neuron(2, 0)], modifiers=WORDS)
+    for shift in study.shifts:
         assert shift.n == 30
         assert shift.p_holm < 0.05
         assert shift.change < -0.2 if shift.modifier.block == "plural" else shift.change > 0
-    assert not found.excluded
-    assert not found.skipped
+    assert not study.excluded
+    assert not study.skipped
 
 
 def test_prompts_and_words_that_do_not_fit_are_counted():
     lm = tiny_model("bert")
     prompts = [Cloze("w5 w6", "w7"), Cloze("", "w8 w9")]
     words = [*WORDS[:2], Modifier("unheard", "neutral")]
-    found = modifier_study(lm, prompts, ["a", "b"], [Neuron(0, 0)], modifiers=words)
-    assert [shift.n for shift in found.shifts] == [1, 1]
-    assert found.excluded == (words[2],)
-    assert found.skipped == 1
+    study = modifier_study(lm, prompts, ["a", "b"], [Neuron(0, 0)], modifiers=words)
+    assert [shift.n for shift in study.shifts] == [1, 1]
+    assert study.excluded == (words[2],)
+    assert study.skipped == 1
     with pytest.raises(ValueError, match="1 prompts for random-bert: expected at least one"):
         modifier_study(lm, prompts[1:], ["b"], [Neuron(0, 0)], modifiers=words)
 
@@ -207,36 +207,36 @@ def test_co_occurrence_is_counted_within_the_sentence():
         "These old dogs bark. This dog barks, these days.",
         "The very big old dogs sleep. Every dog, every cat! These. Dogs run.",
     ]
-    found = count_nouns(
+    counts = count_nouns(
         texts,
         ["these", "this", "the", "every", "sole"],
         singular={"dog", "cat", "sheep"},
         plural={"dogs", "days", "sheep"},
     )
-    assert found == [
+    assert counts == [
         NounCounts("these", 2, 0),
         NounCounts("this", 0, 1),
         NounCounts("the", 0, 0),  # the noun is the fourth word
         NounCounts("every", 0, 2),
         NounCounts("sole", 0, 0),
     ]
-    assert found[0].bias == pytest.approx(np.log(2.5 / 0.5))
-    assert found[-1].bias == 0
+    assert counts[0].bias == pytest.approx(np.log(2.5 / 0.5))
+    assert counts[-1].bias == 0
 
 
 def test_partial_correlation_is_the_correlation_of_residuals():
     rng = np.random.default_rng(0)
     blocks = [m.block for m in MODIFIERS]
     x, y = rng.normal(size=24), rng.normal(size=24)
-    found = association(x, y, blocks)
-    assert found.spearman == pytest.approx(stats.spearmanr(x, y).statistic)
+    measured = association(x, y, blocks)
+    assert measured.spearman == pytest.approx(stats.spearmanr(x, y).statistic)
     dummies = np.array([[b == block for block in BLOCKS] for b in blocks], dtype=float)
     residuals = []
     for values in (x, y):
         ranks = stats.rankdata(values)
         encoded = dummies @ np.linalg.lstsq(dummies, ranks, rcond=None)[0]
         residuals.append(ranks - encoded)
-    assert found.partial == pytest.approx(stats.pearsonr(*residuals).statistic)
+    assert measured.partial == pytest.approx(stats.pearsonr(*residuals).statistic)
 
 
 def test_what_blocks_explain_leaves_no_partial_correlation():
@@ -247,10 +247,10 @@ def test_what_blocks_explain_leaves_no_partial_correlation():
     raw, partial = [], []
     for seed in range(150):
         noise = rng.normal(size=(2, 24))
-        found = association(level + noise[0], level + noise[1], blocks, seed=seed)
-        raw.append(found.p < 0.05)
-        partial.append(found.partial_p < 0.05)
-        assert found.by_block > 0.7
+        measured = association(level + noise[0], level + noise[1], blocks, seed=seed)
+        raw.append(measured.p < 0.05)
+        partial.append(measured.partial_p < 0.05)
+        assert measured.by_block > 0.7
     assert np.mean(raw) == 1.0
     assert np.mean(partial) == pytest.approx(0.05, abs=3 * np.sqrt(0.05 * 0.95 / 150))
     own = association(level + noise[0], level + noise[0] + 0.1 * noise[1], blocks)

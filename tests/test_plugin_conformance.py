@@ -131,8 +131,8 @@ def test_a_good_method_has_no_complaints(cls, lm, cases):
     ],
 )
 def test_each_fault_is_named(cls, sentence, lm, cases):
-    found = check(cls, lm, cases)
-    assert any(pytest.importorskip("re").search(sentence, text) for text in found), found
+    complaints = check(cls, lm, cases)
+    assert any(pytest.importorskip("re").search(sentence, text) for text in complaints), complaints
 
 
 def test_a_method_that_seeds_is_given_a_random_state_of_its_own(lm, cases):

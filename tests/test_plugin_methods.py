@@ -156,9 +156,9 @@ def test_errors_are_errors_and_the_rest_is_measured(session, verdicts):
 @pytest.mark.parametrize("name", BAD)
 def test_nonsense_is_one_sentence_that_names_the_file(session, verdicts, name):
     process, _ = session
-    found = {row.verdict.reason for row in verdicts if row.method == name}
-    assert len(found) == 1
-    (sentence,) = found
+    reasons = {row.verdict.reason for row in verdicts if row.method == name}
+    assert len(reasons) == 1
+    (sentence,) = reasons
     assert sentence.startswith(BAD[name])
     assert "my_methods.py:" in sentence
     assert "\n" not in sentence

@@ -116,9 +116,9 @@ def test_a_model_that_cannot_be_loaded_makes_errors_and_the_others_run(bench):
     result = bench.run(
         "--model", "toy-broken", "--model", "toy-gpt", "--method", "toy-a", "-k", "reliability"
     )
-    found = outcomes(result)
-    assert (result.ret, found["errors"]) == (1, 12)
-    assert found["passed"] + found["missed"] == 12
+    counted = outcomes(result)
+    assert (result.ret, counted["errors"]) == (1, 12)
+    assert counted["passed"] + counted["missed"] == 12
     result.stdout.fnmatch_lines(["cannot load the model 'toy-broken'"])
 
 

@@ -180,8 +180,8 @@ def test_another_project_imports_next_to_nothing(tmp_path):
         capture_output=True,
         text=True,
     )
-    found = re.search(r"status (\d+) ours (\d+) heavy (.*)", result.stdout)
-    assert found, result.stderr
-    assert (found[1], found[3]) == ("0", "[]")
+    match = re.search(r"status (\d+) ours (\d+) heavy (.*)", result.stdout)
+    assert match, result.stderr
+    assert (match[1], match[3]) == ("0", "[]")
     # the plug-in, its options, the registry and what these three name: 14, text and tables only
-    assert 0 < int(found[2]) < 15
+    assert 0 < int(match[2]) < 15

@@ -59,13 +59,13 @@ def test_doubled_names_are_refused_with_both_places():
 
     def two(language_model): ...
 
-    found = Registry()
-    found.add(plugin(edit_method("mine")(one)))
-    found.add(plugin(one))  # the same function again, imported elsewhere
-    found.check()
-    found.add(plugin(edit_method("mine")(two)))
+    registry = Registry()
+    registry.add(plugin(edit_method("mine")(one)))
+    registry.add(plugin(one))  # the same function again, imported elsewhere
+    registry.check()
+    registry.add(plugin(edit_method("mine")(two)))
     with pytest.raises(RegistryError, match=r"two methods are called 'mine': .*py:\d+ and .*py:"):
-        found.check()
+        registry.check()
 
 
 def test_names_that_are_the_same_in_a_test_id_are_refused():
@@ -73,28 +73,28 @@ def test_names_that_are_the_same_in_a_test_id_are_refused():
 
     def two(language_model): ...
 
-    found = Registry()
-    found.add(plugin(edit_method("rome-no-c")(one), edit_method("rome_no_c")(two)))
+    registry = Registry()
+    registry.add(plugin(edit_method("rome-no-c")(one), edit_method("rome_no_c")(two)))
     with pytest.raises(RegistryError, match="'rome_no_c' or 'rome-no-c', the same in a test id"):
-        found.check()
+        registry.check()
 
 
 def test_unknown_names_are_answered_with_the_known():
-    found = Registry()
-    found.add(plugin(edit_method("b")(lambda language_model: 1)))
+    registry = Registry()
+    registry.add(plugin(edit_method("b")(lambda language_model: 1)))
     with pytest.raises(RegistryError, match=r"^unknown method 'x'; known: b$"):
-        found.select(["b", "x"])
-    assert [spec.name for spec in found.select(["b", "b"])] == ["b"]
+        registry.select(["b", "x"])
+    assert [spec.name for spec in registry.select(["b", "b"])] == ["b"]
 
 
 def test_the_names_of_builtin_methods_are_read_without_importing_them():
     pytest.importorskip("torch")
-    found = Registry()
+    methods = Registry()
     import importlib
 
     for path in registry.builtin_files():
-        found.add(importlib.import_module(f"kn_bench.edits.{path.stem}"))
-    specs = found.methods | found.templates
+        methods.add(importlib.import_module(f"kn_bench.edits.{path.stem}"))
+    specs = methods.methods | methods.templates
     assert {name: spec.origin for name, spec in specs.items()} == registry.builtin_names()
 
 
@@ -123,9 +123,9 @@ def test_an_entry_point_that_names_the_function(bench):
 def test_an_entry_point_that_cannot_be_imported_is_an_error_and_the_others_run(bench):
     _install(bench, "mine = my_package", my_package="import nothing_of_the_kind")
     result = bench.run("-k", "reliability")
-    found = outcomes(result)
-    assert (result.ret, found["errors"]) == (1, 24)
-    assert found["passed"] + found["missed"] + found["skipped"] == 48
+    counted = outcomes(result)
+    assert (result.ret, counted["errors"]) == (1, 24)
+    assert counted["passed"] + counted["missed"] + counted["skipped"] == 48
     result.stdout.fnmatch_lines(
         ["*the entry point mine = my_package of kn_bench.methods cannot be imported: *nothing_of*"]
     )

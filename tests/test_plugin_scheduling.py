@@ -33,8 +33,8 @@ def nodeids(cases, criteria=("reliability", "locality"), foreign=0):
 
 def meaning(nodeid):
     """What an id of :func:`nodeids` asks; None for a foreign one."""
-    found = re.search(r"::test_(\w+)\[(\w+)-(\w+)-([\w/]+)\]$", nodeid)
-    return NodeId(*found.groups()) if found else None
+    match = re.search(r"::test_(\w+)\[(\w+)-(\w+)-([\w/]+)\]$", nodeid)
+    return NodeId(*match.groups()) if match else None
 
 
 def parsed(ids):
@@ -279,8 +279,8 @@ def test_more_workers_than_units_and_one_test(bench):
 @pytest.mark.parametrize("workers", ["-n1", "-n2"])
 def test_a_killed_worker_loses_one_test(bench, killer, workers):
     result = bench.run("-q", workers, TOY_KILL_AT=killer)
-    found = outcomes(result)
-    assert (result.ret, found["failed"]) == (1, 1)
+    counted = outcomes(result)
+    assert (result.ret, counted["failed"]) == (1, 1)
     assert f"crashed while running 'test_{killer[5:].partition('[')[0]}.py::{killer}'" in (
         result.stdout.str()
     )

@@ -40,10 +40,10 @@ def test_the_layer_itself_needs_no_torch(bench):
 
 def test_missed_is_a_finding_and_the_exit_status_0(bench):
     result = bench.run("-v", "-rs")
-    found = outcomes(result)
+    counted = outcomes(result)
     assert result.ret == 0
-    assert found["passed"] + found["missed"] == TESTS - SKIPPED
-    assert found["skipped"] == SKIPPED
+    assert counted["passed"] + counted["missed"] == TESTS - SKIPPED
+    assert counted["skipped"] == SKIPPED
     result.stdout.fnmatch_lines(
         ["SKIPPED [[]12] *test_overturn.py*: toy-b is defined for causal models only"]
     )

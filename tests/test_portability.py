@@ -130,13 +130,13 @@ def test_there_are_tests_only_of_cases_that_have_such_questions(pytester, monkey
     path.write_text(json.dumps([record, {**record, "subject": "France", "portability": {},
                                          "prompt": "The capital of France is",
                                          "ground_truth": "Paris"}]))  # fmt: skip
-    found = pytester.runpytest_subprocess(*common, "--cases", str(path), "--collect-only", "-q")
-    tests = [line for line in found.outlines if "::" in line]
+    result = pytester.runpytest_subprocess(*common, "--cases", str(path), "--collect-only", "-q")
+    tests = [line for line in result.outlines if "::" in line]
     (asked,) = (line for line in tests if "test_portability" in line)
     assert asked.endswith("[none-tiny_gpt2-knowedit/knowedit/0]")
-    found = pytester.runpytest_subprocess(
+    result = pytester.runpytest_subprocess(
         *common, "--relation", "P36", "--limit", "1", "--collect-only", "-q"
     )
-    tests = [line for line in found.outlines if "::" in line]
+    tests = [line for line in result.outlines if "::" in line]
     assert tests
     assert not [line for line in tests if "test_portability" in line]

@@ -160,8 +160,8 @@ def test_batches_through_pytest_and_two_workers_as_one(tmp_path):
         assert done.returncode == 0, done.stdout + done.stderr
         (run,) = (folder / "reports" / "runs").iterdir()
         lines = (run / "measurements.jsonl").read_text().splitlines()
-        found = Counter(line for line in lines if '"row":"edit"' not in line)
-        tables.append(found)
+        counted = Counter(line for line in lines if '"row":"edit"' not in line)
+        tables.append(counted)
         assert all(json.loads(line)["row"] != "curve" for line in lines)
         assert {"immediate"} == set(load_runs([run]).verdicts["asked"])
     assert tables[0] == tables[1]

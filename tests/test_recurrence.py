@@ -14,8 +14,8 @@ def test_neurons_recur_in_shares_of_pairs():
     these = [frozenset({a, b}), frozenset({a}), frozenset({a, c})]
     those = [frozenset({a}), frozenset({b})]
     this = [frozenset({b, c}), frozenset({b})]
-    found = recurrences([these, those, this])
-    assert {one.neuron: one.shares for one in found} == {
+    pairs_of_sets = recurrences([these, those, this])
+    assert {one.neuron: one.shares for one in pairs_of_sets} == {
         a: (1.0, 0.5, 0.0),
         b: (1 / 3, 0.5, 1.0),
         c: (1 / 3, 0.0, 0.5),
@@ -31,9 +31,9 @@ def test_the_highest_share_by_chance_is_that_of_all_draws_counted():
     """Three pairs, one neuron each in a layer of four: all 64 outcomes are equally likely."""
     sets = [frozenset({Neuron(0, unit)}) for unit in (3, 3, 1)]
     outcomes = [max(map(drawn.count, drawn)) / 3 for drawn in product(range(4), repeat=3)]
-    found = chance_recurrence(sets, 4, draws=4000)
-    assert found.mean == pytest.approx(np.mean(outcomes), abs=0.01)
-    assert found.high == np.percentile(outcomes, 95, method="inverted_cdf")
+    shares = chance_recurrence(sets, 4, draws=4000)
+    assert shares.mean == pytest.approx(np.mean(outcomes), abs=0.01)
+    assert shares.high == np.percentile(outcomes, 95, method="inverted_cdf")
 
 
 def test_chance_keeps_each_pairs_number_in_each_layer():

@@ -127,8 +127,8 @@ def brute_force(lm, layer, problem, chosen):
 def test_the_optimised_delta_equals_a_plain_optimisation(family, layer):
     lm = tiny_model(family)
     exact = family not in ROUNDED
-    found = optimise_values(lm, layer, problems(lm), SETTINGS)
-    for value, problem in zip(found, problems(lm), strict=True):
+    optimised = optimise_values(lm, layer, problems(lm), SETTINGS)
+    for value, problem in zip(optimised, problems(lm), strict=True):
         delta, losses = brute_force(lm, layer, problem, SETTINGS)
         assert value.losses.tolist() == pytest.approx(losses, abs=1e-8 if exact else 1e-4)
         error = (value.delta - delta).norm() / delta.norm()
@@ -138,9 +138,9 @@ def test_the_optimised_delta_equals_a_plain_optimisation(family, layer):
 def test_requests_leave_the_batch_at_their_own_step():
     lm = tiny_model("gpt2")
     fast = replace(SETTINGS, v_lr=0.5, v_num_grad_steps=60, stop_loss=3.5, clamp_norm_factor=50)
-    found = optimise_values(lm, 0, problems(lm), fast)
-    assert len({len(value.losses) for value in found}) > 1
-    for value in found:
+    optimised = optimise_values(lm, 0, problems(lm), fast)
+    assert len({len(value.losses) for value in optimised}) > 1
+    for value in optimised:
         assert all(loss >= 3.5 for loss in value.losses[:-1].tolist())
         assert value.losses[-1] < 3.5 or len(value.losses) == 60
 

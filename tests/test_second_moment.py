@@ -37,9 +37,9 @@ def test_streamed_in_batches_it_is_the_plain_mean(family, monkeypatch):
     lm = tiny_model(family)
     row = second_moment._row_bytes(lm, 6, 2)
     monkeypatch.setattr(lm.batcher, "memory", 2 * 3 * row)  # a pass takes three rows of 6 tokens
-    found = second_moments(lm, [2, 0], Texts(TEXTS))
-    assert sorted(found) == [0, 2]
-    for layer, moment in found.items():
+    moments = second_moments(lm, [2, 0], Texts(TEXTS))
+    assert sorted(moments) == [0, 2]
+    for layer, moment in moments.items():
         matrix, n = plain(lm, layer, TEXTS)
         assert moment.n_tokens == n
         torch.testing.assert_close(moment.matrix, matrix)
@@ -144,8 +144,8 @@ def test_an_altered_file_of_the_cache_is_computed_anew(tmp_path, keep):
 def test_a_cache_that_cannot_be_written_is_done_without(tmp_path):
     (tmp_path / "file").write_text("where a folder should be")
     with pytest.warns(UserWarning, match=r": expected a writable file \(.*\); it is not kept$"):
-        found = second_moments(tiny_model("gpt2"), [0], Texts(TEXTS), cache=tmp_path / "file")
-    assert found[0].n_tokens
+        moments = second_moments(tiny_model("gpt2"), [0], Texts(TEXTS), cache=tmp_path / "file")
+    assert moments[0].n_tokens
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
@@ -169,12 +169,12 @@ def test_the_cache_tells_models_layers_texts_and_counts_apart(tmp_path, monkeypa
         (first, 0, TEXTS, {"max_tokens": 50}),
         (first, 0, TEXTS, {"dtype": torch.float32}),
     ]
-    found = [
+    matrices = [
         second_moments(lm, [layer], Texts(texts), cache=tmp_path, **options)[layer].matrix
         for lm, layer, texts, options in asked
     ]
     assert len(passes) == len(asked)
-    for (lm, layer, texts, options), before in zip(asked, found, strict=True):
+    for (lm, layer, texts, options), before in zip(asked, matrices, strict=True):
         again = second_moments(lm, [layer], Texts(texts), cache=tmp_path, **options)[layer]
         assert torch.equal(again.matrix, before)
         fresh = second_moments(lm, [layer], Texts(texts), **options)[layer]

@@ -73,36 +73,36 @@ def test_the_published_variant_depends_on_the_order():
 @settings(max_examples=200)
 def test_adaptive_keeps_its_word(sets, low, more):
     high = low + more
-    found = adaptive(sets, low=low, high=high)
-    assert found.converged == (low <= len(found.neurons) <= high)
-    assert 1 <= found.rounds <= 20
-    if found.converged:
+    selected = adaptive(sets, low=low, high=high)
+    assert selected.converged == (low <= len(selected.neurons) <= high)
+    assert 1 <= selected.rounds <= 20
+    if selected.converged:
         # tau is the share that gives this very set
-        assert refined(sets, found.tau).neurons == found.neurons
+        assert refined(sets, selected.tau).neurons == selected.neurons
 
 
 def test_adaptive_lowers_the_share_until_two_are_left():
     a, b = NEURONS[:2]
     # 6 of 10 prompts: .7 - .05 - .05 is a little less than .6 in floating point
-    found = adaptive([{a, b}] * 6 + [set()] * 4)
-    assert found.neurons == {a, b}
-    assert found.tau == 0.7 - 0.05 - 0.05 < 0.6
-    assert found.rounds == 3
+    selected = adaptive([{a, b}] * 6 + [set()] * 4)
+    assert selected.neurons == {a, b}
+    assert selected.tau == 0.7 - 0.05 - 0.05 < 0.6
+    assert selected.rounds == 3
 
 
 def test_adaptive_raises_the_share_until_five_are_left():
     few, many = set(NEURONS[:3]), set(NEURONS)
-    found = adaptive([many] * 8 + [few] * 2)
-    assert found.neurons == few
-    assert found.tau == pytest.approx(0.8)
+    selected = adaptive([many] * 8 + [few] * 2)
+    assert selected.neurons == few
+    assert selected.tau == pytest.approx(0.8)
 
 
 def test_adaptive_stops_where_it_would_oscillate():
     a = NEURONS[0]
-    found = adaptive([set(NEURONS)] * 3 + [{a}])  # one neuron above 3/4, eight at 3/4
-    assert found.neurons in ({a}, set(NEURONS))
-    assert not found.converged
-    assert found.rounds == 20
+    selected = adaptive([set(NEURONS)] * 3 + [{a}])  # one neuron above 3/4, eight at 3/4
+    assert selected.neurons in ({a}, set(NEURONS))
+    assert not selected.converged
+    assert selected.rounds == 20
 
 
 def test_without_the_cap_a_distributed_set_stays():

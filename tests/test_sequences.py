@@ -502,18 +502,18 @@ def test_sequences_are_drawn_by_seed_alone(edits, count, seed):
     def drawn(cases):
         return draw_sequences(cases, protocol, count, seed=seed, fits=lambda case: True)
 
-    found = drawn(pool)
-    assert found == drawn(pool[::-1])
-    assert [len(s) for s in found.sequences] == [edits] * count
-    for sequence in found.sequences:
+    sequences = drawn(pool)
+    assert sequences == drawn(pool[::-1])
+    assert [len(s) for s in sequences.sequences] == [edits] * count
+    for sequence in sequences.sequences:
         assert len({conflict_key(case) for case in sequence}) == edits
 
 
 def test_sequences_of_all_cases_are_orders_of_the_same(cases):
     protocol = parse_protocol(f"sequence:{len(cases)}")
-    found = draw_sequences(cases, protocol, 3, seed=0, fits=lambda case: True).sequences
-    assert len({tuple(case.id for case in s) for s in found}) == 3
-    assert {frozenset(case.id for case in s) for s in found} == {
+    sequences = draw_sequences(cases, protocol, 3, seed=0, fits=lambda case: True).sequences
+    assert len({tuple(case.id for case in s) for s in sequences}) == 3
+    assert {frozenset(case.id for case in s) for s in sequences} == {
         frozenset(case.id for case in cases)
     }
 

@@ -66,7 +66,7 @@ def empty_cache(tmp_path, monkeypatch):
 
 def alone_and_spread(load, measured):
     """What ``measured`` finds on one device and on two, each with nothing remembered."""
-    found = []
+    both = []
     for apart in (False, True):
         tiny_model.cache_clear()
         lm = load()
@@ -77,9 +77,9 @@ def alone_and_spread(load, measured):
                 assert places == {"cuda:0", "cuda:1"}
             # methods remember by content: nothing computed before is to be read
             lm.__dict__["original_hash"] = f"never seen before {next(NUMBERS)}"
-            found.append(measured(lm))
+            both.append(measured(lm))
     tiny_model.cache_clear()
-    return found
+    return both
 
 
 UNROLLED = {"albert"}
@@ -133,13 +133,13 @@ def test_every_method_edits_and_is_measured(name):
     cases = cases_of.load(only=["P36"], limit=1).cases
 
     def measured(lm: LanguageModel):
-        found = {}
+        of_method = {}
         for spec in METHODS:
             if spec.models in ("any", lm.architecture.kind):
                 method = bind(spec, lm)
                 results = Engine(lm).measure(spec.name, method, cases).results
-                found[spec.name] = [result.measurements for result in results.values()]
-        return found
+                of_method[spec.name] = [result.measurements for result in results.values()]
+        return of_method
 
     alone, apart = alone_and_spread(lambda: load_model(name, dtype="float64"), measured)
     assert alone.keys() == apart.keys()

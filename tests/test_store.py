@@ -104,9 +104,9 @@ def test_edit_records_and_tests_are_stored_once(tmp_path):
     with RunStore.create(tmp_path, manifest()) as store:
         for text in _tests(2) + _tests(1):
             store.append(text)
-    found = list(rows(_log(store.folder)))
-    assert sum(isinstance(row, EditRow) for row in found) == 2
-    assert sum(isinstance(row, VerdictRow) for row in found) == 12
+    stored = list(rows(_log(store.folder)))
+    assert sum(isinstance(row, EditRow) for row in stored) == 2
+    assert sum(isinstance(row, VerdictRow) for row in stored) == 12
     assert len(read_frames(_log(store.folder), ["measurement"])["measurement"]) == 32
 
 
@@ -114,8 +114,8 @@ def test_a_unit_of_many_cases_is_one_text(tmp_path):
     with RunStore.create(tmp_path, manifest()) as store:
         store.append("".join(_tests(3)))
         store.append("".join(_tests(4)))  # of which three are there already
-    found = [row.key for row in rows(_log(store.folder)) if isinstance(row, VerdictRow)]
-    assert len(found) == len(set(found)) == 24
+    keys = [row.key for row in rows(_log(store.folder)) if isinstance(row, VerdictRow)]
+    assert len(keys) == len(set(keys)) == 24
     assert len(read_frames(_log(store.folder), ["measurement"])["measurement"]) == 4 * 16
 
 
@@ -162,12 +162,12 @@ def test_errors_and_crashes_are_measured_again(tmp_path):
     with RunStore.resume(tmp_path, "last", manifest()) as store:
         assert {key.criterion for key in store.done} == {"generality", "overturn"}
         store.append(rows_of(case, result, ["reliability"])[0])
-    found = list(rows(_log(store.folder)))
-    assert [r.criterion for r in found if isinstance(r, VerdictRow)] == [
+    stored = list(rows(_log(store.folder)))
+    assert [r.criterion for r in stored if isinstance(r, VerdictRow)] == [
         "generality", "overturn", "reliability"
     ]  # fmt: skip
-    assert sum(isinstance(row, EditRow) for row in found) == 1
-    assert not any(isinstance(row, CrashRow) for row in found)
+    assert sum(isinstance(row, EditRow) for row in stored) == 1
+    assert not any(isinstance(row, CrashRow) for row in stored)
 
 
 def test_repairing_a_repaired_log_changes_nothing(tmp_path):
@@ -193,8 +193,8 @@ os.kill(os.getpid(), signal.SIGKILL)
         [sys.executable, "-c", program], check=False, cwd=Path(__file__).parent.parent
     )
     assert done.returncode == -signal.SIGKILL
-    found = [row for row in rows(_log(tmp_path / "runs" / "one")) if isinstance(row, VerdictRow)]
-    assert len(found) == 12
+    verdicts = [row for row in rows(_log(tmp_path / "runs" / "one")) if isinstance(row, VerdictRow)]
+    assert len(verdicts) == 12
 
 
 def test_a_torn_last_line_is_passed_over_and_a_broken_one_inside_is_not(tmp_path):
@@ -323,7 +323,7 @@ def test_another_machine_may_continue_a_run():
         differences(then, replace(then, host=replace(then.host, cpus=99, devices=("cuda",)))) == ()
     )
     other = replace(then, versions={**then.versions, "torch": "9.9"})
-    assert any("versions: torch" in found for found in differences(then, other))
+    assert any("versions: torch" in clause for clause in differences(then, other))
 
 
 def test_times_of_a_continued_run_add_up(tmp_path):

@@ -80,8 +80,8 @@ def test_what_is_missing_is_said():
 
 
 def test_one_fact_has_no_intervals_and_the_text_no_nan():
-    found = embedded.load(only=["P36"], limit=1).cases
-    made = Material(load_model("tiny-gpt2"), found, SETTINGS)
+    one_fact = embedded.load(only=["P36"], limit=1).cases
+    made = Material(load_model("tiny-gpt2"), one_fact, SETTINGS)
     for part in parts(["overturn", "tracing", "matched", "dose", "activators", "selectivity"]):
         section = part.run(made)
         text = " ".join([*section.findings, *map(cells, section.tables)])
@@ -122,9 +122,9 @@ def test_sections_that_need_words_run_on_an_embedded_model(name):
     from kn_bench.cases import sources
 
     wanted = ["P36", "determiner_noun_agreement_1", "determiner_noun_agreement_2"]
-    found = sources.load("embedded", relations=wanted, limit=30).cases
+    chosen = sources.load("embedded", relations=wanted, limit=30).cases
     settings = dataclasses.replace(SETTINGS, facts=1, corpus_lines=300)
-    made = Material(load_model("tiny-bert"), found, settings)
+    made = Material(load_model("tiny-bert"), chosen, settings)
     section = parts([name])[0].run(made)
     assert section.findings
     assert all(table.rows for table in section.tables)

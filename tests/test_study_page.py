@@ -110,10 +110,10 @@ class Reader(HTMLParser):
         self.ids, self.links, self.sources = [], [], []
 
     def handle_starttag(self, tag, attrs):
-        found = dict(attrs)
-        self.ids += [found["id"]] if tag == "section" else []
-        self.links += [found["href"]] if tag == "a" else []
-        self.sources += [found["src"]] if "src" in found else []
+        attributes = dict(attrs)
+        self.ids += [attributes["id"]] if tag == "section" else []
+        self.links += [attributes["href"]] if tag == "a" else []
+        self.sources += [attributes["src"]] if "src" in attributes else []
         assert tag not in ("link", "iframe")
 
 

@@ -76,8 +76,8 @@ def test_attribution_asks_once_a_round(family, rule, on_meta, monkeypatch):
     host = Host(rng.random)
     monkeypatch.setattr(attribution, "to_host", host)
     asked = ask(on_meta(lm), questions)
-    found = attribution._attribute(asked, rule)
-    assert found[0].scores.shape == (lm.n_layers, lm.d_mlp)
+    attributions = attribution._attribute(asked, rule)
+    assert attributions[0].scores.shape == (lm.n_layers, lm.d_mlp)
     # 5 nodes at first, then up to 15, 35 and 75; and once at the end
     assert host.asked <= {"riemann": 1, "adaptive": 4}[rule.name] + 1
 
@@ -112,15 +112,15 @@ def test_rome_asks_once_a_step(family, on_meta, monkeypatch):
     assert all(delta.device.type == "meta" for delta in deltas)
 
 
-def _moved(found):
+def _moved(measured):
     """A value with its tensors, and those of what it holds, on the meta device."""
-    if isinstance(found, torch.Tensor):
-        return found.to("meta")
-    if isinstance(found, tuple) and not hasattr(found, "_fields"):
-        return tuple(map(_moved, found))
-    for name, held in vars(found).items() if hasattr(found, "__dataclass_fields__") else ():
-        object.__setattr__(found, name, _moved(held))
-    return found
+    if isinstance(measured, torch.Tensor):
+        return measured.to("meta")
+    if isinstance(measured, tuple) and not hasattr(measured, "_fields"):
+        return tuple(map(_moved, measured))
+    for name, held in vars(measured).items() if hasattr(measured, "__dataclass_fields__") else ():
+        object.__setattr__(measured, name, _moved(held))
+    return measured
 
 
 @pytest.mark.parametrize("family", CAUSAL)

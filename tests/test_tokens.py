@@ -97,8 +97,8 @@ def test_a_stretch_inside_a_token_is_not_whole():
     window = tokens("bert")
     text = "The capital of Canada is Ottawa."
     start = text.index("apita")
-    (found,) = window.encode_spans([text], [Span(start, start, start + 5)])
-    assert not found.whole
+    (spanned,) = window.encode_spans([text], [Span(start, start, start + 5)])
+    assert not spanned.whole
 
 
 def test_a_slow_tokenizer_is_refused():

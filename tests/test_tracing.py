@@ -79,16 +79,16 @@ def test_every_state_of_every_family_is_restored_as_in_a_whole_run(family):
     lm = tiny_model(family)
     prompt = prompt_of(lm)
     added = noise_of(lm, prompt)
-    (found,) = trace(lm, [prompt], [added], window=2)
+    (trace_of_prompt,) = trace(lm, [prompt], [added], window=2)
     nothing = whole_run(lm, prompt, added, [])
-    assert found.clean == pytest.approx(float(nothing[0]), rel=1e-10)
-    assert found.corrupted == pytest.approx(float(nothing[1:].mean()), rel=1e-10)
+    assert trace_of_prompt.clean == pytest.approx(float(nothing[0]), rel=1e-10)
+    assert trace_of_prompt.corrupted == pytest.approx(float(nothing[1:].mean()), rel=1e-10)
     for k, kind in enumerate(KINDS):
         for token in (1, 2, 3, prompt.position):
             for layer in range(lm.n_layers):
                 patches = windowed(kind, layer, token, lm.n_layers, 2)
                 expected = whole_run(lm, prompt, added, patches)[1:].mean()
-                got = found.scores[k, token, layer]
+                got = trace_of_prompt.scores[k, token, layer]
                 assert torch.isclose(got, expected, rtol=1e-9, atol=1e-13), (kind, token, layer)
 
 
@@ -114,8 +114,8 @@ def test_sets_of_states_at_several_tokens_and_layers(family):
     ]
     states = corrupt(lm, prompts, added)
     runs = [PatchedRun(number, patches) for patches in sets for number in range(2)]
-    found = restore(states, runs)
-    for run, got in zip(runs, found, strict=True):
+    restored = restore(states, runs)
+    for run, got in zip(runs, restored, strict=True):
         expected = whole_run(lm, prompts[run.prompt], added[run.prompt], run.patches)[1:]
         assert torch.allclose(got, expected, rtol=1e-9, atol=1e-13)
 
@@ -189,17 +189,21 @@ def test_batches_of_any_size_give_the_same(monkeypatch):
 def test_nothing_before_the_subject_matters_in_a_causal_model():
     lm = tiny_model("llama")
     prompt = prompt_of(lm)
-    (found,) = trace(lm, [prompt], [noise_of(lm, prompt)])
-    assert torch.equal(found.indirect_effects[:, :2].abs().max(), torch.tensor(0.0).double())
-    assert (found.indirect_effects[:, 2:].abs() > 1e-9).any()
+    (trace_of_prompt,) = trace(lm, [prompt], [noise_of(lm, prompt)])
+    assert torch.equal(
+        trace_of_prompt.indirect_effects[:, :2].abs().max(), torch.tensor(0.0).double()
+    )
+    assert (trace_of_prompt.indirect_effects[:, 2:].abs() > 1e-9).any()
 
 
 def test_the_last_state_before_the_answer_restores_all():
     for family in ("gpt2", "bert"):
         lm = tiny_model(family)
         prompt = prompt_of(lm)
-        (found,) = trace(lm, [prompt], [noise_of(lm, prompt)])
-        assert float(found.scores[0, prompt.position, -1]) == pytest.approx(found.clean, rel=1e-12)
+        (trace_of_prompt,) = trace(lm, [prompt], [noise_of(lm, prompt)])
+        assert float(trace_of_prompt.scores[0, prompt.position, -1]) == pytest.approx(
+            trace_of_prompt.clean, rel=1e-12
+        )
 
 
 def test_within_a_pair_the_preference_is_followed():
@@ -227,8 +231,8 @@ def test_frozen_states_sever_a_path():
     prompt = prompt_of(lm)
     states = corrupt(lm, [prompt], [noise_of(lm, prompt)])
     own = (Patch("mlp", 1, 3), *(Patch("hidden", 1, t, clean=False) for t in range(2, 7)))
-    (found,) = restore(states, [PatchedRun(0, own)])
-    assert torch.allclose(found, states.probability[0, 1:], rtol=1e-12)
+    (restored,) = restore(states, [PatchedRun(0, own)])
+    assert torch.allclose(restored, states.probability[0, 1:], rtol=1e-12)
 
 
 def test_noise_depends_on_the_prompt_and_the_seed_alone():
@@ -281,15 +285,15 @@ def trace_of(effects, subject=(1, 3), low=0.1):
 def test_averages_by_role_count_each_prompt_once():
     one = trace_of([[0.0, 0.0], [0.1, 0.2], [0.4, 0.2], [0.2, 0.6]])
     two = trace_of([[0.0, 0.0], [0.3, 0.1], [0.1, 0.1], [0.3, 0.3], [0.6, 0.8]], (1, 4), low=0.3)
-    found = by_role([one, two], ["a", "b"])
-    mean = {(e.role, e.layer): [e.effect.mean, e.effect.n] for e in found.effects}
+    effects = by_role([one, two], ["a", "b"])
+    mean = {(e.role, e.layer): [e.effect.mean, e.effect.n] for e in effects.effects}
     assert mean["first", 0] == pytest.approx([0.2, 2])
     assert mean["middle", 1] == pytest.approx([0.1, 1])
     assert mean["last", 0] == pytest.approx([0.35, 2])
     assert mean["answer", 1] == pytest.approx([0.7, 2])
     assert ("next", 0) not in mean
-    assert found.total.mean == pytest.approx((0.8 + 0.6) / 2)
-    assert (found.peak("hidden").role, found.peak("hidden").layer) == ("answer", 1)
+    assert effects.total.mean == pytest.approx((0.8 + 0.6) / 2)
+    assert (effects.peak("hidden").role, effects.peak("hidden").layer) == ("answer", 1)
 
 
 def test_intervals_of_role_effects_cover_at_the_stated_rate():
@@ -298,8 +302,8 @@ def test_intervals_of_role_effects_cover_at_the_stated_rate():
     for _ in range(40):
         noise_ = 0.1 * torch.randn(30, 3, 2, generator=generator)
         traces = [trace_of((0.3 + one).tolist(), (0, 2)) for one in noise_]
-        found = by_role(traces, [str(i) for i in range(30)])
-        covered += sum(e.effect.low <= 0.3 <= e.effect.high for e in found.effects)
+        effects = by_role(traces, [str(i) for i in range(30)])
+        covered += sum(e.effect.low <= 0.3 <= e.effect.high for e in effects.effects)
     assert 0.9 < covered / 240 < 0.99
 
 
@@ -327,10 +331,10 @@ def test_subjects_are_found_where_they_stand():
 def test_a_study_traces_all_prompts_with_three_standard_deviations():
     lm = tiny_model("gpt2")
     prompts = [prompt_of(lm, length, seed=length) for length in (6, 7)]
-    found = trace_study(lm, prompts, ["a", "b"], samples=3, window=2)
+    study = trace_study(lm, prompts, ["a", "b"], samples=3, window=2)
     tokens = [t for one in prompts for t in one.ids[2:4]]
     std = 3 * embedding_std(lm, tokens)
     expected = trace(lm, prompts, [noise(p, std, 16, samples=3) for p in prompts], window=2)
-    for one, other in zip(found.traces, expected, strict=True):
+    for one, other in zip(study.traces, expected, strict=True):
         assert torch.equal(one.scores, other.scores)
     assert not trace_study(lm, [], []).effects

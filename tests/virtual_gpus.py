@@ -63,8 +63,8 @@ class VirtualGpus(TorchFunctionMode):
         return result
 
     def device(self, tensor: Tensor) -> torch.device:
-        found = self._where.get(_storage(tensor))
-        return found[1] if found else HOST
+        known = self._where.get(_storage(tensor))
+        return known[1] if known else HOST
 
     def _put(self, tensor: Tensor, device: torch.device) -> None:
         if device.type != "cpu":
