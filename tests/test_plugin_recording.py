@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 
+import psutil
 import pytest
 
 from kn_bench.results.manifest import read_manifest
@@ -76,8 +77,11 @@ def test_resume_after_the_controller_is_killed(bench, workers):
     )
     log = bench.path / "reports/runs/r/measurements.jsonl"
     wait_for(lambda: log.exists() and log.stat().st_size > 50_000)
+    workers_alive = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGKILL)
     process.wait()
+    # a worker in the middle of a long unit does not go on for nobody
+    assert not psutil.wait_procs(workers_alive, timeout=10)[1]
     before = len(bench.verdicts("r"))
     assert 0 < before < TESTS
     result = bench.run("-q", workers, "--resume", "last")

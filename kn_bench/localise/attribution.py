@@ -21,7 +21,13 @@ from kn_bench.localise.integration import Rule
 from kn_bench.localise.queries import Fitted, questions_of
 from kn_bench.localise.scaling import Asked, Rows, ask, row_bytes
 from kn_bench.model.language_model import LanguageModel
+from kn_bench.model.progress import Advance
 from kn_bench.model.transfer import to_device, to_host
+
+PASSES = 16
+"""Passes with the first rows of all questions of a batch."""
+ROUND = 0.7
+"""The share of a batch that a round of passes is reported as, of what is left."""
 
 
 @dataclass(frozen=True)
@@ -75,15 +81,16 @@ def attribute(
     rule = rule or Rule()
     asked = [questions_of(lm, query) for query in queries]
     singles = list(dict.fromkeys(question for group in asked for question in group))
-    # a batch holds as many questions as fit into one pass with all their first rows
-    rows = lm.n_layers * rule.n_nodes
-    attributions = lm.batcher.run(
-        lambda questions: _attribute(ask(lm, questions), rule),
-        singles,
-        item_bytes=lambda question: rows * row_bytes(lm, len(question.ids)),
-        shape=lambda question: len(question.ids),
-        what="locating, prompt",
-    )
+    # few intervals are halved in the end, and a pass over few rows costs as much as one over many:
+    # a batch holds questions for several passes, so that what is left of them shares the last ones
+    rows = lm.n_layers * rule.n_nodes / PASSES
+    with lm.progress.task("locating, prompt", len(singles)) as advance:
+        attributions = lm.batcher.run(
+            lambda questions: _attribute(ask(lm, questions), rule, advance),
+            singles,
+            item_bytes=lambda question: rows * row_bytes(lm, len(question.ids)),
+            shape=lambda question: len(question.ids),
+        )
     by_question = dict(zip(singles, attributions, strict=True))
     return [_mean([by_question[question] for question in group]) for group in asked]
 
@@ -106,9 +113,9 @@ def _mean(parts: Sequence[Attribution]) -> Attribution:
     )
 
 
-def _attribute(asked: Asked, rule: Rule) -> list[Attribution]:
+def _attribute(asked: Asked, rule: Rule, advance: Advance) -> list[Attribution]:
     """Attribute questions of equal length, all from one clean pass."""
-    path = _integrate(asked, rule)
+    path = _integrate(asked, rule, advance)
     weights = [asked.lm.weight(layer) for layer in range(asked.lm.n_layers)]
     by_key = torch.stack([path.integral[:, i] @ w.T for i, w in enumerate(weights)], 1)
     scores = asked.keys * by_key
@@ -174,8 +181,9 @@ class _Intervals:
 class _Integrator:
     """Takes the integral on intervals of the paths of ``asked``."""
 
-    def __init__(self, asked: Asked, rule: Rule) -> None:
+    def __init__(self, asked: Asked, rule: Rule, advance: Advance) -> None:
         self.asked, self.rule = asked, rule
+        self._advance, self._left = advance, float(len(asked.tokens))
         self.n_layers = asked.lm.n_layers
         # what a layer's neurons add to its value: the change of P is the integral along it
         self.grown = asked.grown.flatten(0, 1)
@@ -195,20 +203,32 @@ class _Integrator:
         n, unit = len(self.unit.places), self.unit
         width = (high - low)[:, None]
         g = low[:, None] + width * unit.places
-        along = self.asked.run(self.rows(cell.repeat(n), g.ravel()), gradient=True)
+        left = self._left
+
+        def done(share: float) -> None:
+            # how many rounds are to come is not known: each counts for most of what is left
+            part = ROUND * share * left
+            self._left -= part
+            self._advance(part)
+
+        along = self.asked.run(self.rows(cell.repeat(n), g.ravel()), gradient=True, done=done)
         gradient = along.gradient.reshape(len(cell), n, -1)
         weights = to_device(unit.weights * width, gradient.device, gradient.dtype)
         return along.probability.reshape(len(cell), n), torch.einsum(
             "cnd,cn->cd", gradient, weights
         )
 
+    def finish(self) -> None:
+        """Report all questions as done."""
+        self._advance(self._left)
+
     def change(self, cell: np.ndarray, integral: Tensor) -> Float[Tensor, " n"]:
         """Return the change of P along intervals with these integrals."""
         return (integral * self.grown[to_device(cell, integral.device)]).sum(1)
 
 
-def _integrate(asked: Asked, rule: Rule) -> _Path:
-    take = _Integrator(asked, rule)
+def _integrate(asked: Asked, rule: Rule, advance: Advance) -> _Path:
+    take = _Integrator(asked, rule, advance)
     n_cells = len(take.grown)
     cell = np.arange(n_cells)
     shape = (n_cells // take.n_layers, take.n_layers)
@@ -218,6 +238,7 @@ def _integrate(asked: Asked, rule: Rule) -> _Path:
         # both published rules have their first node at g = 0
         (without,) = to_host(probability[:, 0])
         nodes = torch.full(shape, rule.n_nodes)
+        take.finish()
         return _Path(integral.reshape(*shape, -1), torch.from_numpy(without).reshape(shape), nodes)
     at_zero = take.probability(cell, zero)
     _, integral = take.gradients(cell, zero, full)
@@ -226,6 +247,7 @@ def _integrate(asked: Asked, rule: Rule) -> _Path:
     error = np.abs(change - (p_high - p_low))
     whole = _Intervals(integral, cell, zero, full, p_low, p_high, error)
     done = _refined(take, whole, rule)
+    take.finish()
     at = to_device(done.cell, integral.device)
     # a path that ends in k intervals was evaluated on 2 k - 1, the halved ones included
     intervals = torch.from_numpy(np.bincount(done.cell, minlength=n_cells))

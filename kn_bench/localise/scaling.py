@@ -16,7 +16,7 @@ value: dP/dw = W dP/dvalue needs one product a question and layer, however many 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -73,13 +73,25 @@ class Asked:
         """The neurons w at the answer position."""
         return self.clean.keys
 
-    def run(self, rows: Rows, *, gradient: bool) -> Along:
-        """Return P, and with ``gradient`` dP/dvalue, of rows in any order."""
+    def run(
+        self, rows: Rows, *, gradient: bool, done: Callable[[float], object] = lambda _: None
+    ) -> Along:
+        """Return P, and with ``gradient`` dP/dvalue, of rows in any order.
+
+        Args:
+            done: told after each pass what share of the rows it was.
+        """
         # stable: the caller's order within a question; argsort of a permutation is its inverse
         order = np.argsort(rows.question, kind="stable")
         a_row = row_bytes(self.lm, self.clean.run.ids.shape[1])
+
+        def run(part: range) -> Along:
+            along = self._run(rows.take(order[part.start : part.stop]), gradient)
+            done(len(part) / len(order))
+            return along
+
         pieces = self.lm.batcher.parts(
-            lambda part: self._run(rows.take(order[part.start : part.stop]), gradient),
+            run,
             len(order),
             a_row if gradient else a_row / 2,
         )

@@ -100,7 +100,14 @@ def controller_of(config: pytest.Config) -> RunController:
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Refuse what cannot be before any worker is started: one sentence, exit status 4."""
-    if addressed(session.config) and not is_worker(session.config):
+    if not addressed(session.config):
+        return
+    if is_worker(session.config):
+        # a unit may take many minutes, and xdist's workers look for their controller after it
+        from kn_bench.testing.processes import end_with_parent
+
+        end_with_parent()
+    else:
         controller_of(session.config)
 
 

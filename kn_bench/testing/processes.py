@@ -15,10 +15,13 @@ _LENGTH = struct.Struct("<Q")
 
 def ending_with_parent() -> Callable[[], None] | None:
     """Return what a new process calls to be killed with its parent; None where none can be."""
-    return _die_with_parent if sys.platform == "linux" else None
+    return end_with_parent if sys.platform == "linux" else None
 
 
-def _die_with_parent() -> None:
+def end_with_parent() -> None:
+    """Have this process killed when its parent ends; on Linux only, elsewhere nothing happens."""
+    if sys.platform != "linux":
+        return
     ctypes.CDLL(None).prctl(_SET_DEATH_SIGNAL, signal.SIGKILL)
 
 
