@@ -76,7 +76,7 @@ def test_attribution_asks_once_a_round(family, rule, on_meta, monkeypatch):
     host = Host(rng.random)
     monkeypatch.setattr(attribution, "to_host", host)
     asked = ask(on_meta(lm), questions)
-    attributions = attribution._attribute(asked, rule)
+    attributions = attribution._attribute(asked, rule, lambda _: None)
     assert attributions[0].scores.shape == (lm.n_layers, lm.d_mlp)
     # 5 nodes at first, then up to 15, 35 and 75; and once at the end
     assert host.asked <= {"riemann": 1, "adaptive": 4}[rule.name] + 1
