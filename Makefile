@@ -43,6 +43,7 @@ bench-real: real
 
 # what takes long, and what needs the real model
 slow: real
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[ray]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/ -m slow $(ARGS)
 
 test: $(READY)

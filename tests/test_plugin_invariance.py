@@ -1,4 +1,8 @@
-"""The same measurements whatever the number of workers, the batch, the hash seed or the order."""
+"""The same measurements whatever computes them, in whatever order, batch and hash seed.
+
+Equal means: the same rows, all that is not a float the same, floats to 1e-5. Which prompts share a
+batch depends on what else is asked, and float32 sums are rounded by it.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ import sys
 import pytest
 
 from kn_bench.results import log
+from kn_bench.results.merging import merge
 from kn_bench.results.rows import EditRow, VerdictRow
 from tests.conftest import PLUGINS
 
@@ -26,10 +31,16 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(scope="module")
-def measure(tmp_path_factory):
+def folder(tmp_path_factory):
+    """Where all runs are started."""
+    path = tmp_path_factory.mktemp("invariance")
+    (path / "backwards.py").write_text(BACKWARDS)
+    return path
+
+
+@pytest.fixture(scope="module")
+def measure(folder):
     """Runs the suites and returns the rows in a fixed order, flat."""
-    folder = tmp_path_factory.mktemp("invariance")
-    (folder / "backwards.py").write_text(BACKWARDS)
 
     def run(name, *args, **environment):
         command = (sys.executable, "-m", "pytest", *PLUGINS, "--pyargs", "kn_bench.suites")
@@ -46,10 +57,14 @@ def measure(tmp_path_factory):
             text=True,
         )
         assert process.returncode == 0, process.stdout + process.stderr
-        rows = log.rows(folder / "reports/runs" / name / log.LOG)
-        return dict(sorted(_identified(row) for row in rows))
+        return _rows_of(folder, name)
 
     return run
+
+
+def _rows_of(folder, name):
+    rows = log.rows(folder / "reports/runs" / name / log.LOG)
+    return dict(sorted(_identified(row) for row in rows))
 
 
 @pytest.fixture(scope="module")
@@ -109,3 +124,34 @@ def test_workers_order_and_batch_size_leave_the_measurements_alone(
     # three methods and the edits of equal size beside each, four cases, six criteria
     assert sum(key[5] == VerdictRow.__name__ for key in plain) == 2 * 3 * 4 * 6
     assert not list(differences(plain, measure(name, *args, **environment)))
+
+
+def test_shards_leave_the_measurements_alone(measure, folder, plain):
+    parts = [measure(f"part{n}", "-p", "no:xdist", "--shard", f"{n}/2") for n in (2, 1)]
+    assert all(0 < len(part) < len(plain) for part in parts)
+    reports = folder / "reports"
+    merge([reports / "runs/part1", reports / "runs/part2"], reports, "merged")
+    assert not list(differences(plain, _rows_of(folder, "merged")))
+
+
+@pytest.mark.slow
+def test_jobs_of_submitit_leave_the_measurements_alone(measure, folder, plain):
+    pytest.importorskip("submitit", reason="the extra slurm is not installed")
+    command = (sys.executable, "-c", "from kn_bench.commands.app import app; app()", "launch")
+    process = subprocess.run(
+        [*command, "--local", "--shards", "2", "--run", "jobs", "--every", "0.5", "--",
+         *PLUGINS, "--pyargs", "kn_bench.suites", *ASKED],
+        cwd=folder,
+        env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert not list(differences(plain, _rows_of(folder, "jobs")))
+
+
+@pytest.mark.slow
+def test_actors_of_ray_leave_the_measurements_alone(measure, plain):
+    pytest.importorskip("ray", reason="the extra ray is not installed")
+    rows = measure("actors", "-p", "no:xdist", "--engine", "ray", "--actors", "2")
+    assert not list(differences(plain, rows))

@@ -107,7 +107,9 @@ class Engine:
     def measure(self, method_name, method, cases, *, control=False, writer=None):
         method.edit([case.request for case in cases])
         with LOG.open("a") as log:
-            log.write(f"{self.model.name} {method_name} {len(cases)} {os.getpid()}\n")
+            gpus = os.environ.get("CUDA_VISIBLE_DEVICES") or "none"
+            log.write(f"{self.model.name} {method_name} {len(cases)} {os.getpid()} {gpus}\n")
+        time.sleep(float(os.environ.get("TOY_UNIT_SECONDS", "0")))
         if os.environ.get("TOY_RAISES"):
             raise (NotApplicable if method_name == "toy-a" else ValueError)(
                 os.environ["TOY_RAISES"]
@@ -118,8 +120,11 @@ class Engine:
             os._exit(0)
         if os.environ.get("TOY_LETHAL") == method_name:
             os.kill(os.getpid(), signal.SIGKILL)
-        if os.environ.get("TOY_KILL_UNIT") == f"{self.model.name} {method_name}":
+        unit = f"{self.model.name} {method_name}"
+        if os.environ.get("TOY_KILL_UNIT") == unit:
             once(lambda: os.kill(os.getpid(), signal.SIGKILL))
+        if os.environ.get("TOY_KILL_EACH") == unit:
+            os.kill(os.getpid(), signal.SIGKILL)
         results = {
             case.id: CaseResult(
                 case.id,

@@ -104,7 +104,9 @@ class RunController:
             self.fingerprints = {n: fingerprint(n) for n in self.plan.models.values()}
             self._origins = {n: text for n in self.fingerprints if (text := origin(n))}
             self.drawing = self._drawn()
-            self.pool = DevicePool(expand(self.options.devices))
+            on_ray = self.options.engine != "pytest"  # which knows the devices of its machines
+            devices = self.options.devices
+            self.pool = DevicePool(devices if on_ray else expand(devices))
             self._corpus = self._checked_corpus()
             for model in self.plan.models.values():
                 if self.options.chat_template:

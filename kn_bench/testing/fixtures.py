@@ -33,7 +33,9 @@ def pytest_pycollect_makeitem() -> Generator[None, Any, Any]:
     collected = yield
     if not isinstance(collected, list):
         return collected
-    return [item for item in collected if not _is_placeholder(item)]
+    from kn_bench.testing.items import SuiteTest
+
+    return [item for item in collected if isinstance(item, SuiteTest) or not _is_placeholder(item)]
 
 
 def _is_placeholder(item: pytest.Item | pytest.Collector) -> bool:

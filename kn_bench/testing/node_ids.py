@@ -67,6 +67,7 @@ def units(
     chunks for all of its methods: what methods share they share on one worker.
     """
     seen: dict[str, dict[str, int]] = {}
+    same: dict[UnitKey, UnitKey] = {}  # one object for the hundreds of tests of a unit
     keys: list[UnitKey | None] = []
     for node_id in node_ids:
         if node_id is None:
@@ -74,11 +75,13 @@ def units(
             continue
         if node_id.occasion:
             number = occasion_of(node_id.occasion).sequence
-            keys.append(UnitKey(node_id.model, number, node_id.method))
+            key = UnitKey(node_id.model, number, node_id.method)
+            keys.append(same.setdefault(key, key))
             continue
         labels = seen.setdefault(node_id.model, {})
         number = labels.setdefault(node_id.label, len(labels))
-        keys.append(UnitKey(node_id.model, number // labels_per_unit, node_id.method))
+        key = UnitKey(node_id.model, number // labels_per_unit, node_id.method)
+        keys.append(same.setdefault(key, key))
     return keys
 
 

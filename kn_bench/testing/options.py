@@ -74,6 +74,8 @@ class Options:
         shard: the part of the run's units that is measured here; None for all.
         generations: texts that the models write a case; 0 for none.
         references: texts about new targets, to compare those with.
+        engine: what computes: ``pytest`` (this process, or xdist's workers) or ``ray[:ADDRESS]``.
+        actors: most actors of Ray; None: as many as there is room for.
     """
 
     models: tuple[str, ...] = ()
@@ -108,6 +110,8 @@ class Options:
     shard: Shard | None = None
     generations: int = 0
     references: Path | None = None
+    engine: str = "pytest"
+    actors: int | None = None
 
 
 def add_options(parser: pytest.Parser) -> None:
@@ -161,6 +165,11 @@ def add_options(parser: pytest.Parser) -> None:
         metavar="INDEX/COUNT",
         default=None,
     )
+    option("--engine", "pytest (with xdist's workers by -n) or ray[:ADDRESS], whose actors compute "
+           "while this process reports (default: pytest).", type=_engine, default="pytest",
+           metavar="ENGINE")  # fmt: skip
+    option("--actors", "Most actors of --engine ray (default: as many as there is room for).",
+           type=_count, metavar="N")  # fmt: skip
     option("--strict-criteria", "A missed criterion fails its test.", action="store_true")
     option("--grain", "A test a case, or a test a relation (default: case).", default="case",
            choices=("case", "unit"))  # fmt: skip
@@ -229,6 +238,8 @@ def read_options(config: pytest.Config) -> Options:
         strict=get("--strict-criteria", False),
         grain=get("--grain", "case"),
         shard=get("--shard", None),
+        engine=get("--engine", "pytest"),
+        actors=get("--actors", None),
         memory=get("--memory", None),
         timeout_per_unit=get("--timeout-per-unit", None),
         reports=config.invocation_params.dir / get("--reports", Path("reports")),
@@ -272,6 +283,13 @@ def _refuse_contradictions(options: Options, config: pytest.Config) -> None:
         raise pytest.UsageError(
             f"--references {options.references}: expected --generations N, the number of texts to "
             "compare with them; add it"
+        )
+    if options.engine == "pytest" and options.actors is not None:
+        raise pytest.UsageError("--actors is for --engine ray; workers of pytest are given by -n")
+    if options.engine != "pytest" and config.getoption("tx", None):
+        raise pytest.UsageError(
+            f"-n starts xdist's workers and --engine {options.engine} Ray's actors: leave -n out, "
+            "and use --actors"
         )
     if options.gate and options.baseline is None:
         raise pytest.UsageError("--gate sets tolerances for --baseline FILE, which is not given")
@@ -356,7 +374,7 @@ def _protocol(text: str) -> Protocol:
 
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise _invalid(f"{text!r}: expected a positive number of sequences")
+        raise _invalid(f"{text!r}: expected a positive integer")
     return int(text)
 
 
@@ -388,6 +406,12 @@ def _bytes(text: str) -> int:
     if not size or float(size[1]) <= 0:
         raise _invalid(f"{text!r}: expected a number with K, M, G or T, such as 2G")
     return int(float(size[1]) * 1024 ** " KMGT".index((size[2] or " ").upper()))
+
+
+def _engine(text: str) -> str:
+    if text.partition(":")[0] not in ("pytest", "ray") or text.startswith("pytest:"):
+        raise _invalid(f"{text!r}: expected pytest, ray or ray:ADDRESS")
+    return text
 
 
 def _shard(text: str) -> Shard:

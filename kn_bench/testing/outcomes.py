@@ -19,6 +19,7 @@ import pytest
 from kn_bench.measure.verdict import Verdict
 from kn_bench.results.escaping import terminal
 from kn_bench.results.summary import junit_properties
+from kn_bench.testing.items import unit_of
 
 ROWS = "kn_bench rows"
 """Property of a report that holds the rows of its test, as one text."""
@@ -48,8 +49,6 @@ class Record:
 
 
 RECORD = pytest.StashKey[Record]()
-OURS = pytest.StashKey[bool]()
-"""Whether a test is one of ours, and so cannot pass without a :class:`Record`."""
 
 
 def conclude(verdicts: Sequence[Verdict]) -> Verdict:
@@ -121,7 +120,8 @@ class ItemOutcomes:
         report = yield
         record = item.stash.get(RECORD, None)
         if record is None:
-            if report.when == "call" and report.passed and item.stash.get(OURS, False):
+            # one of ours cannot pass without a record
+            if report.when == "call" and report.passed and unit_of(item):
                 report.outcome = "failed"
                 report.longrepr = UNMEASURED
             return report

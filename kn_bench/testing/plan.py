@@ -44,11 +44,12 @@ class TestPlan:
 
     def showing(self, criterion: Criterion) -> dict[str, tuple[Case, ...]]:
         """Return the labels with the cases that can show ``criterion``, where there are any."""
-        able = {
-            label: tuple(case for case in cases if criterion in shows(case))
-            for label, cases in self.labels.items()
-        }
-        return {label: cases for label, cases in able.items() if cases}
+        able = {}
+        for label, cases in self.labels.items():
+            shown = tuple(case for case in cases if criterion in shows(case))
+            if shown:  # the same tuple for all criteria where it can be
+                able[label] = cases if len(shown) == len(cases) else shown
+        return able
 
 
 def labels_per_unit(options: Options) -> int:
@@ -63,8 +64,12 @@ def labels_per_unit(options: Options) -> int:
     return CASES_PER_UNIT if small or options.devices != ("cpu",) else CASES_PER_LARGE_UNIT
 
 
-def make_plan(options: Options) -> TestPlan:
+def make_plan(options: Options, *, hashed: bool = True) -> TestPlan:
     """Read the cases and name the models.
+
+    Args:
+        options: what is measured.
+        hashed: whether to hash the data, for the manifest; a worker's plan goes without.
 
     Raises:
         ValueError: for what cannot be offered, one sentence.
@@ -86,7 +91,7 @@ def make_plan(options: Options) -> TestPlan:
             selection = Selection(chosen, selection.exclusions)
         cases += selection.cases
         exclusions += selection.exclusions
-        data[_without_path(spec)] = sources.content_hash(selection.cases)
+        data[_without_path(spec)] = sources.content_hash(selection.cases) if hashed else ""
     if not cases:
         raise ValueError(nothing_left(options, exclusions))
     exclusions += unshown(cases)

@@ -9,7 +9,8 @@ heavy and does next to nothing until a suite of ours is collected.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import gc
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -32,8 +33,12 @@ RECORDER = "kn_bench recorder"
 SUITES = "kn_bench suites"
 DISPLAY = "kn_bench display"
 CONTROLLER: pytest.StashKey[RunController] = pytest.StashKey()
+IS_ADDRESSED: pytest.StashKey[bool] = pytest.StashKey()
 MEANINGS: pytest.StashKey[dict[str, NodeId]] = pytest.StashKey()
 """What the tests of ours ask, by id; the controller has it from its workers."""
+SESSION: pytest.StashKey[Callable[..., SuiteSession]] = pytest.StashKey()
+"""Makes the session of a process that computes units and runs no tests."""
+RAY = "kn_bench ray"
 MESSAGE = "kn_bench message"
 """Worker input: the file by which a worker tells the controller of its tests."""
 
@@ -100,20 +105,30 @@ def controller_of(config: pytest.Config) -> RunController:
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Refuse what cannot be before any worker is started: one sentence, exit status 4."""
-    if not addressed(session.config):
+    config = session.config
+    if not addressed(config):
         return
-    if is_worker(session.config):
+    if is_worker(config):
         # a unit may take many minutes, and xdist's workers look for their controller after it
         from kn_bench.testing.processes import end_with_parent
 
         end_with_parent()
-    else:
-        controller_of(session.config)
+        return
+    controller = controller_of(config)
+    if controller.options.engine != "pytest" and not config.getoption("collectonly"):
+        from kn_bench.testing.ray.engine import RayEngine
+
+        try:
+            config.pluginmanager.register(RayEngine(controller), RAY)
+        except ValueError as error:
+            raise pytest.UsageError(str(error)) from None
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
     controller = config.stash.get(CONTROLLER, None)
-    return controller.header(workers_of(config)) if controller is not None else []
+    engine = config.pluginmanager.get_plugin(RAY)
+    lines = controller.header(workers_of(config)) if controller is not None else []
+    return [*lines, *([engine.header] if engine is not None else [])]
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -128,6 +143,34 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
         return workers_for(max(map(weight_bytes, read_options(config).models), default=0))
     except (ValueError, OSError):  # no such model: said in one sentence when the session starts
         return 1
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection(session: pytest.Session) -> Generator[None, object, object]:
+    """Collect without garbage collection, which visits all tests again and again for nothing."""
+    if not addressed(session.config) or not gc.isenabled():
+        return (yield)
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.freeze()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pycollect_makeitem(collector: Any, name: str, obj: object) -> list[Any] | None:
+    """Make the tests of a suite of ours, where pytest would make a whole item of each."""
+    config = collector.config
+    if IS_ADDRESSED not in config.stash:
+        config.stash[IS_ADDRESSED] = addressed(config)
+    if not (config.stash[IS_ADDRESSED] and isinstance(collector, pytest.Module)):
+        return None
+    from kn_bench.testing.items import asks_for_a_verdict
+
+    if not (collector.istestfunction(obj, name) and asks_for_a_verdict(obj)):
+        return None
+    return suites_of(collector.config).tests(collector, cast("Callable[..., object]", obj))
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist's worker sends the ids
@@ -213,7 +256,10 @@ def _timekeeper(config: pytest.Config, controller: RunController, forecast: Fore
 
 
 def workers_of(config: pytest.Config) -> int:
-    """Return how many processes run tests."""
+    """Return how many processes compute."""
+    engine = config.pluginmanager.get_plugin(RAY)
+    if engine is not None:
+        return int(engine.size)
     return max(1, len(config.getoption("tx", None) or ()))
 
 
@@ -296,12 +342,15 @@ def _begin(config: pytest.Config) -> SuiteSession:
         fixtures = method_fixtures.fixtures_of(with_argument, name, _settings_of)
         config.pluginmanager.register(fixtures, name)
     choices = method_fixtures.choices_of(options, methods)
-    plan = make_plan(options) if is_worker(config) else controller_of(config).plan
+    junit = bool(config.getoption("xmlpath", None))
+    config.pluginmanager.register(ItemOutcomes(strict=options.strict, junit=junit))
+    if SESSION in config.stash:
+        return config.stash[SESSION](options, methods, worker_config, choices)
+    in_worker = is_worker(config)
+    plan = make_plan(options, hashed=False) if in_worker else controller_of(config).plan
 
     from kn_bench.testing.session import SuiteSession
 
-    junit = bool(config.getoption("xmlpath", None))
-    config.pluginmanager.register(ItemOutcomes(strict=options.strict, junit=junit))
     return SuiteSession(options, plan, methods, worker_config, choices)
 
 

@@ -1,15 +1,23 @@
-"""What one test is about: the parameter that pytest hands to it."""
+"""What one test is about (the parameter that pytest hands to it), and what one unit asks for."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kn_bench.cases.case import Case, Criterion
+import pytest
+
+from kn_bench.cases.case import Case, Criterion, Task
 from kn_bench.editing.registry import MethodSpec
 from kn_bench.measure.protocols import ONCE, Occasion
 from kn_bench.results.rows import Key
 from kn_bench.testing.node_ids import NodeId
 from kn_bench.testing.sequences import PlannedSequence
+
+_MARKS: dict[Task, tuple[pytest.MarkDecorator]] = {
+    "fact": (pytest.mark.facts,),
+    "pair": (pytest.mark.pairs,),
+}
+"""No marks for methods and models: -k finds them, and each mark goes with every report."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +36,34 @@ class Point:
     occasion: Occasion = ONCE
     sequence: PlannedSequence | None = None
 
+    @property
+    def id(self) -> str:
+        """The parameter's id: what a unit has in common first."""
+        names = (self.node_id.method, self.node_id.model, self.node_id.occasion, self.node_id.label)
+        return "-".join(name for name in names if name)
+
+    @property
+    def marks(self) -> tuple[pytest.MarkDecorator]:
+        """What its test is marked with."""
+        return _MARKS[self.cases[0].task]
+
     def key(self, case: Case) -> Key:
         """Return what identifies the verdict on one of its cases."""
         return Key(self.model, self.method.name, case.id, self.criterion, self.occasion)
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What one unit asks for.
+
+    Attributes:
+        method: edits.
+        model: name of the model that is edited.
+        cases: of the unit; of a sequence all of them, in the order of editing.
+        sequence: which one; None under ``single``.
+    """
+
+    method: MethodSpec
+    model: str
+    cases: tuple[Case, ...]
+    sequence: PlannedSequence | None = None

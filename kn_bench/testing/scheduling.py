@@ -110,7 +110,7 @@ class UnitScheduling:
             self.collection = next(iter(self._collected.values()))
             known = map(self._meanings.get, self.collection)
             self._units = node_ids.units(known, labels_per_unit=self.labels_per_unit)
-            for group in _groups(self._units):
+            for group in groups(self._units):
                 self._backlog.add(group)
         for node, collected in self._collected.items():
             if collected != self.collection:
@@ -144,7 +144,7 @@ class UnitScheduling:
         tests = list(self.pending.pop(node))
         rest = tests[1:]
         self._backlog.leave(node)
-        for group in _groups([self._units[index] for index in rest]):
+        for group in groups([self._units[index] for index in rest]):
             self._backlog.add([[rest[worker_config] for worker_config in unit] for unit in group])
         for other in self.nodes:
             self._feed(other)
@@ -161,7 +161,7 @@ class UnitScheduling:
             node.shutdown()
 
 
-def _groups(units: Sequence[node_ids.UnitKey | None]) -> list[list[Unit]]:
+def groups(units: Sequence[node_ids.UnitKey | None]) -> list[list[Unit]]:
     """Indices by unit, and units by group; a foreign test is a unit and a group of its own."""
     groups: dict[Hashable, dict[Hashable, Unit]] = {}
     for index, unit in enumerate(units):

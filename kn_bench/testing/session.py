@@ -7,49 +7,39 @@ verdict                     first test of a unit: load, edit, measure; then look
 
 from __future__ import annotations
 
-import json
-import time
-import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
+from itertools import islice
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from kn_bench.cases.case import ALL_CRITERIA, OPTIONAL_CRITERIA, Case, Criterion, Task
+from kn_bench.cases.case import ALL_CRITERIA, OPTIONAL_CRITERIA, Case, Criterion
 from kn_bench.cases.sampling import slug
 from kn_bench.editing.registry import MethodSpec
 from kn_bench.measure.criteria import judge
 from kn_bench.measure.measurement import CaseResult, UnitResult, control_name
-from kn_bench.results.escaping import terminal
 from kn_bench.results.rows import Key, encode_rows
-from kn_bench.testing import generations, node_ids, outcomes
+from kn_bench.testing import node_ids, outcomes
+from kn_bench.testing.computing import UnitComputer, plan_of
 from kn_bench.testing.controller import WorkerConfig
-from kn_bench.testing.limits import no_exit, time_limit
+from kn_bench.testing.items import SuiteTest, can_stand_for_all, set_unit, suite_tests, unit_of
 from kn_bench.testing.models import Models, defined_for
 from kn_bench.testing.node_ids import NodeId, UnitKey
 from kn_bench.testing.options import Options
 from kn_bench.testing.plan import TestPlan
-from kn_bench.testing.points import Point
+from kn_bench.testing.points import Point, Work
 from kn_bench.testing.progress import FileProgress
 from kn_bench.testing.sequences import tests_of, unpack_sequences
 from kn_bench.testing.shards import Shard, in_shard
 from kn_bench.testing.units import UnitResults
-from kn_bench.testing.unmeasured import all_cases, ended_workers, sentence, with_origin
+from kn_bench.testing.unmeasured import all_cases, ended_workers
 
 if TYPE_CHECKING:
     from kn_bench.editing.settings import Choices, Settings
-    from kn_bench.measure.engine import Engine
-    from kn_bench.measure.sequences import Plan
     from kn_bench.measure.verdict import Verdict
     from kn_bench.model.language_model import LanguageModel
-
-_MARKS: dict[Task, tuple[pytest.MarkDecorator]] = {
-    "fact": (pytest.mark.facts,),
-    "pair": (pytest.mark.pairs,),
-}
-"""No marks for methods and models: -k finds them, and each mark goes with every report."""
-UNIT = pytest.StashKey[UnitKey]()
 
 
 class SuiteSession:
@@ -64,8 +54,8 @@ class SuiteSession:
         choices: Choices,
     ) -> None:
         self._choices = choices
+        self._sampling = False
         self._plan = plan
-        self._timeout = options.timeout_per_unit
         self._left_out = 0
         self._methods = methods
         self._by_name = bool(options.methods)  # who names a method is told why it does not apply
@@ -82,7 +72,7 @@ class SuiteSession:
         self._members: dict[UnitKey, dict[str, Case]] = {}
         self._seconds: dict[UnitKey, str] = {}
         self._options = options
-        self._edits = worker_config.edits
+        self._computer = UnitComputer(options, worker_config, self._models)
         self._sequences = unpack_sequences(worker_config.sequences, plan, options.protocol)
         self._curves_told: set[UnitKey] = set()
 
@@ -90,15 +80,36 @@ class SuiteSession:
 
     def parametrize(self, metafunc: pytest.Metafunc) -> None:
         """One test a model, method and label for the suite's criterion."""
-        criterion = criterion_of(metafunc.function.__name__)
-        points = self._in_sequences(criterion) if self._sequences else self._apart(criterion)
-        if criterion in OPTIONAL_CRITERIA:
-            points = _where_asked(criterion, points)
-        parameters = [
-            pytest.param(point, id=_id(point.node_id), marks=_MARKS[point.cases[0].task])
-            for point in points
-        ]
+        points = self._points(criterion_of(metafunc.function.__name__))
+        if self._sampling:
+            points = islice(points, 1)
+        parameters = [pytest.param(point, id=point.id, marks=point.marks) for point in points]
         metafunc.parametrize("verdict", parameters, indirect=True)
+
+    def tests(self, collector: pytest.Module, function: Callable[..., object]) -> list[Any] | None:
+        """Return the tests of a suite, light ones; None where pytest has to make them.
+
+        Args:
+            collector: the suite's module.
+            function: its test.
+        """
+        self._sampling = True
+        try:
+            sample = list(collector._genfunctions(function.__name__, function))
+        finally:
+            self._sampling = False
+        if not can_stand_for_all(sample) or not self._plain_labels:
+            return None
+        return suite_tests(sample[0], self._points(criterion_of(function.__name__)))
+
+    @cached_property
+    def _plain_labels(self) -> bool:
+        """Whether pytest would leave all ids as they are."""
+        return all(label.isascii() and label.isprintable() for label in self._plan.labels)
+
+    def _points(self, criterion: Criterion) -> Iterator[Point]:
+        points = self._in_sequences(criterion) if self._sequences else self._apart(criterion)
+        return _where_asked(criterion, points) if criterion in OPTIONAL_CRITERIA else points
 
     def _apart(self, criterion: Criterion) -> Iterator[Point]:
         """Under the protocol ``single``: every case by itself, if it can show the criterion."""
@@ -107,8 +118,9 @@ class SuiteSession:
             for method in self._methods:
                 if not self._by_name and not defined_for(method.models, model):
                     continue
+                method_slug = slug(method.name)
                 for label, cases in labels.items():
-                    node_id = NodeId(criterion, slug(method.name), model_slug, label)
+                    node_id = NodeId(criterion, method_slug, model_slug, label)
                     yield Point(criterion, method, model, cases, node_id)
 
     def _in_sequences(self, criterion: Criterion) -> Iterator[Point]:
@@ -158,12 +170,11 @@ class SuiteSession:
         for item, unit in zip(session.items, keys, strict=True):
             point = point_of(item)
             if unit is not None and point is not None:
-                item.stash[UNIT] = unit
-                item.stash[outcomes.OURS] = True
+                set_unit(item, unit)
                 # a sequence is measured whole, whatever is left of it to be reported
                 cases = point.sequence.cases if point.sequence else point.cases
                 self._members.setdefault(unit, {}).update((case.id, case) for case in cases)
-        if all(UNIT in item.stash for item in session.items):
+        if all(unit_of(item) is not None for item in session.items):
             _leave_out_log_capture(session.config)
 
     def collected(self, items: Sequence[pytest.Item]) -> node_ids.Collected:
@@ -173,6 +184,13 @@ class SuiteSession:
         return node_ids.Collected(meanings, self._left_out)
 
     # -- running ---------------------------------------------------------------------------
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
+        ended = yield
+        if isinstance(item, SuiteTest):
+            item.cut_back()
+        return ended
 
     def model(self, item: pytest.Item) -> LanguageModel:
         """The model of a test, loaded."""
@@ -195,26 +213,35 @@ class SuiteSession:
             point.method.name, point.method.settings, self._models.model(point.model), self._choices
         )
 
+    def deliver(self, unit: UnitKey, result: UnitResult, seconds: str) -> None:
+        """Take in what another process computed; the tests of ``unit`` will find it."""
+        self._results.put(unit, result)
+        self._seconds[unit] = seconds
+
     def verdict(self, request: pytest.FixtureRequest) -> Verdict:
         """The verdict of one test; leaves its rows for the report.
 
         Skips, or fails the set-up, where there is nothing to assert.
         """
         item, point = request.node, cast(Point, request.param)
-        unit = item.stash[UNIT]
+        unit = unit_of(item)
+        assert unit is not None
         cases = self._members[unit]
 
         def compute() -> UnitResult:
+            work = self.work(point, unit)
             with self._progress.unit(f"{point.method.name} on {unit.model}, {len(cases)} cases"):
-                return self._compute(request, point, unit)
+                result, self._seconds[unit] = self._computer.compute(request, work)
+            return result
 
         def lethal() -> UnitResult:
-            return all_cases(point, tuple(cases.values()), error=ended_workers(point))
+            work = self.work(point, unit)
+            return all_cases(work, error=ended_workers(work))
 
         computed = self._results.get(unit, cases, compute, lethal)
         retained = point.occasion.asked == "retained"
         results = computed.retained if retained else computed.results
-        steps = self._plan_of(point).step_of() if point.sequence else {}
+        steps = plan_of(self._options, point.sequence).step_of() if point.sequence else {}
         verdicts, rows = [], []
         for case in point.cases:
             result = results[case.id]
@@ -235,82 +262,16 @@ class SuiteSession:
         outcomes.stop_unless_scored(concluded)
         return outcomes.shown(concluded)
 
-    def _compute(self, request: pytest.FixtureRequest, point: Point, unit: UnitKey) -> UnitResult:
-        """Edit and measure a unit. Nothing a method does is raised: its cases carry the error."""
-        from kn_bench.editing.edit import NotApplicable
-
+    def work(self, point: Point, unit: UnitKey) -> Work:
+        """Return what the unit of a test asks for."""
         cases = tuple(self._members[unit].values())
-        started = time.perf_counter()
-        try:
-            engine = self._models.engine(point.model)
-        except ValueError as error:
-            return all_cases(point, cases, error=str(error))
-        kind = "causal" if engine.model.is_causal else "masked"
-        if point.method.models not in (kind, "any"):
-            reason = f"{point.method.name} is defined for {point.method.models} models only"
-            return all_cases(point, cases, not_applicable=reason)
-        loaded = time.perf_counter()
-        try:
-            with no_exit(), time_limit(self._timeout):
-                method = request.getfixturevalue(point.method.fixture)
-                if left := engine.put_back():
-                    raise RuntimeError(f"it changed {' and '.join(left)} when it was made")
-                result = self._measured(engine, method, point, cases)
-        except (NotApplicable, pytest.skip.Exception) as reason:
-            engine.put_back()
-            return all_cases(point, cases, not_applicable=str(reason))
-        except (Exception, SystemExit, pytest.fail.Exception) as error:  # a plug-in's own code
-            engine.put_back()  # also what belongs to the process
-            self._models.forget(point.model)  # it may not be what it was
-            trace = terminal(traceback.format_exc(), lines=True)
-            request.node.add_report_section("setup", "method", trace)
-            return all_cases(point, cases, error=sentence(point, error))
-        self._note_seconds(unit, loaded - started, result)
-        return with_origin(result, point.method.origin)
-
-    def _measured(
-        self, engine: Engine, method: Any, point: Point, cases: Sequence[Case]
-    ) -> UnitResult:
-        """Edit and ask as the protocol says."""
-        if point.sequence is None:
-            name, writer = point.method.name, generations.writer(self._options)
-            return engine.measure(name, method, cases, control=True, writer=writer)
-        from kn_bench.measure.sequences import measure_sequence
-
-        names = (point.node_id.method, point.node_id.model, str(point.sequence.number))
-        folder = self._edits / "-".join(names) if self._edits is not None else None
-        return measure_sequence(
-            engine, point.method.name, method, self._plan_of(point), folder=folder
-        )
-
-    def _plan_of(self, point: Point) -> Plan:
-        from kn_bench.measure.sequences import Plan
-
-        assert point.sequence is not None
-        options = self._options
-        sequence = point.sequence
-        return Plan(options.protocol, sequence.cases, sequence.number, options.stop_at_collapse)
-
-    def _note_seconds(self, unit: UnitKey, loading: float, result: UnitResult) -> None:
-        self._seconds[unit] = json.dumps(
-            {
-                "loading": loading,
-                "editing": result.edit_seconds,
-                "measuring": result.measure_seconds,
-            }
-        )
+        return Work(point.method, point.model, cases, point.sequence)
 
 
 def _control_rows(key: Key, case: Case, control: CaseResult) -> str:
     """The rows of the method's control, which come with the method's own."""
     named = key._replace(method=control_name(key.method))
     return encode_rows(named, case, control, judge(key.criterion, case, control))
-
-
-def _id(node_id: NodeId) -> str:
-    """The parameter's id: what a unit has in common first."""
-    names = (node_id.method, node_id.model, node_id.occasion, node_id.label)
-    return "-".join(name for name in names if name)
 
 
 def _where_asked(criterion: Criterion, points: Iterable[Point]) -> Iterator[Point]:
@@ -329,6 +290,8 @@ def _param(item: pytest.Item) -> object:
 
 def point_of(item: pytest.Item) -> Point | None:
     """The parameter of a test of ours, None of a foreign one."""
+    if isinstance(item, SuiteTest):
+        return item.point
     point = _param(item)
     return point if isinstance(point, Point) else None
 

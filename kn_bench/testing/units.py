@@ -59,10 +59,14 @@ class UnitResults:
             lethal: the result where the method has ended the workers that computed it.
         """
         if unit not in self._latest:
-            self._latest[unit] = self._shared(unit, cases, compute, lethal)
-            if self.folder is not None and len(self._latest) > IN_MEMORY:
-                self._latest.popitem(last=False)
+            self.put(unit, self._shared(unit, cases, compute, lethal))
         return self._latest[unit]
+
+    def put(self, unit: UnitKey, result: UnitResult) -> None:
+        """Keep the result of ``unit`` in memory, as one of the latest."""
+        self._latest[unit] = result
+        if self.folder is not None and len(self._latest) > IN_MEMORY:
+            self._latest.popitem(last=False)
 
     def _shared(
         self,

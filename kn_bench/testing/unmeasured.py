@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
-from kn_bench.cases.case import Case
 from kn_bench.measure.measurement import CaseResult, UnitResult
 from kn_bench.testing import units
-from kn_bench.testing.points import Point
+from kn_bench.testing.points import Work
 
 
-def all_cases(
-    point: Point, cases: Sequence[Case], *, not_applicable: str = "", error: str = ""
-) -> UnitResult:
+def all_cases(work: Work, *, not_applicable: str = "", error: str = "") -> UnitResult:
     """Return the same outcome for all cases of a unit."""
     results = {
         case.id: CaseResult(case.id, None, (), not_applicable=not_applicable, error=error)
-        for case in cases
+        for case in work.cases
     }
-    retained = dict(results) if point.sequence else {}
-    return UnitResult(point.model, point.method.name, results, 0.0, 0.0, retained)
+    retained = dict(results) if work.sequence else {}
+    return UnitResult(work.model, work.method.name, results, 0.0, 0.0, retained)
 
 
 def with_origin(result: UnitResult, origin: str) -> UnitResult:
@@ -35,20 +32,20 @@ def with_origin(result: UnitResult, origin: str) -> UnitResult:
     return replace(result, results=of(result.results), retained=of(result.retained))
 
 
-def sentence(point: Point, error: BaseException) -> str:
+def sentence(work: Work, error: BaseException) -> str:
     """Return why a unit could not be computed: what, where, why."""
-    method = point.method
+    method = work.method
     lines = str(error).strip().splitlines() or ["no reason given"]
     return (
-        f"{method.name} on {point.model} could not be measured: "
+        f"{method.name} on {work.model} could not be measured: "
         f"{type(error).__name__}: {lines[0]} ({method.origin})"
     )
 
 
-def ended_workers(point: Point) -> str:
+def ended_workers(work: Work) -> str:
     """Return why a unit is not computed again."""
-    method = point.method
+    method = work.method
     return (
-        f"{method.name} on {point.model} ended {units.ATTEMPTS} worker processes in this session "
+        f"{method.name} on {work.model} ended {units.ATTEMPTS} worker processes in this session "
         f"(a crash in native code, or no memory left), and is not run again ({method.origin})"
     )

@@ -1,0 +1,107 @@
+"""A unit edited and measured: by the process that runs its tests, or by one that runs no tests."""
+
+from __future__ import annotations
+
+import json
+import time
+import traceback
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytest
+
+from kn_bench.cases.sampling import slug
+from kn_bench.measure.measurement import UnitResult
+from kn_bench.results.escaping import terminal
+from kn_bench.testing import generations
+from kn_bench.testing.controller import WorkerConfig
+from kn_bench.testing.limits import no_exit, time_limit
+from kn_bench.testing.models import Models
+from kn_bench.testing.node_ids import model_slug
+from kn_bench.testing.options import Options
+from kn_bench.testing.points import Work
+from kn_bench.testing.sequences import PlannedSequence
+from kn_bench.testing.unmeasured import all_cases, sentence, with_origin
+
+if TYPE_CHECKING:
+    from kn_bench.measure.engine import Engine
+    from kn_bench.measure.sequences import Plan
+
+
+class Computed(NamedTuple):
+    """A unit's result, and phase -> seconds as JSON text; "" where nothing was measured."""
+
+    result: UnitResult
+    seconds: str = ""
+
+
+class UnitComputer:
+    """Edits and measures units with the models of this process."""
+
+    def __init__(self, options: Options, worker_config: WorkerConfig, models: Models) -> None:
+        self._options = options
+        self._edits = worker_config.edits
+        self._models = models
+
+    def compute(self, request: pytest.FixtureRequest, work: Work) -> Computed:
+        """Edit and measure a unit. Nothing a method does is raised: its cases carry the error.
+
+        Args:
+            request: of a test that may have the method's fixture.
+            work: what is to be measured.
+        """
+        from kn_bench.editing.edit import NotApplicable
+
+        started = time.perf_counter()
+        try:
+            engine = self._models.engine(work.model)
+        except ValueError as error:
+            return Computed(all_cases(work, error=str(error)))
+        kind = "causal" if engine.model.is_causal else "masked"
+        if work.method.models not in (kind, "any"):
+            reason = f"{work.method.name} is defined for {work.method.models} models only"
+            return Computed(all_cases(work, not_applicable=reason))
+        loaded = time.perf_counter()
+        try:
+            with no_exit(), time_limit(self._options.timeout_per_unit):
+                method = request.getfixturevalue(work.method.fixture)
+                if left := engine.put_back():
+                    raise RuntimeError(f"it changed {' and '.join(left)} when it was made")
+                result = self._measured(engine, method, work)
+        except (NotApplicable, pytest.skip.Exception) as reason:
+            engine.put_back()
+            return Computed(all_cases(work, not_applicable=str(reason)))
+        except (Exception, SystemExit, pytest.fail.Exception) as error:  # a plug-in's own code
+            engine.put_back()  # also what belongs to the process
+            self._models.forget(work.model)  # it may not be what it was
+            trace = terminal(traceback.format_exc(), lines=True)
+            request.node.add_report_section("setup", "method", trace)
+            return Computed(all_cases(work, error=sentence(work, error)))
+        return Computed(with_origin(result, work.method.origin), _seconds(loaded - started, result))
+
+    def _measured(self, engine: Engine, method: Any, work: Work) -> UnitResult:
+        """Edit and ask as the protocol says."""
+        if work.sequence is None:
+            name, writer = work.method.name, generations.writer(self._options)
+            return engine.measure(name, method, work.cases, control=True, writer=writer)
+        from kn_bench.measure.sequences import measure_sequence
+
+        names = (slug(work.method.name), model_slug(work.model), str(work.sequence.number))
+        folder = self._edits / "-".join(names) if self._edits is not None else None
+        plan = plan_of(self._options, work.sequence)
+        return measure_sequence(engine, work.method.name, method, plan, folder=folder)
+
+
+def plan_of(options: Options, sequence: PlannedSequence) -> Plan:
+    """Return how a sequence is measured."""
+    from kn_bench.measure.sequences import Plan
+
+    return Plan(options.protocol, sequence.cases, sequence.number, options.stop_at_collapse)
+
+
+def _seconds(loading: float, result: UnitResult) -> str:
+    phases = {
+        "loading": loading,
+        "editing": result.edit_seconds,
+        "measuring": result.measure_seconds,
+    }
+    return json.dumps(phases)

@@ -1,0 +1,183 @@
+"""Tests that are whole pytest items only while they run: a million of them fit in memory.
+
+A :class:`pytest.Function` takes some 4 KB with its keywords, marks, request and call specification,
+all of which can be made again from the test's parameter. Collection asks for little of it (names,
+ids, marks), so a :class:`SuiteTest` keeps the parameter and computes that little; whatever else is
+asked of it makes it whole first, and after its run it is cut back. To other plug-ins it is the
+Function that it would have been.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytest
+
+from kn_bench.testing.node_ids import UnitKey
+
+if TYPE_CHECKING:
+    from kn_bench.testing.points import Point
+
+UNIT = pytest.StashKey[UnitKey]()
+PARAMETER = "verdict"
+
+
+class Template(NamedTuple):
+    """What the tests of one suite have in common.
+
+    Attributes:
+        function: one of them, made by pytest.
+        prefix: of their node ids.
+        marks: of the function itself.
+    """
+
+    function: pytest.Function
+    prefix: str
+    marks: tuple[pytest.Mark, ...]
+
+
+class SuiteTest(pytest.Function):
+    """A test of ours: the parameter ``point``, and all the rest when it is asked for."""
+
+    __slots__ = ("_given_name", "_whole", "index", "point", "template", "unit")
+
+    def __init__(
+        self, *, parent: Any, template: Template, point: Point, index: int, **_: Any
+    ) -> None:
+        self._whole = False
+        self._given_name = ""
+        self.template, self.point, self.index = template, point, index
+        self.unit: UnitKey | None = None
+        self.parent = parent
+        self.config, self.session, self.path = parent.config, parent.session, parent.path
+
+    @property
+    def nodeid(self) -> str:
+        return f"{self.template.prefix}[{self.point.id}]"
+
+    @property
+    def id(self) -> Any:
+        return self.parent.id.child(self.name)  # since pytest 9.1; what nodeid is the text of
+
+    @property
+    def name(self) -> str:
+        return self._given_name or f"{self.template.function.originalname}[{self.point.id}]"
+
+    @name.setter
+    def name(self, name: str) -> None:
+        self._given_name = "" if name == self.name else name
+
+    @property
+    def function(self) -> Any:
+        return self.template.function.function
+
+    def __hash__(self) -> int:
+        return id(self) >> 4  # pytest 8 hashes an attribute that only a whole item has
+
+    def __repr__(self) -> str:
+        return f"<Function {self.name}>"
+
+    def __getattr__(self, name: str) -> Any:
+        """Compute what collection asks for; for anything else become a whole Function."""
+        if self._whole or name.startswith("__"):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        if name == "callspec":
+            return self._call_specification()
+        if name == "own_markers":  # -m
+            self.own_markers = [*self.template.marks, *self._own_marks()]
+        elif name == "extra_keyword_matches":  # -k
+            self.extra_keyword_matches = set()
+        else:
+            self._become_whole()
+        return getattr(self, name)
+
+    def _own_marks(self) -> list[pytest.Mark]:
+        return [decorator.mark for decorator in self.point.marks]
+
+    def _call_specification(self) -> Any:
+        return dataclasses.replace(
+            self.template.function.callspec,
+            params={PARAMETER: self.point},
+            indices={PARAMETER: self.index},
+            _idlist=[self.point.id],
+            marks=self._own_marks(),
+        )
+
+    def _become_whole(self) -> None:
+        marks = vars(self).get("own_markers", ())
+        words = vars(self).get("extra_keyword_matches", ())
+        self._whole = True
+        function = self.template.function
+        specification = self._call_specification()
+        super().__init__(
+            self.name,
+            self.parent,
+            callspec=specification,
+            keywords={self.point.id: True},
+            fixtureinfo=function._fixtureinfo,
+            originalname=function.originalname,
+        )
+        # what another plug-in has added
+        self.own_markers += [mark for mark in marks if mark not in self.own_markers]
+        self.extra_keyword_matches.update(words)
+
+    def cut_back(self) -> None:
+        """Forget what can be made again; called once the test has been run."""
+        vars(self).clear()
+        if self._whole:
+            for name in ("_id", "_nodeid", "_store"):  # slots; which of them, pytest's version says
+                if hasattr(self, name):
+                    delattr(self, name)
+        self._whole = False
+
+
+def suite_tests(sample: pytest.Function, points: Iterable[Point]) -> list[SuiteTest]:
+    """Return a test for each point, all like ``sample``."""
+    parent = sample.parent
+    assert parent is not None
+    theirs = sample.callspec.marks
+    marks = tuple(mark for mark in sample.own_markers if mark not in theirs)
+    template = Template(sample, f"{parent.nodeid}::{sample.originalname}", marks)
+    return [
+        SuiteTest.from_parent(parent, template=template, point=point, index=index)
+        for index, point in enumerate(points)
+    ]
+
+
+def can_stand_for_all(tests: object) -> bool:
+    """Whether the one test that pytest made of a suite has our parameter and no other.
+
+    A plug-in may add parameters to every test, or pytest be one that keeps them elsewhere; then
+    pytest makes all tests.
+    """
+    if not isinstance(tests, list) or len(tests) != 1 or type(tests[0]) is not pytest.Function:
+        return False
+    specification = getattr(tests[0], "callspec", None)
+    if specification is None or list(specification.params) != [PARAMETER]:
+        return False
+    # pytest's own names, in another version perhaps under others
+    return hasattr(tests[0], "_fixtureinfo") and hasattr(specification, "_idlist")
+
+
+def asks_for_a_verdict(function: object) -> bool:
+    """Whether ``function`` could be a test of a suite."""
+    if not inspect.isfunction(function) or inspect.isgeneratorfunction(function):
+        return False
+    collected = getattr(function, "__test__", True)
+    return bool(collected) and PARAMETER in inspect.signature(function).parameters
+
+
+def set_unit(item: pytest.Item, unit: UnitKey) -> None:
+    """Say which unit a test of ours belongs to."""
+    if isinstance(item, SuiteTest):
+        item.unit = unit
+    else:
+        item.stash[UNIT] = unit
+
+
+def unit_of(item: pytest.Item) -> UnitKey | None:
+    """Return the unit of a test of ours, None for a foreign test."""
+    return item.unit if isinstance(item, SuiteTest) else item.stash.get(UNIT, None)
