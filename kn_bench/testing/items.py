@@ -60,7 +60,8 @@ class SuiteTest(pytest.Function):
 
     @property
     def id(self) -> Any:
-        return self.parent.id.child(self.name)  # since pytest 9.1; what nodeid is the text of
+        parent: Any = self.parent
+        return parent.id.child(self.name)  # what nodeid is the text of; pytest 8 has none
 
     @property
     def name(self) -> str:
