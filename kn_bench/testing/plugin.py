@@ -119,7 +119,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         from kn_bench.testing.ray.engine import RayEngine
 
         try:
-            config.pluginmanager.register(RayEngine(controller), RAY)
+            config.pluginmanager.register(RayEngine(controller, SUITES), RAY)
         except ValueError as error:
             raise pytest.UsageError(str(error)) from None
 

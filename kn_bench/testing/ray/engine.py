@@ -46,12 +46,17 @@ STILLBORN = 3
 class RayEngine:
     """A plug-in that runs the tests of our suites with units computed by Ray's actors.
 
+    Args:
+        controller: of the run.
+        suites: name of the plug-in that makes the tests.
+
     Raises:
         ValueError: where there is no Ray, no cluster, or no device as asked; one sentence.
     """
 
-    def __init__(self, controller: RunController) -> None:
+    def __init__(self, controller: RunController, suites: str) -> None:
         options = controller.options
+        self._suites = suites
         self._controller = controller
         self._resources = resources_for(options)
         self._cluster = Cluster(options.engine.partition(":")[2])
@@ -68,9 +73,7 @@ class RayEngine:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool | None:
         """Run all tests; foreign ones first and here."""
-        from kn_bench.testing.plugin import SUITES
-
-        suites = session.config.pluginmanager.get_plugin(SUITES)
+        suites = session.config.pluginmanager.get_plugin(self._suites)
         if suites is None or session.config.option.collectonly or session.testsfailed:
             return None  # pytest's own loop knows what to do
         units = [unit_of(item) for item in session.items]
