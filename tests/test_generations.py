@@ -24,7 +24,8 @@ from kn_bench.results.further import further_tables
 from kn_bench.results.log import LOG
 from kn_bench.results.rows import GenerationRow, decode_rows
 from kn_bench.testing import generations
-from kn_bench.testing.options import Options, _refuse_contradictions, _whole
+from kn_bench.testing.options import Options, _refuse_contradictions
+from kn_bench.testing.values import whole
 from tests.conftest import PLUGINS
 from tests.published_forms import COUNTERFACT
 
@@ -253,4 +254,4 @@ def test_what_cannot_be_written_is_refused_before_the_run(pytestconfig, tmp_path
     with pytest.raises(ValueError, match=r"x\.json: expected a data file"):
         generations.described(Options(generations=1, references=tmp_path / "x.json"))
     with pytest.raises(argparse.ArgumentTypeError, match="'-1': expected 0 or a positive integer"):
-        _whole("-1")
+        whole("-1")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from kn_bench.model import embedded
-from kn_bench.testing import options
+from kn_bench.testing import values
 from tests.conftest import outcomes
 
 
@@ -19,13 +19,13 @@ from tests.conftest import outcomes
     [("512", 512), ("2K", 2048), ("1.5M", 3 << 19), ("2g", 2 << 30), ("1GiB", 1 << 30)],
 )
 def test_sizes(text, size):
-    assert options._bytes(text) == size
+    assert values.size(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "-1", "0", "2X", "much"])
 def test_no_sizes(text):
     with pytest.raises(argparse.ArgumentTypeError, match="expected a number with K"):
-        options._bytes(text)
+        values.size(text)
 
 
 @pytest.mark.parametrize(

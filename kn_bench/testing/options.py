@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from argparse import ArgumentTypeError
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,18 +12,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
-from kn_bench.measure.protocols import SINGLE, Protocol, parse_protocol
+from kn_bench.measure.protocols import SINGLE, Protocol
 from kn_bench.model import embedded
 from kn_bench.model.source import DTYPES
+from kn_bench.testing import values
 
 if TYPE_CHECKING:
     from kn_bench.testing.shards import Shard
 
 Grain = Literal["case", "unit"]
 
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)i?B?", re.IGNORECASE)
 _RUN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
-
 
 EMBEDDED_LIMIT = 2
 """Cases of each relation and paradigm where the package settles which sources are read."""
@@ -139,11 +137,11 @@ def add_options(parser: pytest.Parser) -> None:
         "--limit",
         "N cases of each relation or paradigm, or 'all' (default: of the embedded cases those "
         "that put 20 behind each criterion, all of others).",
-        type=_limit,
+        type=values.limit,
         metavar="N",
     )
     option("--known", "Count only cases that the unedited model answers.", action="store_true")
-    option("--seed", "Seed of every draw (default: 0).", type=_number, default=0, metavar="N")
+    option("--seed", "Seed of every draw (default: 0).", type=values.number, default=0, metavar="N")
     repeatable("--device", "DEVICE", "cpu, cuda or cuda:N; several are shared out; auto spreads a "
                "model over all GPUs (default: cpu).")  # fmt: skip
     option("--dtype", "Of the weights (default: float32).", default="float32", choices=DTYPES)
@@ -161,34 +159,34 @@ def add_options(parser: pytest.Parser) -> None:
     option(
         "--shard",
         "Measure one part of the run's units, such as 2/4; `kn-bench merge` joins the parts.",
-        type=_shard,
+        type=values.shard,
         metavar="INDEX/COUNT",
         default=None,
     )
     option("--engine", "pytest (with xdist's workers by -n) or ray[:ADDRESS], whose actors compute "
-           "while this process reports (default: pytest).", type=_engine, default="pytest",
+           "while this process reports (default: pytest).", type=values.engine, default="pytest",
            metavar="ENGINE")  # fmt: skip
     option("--actors", "Most actors of --engine ray (default: as many as there is room for).",
-           type=_count, metavar="N")  # fmt: skip
+           type=values.count, metavar="N")  # fmt: skip
     option("--strict-criteria", "A missed criterion fails its test.", action="store_true")
     option("--grain", "A test a case, or a test a relation (default: case).", default="case",
            choices=("case", "unit"))  # fmt: skip
     option("--protocol", "single, batch:N, sequence:N or sequence:N/B (N edits, B a step; default: "
-           "single).", type=_protocol, default=SINGLE, metavar="PROTOCOL")  # fmt: skip
+           "single).", type=values.protocol, default=SINGLE, metavar="PROTOCOL")  # fmt: skip
     option("--sequences", "Batches or sequences of the protocol, each drawn by the seed "
-           "(default: 1; 3 or more give intervals over sequences).", type=_count, default=1,
+           "(default: 1; 3 or more give intervals over sequences).", type=values.count, default=1,
            metavar="K")  # fmt: skip
     option("--allow-conflicts", "Let requests about the same subject and relation meet in one "
            "sequence.", action="store_true")  # fmt: skip
     option("--stop-at-collapse", "End a sequence when the model's perplexity exceeds 10 times the "
            "unedited model's.", action="store_true")  # fmt: skip
     option("--generations", "Texts a case that the models write freely, for fluency and reference "
-           "score (default: 0).", type=_whole, default=0, metavar="N")  # fmt: skip
+           "score (default: 0).", type=values.whole, default=0, metavar="N")  # fmt: skip
     option("--references", "Texts about new targets for the reference score, such as ROME's "
            "attribute_snippets.json.", type=Path, metavar="FILE")  # fmt: skip
-    option("--memory", "Memory that a batch may use, such as 2G.", type=_bytes, metavar="SIZE")
+    option("--memory", "Memory that a batch may use, such as 2G.", type=values.size, metavar="SIZE")
     option("--timeout-per-unit", "Seconds that a method may take for a unit of cases (default: no "
-           "limit).", type=_seconds, metavar="SECONDS")  # fmt: skip
+           "limit).", type=values.seconds, metavar="SECONDS")  # fmt: skip
     option("--reports", "Folder of runs and leaderboard (default: reports).", type=Path,
            default=Path("reports"), metavar="DIR")  # fmt: skip
 
@@ -355,73 +353,3 @@ def checkout_root() -> Path | None:
 
     parent = suites_folder().parent
     return None if parent == Path(kn_bench.__file__).resolve().parent else parent
-
-
-def _limit(text: str) -> int | Literal["all"]:
-    if text == "all":
-        return "all"
-    if not text.isdecimal() or int(text) < 1:
-        raise _invalid(f"{text!r}: expected a positive integer or 'all'")
-    return int(text)
-
-
-def _protocol(text: str) -> Protocol:
-    try:
-        return parse_protocol(text)
-    except ValueError as error:
-        raise _invalid(str(error)) from None
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise _invalid(f"{text!r}: expected a positive integer")
-    return int(text)
-
-
-def _number(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise _invalid(f"{text!r} is no whole number") from None
-
-
-def _whole(text: str) -> int:
-    if not text.isdecimal():
-        raise _invalid(f"'{text}': expected 0 or a positive integer")
-    return int(text)
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < 10**9:
-        raise _invalid(f"{text!r}: expected a number of seconds above 0")
-    return seconds
-
-
-def _bytes(text: str) -> int:
-    size = _SIZE.fullmatch(text.strip())
-    if not size or float(size[1]) <= 0:
-        raise _invalid(f"{text!r}: expected a number with K, M, G or T, such as 2G")
-    return int(float(size[1]) * 1024 ** " KMGT".index((size[2] or " ").upper()))
-
-
-def _engine(text: str) -> str:
-    if text.partition(":")[0] not in ("pytest", "ray") or text.startswith("pytest:"):
-        raise _invalid(f"{text!r}: expected pytest, ray or ray:ADDRESS")
-    return text
-
-
-def _shard(text: str) -> Shard:
-    from kn_bench.testing.shards import parse_shard
-
-    try:
-        return parse_shard(text)
-    except ValueError as error:
-        raise _invalid(str(error)) from None
-
-
-def _invalid(message: str) -> Exception:
-    return ArgumentTypeError(message)
