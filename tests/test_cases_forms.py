@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import bz2
 import csv
+import gzip
 import io
 import json
+import lzma
 import os
 from collections import Counter
 from pathlib import Path
@@ -162,6 +165,9 @@ def test_own_facts_in_parquet(tmp_path):
         (b"subject,subject\nItaly,a\n", "the column 'subject' stands there twice"),
         (b"\xff\xfe\x00", "is not UTF-16 text"),
         (b'{"subject": "\xff"}', "is not UTF-8 text"),
+        (gzip.compress(b"{}"), "packed by gzip; unpack it"),
+        (bz2.compress(b"{}"), "packed by bzip2; unpack it"),
+        (lzma.compress(b"{}"), "packed by xz; unpack it"),
     ],
 )
 def test_a_bad_file_is_one_sentence(tmp_path, content, message):

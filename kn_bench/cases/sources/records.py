@@ -18,6 +18,13 @@ from kn_bench.cases.reading import without_repeats
 
 PARQUET = b"PAR1"
 DELIMITED = (".csv", ".tsv")
+_PACKED = {
+    b"\x1f\x8b": "gzip",
+    b"PK\x03\x04": "zip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\x00": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+}
 _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF16_LE, "utf-16"),
@@ -78,8 +85,11 @@ def decoded(content: bytes, path: Path) -> str:
     """Return the text of a file by its byte order mark, UTF-8 where it has none.
 
     Raises:
-        ValueError: naming the first byte that is not text.
+        ValueError: naming the first byte that is not text, or the tool that packed the file.
     """
+    for magic, packed_by in _PACKED.items():
+        if content.startswith(magic):
+            raise ValueError(f"{path.name}: expected text, it is packed by {packed_by}; unpack it")
     encoding = next((name for mark, name in _BYTE_ORDER_MARKS if content.startswith(mark)), "utf-8")
     try:
         return content.decode(encoding)
