@@ -51,49 +51,51 @@ def _template(tokenizer: Tokenizer, single: str) -> None:
 
 def _gpt2() -> PreTrainedTokenizerFast:
     """No BOS of its own; begin, end and unknown are one token."""
-    made = _bpe(["<|endoftext|>"], trim=False)
+    tokenizer = _bpe(["<|endoftext|>"], trim=False)
     end = "<|endoftext|>"
     return PreTrainedTokenizerFast(
-        tokenizer_object=made, bos_token=end, eos_token=end, unk_token=end
+        tokenizer_object=tokenizer, bos_token=end, eos_token=end, unk_token=end
     )
 
 
 def _llama3() -> PreTrainedTokenizerFast:
     """Byte-level, with a BOS."""
-    made = _bpe(["<s>", "</s>"], trim=False)
-    _template(made, "<s> $A")
-    return PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", eos_token="</s>")
+    tokenizer = _bpe(["<s>", "</s>"], trim=False)
+    _template(tokenizer, "<s> $A")
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
 
 
 def _closing() -> PreTrainedTokenizerFast:
     """A causal tokenizer that closes every text with an EOS."""
-    made = _bpe(["<s>", "</s>"], trim=False)
-    _template(made, "$A </s>")
-    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="</s>")
+    tokenizer = _bpe(["<s>", "</s>"], trim=False)
+    _template(tokenizer, "$A </s>")
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>")
 
 
 def _llama2() -> PreTrainedTokenizerFast:
     """SentencePiece-like: spaces become a letter, a text begins with one; BOS."""
-    made = Tokenizer(models.BPE(unk_token="<unk>"))
-    made.normalizer = normalizers.Sequence(
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Sequence(
         [
             normalizers.Replace("\u200b", ""),
             normalizers.Prepend("▁"),
             normalizers.Replace(" ", "▁"),
         ]
     )
-    made.decoder = decoders.Sequence(
+    tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
     letters = sorted({c for text in TEXTS for c in text.replace(" ", "▁")})
     vocabulary = ["<unk>", "<s>", "</s>", *letters]
     merges = [("▁", "P"), ("▁P", "a"), ("▁Pa", "r"), ("▁Par", "i"), ("▁Pari", "s"), ("i", "s")]
     vocabulary += [a + b for a, b in merges]
-    made.model = models.BPE({t: i for i, t in enumerate(vocabulary)}, merges, unk_token="<unk>")
-    made.add_special_tokens(["<unk>", "<s>", "</s>"])
-    _template(made, "<s> $A")
+    tokenizer.model = models.BPE(
+        {t: i for i, t in enumerate(vocabulary)}, merges, unk_token="<unk>"
+    )
+    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
+    _template(tokenizer, "<s> $A")
     return PreTrainedTokenizerFast(
-        tokenizer_object=made, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
     )
 
 
@@ -104,28 +106,28 @@ def _bert() -> PreTrainedTokenizerFast:
     letters = sorted({c for word in words for c in word} | set("abcdefghijklmnopqrstuvwxyzT"))
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
     vocabulary += [c for c in letters if c not in words] + [f"##{c}" for c in letters]
-    made = Tokenizer(
+    tokenizer = Tokenizer(
         models.WordPiece({t: i for i, t in enumerate(dict.fromkeys(vocabulary))}, unk_token="[UNK]")
     )
-    made.normalizer = normalizers.BertNormalizer(lowercase=False, strip_accents=False)
-    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    made.decoder = decoders.WordPiece()
-    made.add_special_tokens(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])
-    _template(made, "[CLS] $A [SEP]")
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=False, strip_accents=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.add_special_tokens(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])
+    _template(tokenizer, "[CLS] $A [SEP]")
     return PreTrainedTokenizerFast(
-        tokenizer_object=made, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]",
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]",
         sep_token="[SEP]", mask_token="[MASK]",
     )  # fmt: skip
 
 
 def _roberta() -> PreTrainedTokenizerFast:
     """Byte-level, offsets without spaces, a mask that takes the space before it."""
-    made = _bpe(["<s>", "<pad>", "</s>", "<unk>"], trim=True, mask_eats_space=True)
-    made.post_processor = processors.RobertaProcessing(
+    tokenizer = _bpe(["<s>", "<pad>", "</s>", "<unk>"], trim=True, mask_eats_space=True)
+    tokenizer.post_processor = processors.RobertaProcessing(
         ("</s>", 2), ("<s>", 0), trim_offsets=True, add_prefix_space=False
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=made, bos_token="<s>", eos_token="</s>", cls_token="<s>",
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", cls_token="<s>",
         sep_token="</s>", pad_token="<pad>", unk_token="<unk>",
         mask_token=AddedToken("<mask>", lstrip=True, special=True),
     )  # fmt: skip
@@ -133,10 +135,10 @@ def _roberta() -> PreTrainedTokenizerFast:
 
 def _plain_mask() -> PreTrainedTokenizerFast:
     """Byte-level, with a mask that leaves the space before it to a token of its own."""
-    made = _bpe(["<pad>", "<cls>", "<sep>", "<mask>"], trim=False)
-    _template(made, "<cls> $A <sep>")
+    tokenizer = _bpe(["<pad>", "<cls>", "<sep>", "<mask>"], trim=False)
+    _template(tokenizer, "<cls> $A <sep>")
     return PreTrainedTokenizerFast(
-        tokenizer_object=made, pad_token="<pad>", cls_token="<cls>", sep_token="<sep>",
+        tokenizer_object=tokenizer, pad_token="<pad>", cls_token="<cls>", sep_token="<sep>",
         mask_token="<mask>",
     )  # fmt: skip
 
@@ -155,5 +157,5 @@ MASKED = {"bert": _bert, "roberta": _roberta, "plain_mask": _plain_mask}
 @cache
 def tokens(name: str, max_length: int | None = None) -> Tokens:
     """The window on the tokenizer ``name``."""
-    made = {**CAUSAL, **MASKED}[name]()
-    return Tokens(made, "causal" if name in CAUSAL else "masked", max_length)
+    tokenizer = {**CAUSAL, **MASKED}[name]()
+    return Tokens(tokenizer, "causal" if name in CAUSAL else "masked", max_length)

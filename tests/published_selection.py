@@ -39,7 +39,7 @@ def compounding(
     prompts. Only for reproducing numbers made with it.
     """
     threshold, sets = t, []
-    for one in scores:
-        threshold = one.max().item() * threshold
-        sets.append([Neuron(*place) for place in (one > threshold).nonzero().tolist()])
+    for score in scores:
+        threshold = score.max().item() * threshold
+        sets.append([Neuron(*place) for place in (score > threshold).nonzero().tolist()])
     return refined(sets, p).neurons

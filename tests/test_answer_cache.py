@@ -38,9 +38,9 @@ def test_edited_answers_never_come_from_the_cache(tmp_path):
 
 
 def test_two_models_share_a_folder_and_no_answer(tmp_path):
-    one, other = tiny_model("gpt2", torch.float32), tiny_model("gpt2", torch.float32, seed=1)
+    left, right = tiny_model("gpt2", torch.float32), tiny_model("gpt2", torch.float32, seed=1)
     cases = [toy_case(i) for i in range(3)]
-    for lm in (one, other, one):
+    for lm in (left, right, left):
         assert rows(Engine(lm, cache=tmp_path), _Nothing(), cases) == rows(
             Engine(lm), _Nothing(), cases
         )

@@ -155,9 +155,9 @@ def test_neither_batch_nor_memory_changes_a_score(family, monkeypatch):
     monkeypatch.setattr(lm.batcher, "memory", 1)
     cramped = attribute(lm, asked)
     for others in (apart, backwards, cramped):
-        for one, other in zip(together, others, strict=True):
-            assert relative(one.scores, other.scores) < 1e-10
-            assert torch.equal(one.nodes, other.nodes)
+        for left, right in zip(together, others, strict=True):
+            assert relative(left.scores, right.scores) < 1e-10
+            assert torch.equal(left.nodes, right.nodes)
 
 
 def test_out_of_memory_halves_the_rows(monkeypatch):
@@ -174,8 +174,8 @@ def test_out_of_memory_halves_the_rows(monkeypatch):
         return run(self, rows, gradient)
 
     monkeypatch.setattr(Asked, "_run", cramped)
-    for one, other in zip(expected, attribute(lm, asked), strict=True):
-        assert relative(one.scores, other.scores) < 1e-10
+    for left, right in zip(expected, attribute(lm, asked), strict=True):
+        assert relative(left.scores, right.scores) < 1e-10
     assert max(sizes) > 4
 
     monkeypatch.setattr(Asked, "_run", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError()))
@@ -254,9 +254,11 @@ def test_an_answer_of_several_tokens_converges_where_each_of_them_does():
     """One token's error is not held against what another one is allowed."""
 
     def of_token(completeness, allowed):
-        one = torch.ones(2)
+        vector = torch.ones(2)
         nodes = torch.ones(2, dtype=torch.long)
-        return Attribution(one[:, None], 0.5, one, one.new(completeness), one.new(allowed), nodes)
+        return Attribution(
+            vector[:, None], 0.5, vector, vector.new(completeness), vector.new(allowed), nodes
+        )
 
     attribution = _mean(
         [of_token([3e-4, 2e-6], [1e-3, 1e-6]), of_token([1e-7, 1e-4], [1e-6, 1e-3])]

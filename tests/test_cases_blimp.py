@@ -152,10 +152,10 @@ def test_the_hub_gives_what_a_folder_gives_and_is_asked_once(folder, tmp_path_fa
     assert same(blimp.load(), blimp.load(folder))
 
 
-def same(one: Selection, other: Selection) -> bool:
-    return {c.id: c for c in one.cases} == {c.id: c for c in other.cases} and set(
-        one.exclusions
-    ) == set(other.exclusions)
+def same(left: Selection, right: Selection) -> bool:
+    return {c.id: c for c in left.cases} == {c.id: c for c in right.cases} and set(
+        left.exclusions
+    ) == set(right.exclusions)
 
 
 def test_offline_and_not_in_the_cache_is_one_sentence(tmp_path, monkeypatch):
@@ -211,8 +211,8 @@ def test_our_table_says_what_the_files_say():
             assert (paradigm.scoring == "gap") == row["one_prefix_method"]
             assert row["two_prefix_method"] or paradigm.scoring != "two_prefix"
             assert paradigm.family == row["linguistics_term"]
-            one = blimp.minimal_pair(paradigm, "0", row["sentence_good"], row["sentence_bad"])
-            parts = analyse(one, paradigm.family)
+            minimal = blimp.minimal_pair(paradigm, "0", row["sentence_good"], row["sentence_bad"])
+            parts = analyse(minimal, paradigm.family)
             if not isinstance(parts, Analysis):
                 continue
             if row["one_prefix_method"]:

@@ -108,8 +108,8 @@ WORDS = st.lists(
 
 
 @given(WORDS, WORDS, WORDS, WORDS)
-def test_the_span_puts_both_sentences_together_again(left, one, other, right):
-    good, bad = (" ".join([*left, *middle, *right]) for middle in (one, other))
+def test_the_span_puts_both_sentences_together_again(left, ours, theirs, right):
+    good, bad = (" ".join([*left, *middle, *right]) for middle in (ours, theirs))
     span = differing_span(good, bad)
     if isinstance(span, str):
         return
@@ -240,9 +240,9 @@ def test_had_shows_no_number_so_has_and_have_have_no_other_tense(cases):
 
 
 def test_a_synonym_keeps_the_case_of_what_it_replaces():
-    one = analyse(minimal(DN1, "0", "This", "cup", "cups", "fell.", "This"), AGREEMENT[1])
-    assert isinstance(one, Analysis)
-    (probe,) = synonyms(one)
+    analysed = analyse(minimal(DN1, "0", "This", "cup", "cups", "fell.", "This"), AGREEMENT[1])
+    assert isinstance(analysed, Analysis)
+    (probe,) = synonyms(analysed)
     assert probe.cloze.left == "That"
 
 
@@ -328,6 +328,8 @@ def test_number_classes_are_mutual():
 
 
 def test_the_cluster_of_a_pair_without_agreement_is_the_gaps_neighbour():
-    one = analyse(MinimalPair("npi", "0", "Ann really left.", "Ann ever left."), "npi_licensing")
-    assert isinstance(one, Analysis)
-    assert cluster(one) == "ann"
+    analysed = analyse(
+        MinimalPair("npi", "0", "Ann really left.", "Ann ever left."), "npi_licensing"
+    )
+    assert isinstance(analysed, Analysis)
+    assert cluster(analysed) == "ann"

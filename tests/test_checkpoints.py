@@ -105,9 +105,9 @@ def test_a_checkpoint_by_plain_torch_measures_as_its_edit(model, copy):
     # the edit does something, so equal figures say something
     assert expected.score("locality") < 1
     for ours, theirs in zip(evaluation.results, expected.results, strict=True):
-        for one, other in zip(ours.measurements, theirs.measurements, strict=True):
-            assert one.after.log_prob_expected == pytest.approx(
-                other.after.log_prob_expected, abs=1e-4
+        for left, right in zip(ours.measurements, theirs.measurements, strict=True):
+            assert left.after.log_prob_expected == pytest.approx(
+                right.after.log_prob_expected, abs=1e-4
             )
 
 

@@ -31,10 +31,10 @@ def worse(tmp_path: Path) -> Path:
     return write_run(tmp_path, {"rome": WORSE}, run="worse")
 
 
-def _compared(one: Path, two: Path, **how: str):
+def _compared(first: Path, second: Path, **how: str):
     return {
         c.group.criterion: c
-        for c in compare(*(scores_of(load_runs([run])) for run in (one, two)), **how)  # type: ignore[arg-type]
+        for c in compare(*(scores_of(load_runs([run])) for run in (first, second)), **how)  # type: ignore[arg-type]
     }
 
 
@@ -76,10 +76,10 @@ def test_only_common_cases_are_compared_and_the_rest_is_named(tmp_path, good):
 
 
 def test_without_common_cases_the_samples_are_independent(good):
-    one, two = scores_of(load_runs([good])), scores_of(load_runs([good]))
-    two = two.assign(case="other/" + two["case"], cluster="other/" + two["cluster"])
-    two.loc[two["criterion"] == "locality", "score"] = 0.0
-    comparisons = {c.group.criterion: c for c in compare(one, two)}
+    first, second = scores_of(load_runs([good])), scores_of(load_runs([good]))
+    second = second.assign(case="other/" + second["case"], cluster="other/" + second["cluster"])
+    second.loc[second["criterion"] == "locality", "score"] = 0.0
+    comparisons = {c.group.criterion: c for c in compare(first, second)}
     assert not comparisons["locality"].paired
     assert np.isnan(comparisons["locality"].difference.low)
     # 12 against 12, all apart: 2 of the 24-choose-12 splits, by random permutations
@@ -106,10 +106,10 @@ def test_runs_with_nothing_in_common_are_refused(tmp_path, good):
 
 
 def test_comparing_is_antisymmetric(good, worse):
-    there, back = _compared(good, worse), _compared(worse, good)
+    forth, back = _compared(good, worse), _compared(worse, good)
     for criterion, other in itertools.product(CRITERIA, [back]):
-        assert there[criterion].difference.mean == pytest.approx(-other[criterion].difference.mean)
-        assert there[criterion].p == other[criterion].p
+        assert forth[criterion].difference.mean == pytest.approx(-other[criterion].difference.mean)
+        assert forth[criterion].p == other[criterion].p
 
 
 def test_the_command_prints_the_comparison(tmp_path, good, worse):

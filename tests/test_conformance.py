@@ -32,8 +32,8 @@ def cases():
 def verdicts(name, method):
     """(task, criterion) -> the verdicts that count, under one reference editor."""
     model = engine(name).model
-    made = method() if method in (Nothing, Oracle, InContext) else method(model)
-    results = engine(name).measure(method.__name__, made, cases()).results
+    instance = method() if method in (Nothing, Oracle, InContext) else method(model)
+    results = engine(name).measure(method.__name__, instance, cases()).results
     by_criterion: dict[tuple[str, str], list[Verdict]] = {}
     for case in cases():
         for criterion in CRITERIA:

@@ -36,9 +36,9 @@ def small_rome(monkeypatch):
 
 
 def edits_of(method, requests=REQUESTS) -> list[LowRankEdit]:
-    made = method.edit(requests)
-    assert all(isinstance(edit, LowRankEdit) for edit in made)
-    return list(made)
+    edits = method.edit(requests)
+    assert all(isinstance(edit, LowRankEdit) for edit in edits)
+    return list(edits)
 
 
 def probe(criterion, text, expected="w15", rejected="w16", kind=""):
@@ -105,9 +105,9 @@ def test_a_random_update_depends_on_the_requests_id_alone(family):
     forward = edits_of(RandomRankOne(lm))
     torch.manual_seed(99)
     backward = edits_of(RandomRankOne(lm), REQUESTS[::-1])[::-1]
-    for one, other in zip(forward, backward, strict=True):
-        assert torch.equal(one.updates[0].u, other.updates[0].u)
-        torch.testing.assert_close(one.updates[0].v, other.updates[0].v)
+    for left, right in zip(forward, backward, strict=True):
+        assert torch.equal(left.updates[0].u, right.updates[0].u)
+        torch.testing.assert_close(left.updates[0].v, right.updates[0].v)
     assert not torch.allclose(forward[0].updates[0].u, forward[1].updates[0].u)
 
 
@@ -122,6 +122,6 @@ def test_on_a_masked_model_it_is_as_large_as_kn_edits_change_of_one_neuron():
 @pytest.mark.usefixtures("small_rome")
 def test_where_rome_does_not_apply_the_random_update_does_not_either():
     after = replace(REQUESTS[0], prompt="w12", suffix="w13 {}.")
-    made = RandomRankOne(tiny_model("gpt2")).edit([after, REQUESTS[1]])
-    assert isinstance(made[0], NotApplicable)
-    assert isinstance(made[1], LowRankEdit)
+    edits = RandomRankOne(tiny_model("gpt2")).edit([after, REQUESTS[1]])
+    assert isinstance(edits[0], NotApplicable)
+    assert isinstance(edits[1], LowRankEdit)

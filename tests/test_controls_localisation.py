@@ -193,7 +193,7 @@ def test_direct_search_finds_what_was_planted(lm):
         ("direct_ablation", direct_ablation(lm, queries)),
         ("activation", activations_of(lm, queries)),
     ]
-    choices = {one.method: one for one in choose(lm, queries, scores, k=2)}
+    choices = {choice.method: choice for choice in choose(lm, queries, scores, k=2)}
     assert PLANTED in choices["direct_ablation"].neurons
     assert choices["direct_ablation"].change < choices["random"].change - 1
     assert choices["direct_ablation"].overlap == 1
@@ -229,7 +229,7 @@ def test_a_neuron_that_fires_for_one_word_fires_for_the_parts_that_hold_it():
     lm = tiny_model("gpt2")
     at_answer = torch.ones(3, lm.d_mlp)
     readings = firing(lm, request(), [request("w12", "w13")], frozenset({Neuron(0, 4)}), at_answer)
-    assert [one.parts for one in readings] == list(PARTS)
+    assert [reading.parts for reading in readings] == list(PARTS)
     with torch.no_grad():
         keys = lm.neurons(torch.tensor([lm.tokens.encode("w6 w7").ids]), [0])[0][0, :, 4]
         other = lm.neurons(torch.tensor([lm.tokens.encode("w12").ids]), [0])[0][0, :, 4]
@@ -248,8 +248,8 @@ def test_special_tokens_are_not_read():
 
 
 def pair(number, subject, prompt, suffix, good, bad, relation="determiner_noun_agreement_2"):
-    one = EditRequest(f"t/{number}", "pair", relation, subject, prompt, good, bad, suffix)
-    return Case(one, (), subject, "t")
+    edit_request = EditRequest(f"t/{number}", "pair", relation, subject, prompt, good, bad, suffix)
+    return Case(edit_request, (), subject, "t")
 
 
 def test_pairs_are_grouped_by_determiner_else_by_number():
@@ -283,7 +283,7 @@ def test_pairs_are_grouped_by_determiner_else_by_number():
 
 def test_profiles_attribute_what_fits_and_rank_all_neurons():
     lm = tiny_model("gpt2")
-    one = EditRequest(
+    edit_request = EditRequest(
         "t/1",
         "fact",
         "P",
@@ -298,7 +298,7 @@ def test_profiles_attribute_what_fits_and_rank_all_neurons():
             Query(Cloze("w7"), "w8"),
         ),
     )
-    (group,) = groups_of([Case(one, (), "w6", "t")])
+    (group,) = groups_of([Case(edit_request, (), "w6", "t")])
     (profile,) = profiles(lm, [group])
     assert profile.kept == (0, 2)
     assert profile.clusters == ["0", "2"]

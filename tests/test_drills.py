@@ -52,7 +52,7 @@ def test_the_second_reader_sees_what_a_lenient_first_one_lets_pass(
     from kn_bench.cases.case import Selection
     from kn_bench.measure.cache import TargetScores
 
-    real = next(one for one in readers(tmp_path) if one.name == reader)
+    real = next(file_reader for file_reader in readers(tmp_path) if file_reader.name == reader)
     content, result = real.good, real.read()
     if reader == "log: board":
         content = content.replace(b'"score":1.0', b'"score":5.0')

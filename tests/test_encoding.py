@@ -39,8 +39,8 @@ def pair(left, good, bad, right, scoring) -> Probe:
     return probe(Cloze(left, right), bad, good, task="pair", scoring=scoring)
 
 
-def encoded(one, window, prefix="") -> EncodedProbe:
-    encoding = encode_probe(one, window, prefix)
+def encoded(asked, window, prefix="") -> EncodedProbe:
+    encoding = encode_probe(asked, window, prefix)
     assert isinstance(encoding, EncodedProbe), encoding
     return encoding
 
@@ -74,10 +74,12 @@ def test_an_answer_that_grows_into_the_prompt_is_left_out():
     merges = [("s", " "), ("s ", "P")]
     letters = sorted(set("The capital of Canada is Paris Ottawa"))
     vocabulary = ["<unk>", *letters, "s ", "s P"]
-    made = Tokenizer(
+    tokenizer = Tokenizer(
         models.BPE({t: i for i, t in enumerate(vocabulary)}, merges, unk_token="<unk>")
     )
-    window = Tokens(PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>"), "causal")
+    window = Tokens(
+        PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>"), "causal"
+    )
     encoding = encode_probe(probe(), window)
     assert isinstance(encoding, Unencodable)
     assert encoding.reason == "the answer does not begin or end at a token's border"
@@ -161,8 +163,8 @@ def test_the_prompt_knows_nothing_of_the_target(name):
 
 def test_the_mask_knows_nothing_of_the_target():
     window = tokens("bert")
-    one, other = encoded(probe(), window), encoded(probe(expected="France"), window)
-    assert (one.prompt_ids, one.answer_position) == (other.prompt_ids, other.answer_position)
+    left, right = encoded(probe(), window), encoded(probe(expected="France"), window)
+    assert (left.prompt_ids, left.answer_position) == (right.prompt_ids, right.answer_position)
 
 
 @pytest.mark.parametrize("name", CAUSAL)
@@ -226,17 +228,17 @@ def test_a_pairs_words_of_several_pieces_are_masked_in_turn(name, words):
 
 
 def test_the_start_of_a_text_is_predicted_from_the_documents_start():
-    one = pair("", "Paris", "France", "is the capital.", "sentence")
+    sentence_pair = pair("", "Paris", "France", "is the capital.", "sentence")
     window = tokens("gpt2")
-    encoding = encoded(one, window)
+    encoding = encoded(sentence_pair, window)
     assert encoding.prompt_ids == (window.bos_id,)
     assert encoding.expected.ids == (window.bos_id, *ids_of(window, "France is the capital."))
-    encoding = encoded(one, tokens("llama3"))
+    encoding = encoded(sentence_pair, tokens("llama3"))
     assert encoding.prompt_ids == (tokens("llama3").bos_id,)
     assert encoding.expected.ids == ids_of(tokens("llama3"), "France is the capital.")
-    only_eos = encoded(one, tokens("closing"))
+    only_eos = encoded(sentence_pair, tokens("closing"))
     assert only_eos.prompt_ids == (tokens("closing").eos_id,)
-    nothing = encode_probe(one, tokens("bare"))
+    nothing = encode_probe(sentence_pair, tokens("bare"))
     assert isinstance(nothing, Unencodable)
     assert nothing.reason == "nothing stands before the answer to predict it from"
 
@@ -360,7 +362,7 @@ def test_many_cases_fit_as_each_does_alone(name, monkeypatch):
         if a != b
     ]
     window = tokens(name)
-    assert encode_cases(cases, window) == [encode_case(one, window) for one in cases]
+    assert encode_cases(cases, window) == [encode_case(each, window) for each in cases]
 
 
 @pytest.mark.parametrize("name", CAUSAL)

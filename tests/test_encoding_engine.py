@@ -40,15 +40,15 @@ def brute_force(bert: LanguageModel, text: str, start: int, end: int) -> float:
 def test_a_word_of_several_pieces_is_scored_as_its_pseudo_log_likelihood(bert):
     cloze = Cloze("The girls in", "helped themselves.")
     probe = Probe("reliability/0", "reliability", cloze, "Timbuktu", "Paris", task="pair")
-    one = encode_probe(probe, bert.tokens)
-    assert isinstance(one, EncodedProbe)
-    assert one.expected.n > 1
-    assert one.rejected.n == 1
-    ((answer, _),) = Asker(bert).ask([Question(one, 0)], UNEDITED)
-    first = one.answer_position
+    encoding = encode_probe(probe, bert.tokens)
+    assert isinstance(encoding, EncodedProbe)
+    assert encoding.expected.n > 1
+    assert encoding.rejected.n == 1
+    ((answer, _),) = Asker(bert).ask([Question(encoding, 0)], UNEDITED)
+    first = encoding.answer_position
     for word, row, value in (
-        ("Timbuktu", one.expected, answer.log_prob_expected),
-        ("Paris", one.rejected, answer.log_prob_rejected),
+        ("Timbuktu", encoding.expected, answer.log_prob_expected),
+        ("Paris", encoding.rejected, answer.log_prob_rejected),
     ):
         expected = brute_force(bert, cloze.fill(word), first, first + row.n)
         assert value == pytest.approx(expected, abs=1e-5)

@@ -86,11 +86,11 @@ def rows(engine, method, cases):
     }
 
 
-def assert_equal_rows(one, other, tolerance=1e-5):
-    assert one.keys() == other.keys()
-    for key in one:
-        for field, value in one[key].items():
-            _assert_close(value, other[key][field], tolerance, (key, field))
+def assert_equal_rows(left, right, tolerance=1e-5):
+    assert left.keys() == right.keys()
+    for key in left:
+        for field, value in left[key].items():
+            _assert_close(value, right[key][field], tolerance, (key, field))
 
 
 def _assert_close(value, other, tolerance, where):
@@ -374,7 +374,7 @@ def test_a_small_memory_measures_in_portions(family, monkeypatch):
     measure = small._measure
 
     def counting(name, edited, *rest):
-        portions.append(sum(len(one.encoded.probes) for one in edited))
+        portions.append(sum(len(edit.encoded.probes) for edit in edited))
         measure(name, edited, *rest)
 
     monkeypatch.setattr(small, "_measure", counting)

@@ -47,8 +47,8 @@ def bound(spec):
     return bind(spec, model(), Choices(tuple(few)))
 
 
-def alike(one: Edit, other: Edit) -> bool:
-    return type(one) is type(other) and content_of(one) == content_of(other)
+def alike(left: Edit, right: Edit) -> bool:
+    return type(left) is type(right) and content_of(left) == content_of(right)
 
 
 @pytest.mark.parametrize("spec", METHODS, ids=lambda spec: spec.name)

@@ -123,9 +123,9 @@ def test_evaluate_measures_the_folder_against_its_base(written, model, tmp_path)
 def test_evaluate_measures_the_edits_one_by_one(written, model):
     cases = kn.load_cases("embedded", relation="P36", limit=2)
     saved = kn.evaluate(model, f"checkpoint:{written / 'edits'}", cases)
-    made = kn.evaluate(model, "rome-no-c", cases)
+    evaluation = kn.evaluate(model, "rome-no-c", cases)
     columns = ["case", "criterion", "verdict_status"]
-    assert saved.verdicts[columns].equals(made.verdicts[columns])
+    assert saved.verdicts[columns].equals(evaluation.verdicts[columns])
 
 
 def test_a_folder_with_files_is_left_alone(written):

@@ -153,9 +153,9 @@ def test_what_does_not_apply():
         fine_tune(tiny_model("bert"), [0], [[TunedRow((5, 6), (1,), (7,))]], SETTINGS)
     middle = replace(REQUESTS[0], suffix="w30 w31.")
     method = FineTuning(tiny_model("gpt2"), FtLSettings(), teacher_forced=False)
-    made = method.edit([middle, REQUESTS[0]])
-    assert isinstance(made[0], NotApplicable)
-    assert isinstance(made[1], DenseEdit)
+    edits = method.edit([middle, REQUESTS[0]])
+    assert isinstance(edits[0], NotApplicable)
+    assert isinstance(edits[1], DenseEdit)
 
 
 # -- golden ------------------------------------------------------------------------------------

@@ -295,7 +295,10 @@ def test_the_rows_are_read_as_published():
             for raw in raws
             for row in encode_problem(request_of(raw), lm.tokens, contexts_of(case)).rows
         ]
-        stored = [(tuple(one["input_ids"]), one["lookup_index"]) for one in case.outputs["lookups"]]
+        stored = [
+            (tuple(lookup["input_ids"]), lookup["lookup_index"])
+            for lookup in case.outputs["lookups"]
+        ]
         ours = [(row.ids, row.subject) for row in rows]
         for ids, at in stored:
             assert any(ids[: len(i)] == i[: len(ids)] and at == s for i, s in ours), (ids, at)

@@ -238,7 +238,7 @@ def test_selection_on_stored_scores_is_golden(case, close_to):
         checks += [(published["run_kn_alg_0_3"], scores, {"adaptive_threshold": 0.3, "p": 0.5})]
     for expected, values, arguments in checks:
         selected = adaptive(
-            [coarse(one, arguments["adaptive_threshold"]) for one in values],
+            [coarse(value, arguments["adaptive_threshold"]) for value in values],
             arguments["p"],
             low=arguments.get("kn_num_min", 2),
             high=arguments.get("kn_num_max", 5),
@@ -246,10 +246,10 @@ def test_selection_on_stored_scores_is_golden(case, close_to):
         assert selected.neurons == neurons_in(expected["neurons"])
         assert selected.tau == expected["p_returned"]
     if "coarse_020" in outputs:
-        expected = [neurons_in(one) for one in outputs["coarse_020"]]
-        assert [coarse(one, 0.2) for one in scores] == expected
+        expected = [neurons_in(value) for value in outputs["coarse_020"]]
+        assert [coarse(value, 0.2) for value in scores] == expected
     if "refined_at_p07" in outputs:
-        selected = refined([coarse(one, 0.2) for one in scores], 0.7)
+        selected = refined([coarse(value, 0.2) for value in scores], 0.7)
         assert selected.neurons == neurons_in(outputs["refined_at_p07"])
     if "fix_p_neuron" in published:
         fixed = published["fix_p_neuron"]
@@ -278,7 +278,7 @@ def test_selection_on_our_scores_is_golden(case):
     arguments = expected["run_kn_alg"]["args"]
     t = arguments["adaptive_threshold"]
     selected = adaptive(
-        [coarse(one, t) for one in scores],
+        [coarse(score, t) for score in scores],
         arguments["p"],
         low=arguments["kn_num_min"],
         high=arguments["kn_num_max"],

@@ -146,9 +146,9 @@ ROME_CASES = [
 @pytest.mark.parametrize("case", ROME_CASES)
 def test_golden_rome_in_float64(case, close_to):
     lm, value = optimised(case, torch.float64)
-    made = rank_one(value, layer_of(case), solver=solver_of(case, lm))
+    solved = rank_one(value, layer_of(case), solver=solver_of(case, lm))
     rounded = is_rounded(lm)
-    u, v = made.update.u[:, 0], made.update.v[0]
+    u, v = solved.update.u[:, 0], solved.update.v[0]
     close_to(u, case.array("u_f64"), 1e-5 if rounded else 1e-9)
     v_star = case.array("v_star_f64")
     close_to(value.v_star, v_star, 1e-4 if rounded else 1e-8)
@@ -165,8 +165,8 @@ def test_golden_rome_in_float64(case, close_to):
 @pytest.mark.parametrize("case", ROME_CASES)
 def test_golden_rome_in_float32(case, close_to):
     lm, value = optimised(case, torch.float32)
-    made = rank_one(value, layer_of(case), solver=solver_of(case, lm))
-    close_to(made.update.u[:, 0], case.array("u"), 1e-4)
+    solved = rank_one(value, layer_of(case), solver=solver_of(case, lm))
+    close_to(solved.update.u[:, 0], case.array("u"), 1e-4)
     close_to(value.v_star, case.array("v_star"), 1e-3)
     assert len(value.losses) == len(case.array("loss")) == case.outputs["n_loss_evaluations"]
     for ours, name in ((value.losses, "loss"), (value.nll, "nll"), (value.kl, "kl")):
@@ -178,8 +178,8 @@ def test_golden_rome_in_float32(case, close_to):
 def test_golden_rome_probabilities_after_the_edit(case):
     """Through our own reading of the text, and the edit applied row by row and in place."""
     lm, value = optimised(case, torch.float64)
-    made = rank_one(value, layer_of(case), solver=solver_of(case, lm))
-    edit = LowRankEdit(updates=(made.update,))
+    solved = rank_one(value, layer_of(case), solver=solver_of(case, lm))
+    edit = LowRankEdit(updates=(solved.update,))
     probes = case.manifest.get("probes") or case.outputs["probes"]
     tolerance = 1e-5 if is_rounded(lm) else 1e-8
     for index, probe in enumerate(probes):
@@ -191,8 +191,8 @@ def test_golden_rome_probabilities_after_the_edit(case):
             assert float((ours - exact[index]).abs().max()) < tolerance
         assert float((ours - case.array("probs_post")[index]).abs().max()) < 1e-4
     with in_place(lm, edit), torch.no_grad():
-        there = lm.forward(ids, torch.tensor([[-1]]))[0, 0].softmax(0)
-    assert torch.allclose(there, ours, atol=1e-12)
+        edited_in_place = lm.forward(ids, torch.tensor([[-1]]))[0, 0].softmax(0)
+    assert torch.allclose(edited_in_place, ours, atol=1e-12)
 
 
 @pytest.mark.parametrize("case", ROME_CASES)
@@ -216,8 +216,8 @@ def test_golden_documented_bug_is_not_repeated(case):
     lm = case.model(torch.float64)
     problem = encode_problem(request_of(case.manifest["request"]), lm.tokens, contexts_of(case))
     _, value = optimised(case, torch.float64, problem)
-    made = rank_one(value, layer_of(case), solver=solver_of(case, lm))
-    assert deviation(made.update.u[:, 0], case.array("u_f64")) > 1e-2
+    solved = rank_one(value, layer_of(case), solver=solver_of(case, lm))
+    assert deviation(solved.update.u[:, 0], case.array("u_f64")) > 1e-2
 
 
 @pytest.mark.parametrize(
@@ -270,10 +270,10 @@ def test_golden_r_rome(case, close_to):
     (value,) = optimise_values(lm, layer_of(case), [problem], settings_of(case))
     u_from, k_p_from = MODES[case.manifest["hyperparameters"]["mode"]]
     solver = solver_of(case, lm)
-    made = rank_one(value, layer_of(case), solver=solver, u_from=u_from, k_p_from=k_p_from)
-    close_to(made.update.u[:, 0], case.array("u_f64"), 1e-9)
-    close_to(made.update.v[0], case.array("v_f64"), 1e-8)
-    edit = LowRankEdit(updates=(made.update,))
+    solved = rank_one(value, layer_of(case), solver=solver, u_from=u_from, k_p_from=k_p_from)
+    close_to(solved.update.u[:, 0], case.array("u_f64"), 1e-9)
+    close_to(solved.update.v[0], case.array("v_f64"), 1e-8)
+    edit = LowRankEdit(updates=(solved.update,))
     for index, probe in enumerate(case.manifest["probes"]):
         ids = lm.tensor([lm.tokens.encode(probe).ids])
         with RowEdits(lm, [edit]).on(torch.tensor([0]), torch.ones_like(ids, dtype=torch.bool)):

@@ -243,12 +243,12 @@ def test_independent_edits_do_not_depend_on_their_order(method):
             assert_same(together[index], others[index])
 
 
-def assert_same(one, other):
-    assert type(one) is type(other)
-    if isinstance(one, NeuronEdit):
-        assert chosen(one.scales) == chosen(other.scales)
+def assert_same(ours, theirs):
+    assert type(ours) is type(theirs)
+    if isinstance(ours, NeuronEdit):
+        assert chosen(ours.scales) == chosen(theirs.scales)
     else:
-        for up, same in zip(one.updates, other.updates, strict=True):
+        for up, same in zip(ours.updates, theirs.updates, strict=True):
             assert up.layer == same.layer
             assert torch.equal(up.u, same.u)
             torch.testing.assert_close(up.v, same.v)

@@ -296,12 +296,12 @@ def test_runs_made_of_the_same_count_once_in_whatever_order_they_are_named(tmp_p
     ],
 )
 def test_what_one_name_means_twice_is_shown_apart(tmp_path, unlike, named):
-    one = write_run(tmp_path, {"rome": SCORES}, run="one")
+    run_folder = write_run(tmp_path, {"rome": SCORES}, run="one")
     two = write_run(tmp_path, {"rome": NOTHING}, run="two", **unlike)
-    runs = load_runs([two, one])
+    runs = load_runs([two, run_folder])
     lines = {line.name.shown: line for line in board(runs)}
     assert set(lines) == {"rome (one)", "rome (two)"}
-    (alone,) = board(load_runs([one]))
+    (alone,) = board(load_runs([run_folder]))
     assert repr(lines["rome (one)"].criteria) == repr(alone.criteria)
     assert lines["rome (two)"].criteria["reliability"].interval.mean == 0
     assert runs.apart == (f"one, two differ in {named} for tiny-gpt2: shown apart.",)
@@ -309,10 +309,10 @@ def test_what_one_name_means_twice_is_shown_apart(tmp_path, unlike, named):
 
 
 def test_a_run_keeps_its_figures_beside_another(tmp_path):
-    one = write_run(tmp_path, {"rome": GOOD, "control:rome": CHANCE}, run="one")
+    run_folder = write_run(tmp_path, {"rome": GOOD, "control:rome": CHANCE}, run="one")
     two = write_run(tmp_path, {"kn": WEAK, "control:kn": CHANCE}, run="two")
-    alone = {line.name: repr(line.criteria) for line in board(load_runs([one]))}
-    beside = {line.name: repr(line.criteria) for line in board(load_runs([one, two]))}
+    alone = {line.name: repr(line.criteria) for line in board(load_runs([run_folder]))}
+    beside = {line.name: repr(line.criteria) for line in board(load_runs([run_folder, two]))}
     assert len(beside) == 2
     assert alone.items() <= beside.items()
 

@@ -44,11 +44,11 @@ def test_r1_squared_by_its_definition():
 
 
 def test_r1_squared_of_equal_orthogonal_and_missing_profiles():
-    one = noise(1, 2, 8)
-    assert r1_squared(torch.cat([one, 2 * one, 5 * one])) == pytest.approx(1)
+    profile = noise(1, 2, 8)
+    assert r1_squared(torch.cat([profile, 2 * profile, 5 * profile])) == pytest.approx(1)
     assert r1_squared(torch.eye(4).reshape(4, 2, 2)) == pytest.approx(0, abs=1e-12)
-    assert math.isnan(r1_squared(one))
-    assert math.isnan(r1_squared(torch.cat([one, 0 * one])))
+    assert math.isnan(r1_squared(profile))
+    assert math.isnan(r1_squared(torch.cat([profile, 0 * profile])))
 
 
 def test_unrelated_non_negative_profiles_are_alike():

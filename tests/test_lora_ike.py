@@ -93,9 +93,13 @@ def test_ike_shows_other_facts_and_states_the_new_one_last():
         assert last == f"New Fact: {request.cloze.fill(request.target_new).rstrip('.')}.\nPrompt:"
         assert shown
         assert len(shown) == edit.notes["demonstrations"]
-        assert all(one.startswith("New Fact: ") and "\nPrompt: " in one for one in shown)
+        assert all(
+            example.startswith("New Fact: ") and "\nPrompt: " in example for example in shown
+        )
         # nothing of the fact itself is given away
-        assert not any(f" {request.subject} " in one for one in shown if request.task == "fact")
+        assert not any(
+            f" {request.subject} " in example for example in shown if request.task == "fact"
+        )
         assert len(lm.tokens.encode(edit.prefix).ids) <= lm.tokens.max_length * 0.95
 
 

@@ -109,7 +109,7 @@ def refusal(read: Callable[[], object], name: str) -> str:
 
 
 def json_lines(*objects: object) -> bytes:
-    return "".join(_line(one) + "\n" for one in objects).encode()
+    return "".join(_line(record) + "\n" for record in objects).encode()
 
 
 # -- case files ----------------------------------------------------------------------------------

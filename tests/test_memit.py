@@ -198,14 +198,14 @@ def test_other_architectures(model, name):
 @pytest.mark.parametrize("name", FAMILY)
 def test_the_order_in_a_batch_changes_nothing(name):
     method = make(name, tiny_model("gpt2"))
-    one, _ = step(method, REQUESTS)
+    forward, _ = step(method, REQUESTS)
     other, _ = step(method, REQUESTS[::-1])
-    torch.testing.assert_close(change(one), change(other), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(change(forward), change(other), rtol=1e-4, atol=1e-6)
 
 
 def sequence(method, steps):
     """The edit of each step, on the model as edited so far."""
-    lm, total, state, made = method.lm, LowRankEdit(updates=()), method.begin(), []
+    lm, total, state, edits = method.lm, LowRankEdit(updates=()), method.begin(), []
     for number, requests in enumerate(steps):
         # in a test the hash is what tells the steps apart
         hashed = f"{[r.id for s in steps[:number] for r in s]} {method.settings}"
@@ -214,14 +214,14 @@ def sequence(method, steps):
         holds = lm.holding(hashed, {name: weights[name].detach().clone() for name in names})
         with in_place(lm, total), holds:
             edit, state = method.edit_together(requests, state)
-        made.append(edit)
+        edits.append(edit)
         total = added(total, edit)
-    return made, state
+    return edits, state
 
 
-def equal_sequences(one, other):
+def equal_sequences(left, right):
     steps = [REQUESTS[:2], REQUESTS[2:3], REQUESTS[:1]]
-    for ours, theirs in zip(sequence(one, steps)[0], sequence(other, steps)[0], strict=True):
+    for ours, theirs in zip(sequence(left, steps)[0], sequence(right, steps)[0], strict=True):
         torch.testing.assert_close(change(ours), change(theirs), rtol=1e-5, atol=1e-7)
 
 
@@ -243,10 +243,10 @@ def test_betaedit_renews_its_null_space():
     _, state = sequence(make("betaedit", lm, tau=2, lambda_1=1.0), [REQUESTS[:2], REQUESTS[2:3]])
     assert int(state["used_edits.0"]) == 2
     assert state["used_keys.1"].shape == (2, lm.d_mlp)
-    one, _ = sequence(make("betaedit", lm, tau=2, lambda_1=1.0), [REQUESTS[:2], REQUESTS[2:3]])
+    renewed, _ = sequence(make("betaedit", lm, tau=2, lambda_1=1.0), [REQUESTS[:2], REQUESTS[2:3]])
     other, _ = sequence(make("betaedit", lm, tau=9, lambda_1=1.0), [REQUESTS[:2], REQUESTS[2:3]])
-    torch.testing.assert_close(change(one[0]), change(other[0]))
-    assert not torch.allclose(change(one[1]), change(other[1]), rtol=1e-3)
+    torch.testing.assert_close(change(renewed[0]), change(other[0]))
+    assert not torch.allclose(change(renewed[1]), change(other[1]), rtol=1e-3)
 
 
 @pytest.mark.parametrize("model", ["gpt2", "llama"])
@@ -342,8 +342,8 @@ def test_prune_restrains_what_has_accumulated():
     method = make("memit-seq", lm, update_map="prune", mom2_update_weight=1e-4, layers=(0,))
     plain = make("memit-seq", lm, mom2_update_weight=1e-4, layers=(0,))
     steps = [REQUESTS[:2], REQUESTS[2:4]]
-    made, state = sequence(method, steps)
-    total = torch.stack([change(edit) for edit in made]).sum(0).reshape(lm.weight(0).shape)
+    edits, state = sequence(method, steps)
+    total = torch.stack([change(edit) for edit in edits]).sum(0).reshape(lm.weight(0).shape)
     sigma = float(torch.linalg.matrix_norm(lm.weight(0).double(), 2))
     raw = state["change_u.0"] @ state["change_v.0"]
     expected = prune(Factors(state["change_u.0"], state["change_v.0"]), sigma)
@@ -403,9 +403,9 @@ def test_memit_equals_its_definition_read_aloud():
 def test_what_does_not_apply_is_said_for_its_request(name):
     after = replace(REQUESTS[0], prompt="w12", suffix="w13 {} .")
     method = make(name, tiny_model("gpt2"))
-    made = method.edit([after, REQUESTS[1]])
-    assert isinstance(made[0], NotApplicable)
-    assert isinstance(made[1], LowRankEdit)
+    edits = method.edit([after, REQUESTS[1]])
+    assert isinstance(edits[0], NotApplicable)
+    assert isinstance(edits[1], LowRankEdit)
     refused = method.refusals([after, REQUESTS[1]])
     assert isinstance(refused[0], NotApplicable)
     assert refused[1] is None

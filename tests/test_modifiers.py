@@ -120,24 +120,24 @@ def test_answers_under_edits_are_those_of_a_model_with_hooks(family):
     queries = [query(lm, 0), query(lm, 1, n_answer=2), query(lm, 2)]
     neurons = [Neuron(0, 3), Neuron(2, 5), Neuron(2, 6)]
     read = answers(lm, queries * 2, [NoEdit(), scale(neurons, 0.0)], [0, 0, 0, 1, 1, 1])
-    for index, one in enumerate(queries * 2):
-        expected = by_hooks(lm, one, neurons if index > 2 else [])
+    for index, asked in enumerate(queries * 2):
+        expected = by_hooks(lm, asked, neurons if index > 2 else [])
         assert read.log_prob[index] == pytest.approx(expected, rel=1e-9)
     again, ranks = crossed(lm, queries, [NoEdit(), scale(neurons, 0.0)])
     assert again.ravel() == pytest.approx(read.log_prob, rel=1e-12)
     assert (ranks.ravel() == read.rank).all()
 
 
-def by_hooks(lm, one, neurons):
+def by_hooks(lm, query, neurons):
     total = 0.0
-    for index, token in enumerate(one.answer_ids):
-        ids, at = list(one.ids), one.answer_position + index
-        earlier = list(one.answer_ids[:index])
+    for index, token in enumerate(query.answer_ids):
+        ids, at = list(query.ids), query.answer_position + index
+        earlier = list(query.answer_ids[:index])
         if lm.is_causal:
-            ids = ids[: one.answer_position + 1] + earlier
+            ids = ids[: query.answer_position + 1] + earlier
         else:
-            ids[one.answer_position : at] = earlier
-        first = one.answer_position if lm.is_causal else at
+            ids[query.answer_position : at] = earlier
+        first = query.answer_position if lm.is_causal else at
         handles = []
         for neuron in neurons:
 

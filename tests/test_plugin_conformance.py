@@ -30,11 +30,11 @@ def cases():
 
 def updates(model, requests, generator):
     """A random update a request."""
-    made = []
+    tensors = []
     for _ in requests:
         u = torch.randn(model.d_mlp, 1, generator=generator)
-        made.append(LowRankEdit((LowRank(0, u, torch.randn(1, model.d_model)),)))
-    return made
+        tensors.append(LowRankEdit((LowRank(0, u, torch.randn(1, model.d_model)),)))
+    return tensors
 
 
 class Good:
@@ -42,13 +42,13 @@ class Good:
         self.model = model
 
     def edit(self, requests):
-        made = []
+        edits = []
         for request in requests:
             generator = torch.Generator().manual_seed(len(request.subject))
             u = torch.randn(self.model.d_mlp, 1, generator=generator)
             v = torch.randn(1, self.model.d_model, generator=generator)
-            made.append(LowRankEdit((LowRank(1, u, v),)))
-        return made
+            edits.append(LowRankEdit((LowRank(1, u, v),)))
+        return edits
 
 
 class Unseeded(Good):

@@ -15,12 +15,12 @@ def test_neurons_recur_in_shares_of_pairs():
     those = [frozenset({a}), frozenset({b})]
     this = [frozenset({b, c}), frozenset({b})]
     pairs_of_sets = recurrences([these, those, this])
-    assert {one.neuron: one.shares for one in pairs_of_sets} == {
+    assert {recurrence.neuron: recurrence.shares for recurrence in pairs_of_sets} == {
         a: (1.0, 0.5, 0.0),
         b: (1 / 3, 0.5, 1.0),
         c: (1 / 3, 0.0, 0.5),
     }
-    assert [one.neuron for one in recurrences([these, those], least=0.6)] == [a]
+    assert [recurrence.neuron for recurrence in recurrences([these, those], least=0.6)] == [a]
     assert number_neuron([these, those], [this]) == a
     assert number_neuron([this], [these, those]) == b
     with pytest.raises(ValueError, match="coarse sets: expected a neuron in at least one"):

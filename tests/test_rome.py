@@ -49,7 +49,7 @@ REQUESTS = (
 
 
 def problems(lm, requests=REQUESTS):
-    return [encode_problem(one, lm.tokens, PREFIXES) for one in requests]
+    return [encode_problem(each, lm.tokens, PREFIXES) for each in requests]
 
 
 def small(**changes):
@@ -64,9 +64,9 @@ def small(**changes):
 
 
 def edits_of(lm, chosen, requests=REQUESTS, corpus=None) -> list[LowRankEdit]:
-    made = Rome(lm, chosen, corpus=corpus).edit(requests)
-    assert all(isinstance(edit, LowRankEdit) for edit in made)
-    return [edit for edit in made if isinstance(edit, LowRankEdit)]
+    edits = Rome(lm, chosen, corpus=corpus).edit(requests)
+    assert all(isinstance(edit, LowRankEdit) for edit in edits)
+    return [edit for edit in edits if isinstance(edit, LowRankEdit)]
 
 
 @pytest.fixture(autouse=True)
@@ -151,8 +151,8 @@ def test_one_at_a_time_gives_the_same_update_to_1e4_in_float32(family, monkeypat
     together = optimise_values(lm, 1, problems(lm), SETTINGS)
     monkeypatch.setattr(lm.batcher, "memory", 1)
     small_batches = optimise_values(lm, 1, problems(lm), SETTINGS)
-    for many, one in zip(together, small_batches, strict=True):
-        a, b = (rank_one(value, 1, solver=None).update for value in (many, one))
+    for many, alone in zip(together, small_batches, strict=True):
+        a, b = (rank_one(value, 1, solver=None).update for value in (many, alone))
         assert float((a.u @ a.v - b.u @ b.v).norm() / (b.u @ b.v).norm()) < 1e-4
 
 
@@ -215,9 +215,9 @@ def test_a_subject_after_the_answer_is_not_applicable():
     after = replace(REQUESTS[0], prompt="w12", suffix="w13 {} .")
     with pytest.raises(NotApplicable, match="the subject must come before it"):
         encode_problem(after, tiny_model("gpt2").tokens, ())
-    made = Rome(tiny_model("gpt2"), small()).edit([REQUESTS[0], after])
-    assert isinstance(made[0], LowRankEdit)
-    assert isinstance(made[1], NotApplicable)
+    edits = Rome(tiny_model("gpt2"), small()).edit([REQUESTS[0], after])
+    assert isinstance(edits[0], LowRankEdit)
+    assert isinstance(edits[1], NotApplicable)
 
 
 def test_positions_out_of_order_are_refused():
@@ -289,8 +289,8 @@ def test_order_and_earlier_edits_do_not_matter():
     lm.memo.clear()
     backward = edits_of(lm, small(), REQUESTS[::-1])[::-1]
     again = edits_of(lm, small(), REQUESTS[1:2])[0]
-    for one, other in zip(forward, backward, strict=True):
-        torch.testing.assert_close(one.updates[0].v, other.updates[0].v, rtol=1e-8, atol=1e-10)
+    for left, right in zip(forward, backward, strict=True):
+        torch.testing.assert_close(left.updates[0].v, right.updates[0].v, rtol=1e-8, atol=1e-10)
     assert torch.equal(again.updates[0].v, backward[1].updates[0].v)
 
 
@@ -323,7 +323,7 @@ def test_the_three_methods_share_one_optimisation(monkeypatch):
         )
     ]
     assert asked == [4]
-    u_rome, u_plain, u_r = (made[0].updates[0].u for made in edits)
+    u_rome, u_plain, u_r = (edit[0].updates[0].u for edit in edits)
     assert torch.equal(u_rome, u_r)
     assert not torch.allclose(u_rome, u_plain)
 

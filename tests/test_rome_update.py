@@ -29,11 +29,11 @@ def made_up_value(contexts=4, d_mlp=6, d_model=5, bias=True):
 @pytest.mark.parametrize("k_p_from", ["mean", "bare"])
 def test_the_edited_layer_answers_v_star_to_the_denominators_key(with_c, bias, u_from, k_p_from):
     weight, b, value, solver = made_up_value(bias=bias)
-    made = rank_one(value, 0, solver=solver if with_c else None, u_from=u_from, k_p_from=k_p_from)
+    solved = rank_one(value, 0, solver=solver if with_c else None, u_from=u_from, k_p_from=k_p_from)
     k_p = value.keys[0] if k_p_from == "bare" else value.keys.mean(0)
-    edited = weight + made.update.u @ made.update.v
+    edited = weight + solved.update.u @ solved.update.v
     torch.testing.assert_close(k_p @ edited + b, value.v_star)
-    assert made.denominator == pytest.approx(float(k_p @ made.update.u[:, 0]))
+    assert solved.denominator == pytest.approx(float(k_p @ solved.update.u[:, 0]))
 
 
 def test_published_rome_answers_otherwise_to_the_mean_key_and_r_rome_does_not():
@@ -41,16 +41,16 @@ def test_published_rome_answers_otherwise_to_the_mean_key_and_r_rome_does_not():
     mean = value.keys.mean(0)
     choices: tuple[tuple[KeyChoice, bool], ...] = (("bare", False), ("mean", True))
     for k_p_from, exact in choices:
-        made = rank_one(value, 0, solver=solver, k_p_from=k_p_from)
-        answer = mean @ (weight + made.update.u @ made.update.v) + b
+        solved = rank_one(value, 0, solver=solver, k_p_from=k_p_from)
+        answer = mean @ (weight + solved.update.u @ solved.update.v) + b
         assert torch.allclose(answer, value.v_star) is exact
 
 
 def test_the_update_is_the_least_change_that_fits_by_c():
     """Equation 2 minimises |dW C^(1/2)|: any other dW with k dW = v* - kW is larger by C."""
     _, _, value, solver = made_up_value()
-    made = rank_one(value, 0, solver=solver, u_from="bare")
-    k, change = value.keys[0], made.update.u @ made.update.v
+    solved = rank_one(value, 0, solver=solver, u_from="bare")
+    k, change = value.keys[0], solved.update.u @ solved.update.v
     size = torch.trace(change.T @ solver.matrix @ change)
     for seed in range(5):
         other = torch.randn(6, 5, generator=torch.Generator().manual_seed(seed)).double()

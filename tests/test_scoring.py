@@ -38,10 +38,10 @@ def test_scores_are_those_of_whole_rows(family, memory, monkeypatch):
         assert [len(targets) for targets in of_row] == [3, 1]
         for position, targets, tokens in zip((1, 3), of_row, ((20, 21, 22), (23,)), strict=True):
             expected = by_hand(lm, ids, position)
-            for token, one in zip(tokens, targets, strict=True):
-                assert one.log_prob == pytest.approx(float(expected[token]))
-                assert one.rank == int((expected > expected[token]).sum())
-                assert one.argmax == (one.rank == 0)
+            for token, target in zip(tokens, targets, strict=True):
+                assert target.log_prob == pytest.approx(float(expected[token]))
+                assert target.rank == int((expected > expected[token]).sum())
+                assert target.argmax == (target.rank == 0)
         firsts = [targets[0].log_prob for targets in of_row]
         assert of_text.tolist() == pytest.approx(firsts)
 

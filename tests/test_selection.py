@@ -39,7 +39,7 @@ def test_refined_is_strictly_more_than_the_share():
 
 @given(SETS, st.floats(0, 1))
 def test_refined_counts_prompts(sets, p):
-    expected = {n for n in NEURONS if sum(n in one for one in sets) > len(sets) * p}
+    expected = {n for n in NEURONS if sum(n in members for members in sets) > len(sets) * p}
     assert refined(sets, p).neurons == expected
 
 
@@ -55,8 +55,8 @@ def test_the_order_of_prompts_changes_nothing(sets, random):
 def test_a_prompts_coarse_set_is_its_own(scores, random):
     order = list(range(len(scores)))
     random.shuffle(order)
-    sets = [coarse(one) for one in scores]
-    assert [coarse(one) for one in scores[order]] == [sets[i] for i in order]
+    sets = [coarse(score) for score in scores]
+    assert [coarse(score) for score in scores[order]] == [sets[i] for i in order]
     assert dai_bag(scores) == dai_bag(scores[order])
 
 

@@ -92,15 +92,15 @@ def assert_same(ours, theirs):
     """Field by field but for the occasion; floats to the rounding of another way to add."""
     assert [(m.case, m.probe) for m in ours] == [(m.case, m.probe) for m in theirs]
     assert ours
-    for one, other in zip(ours, theirs, strict=True):
-        assert one.kl == pytest.approx(other.kl, abs=1e-4)
+    for left, right in zip(ours, theirs, strict=True):
+        assert left.kl == pytest.approx(right.kl, abs=1e-4)
         for side in ("before", "after"):
             for field in fields(Answer):
-                a, b = (getattr(getattr(m, side), field.name) for m in (one, other))
+                a, b = (getattr(getattr(m, side), field.name) for m in (left, right))
                 if isinstance(a, float):
-                    assert a == pytest.approx(b, abs=1e-3), (one.probe, side, field.name)
+                    assert a == pytest.approx(b, abs=1e-3), (left.probe, side, field.name)
                 else:
-                    assert a == b, (one.probe, side, field.name)
+                    assert a == b, (left.probe, side, field.name)
 
 
 METHODS = {
@@ -541,7 +541,9 @@ def test_a_neighbour_that_another_case_edits_is_left_out(lm):
     neighbour = next(p for p in case.probes if p.kind == "same_relation")
     other = next(c for c in pool if c.request.subject in neighbour.cloze.left and c.id != case.id)
     encoded = [
-        one for one in encode_cases([case, other], lm.tokens) if isinstance(one, EncodedCase)
+        encoding
+        for encoding in encode_cases([case, other], lm.tokens)
+        if isinstance(encoding, EncodedCase)
     ]
     (spared, _) = without_edited_neighbours(encoded, [case, other])
     assert [e.reason for e in spared.exclusions if e.probe == neighbour.id] == [EDITED]

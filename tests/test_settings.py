@@ -155,10 +155,12 @@ def test_every_parameter_of_every_method_can_be_set():
     for name, spec in specs().items():
         if spec.settings is None:
             continue
-        for one in fields(spec.settings):
-            if one.metadata.get("fixed") or not isinstance(one.default, float | int | str):
+        for parameter in fields(spec.settings):
+            if parameter.metadata.get("fixed") or not isinstance(
+                parameter.default, float | int | str
+            ):
                 continue
-            text = f"{name}.{one.name}={str(one.default).lower()}"
+            text = f"{name}.{parameter.name}={str(parameter.default).lower()}"
             assert checked_choices([text], (), {name: spec.settings})
 
 

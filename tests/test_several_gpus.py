@@ -38,22 +38,26 @@ pytest.importorskip("accelerate")
 
 def test_virtual_gpus_are_as_particular_as_real_ones():
     with VirtualGpus():
-        one = torch.ones(3, device="cuda:0")
+        vector = torch.ones(3, device="cuda:0")
         other = torch.arange(3.0).to("cuda:1")
-        assert [str(t.device) for t in (one, other[1:], other.cpu())] == ["cuda:0", "cuda:1", "cpu"]
+        assert [str(t.device) for t in (vector, other[1:], other.cpu())] == [
+            "cuda:0",
+            "cuda:1",
+            "cpu",
+        ]
         for mixed in (
-            lambda: one + other,
+            lambda: vector + other,
             lambda: other @ torch.ones(3),
-            lambda: torch.stack([one, other]),
-            lambda: one[torch.tensor([0], device="cuda:1")],
+            lambda: torch.stack([vector, other]),
+            lambda: vector[torch.tensor([0], device="cuda:1")],
         ):
             with pytest.raises(RuntimeError, match="expected all tensors on one device"):
                 mixed()
         with pytest.raises(TypeError, match="can't convert cuda:0 device type tensor to numpy"):
-            np.asarray(one)
+            np.asarray(vector)
         # a number on the host and indices on the host go with everything
         assert str((other[torch.tensor([0])] * torch.tensor(2.0)).device) == "cuda:1"
-        assert (one + other.to(one.device)).tolist() == [1, 2, 3]
+        assert (vector + other.to(vector.device)).tolist() == [1, 2, 3]
 
 
 NUMBERS = itertools.count()
@@ -91,15 +95,15 @@ def test_attribution_and_tracing_of_every_family(family):
     def measured(lm):
         prompt = prompt_of(lm)
         (traced,) = trace(lm, [prompt], [noise_of(lm, prompt)], window=2)
-        scores = [one.scores for one in attribute(lm, queries(lm))]
+        scores = [left.scores for left in attribute(lm, queries(lm))]
         scores += gradient_x_activation(lm, queries(lm))
         scores += direct_ablation(lm, queries(lm))
-        return [one.cpu() for one in (*scores, traced.scores)]
+        return [left.cpu() for left in (*scores, traced.scores)]
 
     alone, apart = alone_and_spread(lambda: tiny_model(family), measured)
-    for one, other in zip(alone, apart, strict=True):
-        assert one.abs().max() > 0
-        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-15)
+    for left, right in zip(alone, apart, strict=True):
+        assert left.abs().max() > 0
+        torch.testing.assert_close(left, right, rtol=1e-12, atol=1e-15)
 
 
 @pytest.mark.parametrize("family", sorted(set(FAMILIES) - UNROLLED))
@@ -148,18 +152,18 @@ def test_every_method_edits_and_is_measured(name):
         _assert_alike(measurements, apart[method], method)
 
 
-def _assert_alike(one, other, where):
+def _assert_alike(ours, theirs, where):
     """Equal, numbers to rounding."""
-    if isinstance(one, float):
-        assert one == pytest.approx(other, rel=1e-6, abs=1e-9, nan_ok=True), where
-    elif is_dataclass(one):
-        for field in fields(one):
-            _assert_alike(getattr(one, field.name), getattr(other, field.name), where)
-    elif isinstance(one, list | tuple):
-        for left, right in zip(one, other, strict=True):
+    if isinstance(ours, float):
+        assert ours == pytest.approx(theirs, rel=1e-6, abs=1e-9, nan_ok=True), where
+    elif is_dataclass(ours):
+        for field in fields(ours):
+            _assert_alike(getattr(ours, field.name), getattr(theirs, field.name), where)
+    elif isinstance(ours, list | tuple):
+        for left, right in zip(ours, theirs, strict=True):
             _assert_alike(left, right, where)
     else:
-        assert one == other, where
+        assert ours == theirs, where
 
 
 def test_an_edit_in_place_is_that_of_rows_and_is_taken_back():
@@ -178,12 +182,12 @@ def test_an_edit_in_place_is_that_of_rows_and_is_taken_back():
         with RowEdits(lm, [edit]).on(lm.tensor([[0]])[0], everywhere):
             rows = lm.forward(ids, at)
         assert torch.equal(lm.forward(ids, at), before)
-        return [one.cpu() for one in (before, encode_one, rows)]
+        return [left.cpu() for left in (before, encode_one, rows)]
 
     alone, apart = alone_and_spread(lambda: tiny_model("llama"), measured)
     torch.testing.assert_close(apart[1], apart[2], rtol=1e-9, atol=1e-12)
-    for one, other in zip(alone, apart, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-12, atol=0)
+    for left, right in zip(alone, apart, strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("name", sorted(set(ALWAYS) - {"tracing"}))

@@ -37,10 +37,10 @@ def test_every_resample_draws_n_clusters_evenly():
 def test_seeded_and_independent_of_the_order_of_cases():
     rng = np.random.default_rng(0)
     scores, clusters = rng.integers(2, size=60), rng.integers(20, size=60)
-    one = mean_interval(scores, clusters)
+    interval = mean_interval(scores, clusters)
     order = rng.permutation(60)
-    assert mean_interval(scores[order], clusters[order]) == pytest.approx(one)
-    assert mean_interval(scores, clusters, seed=1) != one
+    assert mean_interval(scores[order], clusters[order]) == pytest.approx(interval)
+    assert mean_interval(scores, clusters, seed=1) != interval
 
 
 def test_the_standard_error_is_that_of_cluster_means():
@@ -82,11 +82,11 @@ def test_clusters_that_agree_still_have_an_interval():
 
 def test_one_cluster_without_bounds_has_no_interval():
     """It says nothing of how clusters differ; several that agree are as narrow as they look."""
-    one = mean_interval([0.2, 0.4], ["a", "a"], bounds=None)
-    assert one.mean == pytest.approx(0.3)
-    assert one.n == 2
-    assert math.isnan(one.low)
-    assert math.isnan(one.high)
+    interval = mean_interval([0.2, 0.4], ["a", "a"], bounds=None)
+    assert interval.mean == pytest.approx(0.3)
+    assert interval.n == 2
+    assert math.isnan(interval.low)
+    assert math.isnan(interval.high)
     assert mean_interval([0.3, 0.3], ["a", "b"], bounds=None) == (0.3, 0.3, 0.3, 2)
 
 
@@ -109,8 +109,8 @@ def test_harmonic_interval_resamples_the_criteria_together():
     names = np.arange(300)
     scores = rng.random((300, 1)) * np.ones((1, 5))  # five equal columns: the mean of one
     interval = harmonic_interval(by_cluster(scores, names))
-    one = mean_interval(scores[:, 0], names)
-    assert (interval.mean, interval.low, interval.high) == pytest.approx(one[:3])
+    single = mean_interval(scores[:, 0], names)
+    assert (interval.mean, interval.low, interval.high) == pytest.approx(single[:3])
     scores[:, 2] = math.nan
     assert math.isnan(harmonic_interval(by_cluster(scores, names)).mean)
     perfect = harmonic_interval(by_cluster(np.ones((20, 5)), np.arange(20)))

@@ -398,10 +398,10 @@ def test_hashes_of_files_do_not_depend_on_order_and_place(tmp_path):
         (tmp_path / worker_config / "sub").mkdir(parents=True)
         (tmp_path / worker_config / "x.py").write_text("1")
         (tmp_path / worker_config / "sub" / "y.py").write_text("2")
-    one, two = ([*(tmp_path / worker_config).rglob("*.py")] for worker_config in ("a", "b"))
-    assert hash_files(one, tmp_path / "a") == hash_files(two[::-1], tmp_path / "b")
+    first, second = ([*(tmp_path / worker_config).rglob("*.py")] for worker_config in ("a", "b"))
+    assert hash_files(first, tmp_path / "a") == hash_files(second[::-1], tmp_path / "b")
     (tmp_path / "b" / "x.py").write_text("3")
-    assert hash_files(one, tmp_path / "a") != hash_files(two, tmp_path / "b")
+    assert hash_files(first, tmp_path / "a") != hash_files(second, tmp_path / "b")
 
 
 def test_start_up_imports_neither_pandas_nor_torch():

@@ -36,9 +36,9 @@ ALWAYS = sorted(set(SECTIONS) - {"determiners", "modifiers", "generations", "inv
 @pytest.mark.parametrize("family", ["bert", "gpt2"])
 @pytest.mark.parametrize("name", ALWAYS)
 def test_sections_run_on_any_model(name, family):
-    made = Material(tiny_model(family), made_up_cases(), SETTINGS)
+    material = Material(tiny_model(family), made_up_cases(), SETTINGS)
     try:
-        section = parts([name])[0].run(made)
+        section = parts([name])[0].run(material)
     except NothingToShow as reason:
         assert name == "tracing"  # a random model knows nothing
         assert "are not answered rightly" in str(reason)  # noqa: PT017
@@ -103,9 +103,9 @@ def test_a_model_that_no_case_fits_has_nothing_to_show():
 def test_samples_spread_over_relations(material):
     chosen = material.sample
     assert len(chosen) <= 4
-    facts = [one.group.relation for one in chosen if one.group.task == "fact"]
+    facts = [profile.group.relation for profile in chosen if profile.group.task == "fact"]
     assert sorted(facts) == ["P1", "P2"]
-    assert all(len(one.encoded) == len(one.attributions) == 2 for one in chosen)
+    assert all(len(profile.encoded) == len(profile.attributions) == 2 for profile in chosen)
 
 
 def test_windows_follow_the_depth(material):
@@ -144,16 +144,16 @@ def test_overturned_answers_are_counted_as_one_would_by_hand(material):
     from kn_bench.localise.interventions import answers, suppress
     from kn_bench.study.sections.overturn import overturn
 
-    for one in overturn(material, material.profiles):
-        edit = suppress(material.neurons(one.profile))
-        wrong = [query for query in material.rejected(one.profile) if query is not None]
-        true = list(one.profile.encoded)
+    for outcome in overturn(material, material.profiles):
+        edit = suppress(material.neurons(outcome.profile))
+        wrong = [query for query in material.rejected(outcome.profile) if query is not None]
+        true = list(outcome.profile.encoded)
         assert len(wrong) == len(true)
         before, after = (answers(material.lm, true, [e]) for e in (NoEdit(), edit))
         rival = [answers(material.lm, wrong, [e]).log_prob for e in (NoEdit(), edit)]
         for i in range(len(true)):
             had, has = before.log_prob[i] > rival[0][i], after.log_prob[i] > rival[1][i]
-            assert one.pair[i] == (not has) if had else np.isnan(one.pair[i])
-            assert one.back[i] == has if not had else np.isnan(one.back[i])
+            assert outcome.pair[i] == (not has) if had else np.isnan(outcome.pair[i])
+            assert outcome.back[i] == has if not had else np.isnan(outcome.back[i])
             lost = 1 - after.probability[i] / before.probability[i]
-            assert one.shift[i] == pytest.approx(lost)
+            assert outcome.shift[i] == pytest.approx(lost)

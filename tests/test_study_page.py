@@ -58,8 +58,8 @@ def test_a_study_resumes_where_all_is_as_it_was(tmp_path, material):
     again = run_study(material, [part], out, tell=steps.append)
     assert [step.state for step in steps] == ["begins", "done", "kept"]
     assert len(calls) == 1
-    assert [dataclasses.replace(one, seconds=0) for one in first] == [
-        dataclasses.replace(one, seconds=0) for one in again
+    assert [dataclasses.replace(section, seconds=0) for section in first] == [
+        dataclasses.replace(section, seconds=0) for section in again
     ]
     (out / "made_up" / "f.svg").unlink()  # a section that is not whole is made anew
     run_study(material, [part], out)
@@ -77,7 +77,7 @@ def test_a_section_depends_on_model_cases_and_settings(material, tmp_path):
         Material(material.lm, cases[:-1], SETTINGS),
         Material(material.lm, cases, dataclasses.replace(SETTINGS, seed=1)),
     ]
-    keys = {section_key(one, part) for one in (material, *others)}
+    keys = {section_key(changed, part) for changed in (material, *others)}
     assert len(keys) == 4
     assert section_key(Material(material.lm, cases[::-1], SETTINGS), part) in keys
 

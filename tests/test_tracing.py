@@ -179,11 +179,11 @@ def test_batches_of_any_size_give_the_same(monkeypatch):
     together = trace(lm, prompts, added)
     monkeypatch.setattr(lm.batcher, "memory", 1)
     apart = trace(lm, prompts, added)
-    for one, other, prompt, its in zip(together, apart, prompts, added, strict=True):
+    for left, right, prompt, its in zip(together, apart, prompts, added, strict=True):
         (alone,) = trace(lm, [prompt], [its])
-        assert one.scores.shape == (3, len(prompt.ids), 3)
-        assert torch.allclose(one.scores, other.scores, rtol=1e-11)
-        assert torch.allclose(one.scores, alone.scores, rtol=1e-11)
+        assert left.scores.shape == (3, len(prompt.ids), 3)
+        assert torch.allclose(left.scores, right.scores, rtol=1e-11)
+        assert torch.allclose(left.scores, alone.scores, rtol=1e-11)
 
 
 def test_nothing_before_the_subject_matters_in_a_causal_model():
@@ -211,11 +211,11 @@ def test_within_a_pair_the_preference_is_followed():
     prompt = prompt_of(lm)
     pair = dataclasses.replace(prompt, rival=11)
     added = noise_of(lm, prompt)
-    (one,), (other,) = (
+    (good,), (bad,) = (
         trace(lm, [dataclasses.replace(prompt, answer=token)], [added]) for token in (9, 11)
     )
     (both,) = trace(lm, [pair], [added])
-    assert both.clean == pytest.approx(one.clean / (one.clean + other.clean))
+    assert both.clean == pytest.approx(good.clean / (good.clean + bad.clean))
     # one sample at a time: a mean of ratios is no ratio of means
     patches = windowed("hidden", 1, 3, 3, 1)
     shares = [
@@ -237,11 +237,11 @@ def test_frozen_states_sever_a_path():
 
 def test_noise_depends_on_the_prompt_and_the_seed_alone():
     lm = tiny_model("gpt2")
-    one, other = prompt_of(lm), prompt_of(lm, seed=1)
-    assert torch.equal(noise(one, 1.0, 16), noise(one, 1.0, 16))
-    assert not torch.equal(noise(one, 1.0, 16), noise(one, 1.0, 16, seed=1))
-    assert not torch.equal(noise(one, 1.0, 16), noise(other, 1.0, 16))
-    assert noise(one, 3.0, 4096, samples=20).std() == pytest.approx(3.0, rel=0.02)
+    left, right = prompt_of(lm), prompt_of(lm, seed=1)
+    assert torch.equal(noise(left, 1.0, 16), noise(left, 1.0, 16))
+    assert not torch.equal(noise(left, 1.0, 16), noise(left, 1.0, 16, seed=1))
+    assert not torch.equal(noise(left, 1.0, 16), noise(right, 1.0, 16))
+    assert noise(left, 3.0, 4096, samples=20).std() == pytest.approx(3.0, rel=0.02)
 
 
 def test_embeddings_have_the_spread_that_they_have():
@@ -283,9 +283,9 @@ def trace_of(effects, subject=(1, 3), low=0.1):
 
 
 def test_averages_by_role_count_each_prompt_once():
-    one = trace_of([[0.0, 0.0], [0.1, 0.2], [0.4, 0.2], [0.2, 0.6]])
+    first = trace_of([[0.0, 0.0], [0.1, 0.2], [0.4, 0.2], [0.2, 0.6]])
     two = trace_of([[0.0, 0.0], [0.3, 0.1], [0.1, 0.1], [0.3, 0.3], [0.6, 0.8]], (1, 4), low=0.3)
-    effects = by_role([one, two], ["a", "b"])
+    effects = by_role([first, two], ["a", "b"])
     mean = {(e.role, e.layer): [e.effect.mean, e.effect.n] for e in effects.effects}
     assert mean["first", 0] == pytest.approx([0.2, 2])
     assert mean["middle", 1] == pytest.approx([0.1, 1])
@@ -301,7 +301,7 @@ def test_intervals_of_role_effects_cover_at_the_stated_rate():
     covered = 0
     for _ in range(40):
         noise_ = 0.1 * torch.randn(30, 3, 2, generator=generator)
-        traces = [trace_of((0.3 + one).tolist(), (0, 2)) for one in noise_]
+        traces = [trace_of((0.3 + drawn).tolist(), (0, 2)) for drawn in noise_]
         effects = by_role(traces, [str(i) for i in range(30)])
         covered += sum(e.effect.low <= 0.3 <= e.effect.high for e in effects.effects)
     assert 0.9 < covered / 240 < 0.99
@@ -332,9 +332,9 @@ def test_a_study_traces_all_prompts_with_three_standard_deviations():
     lm = tiny_model("gpt2")
     prompts = [prompt_of(lm, length, seed=length) for length in (6, 7)]
     study = trace_study(lm, prompts, ["a", "b"], samples=3, window=2)
-    tokens = [t for one in prompts for t in one.ids[2:4]]
+    tokens = [t for left in prompts for t in left.ids[2:4]]
     std = 3 * embedding_std(lm, tokens)
     expected = trace(lm, prompts, [noise(p, std, 16, samples=3) for p in prompts], window=2)
-    for one, other in zip(study.traces, expected, strict=True):
-        assert torch.equal(one.scores, other.scores)
+    for left, right in zip(study.traces, expected, strict=True):
+        assert torch.equal(left.scores, right.scores)
     assert not trace_study(lm, [], []).effects

@@ -128,7 +128,7 @@ def spread(lm: LanguageModel) -> None:
     places: dict[str, torch.device] = {}
     for name, _ in lm.hf.named_parameters(remove_duplicate=False):
         module = name.rpartition(".")[0]
-        layer = next((one for one in layers if name.startswith(one + ".")), None)
+        layer = next((layer_ for layer_ in layers if name.startswith(layer_ + ".")), None)
         if layer is not None:
             places[layer] = first if layers[layer] < lm.n_layers // 2 else second
         elif module.partition(".")[0] in heads:

@@ -135,11 +135,14 @@ class Batches:
 def _marked(tokenizer: PreTrainedTokenizerFast, documents: Sequence[Document]) -> list[Row]:
     """The ids of documents, each with its mark."""
     texts = [document.text for document in documents]
-    found = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
+    encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
     return [
-        [one * MARKS + _mark(token, document) for one, token in zip(ids, places, strict=True)]
+        [
+            token_id * MARKS + _mark(token, document)
+            for token_id, token in zip(ids, places, strict=True)
+        ]
         for ids, places, document in zip(
-            found["input_ids"], found["offset_mapping"], documents, strict=True
+            encoded["input_ids"], encoded["offset_mapping"], documents, strict=True
         )
     ]
 

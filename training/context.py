@@ -230,12 +230,12 @@ def _asked_late(template: str) -> bool:
 @cache
 def _professions() -> dict[str, str]:
     """Field -> the occupation named after it, as ``linguistics`` -> ``linguist``."""
-    found: dict[str, str] = {}
+    occupations: dict[str, str] = {}
     for row in people():
         field, occupation = row["field"], row["occupation"]
         if field and occupation and field[:4] == occupation[:4]:
-            found.setdefault(field, occupation)
-    return found
+            occupations.setdefault(field, occupation)
+    return occupations
 
 
 @cache

@@ -97,31 +97,33 @@ class TrainingCorpus:
         return text
 
 
-def _weight(found: Sequence[Fact]) -> float:
+def _weight(of_relation: Sequence[Fact]) -> float:
     """How often a relation is drawn: many facts, and many different objects, take more showing."""
-    shown = math.sqrt(len(found) * len({fact.object for fact in found}))
-    return max(shown, LEAST * len(found)) * (HARDER if found[0].relation in INVERSES else 1.0)
+    shown = math.sqrt(len(of_relation) * len({fact.object for fact in of_relation}))
+    return max(shown, LEAST * len(of_relation)) * (
+        HARDER if of_relation[0].relation in INVERSES else 1.0
+    )
 
 
 def answers() -> list[str]:
     """What the models are asked for: objects, and the closed classes that agree."""
-    found = [fact.object for fact in facts()]
-    found += [form for row in lexicon.AUXILIARIES for form in row[:2]]
-    found += [word for pair in lexicon.DEMONSTRATIVES.values() for word in pair]
-    found += [*lexicon.REFLEXIVES.values(), "themselves"]
-    return sorted({word for text in found for word in text.split()})
+    texts = [fact.object for fact in facts()]
+    texts += [form for row in lexicon.AUXILIARIES for form in row[:2]]
+    texts += [word for pair in lexicon.DEMONSTRATIVES.values() for word in pair]
+    texts += [*lexicon.REFLEXIVES.values(), "themselves"]
+    return sorted({word for text in texts for word in text.split()})
 
 
 def whole_words() -> list[str]:
     """Words that the tokenizer is to keep whole: objects, determiners, agreeing words, nouns."""
-    found = [fact.object for fact in facts()]
-    found += [form for noun in lexicon.nouns() for form in (noun.singular, noun.plural)]
+    texts = [fact.object for fact in facts()]
+    texts += [form for noun in lexicon.nouns() for form in (noun.singular, noun.plural)]
     for verb in lexicon.verbs("any", "thing", "none", "to", "that"):
-        found += [verb.plain, verb.singular]
-    found += [form for row in lexicon.AUXILIARIES for form in row[:2]]
-    found += [row[0] for row in lexicon.INVARIANT if row[0]]
-    found += [name.text for name in lexicon.first_names()] + list(lexicon.adjectives())
+        texts += [verb.plain, verb.singular]
+    texts += [form for row in lexicon.AUXILIARIES for form in row[:2]]
+    texts += [row[0] for row in lexicon.INVARIANT if row[0]]
+    texts += [name.text for name in lexicon.first_names()] + list(lexicon.adjectives())
     for number in lexicon.DETERMINERS:
-        found += lexicon.DETERMINERS[number]
-    found += [*lexicon.REFLEXIVES.values(), "themselves"]
-    return sorted({word for text in found for word in text.split()})
+        texts += lexicon.DETERMINERS[number]
+    texts += [*lexicon.REFLEXIVES.values(), "themselves"]
+    return sorted({word for text in texts for word in text.split()})

@@ -42,8 +42,8 @@ class FactQuestion(NamedTuple):
 
 def rate(outcomes: Iterable[bool]) -> Rate:
     """The share of true outcomes, rounded to 4 places; 0 of none."""
-    found = list(outcomes)
-    return Rate(round(sum(found) / max(1, len(found)), 4), len(found))
+    values = list(outcomes)
+    return Rate(round(sum(values) / max(1, len(values)), 4), len(values))
 
 
 def recall(scorer: Scorer, asked: Sequence[FactQuestion]) -> list[bool]:
@@ -61,7 +61,7 @@ def askable(scorer: Scorer, fact: Fact, template: str) -> bool:
 
 def questions_of(scorer: Scorer, which: str) -> list[FactQuestion]:
     """All facts in templates: ``trained``, ``withheld`` (unseen combinations) or ``held_out``."""
-    found = []
+    questions = []
     for fact in facts():
         known = templates()[fact.relation]
         texts = known.held_out if which == "held_out" else known.trained
@@ -71,8 +71,8 @@ def questions_of(scorer: Scorer, which: str) -> list[FactQuestion]:
             if which != "trained" and shown(fact, template):
                 continue
             if askable(scorer, fact, template):
-                found.append(FactQuestion(fact, template))
-    return found
+                questions.append(FactQuestion(fact, template))
+    return questions
 
 
 def shown(fact: Fact, template: str) -> bool:
@@ -90,14 +90,14 @@ def shown(fact: Fact, template: str) -> bool:
 @cache
 def _sentences() -> dict[frozenset[str], list[str]]:
     """All facts in all templates that training may show, by the two names that they hold."""
-    found: dict[frozenset[str], list[str]] = {}
+    by_names: dict[frozenset[str], list[str]] = {}
     for fact in facts():
-        sentences = found.setdefault(frozenset((fact.subject, fact.object)), [])
+        sentences = by_names.setdefault(frozenset((fact.subject, fact.object)), [])
         for template in templates()[fact.relation].trained:
             if not withheld(fact, template):
                 before, after = question(template, fact)
                 sentences.append(_plain(before + fact.object + after))
-    return found
+    return by_names
 
 
 def _plain(text: str) -> str:
@@ -246,8 +246,8 @@ def measure(
         "grammar_mean": mean(grammar),
     }
     if blimp:
-        found = blimp_report(scorer, blimp, min(60, pairs) if scorer.masked else pairs)
-        report |= {"blimp": found, "blimp_mean": mean(found)}
+        of_blimp = blimp_report(scorer, blimp, min(60, pairs) if scorer.masked else pairs)
+        report |= {"blimp": of_blimp, "blimp_mean": mean(of_blimp)}
     if pararel:
         report["pararel"] = pararel_report(scorer, pararel, count)
     return report
@@ -255,7 +255,7 @@ def measure(
 
 def mean(rates: dict[str, Rate]) -> float:
     """The mean of rates, each counted once."""
-    return round(sum(found.rate for found in rates.values()) / len(rates), 4)
+    return round(sum(share.rate for share in rates.values()) / len(rates), 4)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -270,11 +270,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--blimp", type=Path, help="folder with one file a paradigm")
     parser.add_argument("--count", type=int, default=6000, help="questions of a kind at most")
     options = parser.parse_args(arguments)
-    found = {}
+    reports = {}
     for name in options.models:
         path = folder(name) if name in NAMES else Path(name)
-        found[name] = measure(path, options.pararel, options.blimp, options.count)
-    sys.stdout.write(json.dumps(found, indent=1) + "\n")
+        reports[name] = measure(path, options.pararel, options.blimp, options.count)
+    sys.stdout.write(json.dumps(reports, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -57,8 +57,8 @@ def write(
 
 def read(folder: Path) -> dict[str, Any]:
     """The report of a model folder."""
-    found: dict[str, Any] = json.loads((folder / NAME).read_text(encoding="utf-8"))
-    return found
+    content: dict[str, Any] = json.loads((folder / NAME).read_text(encoding="utf-8"))
+    return content
 
 
 def markdown(reports: Mapping[str, Mapping[str, Any]], notes: str) -> str:
@@ -109,10 +109,10 @@ _LINES = (
 
 
 def _at(report: Mapping[str, Any], path: tuple[str, ...]) -> object:
-    found: Any = report
+    value: Any = report
     for key in path:
-        found = found.get(key) if isinstance(found, Mapping) else None
-    return found
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
 
 
 def _cell(value: object) -> str:

@@ -98,14 +98,14 @@ class Scorer:
             self._ids((" " if before else "") + (answer if before else capital(answer)))
             for (before, _), answer in zip(questions, answers, strict=True)
         ]
-        found = [False] * len(encoded)
+        right = [False] * len(encoded)
         with torch.inference_mode():
             for indices, ids in self.batches(encoded):
                 rows, places = torch.nonzero(ids == self.tokenizer.mask_token_id, as_tuple=True)
                 best = self.model(input_ids=ids).logits[rows, places].argmax(-1).tolist()
                 for index, token in zip(indices, best, strict=True):
-                    found[index] = [token] == wanted[index]
-        return found
+                    right[index] = [token] == wanted[index]
+        return right
 
     def one_token(self, word: str) -> bool:
         """Whether a word is one token inside a sentence: what a masked model can be asked for."""
@@ -123,20 +123,20 @@ class Scorer:
         import torch
 
         encoded = [self.tokenizer(sentence)["input_ids"] for sentence in sentences]
-        found = [0.0] * len(sentences)
+        log_probs = [0.0] * len(sentences)
         if not self.masked and self.tokenizer.bos_token_id != encoded[0][0]:
             encoded = [[self.tokenizer.eos_token_id, *ids] for ids in encoded]
         with torch.inference_mode():
             for indices, ids in self.batches(encoded):
                 scores = self._masked(ids) if self.masked else self._causal(ids)
                 for index, score in zip(indices, scores.tolist(), strict=True):
-                    found[index] = score
-        return found
+                    log_probs[index] = score
+        return log_probs
 
     def _causal(self, ids: Tensor) -> Tensor:
         scores = self.model(input_ids=ids).logits[:, :-1].log_softmax(-1)
-        found: Tensor = scores.gather(2, ids[:, 1:, None])[..., 0].sum(1)
-        return found
+        sums: Tensor = scores.gather(2, ids[:, 1:, None])[..., 0].sum(1)
+        return sums
 
     def _masked(self, ids: Tensor) -> Tensor:
         import torch

@@ -125,9 +125,9 @@ def add_openings(
 
 def merged(parts: Sequence[str], ranks: Mapping[tuple[str, str], int]) -> list[str]:
     """The parts of a word after the merges that apply, the lowest rank first, as BPE has it."""
-    found = list(parts)
-    while pairs := [pair for pair in pairwise(found) if pair in ranks]:
+    pieces = list(parts)
+    while pairs := [pair for pair in pairwise(pieces) if pair in ranks]:
         best = min(pairs, key=ranks.__getitem__)
-        place = list(pairwise(found)).index(best)
-        found[place : place + 2] = ["".join(best)]
-    return found
+        place = list(pairwise(pieces)).index(best)
+        pieces[place : place + 2] = ["".join(best)]
+    return pieces
