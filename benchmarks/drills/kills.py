@@ -57,7 +57,7 @@ def _round(toys: Toys, run: str, dice: random.Random, row: DrillRow) -> None:
         way = dice.choice(WAYS) if killed else ""
         process = _in_terminal(toys, args, dice, row) if way == TERMINAL else toys.start(*args)
         if killed and way != TERMINAL:
-            _kill(process, way, _moment(toys, dice), dice, row)
+            kill(process, way, _moment(toys, dice), dice, row)
         status = toys.wait(process, row)
         if way not in BROKEN_OFF:
             check_text(toys.output(process), row)
@@ -74,9 +74,10 @@ def _moment(toys: Toys, dice: random.Random) -> float:
     return dice.uniform(0.2, 1.0) * toys.duration
 
 
-def _kill(
+def kill(
     process: subprocess.Popen[bytes], way: str, after: float, dice: random.Random, row: DrillRow
 ) -> None:
+    """End a session, or one of its workers, after some seconds."""
     with suppress(subprocess.TimeoutExpired):
         process.wait(after)
         row.notes["after the end"] += 1

@@ -58,13 +58,14 @@ class Toys:
         self,
         *args: str,
         prepare: Callable[[], None] = as_in_a_terminal,
+        command: Sequence[str] = COMMAND,
         **environment: str,
     ) -> subprocess.Popen[bytes]:
         """Start a session; its output goes to a file of its own."""
         number = len(list(self.folder.glob("session-*.txt")))
         with (self.folder / f"session-{number:05}.txt").open("wb") as output:
             process = subprocess.Popen(
-                [*COMMAND, *args],
+                [*command, *args],
                 cwd=self.folder,
                 env={
                     **os.environ,
