@@ -1,4 +1,4 @@
-"""What collection costs by the number of facts: seconds and memory of one process.
+"""What collection costs by the number of facts: seconds, CPU seconds and memory of one process.
 
     python benchmarks/collecting.py [--facts 2000 20000 200000] [--profile]
 
@@ -45,8 +45,8 @@ def facts(count: int) -> list[dict[str, object]]:
     return rows
 
 
-def collect(file: Path, *, profile: bool) -> tuple[float, float, str]:
-    """Return wall seconds, peak GB and the output of one collection."""
+def collect(file: Path, *, profile: bool) -> tuple[float, float, float, str]:
+    """Return wall and CPU seconds, peak GB and the output of one collection."""
     command = ["-m", "pytest", "--pyargs", "kn_bench.suites", "--collect-only", "-qqq",
                "-p", "no:cacheprovider", "-p", "xdist", "-p", "kn_bench.testing.plugin",
                "--model", "tiny-gpt2", "--method", "none", "--cases", str(file)]  # fmt: skip
@@ -65,7 +65,8 @@ def collect(file: Path, *, profile: bool) -> tuple[float, float, str]:
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise RuntimeError(output)
-    return time.perf_counter() - started, _gigabytes(usage), output
+    seconds = time.perf_counter() - started
+    return seconds, usage.ru_utime + usage.ru_stime, _gigabytes(usage), output
 
 
 def _gigabytes(usage: resource.struct_rusage) -> float:
@@ -82,9 +83,13 @@ def main() -> None:
         for count in asked.facts:
             file = Path(name, f"facts{count}.jsonl")
             file.write_text("".join(json.dumps(fact) + "\n" for fact in facts(count)))
-            seconds, gigabytes, output = collect(file, profile=asked.profile)
-            rows.append((count, count * 6, seconds, gigabytes))
-    print(tabulate(rows, ("facts", "tests", "s", "GB"), floatfmt=("", "", ".1f", ".2f")))
+            seconds, busy, gigabytes, output = collect(file, profile=asked.profile)
+            rows.append((count, count * 6, seconds, busy, gigabytes))
+    print(
+        tabulate(
+            rows, ("facts", "tests", "s", "CPU s", "GB"), floatfmt=("", "", ".1f", ".1f", ".2f")
+        )
+    )
     if asked.profile:
         print("\n".join(output.splitlines()[-3000:][:60]))
 

@@ -81,8 +81,8 @@ def large_run(small: Path, rows: int) -> Path:
     return large
 
 
-def spend(folder: Path, words: tuple[str, ...], run: str) -> tuple[float, float]:
-    """Return wall seconds and peak GB of a command of kn-bench."""
+def spend(folder: Path, words: tuple[str, ...], run: str) -> tuple[float, float, float]:
+    """Return wall and CPU seconds and peak GB of a command of kn-bench."""
     code = "from kn_bench.commands.app import app; app()"
     command = [sys.executable, "-c", code, *(word.format(run=run) for word in words)]
     started = time.perf_counter()
@@ -93,7 +93,8 @@ def spend(folder: Path, words: tuple[str, ...], run: str) -> tuple[float, float]
         _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise RuntimeError((folder / "output.txt").read_text()[-2000:])
-    return time.perf_counter() - started, usage.ru_maxrss * 1024 / 1e9
+    seconds = time.perf_counter() - started
+    return seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024 / 1e9
 
 
 def main() -> None:
@@ -109,11 +110,11 @@ def main() -> None:
             run = large_run(small, count)
             size = (run / LOG).stat().st_size / 1e9
             for what in asked.only:
-                seconds, gigabytes = spend(folder, COMMANDS[what], run.name)
-                table.append((f"{count:,}", size, what, seconds, gigabytes))
+                seconds, busy, gigabytes = spend(folder, COMMANDS[what], run.name)
+                table.append((f"{count:,}", size, what, seconds, busy, gigabytes))
             shutil.rmtree(run)
-    headers = ("rows", "GB of log", "command", "s", "GB of memory")
-    print(tabulate(table, headers, floatfmt=("", ".2f", "", ".1f", ".2f")))
+    headers = ("rows", "GB of log", "command", "s", "CPU s", "GB of memory")
+    print(tabulate(table, headers, floatfmt=("", ".2f", "", ".1f", ".1f", ".2f")))
 
 
 if __name__ == "__main__":

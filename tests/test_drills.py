@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.drills import clocks, cuts, edits, fuzz, kills, starved
+from benchmarks.drills import clocks, cuts, edits, fuzz, kills, parts, starved
 from benchmarks.drills.row import DrillRow, table
 
 SHARES = {
@@ -25,7 +25,9 @@ def test_a_share_of_a_drill_is_clean(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("drill", [starved.full_disk, starved.few_descriptors, clocks.drill])
+@pytest.mark.parametrize(
+    "drill", [starved.full_disk, starved.few_descriptors, clocks.drill, parts.shards, parts.jobs]
+)
 def test_a_tenth_of_what_takes_whole_sessions_is_clean(tmp_path: Path, drill) -> None:
     row = drill(0.1, 7, tmp_path)
     assert row.clean, table([row])
