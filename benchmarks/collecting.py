@@ -91,7 +91,9 @@ def main() -> None:
         )
     )
     if asked.profile:
-        print("\n".join(output.splitlines()[-3000:][:60]))
+        lines = output.splitlines()
+        start = next(n for n, line in enumerate(lines) if line.lstrip().startswith("ncalls"))
+        print("\n".join(lines[start : start + 40]))
 
 
 if __name__ == "__main__":
