@@ -65,7 +65,9 @@ def test_a_worker_leaves_what_it_does_and_the_controller_reads_it(tmp_path, alwa
             with worker.task("second moment C", 100) as advance:
                 advance(40)
                 advance(2)
-                assert states(tmp_path) == [State("rome on m, 2 cases: second moment C", 42.0, 100)]
+                assert states(tmp_path) == [
+                    State("rome on m, 2 cases: editing 3/20: second moment C", 42.0, 100)
+                ]
             outer(1)
         assert states(tmp_path) == [State("rome on m, 2 cases: editing", 4.0, 20)]
     with idle.unit(""):

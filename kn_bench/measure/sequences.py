@@ -48,6 +48,7 @@ from kn_bench.measure.measurement import (
 from kn_bench.measure.protocols import Moment, Occasion, Protocol, checkpoints
 from kn_bench.measure.reader import Reader
 from kn_bench.measure.steps import EditedStep, StepStore, shared
+from kn_bench.model.progress import stepwise
 from kn_bench.model.scoring import RowContext
 
 BLOCK_RANK = 64
@@ -177,7 +178,7 @@ class _Run:
         with Composition(self.lm) as model:
             self.model = model
             self.reader = Reader(self.engine, self.name, model)
-            for step, cases in self.plan.steps():
+            for step, cases in stepwise(self.lm.progress, "step", list(self.plan.steps())):
                 edited_step = maker.make(step, [c for c in cases if c.id in self.encoded], state)
                 self.edit_seconds = maker.seconds
                 state = edited_step.state

@@ -91,7 +91,8 @@ class FileProgress:
             return
         self._written = time.monotonic()
         inner = self._open[-1] if self._open else State("", 0.0, None)
-        what = ": ".join(part for part in (self._unit, inner.what) if part)
+        around = [f"{s.what} {s.done:.0f}/{s.total:.0f}" for s in self._open[:-1] if s.total]
+        what = ": ".join(part for part in (self._unit, *around, inner.what) if part)
         part = self._file.with_suffix(".part")
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
