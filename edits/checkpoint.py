@@ -28,7 +28,7 @@ from kn_bench.model.folder import CONFIG
 from kn_bench.model.language_model import LanguageModel
 
 
-class Checkpoint:
+class EditedCheckpoint:
     """One edit for every request: what a checkpoint or adapter changes.
 
     Args:
@@ -134,9 +134,9 @@ def check(path: str, model: str) -> None:
 
 
 @edit_method("checkpoint", by_default=False, argument="FOLDER", check=check)
-def checkpoint(language_model: LanguageModel, argument: str) -> Checkpoint | SavedEdits:
+def checkpoint(language_model: LanguageModel, argument: str) -> EditedCheckpoint | SavedEdits:
     """What was edited elsewhere, against the model that it was made from."""
     folder = Path(argument)
     if (folder / ADAPTER).is_file() or (folder / CONFIG).is_file():
-        return Checkpoint(language_model, folder)
+        return EditedCheckpoint(language_model, folder)
     return SavedEdits(language_model, saved_files(folder))

@@ -16,7 +16,7 @@ from kn_bench.localise.alternatives import (
 from kn_bench.localise.attribution import Attribution, _mean, attribute
 from kn_bench.localise.integration import Nodes, Rule
 from kn_bench.localise.queries import questions_of
-from kn_bench.localise.scaling import Asked
+from kn_bench.localise.scaling import CleanBatch
 from kn_bench.localise.selection import Neuron
 from tests.brute_force import (
     Place,
@@ -165,7 +165,7 @@ def test_out_of_memory_halves_the_rows(monkeypatch):
     monkeypatch.setattr(lm.batcher, "memory", lm.batcher.memory)  # put back: it shrinks for good
     asked = queries(lm, (6, 6))
     expected = attribute(lm, asked)
-    sizes, run = [], Asked._run
+    sizes, run = [], CleanBatch._run
 
     def cramped(self, rows, gradient):
         sizes.append(len(rows.g))
@@ -173,12 +173,14 @@ def test_out_of_memory_halves_the_rows(monkeypatch):
             raise torch.OutOfMemoryError("no more")
         return run(self, rows, gradient)
 
-    monkeypatch.setattr(Asked, "_run", cramped)
+    monkeypatch.setattr(CleanBatch, "_run", cramped)
     for left, right in zip(expected, attribute(lm, asked), strict=True):
         assert relative(left.scores, right.scores) < 1e-10
     assert max(sizes) > 4
 
-    monkeypatch.setattr(Asked, "_run", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError()))
+    monkeypatch.setattr(
+        CleanBatch, "_run", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError())
+    )
     with pytest.raises(torch.OutOfMemoryError):
         attribute(lm, asked)
 

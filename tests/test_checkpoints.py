@@ -23,7 +23,7 @@ from kn_bench.editing.edit import DenseEdit, LowRank, LowRankEdit, NoEdit, norm
 from kn_bench.editing.provenance import Provenance
 from kn_bench.editing.registry import RegistryError
 from kn_bench.editing.saving import save_edit
-from kn_bench.edits.checkpoint import Checkpoint
+from kn_bench.edits.checkpoint import EditedCheckpoint
 from kn_bench.model import embedded
 from kn_bench.model.comparing import counterpart
 from kn_bench.results.rows import VerdictRow
@@ -239,7 +239,7 @@ def test_low_rank_finds_the_rank_through_rounding(rank):
 
 def test_a_checkpoint_in_a_sequence_is_applied_once(model, copy):
     folder = copy(edited_by(model, rank_one(model)))
-    method = Checkpoint(model, folder)
+    method = EditedCheckpoint(model, folder)
     first, state = method.edit_together([], method.begin())
     second, _ = method.edit_together([], state)
     assert isinstance(first, LowRankEdit)

@@ -17,7 +17,7 @@ from kn_bench.edits.kn import EraseKN, RewriteKN, _scales
 from kn_bench.localise.attribution import attribute
 from kn_bench.localise.integration import Rule
 from kn_bench.localise.measures import r1_squared
-from kn_bench.localise.queries import Question
+from kn_bench.localise.queries import TokenQuestion
 from kn_bench.localise.scaling import Rows, ask
 from kn_bench.localise.selection import (
     Neuron,
@@ -150,7 +150,7 @@ def test_probabilities_along_the_path_are_golden(case):
         ids, position = query.ids, query.answer_position
         if lm.is_causal:
             ids = ids[: position + 1]
-        asked = ask(lm, [Question(ids, position, query.answer_ids[0])])
+        asked = ask(lm, [TokenQuestion(ids, position, query.answer_ids[0])])
         layer = np.arange(n_layers).repeat(n_steps)
         rows = Rows(np.zeros_like(layer), layer, np.tile(np.linspace(0, 1, n_steps), n_layers))
         measured = asked.run(rows, gradient=False).probability

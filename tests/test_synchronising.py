@@ -18,7 +18,7 @@ from kn_bench.localise import attribution
 from kn_bench.localise.corruption import corrupt
 from kn_bench.localise.integration import Rule
 from kn_bench.localise.patching import PatchedRun, restore
-from kn_bench.localise.queries import Question
+from kn_bench.localise.queries import TokenQuestion
 from kn_bench.localise.scaling import ask
 from kn_bench.localise.tracing import KINDS, windowed
 from kn_bench.model.ragged import prepare
@@ -70,7 +70,7 @@ def test_what_would_wait_raises_here():
 @pytest.mark.parametrize("family", [*CAUSAL, "bert"])
 def test_attribution_asks_once_a_round(family, rule, on_meta, monkeypatch):
     lm = tiny_model(family, torch.float32)
-    questions = [Question((5 + i, 6, 7, 8), 3 if lm.is_causal else 2, 9) for i in range(3)]
+    questions = [TokenQuestion((5 + i, 6, 7, 8), 3 if lm.is_causal else 2, 9) for i in range(3)]
     ask(lm, questions)  # finds out, once a model, how its layers go on
     rng = np.random.default_rng(0)
     host = Host(rng.random)

@@ -75,7 +75,7 @@ class Scorer:
         import torch
 
         encoded = [self.tokenizer(prompt)["input_ids"] for prompt in prompts]
-        found = [""] * len(prompts)
+        generated = [""] * len(prompts)
         with torch.inference_mode():
             for indices, ids in self.batches(encoded):
                 length = ids.shape[1]
@@ -83,8 +83,8 @@ class Scorer:
                     best = self.model(input_ids=ids).logits[:, -1].argmax(-1, keepdim=True)
                     ids = torch.cat([ids, best], 1)
                 for index, row in zip(indices, ids[:, length:].tolist(), strict=True):
-                    found[index] = self.tokenizer.decode(row)
-        return found
+                    generated[index] = self.tokenizer.decode(row)
+        return generated
 
     def _filled(self, questions: Sequence[tuple[str, str]], answers: Sequence[str]) -> list[bool]:
         import torch

@@ -169,8 +169,8 @@ def _encode(
     optimisers = _optimisers(model, recipe)
     total = len(batches)
     schedules = [
-        torch.optim.lr_scheduler.LambdaLR(one, lambda step: _rate(step, total, recipe))
-        for one in optimisers
+        torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, total, recipe))
+        for optimiser in optimisers
     ]
     losses: list[float] = []
     start = time.monotonic()

@@ -104,8 +104,8 @@ def points(values: Sequence[str], spec: MethodSpec) -> list[dict[str, Any]]:
         if not equals:
             raise ValueError(f"--try {text!r}: expected PARAMETER=V1|V2, such as v_lr=0.1|0.5")
         column = []
-        for one in several.split("|"):
-            assignment = parse_assignment(f"{spec.name}.{name}={one}")
+        for value in several.split("|"):
+            assignment = parse_assignment(f"{spec.name}.{name}={value}")
             column.append((name, check_assignment(assignment, spec.settings)))
         columns.append(column)
     return [dict(combination) for combination in itertools.product(*columns)]

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from kn_bench.localise.queries import Fitted, questions_of
-from kn_bench.localise.scaling import Asked, Rows, ask, row_bytes
+from kn_bench.localise.scaling import CleanBatch, Rows, ask, row_bytes
 from kn_bench.localise.selection import Neuron
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.ragged import adds_to_stream
@@ -34,7 +34,7 @@ def activation(lm: LanguageModel, queries: Sequence[Fitted]) -> Scores:
 def gradient_x_activation(lm: LanguageModel, queries: Sequence[Fitted]) -> Scores:
     """Return the first-order effect of each neuron on P."""
 
-    def score(asked: Asked) -> Tensor:
+    def score(asked: CleanBatch) -> Tensor:
         n = len(asked.keys) * lm.n_layers
         cell = np.arange(n)
         rows = Rows(cell // lm.n_layers, cell % lm.n_layers, np.ones(n))
@@ -62,7 +62,7 @@ def direct_ablation(
     for layer, unit in sorted(neurons or ()):
         by_layer[layer].append(unit)
 
-    def score(asked: Asked) -> Tensor:
+    def score(asked: CleanBatch) -> Tensor:
         a_row = row_bytes(lm, asked.clean.run.ids.shape[1])
         scores = torch.zeros_like(asked.keys)
         for question in range(len(asked.keys)):
@@ -77,7 +77,7 @@ def direct_ablation(
     return _scored(lm, queries, score)
 
 
-def _without(asked: Asked, question: int, layer: int, units: Tensor, part: range) -> Tensor:
+def _without(asked: CleanBatch, question: int, layer: int, units: Tensor, part: range) -> Tensor:
     return asked.without(question, layer, units[part.start : part.stop])
 
 
@@ -99,7 +99,7 @@ def log_prob_increase(lm: LanguageModel, queries: Sequence[Fitted]) -> Scores:
     norm = _final_norm(lm)
 
     @torch.no_grad()
-    def score(asked: Asked) -> Tensor:
+    def score(asked: CleanBatch) -> Tensor:
         run = asked.clean.run
         last: list[Tensor] = []
         handle = norm.register_forward_pre_hook(lambda _, args: last.append(args[0].to(lm.device)))
@@ -153,7 +153,7 @@ def _final_norm(lm: LanguageModel) -> nn.Module:
 
 
 def _scored(
-    lm: LanguageModel, queries: Sequence[Fitted], score: Callable[[Asked], Tensor]
+    lm: LanguageModel, queries: Sequence[Fitted], score: Callable[[CleanBatch], Tensor]
 ) -> Scores:
     groups = [questions_of(lm, query) for query in queries]
     singles = list(dict.fromkeys(question for group in groups for question in group))

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from kn_bench.localise.integration import Rule
 from kn_bench.localise.queries import Fitted, questions_of
-from kn_bench.localise.scaling import Asked, Rows, ask, row_bytes
+from kn_bench.localise.scaling import CleanBatch, Rows, ask, row_bytes
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.progress import Advance
 from kn_bench.model.transfer import to_device, to_host
@@ -113,7 +113,7 @@ def _mean(parts: Sequence[Attribution]) -> Attribution:
     )
 
 
-def _attribute(asked: Asked, rule: Rule, advance: Advance) -> list[Attribution]:
+def _attribute(asked: CleanBatch, rule: Rule, advance: Advance) -> list[Attribution]:
     """Attribute questions of equal length, all from one clean pass."""
     path = _integrate(asked, rule, advance)
     weights = [asked.lm.weight(layer) for layer in range(asked.lm.n_layers)]
@@ -181,7 +181,7 @@ class _Intervals:
 class _Integrator:
     """Takes the integral on intervals of the paths of ``asked``."""
 
-    def __init__(self, asked: Asked, rule: Rule, advance: Advance) -> None:
+    def __init__(self, asked: CleanBatch, rule: Rule, advance: Advance) -> None:
         self.asked, self.rule = asked, rule
         self._advance, self._left = advance, float(len(asked.tokens))
         self.n_layers = asked.lm.n_layers
@@ -227,7 +227,7 @@ class _Integrator:
         return (integral * self.grown[to_device(cell, integral.device)]).sum(1)
 
 
-def _integrate(asked: Asked, rule: Rule, advance: Advance) -> _Path:
+def _integrate(asked: CleanBatch, rule: Rule, advance: Advance) -> _Path:
     take = _Integrator(asked, rule, advance)
     n_cells = len(take.grown)
     cell = np.arange(n_cells)

@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike
 
 from kn_bench.editing.applying import RowEdits
 from kn_bench.editing.edit import Edit, NeuronEdit, NeuronScale, NoEdit
-from kn_bench.localise.queries import Fitted, Question, questions_of
+from kn_bench.localise.queries import Fitted, TokenQuestion, questions_of
 from kn_bench.localise.selection import Neuron
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.scoring import Row, TargetScore, score
@@ -98,7 +98,7 @@ def answers(
     )
 
 
-def _untargeted(question: Question, query: Fitted, edit: int) -> Row:
+def _untargeted(question: TokenQuestion, query: Fitted, edit: int) -> Row:
     """Return the row that a question is read from, whichever token it asks for."""
     return Row(question.ids, (question.position,), (), query.answer_position, edit)
 

@@ -35,7 +35,7 @@ class Fitted(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class TokenQuestion:
     """The probability of ``token``, read at ``position`` of ``ids``."""
 
     ids: tuple[int, ...]
@@ -43,7 +43,7 @@ class Question:
     token: int
 
 
-def questions_of(lm: LanguageModel, encoded: Fitted) -> tuple[Question, ...]:
+def questions_of(lm: LanguageModel, encoded: Fitted) -> tuple[TokenQuestion, ...]:
     """Return one question for each token of the answer.
 
     Raises:
@@ -62,11 +62,11 @@ def questions_of(lm: LanguageModel, encoded: Fitted) -> tuple[Question, ...]:
     )
 
 
-def _question(causal: bool, encoded: Fitted, index: int) -> Question:
+def _question(causal: bool, encoded: Fitted, index: int) -> TokenQuestion:
     start, earlier = encoded.answer_position, encoded.answer_ids[:index]
     position, token = start + index, encoded.answer_ids[index]
     if causal:
-        return Question((*encoded.ids[: start + 1], *earlier), position, token)
+        return TokenQuestion((*encoded.ids[: start + 1], *earlier), position, token)
     ids = list(encoded.ids)
     ids[start:position] = earlier
-    return Question(tuple(ids), position, token)
+    return TokenQuestion(tuple(ids), position, token)

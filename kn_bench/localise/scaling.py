@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kn_bench.localise.queries import Question
+from kn_bench.localise.queries import TokenQuestion
 from kn_bench.model.after_site import CleanSites, clean_sites
 from kn_bench.model.costs import graph_bytes
 from kn_bench.model.language_model import LanguageModel
@@ -52,7 +52,7 @@ class Along(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Asked:
+class CleanBatch:
     """Questions of equal length after one clean pass.
 
     Attributes:
@@ -133,7 +133,7 @@ class Asked:
 
 
 @torch.no_grad()
-def ask(lm: LanguageModel, questions: Sequence[Question]) -> Asked:
+def ask(lm: LanguageModel, questions: Sequence[TokenQuestion]) -> CleanBatch:
     """Run questions of equal length once, unperturbed."""
     ids = lm.tensor([question.ids for question in questions])
     positions = torch.tensor([q.position for q in questions], device=ids.device)
@@ -141,7 +141,7 @@ def ask(lm: LanguageModel, questions: Sequence[Question]) -> Asked:
     clean = clean_sites(lm, ids, positions)
     grown = [clean.keys[:, layer] @ lm.weight(layer) for layer in range(lm.n_layers)]
     probability = log_prob_of(lm.logits(clean.last_hidden), tokens).exp()
-    return Asked(lm, clean, tokens, torch.stack(grown, 1), probability)
+    return CleanBatch(lm, clean, tokens, torch.stack(grown, 1), probability)
 
 
 def row_bytes(lm: LanguageModel, length: int) -> int:

@@ -186,7 +186,7 @@ def count_once(memo: Memo) -> None:
     def counting(
         keys: Iterable[Any], make: Callable[[list[Any]], Sequence[Any]], *, original: bool = False
     ) -> dict[Any, Any]:
-        def made(missing: list[Any]) -> Sequence[Any]:
+        def remade(missing: list[Any]) -> Sequence[Any]:
             new = [key for key in missing if key not in reckoned]
             try:
                 results = make(new) if new else ()
@@ -197,7 +197,7 @@ def count_once(memo: Memo) -> None:
                 raise BrokenOff(0.0)
             return results
 
-        return get_many(keys, made, original=original)
+        return get_many(keys, remade, original=original)
 
     memo.get_many = counting  # type: ignore[method-assign]
 
