@@ -1,6 +1,8 @@
 """The board in other tools' formats, read back."""
 
 import json
+import shutil
+import subprocess
 
 import pandas as pd
 import pytest
@@ -42,6 +44,29 @@ def test_latex_has_balanced_tables_and_escaped_names(runs, tmp_path):
     rows = [line for line in text.split("\n") if line.startswith("rome")]
     assert all(row.count("&") == 8 and row.endswith(r"\\") for row in rows)
     assert r"$^\circ$" in rows[0]
+
+
+DOCUMENT = r"""\documentclass{article}
+\usepackage[margin=1cm,landscape]{geometry}
+\usepackage{booktabs}
+\begin{document}
+\input{b}
+\end{document}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("pdflatex"), reason="there is no pdflatex on this machine")
+def test_latex_compiles_whatever_the_names(tmp_path):
+    scores = {r"50% & \input{x} $a_b^c$ #~|<>": GOOD, "control:rome_1": CHANCE, "rome_1": GOOD}
+    runs = load_runs([write_run(tmp_path, scores)])
+    chosen(tmp_path / "b.tex")(runs, tmp_path / "b.tex")
+    (tmp_path / "paper.tex").write_text(DOCUMENT)
+    command = ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "paper.tex"]
+    made = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert made.returncode == 0, made.stdout[-2000:]
+    assert "Overfull" not in made.stdout
+    assert (tmp_path / "paper.pdf").stat().st_size > 10_000
 
 
 def test_every_eval_ever_has_figures_that_its_instances_add_up_to(runs, tmp_path):

@@ -4,6 +4,8 @@ import shutil
 
 import pytest
 
+from benchmarks import page as large
+from kn_bench.cases.case import CRITERIA
 from kn_bench.results.html import write_page
 from kn_bench.results.loading import load_runs
 from kn_bench.results.serving import Server
@@ -23,7 +25,7 @@ EVIL = "<img src=x onerror=alert(1)>"
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     scores = {
-        "rome": GOOD,
+        "rome": {**GOOD, "portability": [0.5] * 16},
         "control:rome": CHANCE,
         "noise": WEAK,
         "control:noise": WEAK,
@@ -107,6 +109,21 @@ def test_a_case_shows_every_answer_and_is_reached_by_keyboard(page):
     page.wait_for_selector("button.row")
 
 
+def test_a_case_shows_what_follows_from_the_edit_too(page):
+    page.evaluate("location.hash = '#view=cases&method=rome'")
+    page.wait_for_selector("button.row")
+    page.locator("button.row").first.click()
+    page.wait_for_selector("table.probes")
+    section = page.locator("section", has=page.get_by_role("heading", name="portability"))
+    assert "2 of 4 probes give the new answer" in section.inner_text()
+    assert section.locator("tbody tr").count() == 4
+
+
+def test_the_cases_behind_the_figures_are_counted(page):
+    every = ", ".join(f"{criterion} 16" for criterion in CRITERIA)
+    assert page.inner_text(".counts") == f"Cases behind a figure: {every}."
+
+
 def test_two_methods_are_compared_on_the_same_cases(page):
     page.get_by_role("tab", name="Compare").click()
     page.wait_for_selector("#pick-b")
@@ -155,3 +172,12 @@ def test_a_large_run_is_sampled_and_says_so(runs):
     assert data["sample"]["cases"] < data["sample"]["of"] == 16
     assert len(data["cases"]["id"]) == data["sample"]["cases"]
     assert len(data["lines"]) == 3
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_measurements_open_in_three_seconds(tmp_path):
+    target = tmp_path / "board.html"
+    write_page(load_runs([large.made_run(tmp_path)]), target)
+    times = large.opened(target)
+    assert times.pop("open") < 3
+    assert max(times.values()) < 1, times

@@ -10,6 +10,7 @@ import pytest
 
 from kn_bench.testing import devices
 from kn_bench.testing.devices import DevicePool
+from kn_bench.testing.options import Options
 
 
 def test_a_replacement_worker_gets_the_device_that_is_free():
@@ -65,3 +66,26 @@ def test_settling_before_torch_is_imported(models, each):
     )
     environment = {"PATH": "/usr/bin:/bin"}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+
+
+@pytest.mark.parametrize(
+    ("models", "given", "workers"),
+    [((), "cpu", 2), (("tiny-bert",), "cpu", 2), (("a/folder",), "cpu", 4), ((), "cuda:0", 4)],
+)
+def test_small_models_have_no_more_workers_than_cores(monkeypatch, models, given, workers):
+    monkeypatch.setattr(devices, "cores", lambda: 2)
+    options = Options(models=models, devices=(given,))
+    assert devices.useful(4, options) == workers
+    assert devices.useful(1, options) == 1
+
+
+def test_workers_beyond_the_cores_are_not_started(pytester):
+    asked, cores = devices.cores() + 1, devices.cores()
+    found = pytester.runpytest_subprocess(
+        "--pyargs", "kn_bench.suites", "--co", f"-n{asked}", "--model", "tiny-gpt2",
+        "--method", "none", "--limit", "1", "--relation", "P36",
+    )  # fmt: skip
+    found.stdout.fnmatch_lines(
+        [f"kn_bench: {cores} workers rather than {asked}, one for each core of this machine"]
+    )
+    assert found.ret == 0

@@ -19,6 +19,8 @@ ACRONYM_STOP = re.compile(r"(?<=\b\w)\.(?=\w\b)")
 """The stops of ``U.S.A.``, which is the word ``USA``."""
 SENTENCE_END = re.compile(r"(?<=\w{3})[.!?](?=\s|$)|\n")
 """The end of an answer. Three characters before the stop: ``St. Louis`` goes on."""
+_ENDED = re.compile(r"(?<=\w{3})[.!?](?=\s)|\n")
+"""The same in a text that may go on: a stop at its end may be that of ``kn.bench``."""
 
 
 @lru_cache(maxsize=1 << 16)
@@ -69,3 +71,19 @@ def same_answer(first: str, second: str) -> bool:
 def first_sentence(text: str) -> str:
     """Return ``text`` up to its first sentence end or line break."""
     return SENTENCE_END.split(text.strip(), maxsplit=1)[0]
+
+
+def is_settled(generated: str, n_words: int, *, sentence: bool) -> bool:
+    """Whether no continuation of ``generated`` changes how it compares with other answers.
+
+    Args:
+        generated: the beginning of a text.
+        n_words: words of the longest answer that it is compared with by :func:`starts_with_answer`.
+        sentence: whether it is also compared by :func:`same_answer`.
+    """
+    end = _ENDED.search(generated.lstrip())
+    if end is None:
+        return not sentence and len(words(generated)) > n_words
+    # the last word of a text may be a part of one, the last of a sentence is not
+    whole = generated.lstrip()[: end.start()]
+    return len(words(whole)) >= n_words or len(words(generated)) > n_words

@@ -9,20 +9,21 @@ questions (probe x edit)
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from jaxtyping import Float
 from torch import Tensor
 
-from kn_bench.cases.normalise import starts_with_answer
+from kn_bench.cases.normalise import is_settled, starts_with_answer, words
 from kn_bench.measure.cache import AnswerCache, TargetScores, content_key
 from kn_bench.measure.encoded import BUDGET, AnswerRow
 from kn_bench.measure.encoding import EncodedProbe
 from kn_bench.measure.measurement import Answer
 from kn_bench.model import scoring
 from kn_bench.model.language_model import LanguageModel
-from kn_bench.model.scoring import Prompt, Reading, RowContext
+from kn_bench.model.scoring import Prompt, Reading, RowContext, Settled
 
 
 @dataclass(frozen=True)
@@ -50,23 +51,27 @@ class Asker:
         self.budget = budget
 
     def ask(
-        self, questions: Sequence[Question], edits: RowContext, cache: AnswerCache | None = None
+        self,
+        questions: Sequence[Question],
+        edits: RowContext,
+        cache: AnswerCache | None = None,
+        *,
+        brief: bool = False,
     ) -> list[tuple[Answer, Float[Tensor, " vocabulary"]]]:
         """Return each question's answer with the log-probabilities at its answer position.
 
         Equal prompts under equal edits are run once, however many probes share them. What
-        ``cache`` knows is not run at all: give it for the unedited model only.
+        ``cache`` knows is not run at all: give it for the unedited model only. ``brief`` answers
+        end where nothing that follows would change a verdict.
         """
-        prompts = dict.fromkeys(
-            Prompt(q.probe.prompt_ids, q.probe.answer_position, q.edit) for q in questions
-        )
-        readings = self._read(list(prompts), edits, cache)
+        prompts = dict.fromkeys(map(_prompt, questions))
+        settled = self._settled(questions) if brief else None
+        readings = self._read(list(prompts), edits, cache, settled)
         scores = self._score(_further_rows(questions), edits, cache)
         answers = []
         for question in questions:
             probe = question.probe
-            prompt = Prompt(probe.prompt_ids, probe.answer_position, question.edit)
-            reading = readings[prompt]
+            reading = readings[_prompt(question)]
             expected, rejected = (
                 _target_scores(row, probe, reading.log_probs, scores, question.edit)
                 for row in (probe.expected, probe.rejected)
@@ -99,14 +104,38 @@ class Asker:
             gives_rejected=starts_with_answer(text, probe.rejected),
         )
 
+    def _settled(self, questions: Sequence[Question]) -> Settled:
+        """Return what tells whether a continuation decides all that is asked of its prompt."""
+        n_words: dict[Prompt, int] = defaultdict(int)
+        facts: set[Prompt] = set()
+        for question in questions:
+            probe, prompt = question.probe.probe, _prompt(question)
+            forms = [words(form) for form in (probe.expected, probe.rejected, *probe.aliases)]
+            # an answer without a word is compared as it stands: its text is not cut
+            longest = max(map(len, forms)) if all(forms) else self.budget
+            n_words[prompt] = max(n_words[prompt], longest)
+            if probe.task == "fact":  # pairs are judged by their preference
+                facts.add(prompt)
+        decode = self.lm.tokens.decode
+
+        def settled(prompt: Prompt, generated: Sequence[int]) -> bool:
+            text = decode(tuple(generated))
+            return is_settled(text, n_words[prompt], sentence=prompt in facts)
+
+        return settled
+
     def _read(
-        self, prompts: Sequence[Prompt], edits: RowContext, cache: AnswerCache | None
+        self,
+        prompts: Sequence[Prompt],
+        edits: RowContext,
+        cache: AnswerCache | None,
+        settled: Settled | None,
     ) -> dict[Prompt, Reading]:
         keys = {p: content_key(p.ids, p.position, self.budget) for p in prompts} if cache else {}
         known = cache.readings(list(keys.values())) if cache else {}
         readings = {prompt: known[key] for prompt, key in keys.items() if key in known}
         missing = [prompt for prompt in prompts if prompt not in readings]
-        fresh = scoring.read(self.lm, missing, edits, n_tokens=self.budget)
+        fresh = scoring.read(self.lm, missing, edits, n_tokens=self.budget, settled=settled)
         readings.update(zip(missing, fresh, strict=True))
         if cache:
             cache.keep_readings((keys[prompt], readings[prompt]) for prompt in missing)
@@ -140,6 +169,11 @@ class Asker:
         if cache:
             cache.keep_scores((keys[key], scores[key]) for key in missing)
         return scores
+
+
+def _prompt(question: Question) -> Prompt:
+    probe = question.probe
+    return Prompt(probe.prompt_ids, probe.answer_position, question.edit)
 
 
 def _is_first_token(row: AnswerRow, probe: EncodedProbe) -> bool:

@@ -213,12 +213,17 @@ class Engine:
     # -- measuring -------------------------------------------------------------------------
 
     def _measure_all(
-        self, name: str, edited: Sequence[_Edited], results: dict[str, CaseResult]
+        self,
+        name: str,
+        edited: Sequence[_Edited],
+        results: dict[str, CaseResult],
+        *,
+        brief: bool = False,
     ) -> None:
         rowwise = [trial for trial in edited if not isinstance(trial.edit, IN_PLACE)]
         for portion in self._portions(rowwise):
             edits = RowEdits(self.model, [trial.edit for trial in portion])
-            self._measure(name, portion, edits, results)
+            self._measure(name, portion, edits, results, brief)
         same: dict[int, list[_Edited]] = {}
         for trial in edited:
             if isinstance(trial.edit, IN_PLACE):
@@ -226,18 +231,18 @@ class Engine:
                 same.setdefault(id(trial.edit), []).append(trial)
         for group in same.values():
             for portion in self._portions(group):
-                self._measure_in_place(name, portion, results)
+                self._measure_in_place(name, portion, results, brief)
 
     def _measure_controls(
         self, name: str, edited: Sequence[_Edited], results: dict[str, CaseResult]
     ) -> None:
-        """Ask the same probes under an edit of equal size, case by case."""
+        """Ask the same probes under an edit of equal size, as far as verdicts need it."""
         requests = [trial.encoded.case.request for trial in edited]
         drawn = controls_of([trial.edit for trial in edited], requests, self.model.d_mlp)
         pairs = zip(edited, drawn, strict=True)
         controls = [replace(trial, edit=edit) for trial, edit in pairs if edit is not None]
         given: dict[str, CaseResult] = {}
-        self._measure_all(control_name(name), controls, given)
+        self._measure_all(control_name(name), controls, given, brief=True)
         for case, result in given.items():
             results[case] = replace(results[case], control=replace(result, edit=None))
 
@@ -276,6 +281,7 @@ class Engine:
         edited: Sequence[_Edited],
         edits: RowEdits,
         results: dict[str, CaseResult],
+        brief: bool,
     ) -> None:
         before = self.before([probe for trial in edited for probe in trial.encoded.probes])
         prefixed = _prefixed(edited, self.model)
@@ -288,7 +294,7 @@ class Engine:
                 if isinstance(asked, EncodedProbe):
                     questions.append(Question(asked, index))
                     owners.append((index, probe.probe.id))
-        answers = self.asker.ask(questions, edits)
+        answers = self.asker.ask(questions, edits, brief=brief)
         after: list[dict[str, Asked]] = [{} for _ in edited]
         for (index, probe_id), answer in zip(owners, answers, strict=True):
             after[index][probe_id] = Asked(*answer)
@@ -297,14 +303,15 @@ class Engine:
             results[case] = self._result(name, trial, before, after[index], prefixed.get(index, {}))
 
     def _measure_in_place(
-        self, name: str, group: Sequence[_Edited], results: dict[str, CaseResult]
+        self, name: str, group: Sequence[_Edited], results: dict[str, CaseResult], brief: bool
     ) -> None:
         """Apply one edit in place, and ask the probes of all cases that share it."""
         probes = [probe for trial in group for probe in trial.encoded.probes]
         before = self.before(probes)
         try:
             with in_place(self.model, group[0].edit):
-                answers = self.asker.ask([Question(probe, 0) for probe in probes], UNEDITED)
+                questions = [Question(probe, 0) for probe in probes]
+                answers = self.asker.ask(questions, UNEDITED, brief=brief)
             error = ""
         except ValueError as problem:
             error = f"{name}: {problem}"

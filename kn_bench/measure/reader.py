@@ -30,10 +30,14 @@ class Reader:
         engine: engine of the model.
         method: name of the method.
         model: the edits that the model holds.
+        brief: whether answers end where no verdict depends on what follows.
     """
 
-    def __init__(self, engine: Engine, method: str, model: Composition) -> None:
+    def __init__(
+        self, engine: Engine, method: str, model: Composition, *, brief: bool = False
+    ) -> None:
         self.engine, self.name, self.model = engine, method, model
+        self.brief = brief
         self.lm = engine.model
 
     def read(
@@ -104,7 +108,7 @@ class Reader:
             }
         number = {encoded.case.id: number for encoded, number in portion}
         questions = [Question(probe, number[case]) for (case, _), probe in posed.items()]
-        answers = self.engine.asker.ask(questions, edits)
+        answers = self.engine.asker.ask(questions, edits, brief=self.brief)
         return {key: Asked(*answer) for key, answer in zip(posed, answers, strict=True)}
 
     def _case(

@@ -40,13 +40,16 @@ from kn_bench.measure.encoding import EncodedCase, EncodedProbe
 from kn_bench.measure.engine import LEAVE_ALONE, Engine
 from kn_bench.measure.making import SequenceFailedError, StepMaker
 from kn_bench.measure.measurement import (
+    CONTROL,
     CaseResult,
     Checkpoint,
     EditRecord,
     UnitResult,
+    control_name,
 )
 from kn_bench.measure.protocols import Moment, Occasion, Protocol, checkpoints
 from kn_bench.measure.reader import Reader
+from kn_bench.measure.sequence_controls import ControlMethod, StepEdits, beside
 from kn_bench.measure.steps import EditedStep, StepStore, shared
 from kn_bench.model.progress import stepwise
 from kn_bench.model.scoring import RowContext
@@ -94,7 +97,13 @@ class _Block:
 
 
 def measure_sequence(
-    engine: Engine, name: str, method: Any, plan: Plan, *, folder: Path | None = None
+    engine: Engine,
+    name: str,
+    method: Any,
+    plan: Plan,
+    *,
+    folder: Path | None = None,
+    control: bool = False,
 ) -> UnitResult:
     """Edit by ``method`` step after step, and measure as the plan's protocol says.
 
@@ -107,8 +116,12 @@ def measure_sequence(
         method: the method, bound to the engine's model, see :mod:`kn_bench.editing.method`.
         plan: what to edit, in which order.
         folder: folder in which steps are stored, and from which stored ones are loaded.
+        control: measure the same sequence under random edits of equal size too, see
+            :mod:`kn_bench.measure.sequence_controls`.
     """
-    return _Run(engine, name, method, plan, folder).result()
+    run = _Run(engine, name, method, plan, folder)
+    result = run.result()
+    return run.beside_control(result) if control else result
 
 
 class _Run:
@@ -119,7 +132,9 @@ class _Run:
     ) -> None:
         self.engine, self.name, self.method, self.plan = engine, name, method, plan
         self.lm = engine.model
+        self.is_control = name.startswith(CONTROL)
         self.store = StepStore(folder) if folder is not None else None
+        self.step_edits = StepEdits(self.lm, self.store)
         self.immediate: dict[str, CaseResult] = {}
         self.retained: dict[str, CaseResult] = {}
         encoded = engine.encode(plan.cases, self.immediate)
@@ -163,12 +178,25 @@ class _Run:
             tuple(self.checkpoints),
         )
 
+    def beside_control(self, result: UnitResult) -> UnitResult:
+        """Return the result of this run with that of the control of each measured case."""
+        method = ControlMethod(self.lm, self.step_edits)
+        other = _Run(self.engine, control_name(self.name), method, self.plan, None)
+        other.encoded = {id: c for id, c in other.encoded.items() if id in self.records}
+        control = other.result()
+        return replace(
+            result,
+            results=beside(result.results, control.results),
+            retained=beside(result.retained, control.retained),
+            measure_seconds=result.measure_seconds + control.measure_seconds,
+        )
+
     @property
     def _keeps(self) -> bool:
         return self.plan.protocol.name == "sequence"
 
     def _run(self) -> None:
-        if self._keeps:
+        if self._keeps and not self.is_control:
             self.ability = Ability(self.engine, self.plan.cases)
             self._note(0, self.ability.unedited, [])
         stops = set(checkpoints(self.plan.protocol.steps))
@@ -177,13 +205,13 @@ class _Run:
         maker = StepMaker(self.lm, self.name, self.method, self.store, self._collapsed, seed)
         with Composition(self.lm) as model:
             self.model = model
-            self.reader = Reader(self.engine, self.name, model)
+            self.reader = Reader(self.engine, self.name, model, brief=self.is_control)
             for step, cases in stepwise(self.lm.progress, "step", list(self.plan.steps())):
                 edited_step = maker.make(step, [c for c in cases if c.id in self.encoded], state)
                 self.edit_seconds = maker.seconds
                 state = edited_step.state
                 self._take(edited_step, step)
-                if self._keeps and step in stops:
+                if self.ability is not None and step in stops:
                     self._ask_block()
                     self._look(step)
                     if self.plan.stop_at_collapse and self.checkpoints[-1].collapsed_at:
@@ -209,6 +237,7 @@ class _Run:
         if len(edited_step.edits) > 1:  # each made by itself: the step is their sum
             edited_step = replace(edited_step, edits=(summed(edited_step.edits),))
         (edit,) = edited_step.edits
+        self.step_edits.add(step, record.edited, edit)
         waits = isinstance(edit, LowRankEdit | NoEdit) and isinstance(
             self.model.asked_under, NoEdit
         )

@@ -16,7 +16,7 @@ The vocabulary is projected only where it is read. Log-probabilities are in at l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -106,6 +106,9 @@ class Unedited:
 
 UNEDITED = Unedited()
 
+Settled = Callable[[Prompt, Sequence[int]], bool]
+"""Whether a prompt's continuation needs no more tokens."""
+
 
 # -- of logits -----------------------------------------------------------------------------------
 
@@ -183,13 +186,19 @@ def target_log_probs(
 
 
 def read(
-    lm: LanguageModel, prompts: Sequence[Prompt], edits: RowContext = UNEDITED, *, n_tokens: int = 1
+    lm: LanguageModel,
+    prompts: Sequence[Prompt],
+    edits: RowContext = UNEDITED,
+    *,
+    n_tokens: int = 1,
+    settled: Settled | None = None,
 ) -> list[Reading]:
     """Return the vocabulary's log-probabilities and the greedy tokens of each prompt.
 
     Args:
         n_tokens: length of a causal model's continuation, which reuses the pass's attention keys
             and values; neurons are also scaled at every new token.
+        settled: ends a continuation before that.
     """
 
     @torch.no_grad()
@@ -202,17 +211,19 @@ def read(
             output = lm.hidden(ids, **options)
         rows = torch.arange(len(batch), device=ids.device)
         log_probs = log_probs_of(lm, output.last_hidden_state[rows, at])
-        generated = log_probs.argmax(-1)[:, None]
-        if lm.is_causal:
+        first = log_probs.argmax(-1)[:, None]
+        if not lm.is_causal:
+            generated = first.tolist()
+        else:
             past = output.past_key_values
             # the continuation ends where the model has no more positions
             room = min(n_tokens, 1 + lm.tokens.max_length - ids.shape[1])
-            generated = continue_greedily(lm, past, generated, edits, edit_of, room)
+            if settled is None:
+                generated = continue_greedily(lm, past, first, edits, edit_of, room).tolist()
+            else:
+                generated = _until_settled(lm, past, first, edits, edit_of, room, batch, settled)
         host = log_probs.cpu()
-        return [
-            Reading(row, tuple(tokens))
-            for row, tokens in zip(host, generated.tolist(), strict=True)
-        ]
+        return [Reading(row, tuple(ids)) for row, ids in zip(host, generated, strict=True)]
 
     def item_bytes(prompt: Prompt) -> int:
         length = len(prompt.ids)
@@ -249,6 +260,33 @@ def continue_greedily(
             past = output.past_key_values
             tokens.append(lm.logits(output.last_hidden_state[:, -1]).argmax(-1, keepdim=True))
     return torch.cat(tokens, 1)
+
+
+def _until_settled(
+    lm: LanguageModel,
+    past: Any,
+    first: Int[Tensor, "rows 1"],
+    edits: RowContext,
+    edit_of: Int[Tensor, " rows"],
+    n_tokens: int,
+    prompts: Sequence[Prompt],
+    settled: Settled,
+) -> list[list[int]]:
+    """Continue as :func:`continue_greedily` does, each row until it is settled."""
+    generated: list[list[int]] = first.tolist()
+    rows, last = list(range(len(prompts))), first
+    for _ in range(n_tokens - 1):
+        going = [i for i, row in enumerate(rows) if not settled(prompts[row], generated[row])]
+        if not going:
+            break
+        if len(going) < len(rows):
+            kept = torch.tensor(going, device=first.device)
+            past.batch_select_indices(kept)
+            rows, last, edit_of = [rows[i] for i in going], last[kept], edit_of[kept]
+        last = continue_greedily(lm, past, last, edits, edit_of, 2)[:, 1:]
+        for row, (token,) in zip(rows, last.tolist(), strict=True):
+            generated[row].append(token)
+    return generated
 
 
 def _run(lm: LanguageModel, compute: Any, rows: Sequence[Row]) -> list[Any]:

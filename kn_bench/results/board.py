@@ -145,7 +145,14 @@ GROUP = [*Name._fields]
 
 
 def board(runs: Runs) -> tuple[Line, ...]:
-    """Return the lines, facts before pairs, models as they come, the best first."""
+    """Return the lines, facts before pairs, models as they come, the best first; computed once."""
+    if "board" not in runs.memo:
+        runs.memo["board"] = _lines(runs)
+    lines: tuple[Line, ...] = runs.memo["board"]
+    return lines
+
+
+def _lines(runs: Runs) -> tuple[Line, ...]:
     edits = runs.edits.groupby(["run", "task", "model", "method", "protocol"])
     seconds = edits["record_seconds"].mean()
     names, *frames = _in_numbers(runs.verdicts)

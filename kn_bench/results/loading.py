@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -52,6 +53,7 @@ class Runs:
         folders: of the runs, by the name in the column ``run``.
         curves: checkpoints of all sequences, one row each.
         generations: what was written freely, one row a model, method and case.
+        memo: what was computed from the rows: the terminal, the file and the page show the same.
     """
 
     manifests: tuple[Manifest, ...]
@@ -67,6 +69,7 @@ class Runs:
     curves: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False)
     optional: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False)
     generations: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False)
+    memo: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
 
 def load_runs(folders: Sequence[Path], *, judge_again: bool = False) -> Runs:

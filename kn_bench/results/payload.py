@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kn_bench.cases.case import CRITERIA
+from kn_bench.cases.case import ALL_CRITERIA, CRITERIA
 from kn_bench.cases.sampling import stable_hash
 from kn_bench.measure.measurement import CONTROL
 from kn_bench.measure.statistics import Interval
@@ -82,12 +82,14 @@ def payload(runs: Runs, *, embedded: int | None = EMBEDDED) -> dict[str, Any]:
     figures = board(runs)
     index = {tuple(line.name): i for i, line in enumerate(figures)}
     chosen, sample = (None, None) if embedded is None else _sampled(runs, embedded)
-    verdicts = (
-        runs.verdicts if chosen is None else runs.verdicts[runs.verdicts["case"].isin(chosen)]
-    )
+    every = (runs.verdicts, runs.optional) if len(runs.optional) else (runs.verdicts,)
+    verdicts = pd.concat(every)
+    if chosen is not None:
+        verdicts = verdicts[verdicts["case"].isin(chosen)]
     cases = _Cases(runs, verdicts, texts)
     data: dict[str, Any] = {
         "criteria": CRITERIA,
+        "asked": ALL_CRITERIA,
         "statuses": STATUSES,
         "strata": [f"{c}, {what.replace('_', ' ')}: {known}" for c, what, known in STRATA],
         "parts": {"symmetry": SYMMETRY, "overturn": OVERTURN, "readings": READINGS},
@@ -225,7 +227,7 @@ def _verdicts(
     return {
         "line": _line_of(verdicts, index),
         "case": [cases.number[case] for case in verdicts["case"]],
-        "criterion": [CRITERIA.index(criterion) for criterion in verdicts["criterion"]],
+        "criterion": [ALL_CRITERIA.index(criterion) for criterion in verdicts["criterion"]],
         "sequence": verdicts["sequence"].tolist(),
         "status": [STATUSES.index(status) for status in verdicts["verdict_status"]],
         "score": _rounded(verdicts["verdict_score"]),
@@ -282,7 +284,6 @@ def answers(
     asked: dict[str, list[Any]] = {name: [] for name in PROBE}
     after: dict[str, list[Any]] = {name: [] for name in AFTER}
     for frame in frames:
-        frame = frame[frame["criterion"].isin(CRITERIA)]
         is_control = frame["method"].str.startswith(CONTROL)
         frame = frame.assign(
             control=is_control.astype(int),
@@ -330,7 +331,7 @@ def _probe_columns(
     return _answer_columns(frame, "before", texts) | {
         "model": texts.column(frame["model"]),
         "case": [numbers.get(case, -1) for case in frame["case"]],
-        "criterion": [CRITERIA.index(criterion) for criterion in frame["criterion"]],
+        "criterion": [ALL_CRITERIA.index(criterion) for criterion in frame["criterion"]],
         "id": texts.column(frame["probe"]),
         "kind": texts.column(frame["kind"]),
         "left": texts.column(left for left, _ in around),

@@ -9,6 +9,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kn_bench.testing.options import Options
 
 
 class DevicePool:
@@ -73,6 +77,18 @@ def settle(workers: int, models: Collection[str]) -> None:
     import torch
 
     torch.set_num_threads(1 if small else threads(workers))
+
+
+def useful(workers: int, options: Options) -> int:
+    """Return how many of ``workers`` are worth starting: for small models on a CPU one a core.
+
+    Each imports torch and transformers and loads the models, seconds of work for a core, and has
+    one thread; where cores have to be shared, what it measures another one waits for.
+    """
+    from kn_bench.model import embedded
+
+    small = set(options.models) <= set(embedded.NAMES)
+    return min(workers, cores()) if small and options.devices == ("cpu",) else workers
 
 
 def threads(workers: int) -> int:

@@ -39,6 +39,8 @@ MEANINGS: pytest.StashKey[dict[str, NodeId]] = pytest.StashKey()
 SESSION: pytest.StashKey[Callable[..., SuiteSession]] = pytest.StashKey()
 """Makes the session of a process that computes units and runs no tests."""
 RAY = "kn_bench ray"
+SPARED: pytest.StashKey[int] = pytest.StashKey()
+"""How many workers were asked for, where fewer are started."""
 MESSAGE = "kn_bench message"
 """Worker input: the file by which a worker tells the controller of its tests."""
 
@@ -122,12 +124,29 @@ def pytest_sessionstart(session: pytest.Session) -> None:
             config.pluginmanager.register(RayEngine(controller, SUITES), RAY)
         except ValueError as error:
             raise pytest.UsageError(str(error)) from None
+    _spare_workers(config)
+
+
+def _spare_workers(config: pytest.Config) -> None:
+    """Start no more workers than are useful; xdist has named them, and starts them after this."""
+    from kn_bench.testing.devices import useful
+
+    workers = list(config.getoption("tx", None) or ())
+    needed = useful(len(workers), controller_of(config).options)
+    if needed < len(workers) and set(workers) == {"popen"}:  # as -n has it; --tx is kept
+        config.stash[SPARED] = len(workers)
+        config.option.tx = workers[:needed]
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
     controller = config.stash.get(CONTROLLER, None)
     engine = config.pluginmanager.get_plugin(RAY)
     lines = controller.header(workers_of(config)) if controller is not None else []
+    workers, asked = workers_of(config), config.stash.get(SPARED, 0)
+    if asked:
+        lines.append(
+            f"kn_bench: {workers} workers rather than {asked}, one for each core of this machine"
+        )
     return [*lines, *([engine.header] if engine is not None else [])]
 
 

@@ -91,6 +91,7 @@
     reliability: "the edited prompt gives the new answer", generality: "other prompts of the fact give it",
     locality: "neighbours keep their answer", symmetry: "the inverse question follows",
     synonym: "reworded prompts and answers follow", overturn: "the old answer no longer stands",
+    portability: "what follows from the edit follows; in no score",
   };
   const statusWord = { holds: "holds", missed: "missed", not_applicable: "not applicable", excluded: "excluded", error: "error" };
   const statusSign = { holds: "✓", missed: "✗", not_applicable: "–", excluded: "–", error: "!" };
@@ -273,7 +274,7 @@
         "95 % interval (bootstrap by cluster) ", h("span", { class: "key tick" }), " an edit of equal size on the same cases. ",
         "° and grey: not significantly better than that (paired, one-sided, Holm). S: harmonic mean of reliability, generality, locality; ",
         "K: mean of symmetry and synonym. Ranked by the number of criteria that beat chance, then S, then K; equal ranks are ties."),
-      ...[...groups].map(([title, rows]) => h("section", {}, h("h2", {}, title), h("div", { class: "sheet" },
+      ...[...groups].map(([title, rows]) => h("section", {}, h("h2", {}, title), h("p", { class: "legend counts" }, countsOf(rows.map(({ line }) => line))), h("div", { class: "sheet" },
         h("table", { class: "board" }, h("caption", { class: "sr" }, title), headed(columns, "sort"), h("tbody", {},
           sorted(rows.map(({ line, at }) => {
             const found = figuresOf(line, at);
@@ -283,6 +284,11 @@
       ...furtherTables(new Set(shown.map(({ line }) => `${name(line)} on ${line.model}`))),
     ];
   };
+  // The fewest and the most cases behind a figure of each criterion, as the run has them.
+  const countsOf = (lines) => "Cases behind a figure: " + data.criteria.map((criterion, c) => {
+    const n = lines.map((line) => line.figures[c][3]).filter(Boolean), [least, most] = [Math.min(...n), Math.max(...n)];
+    return n.length ? `${criterion} ${least === most ? least : `${least} to ${most}`}` : `${criterion} none`;
+  }).join(", ") + ".";
   // What is in no score: portability, ripple effects, free generation; the rows of the lines shown.
   const furtherTables = (names) => data.further.map((table) => {
     const rows = table.rows.filter(([of]) => names.has(of.split(", ")[0]));
@@ -337,7 +343,7 @@
     const key = (i) => `${v.case[i]} ${v.criterion[i]} ${v.sequence[i]}`;
     for (const i of data.ofLine[b]) if (v.score[i] !== null) other.set(key(i), i);
     const pairs = data.ofLine[a].filter((i) => v.score[i] !== null && verdictShown(i) && other.has(key(i))).map((i) => [i, other.get(key(i))]);
-    const rows = data.criteria.map((criterion, c) => {
+    const rows = data.asked.map((criterion, c) => {
       const both = pairs.filter(([i]) => v.criterion[i] === c), change = both.map(([i, j]) => v.score[j] - v.score[i]);
       const clusters = both.map(([i]) => clusterOf(i));
       return { criterion, both, change, difference: interval(change, clusters, [-1, 1]), p: both.length ? signFlip(change, clusters) : 1 };
@@ -358,7 +364,7 @@
           h("td", { class: "number" }, row.change.filter((x) => x === 0).length)))))),
       h("h2", {}, "Cases that differ"),
       changed.length ? h("div", { class: "sheet" }, h("table", {}, h("thead", {}, h("tr", {}, ["case", "criterion", "first", "second"].map((label) => h("th", { scope: "col" }, label)))),
-        h("tbody", {}, changed.slice(0, 500).map(([i, j]) => h("tr", {}, h("th", { scope: "row" }, text[data.cases.id[v.case[i]]]), h("td", {}, data.criteria[v.criterion[i]]),
+        h("tbody", {}, changed.slice(0, 500).map(([i, j]) => h("tr", {}, h("th", { scope: "row" }, text[data.cases.id[v.case[i]]]), h("td", {}, data.asked[v.criterion[i]]),
           ...[i, j].map((k) => h("td", {}, h("button", { type: "button", class: "open", onclick: () => openCase(v.line[k], v.case[k], v.sequence[k]) }, percent(v.score[k])), " ", text[v.explanation[k]]))))))) : h("p", {}, "None."),
       changed.length > 500 ? h("p", {}, `${changed.length - 500} more: filter by relation to see them.`) : null,
     ];
@@ -428,11 +434,11 @@
     const switcher = h("select", { id: "pick-line", onchange: (event) => { const o = others[event.target.value]; openCase(o.line, o.case, o.sequence); } },
       others.map((o, i) => h("option", { value: i, selected: o === row }, full(data.lines[o.line]) + (o.sequence ? `, sequence ${o.sequence}` : ""))));
     answersOf(lineAt, which, sequence).then((found) => body.replaceChildren(...criteria(found)), (error) => body.replaceChildren(h("p", { class: "note" }, `The answers cannot be read: ${error.message}`)));
-    const criteria = ({ probes, after, rows, text: texts }) => data.criteria.map((criterion, at) => {
+    const criteria = ({ probes, after, rows, text: texts }) => data.asked.map((criterion, at) => {
       const i = row.verdicts[at];
       if (i === undefined) return null;
       const status = data.statuses[v.status[i]], asked = criterion === "overturn" ? "reliability" : criterion;
-      const own = rows.filter((r) => !after.control[r] && data.criteria[probes.criterion[after.probe[r]]] === asked);
+      const own = rows.filter((r) => !after.control[r] && data.asked[probes.criterion[after.probe[r]]] === asked);
       const control = new Map(rows.filter((r) => after.control[r]).map((r) => [after.probe[r], r]));
       return h("section", {}, h("h2", {}, `${criterion} `, h("span", { class: `tag ${status}` }, statusWord[status] + (v.score[i] === null ? "" : ` ${percent(v.score[i])} %`))),
         h("p", { class: "verdict" }, text[v.explanation[i]], v.control[i] === null ? "" : ` (an edit of equal size: ${percent(v.control[i])} %)`),
