@@ -20,8 +20,9 @@ from kn_bench.results.loading import Runs
 SPECIAL = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#",
     "%": r"\%", "_": r"\_", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}",
-    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}",
+    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': "''",
 }  # fmt: skip
+"""LaTeX's default encoding has no double straight quote."""
 CAPTION = (
     r"{title}. Percent with 95\,\% intervals (bootstrap by cluster); {counts}. $S$: harmonic mean "
     r"of reliability, generality and locality; $K$: mean of symmetry and synonym. "
@@ -50,7 +51,7 @@ def latex(runs: Runs) -> str:
     for line in board(runs):
         name = TableName(line.name.task, line.name.protocol, line.name.asked)
         tables.setdefault(name, []).append(line)
-    head = r"% needs \usepackage{booktabs}; written by kn_bench"
+    head = r"% needs \usepackage{booktabs}, and XeLaTeX or LuaLaTeX for names beyond Latin letters"
     return "\n\n".join([head, *(_table(name, lines) for name, lines in tables.items())]) + "\n"
 
 
