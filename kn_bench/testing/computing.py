@@ -88,9 +88,7 @@ class UnitComputer:
         names = (slug(work.method.name), model_slug(work.model), str(work.sequence.number))
         folder = self._edits / "-".join(names) if self._edits is not None else None
         plan = plan_of(self._options, work.sequence)
-        return measure_sequence(
-        engine, work.method.name, method, plan, folder=folder, control=True
-    )
+        return measure_sequence(engine, work.method.name, method, plan, folder=folder, control=True)
 
 
 def plan_of(options: Options, sequence: PlannedSequence) -> Plan:
