@@ -70,9 +70,9 @@ def test_latex_compiles_whatever_the_names(tmp_path):
     chosen(tmp_path / "b.tex")(runs, tmp_path / "b.tex")
     (tmp_path / "paper.tex").write_text(DOCUMENT)
     command = ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "paper.tex"]
-    made = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert made.returncode == 0, made.stdout[-2000:]
-    assert "Overfull" not in made.stdout
+    compiled = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert compiled.returncode == 0, compiled.stdout[-2000:]
+    assert "Overfull" not in compiled.stdout
     assert (tmp_path / "paper.pdf").stat().st_size > 10_000
 
 

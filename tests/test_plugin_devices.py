@@ -81,11 +81,11 @@ def test_small_models_have_no_more_workers_than_cores(monkeypatch, models, given
 
 def test_workers_beyond_the_cores_are_not_started(pytester):
     asked, cores = devices.cores() + 1, devices.cores()
-    found = pytester.runpytest_subprocess(
+    result = pytester.runpytest_subprocess(
         "--pyargs", "kn_bench.suites", "--co", f"-n{asked}", "--model", "tiny-gpt2",
         "--method", "none", "--limit", "1", "--relation", "P36",
     )  # fmt: skip
-    found.stdout.fnmatch_lines(
+    result.stdout.fnmatch_lines(
         [f"kn_bench: {cores} workers rather than {asked}, one for each core of this machine"]
     )
-    assert found.ret == 0
+    assert result.ret == 0
