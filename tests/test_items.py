@@ -19,6 +19,7 @@ def pytest_collection_finish(session):
     rows = [
         {
             "nodeid": item.nodeid,
+            "structured": repr(item.id) if hasattr(item, "id") else "",
             "name": item.name,
             "text": repr(item),
             "originalname": item.originalname,

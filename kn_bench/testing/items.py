@@ -39,6 +39,26 @@ class Template(NamedTuple):
     marks: tuple[pytest.Mark, ...]
 
 
+class LightSpecification:
+    """A test's call specification: what orders tests by their fixtures, and the rest when asked."""
+
+    __slots__ = ("_arg2scope", "_test")
+
+    def __init__(self, test: SuiteTest, scopes: Any) -> None:
+        self._test, self._arg2scope = test, scopes
+
+    @property
+    def params(self) -> dict[str, Point]:
+        return {PARAMETER: self._test.point}
+
+    @property
+    def indices(self) -> dict[str, int]:
+        return {PARAMETER: self._test.index}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._test.specification(), name)
+
+
 class SuiteTest(pytest.Function):
     """A test of ours: the parameter ``point``, and all the rest when it is asked for."""
 
@@ -61,7 +81,8 @@ class SuiteTest(pytest.Function):
     @property
     def id(self) -> Any:
         parent: Any = self.parent
-        return parent.id.child(self.name)  # what nodeid is the text of; pytest 8 has none
+        function = parent.id.child(self.template.function.originalname)
+        return function.with_params(self.point.id)  # what nodeid is the text of; pytest 8 has none
 
     @property
     def name(self) -> str:
@@ -85,8 +106,8 @@ class SuiteTest(pytest.Function):
         """Compute what collection asks for; for anything else become a whole Function."""
         if self._whole or name.startswith("__"):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        if name == "callspec":
-            return self._call_specification()
+        if name == "callspec":  # asked four times of every test, once for each scope of fixtures
+            return LightSpecification(self, self.template.function.callspec._arg2scope)
         if name == "own_markers":  # -m
             self.own_markers = [*self.template.marks, *self._own_marks()]
         elif name == "extra_keyword_matches":  # -k
@@ -98,7 +119,8 @@ class SuiteTest(pytest.Function):
     def _own_marks(self) -> list[pytest.Mark]:
         return [decorator.mark for decorator in self.point.marks]
 
-    def _call_specification(self) -> Any:
+    def specification(self) -> Any:
+        """Return pytest's own call specification of this test."""
         return dataclasses.replace(
             self.template.function.callspec,
             params={PARAMETER: self.point},
@@ -112,7 +134,7 @@ class SuiteTest(pytest.Function):
         words = vars(self).get("extra_keyword_matches", ())
         self._whole = True
         function = self.template.function
-        specification = self._call_specification()
+        specification = self.specification()
         super().__init__(
             self.name,
             self.parent,
@@ -160,7 +182,9 @@ def can_stand_for_all(tests: object) -> bool:
     if specification is None or list(specification.params) != [PARAMETER]:
         return False
     # pytest's own names, in another version perhaps under others
-    return hasattr(tests[0], "_fixtureinfo") and hasattr(specification, "_idlist")
+    return hasattr(tests[0], "_fixtureinfo") and (
+        hasattr(specification, "_idlist") and hasattr(specification, "_arg2scope")
+    )
 
 
 def asks_for_a_verdict(function: object) -> bool:
