@@ -188,7 +188,7 @@ def test_what_is_no_tolerance_is_one_sentence(text):
     with pytest.raises(StoreError) as error:
         tolerances([text])
     assert str(error.value) == (
-        f"--gate {text!r} is no tolerance: write CRITERION:FALL, such as symmetry:0.05, with a "
+        f"--gate {text!r}: expected CRITERION:FALL, such as symmetry:0.05, with a "
         "fall from 0 to 1 and a criterion of reliability, generality, locality, symmetry, "
         "synonym, overturn"
     )

@@ -281,5 +281,5 @@ def comparison_text(
 def _with(runs: Runs, method: str) -> Runs:
     known = sorted(set(runs.verdicts["method"]))
     if method not in known:
-        raise StoreError(f"the run has no method {method!r}: it has {', '.join(known)}")
+        raise StoreError(f"--methods {method!r}: expected one of {', '.join(known)}")
     return runs

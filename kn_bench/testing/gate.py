@@ -148,7 +148,7 @@ def tolerances(texts: Iterable[str]) -> dict[Criterion, float]:
             value = float("nan")
         if criterion is None or not 0 <= value <= 1:
             raise StoreError(
-                f"--gate {item!r} is no tolerance: write CRITERION:FALL, such as symmetry:0.05, "
+                f"--gate {item!r}: expected CRITERION:FALL, such as symmetry:0.05, "
                 f"with a fall from 0 to 1 and a criterion of {', '.join(CRITERIA)}"
             )
         falls[criterion] = value

@@ -220,7 +220,7 @@ def _row(entry: dict[str, Any], stem: str, number: int) -> FileRow:
         _only(entry, PAIR_FIELDS)
         scoring: Scoring = entry.get("scoring", "gap")
         if scoring not in get_args(Scoring):
-            raise ValueError(f"scoring is {scoring!r}; it may be {', '.join(get_args(Scoring))}")
+            raise ValueError(f"scoring {scoring!r}: expected one of {', '.join(get_args(Scoring))}")
         return MinimalPair(
             _text(entry, "paradigm", stem), _text(entry, "id", str(number)),
             _text(entry, "good"), _text(entry, "bad"), _text(entry, "agreeing", ""), scoring,
@@ -237,7 +237,7 @@ def _fact(entry: dict[str, Any], stem: str) -> FactRow:
     prompt = with_place(prompt, subject)
     suffix = entry.get("suffix", "" if prompt.endswith("?") else ".")
     if not isinstance(suffix, str):
-        raise ValueError(f"suffix is {suffix!r}; it must be a text, and may be empty")
+        raise ValueError(f"suffix {suffix!r}: expected a text, which may be empty")
     return FactRow(
         relation=_text(entry, "relation", stem),
         subject=subject,
@@ -295,13 +295,13 @@ def _inverse(value: object, new: str, true: str) -> Inverse:
     entry = _object(value, "inverse", ("prompt", "displaced"))
     prompt = _text(entry, "prompt")
     if prompt.count("{}") != 1:
-        raise ValueError(f"inverse: the prompt {prompt!r} must hold {{}} once, for the target")
+        raise ValueError(f"inverse {prompt!r}: expected {{}} in the prompt once, for the target")
     return Inverse(cloze_of(prompt, new), cloze_of(prompt, true), _text(entry, "displaced"))
 
 
 def _object(value: object, field: str, fields: Sequence[str]) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise ValueError(f"{field}: {value!r} is no object with {' and '.join(fields)}")
+        raise ValueError(f"{field} {value!r}: expected an object with {' and '.join(fields)}")
     _only(value, fields)
     return value
 
@@ -320,7 +320,7 @@ def _text(entry: dict[str, Any], field: str, default: str | None = None) -> str:
         raise ValueError(f"the field {field!r} is missing")
     text = entry.get(field, default)
     if not isinstance(text, str) or (not text.strip() and default != ""):
-        raise ValueError(f"{field} is {_shown(text)}; it must be a text that is not empty")
+        raise ValueError(f"{field} {_shown(text)}: expected a text that is not empty")
     return text.strip()
 
 
@@ -329,7 +329,7 @@ def _name(entry: dict[str, Any], field: str) -> str:
     value = entry[field]
     if isinstance(value, str | int) and not isinstance(value, bool):
         return str(value)
-    raise ValueError(f"{field} is {_shown(value)}; it must be a text or a number")
+    raise ValueError(f"{field} {_shown(value)}: expected a text or a number")
 
 
 def _shown(value: object) -> str:
@@ -343,5 +343,5 @@ def _texts(entry: dict[str, Any], field: str) -> list[str]:
 def _list(entry: dict[str, Any], field: str) -> list[Any]:
     items = entry.get(field, [])
     if not isinstance(items, list):
-        raise ValueError(f"{field} is {_shown(items)}; it must be a list")
+        raise ValueError(f"{field} {_shown(items)}: expected a list")
     return items
