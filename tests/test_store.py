@@ -127,6 +127,14 @@ def test_verdicts_can_be_drawn_again_from_the_log(tmp_path):
     pd.testing.assert_frame_equal(once.verdicts, again.verdicts)
 
 
+def test_whoever_asks_for_a_frame_may_write_into_it(tmp_path):
+    folder = write_run(tmp_path, {"rome": {c: [0.0, 0.25, 1.0] for c in CRITERIA}})
+    frame = read_frames(_log(folder), ["verdict"])["verdict"]
+    for name in frame.select_dtypes("number"):
+        frame.loc[frame.index[0], name] = 1
+        assert frame[name].iloc[0] == 1
+
+
 # --- killed and continued ----------------------------------------------------------------------
 
 

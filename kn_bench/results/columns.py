@@ -109,6 +109,10 @@ def _frame(tables: list[pa.Table], kind: str) -> pd.DataFrame:
     del table
     for name in truths:
         frame[name] = frame[name].astype(float)
+    for name in frame.select_dtypes("number"):
+        # what Arrow lends is read-only, and whoever asks for a frame may write into it
+        if not frame[name].to_numpy().flags.writeable:
+            frame[name] = frame[name].to_numpy(copy=True)
     return frame
 
 
