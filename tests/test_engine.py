@@ -241,9 +241,9 @@ def test_the_unedited_model_is_asked_once(monkeypatch):
     asked: list[int] = []
     ask = engine.asker.ask
 
-    def counted(questions, *more):
+    def counted(questions, *more, **named):
         asked.append(len(questions))
-        return ask(questions, *more)
+        return ask(questions, *more, **named)
 
     monkeypatch.setattr(engine.asker, "ask", counted)
     engine.measure("none", _Nothing(), cases)
