@@ -16,7 +16,7 @@ from kn_bench.model.loading import load_model
 from kn_bench.testing.controller import WorkerConfig, pack, unpack
 from kn_bench.testing.options import EMBEDDED_LIMIT, Options
 from kn_bench.testing.plan import make_plan
-from kn_bench.testing.selecting import select_known, settled
+from kn_bench.testing.selecting import BLOCKS, select_known, settled
 from tests.conftest import outcomes
 
 RELATIONS = ("P36", "determiner_noun_agreement_1")
@@ -58,7 +58,7 @@ def test_of_more_known_cases_than_the_limit_those_come_first_that_show_more():
     options = Options(relations=("P36",), limit=2)
     first, _ = select_known(options, every_third, shows_by_id)
     more, _ = select_known(replace(options, limit=5), every_third, shows_by_id)
-    pool = sources.load("embedded", limit=24, relations=["P36"]).cases
+    pool = sources.load("embedded", limit=BLOCKS[0], relations=["P36"]).cases
     best = sorted(shows_by_id([c for c in pool if c.id in every_third(pool)]).values())
     assert sorted(shows_by_id(first).values()) == best[-2:]
     assert sorted(shows_by_id(more).values()) == best[-5:]
