@@ -174,6 +174,22 @@ def test_a_full_disk_stops_the_run_with_a_sentence(bench, monkeypatch):
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != size
 
 
+def test_no_room_for_what_a_worker_tells_of_its_tests_is_one_sentence(bench):
+    """The file by which workers tell the controller is written to the folder of temporary files."""
+    size = 4000
+    bench.pytester.makepyfile(
+        small_disk="import os, resource, signal\n"
+        "if 'PYTEST_XDIST_WORKER' in os.environ:\n"
+        "    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        f"    resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}))"
+    )
+    result = bench.run("-q", "-p", "small_disk", "-n2", "--run", "r")
+    assert result.ret == 3
+    result.stdout.fnmatch_lines(["*stopped: *.json cannot be written (no room for*set TMPDIR*"])
+    assert "INTERNALERROR" not in result.stdout.str()
+    assert bench.run("-q", "-n2", "--run", "s").ret == 0
+
+
 def test_a_reports_folder_that_cannot_be_written(bench):
     (bench.path / "reports").write_text("a file")
     for workers in ("-n0", "-n2"):

@@ -17,6 +17,7 @@ import json
 import tempfile
 import uuid
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -136,17 +137,30 @@ class Collected(NamedTuple):
 def tell(message: Path, collected: Collected) -> None:
     """Write down which of a worker's tests are ours, and what they ask.
 
-    Raises:
-        OSError: when the file cannot be written: without it nothing could be recorded.
+    Where there is no room for it, what is cut off tells the controller so, which ends the session;
+    an error here would be a traceback of each worker.
     """
-    message.write_text(json.dumps(collected, ensure_ascii=False), encoding="utf-8")
+    with suppress(OSError):
+        message.touch()
+        message.write_text(json.dumps(collected, ensure_ascii=False), encoding="utf-8")
 
 
 def told(message: Path) -> Collected:
-    """Read and remove what :func:`tell` wrote; nothing when the worker has no suite of ours."""
+    """Read and remove what :func:`tell` wrote; nothing when the worker has no suite of ours.
+
+    Raises:
+        ValueError: when it is cut off: without it nothing could be recorded.
+    """
     try:
-        meanings, done = json.loads(message.read_text(encoding="utf-8"))
+        text = message.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return Collected({})
     message.unlink(missing_ok=True)
+    try:
+        meanings, done = json.loads(text)
+    except ValueError:
+        raise ValueError(
+            f"{message} cannot be written (no room for {len(text)} bytes and more); make room in "
+            f"{message.parent}, or set TMPDIR"
+        ) from None
     return Collected({nodeid: NodeId(*fields) for nodeid, fields in meanings.items()}, done)

@@ -212,7 +212,12 @@ def pytest_xdist_node_collection_finished(node: Any, ids: list[str]) -> None:
     """With xdist: a worker knows all tests."""
     from kn_bench.testing import node_ids
 
-    collected = node_ids.told(Path(node.workerinput[MESSAGE]))
+    try:
+        collected = node_ids.told(Path(node.workerinput[MESSAGE]))
+    except ValueError as error:
+        from kn_bench.testing.recording import INCOMPLETE
+
+        pytest.exit(f"stopped: {error}", returncode=INCOMPLETE)
     node.config.stash.setdefault(MEANINGS, {}).update(collected.meanings)
     _record(node.config, collected)
 
