@@ -81,6 +81,16 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
     [
         ("{", r"^determiner_noun_agreement_1\.jsonl, line 4: not JSON \(Expecting property name"),
         ("[]", r"line 4: a JSON list; one object a line is needed"),
+        (
+            json.dumps(
+                {
+                    "sentence_good": "Di has this hat.",
+                    "sentence_bad": "Di has this hats.",
+                    "pairID": "-1",
+                }
+            ),
+            r"two pairs have the pairID '1' or one written like it",
+        ),
         ('{"sentence_good": "a"}', r"line 4: no sentence_bad and no pairID\|pair_id; every line"),
     ],
 )

@@ -218,6 +218,11 @@ def test_a_torn_last_line_is_passed_over_and_a_broken_one_inside_is_not(tmp_path
     with pytest.raises(StoreError, match="line 2"):
         RunStore.resume(tmp_path, "one", manifest())
     assert _log(folder).read_bytes() == broken  # refused without touching it
+    not_text = whole.replace(b'"row":"edit"', b'"row":"edit","x":"\xc4"')
+    _log(folder).write_bytes(not_text)
+    for read in (lambda: list(rows(_log(folder))), lambda: load_runs([folder])):
+        with pytest.raises(StoreError, match="line 2 is not UTF-8 text"):
+            read()
     ill_typed = whole.replace(b'"seconds":', b'"seconds":"long","was":', 1)
     assert ill_typed != whole
     _log(folder).write_bytes(ill_typed)

@@ -83,12 +83,13 @@ def _odd_config(folder: Path, config: Mapping[str, Any]) -> Iterator[str]:
                 continue
             if type(value) is not int or not 1 <= value <= most:
                 yield (
-                    f"{folder / CONFIG}: {name} {str(value)[:40]}: expected a whole number from "
-                    f"1 to {most:,}"
+                    f"{folder / CONFIG}: {name} {json.dumps(value)[:40]}: expected a whole number "
+                    f"from 1 to {most:,}"
                 )
     quantised = config.get("quantization_config")
     if isinstance(quantised, dict):
-        method = str(quantised.get("quant_method", "an unnamed method"))[:40]
+        # as JSON writes it: without control sequences
+        method = json.dumps(str(quantised.get("quant_method", "an unnamed method"))[:40])[1:-1]
         yield (
             f"{folder}: expected plain float weights, and these are quantised by {method}; give "
             "the checkpoint that they were made from, or its dequantize() saved by save_pretrained"

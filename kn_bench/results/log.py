@@ -62,7 +62,13 @@ def lines(path: Path) -> Iterator[tuple[int, bytes]]:
                         f"{path}, line {number} is no row of a log; only the last line of a "
                         f"killed run may be broken: {REMEDY}"
                     )
+                if not line.isascii():
+                    line.decode()  # Arrow, which reads many lines at once, takes any bytes for text
                 yield number, line
+    except UnicodeDecodeError as error:
+        raise StoreError(
+            f"{path}, line {number} is not UTF-8 text (its byte {error.start}): {REMEDY}"
+        ) from None
     except FileNotFoundError:
         raise StoreError(f"{path} is missing: the run has no log") from None
     except OSError as error:

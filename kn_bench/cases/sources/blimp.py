@@ -19,6 +19,7 @@ from kn_bench.cases.building.paradigms import AGREEMENT, BLIMP, Paradigm, unrela
 from kn_bench.cases.building.spans import MinimalPair
 from kn_bench.cases.case import Selection
 from kn_bench.cases.reading import records
+from kn_bench.cases.sampling import slug
 from kn_bench.model.cache_folder import cache_folder
 
 SOURCE = "blimp"
@@ -102,11 +103,22 @@ def pairs_of(
 
 
 def read_pairs(path: Path, paradigm: Paradigm) -> list[MinimalPair]:
-    """Return the pairs of one paradigm's file."""
-    return [
-        minimal_pair(paradigm, id, good, bad)
-        for good, bad, id in records(path, "sentence_good", "sentence_bad", "pairID|pair_id")
-    ]
+    """Return the pairs of one paradigm's file.
+
+    Raises:
+        ValueError: as :func:`records` does, and for two pairs whose ids a case's id cannot tell
+            apart.
+    """
+    pairs: dict[str, MinimalPair] = {}
+    for good, bad, id in records(path, "sentence_good", "sentence_bad", "pairID|pair_id"):
+        written = slug(id)
+        if written in pairs:
+            raise ValueError(
+                f"{path.name}: two pairs have the pairID {pairs[written].id!r} or one written like "
+                f"it ({id!r}); give each an id of its own"
+            )
+        pairs[written] = minimal_pair(paradigm, id, good, bad)
+    return list(pairs.values())
 
 
 def minimal_pair(paradigm: Paradigm, id: str, good: str, bad: str) -> MinimalPair:
