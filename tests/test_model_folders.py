@@ -106,8 +106,8 @@ def test_an_untied_head_that_is_not_there_is_refused(tmp_path):
         ({"n_inner": 96}, "expected transformer.h.0.mlp.c_fc.bias with shape "),
         ({"n_layer": 0}, "n_layer 0: expected a whole number from 1 to 1,000"),
         ({"n_layer": 10**9}, "n_layer 1000000000: expected a whole number"),
-        ({"n_embd": "many"}, "n_embd many: expected a whole number"),
-        ({"vocab_size": True}, "vocab_size True: expected a whole number"),
+        ({"n_embd": "many"}, 'n_embd "many": expected a whole number'),
+        ({"vocab_size": True}, "vocab_size true: expected a whole number"),
         (
             {"quantization_config": {"quant_method": "gptq"}},
             "expected plain float weights, and these are quantised by gptq",
