@@ -178,10 +178,11 @@ def test_no_room_for_what_a_worker_tells_of_its_tests_is_one_sentence(bench):
     """The file by which workers tell the controller is written to the folder of temporary files."""
     size = 4000
     bench.pytester.makepyfile(
-        small_disk="import os, resource, signal\n"
-        "if 'PYTEST_XDIST_WORKER' in os.environ:\n"
-        "    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        f"    resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}))"
+        small_disk="import resource, signal\n"
+        "def pytest_configure(config):\n"
+        "    if hasattr(config, 'workerinput'):\n"
+        "        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        f"        resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}))"
     )
     result = bench.run("-q", "-p", "small_disk", "-n2", "--run", "r")
     assert result.ret == 3
