@@ -22,22 +22,8 @@ from pathlib import Path
 from tabulate import tabulate
 
 from kn_bench.results.log import LOG
+from tests.conftest import CONFTEST, TOYS
 
-TOYS = Path(__file__).resolve().parents[1] / "tests" / "toy_bench.py"
-CONFTEST = """
-import toy_bench
-from kn_bench.editing.registry import edit_method
-
-toy_bench.install()
-
-@edit_method("toy-a")
-def toy_a(language_model):
-    return toy_bench.Toy()
-
-@edit_method("toy-b", models="causal")
-def toy_b(language_model):
-    return toy_bench.Toy()
-"""
 SUBJECTS = 16
 ENVIRONMENT = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "OMP_NUM_THREADS": "1"}
 COMMANDS = {

@@ -1,7 +1,6 @@
 """The control of a batch or sequence: chance damage of each step's size, kept as long."""
 
 from contextlib import nullcontext
-from dataclasses import replace
 
 import pytest
 import torch
@@ -16,6 +15,7 @@ from kn_bench.measure.protocols import parse_protocol
 from kn_bench.measure.sequence_controls import ControlMethod, StepEdits
 from kn_bench.measure.sequences import Plan, measure_sequence
 from kn_bench.model.loading import load_model
+from tests.test_sequences import _thinned
 
 
 @pytest.fixture(scope="module")
@@ -33,11 +33,6 @@ def cases():
     """Facts with few probes each: one a criterion."""
     drawn = sources.load("embedded", limit=3, relations=("P36", "P37")).cases
     return [_thinned(case) for case in drawn if case.task == "fact"]
-
-
-def _thinned(case):
-    first = {probe.criterion: probe for probe in reversed(case.probes)}
-    return replace(case, probes=tuple(p for p in case.probes if p is first[p.criterion]))
 
 
 @pytest.fixture(autouse=True)

@@ -68,22 +68,22 @@ def test_all_figures_of_the_paper_have_a_section():
 
 def test_what_is_missing_is_said():
     facts = [case for case in made_up_cases() if case.task == "fact"]
-    made = Material(tiny_model("bert"), facts, SETTINGS)
+    material = Material(tiny_model("bert"), facts, SETTINGS)
     for name, reason in [
         ("modifiers", "No case has a gap where a determiner stands"),
         ("determiners", "No pair asks for this or that or these or those"),
     ]:
         with pytest.raises(NothingToShow, match=reason):
-            parts([name])[0].run(made)
+            parts([name])[0].run(material)
     with pytest.raises(ValueError, match="section 'figure1': expected one of determiners"):
         parts(["figure1"])
 
 
 def test_one_fact_has_no_intervals_and_the_text_no_nan():
     one_fact = embedded.load(only=["P36"], limit=1).cases
-    made = Material(load_model("tiny-gpt2"), one_fact, SETTINGS)
+    material = Material(load_model("tiny-gpt2"), one_fact, SETTINGS)
     for part in parts(["overturn", "tracing", "matched", "dose", "activators", "selectivity"]):
-        section = part.run(made)
+        section = part.run(material)
         text = " ".join([*section.findings, *map(cells, section.tables)])
         assert section.findings
         assert "nan" not in text
@@ -91,10 +91,10 @@ def test_one_fact_has_no_intervals_and_the_text_no_nan():
 
 def test_a_model_that_no_case_fits_has_nothing_to_show():
     """Each section says so: all words of the embedded cases are unknown to the tiny tokenizer."""
-    made = Material(tiny_model("gpt2"), embedded.load(limit=1).cases, SETTINGS)
+    material = Material(tiny_model("gpt2"), embedded.load(limit=1).cases, SETTINGS)
     for part in parts(sorted(set(SECTIONS) - {"invariance"})):
         with pytest.raises(NothingToShow, match=r"^No .+"):
-            part.run(made)
+            part.run(material)
 
 
 # --- material ----------------------------------------------------------------------------------
@@ -124,8 +124,8 @@ def test_sections_that_need_words_run_on_an_embedded_model(name):
     wanted = ["P36", "determiner_noun_agreement_1", "determiner_noun_agreement_2"]
     chosen = sources.load("embedded", relations=wanted, limit=30).cases
     settings = dataclasses.replace(SETTINGS, facts=1, corpus_lines=300)
-    made = Material(load_model("tiny-bert"), chosen, settings)
-    section = parts([name])[0].run(made)
+    material = Material(load_model("tiny-bert"), chosen, settings)
+    section = parts([name])[0].run(material)
     assert section.findings
     assert all(table.rows for table in section.tables)
     for figure in section.figures:
@@ -136,8 +136,8 @@ def test_number_neurons_may_be_named():
     from kn_bench.study.sections.determiners import number_neurons
 
     named = dataclasses.replace(SETTINGS, neurons=(Neuron(1, 3),))
-    made = Material(tiny_model("bert"), made_up_cases(), named)
-    assert number_neurons(made) == {"given 1:3": Neuron(1, 3)}
+    material = Material(tiny_model("bert"), made_up_cases(), named)
+    assert number_neurons(material) == {"given 1:3": Neuron(1, 3)}
 
 
 def test_overturned_answers_are_counted_as_one_would_by_hand(material):

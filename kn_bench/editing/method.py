@@ -21,7 +21,7 @@ from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from kn_bench.cases.case import EditRequest
+from kn_bench.cases.case import Case, EditRequest
 from kn_bench.editing.edit import Edit, NotApplicable
 
 State = Mapping[str, Tensor]
@@ -108,6 +108,15 @@ def kind_of(method: object) -> Kind:
 def begin(method: object) -> State:
     """Return the state before the first step of a sequence; empty where none is carried."""
     return dict(method.begin()) if isinstance(method, CarryingMethod) else {}
+
+
+def edit_cases(method: object, cases: Sequence[Case]) -> Sequence[Edit | NotApplicable]:
+    """Return one edit for each case, from the cases where ``method`` takes them, else requests."""
+    by_case = getattr(method, "edit_cases", None)
+    if by_case is not None:
+        edits: Sequence[Edit | NotApplicable] = by_case(cases)
+        return edits
+    return edit_each(method, [case.request for case in cases])
 
 
 def edit_each(method: object, requests: Sequence[EditRequest]) -> Sequence[Edit | NotApplicable]:

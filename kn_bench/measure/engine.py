@@ -27,7 +27,7 @@ from kn_bench.editing.edit import (
     norm,
 )
 from kn_bench.editing.equal_size import controls_of
-from kn_bench.editing.method import edit_each
+from kn_bench.editing.method import edit_cases
 from kn_bench.editing.surroundings import Surroundings, own_random
 from kn_bench.editing.validation import checked, plain_notes
 from kn_bench.measure.answers import Asker, Question
@@ -160,9 +160,7 @@ class Engine:
         outcome: dict[str, str] = {}
         try:
             with own_random(self.seed):
-                by_case = getattr(method, "edit_cases", None)
-                requests = [case.request for case in cases]
-                returned = by_case(cases) if by_case else edit_each(method, requests)
+                returned = edit_cases(method, cases)
         except NotApplicable as reason:
             outcome = {"not_applicable": str(reason)}
         except (Exception, SystemExit) as error:  # a plug-in's own code: the run goes on

@@ -14,7 +14,7 @@ CONDITIONED: tuple[Criterion, ...] = ("generality", "synonym")
 """Criteria whose probes count only where the unedited model answers them."""
 
 
-class _Unedited:
+class Unedited:
     """A method that edits nothing."""
 
     def edit(self, requests: Sequence[EditRequest]) -> list[NoEdit]:
@@ -24,7 +24,7 @@ class _Unedited:
 def known_ids(engine: Engine, cases: Sequence[Case]) -> set[str]:
     """Return the ids of those ``cases`` whose edited prompt the unedited model answers rightly."""
     asked = [_with_probes(case, ("reliability",)) for case in cases]
-    results = engine.measure("none", _Unedited(), asked).results
+    results = engine.measure("none", Unedited(), asked).results
     return {case.id for case in cases if known_before(case.task, results[case.id].measurements)}
 
 
@@ -34,7 +34,7 @@ def shown_by(engine: Engine, cases: Sequence[Case]) -> dict[str, int]:
     A case without any is measured all the same, but says nothing about these criteria.
     """
     asked = [_with_probes(case, ("reliability", *CONDITIONED)) for case in cases]
-    results = engine.measure("none", _Unedited(), asked).results
+    results = engine.measure("none", Unedited(), asked).results
     return {
         case.id: sum(judge(criterion, case, results[case.id]).scored for criterion in CONDITIONED)
         for case in asked

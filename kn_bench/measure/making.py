@@ -11,7 +11,7 @@ import torch
 
 from kn_bench.cases.case import Case
 from kn_bench.editing.edit import Edit, NoEdit, NotApplicable
-from kn_bench.editing.method import State, edit_step, kind_of, refusals
+from kn_bench.editing.method import State, edit_cases, edit_step, kind_of, refusals
 from kn_bench.editing.provenance import Provenance, settings_of
 from kn_bench.editing.surroundings import own_random
 from kn_bench.editing.validation import checked
@@ -126,12 +126,9 @@ class StepMaker:
     ) -> tuple[tuple[Edit, ...], State]:
         if not cases:
             return (), state
-        requests = [case.request for case in cases]
         if kind_of(self.method) != "apart":
-            return edit_step(self.method, requests, state)
-        by_case = getattr(self.method, "edit_cases", None)
-        returned = by_case(cases) if by_case else self.method.edit(requests)
-        edits = checked(returned, len(cases), self.lm, self.name)
+            return edit_step(self.method, [case.request for case in cases], state)
+        edits = checked(edit_cases(self.method, cases), len(cases), self.lm, self.name)
         for case, edit in zip(cases, edits, strict=True):
             if isinstance(edit, NotApplicable):
                 refused[case.id] = str(edit)

@@ -31,8 +31,8 @@ class Corpus(Protocol):
 
 
 @dataclass(frozen=True)
-class TextFile:
-    """A text file with one document per line; empty lines are skipped."""
+class _OfFile:
+    """A corpus that stands in one file, whose bytes are hashed once."""
 
     path: Path
 
@@ -40,6 +40,11 @@ class TextFile:
     def content_hash(self) -> str:
         facts = self.path.stat()
         return _file_hash(self.path, facts.st_size, facts.st_mtime_ns)
+
+
+@dataclass(frozen=True)
+class TextFile(_OfFile):
+    """A text file with one document per line; empty lines are skipped."""
 
     def documents(self) -> Iterator[str]:
         with self.path.open(encoding="utf-8") as file:
@@ -47,15 +52,8 @@ class TextFile:
 
 
 @dataclass(frozen=True)
-class JsonTexts:
+class JsonTexts(_OfFile):
     """A JSON list or JSON lines of objects with a field ``text``, such as ME-PPL's files."""
-
-    path: Path
-
-    @property
-    def content_hash(self) -> str:
-        facts = self.path.stat()
-        return _file_hash(self.path, facts.st_size, facts.st_mtime_ns)
 
     def documents(self) -> Iterator[str]:
         """Yield the texts, each on one line; all are read before the first is given.

@@ -218,7 +218,7 @@ def _clusters(verdicts: pd.DataFrame) -> pd.Series[Any]:
 
 
 def _by_name(controls: pd.DataFrame) -> dict[tuple[Any, ...], pd.DataFrame]:
-    """Return, by run and name, the control's scores: a row a case, a column a criterion."""
+    """Return the scores of controls by run and name: one row per case, one column per criterion."""
     tables_of: dict[tuple[Any, ...], pd.DataFrame] = {}
     if len(controls):
         for key, rows in controls.groupby(["run", *GROUP[:-1]], sort=False):

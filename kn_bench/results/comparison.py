@@ -193,7 +193,7 @@ HEADERS = ("method", "model", "criterion", "first", "second", "difference", "p",
 
 
 def table_rows(comparisons: Iterable[Comparison]) -> list[tuple[str, ...]]:
-    """Return a row a comparison, for ``HEADERS``."""
+    """Return one row for each comparison, its cells in the order of ``HEADERS``."""
     return [
         (
             c.group.method,

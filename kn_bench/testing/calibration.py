@@ -210,11 +210,13 @@ class _Timer:
     """
 
     def __init__(self, engine: Engine, watch: Stopwatch, cases: Sequence[Case]) -> None:
+        from kn_bench.measure.known import Unedited
+
         self._engine, self._watch = engine, watch
         count_once(engine.model.memo)
         self._samples = task_samples(cases, EDITED)
         asked = spread(cases, ASKED)
-        self.unedited = self._asking(_Unedited(), asked)
+        self.unedited = self._asking(Unedited(), asked)
         self._per_case = self._asking(_Nudge(engine), asked)
 
     def seconds(self, spec: MethodSpec, choices: Choices, askings: int) -> float:
@@ -230,15 +232,14 @@ class _Timer:
     def _editing(self, method: Any, cases: Sequence[Case]) -> float:
         """Return the seconds an edit of ``cases``, edited together as the engine has it done."""
         from kn_bench.editing.edit import NotApplicable
-        from kn_bench.editing.method import edit_each
+        from kn_bench.editing.method import edit_cases
         from kn_bench.editing.surroundings import own_random
 
         kept = [encoded.case for encoded in self._engine.encode(cases, {})]
-        by_case = getattr(method, "edit_cases", None)
 
         def edit() -> None:
             with suppress(NotApplicable):
-                by_case(kept) if by_case else edit_each(method, [case.request for case in kept])
+                edit_cases(method, kept)
 
         with own_random(self._engine.seed):
             spent = self._watch.seconds(edit)
@@ -249,15 +250,6 @@ class _Timer:
         """Return the seconds a case of putting all probes of ``cases``."""
         result = self._engine.measure("calibration", method, cases)  # type: ignore[arg-type]
         return result.measure_seconds / len(cases)
-
-
-class _Unedited:
-    """A method that edits nothing."""
-
-    def edit(self, requests: Sequence[object]) -> list[object]:
-        from kn_bench.editing.edit import NoEdit
-
-        return [NoEdit() for _ in requests]
 
 
 class _Nudge:

@@ -212,6 +212,6 @@ def _wanted(relations: Sequence[str] | None, known: Sequence[str]) -> list[str] 
 
 
 def all_relation_ids() -> tuple[str, ...]:
-    """Return the relations and paradigms of all sources that need no file of the user's."""
+    """Return the relations and paradigms of all sources that need no path from the user."""
     ids = (id for s in SOURCES.values() if not s.needs_path for id in s.relation_ids())
     return tuple(dict.fromkeys(ids))

@@ -191,7 +191,7 @@ def result_id(name: tuple[str, ...], figure: str) -> str:
 
 
 def _samples(runs: Runs, run: str, model: str, identity: str) -> Iterator[dict[str, Any]]:
-    """Yield a row a scored verdict, with question and answer of the criterion's first probe."""
+    """Yield one record per scored verdict, with its criterion's first question and answer."""
     verdicts = runs.verdicts
     ours = verdicts[(verdicts["run"] == run) & (verdicts["model"] == model)]
     scored = ours[ours["verdict_score"].notna()]
