@@ -25,7 +25,7 @@ RELATIONS = 40
 
 
 def facts(count: int) -> list[dict[str, object]]:
-    """Made-up facts, each with what every criterion asks."""
+    """Return made-up facts, each with what every criterion asks."""
     rows: list[dict[str, object]] = []
     for number in range(count):
         relation, city, other = f"R{number % RELATIONS}", f"Place {number}", f"Place {number + 1}"

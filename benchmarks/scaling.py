@@ -127,7 +127,7 @@ def _until_failure(dice: random.Random, machine: Machine) -> float:
 
 
 def shards(units: list[float], workers: int, loading: float, machine: Machine) -> Simulated:
-    """Units dealt before the run; a failure costs the unit, a queue and a start."""
+    """Return units dealt before the run; a failure costs the unit, a queue and a start."""
     dice = random.Random(workers)
     begins = machine.starting + loading
     ends = []
@@ -143,7 +143,7 @@ def shards(units: list[float], workers: int, loading: float, machine: Machine) -
 
 
 def pool(units: list[float], workers: int, loading: float, machine: Machine) -> Simulated:
-    """Units given to whoever is free; a failure costs the unit and a start."""
+    """Return units given to whoever is free; a failure costs the unit and a start."""
     dice = random.Random(workers)
     begins = machine.starting + loading
     free = [(begins, _until_failure(dice, machine)) for _ in range(workers)]

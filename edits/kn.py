@@ -185,7 +185,7 @@ class EraseKN:
 
     def __post_init__(self) -> None:
         if self.by not in ERASED:
-            raise ValueError(f"cannot erase by {self.by!r}; known: {', '.join(ERASED)}")
+            raise ValueError(f"erase by {self.by!r}: expected one of {', '.join(ERASED)}")
 
     def edit(self, requests: Sequence[EditRequest]) -> list[Edit | NotApplicable]:
         located = _locate(self.model, requests, self.locating)

@@ -111,7 +111,10 @@ class UltraEdit(AnswerMethod[UltraEditSettings]):
         known = dict(lm.hf.named_modules())
         for name in self.names:
             if not hasattr(known.get(name), "weight"):
-                raise SettingError(f"ultraedit.modules: {lm.name} has no linear module {name!r}")
+                raise SettingError(
+                    f"ultraedit.modules {name!r}: expected a linear module of {lm.name}; name "
+                    "another"
+                )
 
     def edit(self, requests: Sequence[EditRequest]) -> list[Edit | NotApplicable]:
         """Return one update a request, each a first turn of its own.

@@ -144,13 +144,13 @@ def test_an_edit_that_changes_what_it_does_not_declare_is_found_out():
 def test_a_delta_of_the_wrong_name_or_shape_is_one_sentence():
     lm = tiny_model("gpt2")
     with (
-        pytest.raises(ValueError, match=r"'nowhere', which is no parameter of random-gpt2"),
+        pytest.raises(ValueError, match=r"'nowhere': expected a parameter of random-gpt2"),
         in_place(lm, DenseEdit({"nowhere": torch.zeros(1)})),
     ):
         pass
     name = lm.weight_name(0)
     with (
-        pytest.raises(ValueError, match=r"has shape \(2, 2\), the parameter"),
+        pytest.raises(ValueError, match=r"of shape \(2, 2\): expected the parameter's"),
         in_place(lm, DenseEdit({name: torch.zeros(2, 2)})),
     ):
         pass

@@ -13,7 +13,7 @@ from kn_bench.localise.alternatives import (
     direct_ablation,
     gradient_x_activation,
 )
-from kn_bench.localise.attribution import Attribution, _mean, attribute
+from kn_bench.localise.attribution import Attribution, _Intervals, _mean, _worst, attribute
 from kn_bench.localise.integration import Nodes, Rule
 from kn_bench.localise.queries import questions_of
 from kn_bench.localise.scaling import CleanBatch
@@ -135,6 +135,25 @@ def test_adaptive_rule_spends_nodes_only_where_they_are_needed():
     assert bool((tight >= loose).all())
     assert tight.sum() > loose.sum()
     assert len(set(tight.flatten().tolist())) > 1
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.integers(0, 64)), min_size=1, max_size=12),
+    st.integers(0, 128),
+)
+@settings(max_examples=60, deadline=None)
+def test_the_fewest_intervals_are_refined(parts, tolerated):
+    cell, error = np.array([c for c, _ in parts]), np.array([2.0**-e for _, e in parts])
+    tolerated = 2.0**-tolerated
+    intervals = _Intervals(torch.zeros(len(parts), 1), cell, *[error] * 4, error)
+    worst = _worst(intervals, np.full(4, tolerated))
+    for path in range(4):
+        mine = np.sort(error[cell == path])
+        # by brute force: the most of the smallest whose sum is tolerated
+        aside = max(n for n in range(len(mine) + 1) if mine[:n].sum() <= tolerated)
+        assert worst[cell == path].sum() == len(mine) - aside
+        refined = error[(cell == path) & worst]
+        assert sorted(refined) == list(mine[aside:])
 
 
 def test_a_row_that_does_not_converge_is_reported():

@@ -91,7 +91,9 @@ def test_a_repeated_key_is_refused_by_its_line(tmp_path: Path, name: str) -> Non
     for key in second:
         twice = lines.replace(f"{json.dumps(key)}:", f'{json.dumps(key)}: "x", {json.dumps(key)}:')
         path.write_text(f"{json.dumps(first)}\n{twice}")
-        with pytest.raises(ValueError, match=rf"line 2: .*the field '{key}' stands there twice"):
+        with pytest.raises(
+            ValueError, match=rf"line 2: .*the field '{key}': expected once, stands there twice"
+        ):
             sources.load(str(path))
 
 
@@ -100,7 +102,9 @@ def test_the_json_of_a_cell_is_held_to_the_same(tmp_path: Path, cell: str) -> No
     quoted = '"' + cell.replace('"', '""') + '"'
     header = "subject,prompt,target_true,target_new,neighbours"
     (tmp_path / "f.csv").write_text(f"{header}\nItaly,Capital of {{}}:,Rome,Paris,{quoted}\n")
-    with pytest.raises(ValueError, match=r"^f\.csv, line 2: (neighbours|field larger|not CSV)"):
+    with pytest.raises(
+        ValueError, match=r"^f\.csv, line 2: (neighbours|field larger|expected CSV)"
+    ):
         sources.load(str(tmp_path / "f.csv"))
 
 

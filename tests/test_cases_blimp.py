@@ -79,8 +79,8 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", r"^determiner_noun_agreement_1\.jsonl, line 4: not JSON \(Expecting property name"),
-        ("[]", r"line 4: a JSON list; one object a line is needed"),
+        ("{", r"^determiner_noun_agreement_1\.jsonl, line 4: expected one JSON object \(Expecting"),
+        ("[]", r"line 4: expected one JSON object, such as .*, not a list"),
         (
             json.dumps(
                 {
@@ -89,9 +89,9 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
                     "pairID": "-1",
                 }
             ),
-            r"two pairs have the pairID '1' or one written like it",
+            r"pairID '-1': expected an id of its own, '1' is another pair's; rename one",
         ),
-        ('{"sentence_good": "a"}', r"line 4: no sentence_bad and no pairID\|pair_id; every line"),
+        ('{"sentence_good": "a"}', r"line 4: expected .*; add sentence_bad and pairID\|pair_id"),
     ],
 )
 def test_a_malformed_line_is_named(folder, line, message):

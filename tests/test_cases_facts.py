@@ -340,7 +340,7 @@ def test_what_cannot_be_a_case_is_listed_with_its_reason():
 
 
 def test_a_pattern_needs_both_places():
-    with pytest.raises(ValueError, match=r"must hold \[X\] and \[Y\] exactly once each: \[X\] sta"):
+    with pytest.raises(ValueError, match=r"expected \[X\], the subject's place, and \[Y\]"):
         Pattern("[X] is the capital.")
 
 

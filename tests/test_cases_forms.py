@@ -158,13 +158,13 @@ def test_own_facts_in_parquet(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b'{"a": 1, "a": 2}', "the field 'a' stands there twice"),
+        (b'{"a": 1, "a": 2}', "the field 'a': expected once, stands there twice"),
         (b"[1]", "a JSON int; expected an object"),
         (b"", "expected records, it holds none"),
-        (b"subject,prompt\nItaly,a,b\n", "3 cells under 2 columns"),
-        (b"subject,subject\nItaly,a\n", "the column 'subject' stands there twice"),
-        (b"\xff\xfe\x00", "is not UTF-16 text"),
-        (b'{"subject": "\xff"}', "is not UTF-8 text"),
+        (b"subject,prompt\nItaly,a,b\n", "expected 2 cells, not 3"),
+        (b"subject,subject\nItaly,a\n", "column 'subject': expected once; rename one"),
+        (b"\xff\xfe\x00", "expected UTF-16 text, not so at byte"),
+        (b'{"subject": "\xff"}', "expected UTF-8 text, not so at byte 13; save it as UTF-8"),
         (gzip.compress(b"{}"), "packed by gzip; unpack it"),
         (bz2.compress(b"{}"), "packed by bzip2; unpack it"),
         (lzma.compress(b"{}"), "packed by xz; unpack it"),

@@ -141,13 +141,13 @@ def test_pairs_and_facts_may_share_a_file_and_files_a_folder(file, tmp_path):
     [
         ("{", "line 2: not JSON (Expecting property name enclosed in double quotes)"),
         ("[1]", "line 2: a JSON list; expected an object, such as {"),
-        ({"subject": "Canada"}, "line 2: the field 'prompt' is missing"),
+        ({"subject": "Canada"}, "line 2: expected the field 'prompt'; add it"),
         ({**CANADA, "target_new": " "}, "line 2: target_new ' ': expected a text that is not"),
         ({**CANADA, "target_new": 3}, "line 2: target_new 3: expected a text that is not empty"),
-        ({**CANADA, "target_new": "Ottawa"}, "line 2: target_new is target_true ('Ottawa'): there"),
+        ({**CANADA, "target_new": "Ottawa"}, "line 2: target_new 'Ottawa': expected another"),
         ({**CANADA, "prompt": "The capital is"},
-         "line 2: the subject 'Canada' stands not at all in the prompt 'The capital is'; mark its"),
-        ({**CANADA, "prompt": "{} and {} is"}, "line 2: the subject 'Canada' stands more than"),
+         "line 2: the prompt 'The capital is': expected the subject 'Canada' once, it stands"),
+        ({**CANADA, "prompt": "{} and {} is"}, "line 2: the prompt '{} and {} is': expected"),
         ({**CANADA, "traget_new": "Rome"}, "line 2: unknown field 'traget_new': expected subject"),
         ({**CANADA, "suffix": 3}, "line 2: suffix 3: expected a text, which may be empty"),
         ({**CANADA, "paraphrases": "one"}, "line 2: paraphrases 'one': expected a list"),
@@ -156,7 +156,7 @@ def test_pairs_and_facts_may_share_a_file_and_files_a_folder(file, tmp_path):
         ({**CANADA, "inverse": {"prompt": "x", "displaced": "y"}},
          "line 2: inverse 'x': expected {} in the prompt once, for the target"),
         ({**PAIR, "scoring": "best"}, "line 2: scoring 'best': expected one of gap, two_prefix"),
-        ({"good": "x"}, "line 2: the field 'bad' is missing"),
+        ({"good": "x"}, "line 2: expected the field 'bad'; add it"),
     ],
 )  # fmt: skip
 def test_each_mistake_is_told_with_its_line(file, row, message):
@@ -178,7 +178,9 @@ def test_empty_and_unreadable_files_are_named(file, tmp_path):
     ):
         jsonl.load(file(""))
     (tmp_path / "mine.jsonl").write_bytes(b"\xff{}")
-    with pytest.raises(ValueError, match=r"mine\.jsonl is not UTF-8 text \(byte 0\); save"):
+    with pytest.raises(
+        ValueError, match=r"mine\.jsonl: expected UTF-8 text, not so at byte 0; save"
+    ):
         jsonl.load(tmp_path / "mine.jsonl")
     (tmp_path / "mine.jsonl").unlink()
     with pytest.raises(ValueError, match=r"expected a \.jsonl, .* file; give facts"):

@@ -17,6 +17,7 @@ ALLOWED = (
     "mquake=FILE, counterfact=FILE, ripple=FILE, knowedit=FILE, zsre=FILE, wikibigedit=FILE, "
     "qaedit=FILE, hallueditbench=FILE, jsonl=PATH, or a file of facts or minimal pairs"
 )
+ABSENT = f"expected a file or folder that exists; give {ALLOWED}"
 FACT = {"subject": "Canada", "prompt": "The capital of {} is", "target_true": "Ottawa",
         "target_new": "Paris"}  # fmt: skip
 
@@ -67,8 +68,8 @@ def test_a_limit_is_of_each_relation():
     ("spec", "message"),
     [
         ("bilmp", f"--cases 'bilmp': expected {ALLOWED}"),
-        ("no/x.jsonl", f"--cases no/x.jsonl: 'no/x.jsonl' does not exist; give {ALLOWED}"),
-        ("blimp=nowhere", f"--cases blimp=nowhere: 'nowhere' does not exist; give {ALLOWED}"),
+        ("no/x.jsonl", f"--cases no/x.jsonl: {ABSENT}"),
+        ("blimp=nowhere", f"--cases blimp=nowhere: {ABSENT}"),
         ("embedded=x", f"--cases 'embedded=x': expected {ALLOWED}"),
         ("zsre", "--cases zsre: expected a path, zsre has no data of its own; give --cases zsre="
          "FILE"),

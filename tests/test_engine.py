@@ -309,8 +309,11 @@ def nan_edit(lm):
     ("make", "sentence"),
     [
         (lambda lm: _Raises(), "mine failed while editing: KeyError: 'lost'"),
-        (lambda lm: _Returns(None), "mine returned a NoneType; edit(requests) must return a list"),
-        (lambda lm: _Returns([]), "mine returned 0 edits for 1 requests"),
+        (
+            lambda lm: _Returns(None),
+            "mine returned a NoneType: expected a list with one edit a request",
+        ),
+        (lambda lm: _Returns([]), "mine returned 0 edits: expected one for each of 1 requests"),
         (lambda lm: _Returns(["x"]), "mine returned a str in place of an edit"),
         (lambda lm: _Returns([nan_edit(lm)]), "is not finite (NaN or infinity)"),
         (
@@ -323,7 +326,7 @@ def nan_edit(lm):
         ),
         (
             lambda lm: _Returns([DenseEdit({"no.such": torch.ones(1)})]),
-            "no parameter of random-gpt2",
+            "expected a parameter of random-gpt2",
         ),
         (lambda lm: _Returns([PromptEdit(" ")]), "mine returned a PromptEdit with an empty prefix"),
     ],

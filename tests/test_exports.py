@@ -120,8 +120,8 @@ def test_inspects_own_reader_opens_the_log(runs, tmp_path):
     ("name", "format", "sentence"),
     [
         ("x.txt", "", r"expected a file that ends in \.md, \.html, \.csv, \.parquet, \.tex"),
-        ("x.csv", "latex", r"--format latex expects a file that ends in \.tex"),
-        ("x.csv", "inspect", "name a folder"),
+        ("x.csv", "latex", r"expected a file that ends in \.tex for --format latex"),
+        ("x.csv", "inspect", "expected a folder"),
         ("x", "excel", "expected one of markdown, html"),
     ],
 )

@@ -195,7 +195,7 @@ def test_erasing_replaces_the_values(by):
 
 
 def test_erasing_by_something_unknown_is_refused():
-    with pytest.raises(ValueError, match="cannot erase by 'pad'; known: zero, mean, unk, random"):
+    with pytest.raises(ValueError, match="erase by 'pad': expected one of zero, mean, unk, random"):
         EraseKN(tiny_model("bert"), by="pad")  # type: ignore[arg-type]
 
 

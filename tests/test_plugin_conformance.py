@@ -127,7 +127,7 @@ def test_a_good_method_has_no_complaints(cls, lm, cases):
         (Counting, "changes its attribute 'history' while editing and does not declare it"),
         (Counting, "remembers earlier requests: asked a second time, embedded/P36/"),
         (WithoutReset, r"declares state \(history\) but no reset\(\)"),
-        (TooFew, "returned 1 edits for 2 requests"),
+        (TooFew, "returned 1 edits: expected one for each of 2 requests"),
     ],
 )
 def test_each_fault_is_named(cls, sentence, lm, cases):

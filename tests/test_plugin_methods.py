@@ -115,7 +115,7 @@ BAD = {
     "raises": "raises failed while editing: ZeroDivisionError: by nought",
     "mutates": "mutates changed the model's parameters while editing; ",
     "leaks": "leaks",
-    "too-many": "too-many returned 3 edits for 2 requests",
+    "too-many": "too-many returned 3 edits: expected one for each of 2 requests",
     "no-method": "no-method",
 }
 

@@ -32,8 +32,8 @@ def test_no_sizes(text):
     ("args", "sentence"),
     [
         (("--run", "a", "--resume", "b"), "--run a starts a run and --resume b goes on with one*"),
-        (("--run", "../a"), "--run '../a' is no name for a folder*"),
-        (("--gate", "symmetry:0.05"), "--gate sets tolerances for --baseline FILE*"),
+        (("--run", "../a"), "--run '../a': expected letters, digits*"),
+        (("--gate", "symmetry:0.05"), "--gate: expected with --baseline FILE*"),
         (("--relation", "P999"), "unknown relation 'P999'; known: P36, P37, P106"),
         (("--model", "a/x", "--model", "b/x"), "--model a/x and --model b/x have the same name*"),
         (("--device", "tpu0"), "--device tpu0: expected cpu, cuda, cuda:N or auto"),

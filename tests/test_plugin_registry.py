@@ -41,12 +41,12 @@ def test_the_function_stays_a_function():
 
 @pytest.mark.parametrize("name", ["", "a b", "a/b", "ü"])
 def test_names_that_cannot_be(name):
-    with pytest.raises(ValueError, match="name is made of letters, digits"):
+    with pytest.raises(ValueError, match="expected a name of letters, digits"):
         edit_method(name)
 
 
 def test_kinds_of_model_that_cannot_be():
-    with pytest.raises(ValueError, match="models='gpt' is none of causal, masked, any"):
+    with pytest.raises(ValueError, match="models='gpt': expected one of causal, masked, any"):
         edit_method("mine", models="gpt")  # type: ignore[arg-type]
 
 

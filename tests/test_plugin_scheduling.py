@@ -314,4 +314,4 @@ def test_collecting_with_workers_runs_nothing(bench):
 def test_dist_each_is_refused(bench):
     result = bench.run("-n2", "--dist", "each")
     assert result.ret == 4
-    result.stderr.fnmatch_lines(["ERROR: --dist each would measure every case once a worker*"])
+    result.stderr.fnmatch_lines(["ERROR: --dist each: expected another*"])

@@ -151,7 +151,10 @@ def test_each_actor_has_the_gpu_that_ray_lends_it(bench, ray):
     [
         (("--engine", "spark"), "'spark': expected pytest, ray or ray:ADDRESS"),
         (("--engine", "ray", "-n", "2"), "-n starts xdist's workers and --engine ray Ray's actors"),
-        (("--actors", "2"), "--actors is for --engine ray; workers of pytest are given by -n"),
+        (
+            ("--actors", "2"),
+            "--actors: expected with --engine ray only; workers of pytest are given by -n",
+        ),
         (("--engine", "ray", "--device", "auto"), "--device auto: expected cpu or cuda with"),
         (("--engine", "ray"), "--engine ray needs Ray: pip install 'kn_bench[[]ray]'"),
     ],

@@ -71,7 +71,10 @@ def test_values_are_read_in_their_parameters_type(text, value):
         ("rome", "--set 'rome': expected METHOD.PARAMETER=VALUE, such as memit.v_lr=0.1"),
         ("rome.v_lr", "--set 'rome.v_lr': expected METHOD.PARAMETER=VALUE"),
         ("memit.v_lr=1", "'memit' is not among the methods of this run (rome, none); name it"),
-        ("none.x=1", "--set 'none.x=1': none has no parameters; leave it out"),
+        (
+            "none.x=1",
+            "--set 'none.x=1': expected a method with parameters, none has none; leave it out",
+        ),
         ("rome.lr=1", "rome has no parameter 'lr'; expected one of clamp_norm_factor, context_"),
         ("rome.v_lr=fast", "rome.v_lr is of type float: expected float, got str"),
         ("rome.layer=1.5", "rome.layer is of type int: expected int, got float"),

@@ -97,7 +97,9 @@ def test_shards_merge_into_the_run(bench):
     with pytest.raises(StoreError, match=r"b cannot be merged with a, .* seed: 0 then, 7 now"):
         merge([runs / run for run in "abc"], bench.path / "reports", "some")
     write_manifest(runs / "b", replace(other, seed=0, finished=""))
-    with pytest.raises(StoreError, match=r"b, shard 2/3, is not finished: go on with it by"):
+    with pytest.raises(
+        StoreError, match=r"b, shard 2/3: expected a finished run; go on with it by"
+    ):
         merge([runs / run for run in "abc"], bench.path / "reports", "some")
 
 
@@ -113,7 +115,9 @@ def test_a_shard_that_was_killed_is_resumed_and_merged(bench):
     runs = bench.path / "reports/runs"
     left = bench.verdicts("b")
     assert left
-    with pytest.raises(StoreError, match=r"b, shard 2/2, is not finished: go on with it by"):
+    with pytest.raises(
+        StoreError, match=r"b, shard 2/2: expected a finished run; go on with it by"
+    ):
         merge([runs / "a", runs / "b"], bench.path / "reports", "all")
 
     other = bench.run(*asked, "--resume", "b", "--shard", "1/2")

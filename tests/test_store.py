@@ -387,7 +387,7 @@ def test_a_manifest_edited_by_hand_is_one_sentence(tmp_path):
         StoreError, match=r"manifest.json holds no Manifest: field 'run' holds a num"
     ):
         read_manifest(folder)
-    with pytest.raises(StoreError, match=r"is no run: it has no manifest\.json"):
+    with pytest.raises(StoreError, match=r"expected a run, and it has no manifest\.json"):
         read_manifest(tmp_path)
 
 

@@ -38,7 +38,7 @@ def drill(share: float, seed: int, folder: Path) -> DrillRow:
 
 
 def _tests(whole: bytes) -> list[str]:
-    """The rows of each test as one text, in order: a test ends with its verdict."""
+    """Return the rows of each test as one text, in order: a test ends with its verdict."""
     tests, lines = [], []
     for line in whole.decode().splitlines(keepends=True):
         lines.append(line)

@@ -71,7 +71,7 @@ def _try(reader: FileReader, content: bytes, row: DrillRow) -> None:
 
 
 def _odd_sentence(error: Exception) -> str:
-    """What is wrong with a refusal: it has several lines, or is Python's own."""
+    """Return what is wrong with a refusal: it has several lines, or is Python's own."""
     text = str(error)
     if "\n" in text or "\x1b" in text:
         return "several lines or control sequences"

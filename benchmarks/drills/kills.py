@@ -68,7 +68,7 @@ def _round(toys: Toys, run: str, dice: random.Random, row: DrillRow) -> None:
 
 
 def _moment(toys: Toys, dice: random.Random) -> float:
-    """Seconds until a kill: a third of them when the log is closed and the board is written."""
+    """Return seconds until a kill, a third of them as the log is closed and the board written."""
     if dice.random() < 1 / 3:
         return max(0.1, toys.duration - dice.random())
     return dice.uniform(0.2, 1.0) * toys.duration
@@ -129,7 +129,7 @@ def _drain(terminal: int, process: subprocess.Popen[bytes], seconds: float) -> N
 
 
 def _children(pid: int) -> list[int]:
-    """The workers of a controller (Linux; elsewhere none is known)."""
+    """Return the workers of a controller (Linux; elsewhere none is known)."""
     try:
         text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
     except OSError:

@@ -65,7 +65,7 @@ class FileReader:
 
 
 def readers(folder: Path) -> Iterator[FileReader]:
-    """All readers, with their good files in ``folder``."""
+    """Return all readers, with their good files in ``folder``."""
     yield from _of_cases(folder)
     yield from _of_results(folder)
     yield from _of_models(folder)

@@ -28,7 +28,7 @@ def spoilt(good: bytes, dice: random.Random) -> bytes:
 
 
 def _value(good: bytes, dice: random.Random) -> bytes:
-    """One value of one line replaced, removed, swapped, doubled or given a neighbour."""
+    """Return one value of one line replaced, removed, swapped, doubled or given a neighbour."""
     lines = good.split(b"\n")
     at = dice.randrange(len(lines))
     try:
@@ -63,7 +63,7 @@ def _value(good: bytes, dice: random.Random) -> bytes:
 
 
 def _places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """All places within a JSON value, as the names and indices that lead there."""
+    """Return all places within a JSON value, as the names and indices that lead there."""
     if isinstance(value, dict | list):
         members = value.items() if isinstance(value, dict) else enumerate(value)
         for name, member in members:
@@ -72,7 +72,7 @@ def _places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]
 
 
 def _line(good: bytes, dice: random.Random) -> bytes:
-    """A line removed, doubled, moved, or cut."""
+    """Return a line removed, doubled, moved, or cut."""
     lines = good.split(b"\n")
     at, to = dice.randrange(len(lines)), dice.randrange(len(lines))
     how = dice.choice(("remove", "double", "move", "cut"))
@@ -88,7 +88,7 @@ def _line(good: bytes, dice: random.Random) -> bytes:
 
 
 def _stretch(good: bytes, dice: random.Random) -> bytes:
-    """Some bytes removed, doubled, or replaced."""
+    """Return some bytes removed, doubled, or replaced."""
     start = dice.randrange(len(good) + 1)
     end = min(len(good), start + dice.choice((0, 1, 1, 9, 200, 10**6)))
     middle = dice.choice((b"", good[start:end] * 2, dice.choice(TOKENS), dice.randbytes(3)))

@@ -84,7 +84,7 @@ class Toys:
         return process
 
     def output(self, process: subprocess.Popen[bytes]) -> str:
-        """What a session has written so far."""
+        """Return what a session has written so far."""
         return self._outputs[process.pid].read_text("utf-8", "replace")
 
     def wait(self, process: subprocess.Popen[bytes], row: DrillRow) -> int:
@@ -100,7 +100,7 @@ class Toys:
         return self.folder / "reports/runs" / run
 
     def rows(self, run: str) -> list[str]:
-        """The rows of a run in comparable form."""
+        """Return the rows of a run in comparable form."""
         return sorted(map(repr, log.rows(self.folder_of(run) / log.LOG)))
 
     def finish(self, run: str, row: DrillRow, workers: Sequence[str] = ("-n0",)) -> None:

@@ -17,6 +17,7 @@ from kn_bench.measure.engine import Engine
 from kn_bench.measure.measurement import CaseResult
 from kn_bench.measure.writing import Writer, read_references
 from kn_bench.model.language_model import LanguageModel
+from kn_bench.results.files import check_writable, write_text
 from kn_bench.results.leaderboard import leaderboard, terminal_table
 from kn_bench.results.loading import Runs, load_runs
 from kn_bench.results.log import LOG
@@ -165,16 +166,26 @@ class Evaluation:
         """Write a run's folder, which ``kn-bench leaderboard`` and ``kn-bench compare`` read.
 
         Raises:
-            OSError: when the folder cannot be written.
+            StoreError: when the folder cannot be written.
             ValueError: when it holds a run already.
         """
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        if (folder / LOG).exists():
-            raise ValueError(f"{folder}: expected a folder without a run; name another one")
+        check_no_run(folder)
         options = {"method": self.method}
         manifest = new_manifest(
             folder.name, models=self._models, data=self._data, options=options, seed=0
         )
-        (folder / LOG).write_text(self._rows, encoding="utf-8")
+        write_text(folder / LOG, self._rows)
         write_manifest(folder, manifest.ended({}))
+
+
+def check_no_run(folder: Path) -> None:
+    """Make ``folder`` where it is missing, and check that a run can be written there.
+
+    Raises:
+        StoreError: when it cannot be written.
+        ValueError: when it holds a run already.
+    """
+    check_writable(folder)
+    if (folder / LOG).exists():
+        raise ValueError(f"{folder}: expected a folder without a run; name another one")

@@ -150,8 +150,8 @@ class EditRequest:
             object.__setattr__(self, "id", f"request/{digest[:12]}")
         if (self.prompt + self.suffix).count("{}") > 1:
             raise ValueError(
-                f"{self.id}: the prompt {self.prompt!r} with suffix {self.suffix!r} names the "
-                "subject's place more than once: mark one by '{}'"
+                f"{self.id}: the prompt {self.prompt!r} with suffix {self.suffix!r}: expected the "
+                "subject's place at most once; mark one by '{}'"
             )
         if not ID_ALPHABET.fullmatch(self.id):
             raise ValueError(
@@ -160,9 +160,14 @@ class EditRequest:
         for name in ("subject", "target_true", "target_new"):
             text = getattr(self, name)
             if not text or text != text.strip():
-                raise ValueError(f"{self.id}: {name} {text!r} is empty or has outer spaces")
+                raise ValueError(
+                    f"{self.id}: {name} {text!r}: expected a text without outer spaces"
+                )
         if self.target_true == self.target_new:
-            raise ValueError(f"{self.id}: target_new equals target_true ({self.target_true!r})")
+            raise ValueError(
+                f"{self.id}: target_new {self.target_true!r}: expected another answer than "
+                "target_true"
+            )
 
     @property
     def cloze(self) -> Cloze:

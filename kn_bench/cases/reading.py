@@ -21,7 +21,9 @@ def lines_of(path: Path) -> Iterator[tuple[int, str]]:
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text (byte {error.start})") from None
+        raise ValueError(
+            f"{path}: expected UTF-8 text, not so at byte {error.start}; save it as UTF-8"
+        ) from None
     # not splitlines: U+2028 may stand inside a JSON string
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
@@ -46,7 +48,7 @@ def records(path: Path, *fields: str) -> Iterator[tuple[str, ...]]:
             lacking = [field for field, either in zip(fields, names, strict=True)
                        if not any(n in entry for n in either)]  # fmt: skip
             raise ValueError(
-                f"{where}: no {' and no '.join(lacking)}; every line needs " + ", ".join(fields)
+                f"{where}: expected {', '.join(fields)}; add {' and '.join(lacking)}"
             ) from None
         for field, value in zip(fields, values, strict=True):
             if type(value) is not str and type(value) is not int:
@@ -65,16 +67,14 @@ def parse_object(line: str, where: str) -> dict[str, Any]:
     try:
         entry = json.loads(line, object_pairs_hook=without_repeats)
     except RecursionError:
-        raise ValueError(
-            f"{where}: not JSON (nested too deeply); one object a line is needed"
-        ) from None
+        raise ValueError(f"{where}: expected one JSON object, this is nested too deeply") from None
     except ValueError as error:
         what = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-        raise ValueError(f"{where}: not JSON ({what}); one object a line is needed") from None
+        raise ValueError(f"{where}: expected one JSON object ({what})") from None
     if not isinstance(entry, dict):
         raise ValueError(
-            f"{where}: a JSON {type(entry).__name__}; one object a line is needed, "
-            'such as {"subject": "Canada", …}'
+            f"{where}: expected one JSON object, such as "
+            f'{{"subject": "Canada", …}}, not a {type(entry).__name__}'
         )
     return entry
 
@@ -93,7 +93,7 @@ def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(fields) < len(pairs):
         names = [name for name, _ in pairs]
         repeated = next(name for name in names if names.count(name) > 1)
-        raise RepeatedFieldError(f"the field {repeated!r} stands there twice")
+        raise RepeatedFieldError(f"the field {repeated!r}: expected once, stands there twice")
     return fields
 
 

@@ -41,25 +41,17 @@ def command(
     The folder holds the edited weights and tokenizer (or the adapter), a model card, and the edits
     with their provenance in edits/.
     """
-    from dataclasses import replace
-
-    from kn_bench.api.evaluating import load_cases
     from kn_bench.api.methods import method as bind
+    from kn_bench.commands.runner import chosen_cases
     from kn_bench.editing.edit import NotApplicable
-    from kn_bench.editing.exporting import model_card, save_adapter, save_checkpoint
-    from kn_bench.editing.saving import save_edit
+    from kn_bench.editing.exporting import model_card
     from kn_bench.model.loading import load_model
-    from kn_bench.results.files import write_text
+    from kn_bench.results.files import check_writable, write_text
 
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"{output}: expected a new or an empty folder; name another one")
-    chosen = [
-        case
-        for source in cases or ["embedded"]
-        for case in load_cases(source, relation=relation, limit=limit, seed=seed)
-    ]
-    if not chosen:
-        raise ValueError(f"{', '.join(cases or ['embedded'])}: expected a case, and there is none")
+    check_writable(output)
+    chosen = chosen_cases(cases, relation, limit, seed)
     lm = load_model(model, device=device, dtype=dtype)
     try:
         bound = bind(method, lm)
@@ -68,20 +60,9 @@ def command(
         raise ValueError(f"--method {method}: {reason}; name another method or model") from None
     if not edits:
         raise ValueError(f"--method {method}: no case has an edit; {next(iter(left_out.values()))}")
-    output.mkdir(parents=True, exist_ok=True)
-    (save_adapter if as_adapter else save_checkpoint)(lm, list(edits.values()), output)
-    (output / "edits").mkdir()
-    for number, (case, edit) in enumerate(edits.items()):
-        save_edit(
-            edit,
-            output / "edits" / f"{number:04d}.safetensors",
-            provenance=replace(bound.provenance, case=case),
-        )
-    facts = {
-        case.id: case.request.cloze.fill(case.request.target_new)
-        for case in chosen
-        if case.id not in left_out
-    }
+    write_edited(bound, edits, output, as_adapter=as_adapter)
+    edited = [case for case in chosen if case.id not in left_out]
+    facts = {case.id: case.request.cloze.fill(case.request.target_new) for case in edited}
     named = {case or "all cases": edit for case, edit in edits.items()}
     card = output / "README.md"
     write_text(card, model_card(bound.provenance, named, facts, left_out))
@@ -90,9 +71,28 @@ def command(
     typer.echo(f"{len(facts)} cases edited by {bound.name}, written to {output}")
     if measure:
         # measuring is the long part: whatever ends it, the folder is complete already
-        scores = measured_scores(lm, output, [case for case in chosen if case.id in facts])
+        scores = measured_scores(lm, output, edited)
         write_text(card, model_card(bound.provenance, named, facts, left_out, scores))
         typer.echo(f"measured, scores in {card}")
+
+
+def write_edited(
+    bound: BoundMethod, edits: dict[str, Edit], output: Path, *, as_adapter: bool
+) -> None:
+    """Write the edited model, or its adapter, and each edit with its provenance in ``edits/``."""
+    from dataclasses import replace
+
+    from kn_bench.editing.exporting import save_adapter, save_checkpoint
+    from kn_bench.editing.saving import save_edit
+
+    (save_adapter if as_adapter else save_checkpoint)(bound.model, list(edits.values()), output)
+    (output / "edits").mkdir()
+    for number, (case, edit) in enumerate(edits.items()):
+        save_edit(
+            edit,
+            output / "edits" / f"{number:04d}.safetensors",
+            provenance=replace(bound.provenance, case=case),
+        )
 
 
 def measured_scores(lm: LanguageModel, folder: Path, cases: list[Case]) -> str:

@@ -14,6 +14,7 @@ from kn_bench.commands import options
 if TYPE_CHECKING:
     from kn_bench.measure.harness import TaskFigure
     from kn_bench.measure.measurement import EditRecord
+    from kn_bench.model.language_model import LanguageModel
 
 app = typer.Typer(add_completion=False)
 ABILITY = "lm_eval.json"
@@ -55,12 +56,11 @@ def command(
     markdown: options.Markdown = False,
 ) -> None:
     """Judge what was edited elsewhere by all criteria, the base being the unedited model."""
-    from kn_bench.api.evaluating import evaluate, load_cases
-    from kn_bench.api.methods import method
+    from kn_bench.api.evaluating import check_no_run, evaluate
+    from kn_bench.commands.runner import chosen_cases
     from kn_bench.edits.checkpoint import check
-    from kn_bench.measure.harness import check_tasks, task_figures
+    from kn_bench.measure.harness import check_tasks
     from kn_bench.model.loading import load_model
-    from kn_bench.results.codec import encode
 
     check(str(edited), base)
     if references is not None and not generations:
@@ -71,11 +71,9 @@ def command(
     tasks = [task.strip() for task in lm_eval.split(",") if task.strip()]
     if tasks:
         check_tasks(tasks)
-    chosen = [
-        case
-        for source in cases or ["embedded"]
-        for case in load_cases(source, relation=relation, limit=limit, seed=seed)
-    ]
+    if output is not None:
+        check_no_run(output)
+    chosen = chosen_cases(cases, relation, limit, seed)
     lm = load_model(base, device=device, dtype=dtype)
     evaluation = evaluate(
         lm, f"checkpoint:{edited}", chosen, generations=generations, references=references
@@ -84,16 +82,31 @@ def command(
     if record is not None:
         typer.echo(f"{edited} against {base}: {difference(record)}")
     typer.echo(evaluation.board(markdown=markdown))
-    bound = method(f"checkpoint:{edited}", lm)
-    ability = task_figures(lm, bound.inner.whole(), tasks) if tasks else []  # type: ignore[attr-defined]
+    ability = general_ability(lm, edited, tasks) if tasks else []
     if ability:
         typer.echo(ability_table(ability, markdown=markdown))
     if output is not None:
         evaluation.save(output)
         if ability:
-            listed = [figure._asdict() for figure in ability]
-            (output / ABILITY).write_text(encode(listed, indent=2) + "\n", encoding="utf-8")
+            write_ability(ability, output / ABILITY)
         typer.echo(f"written to {output}")
+
+
+def general_ability(lm: LanguageModel, edited: Path, tasks: list[str]) -> list[TaskFigure]:
+    """Return lm-evaluation-harness's figures, without and with what was ``edited``."""
+    from kn_bench.api.methods import method
+    from kn_bench.measure.harness import task_figures
+
+    bound = method(f"checkpoint:{edited}", lm)
+    return task_figures(lm, bound.inner.whole(), tasks)  # type: ignore[attr-defined]
+
+
+def write_ability(figures: Sequence[TaskFigure], path: Path) -> None:
+    """Write the figures as JSON, whole or not at all."""
+    from kn_bench.results.codec import encode
+    from kn_bench.results.files import write_text
+
+    write_text(path, encode([figure._asdict() for figure in figures], indent=2) + "\n")
 
 
 def difference(record: EditRecord) -> str:

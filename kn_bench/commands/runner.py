@@ -166,6 +166,27 @@ def load_cases(
     return cases
 
 
+def chosen_cases(
+    specs: Sequence[str] | None, relations: list[str] | None, limit: int | None, seed: int
+) -> list[Case]:
+    """Load the cases of ``specs``, the embedded ones when None, to edit a model by them.
+
+    Raises:
+        ValueError: when there are none.
+    """
+    from kn_bench.api.evaluating import load_cases
+
+    chosen = specs or ["embedded"]
+    cases = [
+        case
+        for spec in chosen
+        for case in load_cases(spec, relation=relations, limit=limit, seed=seed)
+    ]
+    if not cases:
+        raise ValueError(f"{', '.join(chosen)}: expected a case, and there is none")
+    return cases
+
+
 def parse_neurons(texts: Sequence[str] | None) -> tuple[Neuron, ...]:
     """Read ``9:1094`` as layer 9, neuron 1094.
 

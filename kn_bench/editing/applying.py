@@ -289,10 +289,10 @@ def deltas_of(lm: LanguageModel, edit: Edit) -> dict[str, Tensor]:
     parameters = dict(lm.hf.named_parameters())
     for name, delta in edit.deltas.items():
         if name not in parameters:
-            raise ValueError(f"the edit changes {name!r}, which is no parameter of {lm.name}")
+            raise ValueError(f"the edit changes {name!r}: expected a parameter of {lm.name}")
         if delta.shape != parameters[name].shape:
             raise ValueError(
-                f"the edit's delta of {name!r} has shape {tuple(delta.shape)}, the parameter "
-                f"{tuple(parameters[name].shape)}"
+                f"the edit's delta of {name!r}, of shape {tuple(delta.shape)}: expected the "
+                f"parameter's, {tuple(parameters[name].shape)}"
             )
     return dict(edit.deltas)

@@ -137,10 +137,12 @@ def edit_method(
     """
     if not _NAME.fullmatch(name):
         raise ValueError(
-            f"edit_method({name!r}): a method's name is made of letters, digits, '_', '.' and '-'"
+            f"edit_method({name!r}): expected a name of letters, digits, '_', '.' and '-'"
         )
     if models not in KINDS:
-        raise ValueError(f"edit_method({name!r}): models={models!r} is none of {', '.join(KINDS)}")
+        raise ValueError(
+            f"edit_method({name!r}): models={models!r}: expected one of {', '.join(KINDS)}"
+        )
 
     def mark(function: F) -> F:
         origin = _origin(function)

@@ -125,7 +125,8 @@ def check_assignment(assignment: Assignment, cls: type[Settings] | None) -> Any:
     """
     if cls is None:
         raise SettingError(
-            f"--set {assignment.text!r}: {assignment.method} has no parameters; leave it out"
+            f"--set {assignment.text!r}: expected a method with parameters, {assignment.method} "
+            "has none; leave it out"
         )
     value = assignment.value
     if value is None and "none" in get_args(parameters(cls).get(assignment.parameter)):

@@ -36,11 +36,13 @@ def checked(
     """
     if not isinstance(returned, Sequence) or isinstance(returned, str):
         raise ValueError(
-            f"{method} returned a {type(returned).__name__}; edit(requests) must return a list "
-            "with one edit a request"
+            f"{method} returned a {type(returned).__name__}: expected a list with one edit a "
+            "request"
         )
     if len(returned) != wanted:
-        raise ValueError(f"{method} returned {len(returned)} edits for {wanted} requests")
+        raise ValueError(
+            f"{method} returned {len(returned)} edits: expected one for each of {wanted} requests"
+        )
     outcomes: list[Edit | NotApplicable | str] = []
     for edit in returned:
         problem = "" if isinstance(edit, NotApplicable) else _problem(edit, model)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -28,6 +29,10 @@ PASSES = 16
 """Passes with the first rows of all questions of a batch."""
 ROUND = 0.7
 """The share of a batch that a round of passes is reported as, of what is left."""
+PIECES = 4
+"""Pieces of an interval that is refined: two would take twice the rounds, for as many nodes."""
+ROUNDING = 60
+"""What sums of some thousand terms round P by, relative to it, in units of float32 or wider."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,7 @@ class Attribution:
         probability: P(w), of the answer by the model as it is.
         without: P(0) for each layer: its neurons at the answer position all set to 0.
         completeness: |sum of alpha - (P(w) - P(0))| for each layer.
-        allowed: the error that the rule allows there.
+        allowed: the error that the rule allows there, or that P is rounded by.
         nodes: gradients taken for each layer.
     """
 
@@ -81,7 +86,7 @@ def attribute(
     rule = rule or Rule()
     asked = [questions_of(lm, query) for query in queries]
     singles = list(dict.fromkeys(question for group in asked for question in group))
-    # few intervals are halved in the end, and a pass over few rows costs as much as one over many:
+    # few intervals are split in the end, and a pass over few rows costs as much as one over many:
     # a batch holds questions for several passes, so that what is left of them shares the last ones
     rows = lm.n_layers * rule.n_nodes / PASSES
     with lm.progress.task("locating, prompt", len(singles)) as advance:
@@ -128,7 +133,7 @@ def _attribute(asked: CleanBatch, rule: Rule, advance: Advance) -> list[Attribut
             probability=float(probability[i]),
             without=path.without[i],
             completeness=completeness[i],
-            allowed=rule.allowed(change[i]),
+            allowed=path.allowed[i],
             nodes=path.nodes[i],
         )
         for i in range(len(scores))
@@ -137,13 +142,14 @@ def _attribute(asked: CleanBatch, rule: Rule, advance: Advance) -> list[Attribut
 
 @dataclass(frozen=True)
 class _Path:
-    """Integral of dP/dvalue over g, P(0) and nodes used, for every question and layer.
+    """Integral of dP/dvalue over g, P(0), allowed error, nodes used: for every question and layer.
 
     The first is on the model's device, the others are on the host.
     """
 
     integral: Float[Tensor, "B n_layers d_model"]
     without: Float[Tensor, "B n_layers"]
+    allowed: Float[Tensor, "B n_layers"]
     nodes: Int[Tensor, "B n_layers"]
 
 
@@ -153,7 +159,7 @@ class _Intervals:
 
     ``cell`` is question * n_layers + layer: paths of all questions and layers are one axis, so that
     intervals of any of them share a pass. P is known at both ends ``low`` and ``high``. All but the
-    integral is on the host, which decides what to halve.
+    integral is on the host, which decides what to split.
     """
 
     integral: Float[Tensor, "n d_model"]
@@ -197,12 +203,20 @@ class _Integrator:
         return self.asked.run(self.rows(cell, g), gradient=False).probability
 
     def gradients(
-        self, cell: np.ndarray, low: np.ndarray, high: np.ndarray
-    ) -> tuple[Float[Tensor, "n nodes"], Float[Tensor, "n d_model"]]:
-        """Return P at the nodes of each interval, and the integral of dP/dvalue over it."""
+        self, low: np.ndarray, high: np.ndarray, cell: np.ndarray, inner: np.ndarray | None = None
+    ) -> tuple[Float[Tensor, "n nodes"], Float[Tensor, "n d_model"], Float[Tensor, " m"]]:
+        """Return P at each interval's nodes, the integral of dP/dvalue over it, and P at ``inner``.
+
+        Args:
+            inner: places on the path of each of ``cell``, ``[n / pieces, m]``, of whose pieces the
+                intervals are; the same pass gives P there.
+        """
         n, unit = len(self.unit.places), self.unit
         width = (high - low)[:, None]
-        g = low[:, None] + width * unit.places
+        g, at = (low[:, None] + width * unit.places).ravel(), cell.repeat(n)
+        if inner is not None:
+            g = np.concatenate([g, inner.ravel()])
+            at = np.concatenate([at, cell[:: len(cell) // len(inner)].repeat(inner.shape[1])])
         left = self._left
 
         def done(share: float) -> None:
@@ -211,12 +225,12 @@ class _Integrator:
             self._left -= part
             self._advance(part)
 
-        along = self.asked.run(self.rows(cell.repeat(n), g.ravel()), gradient=True, done=done)
-        gradient = along.gradient.reshape(len(cell), n, -1)
+        along = self.asked.run(self.rows(at, g), gradient=True, done=done)
+        nodes = len(cell) * n
+        gradient = along.gradient[:nodes].reshape(len(cell), n, -1)
         weights = to_device(unit.weights * width, gradient.device, gradient.dtype)
-        return along.probability.reshape(len(cell), n), torch.einsum(
-            "cnd,cn->cd", gradient, weights
-        )
+        integral = torch.einsum("cnd,cn->cd", gradient, weights)
+        return along.probability[:nodes].reshape(-1, n), integral, along.probability[nodes:]
 
     def finish(self) -> None:
         """Report all questions as done."""
@@ -233,58 +247,81 @@ def _integrate(asked: CleanBatch, rule: Rule, advance: Advance) -> _Path:
     cell = np.arange(n_cells)
     shape = (n_cells // take.n_layers, take.n_layers)
     zero, full = np.zeros(n_cells), np.ones(n_cells)
-    if rule.name != "adaptive":
-        probability, integral = take.gradients(cell, zero, full)
-        # both published rules have their first node at g = 0
-        (without,) = to_host(probability[:, 0])
-        nodes = torch.full(shape, rule.n_nodes)
-        take.finish()
-        return _Path(integral.reshape(*shape, -1), torch.from_numpy(without).reshape(shape), nodes)
-    at_zero = take.probability(cell, zero)
-    _, integral = take.gradients(cell, zero, full)
+    adaptive = rule.name == "adaptive"
+    at_zero = take.probability(cell, zero) if adaptive else None
+    probability, integral, _ = take.gradients(zero, full, cell)
+    # both published rules have their first node at g = 0
+    at_zero = probability[:, 0] if at_zero is None else at_zero
     p_low, p_high, change = to_host(at_zero, asked.probability, take.change(cell, integral))
     p_high = p_high.repeat(take.n_layers)
-    error = np.abs(change - (p_high - p_low))
-    whole = _Intervals(integral, cell, zero, full, p_low, p_high, error)
-    done = _refined(take, whole, rule)
+    allowed = _allowed(asked, rule, p_low, p_high)
+    nodes = np.full(n_cells, rule.n_nodes)
+    if adaptive:
+        error = np.abs(change - (p_high - p_low))
+        whole = _Intervals(integral, cell, zero, full, p_low, p_high, error)
+        done, nodes = _refined(take, whole, rule, allowed)
+        at = to_device(done.cell, integral.device)
+        integral = torch.zeros_like(take.grown).index_add_(0, at, done.integral)
     take.finish()
-    at = to_device(done.cell, integral.device)
-    # a path that ends in k intervals was evaluated on 2 k - 1, the halved ones included
-    intervals = torch.from_numpy(np.bincount(done.cell, minlength=n_cells))
-    return _Path(
-        torch.zeros_like(take.grown).index_add_(0, at, done.integral).reshape(*shape, -1),
-        torch.from_numpy(p_low).reshape(shape),
-        ((2 * intervals - 1) * rule.n_nodes).reshape(shape),
-    )
+    on_host = (torch.from_numpy(part).reshape(shape) for part in (p_low, allowed, nodes))
+    return _Path(integral.reshape(*shape, -1), *on_host)
 
 
-def _refined(take: _Integrator, parts: _Intervals, rule: Rule) -> _Intervals:
-    """Halve intervals until the errors of each path add up to no more than is allowed."""
+def _allowed(
+    asked: CleanBatch, rule: Rule, p_low: np.ndarray, p_high: np.ndarray
+) -> Float[np.ndarray, " n"]:
+    """Return the error that is allowed to each path: the rule's, or what sums round P by."""
+    wide = torch.promote_types(asked.lm.dtype, torch.float32)
+    by_sums = ROUNDING * torch.finfo(wide).eps * np.maximum(p_high, p_low)
+    by_rule = rule.allowed(torch.from_numpy(p_high - p_low)).numpy()
+    allowed: np.ndarray = np.maximum(by_rule, by_sums).astype(p_low.dtype)
+    return allowed
+
+
+def _refined(
+    take: _Integrator, parts: _Intervals, rule: Rule, allowed: Float[np.ndarray, " n"]
+) -> tuple[_Intervals, Int[np.ndarray, " n"]]:
+    """Split intervals until the errors of each path add up to no more than is allowed.
+
+    Returns:
+        the intervals, and the nodes that each path has had.
+    """
     # more nodes do not help where half precision weights round by more than is allowed
-    rounding = 4 * torch.finfo(take.asked.lm.dtype).eps * np.maximum(parts.p_high, parts.p_low)
-    change = torch.from_numpy(parts.p_high - parts.p_low)
-    allowed = np.maximum(rule.allowed(change).numpy(), rounding)
+    unit = 4 * torch.finfo(take.asked.lm.dtype).eps
+    allowed = np.maximum(allowed, unit * np.maximum(parts.p_high, parts.p_low))
+    nodes = np.full(len(allowed), rule.n_nodes)
     while True:
-        count = np.bincount(parts.cell, minlength=len(allowed))
-        total = np.bincount(parts.cell, parts.error, minlength=len(allowed))
-        # the next round may double the intervals of a path
-        affordable = (4 * count - 1) * rule.n_nodes <= rule.most
-        failing = (total > allowed) & affordable
-        # halve intervals with more than their share of the error: a failing path has at least one
-        halve = failing[parts.cell] & (parts.error > (allowed / count)[parts.cell])
-        if not halve.any():
-            return parts
-        parts = parts.where(~halve).joined(_halved(take, parts.where(halve)))
+        failing = np.bincount(parts.cell, parts.error, minlength=len(allowed)) > allowed
+        split = failing[parts.cell] & _worst(parts, allowed / 2)
+        more = np.bincount(parts.cell[split], minlength=len(allowed)) * PIECES * rule.n_nodes
+        split &= (nodes + more <= rule.most)[parts.cell]
+        if not split.any():
+            return parts, nodes
+        nodes += np.where(nodes + more <= rule.most, more, 0)
+        parts = parts.where(~split).joined(_pieces(take, parts.where(split)))
 
 
-def _halved(take: _Integrator, parts: _Intervals) -> _Intervals:
-    middle = (parts.low + parts.high) / 2
-    cell = np.tile(parts.cell, 2)
-    low, high = np.concatenate([parts.low, middle]), np.concatenate([middle, parts.high])
-    at_middle = take.probability(parts.cell, middle)
-    _, integral = take.gradients(cell, low, high)
-    p_middle, change = to_host(at_middle, take.change(cell, integral))
-    p_low = np.concatenate([parts.p_low, p_middle])
-    p_high = np.concatenate([p_middle, parts.p_high])
-    error = np.abs(change - (p_high - p_low))
-    return _Intervals(integral, cell, low, high, p_low, p_high, error)
+def _worst(parts: _Intervals, tolerated: Float[np.ndarray, " n"]) -> Bool[np.ndarray, " m"]:
+    """Tell which intervals are left when the best of each path are put aside.
+
+    Those put aside have errors that add up to no more than is ``tolerated`` of their path.
+    """
+    order = np.argsort(parts.error)
+    smallest_first = pd.Series(parts.error[order].astype(np.float64))
+    cell = parts.cell[order]
+    worst = np.empty(len(order), bool)
+    worst[order] = smallest_first.groupby(cell).cumsum().to_numpy() > tolerated[cell]
+    return worst
+
+
+def _pieces(take: _Integrator, parts: _Intervals) -> _Intervals:
+    """Take the integral on equal pieces of each interval, in one pass with P between them."""
+    share = np.linspace(0, 1, PIECES + 1)
+    edges = parts.low[:, None] + (parts.high - parts.low)[:, None] * share
+    cell, low, high = parts.cell.repeat(PIECES), edges[:, :-1].ravel(), edges[:, 1:].ravel()
+    _, integral, between = take.gradients(low, high, cell, inner=edges[:, 1:-1])
+    p_between, change = to_host(between, take.change(cell, integral))
+    ends = (parts.p_low[:, None], p_between.reshape(-1, PIECES - 1), parts.p_high[:, None])
+    p = np.concatenate(ends, 1)
+    p_low, p_high = p[:, :-1].ravel(), p[:, 1:].ravel()
+    return _Intervals(integral, cell, low, high, p_low, p_high, np.abs(change - (p_high - p_low)))

@@ -1,6 +1,6 @@
 """Integration rules over the path g in [0, 1] that scales a layer's neurons from 0 to their value.
 
-    adaptive   Gauss-Legendre, 5 nodes; halved where completeness fails     (the default)
+    adaptive   Gauss-Legendre, 5 nodes; quartered where completeness fails  (the default)
     riemann    g = k/m,       k = 0..m-1, weight 1/m                        (Dai et al. 2022, code)
     linspace   g = k/(m - 1), k = 0..m-1, weight 1/m: both ends count       (EleutherAI; biased)
 

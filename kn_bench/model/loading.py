@@ -76,15 +76,7 @@ def load_model(
             kept |= {"config": config, "key_mapping": _INNER}
 
         def load(**where: Any) -> Any:
-            with progress_on_terminals_only(), _quietly():
-                hf, info = auto.from_pretrained(
-                    source,
-                    **kept,
-                    **where,
-                    **options,
-                    output_loading_info=True,
-                    ignore_mismatched_sizes=True,  # refused by refuse_incomplete, by name
-                )
+            hf, info = _with_info(auto, source, **kept, **where, **options)
             refuse_incomplete(name, info, architecture, config)
             return hf
 
@@ -97,6 +89,17 @@ def load_model(
     return LanguageModel(
         name, hf, tokenizer, architecture=architecture, weights=lambda: load().state_dict()
     )
+
+
+def _with_info(auto: Any, source: str, **options: Any) -> tuple[Any, Any]:
+    """Return the model, and transformers' account of missing, unexpected and mismatched weights."""
+    with progress_on_terminals_only(), _quietly():
+        return auto.from_pretrained(
+            source,
+            **options,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused by refuse_incomplete, by name
+        )
 
 
 _INNER = {

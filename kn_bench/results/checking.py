@@ -50,7 +50,9 @@ def _check_column(column: pa.ChunkedArray, hint: Any, within: Range | None, name
     if get_origin(hint) is Literal:
         unknown = pc.invert(pc.is_in(column, pa.array(get_args(hint))))
         if pc.any(unknown).as_py():
-            raise FormatError(f"field {name!r} holds what it cannot: {_first(column, unknown)!r}")
+            raise FormatError(
+                f"field {name!r} holds what is not expected there: {_first(column, unknown)!r}"
+            )
     elif get_origin(hint) is tuple:
         items = pc.list_flatten(column)
         if items.null_count:

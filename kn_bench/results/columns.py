@@ -94,7 +94,7 @@ def frame_of(rows_as_json: Iterable[bytes], kind: str) -> pd.DataFrame:
 
 
 def _table(chunk: Iterable[bytes], kind: str) -> pa.Table:
-    """Lines of one kind as flat columns, each of them checked."""
+    """Return lines of one kind as flat columns, each of them checked."""
     table = _parsed(chunk, schema_of(kind))
     check_table(table, KINDS[kind])
     return _flat(table)

@@ -70,7 +70,9 @@ def lines(path: Path) -> Iterator[tuple[int, bytes]]:
             f"{path}, line {number} is not UTF-8 text (its byte {error.start}): {REMEDY}"
         ) from None
     except FileNotFoundError:
-        raise StoreError(f"{path} is missing: the run has no log") from None
+        raise StoreError(
+            f"{path}: expected the run's log, and there is none; restore it or remove the folder"
+        ) from None
     except OSError as error:
         raise StoreError(f"{path} cannot be read: {error.strerror}") from None
 

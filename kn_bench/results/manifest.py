@@ -173,7 +173,9 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         return decode(Manifest, path.read_bytes(), source=str(path))
     except FileNotFoundError:
-        raise StoreError(f"{folder} is no run: it has no {FILE}") from None
+        raise StoreError(
+            f"{folder}: expected a run, and it has no {FILE}; name another folder"
+        ) from None
     except OSError as error:
         raise StoreError(f"{path} cannot be read: {error.strerror}") from None
     except FormatError as error:

@@ -75,8 +75,8 @@ def _check_complete(folders: Sequence[Path], manifests: Sequence[Manifest]) -> N
             raise StoreError(f"{folder.name} is a whole run: expected runs made by --shard")
         if not manifest.finished:
             raise StoreError(
-                f"{folder.name}, shard {index}/{count}, is not finished: go on with it by "
-                f"--resume {folder.name} first"
+                f"{folder.name}, shard {index}/{count}: expected a finished run; go on with it by "
+                f"--resume {folder.name}"
             )
         present.setdefault(count, set()).add(int(index))
     if len(present) > 1:

@@ -114,14 +114,29 @@ class Options:
 
 def add_options(parser: pytest.Parser) -> None:
     """Add the group ``kn_bench``."""
-    group = parser.getgroup("kn_bench", "kn_bench: what is measured, and how")
+    group = _Group(parser.getgroup("kn_bench", "kn_bench: what is measured, and how"))
+    _add_subjects(group)
+    _add_protocol(group)
+    _add_machine(group)
+    _add_run(group)
 
-    def option(name: str, help: str, **kwargs: Any) -> None:
-        group.addoption(name, dest=_dest(name), help=help, **kwargs)
 
-    def repeatable(name: str, metavar: str, help: str) -> None:
-        option(name, f"{help} Repeatable.", action="append", metavar=metavar, default=[])
+class _Group:
+    """Adds options by their names, their destinations being ours."""
 
+    def __init__(self, group: Any) -> None:
+        self._group = group
+
+    def option(self, name: str, help: str, **kwargs: Any) -> None:
+        self._group.addoption(name, dest=_dest(name), help=help, **kwargs)
+
+    def repeatable(self, name: str, metavar: str, help: str) -> None:
+        self.option(name, f"{help} Repeatable.", action="append", metavar=metavar, default=[])
+
+
+def _add_subjects(group: _Group) -> None:
+    """Add what is measured: models, methods and cases."""
+    option, repeatable = group.option, group.repeatable
     repeatable("--model", "NAME", "Embedded model, smollm2-135m, folder, FILE.gguf, hub id or "
                "ID@REVISION (default: all embedded ones).")  # fmt: skip
     repeatable("--method", "NAME", "Editing method, a pattern such as 'memit*', 'all', or "
@@ -142,35 +157,11 @@ def add_options(parser: pytest.Parser) -> None:
     )
     option("--known", "Count only cases that the unedited model answers.", action="store_true")
     option("--seed", "Seed of every draw (default: 0).", type=values.number, default=0, metavar="N")
-    repeatable("--device", "DEVICE", "cpu, cuda or cuda:N; several are shared out; auto spreads a "
-               "model over all GPUs (default: cpu).")  # fmt: skip
-    option("--dtype", "Of the weights (default: float32).", default="float32", choices=DTYPES)
-    option("--attention", "Attention implementation, such as eager.", default="", metavar="NAME")
-    option("--chat-template", "Ask a chat model by its template (default: as a base model).",
-           action="store_true")  # fmt: skip
-    option("--corpus", "Text for second moments: a file, one document a line, a data set of the "
-           "hub, or 'self' (default: a text set of the hub, or else 'self').", default="",
-           metavar="TEXT")  # fmt: skip
-    option("--run", "Name of the run's folder.", default="", metavar="NAME")
-    option("--resume", "Go on with a run: its name, or 'last'.", default="", metavar="RUN")
-    option("--baseline", "Fail when a criterion fell significantly.", type=Path, metavar="FILE")
-    option("--save-baseline", "Write this run as a baseline.", type=Path, metavar="FILE")
-    repeatable("--gate", "CRITERION:FALL", "Tolerated fall, such as symmetry:0.05.")
-    option(
-        "--shard",
-        "Measure one part of the run's units, such as 2/4; `kn-bench merge` joins the parts.",
-        type=values.shard,
-        metavar="INDEX/COUNT",
-        default=None,
-    )
-    option("--engine", "pytest (with xdist's workers by -n) or ray[:ADDRESS], whose actors compute "
-           "while this process reports (default: pytest).", type=values.engine, default="pytest",
-           metavar="ENGINE")  # fmt: skip
-    option("--actors", "Most actors of --engine ray (default: as many as there is room for).",
-           type=values.count, metavar="N")  # fmt: skip
-    option("--strict-criteria", "A missed criterion fails its test.", action="store_true")
-    option("--grain", "A test a case, or a test a relation (default: case).", default="case",
-           choices=("case", "unit"))  # fmt: skip
+
+
+def _add_protocol(group: _Group) -> None:
+    """Add how edits meet in a model, and what is asked besides."""
+    option = group.option
     option("--protocol", "single, batch:N, sequence:N or sequence:N/B (N edits, B a step; default: "
            "single).", type=values.protocol, default=SINGLE, metavar="PROTOCOL")  # fmt: skip
     option("--sequences", "Batches or sequences of the protocol, each drawn by the seed "
@@ -184,9 +175,48 @@ def add_options(parser: pytest.Parser) -> None:
            "score (default: 0).", type=values.whole, default=0, metavar="N")  # fmt: skip
     option("--references", "Texts about new targets for the reference score, such as ROME's "
            "attribute_snippets.json.", type=Path, metavar="FILE")  # fmt: skip
+
+
+def _add_machine(group: _Group) -> None:
+    """Add how models are loaded, and by what the work is done."""
+    option, repeatable = group.option, group.repeatable
+    repeatable("--device", "DEVICE", "cpu, cuda or cuda:N; several are shared out; auto spreads a "
+               "model over all GPUs (default: cpu).")  # fmt: skip
+    option("--dtype", "Of the weights (default: float32).", default="float32", choices=DTYPES)
+    option("--attention", "Attention implementation, such as eager.", default="", metavar="NAME")
+    option("--chat-template", "Ask a chat model by its template (default: as a base model).",
+           action="store_true")  # fmt: skip
+    option("--corpus", "Text for second moments: a file, one document a line, a data set of the "
+           "hub, or 'self' (default: a text set of the hub, or else 'self').", default="",
+           metavar="TEXT")  # fmt: skip
+    option(
+        "--shard",
+        "Measure one part of the run's units, such as 2/4; `kn-bench merge` joins the parts.",
+        type=values.shard,
+        metavar="INDEX/COUNT",
+        default=None,
+    )
+    option("--engine", "pytest (with xdist's workers by -n) or ray[:ADDRESS], whose actors compute "
+           "while this process reports (default: pytest).", type=values.engine, default="pytest",
+           metavar="ENGINE")  # fmt: skip
+    option("--actors", "Most actors of --engine ray (default: as many as there is room for).",
+           type=values.count, metavar="N")  # fmt: skip
+    option("--grain", "A test a case, or a test a relation (default: case).", default="case",
+           choices=("case", "unit"))  # fmt: skip
     option("--memory", "Memory that a batch may use, such as 2G.", type=values.size, metavar="SIZE")
     option("--timeout-per-unit", "Seconds that a method may take for a unit of cases (default: no "
            "limit).", type=values.seconds, metavar="SECONDS")  # fmt: skip
+
+
+def _add_run(group: _Group) -> None:
+    """Add the run, what it is compared with, and where it is written."""
+    option, repeatable = group.option, group.repeatable
+    option("--run", "Name of the run's folder.", default="", metavar="NAME")
+    option("--resume", "Go on with a run: its name, or 'last'.", default="", metavar="RUN")
+    option("--baseline", "Fail when a criterion fell significantly.", type=Path, metavar="FILE")
+    option("--save-baseline", "Write this run as a baseline.", type=Path, metavar="FILE")
+    repeatable("--gate", "CRITERION:FALL", "Tolerated fall, such as symmetry:0.05.")
+    option("--strict-criteria", "A missed criterion fails its test.", action="store_true")
     option("--reports", "Folder of runs and leaderboard (default: reports).", type=Path,
            default=Path("reports"), metavar="DIR")  # fmt: skip
 
@@ -265,7 +295,7 @@ def _refuse_contradictions(options: Options, config: pytest.Config) -> None:
         )
     if options.run and not _RUN_NAME.fullmatch(options.run):
         raise pytest.UsageError(
-            f"--run {options.run!r} is no name for a folder: letters, digits, '_', '.' and '-' only"
+            f"--run {options.run!r}: expected letters, digits, '_', '.' and '-' only"
         )
     if options.protocol == SINGLE and options.sequences != 1:
         raise pytest.UsageError(
@@ -283,20 +313,24 @@ def _refuse_contradictions(options: Options, config: pytest.Config) -> None:
             "compare with them; add it"
         )
     if options.engine == "pytest" and options.actors is not None:
-        raise pytest.UsageError("--actors is for --engine ray; workers of pytest are given by -n")
+        raise pytest.UsageError(
+            "--actors: expected with --engine ray only; workers of pytest are given by -n"
+        )
     if options.engine != "pytest" and config.getoption("tx", None):
         raise pytest.UsageError(
             f"-n starts xdist's workers and --engine {options.engine} Ray's actors: leave -n out, "
             "and use --actors"
         )
     if options.gate and options.baseline is None:
-        raise pytest.UsageError("--gate sets tolerances for --baseline FILE, which is not given")
+        raise pytest.UsageError(
+            "--gate: expected with --baseline FILE, whose tolerances it sets; add that"
+        )
     for option, effect in UNMEASURED_BY.items():
         if config.getoption(option, False):
             raise pytest.UsageError(f"{option} {effect}")
     if config.getoption("dist", "no") == "each":
         raise pytest.UsageError(
-            "--dist each would measure every case once a worker: use another --dist, or none"
+            "--dist each: expected another: each worker would measure every case; leave it out"
         )
 
 

@@ -165,7 +165,10 @@ def _labels(cases: Sequence[Case], grain: Grain) -> dict[str, tuple[Case, ...]]:
         # the package's own cases are what ids are short for
         label = case.id.removeprefix("embedded/") if grain == "case" else slug(case.relation)
         if grain == "case" and label in labels:
-            raise ValueError(f"two cases are called {label}: give each its own id, or one source")
+            raise ValueError(
+                f"two cases are called {label}: expected an id for each; rename one, or give one "
+                "source"
+            )
         labels.setdefault(label, []).append(case)
     return {label: tuple(members) for label, members in labels.items()}
 

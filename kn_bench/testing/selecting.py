@@ -21,7 +21,7 @@ from kn_bench.testing.plan import limit_of
 if TYPE_CHECKING:
     from kn_bench.cases.case import Case, Task
 
-BLOCKS = (32, 96, 384)
+BLOCKS = (64, 192, 384)
 """Cases of a relation that are drawn for --known, up to the first number that is four times the
 limit, then up to the next, then all."""
 

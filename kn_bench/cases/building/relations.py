@@ -47,8 +47,8 @@ class Pattern:
     def __post_init__(self) -> None:
         if self.text.count("[X]") != 1 or self.text.count("[Y]") != 1:
             raise ValueError(
-                f"the pattern {self.text!r} must hold [X] and [Y] exactly once each: "
-                "[X] stands for the subject, [Y] for the answer"
+                f"the pattern {self.text!r}: expected [X], the subject's place, and [Y], the "
+                "answer's, once each"
             )
 
     def cloze(self, subject: str) -> Cloze:

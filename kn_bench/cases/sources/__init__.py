@@ -186,7 +186,7 @@ def _recognised(spec: str) -> tuple[Source, Path]:
 def _existing(path: str, spec: str) -> Path:
     existing = Path(path).expanduser()
     if not existing.exists():
-        raise ValueError(f"--cases {spec}: {path!r} does not exist; give {allowed()}")
+        raise ValueError(f"--cases {spec}: expected a file or folder that exists; give {allowed()}")
     return existing
 
 

@@ -114,8 +114,8 @@ def read_pairs(path: Path, paradigm: Paradigm) -> list[MinimalPair]:
         written = slug(id)
         if written in pairs:
             raise ValueError(
-                f"{path.name}: two pairs have the pairID {pairs[written].id!r} or one written like "
-                f"it ({id!r}); give each an id of its own"
+                f"{path.name}: pairID {id!r}: expected an id of its own, {pairs[written].id!r} is "
+                "another pair's; rename one"
             )
         pairs[written] = minimal_pair(paradigm, id, good, bad)
     return list(pairs.values())

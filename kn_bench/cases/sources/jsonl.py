@@ -233,7 +233,7 @@ def _fact(entry: dict[str, Any], stem: str) -> FactRow:
     subject, prompt = _text(entry, "subject"), _text(entry, "prompt")
     true, new = _text(entry, "target_true"), _text(entry, "target_new")
     if true == new:
-        raise ValueError(f"target_new is target_true ({true!r}): there is nothing to edit")
+        raise ValueError(f"target_new {true!r}: expected another answer than target_true")
     prompt = with_place(prompt, subject)
     suffix = entry.get("suffix", "" if prompt.endswith("?") else ".")
     if not isinstance(suffix, str):
@@ -264,8 +264,8 @@ def with_place(prompt: str, subject: str) -> str:
     if named.count("{}") != 1:
         what = "more than once" if named.count("{}") else "not at all"
         raise ValueError(
-            f"the subject {subject!r} stands {what} in the prompt {prompt!r}; mark its place by "
-            "one {}"
+            f"the prompt {prompt!r}: expected the subject {subject!r} once, it stands there "
+            f"{what}; mark its place by one {{}}"
         )
     return named
 
@@ -317,7 +317,7 @@ def _only(entry: dict[str, Any], fields: Iterable[str]) -> None:
 
 def _text(entry: dict[str, Any], field: str, default: str | None = None) -> str:
     if field not in entry and default is None:
-        raise ValueError(f"the field {field!r} is missing")
+        raise ValueError(f"expected the field {field!r}; add it")
     text = entry.get(field, default)
     if not isinstance(text, str) or (not text.strip() and default != ""):
         raise ValueError(f"{field} {_shown(text)}: expected a text that is not empty")

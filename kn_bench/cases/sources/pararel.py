@@ -119,7 +119,9 @@ def read_facts(id: str, folder: Path | None = None) -> list[Triple]:
     path = _file("facts", id, folder)
     facts = [Triple(id, s.strip(), o.strip()) for s, o in records(path, "sub_label", "obj_label")]
     if not all(fact.subject and fact.object for fact in facts):
-        raise ValueError(f"{path.name}: a fact without a subject or an object; remove its line")
+        raise ValueError(
+            f"{path.name}: expected a subject and an object in every fact; remove what lacks one"
+        )
     return facts
 
 

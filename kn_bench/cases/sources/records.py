@@ -95,8 +95,8 @@ def decoded(content: bytes, path: Path) -> str:
         return content.decode(encoding)
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"{path.name} is not {encoding.upper().removesuffix('-SIG')} text (byte {error.start});"
-            " save it as UTF-8"
+            f"{path.name}: expected {encoding.upper().removesuffix('-SIG')} text, not so at byte "
+            f"{error.start}; save it as UTF-8"
         ) from None
 
 
@@ -115,7 +115,7 @@ def _json_list(text: str, path: Path) -> Iterator[FileRecord]:
     try:
         entries = json.loads(text, object_pairs_hook=without_repeats)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path.name} cannot be read as JSON ({_reason(error)})") from None
+        raise ValueError(f"{path.name}: expected JSON ({_reason(error)})") from None
     for index, entry in enumerate(entries):
         yield FileRecord(f"record {index}", _object(entry, f"{path.name}, record {index}"))
 
@@ -141,20 +141,22 @@ def _delimited(text: str, path: Path) -> Iterator[FileRecord]:
         header = [name.strip() for name in next(reader, [])]
         repeated = {name for name in header if header.count(name) > 1}
         if repeated:
-            raise ValueError(f"{path.name}: the column {sorted(repeated)[0]!r} stands there twice")
+            raise ValueError(
+                f"{path.name}: column {sorted(repeated)[0]!r}: expected once; rename one"
+            )
         for cells in reader:
             where = f"line {reader.line_num}"
             if not any(cell.strip() for cell in cells):
                 continue
             if len(cells) != len(header):
                 raise ValueError(
-                    f"{path.name}, {where}: {len(cells)} cells under {len(header)} columns; quote "
+                    f"{path.name}, {where}: expected {len(header)} cells, not {len(cells)}; quote "
                     "a cell that holds the delimiter"
                 )
             filled = zip(header, cells, strict=True)
             yield FileRecord(where, {name: cell for name, cell in filled if cell.strip()})
     except csv.Error as error:
-        raise ValueError(f"{path.name}, line {reader.line_num}: not CSV ({error})") from None
+        raise ValueError(f"{path.name}, line {reader.line_num}: expected CSV ({error})") from None
 
 
 def _parquet(path: Path) -> Iterator[FileRecord]:
@@ -164,7 +166,7 @@ def _parquet(path: Path) -> Iterator[FileRecord]:
     try:
         rows = pyarrow.parquet.read_table(path).to_pylist()
     except (OSError, pyarrow.ArrowException) as error:
-        raise ValueError(f"{path.name} cannot be read as Parquet ({_reason(error)})") from None
+        raise ValueError(f"{path.name}: expected Parquet ({_reason(error)})") from None
     for index, row in enumerate(rows):
         filled = {name: value for name, value in row.items() if value is not None}
         yield FileRecord(f"row {index}", filled)

@@ -49,10 +49,14 @@ def chosen(output: Path, format: str = "") -> Write:
             f"{' or '.join(FOLDERS)} and a folder"
         )
     if name in FOLDERS and (output.is_file() or by_ending):
-        raise StoreError(f"-o {output}: --format {name} writes several files: name a folder")
+        raise StoreError(
+            f"-o {output}: expected a folder, since --format {name} writes several files; name one"
+        )
     if format and name not in FOLDERS and name != by_ending:
         ending = next(e for e, n in ENDINGS.items() if n == name)
-        raise StoreError(f"-o {output}: --format {name} expects a file that ends in {ending}")
+        raise StoreError(
+            f"-o {output}: expected a file that ends in {ending} for --format {name}; rename it"
+        )
     return _writers()[name]
 
 

@@ -137,7 +137,7 @@ def read(path: Path, *, source: str | None = None) -> tuple[Form, list[FactRow],
         except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
             what = _what(error)
             raise ValueError(
-                f"{path.name}, {record.where}: not in the form of {form.title}: {what}"
+                f"{path.name}, {record.where}: expected the form of {form.title}: {what}"
             ) from None
     return form, rows, excluded
 
