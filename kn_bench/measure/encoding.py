@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from itertools import islice
 
 from kn_bench.cases.case import Case, EditRequest, Exclusion, Probe, Query, Task
@@ -74,7 +75,9 @@ def encode_cases(
     """
     encoder = encoder_for(tokens, prefix, BUDGET)
     encoded: list[EncodedCase | Exclusion] = []
-    with without_collecting():
+    # a case encoded again under a prefix is nothing to hold collections back for
+    few = isinstance(cases, Sequence) and len(cases) < CHUNK
+    with nullcontext() if few else without_collecting():
         for chunk, asked in _read_ahead(encoder, cases):
             bodies = encoder.fit(asked)
             encoded += [_case(case, bodies) for case in chunk]

@@ -36,7 +36,7 @@ BOUNDS = {
 
 @dataclass(frozen=True, slots=True)
 class Runs:
-    """Return the rows of one or several runs: one DataFrame per row type, with a column ``run``.
+    """The rows of one or several runs: one DataFrame per row type, with a column ``run``.
 
     Attributes:
         manifests: of the runs, oldest first.
