@@ -52,11 +52,11 @@ test: $(READY)
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/ -n 2 --dist loadfile $(ARGS)
 
-# kills, power cuts, full disks, jumping clocks, spoilt files, hostile methods, edits taken back; then
-# sequences killed and continued
+# kills of runs, sequences, shards, jobs and actors; power cuts, full disks, jumping clocks, spoilt
+# files, hostile methods, edits taken back
 drill: $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[ray]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.drills $(ARGS)
-	$(BIN)/python benchmarks/sequence_kills.py
 
 # the shapes in annotations, checked as functions are called
 shapes: $(READY)

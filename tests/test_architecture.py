@@ -16,7 +16,8 @@ from kn_bench.model.attention import attention_output
 from kn_bench.model.corpus import Texts
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.ragged import prepare
-from kn_bench.model.scoring import Row, score
+from kn_bench.model.rows import Row
+from kn_bench.model.scoring import score
 from kn_bench.model.second_moment import second_moments
 from tests.tiny_models import word_tokenizer
 

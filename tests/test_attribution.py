@@ -145,7 +145,10 @@ def test_adaptive_rule_spends_nodes_only_where_they_are_needed():
 def test_the_fewest_intervals_are_refined(parts, tolerated):
     cell, error = np.array([c for c, _ in parts]), np.array([2.0**-e for _, e in parts])
     tolerated = 2.0**-tolerated
-    intervals = _Intervals(torch.zeros(len(parts), 1), cell, *[error] * 4, error)
+    intervals = _Intervals(
+        integral=torch.zeros(len(parts), 1), cell=cell, low=error, high=error, p_low=error,
+        p_high=error, error=error,
+    )  # fmt: skip
     worst = _worst(intervals, np.full(4, tolerated))
     for path in range(4):
         mine = np.sort(error[cell == path])

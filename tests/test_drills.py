@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.drills import clocks, cuts, edits, fuzz, kills, parts, starved
+from benchmarks.drills import clocks, cuts, edits, fuzz, kills, parts, sequences, starved
 from benchmarks.drills.row import DrillRow, table
 
 SHARES = {
     "two kills": (kills.drill, 2 / kills.KILLS),
     "every 60th byte": (cuts.drill, 1 / 60),
     "300 spoilt files": (fuzz.drill, 300 / fuzz.INPUTS),
-    "3 edits of each method": (edits.drill, 3 / edits.EDITS),
+    "3 edits of each method": (edits.drill, 3 * edits.TIMES / edits.EDITS),
 }
 
 
@@ -26,7 +26,15 @@ def test_a_share_of_a_drill_is_clean(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "drill", [starved.full_disk, starved.few_descriptors, clocks.drill, parts.shards, parts.jobs]
+    "drill",
+    [
+        starved.full_disk,
+        starved.few_descriptors,
+        clocks.drill,
+        parts.shards,
+        parts.jobs,
+        sequences.drill,
+    ],
 )
 def test_a_tenth_of_what_takes_whole_sessions_is_clean(tmp_path: Path, drill) -> None:
     row = drill(0.1, 7, tmp_path)

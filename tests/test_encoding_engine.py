@@ -8,7 +8,7 @@ from kn_bench.cases.case import Cloze, Probe
 from kn_bench.measure.answers import Asker, Question
 from kn_bench.measure.encoding import EncodedProbe, encode_probe
 from kn_bench.model.language_model import LanguageModel
-from kn_bench.model.scoring import UNEDITED
+from kn_bench.model.rows import UNEDITED
 from tests.made_tokenizers import tokens
 
 

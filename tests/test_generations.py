@@ -18,7 +18,8 @@ from kn_bench.measure.protocols import parse_protocol
 from kn_bench.measure.text_metrics import TfIdf, fluency, n_gram_entropy, word_tokens
 from kn_bench.measure.writing import Writer, read_references
 from kn_bench.model.generating import top_k
-from kn_bench.model.scoring import Row, target_log_probs
+from kn_bench.model.rows import Row
+from kn_bench.model.scoring import target_log_probs
 from kn_bench.results.exports.table import figures
 from kn_bench.results.further import further_tables
 from kn_bench.results.log import LOG

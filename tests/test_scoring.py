@@ -6,9 +6,8 @@ import torch
 from kn_bench.editing.applying import RowEdits
 from kn_bench.editing.edit import LowRank, LowRankEdit, NeuronEdit, NeuronScale, NoEdit
 from kn_bench.model.precision import wide_dtype, widened
+from kn_bench.model.rows import Prompt, Row
 from kn_bench.model.scoring import (
-    Prompt,
-    Row,
     log_prob_of,
     probability_and_gradient,
     read,

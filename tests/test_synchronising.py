@@ -21,8 +21,8 @@ from kn_bench.localise.patching import PatchedRun, restore
 from kn_bench.localise.queries import TokenQuestion
 from kn_bench.localise.scaling import ask
 from kn_bench.localise.tracing import KINDS, windowed
+from kn_bench.model.continuing import Going, continue_greedily
 from kn_bench.model.ragged import prepare
-from kn_bench.model.scoring import continue_greedily
 from kn_bench.model.second_moment import _add_batch, _Sums
 from kn_bench.model.weights import Weights
 from tests.test_applying import rank_one
@@ -132,7 +132,7 @@ def test_generation_asks_nothing(family, on_meta):
         output = lm.hidden(lm.tensor([[5, 6, 7]] * 2), use_cache=True)
         first = lm.logits(output.last_hidden_state[:, -1]).argmax(-1, keepdim=True)
         answers = continue_greedily(
-            lm, output.past_key_values, first, edits, torch.arange(2, device="meta"), 6
+            lm, Going(output.past_key_values, torch.arange(2, device="meta")), first, edits, 6
         )
     assert answers.shape == (2, 6)
 

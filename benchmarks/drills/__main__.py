@@ -1,59 +1,33 @@
-"""Run the drills and print their table; exit 1 where anything went wrong."""
+"""Run the drills, two at a time, and print their table; exit 1 where anything went wrong."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
-import time
-from collections.abc import Callable
-from importlib.util import find_spec
-from pathlib import Path
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
 
-from benchmarks.drills import clocks, cuts, edits, fuzz, hostile, kills, parts, starved
-from benchmarks.drills.row import DrillRow, table
-
-Drill = Callable[[float, int, Path], DrillRow]
-DRILLS: dict[str, Drill] = {
-    "kills": kills.drill,
-    "shards": parts.shards,
-    "jobs": parts.jobs,
-    "actors": parts.actors,
-    "cuts": cuts.drill,
-    "disk": starved.full_disk,
-    "descriptors": starved.few_descriptors,
-    "clocks": clocks.drill,
-    "fuzz": fuzz.drill,
-    "hostile": hostile.drill,
-    "edits": edits.drill,
-}
-
-
-def run(name: str, share: float, seed: int) -> DrillRow:
-    """Run one drill in a folder of its own."""
-    started = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        row = DRILLS[name](share, seed, Path(folder))
-    row.seconds = time.monotonic() - started
-    return row
-
-
-def _default() -> list[str]:
-    """Return all drills, without that of Ray's actors where Ray is not installed."""
-    missing = {"actors"} if find_spec("ray") is None else set()
-    return [name for name in DRILLS if name not in missing]
+from benchmarks.drills.row import table
+from benchmarks.drills.running import DRILLS, default, run
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.drills", description=__doc__)
     parser.add_argument("--share", type=float, default=1.0, help="how much of each drill (1.0)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", nargs="+", choices=DRILLS, default=_default())
+    parser.add_argument("--only", nargs="+", choices=DRILLS, default=default())
+    parser.add_argument("--at-once", type=int, default=2, help="how many drills at a time (2)")
     asked = parser.parse_args()
     rows = []
-    for name in asked.only:
-        rows.append(run(name, asked.share, asked.seed))
-        print(f"{name}: {'clean' if rows[-1].clean else 'NOT CLEAN'}", file=sys.stderr, flush=True)
+    # a drill mostly waits for its sessions; each has a process of its own
+    with ProcessPoolExecutor(asked.at_once, mp_context=get_context("spawn")) as pool:
+        running = {pool.submit(run, name, asked.share, asked.seed): name for name in asked.only}
+        for ended in as_completed(running):
+            rows.append(ended.result())
+            said = "clean" if rows[-1].clean else "NOT CLEAN"
+            print(
+                f"{running[ended]}: {said} ({rows[-1].seconds:.0f} s)", file=sys.stderr, flush=True
+            )
     print(table(rows))
     sys.exit(0 if all(row.clean for row in rows) else 1)
 

@@ -23,7 +23,8 @@ from kn_bench.editing.edit import Edit, NeuronEdit, NeuronScale, NoEdit
 from kn_bench.localise.queries import Fitted, TokenQuestion, questions_of
 from kn_bench.localise.selection import Neuron
 from kn_bench.model.language_model import LanguageModel
-from kn_bench.model.scoring import Row, TargetScore, score
+from kn_bench.model.rows import Row
+from kn_bench.model.scoring import TargetScore, score
 
 
 class Answers(NamedTuple):

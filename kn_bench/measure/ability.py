@@ -32,7 +32,7 @@ from kn_bench.measure.engine import Engine
 from kn_bench.measure.measurement import NormGrowth
 from kn_bench.model import embedded
 from kn_bench.model.prefixed import padded
-from kn_bench.model.scoring import RowContext
+from kn_bench.model.rows import RowContext
 
 if TYPE_CHECKING:
     from kn_bench.editing.composition import Composition

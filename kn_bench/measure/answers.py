@@ -23,7 +23,8 @@ from kn_bench.measure.encoding import EncodedProbe
 from kn_bench.measure.measurement import Answer
 from kn_bench.model import scoring
 from kn_bench.model.language_model import LanguageModel
-from kn_bench.model.scoring import Prompt, Reading, RowContext, Settled
+from kn_bench.model.rows import Prompt, Row, RowContext, Settled
+from kn_bench.model.scoring import Reading
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,7 @@ class Asker:
         scores = {key: known[content] for key, content in keys.items() if content in known}
         missing = {key: first for key, first in distinct.items() if key not in scores}
         asked = [
-            scoring.Row(row.ids, row.positions, tuple((t,) for t in row.targets), first, edit)
+            Row(row.ids, row.positions, tuple((t,) for t in row.targets), first, edit)
             for (row, edit), first in missing.items()
         ]
         for key, positions in zip(missing, scoring.score(self.lm, asked, edits), strict=True):

@@ -38,7 +38,7 @@ from kn_bench.measure.lookup import looked_up
 from kn_bench.measure.measurement import CaseResult, EditRecord, UnitResult, control_name
 from kn_bench.measure.writing import Writer
 from kn_bench.model.language_model import LanguageModel
-from kn_bench.model.scoring import UNEDITED
+from kn_bench.model.rows import UNEDITED
 
 LEAVE_ALONE = "a method must return its edit as a value and leave the model alone"
 

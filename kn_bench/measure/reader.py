@@ -17,7 +17,7 @@ from kn_bench.measure.engine import Engine
 from kn_bench.measure.lookup import looked_up
 from kn_bench.measure.measurement import CaseResult, Measurement
 from kn_bench.measure.protocols import Occasion
-from kn_bench.model.scoring import RowContext
+from kn_bench.model.rows import RowContext
 
 Numbered = tuple[EncodedCase, int]
 """A case, and the number of the edit that its rows run under."""

@@ -18,7 +18,8 @@ from jaxtyping import Bool, Float
 from kn_bench.editing.applying import RowEdits
 from kn_bench.editing.edit import Edit, NoEdit
 from kn_bench.model.language_model import LanguageModel
-from kn_bench.model.scoring import Row, target_log_probs
+from kn_bench.model.rows import Row
+from kn_bench.model.scoring import target_log_probs
 
 
 def token_log_probs(

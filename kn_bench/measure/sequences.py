@@ -52,7 +52,7 @@ from kn_bench.measure.reader import Reader
 from kn_bench.measure.sequence_controls import ControlMethod, StepEdits, beside
 from kn_bench.measure.steps import EditedStep, StepStore, shared
 from kn_bench.model.progress import stepwise
-from kn_bench.model.scoring import RowContext
+from kn_bench.model.rows import RowContext
 
 BLOCK_RANK = 64
 """Low-rank steps are asked together until their updates have this rank in all."""

@@ -94,12 +94,13 @@ def load_model(
 def _with_info(auto: Any, source: str, **options: Any) -> tuple[Any, Any]:
     """Return the model, and transformers' account of missing, unexpected and mismatched weights."""
     with progress_on_terminals_only(), _quietly():
-        return auto.from_pretrained(
+        hf, info = auto.from_pretrained(
             source,
             **options,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # refused by refuse_incomplete, by name
         )
+    return hf, info
 
 
 _INNER = {

@@ -10,53 +10,28 @@
     target_log_probs  the log-probabilities alone                    (whole sentences)
     read              all of the vocabulary at one position, and a greedy continuation
 
-Rows of one batch have equal length, so that nothing is padded: a padded row rounds differently.
+Rows of one pass have equal length, so that nothing is padded: a padded row rounds differently. Only
+the tokens after them are read together, see :mod:`kn_bench.model.continuing`.
 The vocabulary is projected only where it is read. Log-probabilities are in at least float32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from kn_bench.model.continuing import Going, continued, joined, may_be_padded
 from kn_bench.model.costs import forward_bytes
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.precision import widened
+from kn_bench.model.rows import UNEDITED, Prompt, Row, RowContext, Settled
 from kn_bench.model.transfer import to_host
-
-
-class Row(NamedTuple):
-    """One text, where it is read, and which tokens are scored.
-
-    Attributes:
-        ids: the text, whole.
-        positions: where logits are read, in order: a causal model's are of the next token.
-        targets: the tokens that are scored at each of ``positions``, one or more.
-        first: position from which a causal model's neurons are scaled; a masked model's are scaled
-            only where it is read.
-        edit: number of the edit that the row runs under.
-    """
-
-    ids: tuple[int, ...]
-    positions: tuple[int, ...]
-    targets: tuple[tuple[int, ...], ...]
-    first: int
-    edit: int = 0
-
-
-class Prompt(NamedTuple):
-    """A text that is read at one position, under an edit."""
-
-    ids: tuple[int, ...]
-    position: int
-    edit: int = 0
 
 
 class TargetScore(NamedTuple):
@@ -83,31 +58,6 @@ class Reading(NamedTuple):
 
     log_probs: Float[Tensor, " vocabulary"]
     generated: tuple[int, ...]
-
-
-class RowContext(Protocol):
-    """Edits that act row by row, such as :class:`kn_bench.editing.applying.RowEdits`."""
-
-    def on(
-        self, edit_of: Int[Tensor, " rows"], where: Bool[Tensor, "rows T"]
-    ) -> AbstractContextManager[None]:
-        """Open the edits: row i runs under edit ``edit_of[i]``, its neurons scaled at ``where``."""
-        ...
-
-
-@dataclass(frozen=True)
-class Unedited:
-    """No edit at all."""
-
-    def on(self, edit_of: Tensor, where: Tensor) -> AbstractContextManager[None]:
-        """Change nothing."""
-        return nullcontext()
-
-
-UNEDITED = Unedited()
-
-Settled = Callable[[Prompt, Sequence[int]], bool]
-"""Whether a prompt's continuation needs no more tokens."""
 
 
 # -- of logits -----------------------------------------------------------------------------------
@@ -201,92 +151,62 @@ def read(
         settled: ends a continuation before that.
     """
 
+    def room(prompt: Prompt) -> int:
+        # the continuation ends where the model has no more positions
+        return min(n_tokens, 1 + lm.tokens.max_length - len(prompt.ids))
+
     @torch.no_grad()
     def compute(batch: list[Prompt]) -> list[Reading]:
-        ids = lm.tensor([prompt.ids for prompt in batch])
-        at = _column(lm, [prompt.position for prompt in batch])
-        edit_of = _column(lm, [prompt.edit for prompt in batch])
-        options: dict[str, Any] = {"use_cache": True} if lm.is_causal else {}
-        with edits.on(edit_of, _answer_positions(lm, ids, at, at[:, None])):
-            output = lm.hidden(ids, **options)
-        rows = torch.arange(len(batch), device=ids.device)
-        log_probs = log_probs_of(lm, output.last_hidden_state[rows, at])
+        by_length: dict[int, list[int]] = defaultdict(list)
+        for index, prompt in enumerate(batch):
+            by_length[len(prompt.ids)].append(index)
+        order = [index for group in by_length.values() for index in group]
+        read_in_order = [batch[index] for index in order]
+        passes = [_read(lm, [batch[i] for i in group], edits) for group in by_length.values()]
+        log_probs = torch.cat([part.log_probs for part in passes])
         first = log_probs.argmax(-1)[:, None]
-        if not lm.is_causal:
-            generated = first.tolist()
+        if lm.is_causal:
+            going = joined([part.going for part in passes])
+            generated = continued(lm, going, first, edits, room(batch[0]), read_in_order, settled)
         else:
-            past = output.past_key_values
-            # the continuation ends where the model has no more positions
-            room = min(n_tokens, 1 + lm.tokens.max_length - ids.shape[1])
-            if settled is None:
-                generated = continue_greedily(lm, past, first, edits, edit_of, room).tolist()
-            else:
-                generated = _until_settled(lm, past, first, edits, edit_of, room, batch, settled)
-        host = log_probs.cpu()
-        return [Reading(row, tuple(ids)) for row, ids in zip(host, generated, strict=True)]
+            generated = first.tolist()
+        readings = {
+            index: Reading(row, tuple(ids))
+            for index, row, ids in zip(order, log_probs.cpu(), generated, strict=True)
+        }
+        return [readings[index] for index in range(len(batch))]
 
     def item_bytes(prompt: Prompt) -> int:
         length = len(prompt.ids)
         return forward_bytes(lm, length, cached=length + n_tokens if lm.is_causal else 0)
 
+    def shape(prompt: Prompt) -> tuple[int, int]:
+        # prompts of any length go on together where the family's rows may be padded
+        return room(prompt), 0 if n_tokens > 1 and may_be_padded(lm) else len(prompt.ids)
+
     return lm.batcher.run(
-        compute,
-        prompts,
-        item_bytes=item_bytes,
-        shape=lambda prompt: len(prompt.ids),
-        what="asking, prompt",
+        compute, prompts, item_bytes=item_bytes, shape=shape, what="asking, prompt"
     )
 
 
-def continue_greedily(
-    lm: LanguageModel,
-    past: Any,
-    first: Int[Tensor, "rows 1"],
-    edits: RowContext,
-    edit_of: Int[Tensor, " rows"],
-    n_tokens: int,
-) -> Int[Tensor, "rows n_tokens"]:
-    """Continue equally long prompts by each row's most probable token.
+class _Pass(NamedTuple):
+    """Result of one pass over equally long prompts; ``going`` is a causal model's."""
 
-    Args:
-        past: transformers' cache of the prompts.
-        first: the first token of each continuation.
-    """
-    tokens = [first]
-    everywhere = torch.ones_like(first, dtype=torch.bool)
-    with edits.on(edit_of, everywhere):
-        for _ in range(n_tokens - 1):
-            output = lm.hidden(tokens[-1], past_key_values=past, use_cache=True)
-            past = output.past_key_values
-            tokens.append(lm.logits(output.last_hidden_state[:, -1]).argmax(-1, keepdim=True))
-    return torch.cat(tokens, 1)
+    log_probs: Float[Tensor, "rows vocabulary"]
+    going: Going
 
 
-def _until_settled(
-    lm: LanguageModel,
-    past: Any,
-    first: Int[Tensor, "rows 1"],
-    edits: RowContext,
-    edit_of: Int[Tensor, " rows"],
-    n_tokens: int,
-    prompts: Sequence[Prompt],
-    settled: Settled,
-) -> list[list[int]]:
-    """Continue as :func:`continue_greedily` does, each row until it is settled."""
-    generated: list[list[int]] = first.tolist()
-    rows, last = list(range(len(prompts))), first
-    for _ in range(n_tokens - 1):
-        going = [i for i, row in enumerate(rows) if not settled(prompts[row], generated[row])]
-        if not going:
-            break
-        if len(going) < len(rows):
-            kept = torch.tensor(going, device=first.device)
-            past.batch_select_indices(kept)
-            rows, last, edit_of = [rows[i] for i in going], last[kept], edit_of[kept]
-        last = continue_greedily(lm, past, last, edits, edit_of, 2)[:, 1:]
-        for row, (token,) in zip(rows, last.tolist(), strict=True):
-            generated[row].append(token)
-    return generated
+def _read(lm: LanguageModel, prompts: Sequence[Prompt], edits: RowContext) -> _Pass:
+    """Run prompts of equal length once."""
+    ids = lm.tensor([prompt.ids for prompt in prompts])
+    at = _column(lm, [prompt.position for prompt in prompts])
+    edit_of = _column(lm, [prompt.edit for prompt in prompts])
+    options: dict[str, Any] = {"use_cache": True} if lm.is_causal else {}
+    with edits.on(edit_of, _answer_positions(lm, ids, at, at[:, None])):
+        output = lm.hidden(ids, **options)
+    rows = torch.arange(len(prompts), device=ids.device)
+    log_probs = log_probs_of(lm, output.last_hidden_state[rows, at])
+    return _Pass(log_probs, Going(getattr(output, "past_key_values", None), edit_of))
 
 
 def _run(lm: LanguageModel, compute: Any, rows: Sequence[Row]) -> list[Any]:
