@@ -177,6 +177,19 @@ def test_a_checkpoint_of_another_tools_rome_is_measured_against_its_base(tmp_pat
     assert status["overturn"] == "holds"
 
 
+def test_a_folder_with_a_run_is_refused_before_anything_is_loaded(tmp_path, monkeypatch):
+    from kn_bench.model import loading
+    from kn_bench.results.log import LOG
+
+    monkeypatch.setattr(loading, "load_model", lambda *_, **__: pytest.fail("a model is loaded"))
+    (tmp_path / LOG).write_text("")
+    theirs = embedded.folder(BASE)
+    arguments = ("--base", BASE, "--edited", str(theirs), "-o", str(tmp_path))
+    result = CliRunner().invoke(evaluate.app, arguments)
+    assert result.exit_code != 0
+    assert "expected a folder without a run; name another one" in str(result.exception)
+
+
 def test_the_difference_says_what_it_is(model, copy):
     update = rank_one(model)
     edit = checkpoint_edit(model, copy(edited_by(model, update)))
