@@ -13,19 +13,20 @@ from benchmarks.drills.row import DrillRow
 
 Drill = Callable[[float, int, Path], DrillRow]
 DRILLS: dict[str, Drill] = {
+    "sequences": sequences.drill,
     "actors": parts.actors,
+    "edits": edits.drill,
     "jobs": parts.jobs,
     "kills": kills.drill,
-    "sequences": sequences.drill,
-    "shards": parts.shards,
     "cuts": cuts.drill,
-    "disk": starved.full_disk,
-    "descriptors": starved.few_descriptors,
-    "clocks": clocks.drill,
     "fuzz": fuzz.drill,
+    "shards": parts.shards,
+    "disk": starved.full_disk,
+    "clocks": clocks.drill,
     "hostile": hostile.drill,
-    "edits": edits.drill,
+    "descriptors": starved.few_descriptors,
 }
+"""The longest first, so that two at a time end together."""
 
 
 def run(name: str, share: float, seed: int) -> DrillRow:
