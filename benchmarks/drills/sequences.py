@@ -94,7 +94,7 @@ class _Runs:
         self, process: subprocess.Popen[bytes], folder: Path, dice: random.Random, row: DrillRow
     ) -> None:
         # the start of the process, before the first step, is a third of it
-        time.sleep(dice.uniform(0.3, 1.0) * self.duration)
+        time.sleep(dice.uniform(0.3, 0.9) * self.duration)
         if process.poll() is not None:
             row.notes["after the end"] += 1
             return
