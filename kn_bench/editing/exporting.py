@@ -20,6 +20,7 @@ from kn_bench.editing.composition import Composition
 from kn_bench.editing.edit import DenseEdit, Edit, LowRank, LowRankEdit, describe, norm
 from kn_bench.editing.provenance import Provenance
 from kn_bench.model.language_model import LanguageModel
+from kn_bench.model.output import progress_on_terminals_only
 
 
 def save_checkpoint(lm: LanguageModel, edits: Sequence[Edit], folder: Path) -> None:
@@ -31,7 +32,8 @@ def save_checkpoint(lm: LanguageModel, edits: Sequence[Edit], folder: Path) -> N
     _refuse_others(edits, (LowRankEdit, DenseEdit), "a change of weights")
     with Composition(lm) as composition:
         composition.add(edits)
-        lm.hf.save_pretrained(folder)
+        with progress_on_terminals_only():
+            lm.hf.save_pretrained(folder)
     lm.tokens.tokenizer.save_pretrained(folder)
 
 
