@@ -1,4 +1,4 @@
-"""Limit what transformers prints as it loads and saves: progress bars on a terminal, nothing in a log."""
+"""Limit what transformers prints as it loads and saves: bars on a terminal, nothing in a log."""
 
 from __future__ import annotations
 
