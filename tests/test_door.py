@@ -102,7 +102,7 @@ def test_a_request_needs_no_more_than_its_text():
     assert first == request()
     assert first.id.startswith("request/")
     assert request(target_new="w10").id != first.id
-    with pytest.raises(ValueError, match="subject '' is empty"):
+    with pytest.raises(ValueError, match="subject '': expected a text"):
         kn.EditRequest(prompt="The capital of {} is", target_true="Ottawa", target_new="Rome")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
 from tests.conftest import comparable, outcomes
@@ -31,7 +33,7 @@ def test_a_foreign_parameter_changes_no_outcome(bench, workers):
     result = bench.run("-q", workers, *ONE, "--run", "twice", "-p", "foreign")
     assert outcomes(result) == {name: 2 * n for name, n in outcomes(plain).items()}
     assert comparable(bench.rows("twice")) == comparable(bench.rows("plain"))
-    assert sorted(bench.computed) == sorted(2 * bench.computed[::2])
+    assert set(Counter(bench.computed).values()) == {2}  # in which order, workers decide
 
 
 def test_ids_may_be_anything(bench):

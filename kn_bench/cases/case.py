@@ -161,7 +161,7 @@ class EditRequest:
             text = getattr(self, name)
             if not text or text != text.strip():
                 raise ValueError(
-                    f"{self.id}: {name} {text!r}: expected a text without outer spaces"
+                    f"{self.id}: {name} {text!r}: expected a text, without spaces around it"
                 )
         if self.target_true == self.target_new:
             raise ValueError(
