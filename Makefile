@@ -67,14 +67,17 @@ docs: $(READY)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	$(BIN)/python -m mkdocs build --strict
 
-# the wheel, installed into an environment of its own and run from an empty folder
+# the wheel, installed into an environment of its own and run from an empty folder; both outside of
+# the checkout, whose conftest.py asks for the checkout's package
 wheel: $(READY)
-	rm -rf dist build/wheel && mkdir -p build/wheel/empty
+	rm -rf dist
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist .
-	$(PYTHON) -m venv build/wheel/venv
-	build/wheel/venv/bin/python -m pip install --quiet --constraint constraints.txt "$$(grep '^torch==' constraints.txt)"
-	build/wheel/venv/bin/python -m pip install --quiet --constraint constraints.txt dist/*.whl
-	cd build/wheel/empty && ../venv/bin/python -m pytest --pyargs kn_bench.suites --model tiny-gpt2 --limit 1
+	wheel="$$(echo "$$PWD"/dist/*.whl)" && torch="$$(grep '^torch==' constraints.txt)" && \
+	  folder="$$(mktemp -d)" && install="$$folder/venv/bin/python -m pip install --quiet" && \
+	  $(PYTHON) -m venv "$$folder/venv" && $$install --constraint constraints.txt "$$torch" && \
+	  $$install --constraint constraints.txt "$$wheel" && mkdir "$$folder/empty" && cd "$$folder/empty" && \
+	  ../venv/bin/python -m pytest --pyargs kn_bench.suites --model tiny-gpt2 --limit 1 && \
+	  rm -rf "$$folder"
 
 clean:
 	rm -rf site $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info

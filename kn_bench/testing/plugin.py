@@ -104,10 +104,29 @@ def controller_of(config: pytest.Config) -> RunController:
     return config.stash[CONTROLLER]
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_sessionstart(session: pytest.Session) -> None:
-    """Refuse what cannot be before any worker is started: one sentence, exit status 4."""
-    config = session.config
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_sessionstart(session: pytest.Session) -> Generator[None, None, None]:
+    """Refuse what cannot be before any worker is started: one sentence, exit status 4.
+
+    A worker that is killed as it starts ends the session with a sentence too: xdist has none.
+    """
+    _before_workers(session.config)
+    try:
+        yield
+    except (AssertionError, EOFError, OSError) as error:
+        from kn_bench.testing.processes import raised_within
+        from kn_bench.testing.recording import INCOMPLETE
+
+        if not (addressed(session.config) and raised_within(error, "execnet")):
+            raise
+        pytest.exit(
+            "stopped: a worker ended as it was started; start the run again, or go on with it by "
+            "--resume",
+            returncode=INCOMPLETE,
+        )
+
+
+def _before_workers(config: pytest.Config) -> None:
     if not addressed(config):
         return
     if is_worker(config):

@@ -6,6 +6,7 @@ import ctypes
 import signal
 import struct
 import sys
+import traceback
 from collections.abc import Callable
 from typing import BinaryIO
 
@@ -50,3 +51,10 @@ def last_words(text: str) -> str:
     """Return the last line of pytest's output that says anything, without the word ERROR."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1].removeprefix("ERROR: ") if lines else ""
+
+
+def raised_within(error: BaseException, package: str) -> bool:
+    """Tell whether the code that raised ``error`` is of ``package``."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    name = frames[-1].f_globals.get("__name__", "") if frames else ""
+    return name.partition(".")[0] == package
