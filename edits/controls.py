@@ -137,5 +137,5 @@ def in_context() -> InContext:
 
 @edit_method("random-rank-one", by_default=False)  # every method has its own control
 def random_rank_one(language_model: LanguageModel) -> RandomRankOne:
-    """Return a random update of ROME's size."""
+    """A random update of ROME's size."""
     return RandomRankOne(language_model)

@@ -151,12 +151,12 @@ def test_the_fewest_intervals_are_refined(parts, tolerated):
     )  # fmt: skip
     worst = _worst(intervals, np.full(4, tolerated))
     for path in range(4):
-        mine = np.sort(error[cell == path])
+        ascending = np.sort(error[cell == path])
         # by brute force: the most of the smallest whose sum is tolerated
-        aside = max(n for n in range(len(mine) + 1) if mine[:n].sum() <= tolerated)
-        assert worst[cell == path].sum() == len(mine) - aside
+        aside = max(n for n in range(len(ascending) + 1) if ascending[:n].sum() <= tolerated)
+        assert worst[cell == path].sum() == len(ascending) - aside
         refined = error[(cell == path) & worst]
-        assert sorted(refined) == list(mine[aside:])
+        assert sorted(refined) == list(ascending[aside:])
 
 
 def test_a_row_that_does_not_converge_is_reported():

@@ -294,10 +294,11 @@ def _refined(
         failing = np.bincount(parts.cell, parts.error, minlength=len(allowed)) > allowed
         split = failing[parts.cell] & _worst(parts, allowed / 2)
         more = np.bincount(parts.cell[split], minlength=len(allowed)) * PIECES * rule.n_nodes
-        split &= (nodes + more <= rule.most)[parts.cell]
+        affordable = nodes + more <= rule.most
+        split &= affordable[parts.cell]
         if not split.any():
             return parts, nodes
-        nodes += np.where(nodes + more <= rule.most, more, 0)
+        nodes += np.where(affordable, more, 0)
         parts = parts.where(~split).joined(_pieces(take, parts.where(split)))
 
 

@@ -112,7 +112,7 @@ class Asker:
         for question in questions:
             probe, prompt = question.probe.probe, _prompt(question)
             forms = [words(form) for form in (probe.expected, probe.rejected, *probe.aliases)]
-            # an answer without a word in it is compared with the raw text: none may be cut off
+            # an answer without words is compared with the raw text, which must then be whole
             longest = max(map(len, forms)) if all(forms) else self.budget
             n_words[prompt] = max(n_words[prompt], longest)
             if probe.task == "fact":  # pairs are judged by their preference
