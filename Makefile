@@ -23,7 +23,7 @@ $(READY): constraints.txt pyproject.toml
 
 bench: $(READY)
 	$(BIN)/python -m pytest suites/ -n 4 $(ARGS)
-	$(BIN)/python -m pytest suites/ -n 2 --reports reports/sequence $(SEQUENCE)
+	$(BIN)/python -m pytest suites/ -n auto --reports reports/sequence $(SEQUENCE)
 
 # what repeated editing does to a model: one sequence of 20 facts for each method
 SEQUENCE := --model tiny-gpt2 --protocol sequence:20 -m "facts and not slow" --grain unit \

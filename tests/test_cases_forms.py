@@ -159,7 +159,7 @@ def test_own_facts_in_parquet(tmp_path):
     ("content", "message"),
     [
         (b'{"a": 1, "a": 2}', "the field 'a': expected once, stands there twice"),
-        (b"[1]", "a JSON int; expected an object"),
+        (b"[1]", "expected one JSON object, such as {"),
         (b"", "expected records, it holds none"),
         (b"subject,prompt\nItaly,a,b\n", "expected 2 cells, not 3"),
         (b"subject,subject\nItaly,a\n", "column 'subject': expected once; rename one"),

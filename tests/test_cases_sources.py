@@ -98,7 +98,7 @@ def test_garbage_is_collected_again_afterwards(mine):
     sources.load(str(mine))
     assert gc.isenabled()
     mine.write_text("{")
-    with pytest.raises(ValueError, match="not JSON"):
+    with pytest.raises(ValueError, match="expected one JSON object"):
         sources.load(str(mine))
     assert gc.isenabled()
 

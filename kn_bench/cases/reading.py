@@ -66,17 +66,32 @@ def parse_object(line: str, where: str) -> dict[str, Any]:
     """
     try:
         entry = json.loads(line, object_pairs_hook=without_repeats)
-    except RecursionError:
-        raise ValueError(f"{where}: expected one JSON object, this is nested too deeply") from None
-    except ValueError as error:
-        what = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-        raise ValueError(f"{where}: expected one JSON object ({what})") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where}: expected one JSON object ({reason_of(error)})") from None
+    return as_object(entry, where)
+
+
+def as_object(entry: object, where: str) -> dict[str, Any]:
+    """Return ``entry`` if it is a JSON object.
+
+    Raises:
+        ValueError: beginning with ``where``, for anything else.
+    """
     if not isinstance(entry, dict):
         raise ValueError(
             f"{where}: expected one JSON object, such as "
             f'{{"subject": "Canada", …}}, not a {type(entry).__name__}'
         )
     return entry
+
+
+def reason_of(error: Exception) -> str:
+    """Return what a reader complained of, in a line."""
+    if isinstance(error, json.JSONDecodeError):
+        return error.msg
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 class RepeatedFieldError(ValueError):

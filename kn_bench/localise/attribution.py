@@ -203,20 +203,22 @@ class _Integrator:
         return self.asked.run(self.rows(cell, g), gradient=False).probability
 
     def gradients(
-        self, low: np.ndarray, high: np.ndarray, cell: np.ndarray, inner: np.ndarray | None = None
+        self,
+        low: np.ndarray,
+        high: np.ndarray,
+        cell: np.ndarray,
+        also: tuple[np.ndarray, np.ndarray] | None = None,
     ) -> tuple[Float[Tensor, "n nodes"], Float[Tensor, "n d_model"], Float[Tensor, " m"]]:
-        """Return P at each interval's nodes, the integral of dP/dvalue over it, and P at ``inner``.
+        """Return P at each interval's nodes, the integral of dP/dvalue over it, and P at ``also``.
 
         Args:
-            inner: places on the path of each of ``cell``, ``[n / pieces, m]``, of whose pieces the
-                intervals are; the same pass gives P there.
+            also: m cells and a place on the path of each; the same pass gives P there.
         """
         n, unit = len(self.unit.places), self.unit
         width = (high - low)[:, None]
         g, at = (low[:, None] + width * unit.places).ravel(), cell.repeat(n)
-        if inner is not None:
-            g = np.concatenate([g, inner.ravel()])
-            at = np.concatenate([at, cell[:: len(cell) // len(inner)].repeat(inner.shape[1])])
+        if also is not None:
+            at, g = np.concatenate([at, also[0]]), np.concatenate([g, also[1]])
         left = self._left
 
         def done(share: float) -> None:
@@ -320,7 +322,8 @@ def _pieces(take: _Integrator, parts: _Intervals) -> _Intervals:
     share = np.linspace(0, 1, PIECES + 1)
     edges = parts.low[:, None] + (parts.high - parts.low)[:, None] * share
     cell, low, high = parts.cell.repeat(PIECES), edges[:, :-1].ravel(), edges[:, 1:].ravel()
-    _, integral, between = take.gradients(low, high, cell, inner=edges[:, 1:-1])
+    inner = parts.cell.repeat(PIECES - 1), edges[:, 1:-1].ravel()
+    _, integral, between = take.gradients(low, high, cell, also=inner)
     p_between, change = to_host(between, take.change(cell, integral))
     ends = (parts.p_low[:, None], p_between.reshape(-1, PIECES - 1), parts.p_high[:, None])
     p = np.concatenate(ends, 1)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kn_bench.cases.reading import without_repeats
+from kn_bench.cases.reading import as_object, parse_object, reason_of, without_repeats
 
 PARQUET = b"PAR1"
 DELIMITED = (".csv", ".tsv")
@@ -115,9 +115,9 @@ def _json_list(text: str, path: Path) -> Iterator[FileRecord]:
     try:
         entries = json.loads(text, object_pairs_hook=without_repeats)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path.name}: expected JSON ({_reason(error)})") from None
+        raise ValueError(f"{path.name}: expected JSON ({reason_of(error)})") from None
     for index, entry in enumerate(entries):
-        yield FileRecord(f"record {index}", _object(entry, f"{path.name}, record {index}"))
+        yield FileRecord(f"record {index}", as_object(entry, f"{path.name}, record {index}"))
 
 
 def _json_lines(text: str, path: Path, wrong: list[str] | None) -> Iterator[FileRecord]:
@@ -127,7 +127,7 @@ def _json_lines(text: str, path: Path, wrong: list[str] | None) -> Iterator[File
             continue
         where = f"line {number}"
         try:
-            yield FileRecord(where, _json_object(line, f"{path.name}, {where}"))
+            yield FileRecord(where, parse_object(line, f"{path.name}, {where}"))
         except ValueError as error:
             if wrong is None:
                 raise
@@ -166,34 +166,7 @@ def _parquet(path: Path) -> Iterator[FileRecord]:
     try:
         rows = pyarrow.parquet.read_table(path).to_pylist()
     except (OSError, pyarrow.ArrowException) as error:
-        raise ValueError(f"{path.name}: expected Parquet ({_reason(error)})") from None
+        raise ValueError(f"{path.name}: expected Parquet ({reason_of(error)})") from None
     for index, row in enumerate(rows):
         filled = {name: value for name, value in row.items() if value is not None}
         yield FileRecord(f"row {index}", filled)
-
-
-def _json_object(line: str, where: str) -> dict[str, Any]:
-    try:
-        entry = json.loads(line, object_pairs_hook=without_repeats)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(
-            f"{where}: not JSON ({_reason(error)}); expected one object a line"
-        ) from None
-    return _object(entry, where)
-
-
-def _object(entry: object, where: str) -> dict[str, Any]:
-    if not isinstance(entry, dict):
-        raise ValueError(
-            f"{where}: a JSON {type(entry).__name__}; expected an object, such as "
-            '{"subject": "Canada", …}'
-        )
-    return entry
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, json.JSONDecodeError):
-        return error.msg
-    if isinstance(error, RecursionError):
-        return "nested too deeply"
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
