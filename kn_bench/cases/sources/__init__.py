@@ -19,7 +19,7 @@ from typing import Protocol
 from kn_bench.cases.case import Case, Selection
 from kn_bench.cases.reading import without_collecting
 from kn_bench.cases.sources import blimp, embedded, forms, jsonl, mpararel, pararel
-from kn_bench.cases.sources.records import read_records
+from kn_bench.cases.sources.records import first_record
 
 
 class Load(Protocol):
@@ -121,7 +121,8 @@ def load(
         ValueError: one sentence, for an unknown source or relation, or data that cannot be read.
     """
     source, path = parse(spec)
-    wanted = _wanted(relations, source.relation_ids(path))
+    # a file's relations are known only once it is read, so they are asked for only where needed
+    wanted = _wanted(relations, source.relation_ids(path)) if relations else None
     if wanted == []:
         return Selection(())
     with without_collecting():
@@ -169,7 +170,7 @@ def _recognised(spec: str) -> tuple[Source, Path]:
         return SOURCES["blimp"], path
     if path.is_dir():
         return SOURCES["jsonl"], path
-    record = read_records(path)[0]
+    record = first_record(path)
     form = forms.form_of(record)
     if form is not None:
         return SOURCES[form.source], path
@@ -197,10 +198,8 @@ def allowed() -> str:
     return f"{', '.join([*bare, *with_path])}, or a file of facts or minimal pairs"
 
 
-def _wanted(relations: Sequence[str] | None, known: Sequence[str]) -> list[str] | None:
-    """Return those of ``relations`` that this source has; None for all."""
-    if not relations:
-        return None
+def _wanted(relations: Sequence[str], known: Sequence[str]) -> list[str]:
+    """Return those of ``relations`` that this source has."""
     elsewhere = all_relation_ids()
     for relation in relations:
         if relation not in known and relation not in elsewhere:

@@ -55,6 +55,31 @@ def read_records(path: Path, *, wrong: list[str] | None = None) -> list[FileReco
         ValueError: one sentence, for a file that cannot be read, holds no records, or repeats a
             field within a record.
     """
+    records = list(_records(path, wrong))
+    if not records and not wrong:
+        raise _no_records(path)
+    return records
+
+
+def first_record(path: Path) -> FileRecord:
+    """Return the first record of a file, which tells what form the others have.
+
+    Raises:
+        ValueError: as :func:`read_records`, but of a later record that is wrong only where the
+            file's form has to be read as a whole.
+    """
+    for record in _records(path, None):
+        return record
+    raise _no_records(path)
+
+
+def _no_records(path: Path) -> ValueError:
+    return ValueError(
+        f"{path.name}: expected records, it holds none; give a fact or a minimal pair a record"
+    )
+
+
+def _records(path: Path, wrong: list[str] | None) -> Iterator[FileRecord]:
     if not path.is_file():
         raise ValueError(f"{path}: expected a data file; it is a folder, a device or missing")
     try:
@@ -62,14 +87,8 @@ def read_records(path: Path, *, wrong: list[str] | None = None) -> list[FileReco
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from None
     if content[:4] == PARQUET:
-        records = list(_parquet(path))
-    else:
-        records = list(_textual(decoded(content, path), path, wrong))
-    if not records and not wrong:
-        raise ValueError(
-            f"{path.name}: expected records, it holds none; give a fact or a minimal pair a record"
-        )
-    return records
+        return _parquet(path)
+    return _textual(decoded(content, path), path, wrong)
 
 
 def has_half_a_character(fields: dict[str, Any]) -> bool:

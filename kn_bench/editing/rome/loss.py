@@ -139,7 +139,11 @@ class Batch:
         hidden = self.rerun.run(deltas[self.owner])
         # sums by request are index_add: requests have different numbers of rows and reads
         zeros = deltas.new_zeros(len(deltas))
-        wanted = log_probs_of(self.lm, hidden[self.read_row, self.read_at])
+        # one product with the vocabulary: of few rows it costs as much as of one
+        read = torch.cat([hidden[self.read_row, self.read_at], hidden[self.anchor_row, 0]])
+        wanted, edited = log_probs_of(self.lm, read).split(
+            [len(self.read_row), len(self.anchor_row)]
+        )
         of_target = wanted.gather(1, self.read_target[:, None])[:, 0]
         read_owner = self.owner[self.read_row]
         nll = zeros.index_add(0, read_owner, -of_target * self.read_weight)
@@ -147,7 +151,6 @@ class Batch:
         right = (wanted.argmax(1) == self.read_target).to(zeros.dtype)
         kl = zeros
         if len(self.anchor_row):
-            edited = log_probs_of(self.lm, hidden[self.anchor_row, 0])
             # KL(edited || initial), as published
             each = kl_div(self.anchor_initial, edited, log_target=True, reduction="none").sum(1)
             kl = zeros.index_add(0, self.owner[self.anchor_row], settings.kl_factor * each)
