@@ -141,9 +141,8 @@ class Batch:
         zeros = deltas.new_zeros(len(deltas))
         # one product with the vocabulary: of few rows it costs as much as of one
         read = torch.cat([hidden[self.read_row, self.read_at], hidden[self.anchor_row, 0]])
-        wanted, edited = log_probs_of(self.lm, read).split(
-            [len(self.read_row), len(self.anchor_row)]
-        )
+        log_probs = log_probs_of(self.lm, read)
+        wanted, edited = log_probs[: len(self.read_row)], log_probs[len(self.read_row) :]
         of_target = wanted.gather(1, self.read_target[:, None])[:, 0]
         read_owner = self.owner[self.read_row]
         nll = zeros.index_add(0, read_owner, -of_target * self.read_weight)
