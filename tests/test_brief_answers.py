@@ -32,6 +32,8 @@ TEXTS = st.lists(PIECES, max_size=8).map("".join)
         (" St. Louis", 1, True, False),
         ("\n Paris", 1, True, False),  # the line break before an answer is none of its own
         (" Paris\n", 1, True, True),
+        (" the the", 1, False, False),  # the the Paris
+        (" The. Paris is", 1, True, True),
     ],
 )
 def test_where_an_answer_ends(text, n_words, sentence, settled):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 
 from kn_bench.testing.processes import raised_within
@@ -27,6 +29,27 @@ def test_a_worker_killed_as_it_starts_is_one_sentence(bench):
     text = result.stdout.str() + result.stderr.str()
     assert "a worker ended as it was started; start the run again, or go on with it" in text
     assert "INTERNALERROR" not in text
+    assert "Traceback" not in text
+
+
+STOPPED = """
+import os, signal
+import execnet.gateway_bootstrap as bootstrap
+
+def stopped(io, spec):
+    os.kill(os.getpid(), signal.SIGNAL)
+
+bootstrap.bootstrap_import = stopped
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
+def test_a_controller_stopped_as_it_starts_workers_leaves_no_traceback(bench, name):
+    """The worker would read nothing, or write to nobody."""
+    bench.pytester.makepyfile(stopped=STOPPED.replace("SIGNAL", name))
+    result = bench.run("-n2", "--limit", "1", "--run", "mine", "-p", "stopped")
+    text = result.stdout.str() + result.stderr.str()
+    assert result.ret == (2 if name == "SIGINT" else -getattr(signal, name))
     assert "Traceback" not in text
 
 

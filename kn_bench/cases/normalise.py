@@ -83,7 +83,13 @@ def is_settled(generated: str, n_words: int, *, sentence: bool) -> bool:
     """
     end = _ENDED.search(generated.lstrip())
     if end is None:
-        return not sentence and len(words(generated)) > n_words
+        return not sentence and _n_settled(generated) > n_words
     # the last word of a text may be a part of one, the last of a sentence is not
     whole = generated.lstrip()[: end.start()]
-    return len(words(whole)) >= n_words or len(words(generated)) > n_words
+    return _n_settled(whole) >= n_words or _n_settled(generated) > n_words
+
+
+def _n_settled(generated: str) -> int:
+    """Return how many words a comparison sees, whatever follows: articles alone may yet go."""
+    counted = words(generated)
+    return 0 if ARTICLES.issuperset(counted) else len(counted)

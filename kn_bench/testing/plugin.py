@@ -111,13 +111,17 @@ def pytest_sessionstart(session: pytest.Session) -> Generator[None, None, None]:
     A worker that is killed as it starts ends the session with a sentence too: xdist has none.
     """
     _before_workers(session.config)
-    try:
+    if not addressed(session.config):
         yield
-    except (AssertionError, EOFError, OSError) as error:
-        from kn_bench.testing.processes import raised_within
-        from kn_bench.testing.recording import INCOMPLETE
+        return
+    from kn_bench.testing.processes import ending_children, raised_within
+    from kn_bench.testing.recording import INCOMPLETE
 
-        if not (addressed(session.config) and raised_within(error, "execnet")):
+    try:
+        with ending_children():
+            yield
+    except (AssertionError, EOFError, OSError) as error:
+        if not raised_within(error, "execnet"):
             raise
         pytest.exit(
             "stopped: a worker ended as it was started; start the run again, or go on with it by "

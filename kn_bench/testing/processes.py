@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import signal
 import struct
 import sys
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import BinaryIO
 
 _SET_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of <linux/prctl.h>
@@ -24,6 +28,46 @@ def end_with_parent() -> None:
     if sys.platform != "linux":
         return
     ctypes.CDLL(None).prctl(_SET_DEATH_SIGNAL, signal.SIGKILL)
+
+
+@contextmanager
+def ending_children() -> Iterator[None]:
+    """Have this process's children killed first, should a signal end it within the block.
+
+    A worker that has just been started, and finds nobody to report to, prints a traceback.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        _kill_children()
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    names = ("SIGTERM", "SIGHUP") if threading.current_thread() is threading.main_thread() else ()
+    ours = [
+        number
+        for number in (getattr(signal, name, None) for name in names)
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL
+    ]
+    for number in ours:
+        signal.signal(number, end)
+    try:
+        yield
+    except KeyboardInterrupt:
+        _kill_children()
+        raise
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _kill_children() -> None:
+    import psutil
+
+    for child in psutil.Process().children():
+        try:
+            child.kill()
+        except psutil.Error:
+            continue  # it has ended by itself
 
 
 def send(file: BinaryIO, message: bytes) -> None:
