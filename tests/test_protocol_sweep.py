@@ -139,10 +139,10 @@ def test_methods_that_carry_a_state_through_pytest(tmp_path):
     assert [len(shares) for shares in retained.values()] == [2] * len(names)
     assert retained["grace"].min() > 0.5
     assert retained["none"].max() == 0
-    # a state is stored with the last step; GRACE's edits are code, and nothing is
+    # edits are stored with their steps, a state with the last one
     edits = run / "edits"
     assert (edits / "alphaedit-tiny_gpt2-1" / "00002.state.safetensors").is_file()
-    assert not (edits / "grace-tiny_gpt2-0" / "00001.json").exists()
+    assert (edits / "grace-tiny_gpt2-0" / "00001.json").is_file()
     board = (tmp_path / "reports" / "leaderboard.md").read_text()
     assert "## Facts, sequence:4/2: what is left" in board
     assert "2 sequences" in board

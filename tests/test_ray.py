@@ -12,8 +12,9 @@ import sys
 import psutil
 import pytest
 
+from kn_bench.cases import sources
 from kn_bench.measure.measurement import CaseResult, EditRecord, UnitResult
-from kn_bench.testing.ray.messages import UnitDone, decode, encode
+from kn_bench.testing.ray.messages import UnitDone, UnitWork, decode, encode
 from tests import toy_bench
 from tests.conftest import PLUGINS, comparable, measured, outcomes, wait_for
 from tests.test_shards import without_times
@@ -175,3 +176,11 @@ def test_a_result_is_the_same_on_the_other_side():
     result = UnitResult("m", "a", {case.id: CaseResult(case.id, record, measurements)}, 0.1, 0.2)
     done = UnitDone(result, "{}")
     assert repr(decode(UnitDone, encode(done))) == repr(done)
+
+
+def test_cases_are_the_same_on_the_other_side():
+    """Those of the sources, whose reasons cannot be written to."""
+    relations = ["P36", "P101", "determiner_noun_agreement_1"]
+    cases = sources.load("embedded", limit=2, relations=relations).cases
+    work = UnitWork("rome", "tiny-gpt2", tuple(cases))
+    assert decode(UnitWork, encode(work)) == work

@@ -108,7 +108,7 @@ def test_what_is_known_is_what_the_suite_counts_as_known(bench):
     assert sum(outcomes(result).values()) == 4
     header = re.search(r"kn_bench: known to tiny-gpt2: (.*)", result.stdout.str())
     assert header
-    assert header[1] == "2 of 24 facts asked, 2 of 24 pairs asked"
+    assert header[1] == "2 of 64 facts asked, 2 of 64 pairs asked"
     assert [row.verdict.known_before for row in bench.verdicts()] == [True] * 4
 
 
@@ -181,7 +181,7 @@ def test_a_folder_of_ones_own_runs_as_the_readme_says(bench, tmp_path):
     )  # fmt: skip
     text = result.stdout.str()
     assert "kn_bench: cases: the real-world part of the embedded facts and pairs" in text
-    assert "1 of 24 facts asked, 1 of 24 pairs asked" in text
+    assert "1 of 64 facts asked, 1 of 64 pairs asked" in text
     assert "kn_bench: 1 process with " in text
     edits = [row for row in bench.rows() if hasattr(row, "record")]
     assert edits

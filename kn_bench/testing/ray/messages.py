@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -68,4 +69,6 @@ def decode(kind: type[T], data: bytes) -> T:
 def _builtin(value: Any) -> Any:
     if hasattr(value, "item"):  # a numpy or torch scalar
         return value.item()
+    if isinstance(value, Mapping):  # one that cannot be written to, such as a case's
+        return dict(value)
     raise NotImplementedError(type(value).__name__)
