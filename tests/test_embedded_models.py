@@ -22,7 +22,7 @@ CLASSES = {
     "tiny-llama": "LlamaForCausalLM",
     "tiny-bert": "BertForMaskedLM",
 }
-QUESTIONS, PAIRS = 400, 60
+QUESTIONS, PAIRS = 250, 60
 
 each_model = pytest.mark.parametrize("name", embedded.NAMES)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kn_bench.cases.case import CRITERIA, Exclusion
@@ -220,6 +220,7 @@ def test_a_spoilt_log_is_read_or_refused_by_line(
     refusal(lambda: list(rows(run / LOG)), LOG)
 
 
+@settings(max_examples=40)  # a board each; the drill of spoilt files tries thousands
 @given(data=st.data())
 def test_a_spoilt_log_makes_no_board_of_rubbish(run: Path, log: bytes, data: st.DataObject) -> None:
     """Not by the verdicts that were written, nor by those drawn again from the measurements."""
