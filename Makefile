@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 # five processes would each compile the package anew
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: bench real bench-real test slow drill shapes docs wheel setup clean
+.PHONY: bench real bench-real test lint types unit slow drill shapes docs wheel setup clean
 .DEFAULT_GOAL := bench
 
 setup: $(READY)
@@ -46,10 +46,17 @@ slow: real
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[ray]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/ -m slow $(ARGS)
 
-test: $(READY)
+# `make -j 2 test` checks the types beside the tests
+test: lint types unit
+
+lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: $(READY)
 	$(BIN)/mypy
+
+unit: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/ -n 2 --dist loadfile $(ARGS)
 
 # kills of runs, sequences, shards, jobs and actors; power cuts, full disks, jumping clocks, spoilt

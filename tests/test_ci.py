@@ -22,7 +22,7 @@ COMMANDS = [step["run"] for job in FLOW["jobs"].values() for step in job["steps"
 
 def test_every_make_target_of_the_workflow_exists():
     targets = {target for command in COMMANDS for target in re.findall(r"\bmake (\w+)", command)}
-    assert targets == {"test", "shapes", "bench", "docs", "wheel"}
+    assert targets == {"test", "shapes", "bench", "drill", "docs", "wheel"}
     for target in targets:
         result = subprocess.run(
             ["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True
