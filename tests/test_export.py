@@ -176,3 +176,15 @@ def test_what_a_folder_cannot_hold_is_refused(model, tmp_path, save, edit, sente
     with pytest.raises(ValueError, match=sentence):
         save(model, [edit], tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("command", ["edit", "evaluate"])
+def test_a_command_that_takes_long_says_how_far_it_is(command, written, tmp_path, monkeypatch):
+    monkeypatch.setattr("kn_bench.model.progress.LINE_EVERY", 0.0)
+    asked = ("--relation", "P36", "--limit", 1)
+    result = (
+        run(edit_command, BASE, "--method", "rome-no-c", *asked, "-o", tmp_path / "model")
+        if command == "edit"
+        else run(evaluate_command, "--base", BASE, "--edited", written, *asked)
+    )
+    assert ("editing" if command == "edit" else "asking") in result.output

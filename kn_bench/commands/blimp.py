@@ -44,11 +44,11 @@ def command(
     """
     from kn_bench.cases.building.paradigms import BLIMP
     from kn_bench.cases.sources import blimp
-    from kn_bench.model.loading import load_model
+    from kn_bench.commands.runner import loaded
     from kn_bench.results import tables
 
     pairs = blimp.pairs_of(paradigm or None, data, limit)
-    accuracy = accuracies(load_model(model, device=device, dtype=dtype), pairs)
+    accuracy = accuracies(loaded(model, device, dtype), pairs)
     family = {paradigm.id: paradigm.family for paradigm in BLIMP}
     layout = tables.markdown if markdown else tables.plain
     typer.echo(layout(HEADERS, rows(accuracy, family)))

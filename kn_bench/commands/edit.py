@@ -42,17 +42,16 @@ def command(
     with their provenance in edits/.
     """
     from kn_bench.api.methods import method as bind
-    from kn_bench.commands.runner import chosen_cases
+    from kn_bench.commands.runner import chosen_cases, loaded
     from kn_bench.editing.edit import NotApplicable
     from kn_bench.editing.exporting import model_card
-    from kn_bench.model.loading import load_model
     from kn_bench.results.files import check_writable, write_text
 
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"{output}: expected a new or an empty folder; name another one")
     check_writable(output)
     chosen = chosen_cases(cases, relation, limit, seed)
-    lm = load_model(model, device=device, dtype=dtype)
+    lm = loaded(model, device, dtype)
     try:
         bound = bind(method, lm)
         edits, left_out = make_edits(bound, chosen)
@@ -68,7 +67,8 @@ def command(
     write_text(card, model_card(bound.provenance, named, facts, left_out))
     for case_id, why in left_out.items():
         typer.echo(f"not edited: {case_id} ({why})", err=True)
-    typer.echo(f"{len(facts)} cases edited by {bound.name}, written to {output}")
+    cases_edited = f"{len(facts)} case{'s' * (len(facts) != 1)}"
+    typer.echo(f"{cases_edited} edited by {bound.name}, written to {output}")
     if measure:
         # measuring is the long part: whatever ends it, the folder is complete already
         scores = measured_scores(lm, output, edited)

@@ -57,10 +57,9 @@ def command(
 ) -> None:
     """Judge what was edited elsewhere by all criteria, the base being the unedited model."""
     from kn_bench.api.evaluating import check_no_run, evaluate
-    from kn_bench.commands.runner import chosen_cases
+    from kn_bench.commands.runner import chosen_cases, loaded
     from kn_bench.edits.checkpoint import check
     from kn_bench.measure.harness import check_tasks
-    from kn_bench.model.loading import load_model
 
     check(str(edited), base)
     if references is not None and not generations:
@@ -74,7 +73,7 @@ def command(
     if output is not None:
         check_no_run(output)
     chosen = chosen_cases(cases, relation, limit, seed)
-    lm = load_model(base, device=device, dtype=dtype)
+    lm = loaded(base, device, dtype)
     evaluation = evaluate(
         lm, f"checkpoint:{edited}", chosen, generations=generations, references=references
     )

@@ -80,6 +80,16 @@ def run_sections(
     typer.echo(f"written to {request.output / 'index.html'}")
 
 
+def loaded(model: str, device: str, dtype: str) -> LanguageModel:
+    """Load a model that shows how far its work has come."""
+    from kn_bench.model.loading import load_model
+    from kn_bench.model.progress import Bars
+
+    lm = load_model(model, device=device, dtype=dtype)
+    lm.progress = Bars()
+    return lm
+
+
 def load_material(request: Request, settings: StudySettings) -> Material:
     """Load the model and the cases that ``request`` names.
 
@@ -87,14 +97,11 @@ def load_material(request: Request, settings: StudySettings) -> Material:
         ValueError: one sentence, for what cannot be loaded, when no case is left, or for a neuron
             that the model does not have.
     """
-    from kn_bench.model.loading import load_model
-    from kn_bench.model.progress import Bars
     from kn_bench.study.material import Material
 
     wanted = [*(request.relations or ()), *(request.paradigms or ())]
     cases = load_cases(request.model, request.cases, wanted, settings.seed)
-    lm = load_model(request.model, device=request.device, dtype=request.dtype)
-    lm.progress = Bars()
+    lm = loaded(request.model, request.device, request.dtype)
     for layer, unit in settings.neurons:
         if layer >= lm.n_layers or unit >= lm.d_mlp:
             raise ValueError(

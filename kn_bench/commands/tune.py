@@ -50,10 +50,9 @@ def command(
     printed, and written into the preset, asks any of them.
     """
     from kn_bench.cases.sources.defaults import default_specs
+    from kn_bench.commands.runner import loaded
     from kn_bench.editing.registry import Registry, expand
     from kn_bench.measure.engine import Engine
-    from kn_bench.model.loading import load_model
-    from kn_bench.model.progress import Bars
 
     registry = Registry()
     for module in _builtin_modules():
@@ -68,8 +67,7 @@ def command(
         typer.echo(sentence, err=True)
     held, apart = held_out(specs, relation, limit, seed)
     typer.echo(f"{len(held)} held-out cases; boards with --limit up to {apart} ask none of them")
-    lm = load_model(model, device=device, dtype=dtype)
-    lm.progress = Bars()
+    lm = loaded(model, device, dtype)
     engine = Engine(lm)
     curve = []
     for point in grid:

@@ -109,6 +109,7 @@ def model_card(
         scores: a table of what was measured, in Markdown; "" where nothing was.
     """
     settings = [f"- {name}: `{value}`" for name, value in provenance.settings.items()]
+    n_facts = "1 fact was" if len(facts) == 1 else f"{len(facts)} facts were"
     lines = [
         "---",
         f"base_model: {provenance.model}",
@@ -117,7 +118,7 @@ def model_card(
         "",
         f"# {provenance.model}, edited by {provenance.method}",
         "",
-        f"{len(facts)} facts were edited by {provenance.method} (kn_bench {__version__}). The "
+        f"{n_facts} edited by {provenance.method} (kn_bench {__version__}). The "
         f"base's content hash is `{provenance.model_hash}`. The edits lie in `edits/`, each with "
         "its provenance. Several edits were made on the unedited model and summed, unless the "
         "method makes one edit of all.",
