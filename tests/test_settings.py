@@ -20,6 +20,7 @@ from kn_bench.editing.registry import (
 from kn_bench.editing.settings import (
     Choices,
     SettingError,
+    check_layers,
     checked_choices,
     parameters,
     parse_assignment,
@@ -28,6 +29,7 @@ from kn_bench.editing.settings import (
 )
 from kn_bench.edits.ft import FtLSettings
 from kn_bench.edits.rome import RomeSettings
+from kn_bench.edits.ultraedit import UltraEditSettings
 from kn_bench.results.log import LOG
 from tests.conftest import PLUGINS
 from tests.tiny_models import tiny_model
@@ -187,6 +189,12 @@ def test_the_command_line_sets_and_refuses(pytester):
     assert refused.ret == 4
     assert "rome-no-c has no parameter 'lr'; expected one of" in refused.stderr.str()
     assert "Traceback" not in refused.stderr.str() + refused.stdout.str()
+    refused = run("--set", "rome-no-c.layer=4")
+    assert refused.ret == 4
+    assert (
+        "--set 'rome-no-c.layer=4': expected a layer of tiny-gpt2, 0 to 3, and got 4; give another"
+        in refused.stderr.str()
+    )
     assert not (pytester.path / "reports").exists()
     run("--set", "rome-no-c.layer=1", "--set", "rome-no-c.v_num_grad_steps=2")
     folder = pytester.path / "reports/runs/r"
@@ -195,3 +203,21 @@ def test_the_command_line_sets_and_refuses(pytester):
     log = (folder / LOG).read_text()
     assert "; set: layer, v_num_grad_steps" in log
     assert '"passes":2' in log.replace(" ", "")
+
+
+@pytest.mark.parametrize(("name", "wrong"), [("rome.layer=-1", -1), ("ultraedit.layers=[1,7]", 7)])
+def test_layers_that_a_model_does_not_have_are_refused_before_it_is_loaded(name, wrong):
+    methods = {"rome": RomeSettings, "ultraedit": UltraEditSettings}
+    choices = checked_choices([name], [], methods)
+    check_layers(choices, methods, {"deep": 8, "deeper": 12} if wrong == 7 else {})
+    with pytest.raises(SettingError, match=f"a layer of shallow, 0 to 3, and got {wrong};"):
+        check_layers(choices, methods, {"shallow": 4})
+
+
+def test_layers_of_a_preset_are_refused_too(tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text('methods = ["rome"]\n[models.shallow]\nsource = "me"\nlayer = 9\n')
+    choices = Choices(presets=tuple(read_presets(file)))
+    check_layers(choices, {"rome": RomeSettings}, {"other": 4})
+    with pytest.raises(SettingError, match=r"--preset .*mine\.toml.*: expected a layer of shallow"):
+        check_layers(choices, {"rome": RomeSettings}, {"shallow": 4})

@@ -26,7 +26,7 @@ from kn_bench.model.source import on_hub, origin
 from kn_bench.model.trial import refuse_unloadable
 from kn_bench.testing import generations, method_fixtures, sequences, units
 from kn_bench.testing.devices import DevicePool, expand, sharing
-from kn_bench.testing.models import content_of, defined_for, fingerprint
+from kn_bench.testing.models import content_of, defined_for, depth_of, fingerprint
 from kn_bench.testing.options import Options
 from kn_bench.testing.plan import TestPlan, limit_as_text, make_plan
 from kn_bench.testing.progress import progress_file
@@ -204,12 +204,14 @@ class RunController:
         if not options.sets and not options.presets:
             return {}
         from kn_bench.editing.presets import read_presets
-        from kn_bench.editing.settings import checked_choices
+        from kn_bench.editing.settings import check_layers, checked_choices
 
         presets = [preset for file in options.presets for preset in read_presets(file)]
         method_fixtures.load_builtin(self._manager)
-        specs = self._registry.methods
-        checked_choices(options.sets, presets, {n: specs[n].settings for n in self._methods})
+        settings = {n: self._registry.methods[n].settings for n in self._methods}
+        choices = checked_choices(options.sets, presets, settings)
+        depths = {name: depth for name in options.models if (depth := depth_of(name)) is not None}
+        check_layers(choices, settings, depths)
         return {
             **({"set": " ".join(options.sets)} if options.sets else {}),
             **{

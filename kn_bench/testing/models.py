@@ -139,6 +139,22 @@ def kind_of(name: str) -> Literal["causal", "masked"] | None:
     return "causal" if "ForCausalLM" in names or "LMHeadModel" in names else None
 
 
+def depth_of(name: str) -> int | None:
+    """Return the number of a model's layers by its configuration; None where that does not say."""
+    from transformers import AutoConfig
+
+    from kn_bench.model.source import source_of
+
+    source = source_of(name)[0]
+    if not Path(source).is_dir():
+        return None
+    try:
+        depth = AutoConfig.from_pretrained(source).get_text_config().num_hidden_layers
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+        return None
+    return depth if isinstance(depth, int) else None
+
+
 def defined_for(kind: Kind, model: str) -> bool:
     """Tell whether a method for models of ``kind`` may have a test on ``model``."""
     return kind == "any" or kind_of(model) in (kind, None)
