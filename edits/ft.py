@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kn_bench.editing.answer_rows import TunedWeights
+from kn_bench.editing.bounds import Count
 from kn_bench.editing.edit import DenseEdit, Notes
 from kn_bench.editing.finetuning import (
     Tuned,
@@ -40,7 +41,7 @@ class FtMSettings(TuningSettings, Settings):
     """
 
     layers: tuple[int, ...] = (0,)
-    batch_size: int | None = None
+    batch_size: Count | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

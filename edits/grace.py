@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from kn_bench.cases.case import EditRequest
 from kn_bench.editing.answer_rows import SideMemories
+from kn_bench.editing.bounds import Count, Rate
 from kn_bench.editing.edit import MemoryEdit, Notes
 from kn_bench.editing.finetuning import TunedRow
 from kn_bench.editing.memories import Codebook
@@ -57,8 +58,8 @@ class GraceSettings(Settings):
     layer: int
     module: str = ""
     eps: float = 1.0
-    edit_lr: float = 1.0
-    n_iter: int = 50
+    edit_lr: Rate = 1.0
+    n_iter: Count = 50
     val_init: Literal["cold", "warm"] = "cold"
     replacement: Literal["replace_last", "replace_prompt"] = "replace_last"
     eps_expand: Literal["coverage", "moving_average"] = "coverage"

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kn_bench.cases.case import EditRequest, Query
+from kn_bench.editing.bounds import Share
 from kn_bench.editing.edit import NotApplicable, PromptEdit
 from kn_bench.editing.registry import edit_method
 from kn_bench.editing.settings import Settings, recorded
@@ -38,7 +39,7 @@ class IkeSettings(Settings):
     """
 
     demonstrations: int = 8
-    context_share: float = 0.5
+    context_share: Share = 0.5
 
 
 class Ike:

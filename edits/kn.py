@@ -23,6 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kn_bench.cases.case import EditRequest, Query
+from kn_bench.editing.bounds import Share
 from kn_bench.editing.edit import (
     Edit,
     LowRank,
@@ -60,8 +61,8 @@ class KnSettings(Settings):
     """
 
     attribution: AttributionName = "integrated-gradients"
-    t: float = 0.2
-    p: float = 0.7
+    t: Share = 0.2
+    p: Share = 0.7
     fewest: int = 2
     most: int = 5
     capped: bool = True

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from kn_bench.editing.answer_rows import TunedWeights
+from kn_bench.editing.bounds import Count
 from kn_bench.editing.edit import DenseEdit
 from kn_bench.editing.finetuning import TunedRow, TuningSettings, tune_in_batches
 from kn_bench.editing.registry import edit_method
@@ -35,7 +36,7 @@ class LocftSettings(TuningSettings, Settings):
     """
 
     layers: tuple[int, ...] = (0,)
-    batch_size: int = 100
+    batch_size: Count = 100
     order_seed: int = 0
 
     def epochs(self, n: int) -> Iterator[list[Sequence[int]]]:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from kn_bench.editing.answer_rows import TunedWeights
+from kn_bench.editing.bounds import Count, Rate, Share
 from kn_bench.editing.edit import DenseEdit, NotApplicable
 from kn_bench.editing.finetuning import TunedRow
 from kn_bench.editing.registry import edit_method
@@ -41,11 +42,11 @@ class LoraSettings(Settings):
     """
 
     target_modules: tuple[str, ...]
-    rank: int = 8
+    rank: Count = 8
     lora_alpha: int = 32
-    lora_dropout: float = 0.1
-    lr: float = 5e-3
-    num_steps: int = 30
+    lora_dropout: Share = 0.1
+    lr: Rate = 5e-3
+    num_steps: Count = 30
     weight_decay: float = 0.0
     stop_loss: float = 1e-2
     init_seed: int = 0

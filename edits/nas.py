@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from kn_bench.editing.bounds import Count
 from kn_bench.editing.norm_anchor import measured_norm
 from kn_bench.editing.registry import edit_method
 from kn_bench.model.language_model import LanguageModel
@@ -22,7 +23,7 @@ from .alphaedit import AlphaEdit, AlphaEditSettings
 class NasSettings(AlphaEditSettings):
     """AlphaEdit's, and how many targets m is the mean of, where ``norm_anchor`` is 0."""
 
-    norm_solves: int = 1_000
+    norm_solves: Count = 1_000
 
 
 @edit_method("nas", models="causal", by_default=False, settings=NasSettings)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kn_bench.editing.bounds import Count, Rate
 from kn_bench.editing.family import ClosedFormSettings
 from kn_bench.editing.registry import edit_method
 from kn_bench.model.language_model import LanguageModel
@@ -23,10 +24,10 @@ class PmetSettings(ClosedFormSettings):
     """The family's, with PMET's published optimisation (gpt-j)."""
 
     mom2_update_weight: float = 6_000.0
-    v_lr: float = 0.2
-    v_num_grad_steps: int = 30
+    v_lr: Rate = 0.2
+    v_num_grad_steps: Count = 30
     kl_factor: float = 1.0
-    clamp_norm_factor: float = 0.75
+    clamp_norm_factor: Rate = 0.75
     settled_nll_factor: float = 0.1
 
 

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from kn_bench.cases.case import EditRequest
 from kn_bench.editing.answer_rows import AnswerMethod
+from kn_bench.editing.bounds import Count, Rate
 from kn_bench.editing.closed_form import Factors, closed_form
 from kn_bench.editing.edit import DenseEdit, Edit, LowRank, LowRankEdit, NotApplicable, Notes
 from kn_bench.editing.finetuning import TunedRow
@@ -55,8 +56,8 @@ class UltraEditSettings(Settings):
 
     layers: tuple[int, ...]
     modules: tuple[str, ...] = ()
-    lr: float = 1e-6
-    batch_size: int = 100
+    lr: Rate = 1e-6
+    batch_size: Count = 100
     warm_up: int = 32
 
     @classmethod

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from kn_bench.cases.case import EditRequest
 from kn_bench.editing.answer_rows import SideMemories
+from kn_bench.editing.bounds import Count, Rate, Share
 from kn_bench.editing.edit import MemoryEdit, Notes
 from kn_bench.editing.finetuning import PreparedRows, TunedRow
 from kn_bench.editing.memories import SideWeights
@@ -68,15 +69,15 @@ class WiseSettings(Settings):
     """
 
     layer: int
-    mask_ratio: float = 0.2
+    mask_ratio: Share = 0.2
     alpha: float = 5.0
     beta: float = 20.0
     gamma: float = 10.0
-    edit_lr: float = 1.0
-    n_iter: int = 40
-    density: float = 0.53
-    save_freq: int = 500
-    merge_freq: int = 1000
+    edit_lr: Rate = 1.0
+    n_iter: Count = 40
+    density: Share = 0.53
+    save_freq: Count = 500
+    merge_freq: Count = 1000
     others: int = 8
     mask_seed: int = 0
 

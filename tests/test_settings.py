@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 from kn_bench.editing import presets as presets_module
@@ -221,3 +222,30 @@ def test_layers_of_a_preset_are_refused_too(tmp_path):
     check_layers(choices, {"rome": RomeSettings}, {"other": 4})
     with pytest.raises(SettingError, match=r"--preset .*mine\.toml.*: expected a layer of shallow"):
         check_layers(choices, {"rome": RomeSettings}, {"shallow": 4})
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("rome.v_num_grad_steps=0", "expected `int` >= 1"),
+        ("rome.v_num_grad_steps=-3", "expected `int` >= 1"),
+        ("rome.v_lr=0", "expected `float` > 0"),
+        ("rome.v_lr=nan", "expected a finite number"),
+        ("rome.kl_factor=inf", "expected a finite number"),
+        ("ultraedit.batch_size=0", "expected `int` >= 1"),
+    ],
+)
+def test_values_out_of_range_are_refused(text, reason):
+    methods = {"rome": RomeSettings, "ultraedit": UltraEditSettings}
+    with pytest.raises(SettingError) as refused:
+        checked_choices([text], [], methods)
+    assert reason.replace("`", "") in str(refused.value)
+
+
+def test_every_default_is_in_range():
+    classes = [spec.settings for spec in specs().values() if spec.settings]
+    assert len(classes) > 10
+    for cls, declared in [(each, field) for each in classes for field in fields(each)]:
+        if declared.default is not MISSING and declared.name in parameters(cls):
+            kept = msgspec.convert(declared.default, parameters(cls)[declared.name])
+            assert kept == declared.default

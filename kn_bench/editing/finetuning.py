@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from kn_bench.editing.bounds import Count, Rate
 from kn_bench.model.costs import graph_bytes
 from kn_bench.model.language_model import LanguageModel, SiteHook
 from kn_bench.model.precision import wide_dtype
@@ -48,8 +49,8 @@ class TuningSettings:
         stop_loss: an edit is finished when its loss, before an update, is below this.
     """
 
-    lr: float = 5e-4
-    num_steps: int = 25
+    lr: Rate = 5e-4
+    num_steps: Count = 25
     weight_decay: float = 0.0
     norm_constraint: float | None = None
     stop_loss: float = 1e-2

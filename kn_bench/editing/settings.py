@@ -11,6 +11,7 @@ Later ones win:
 
 from __future__ import annotations
 
+import math
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
@@ -111,7 +112,7 @@ def _value(text: str) -> Any:
 
 def parameters(cls: type[Settings]) -> dict[str, Any]:
     """Return name -> type of what can be set."""
-    hints = get_type_hints(cls)
+    hints = get_type_hints(cls, include_extras=True)
     return {f.name: hints[f.name] for f in fields(cls) if not f.metadata.get("fixed")}
 
 
@@ -143,12 +144,14 @@ def _typed(name: str, value: Any, cls: type[Settings], method: str) -> Any:
         raise SettingError(
             f"{method} has no parameter {name!r}; expected one of {', '.join(sorted(known))}"
         )
+    if isinstance(value, float) and not math.isfinite(value):
+        raise SettingError(f"{method}.{name} is {value}: expected a finite number")
     try:
         # text too: TOML has no tuples, and a bare 1 is a float's value as well
         return msgspec.convert(value, known[name])
     except msgspec.ValidationError as error:
-        wanted = getattr(known[name], "__name__", str(known[name]))
-        wanted = str(known[name]) if "[" in str(known[name]) else wanted
+        hint = get_type_hints(cls)[name]
+        wanted = str(hint) if "[" in str(hint) else getattr(hint, "__name__", str(hint))
         raise SettingError(
             f"{method}.{name} is of type {wanted.replace('typing.', '')}: {_lower(str(error))}"
         ) from None

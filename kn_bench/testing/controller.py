@@ -26,7 +26,7 @@ from kn_bench.model.source import on_hub, origin
 from kn_bench.model.trial import refuse_unloadable
 from kn_bench.testing import generations, method_fixtures, sequences, units
 from kn_bench.testing.devices import DevicePool, expand, sharing
-from kn_bench.testing.models import content_of, defined_for, depth_of, fingerprint
+from kn_bench.testing.models import content_of, defined_for, depths_of, fingerprint
 from kn_bench.testing.options import Options
 from kn_bench.testing.plan import TestPlan, limit_as_text, make_plan
 from kn_bench.testing.progress import progress_file
@@ -210,8 +210,7 @@ class RunController:
         method_fixtures.load_builtin(self._manager)
         settings = {n: self._registry.methods[n].settings for n in self._methods}
         choices = checked_choices(options.sets, presets, settings)
-        depths = {name: depth for name in options.models if (depth := depth_of(name)) is not None}
-        check_layers(choices, settings, depths)
+        check_layers(choices, settings, depths_of(options.models))
         return {
             **({"set": " ".join(options.sets)} if options.sets else {}),
             **{

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -139,8 +139,13 @@ def kind_of(name: str) -> Literal["causal", "masked"] | None:
     return "causal" if "ForCausalLM" in names or "LMHeadModel" in names else None
 
 
-def depth_of(name: str) -> int | None:
-    """Return the number of a model's layers by its configuration; None where that does not say."""
+def depths_of(names: Iterable[str]) -> dict[str, int]:
+    """Return the number of layers of each model whose configuration is here and tells it."""
+    depths = {name: _depth_of(name) for name in names}
+    return {name: depth for name, depth in depths.items() if depth is not None}
+
+
+def _depth_of(name: str) -> int | None:
     from transformers import AutoConfig
 
     from kn_bench.model.source import source_of

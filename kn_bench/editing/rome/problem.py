@@ -8,6 +8,8 @@ from itertools import accumulate
 from jaxtyping import Float
 from torch import Tensor
 
+from kn_bench.editing.bounds import Count, Rate
+
 
 @dataclass(frozen=True, slots=True)
 class ValueRow:
@@ -85,10 +87,10 @@ class ValueSettings:
             the request is passed over. 0: off.
     """
 
-    v_lr: float = 0.5
-    v_num_grad_steps: int = 20
+    v_lr: Rate = 0.5
+    v_num_grad_steps: Count = 20
     v_weight_decay: float = 0.5
-    clamp_norm_factor: float = 4.0
+    clamp_norm_factor: Rate = 4.0
     kl_factor: float = 0.0625
     stop_loss: float = 0.05
     stop_after_rank_1: int = 0
