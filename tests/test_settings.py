@@ -32,6 +32,7 @@ from kn_bench.edits.ft import FtLSettings
 from kn_bench.edits.rome import RomeSettings
 from kn_bench.edits.ultraedit import UltraEditSettings
 from kn_bench.results.log import LOG
+from kn_bench.testing.models import refuse_layers
 from tests.conftest import PLUGINS
 from tests.tiny_models import tiny_model
 
@@ -210,18 +211,30 @@ def test_the_command_line_sets_and_refuses(pytester):
 def test_layers_that_a_model_does_not_have_are_refused_before_it_is_loaded(name, wrong):
     methods = {"rome": RomeSettings, "ultraedit": UltraEditSettings}
     choices = checked_choices([name], [], methods)
-    check_layers(choices, methods, {"deep": 8, "deeper": 12} if wrong == 7 else {})
+    method = name.partition(".")[0]
+    check_layers(choices, method, methods[method], {"deep": 8, "deeper": 12} if wrong == 7 else {})
     with pytest.raises(SettingError, match=f"a layer of shallow, 0 to 3, and got {wrong};"):
-        check_layers(choices, methods, {"shallow": 4})
+        check_layers(choices, method, methods[method], {"shallow": 4})
+
+
+def test_a_layer_is_held_against_the_models_that_the_method_is_defined_for():
+    """tiny-bert has three layers, but ROME edits causal models."""
+    spec = specs()["rome"]
+    choices = checked_choices(["rome.layer=3"], [], {"rome": RomeSettings})
+    refuse_layers(choices, [spec], ["tiny-gpt2", "tiny-llama", "tiny-bert"])
+    with pytest.raises(SettingError, match="a layer of tiny-gpt2, 0 to 3, and got 4;"):
+        refuse_layers(
+            checked_choices(["rome.layer=4"], [], {"rome": RomeSettings}), [spec], ["tiny-gpt2"]
+        )
 
 
 def test_layers_of_a_preset_are_refused_too(tmp_path):
     file = tmp_path / "mine.toml"
     file.write_text('methods = ["rome"]\n[models.shallow]\nsource = "me"\nlayer = 9\n')
     choices = Choices(presets=tuple(read_presets(file)))
-    check_layers(choices, {"rome": RomeSettings}, {"other": 4})
+    check_layers(choices, "rome", RomeSettings, {"other": 4})
     with pytest.raises(SettingError, match=r"--preset .*mine\.toml.*: expected a layer of shallow"):
-        check_layers(choices, {"rome": RomeSettings}, {"shallow": 4})
+        check_layers(choices, "rome", RomeSettings, {"shallow": 4})
 
 
 @pytest.mark.parametrize(

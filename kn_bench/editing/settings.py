@@ -195,29 +195,29 @@ def settings_for(method: str, cls: type[S], lm: LanguageModel, choices: Choices 
 
 
 def check_layers(
-    choices: Choices, methods: Mapping[str, type[Settings] | None], depths: Mapping[str, int]
+    choices: Choices, method: str, cls: type[Settings] | None, depths: Mapping[str, int]
 ) -> None:
     """Refuse layers that a model does not have, before it is loaded.
 
     Args:
-        choices: what the user chose, valid for ``methods``.
-        methods: name -> settings class of the methods that are measured.
-        depths: model -> number of its layers.
+        choices: what the user chose, valid for the method.
+        method: its name.
+        cls: its settings class.
+        depths: number of layers of each model that the method is measured on.
 
     Raises:
         SettingError: one sentence, for the first choice that names such a layer.
     """
     for model, depth in depths.items():
-        named: list[tuple[str, Any]] = []
-        for assignment in choices.assignments:
-            if assignment.parameter in LAYERS:
-                value = check_assignment(assignment, methods[assignment.method])
-                named.append((f"--set {assignment.text!r}", value))
-        for method in methods:
-            preset = preset_for(method, model, choices.presets)
-            if preset is not None:
-                where = f"--preset {preset.origin}"
-                named += [(where, preset.values[name]) for name in LAYERS if name in preset.values]
+        named = [
+            (f"--set {assignment.text!r}", check_assignment(assignment, cls))
+            for assignment in choices.assignments
+            if assignment.method == method and assignment.parameter in LAYERS
+        ]
+        preset = preset_for(method, model, choices.presets)
+        if preset is not None:
+            where = f"--preset {preset.origin}"
+            named += [(where, preset.values[name]) for name in LAYERS if name in preset.values]
         for where, value in named:
             for layer in value if isinstance(value, list | tuple) else [value]:
                 if layer is not None and not 0 <= layer < depth:

@@ -26,7 +26,7 @@ from kn_bench.model.source import on_hub, origin
 from kn_bench.model.trial import refuse_unloadable
 from kn_bench.testing import generations, method_fixtures, sequences, units
 from kn_bench.testing.devices import DevicePool, expand, sharing
-from kn_bench.testing.models import content_of, defined_for, depths_of, fingerprint
+from kn_bench.testing.models import content_of, defined_for, fingerprint, refuse_layers
 from kn_bench.testing.options import Options
 from kn_bench.testing.plan import TestPlan, limit_as_text, make_plan
 from kn_bench.testing.progress import progress_file
@@ -204,13 +204,13 @@ class RunController:
         if not options.sets and not options.presets:
             return {}
         from kn_bench.editing.presets import read_presets
-        from kn_bench.editing.settings import check_layers, checked_choices
+        from kn_bench.editing.settings import checked_choices
 
         presets = [preset for file in options.presets for preset in read_presets(file)]
         method_fixtures.load_builtin(self._manager)
-        settings = {n: self._registry.methods[n].settings for n in self._methods}
-        choices = checked_choices(options.sets, presets, settings)
-        check_layers(choices, settings, depths_of(options.models))
+        specs = [self._registry.methods[name] for name in self._methods]
+        choices = checked_choices(options.sets, presets, {s.name: s.settings for s in specs})
+        refuse_layers(choices, specs, options.models or embedded.NAMES)
         return {
             **({"set": " ".join(options.sets)} if options.sets else {}),
             **{

@@ -8,11 +8,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from kn_bench.editing.registry import Kind
+from kn_bench.editing.registry import Kind, MethodSpec
 from kn_bench.model.progress import Progress, Silent
 from kn_bench.testing.options import Options
 
 if TYPE_CHECKING:
+    from kn_bench.editing.settings import Choices
     from kn_bench.measure.engine import Engine
     from kn_bench.model.language_model import LanguageModel
 
@@ -139,10 +140,23 @@ def kind_of(name: str) -> Literal["causal", "masked"] | None:
     return "causal" if "ForCausalLM" in names or "LMHeadModel" in names else None
 
 
-def depths_of(names: Iterable[str]) -> dict[str, int]:
-    """Return the number of layers of each model whose configuration is here and tells it."""
-    depths = {name: _depth_of(name) for name in names}
-    return {name: depth for name, depth in depths.items() if depth is not None}
+def refuse_layers(choices: Choices, specs: Iterable[MethodSpec], names: Iterable[str]) -> None:
+    """Refuse layers that a model does not have, by its configuration, where that is here.
+
+    Args:
+        choices: the user's.
+        specs: the methods that are measured.
+        names: the models; a method's choices are held against those that it is defined for.
+
+    Raises:
+        SettingError: one sentence, for the first such layer.
+    """
+    from kn_bench.editing.settings import check_layers
+
+    known = {name: depth for name in names if (depth := _depth_of(name)) is not None}
+    for spec in specs:
+        depths = {name: known[name] for name in known if defined_for(spec.models, name)}
+        check_layers(choices, spec.name, spec.settings, depths)
 
 
 def _depth_of(name: str) -> int | None:
