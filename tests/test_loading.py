@@ -28,7 +28,7 @@ ROOT = Path(__file__).parent.parent
 def logits(lm):
     ids = torch.tensor(IDS)
     with torch.no_grad():
-        return lm.forward(ids, torch.tensor([[3]]))
+        return lm.forward(ids, torch.tensor([[3]])).cpu()
 
 
 @pytest.fixture(scope="module")

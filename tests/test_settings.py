@@ -235,6 +235,9 @@ def test_layers_of_a_preset_are_refused_too(tmp_path):
     check_layers(choices, "rome", RomeSettings, {"other": 4})
     with pytest.raises(SettingError, match=r"--preset .*mine\.toml.*: expected a layer of shallow"):
         check_layers(choices, "rome", RomeSettings, {"shallow": 4})
+    # what --set puts in its place is all that counts
+    replaced = Choices((parse_assignment("rome.layer=1"),), choices.presets)
+    check_layers(replaced, "rome", RomeSettings, {"shallow": 4})
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import pytest
 
 from kn_bench.cases import sources
+from kn_bench.commands import tune
 from kn_bench.commands.tune import as_toml, held_out, points
 from kn_bench.editing.presets import read_presets
 from kn_bench.editing.registry import MethodSpec, marked_spec
@@ -42,3 +43,21 @@ def test_what_is_written_is_a_preset(tmp_path):
     made = settings_for("rome", RomeSettings, model(), Choices(presets=(preset,)))
     assert (made.v_lr, made.context_template_length_params) == (2.5, ((5, 1),))
     assert made.settings_from == "mine.toml for tiny-gpt2"
+
+
+def test_a_sweep_that_is_stopped_leaves_the_points_that_it_had(tmp_path, monkeypatch):
+    scores = iter([0.25, 0.75])
+
+    def measured(engine, spec, point, cases):
+        score = next(scores, None)
+        if score is None:
+            raise KeyboardInterrupt
+        return {**point, "score": score}
+
+    monkeypatch.setattr(tune, "measured", measured)
+    file = tmp_path / "mine.toml"
+    with pytest.raises(KeyboardInterrupt):
+        tune.command("rome", "tiny-gpt2", ["v_lr=1|2|3"], file, relation=["P36"], limit=1)
+    (preset,) = read_presets(file)
+    assert [point["v_lr"] for point in preset.curve] == [1.0, 2.0]
+    assert preset.values["v_lr"] == 2.0

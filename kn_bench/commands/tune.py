@@ -53,6 +53,7 @@ def command(
     from kn_bench.commands.runner import loaded
     from kn_bench.editing.registry import Registry, expand
     from kn_bench.measure.engine import Engine
+    from kn_bench.results.files import write_text
 
     registry = Registry()
     for module in _builtin_modules():
@@ -69,14 +70,15 @@ def command(
     typer.echo(f"{len(held)} held-out cases; boards with --limit up to {apart} ask none of them")
     lm = loaded(model, device, dtype)
     engine = Engine(lm)
-    curve = []
+    curve: list[dict[str, Any]] = []
     for point in grid:
         curve.append(measured(engine, spec, point, held))
         typer.echo(" ".join(f"{key}={value}" for key, value in curve[-1].items()), err=True)
         sys.stderr.flush()
-    best = max(range(len(grid)), key=lambda i: curve[i]["score"])
-    text = as_toml(name, model, grid[best], curve, f"{len(held)} cases; boards up to {apart}")
-    preset.write_text(text, encoding="utf-8")
+        # after every point: a sweep takes long, and one that is stopped leaves what it knows
+        best = max(range(len(curve)), key=lambda i: curve[i]["score"])
+        text = as_toml(name, model, grid[best], curve, f"{len(held)} cases; boards up to {apart}")
+        write_text(preset, text)
     typer.echo(f"written to {preset}: use it by --preset {preset}")
 
 

@@ -50,9 +50,9 @@ class Settings:
 
     def check(self, lm: LanguageModel) -> None:
         """Raise SettingError for values that ``lm`` cannot have."""
-        layers = getattr(self, "layers", None) or (getattr(self, "layer", 0),)
-        for layer in layers:
-            if not 0 <= layer < lm.n_layers:
+        for name in LAYERS:
+            layer = _outside(getattr(self, name, None), lm.n_layers)
+            if layer is not None:
                 raise SettingError(
                     f"layer {layer}: {lm.name} has layers 0 to {lm.n_layers - 1}; set others"
                 )
@@ -209,26 +209,30 @@ def check_layers(
         SettingError: one sentence, for the first choice that names such a layer.
     """
     for model, depth in depths.items():
-        named = [
-            (f"--set {assignment.text!r}", check_assignment(assignment, cls))
-            for assignment in choices.assignments
-            if assignment.method == method and assignment.parameter in LAYERS
-        ]
+        chosen: dict[str, tuple[str, Any]] = {}
         preset = preset_for(method, model, choices.presets)
         if preset is not None:
-            where = f"--preset {preset.origin}"
-            named += [(where, preset.values[name]) for name in LAYERS if name in preset.values]
-        for where, value in named:
-            for layer in value if isinstance(value, list | tuple) else [value]:
-                if layer is not None and not 0 <= layer < depth:
-                    raise SettingError(
-                        f"{where}: expected a layer of {model}, 0 to {depth - 1}, and got {layer}; "
-                        "give another"
-                    )
+            chosen = {n: (f"--preset {preset.origin}", v) for n, v in preset.values.items()}
+        for given in choices.assignments:  # they win over a preset, the later over the earlier
+            if given.method == method:
+                chosen[given.parameter] = f"--set {given.text!r}", check_assignment(given, cls)
+        for where, value in (chosen[name] for name in LAYERS if name in chosen):
+            layer = _outside(value, depth)
+            if layer is not None:
+                raise SettingError(
+                    f"{where}: expected a layer of {model}, 0 to {depth - 1}, and got {layer}; "
+                    "give another"
+                )
 
 
 LAYERS = ("layer", "layers")
 """The parameters that name layers of the model."""
+
+
+def _outside(value: Any, depth: int) -> int | None:
+    """Return the first layer in ``value``, one or several or None, that is not below ``depth``."""
+    layers = value if isinstance(value, list | tuple) else [value]
+    return next((n for n in layers if n is not None and not 0 <= n < depth), None)
 
 
 def _required(declared: Any) -> bool:

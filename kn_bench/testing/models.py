@@ -130,6 +130,7 @@ def kind_of(name: str) -> Literal["causal", "masked"] | None:
     """Return what kind of model ``name`` is by its configuration; None where that does not say."""
     from kn_bench.model.source import source_of
 
+    # JSON by itself: transformers takes seconds to import, and collection asks this of every run
     try:
         config = json.loads((Path(source_of(name)[0]) / "config.json").read_text("utf-8"))
         names = " ".join(config.get("architectures") or ())
@@ -151,8 +152,10 @@ def refuse_layers(choices: Choices, specs: Iterable[MethodSpec], names: Iterable
     Raises:
         SettingError: one sentence, for the first such layer.
     """
-    from kn_bench.editing.settings import check_layers
+    from kn_bench.editing.settings import LAYERS, check_layers
 
+    if not choices.presets and not any(a.parameter in LAYERS for a in choices.assignments):
+        return  # no configuration is read for nothing
     known = {name: depth for name in names if (depth := _depth_of(name)) is not None}
     for spec in specs:
         depths = {name: known[name] for name in known if defined_for(spec.models, name)}
