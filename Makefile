@@ -38,8 +38,8 @@ real: $(READY)
 bench-real: real
 	$(BIN)/python -m pytest suites/ -n auto --model smollm2-135m --known --limit 7 \
 	  --relation P36 --relation P1376 --relation P37 \
-	  --paradigm determiner_noun_agreement_2 --paradigm determiner_noun_agreement_irregular_2 \
-	  --paradigm determiner_noun_agreement_with_adj_irregular_2 $(ARGS)
+	  --paradigm determiner_noun_agreement_1 --paradigm determiner_noun_agreement_irregular_1 \
+	  --paradigm determiner_noun_agreement_with_adj_irregular_1 $(ARGS)
 
 # what takes long, and what needs the real model
 slow: real

@@ -32,7 +32,7 @@ Pair = tuple[str, str]
 
 ASKED, EDITED = 8, 16
 """Cases that are asked together, and cases of a task that a method edits together."""
-PATIENCE = 5.0
+PATIENCE = 3.0
 """Seconds after which edits are broken off."""
 LOADING = "loading"
 ONCE = (LOADING, "writing text for C", "second moment C")
