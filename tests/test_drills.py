@@ -1,4 +1,4 @@
-"""A small share of the drills; ``make drill`` runs them whole."""
+"""A small share of the quick drills; ``make drill`` runs all of them, whole or a share."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.drills import clocks, cuts, edits, fuzz, kills, parts, sequences, starved
+from benchmarks.drills import cuts, edits, fuzz, kills
 from benchmarks.drills.row import DrillRow, table
 
 SHARES = {
@@ -21,23 +21,6 @@ SHARES = {
 def test_a_share_of_a_drill_is_clean(tmp_path: Path, name: str) -> None:
     drill, share = SHARES[name]
     row = drill(share, 7, tmp_path)
-    assert row.clean, table([row])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "drill",
-    [
-        starved.full_disk,
-        starved.few_descriptors,
-        clocks.drill,
-        parts.shards,
-        parts.jobs,
-        sequences.drill,
-    ],
-)
-def test_a_tenth_of_what_takes_whole_sessions_is_clean(tmp_path: Path, drill) -> None:
-    row = drill(0.1, 7, tmp_path)
     assert row.clean, table([row])
 
 
