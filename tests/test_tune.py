@@ -61,3 +61,38 @@ def test_a_sweep_that_is_stopped_leaves_the_points_that_it_had(tmp_path, monkeyp
     (preset,) = read_presets(file)
     assert [point["v_lr"] for point in preset.curve] == [1.0, 2.0]
     assert preset.values["v_lr"] == 2.0
+
+
+@pytest.mark.parametrize(
+    ("method", "name", "values", "reason"),
+    [
+        (
+            "memit*",
+            "tiny-gpt2",
+            ["v_lr=1"],
+            r"'memit\*': expected one method, and it names ",
+        ),
+        (
+            "rome",
+            "tiny-bert",
+            ["layer=1"],
+            "rome: expected a causal model, and tiny-bert is",
+        ),
+        ("rome", "tiny-gpt2", ["layer=1|99"], "layer 99: tiny-gpt2 has layers 0 to 3; set others"),
+    ],
+)
+def test_what_cannot_be_swept_is_refused_before_the_first_point(
+    tmp_path, monkeypatch, method, name, values, reason
+):
+    monkeypatch.setattr(tune, "measured", lambda *_: pytest.fail("a point was measured"))
+    with pytest.raises(ValueError, match=reason):
+        tune.command(method, name, values, tmp_path / "mine.toml", relation=["P36"], limit=1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_share_of_no_case_is_no_share(tmp_path):
+    """ROME edits no pair whose answer comes before the word that decides."""
+    file, pairs = tmp_path / "mine.toml", "determiner_noun_agreement_2"
+    with pytest.raises(ValueError, match="reliability: expected held-out cases that show it, and"):
+        tune.command("rome", "tiny-gpt2", ["layer=1"], file, relation=[pairs], limit=1)
+    assert not file.exists()

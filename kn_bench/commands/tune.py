@@ -16,7 +16,9 @@ from kn_bench.commands import options
 if TYPE_CHECKING:
     from kn_bench.cases.case import Case, Criterion
     from kn_bench.editing.registry import MethodSpec
+    from kn_bench.editing.settings import Choices
     from kn_bench.measure.engine import Engine
+    from kn_bench.model.language_model import LanguageModel
 
 app = typer.Typer(add_completion=False)
 
@@ -58,8 +60,10 @@ def command(
     registry = Registry()
     for module in _builtin_modules():
         registry.add(module)
-    (name,) = expand([method], registry.methods)
-    spec = registry.methods[name]
+    names = expand([method], registry.methods)
+    if len(names) != 1:
+        raise ValueError(f"{method!r}: expected one method, and it names {', '.join(names)}")
+    spec = registry.methods[names[0]]
     grid = points(values, spec)
     if preset.is_dir() or not preset.resolve().parent.is_dir():
         raise ValueError(f"-o {preset}: expected a file in a folder that exists; name another")
@@ -67,8 +71,10 @@ def command(
     if sentence:
         typer.echo(sentence, err=True)
     held, apart = held_out(specs, relation, limit, seed)
-    typer.echo(f"{len(held)} held-out cases; boards with --limit up to {apart} ask none of them")
+    what = f"{len(held)} case{'s' * (len(held) != 1)}"
+    typer.echo(f"{what} held out: boards with --limit up to {apart} ask none of them")
     lm = loaded(model, device, dtype)
+    check_points(grid, spec, lm)
     engine = Engine(lm)
     curve: list[dict[str, Any]] = []
     for point in grid:
@@ -77,7 +83,7 @@ def command(
         sys.stderr.flush()
         # after every point: a sweep takes long, and one that is stopped leaves what it knows
         best = max(range(len(curve)), key=lambda i: curve[i]["score"])
-        text = as_toml(name, model, grid[best], curve, f"{len(held)} cases; boards up to {apart}")
+        text = as_toml(spec.name, model, grid[best], curve, f"{what}; boards up to {apart}")
         write_text(preset, text)
     typer.echo(f"written to {preset}: use it by --preset {preset}")
 
@@ -109,6 +115,32 @@ def points(values: Sequence[str], spec: MethodSpec) -> list[dict[str, Any]]:
             column.append((name, check_assignment(assignment, spec.settings)))
         columns.append(column)
     return [dict(combination) for combination in itertools.product(*columns)]
+
+
+def check_points(grid: Sequence[Mapping[str, Any]], spec: MethodSpec, lm: LanguageModel) -> None:
+    """Refuse what ``lm`` cannot have, of every point before the first is measured.
+
+    Raises:
+        ValueError: for a method that edits models of the other kind.
+        SettingError: for a value that the model cannot have.
+    """
+    from kn_bench.editing.settings import settings_for
+
+    kind = "causal" if lm.is_causal else "masked"
+    if spec.models not in ("any", kind):
+        raise ValueError(
+            f"{spec.name}: expected a {spec.models} model, and {lm.name} is a {kind} one; "
+            "name another"
+        )
+    if spec.settings is not None:
+        for point in grid:
+            settings_for(spec.name, spec.settings, lm, _chosen(spec, point))
+
+
+def _chosen(spec: MethodSpec, point: Mapping[str, Any]) -> Choices:
+    from kn_bench.editing.settings import Assignment, Choices
+
+    return Choices(tuple(Assignment(spec.name, n, v, n) for n, v in point.items()))
 
 
 def held_out(
@@ -143,19 +175,26 @@ def held_out(
 def measured(
     engine: Engine, spec: MethodSpec, point: Mapping[str, Any], cases: Sequence[Case]
 ) -> dict[str, Any]:
-    """Return the point of the curve: the values, the share of each criterion, and the score."""
+    """Return the point of the curve: the values, the share of each criterion, and the score.
+
+    Raises:
+        ValueError: where no case shows a criterion: a share of nothing says nothing.
+    """
     from kn_bench.editing.registry import bind
-    from kn_bench.editing.settings import Assignment, Choices
     from kn_bench.measure.criteria import judge
 
-    choices = Choices(tuple(Assignment(spec.name, n, v, n) for n, v in point.items()))
-    method = bind(spec, engine.model, choices)
+    method = bind(spec, engine.model, _chosen(spec, point))
     results = engine.measure(spec.name, method, cases).results
     shares: dict[str, float] = {}
     for criterion in CRITERIA:
         statuses = [judge(criterion, case, results[case.id]).status for case in cases]
         scored = [status == "holds" for status in statuses if status in ("holds", "missed")]
-        shares[criterion] = round(sum(scored) / len(scored), 4) if scored else 0.0
+        if not scored:
+            raise ValueError(
+                f"{criterion}: expected held-out cases that show it, and none of the {len(cases)} "
+                f"does under {spec.name}; give a larger --limit, or other relations"
+            )
+        shares[criterion] = round(sum(scored) / len(scored), 4)
     product = all(shares.values())
     score = len(shares) / sum(1 / share for share in shares.values()) if product else 0.0
     return {**point, **shares, "score": round(score, 4)}
