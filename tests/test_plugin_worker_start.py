@@ -36,6 +36,8 @@ STOPPED = """
 import os, signal
 import execnet.gateway_bootstrap as bootstrap
 
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored
+
 def stopped(io, spec):
     os.kill(os.getpid(), signal.SIGNAL)
 

@@ -81,7 +81,7 @@ def _written(curves: pd.DataFrame, title: str, path: Path) -> Iterator[Path]:
 
 
 def _panel(panel: Axes, curves: pd.DataFrame, column: str, label: str, scale: Any) -> None:
-    from matplotlib.ticker import LogFormatter, LogLocator
+    from matplotlib.ticker import LogFormatter, LogFormatterMathtext, LogLocator
 
     for number, (method, group) in enumerate(curves.groupby("method", sort=False)):
         style: dict[str, Any] = {
@@ -104,9 +104,14 @@ def _panel(panel: Axes, curves: pd.DataFrame, column: str, label: str, scale: An
     ticks = [*checkpoints(most)]
     panel.set_xticks(ticks, [f"{n:,}" for n in ticks], rotation=90 if len(ticks) > 8 else 0)
     panel.xaxis.minorticks_off()
-    if scale == "log":  # a span of less than a decade would have no tick otherwise
-        panel.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        panel.yaxis.set_major_formatter(LogFormatter(minor_thresholds=(np.inf, np.inf)))
+    if scale == "log":
+        # a span of less than a decade has no tick at powers of ten alone, one of many decades none
+        # between them
+        low, high = panel.get_ylim()
+        wide = high > 1e4 * low
+        panel.yaxis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0)))
+        written = LogFormatterMathtext if wide else LogFormatter
+        panel.yaxis.set_major_formatter(written(minor_thresholds=(np.inf, np.inf)))
         panel.yaxis.minorticks_off()
     if curves[column].isna().all():
         reason = "every paradigm is edited" if column == "checkpoint_blimp" else "not asked"
