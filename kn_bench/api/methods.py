@@ -53,8 +53,7 @@ def method(name: MethodName, model: LanguageModel) -> BoundMethod:
         ('rome', 0)
     """
     spec = _spec(name)
-    kind = "causal" if model.is_causal else "masked"
-    if spec.models not in (kind, "any"):
+    if spec.models not in ("any", model.tokens.kind):
         raise NotApplicable(f"{spec.name} is defined for {spec.models} models only")
     fixtures = set(inspect.signature(spec.function).parameters) - {"language_model", "settings"}
     if fixtures:

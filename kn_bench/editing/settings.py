@@ -212,11 +212,12 @@ def check_layers(
         chosen: dict[str, tuple[str, Any]] = {}
         preset = preset_for(method, model, choices.presets)
         if preset is not None:
-            chosen = {n: (f"--preset {preset.origin}", v) for n, v in preset.values.items()}
+            where = f"--preset {preset.origin}"
+            chosen = {n: (where, preset.values[n]) for n in LAYERS if n in preset.values}
         for given in choices.assignments:  # they win over a preset, the later over the earlier
-            if given.method == method:
+            if given.method == method and given.parameter in LAYERS:
                 chosen[given.parameter] = f"--set {given.text!r}", check_assignment(given, cls)
-        for where, value in (chosen[name] for name in LAYERS if name in chosen):
+        for where, value in chosen.values():
             layer = _outside(value, depth)
             if layer is not None:
                 raise SettingError(
