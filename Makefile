@@ -22,7 +22,7 @@ $(READY): constraints.txt pyproject.toml
 	touch $(READY)
 
 bench: $(READY)
-	$(BIN)/python -m pytest suites/ -n 4 $(ARGS)
+	$(BIN)/python -m pytest suites/ -n auto $(ARGS)
 	$(BIN)/python -m pytest suites/ -n auto --reports reports/sequence $(SEQUENCE)
 
 # what repeated editing does to a model: one sequence of 20 facts for each method

@@ -109,6 +109,17 @@ def test_later_ones_win_and_say_so(tmp_path):
         settings_for("rome", RomeSettings, model(layers=2), own)
 
 
+def test_the_embedded_llama_is_edited_by_what_its_preset_was_swept_with():
+    """What the shape of a Llama suggests for the decay came later than that sweep."""
+    lm = SimpleNamespace(
+        name="tiny-llama", n_layers=4, architecture=tiny_model("llama").architecture
+    )
+    swept = settings_for("rome", RomeSettings, lm)
+    assert (swept.v_lr, swept.stop_loss, swept.v_weight_decay) == (4.0, 0.25, 0.5)
+    lm.name = "another-llama"
+    assert settings_for("rome", RomeSettings, lm).v_weight_decay == 1e-3
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
