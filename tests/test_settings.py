@@ -111,7 +111,7 @@ def test_later_ones_win_and_say_so(tmp_path):
 
 def test_the_embedded_llama_is_edited_by_what_its_preset_was_swept_with():
     """What the shape of a Llama suggests for the decay came later than that sweep."""
-    lm = SimpleNamespace(
+    lm: Any = SimpleNamespace(
         name="tiny-llama", n_layers=4, architecture=tiny_model("llama").architecture
     )
     swept = settings_for("rome", RomeSettings, lm)

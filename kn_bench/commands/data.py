@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections import Counter
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -46,44 +47,74 @@ def command(
     they will be asked.
     """
     from kn_bench.cases import sources
-    from kn_bench.results import tables
 
-    layout = tables.markdown if markdown else tables.plain
-    body: list[tuple[str, ...]] = []
-    excluded: Counter[tuple[str, str]] = Counter()
-    lacking: Counter[tuple[str, str, str]] = Counter()
-    shown: list[Case] = []
-    absent = []
+    overview = Overview()
     for spec in cases or [name for name, known in sources.SOURCES.items() if not known.needs_path]:
         source, path = sources.parse(spec)
         if path is None and not fetch and not source.in_cache():
-            absent.append(spec)
+            overview.absent.append(spec)
             continue
         selection = sources.load(spec)
-        body += rows(spec, selection, by_relation=by_relation)
-        excluded.update((spec, exclusion.reason) for exclusion in selection.exclusions)
+        overview.add(spec, selection, by_relation=by_relation)
         if path is not None:
-            lacking.update(
-                (spec, criterion, reason)
-                for case in selection.cases
-                for criterion, reason in case.not_applicable.items()
-            )
-            shown += spread(selection.cases, examples)
-    if body:
-        typer.echo(layout(HEADERS, body))
-    if lacking:
-        listed = [(*key, str(n)) for key, n in lacking.most_common()]
-        typer.echo("\n" + layout(("source", "criterion", "not asked because", "cases"), listed, 3))
-    if excluded:
-        reasons = [(spec, reason, str(n)) for (spec, reason), n in excluded.most_common()]
-        typer.echo("\n" + layout(("source", "excluded because", "cases or probes"), reasons, 2))
-    for case in shown:
-        typer.echo("\n" + "\n".join(as_asked(case)))
-    for spec in absent:
-        typer.echo(
-            f"\n{spec} is not in the cache: `kn-bench data {spec} --fetch` fetches it, or give a "
-            f"folder of its files, {spec}=FOLDER"
+            overview.add_own(spec, selection, examples)
+    overview.print(markdown=markdown)
+
+
+@dataclass
+class Overview:
+    """What the sources offer.
+
+    Attributes:
+        rows: of the table of sources.
+        excluded: source, reason -> cases or probes.
+        lacking: source, criterion, reason -> cases of the user's own that cannot be asked.
+        shown: cases to be printed as they are asked.
+        absent: sources that are not in the cache.
+    """
+
+    rows: list[tuple[str, ...]] = field(default_factory=list)
+    excluded: Counter[tuple[str, str]] = field(default_factory=Counter)
+    lacking: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    shown: list[Case] = field(default_factory=list)
+    absent: list[str] = field(default_factory=list)
+
+    def add(self, spec: str, selection: Selection, *, by_relation: bool) -> None:
+        """Count the cases of a source."""
+        self.rows += rows(spec, selection, by_relation=by_relation)
+        self.excluded.update((spec, exclusion.reason) for exclusion in selection.exclusions)
+
+    def add_own(self, spec: str, selection: Selection, examples: int) -> None:
+        """Note what the user's own data lack, and some of their cases."""
+        self.lacking.update(
+            (spec, criterion, reason)
+            for case in selection.cases
+            for criterion, reason in case.not_applicable.items()
         )
+        self.shown += spread(selection.cases, examples)
+
+    def print(self, *, markdown: bool) -> None:
+        """Print the tables, the examples, and how to get what is absent."""
+        from kn_bench.results import tables
+
+        layout = tables.markdown if markdown else tables.plain
+        if self.rows:
+            typer.echo(layout(HEADERS, self.rows))
+        if self.lacking:
+            listed = [(*key, str(n)) for key, n in self.lacking.most_common()]
+            typer.echo(
+                "\n" + layout(("source", "criterion", "not asked because", "cases"), listed, 3)
+            )
+        if self.excluded:
+            reasons = [(spec, reason, str(n)) for (spec, reason), n in self.excluded.most_common()]
+            typer.echo("\n" + layout(("source", "excluded because", "cases or probes"), reasons, 2))
+        for case in self.shown:
+            typer.echo("\n" + "\n".join(as_asked(case)))
+        for spec in self.absent:
+            typer.echo(
+                f"\n{spec} is not in the cache: `kn-bench data {spec} --fetch` fetches it, or give "
+                f"a folder of its files, {spec}=FOLDER"
+            )
 
 
 def rows(spec: str, selection: Selection, *, by_relation: bool) -> list[tuple[str, ...]]:

@@ -61,13 +61,9 @@ def command(
     from kn_bench.edits.checkpoint import check
     from kn_bench.measure.harness import check_tasks
 
-    check(str(edited), base)
-    if references is not None and not generations:
-        raise ValueError(
-            f"--references {references}: expected --generations N, the number of texts to compare "
-            "with them; add it"
-        )
     tasks = [task.strip() for task in lm_eval.split(",") if task.strip()]
+    check(str(edited), base)
+    check_references(references, generations)
     if tasks:
         check_tasks(tasks)
     if output is not None:
@@ -89,6 +85,19 @@ def command(
         if ability:
             write_ability(ability, output / ABILITY)
         typer.echo(f"written to {output}")
+
+
+def check_references(references: Path | None, generations: int) -> None:
+    """Refuse texts to compare with where nothing is written that could be compared.
+
+    Raises:
+        ValueError: one sentence.
+    """
+    if references is not None and not generations:
+        raise ValueError(
+            f"--references {references}: expected --generations N, the number of texts to compare "
+            "with them; add it"
+        )
 
 
 def general_ability(lm: LanguageModel, edited: Path, tasks: list[str]) -> list[TaskFigure]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -137,53 +137,49 @@ def _samples(
     name = line.name
     samples = []
     for (case, sequence), rows in by_case.items():
-        text = asked.get(case)
-        prompt = f"{text.prompt} ___{text.suffix}".replace("{}", text.subject) if text else case
         key = (run, name.model, name.method, case, name.protocol, sequence, name.asked)
         answer = said.get(key, "")
-        model = f"kn_bench/{name.model}"
-        samples.append(
-            {
-                "id": case,
-                "epoch": sequence + 1,
-                "input": prompt,
-                "target": text.target_new if text else "",
-                "messages": [
-                    {"role": "user", "content": prompt},
-                    {"role": "assistant", "content": answer, "model": model},
-                ],
-                "output": {
-                    "model": model,
-                    "choices": [
-                        {
-                            "message": {"role": "assistant", "content": answer, "model": model},
-                            "stop_reason": "stop",
-                        }
-                    ],
-                },
-                "scores": {
-                    row["criterion"]: {
-                        "value": float(row["verdict_score"]),
-                        "answer": answer,
-                        "explanation": row["verdict_explanation"],
-                    }
-                    for row in rows
-                    if row["verdict_score"] == row["verdict_score"]
-                },
-                "metadata": {
-                    "relation": rows[0]["relation"],
-                    "target_true": text.target_true if text else "",
-                    "method": name.method,
-                    **{
-                        f"{row['criterion']}_not_scored": row["verdict_explanation"]
-                        for row in rows
-                        if row["verdict_score"] != row["verdict_score"]
-                    },
-                },
-                "store": {},
-                "events": [],
-                "model_usage": {},
-                "attachments": {},
-            }
-        )
+        samples.append(_sample(line, case, sequence, rows, asked.get(case), answer))
     return samples
+
+
+def _sample(
+    line: Line,
+    case: str,
+    sequence: int,
+    verdicts: Sequence[Mapping[str, Any]],
+    text: CaseText | None,
+    answer: str,
+) -> dict[str, Any]:
+    """Return one case as a conversation of two messages, scored by each criterion that counts."""
+    prompt = f"{text.prompt} ___{text.suffix}".replace("{}", text.subject) if text else case
+    model = f"kn_bench/{line.name.model}"
+    said = {"role": "assistant", "content": answer, "model": model}
+    scored = [row for row in verdicts if row["verdict_score"] == row["verdict_score"]]
+    unscored = [row for row in verdicts if row["verdict_score"] != row["verdict_score"]]
+    return {
+        "id": case,
+        "epoch": sequence + 1,
+        "input": prompt,
+        "target": text.target_new if text else "",
+        "messages": [{"role": "user", "content": prompt}, said],
+        "output": {"model": model, "choices": [{"message": said, "stop_reason": "stop"}]},
+        "scores": {
+            row["criterion"]: {
+                "value": float(row["verdict_score"]),
+                "answer": answer,
+                "explanation": row["verdict_explanation"],
+            }
+            for row in scored
+        },
+        "metadata": {
+            "relation": verdicts[0]["relation"],
+            "target_true": text.target_true if text else "",
+            "method": line.name.method,
+            **{f"{row['criterion']}_not_scored": row["verdict_explanation"] for row in unscored},
+        },
+        "store": {},
+        "events": [],
+        "model_usage": {},
+        "attachments": {},
+    }
