@@ -53,8 +53,8 @@ def method(name: MethodName, model: LanguageModel) -> BoundMethod:
         ('rome', 0)
     """
     spec = _spec(name)
-    if spec.models not in ("any", model.tokens.kind):
-        raise NotApplicable(f"{spec.name} is defined for {spec.models} models only")
+    if reason := spec.not_defined_for(model.tokens.kind):
+        raise NotApplicable(reason)
     fixtures = set(inspect.signature(spec.function).parameters) - {"language_model", "settings"}
     if fixtures:
         raise ValueError(

@@ -127,7 +127,7 @@ def check_points(grid: Sequence[Mapping[str, Any]], spec: MethodSpec, lm: Langua
     from kn_bench.editing.settings import settings_for
 
     kind = lm.tokens.kind
-    if spec.models not in ("any", kind):
+    if spec.not_defined_for(kind):
         raise ValueError(
             f"{spec.name}: expected a {spec.models} model, and {lm.name} is a {kind} one; "
             "name another"

@@ -67,6 +67,12 @@ class MethodSpec:
     check: Check | None = None
     argument: str = ""
 
+    def not_defined_for(self, kind: str) -> str:
+        """Return why there is no edit on a model of ``kind``, causal or masked; "" where one is."""
+        if self.models in ("any", kind):
+            return ""
+        return f"{self.name} is defined for {self.models} models only"
+
     def given(self, argument: str) -> MethodSpec:
         """Return the method for one argument, called after its last part.
 

@@ -57,8 +57,7 @@ class UnitComputer:
         except ValueError as error:
             return Computed(all_cases(work, error=str(error)))
         kind = "causal" if engine.model.is_causal else "masked"
-        if work.method.models not in (kind, "any"):
-            reason = f"{work.method.name} is defined for {work.method.models} models only"
+        if reason := work.method.not_defined_for(kind):
             return Computed(all_cases(work, not_applicable=reason))
         loaded = time.perf_counter()
         try:
@@ -67,9 +66,9 @@ class UnitComputer:
                 if left := engine.put_back():
                     raise RuntimeError(f"it changed {' and '.join(left)} when it was made")
                 result = self._measured(engine, method, work)
-        except (NotApplicable, pytest.skip.Exception) as reason:
+        except (NotApplicable, pytest.skip.Exception) as refused:
             engine.put_back()
-            return Computed(all_cases(work, not_applicable=str(reason)))
+            return Computed(all_cases(work, not_applicable=str(refused)))
         except (Exception, SystemExit, pytest.fail.Exception) as error:  # a plug-in's own code
             engine.put_back()  # also what belongs to the process
             self._models.forget(work.model)  # it may not be what it was
