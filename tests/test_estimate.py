@@ -4,6 +4,8 @@ import json
 import re
 import shutil
 import time
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -15,8 +17,10 @@ from kn_bench.model import embedded
 from kn_bench.model.progress import Silent
 from kn_bench.testing import calibration, estimate, plan
 from kn_bench.testing.calibration import Rates, Stopwatch, calibrate
+from kn_bench.testing.controller import RunController
 from kn_bench.testing.estimate import Estimate, Timings, kind_of_run
 from kn_bench.testing.models import Models
+from kn_bench.testing.node_ids import NodeId
 from kn_bench.testing.options import Options
 from tests.tiny_models import tiny_model
 
@@ -230,15 +234,37 @@ def test_what_methods_share_is_reckoned_once(clock):
     assert watch.seconds(locate([*own, *background])) == pytest.approx(10.0)
 
 
+def test_edits_are_counted_by_cases_whatever_a_test_is_about():
+    drawn = (SimpleNamespace(number=0, cases=range(100)), SimpleNamespace(number=1, cases=range(7)))
+    labels = {"P36": range(3), "P36/France": range(1)}
+    controller: Any = SimpleNamespace(drawing=None, plan=SimpleNamespace(labels=labels))
+
+    def counted(label, occasion=""):
+        return RunController.cases_of(controller, NodeId("locality", "rome", "m", label, occasion))
+
+    assert [counted(label) for label in ("P36", "P36/France", "not-there")] == [3, 1, 1]
+    controller.drawing = SimpleNamespace(sequences={"m": drawn})
+    assert counted("P36/France", "sequence_100.0.retained") == 1
+    assert counted("all", "sequence_100.0.retained") == 100
+    assert counted("all", "sequence_100.1.immediate") == 7
+
+
+def test_few_edits_of_a_large_model_are_worth_a_calibration(monkeypatch):
+    monkeypatch.setattr("kn_bench.testing.models.weight_bytes", {"small": 1e6, "large": 1e9}.get)
+    assert estimate._worth_calibrating(["small"]) == estimate.WORTH_CALIBRATING
+    assert estimate._worth_calibrating(["small", "large"]) == estimate.OF_LARGE
+
+
 @pytest.mark.slow
-def test_a_run_of_ones_own_model_states_its_time_and_the_next_one_knows_it(bench, tmp_path):
+@pytest.mark.parametrize("how", [(), ("--grain=unit",), ("--protocol=sequence:4",)], ids=str)
+def test_a_run_of_ones_own_model_states_its_time_and_the_next_one_knows_it(bench, tmp_path, how):
     """The sentence before the first test, and the timings kept for the next run."""
     bench.pytester.makeconftest("")  # no toys
     own = tmp_path / "own"
     shutil.copytree(embedded.folder("tiny-gpt2"), own)
     cache = tmp_path / "cache"
     arguments = [f"--model={own}", "--cases=embedded", "--method=rome", "--method=none",
-                 "--limit=4", "--relation=P36", "-k", "reliability"]  # fmt: skip
+                 "--limit=4", "--relation=P36", "-k", "reliability", *how]  # fmt: skip
     bench.run(*arguments, KN_BENCH_CACHE=str(cache))
     (entry,) = json.loads((cache / "timings.json").read_text()).values()
     assert {method for method, *_ in entry["seconds"]} == {"rome", "none"}

@@ -121,6 +121,21 @@ def test_the_time_left_comes_from_the_units_that_are_finished():
     assert earlier.left() == 66.0
 
 
+def test_a_test_of_a_relation_or_a_sequence_is_about_all_of_its_cases():
+    """Under ``--grain unit`` and in sequences: an hour's run was taken for a few edits."""
+    tests = [
+        NodeId(criterion, "rome", "m", "all", f"sequence_5.{number}.{asked}")
+        for criterion in ("reliability", "locality")
+        for number in (0, 1)
+        for asked in ("immediate", "retained")
+    ]
+    forecast = Forecast(dict(enumerate(tests)), 1, {("rome", "m"): 2.0}, cases_of=lambda _: 5)  # type: ignore[arg-type]
+    assert (forecast.total, forecast.counts, forecast.left()) == (10, {("rome", "m"): 10}, 20.0)
+    for test, seconds in zip(tests, (15.0, None, None, None), strict=False):
+        forecast.heard(test, seconds)
+    assert (forecast.done, forecast.per_case, forecast.left()) == (10, {("rome", "m"): 1.5}, 0.0)
+
+
 def test_on_a_terminal_the_line_is_drawn_beside_pytests_letters_and_wiped(tmp_path, always):
     terminal = Terminal()
     display = Display(tmp_path, Forecast(MEANINGS, 1), MEANINGS, terminal)

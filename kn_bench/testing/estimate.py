@@ -40,6 +40,10 @@ WORTH_SAYING = 60.0
 """Seconds from which on a run's length is stated."""
 WORTH_CALIBRATING = 8
 """Edits of a run from which on a few cases are timed first."""
+LARGE, OF_LARGE = 50 << 20, 3
+"""Bytes of weights from which on so few edits take a minute."""
+FORMAT = "seconds a case"
+"""What is kept of an earlier run; what an older version kept is not taken for it."""
 KEPT = 200
 """Kinds of runs whose timings are kept."""
 
@@ -145,7 +149,13 @@ def kind_of_run(
     The methods belong to it: what several share, such as located neurons, counts for the first.
     So do sources and relations: facts have more prompts than pairs, and files of one's own few.
     """
-    parts: list[Any] = [sorted(fingerprints.values()), sorted(methods), options.sets, options.dtype]
+    parts: list[Any] = [
+        FORMAT,
+        sorted(fingerprints.values()),
+        sorted(methods),
+        options.sets,
+        options.dtype,
+    ]
     parts += [list(options.cases), list(options.relations), options.chat_template]
     parts += [[str(p) for p in options.presets], str(options.protocol), list(options.devices)]
     parts += [workers, threads(workers), options.corpus, os.environ.get("OMP_NUM_THREADS", "")]
@@ -171,13 +181,21 @@ def estimated(
     """
     rates, edits = Timings().read(kind), forecast.counts
     if rates is None:
-        small = set(plan.models.values()) <= set(embedded.NAMES)
-        if small or sum(edits.values()) < WORTH_CALIBRATING:
+        own = [name for name in plan.models.values() if name not in embedded.NAMES]
+        if not own or sum(edits.values()) < _worth_calibrating(own):
             return None
         specs, choices = methods()
         rates = _calibrated(options, plan, specs, choices, workers)
     forecast.assume(rates.seconds)
     return Estimate(rates, edits, workers)
+
+
+def _worth_calibrating(names: Sequence[str]) -> int:
+    """Return the edits from which on a run of these models is calibrated."""
+    from kn_bench.testing.models import weight_bytes
+
+    large = any(weight_bytes(name) >= LARGE for name in names)
+    return OF_LARGE if large else WORTH_CALIBRATING
 
 
 def _calibrated(

@@ -271,7 +271,7 @@ def _show_progress(
 
     folder = controller.options.reports / "runs" / controller.run / units.FOLDER
     terminal = config.pluginmanager.get_plugin("terminalreporter")
-    forecast = Forecast(meanings, workers_of(config))
+    forecast = Forecast(meanings, workers_of(config), cases_of=controller.cases_of)
     timekeeper = _timekeeper(config, controller, forecast)
     timekeeper.state(terminal)
     config.pluginmanager.register(timekeeper)

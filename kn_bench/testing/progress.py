@@ -16,13 +16,14 @@ import shutil
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 import pytest
 
+from kn_bench.measure.protocols import occasion_of
 from kn_bench.model.progress import Advance
 from kn_bench.testing.outcomes import SECONDS
 
@@ -127,6 +128,7 @@ class Forecast:
         meanings: all tests, by node id.
         workers: processes that compute.
         known: seconds of a case by (method, model), as estimated before the run.
+        cases_of: how many cases a test is about: a relation's, a sequence's, else one.
 
     Attributes:
         counts: cases by (method, model).
@@ -138,11 +140,17 @@ class Forecast:
         meanings: Mapping[str, NodeId],
         workers: int,
         known: Mapping[tuple[str, str], float] | None = None,
+        cases_of: Callable[[NodeId], int] = lambda _: 1,
     ) -> None:
-        self._left: dict[tuple[str, str], set[str]] = defaultdict(set)
+        self._unheard: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
+        self._left: Counter[tuple[str, str]] = Counter()
+        self._cases_of = cases_of
         for node_id in meanings.values():
-            self._left[node_id.method, node_id.model].add(node_id.label)
-        self.counts = {key: len(labels) for key, labels in self._left.items()}
+            key, subject = (node_id.method, node_id.model), _subject(node_id)
+            if subject not in self._unheard[key]:
+                self._unheard[key].add(subject)
+                self._left[key] += cases_of(node_id)
+        self.counts = dict(self._left)
         self.total = sum(self.counts.values())
         self._workers = workers
         self._known = dict(known or {})
@@ -155,10 +163,12 @@ class Forecast:
 
     def heard(self, node_id: NodeId, seconds: float | None) -> None:
         """Take in a finished test; ``seconds`` of its unit come with the unit's first test."""
-        key = node_id.method, node_id.model
-        if node_id.label in self._left[key]:
-            self._left[key].remove(node_id.label)
-            self._cases[key] += 1
+        key, subject = (node_id.method, node_id.model), _subject(node_id)
+        if subject in self._unheard[key]:
+            self._unheard[key].remove(subject)
+            cases = self._cases_of(node_id)
+            self._cases[key] += cases
+            self._left[key] -= cases
         self._seconds[key] += seconds or 0.0
 
     @property
@@ -181,8 +191,15 @@ class Forecast:
         rates = self.per_case
         if any(cases and key not in rates for key, cases in self._left.items()):
             return None
-        total = sum(len(cases) * rates[key] for key, cases in self._left.items() if cases)
+        total = sum(cases * rates[key] for key, cases in self._left.items() if cases)
         return total / self._workers
+
+
+def _subject(node_id: NodeId) -> str:
+    """Return what a test is about, in a text that the other tests about it share."""
+    if not node_id.occasion:
+        return node_id.label
+    return f"{node_id.label}.{occasion_of(node_id.occasion).sequence}"
 
 
 class Display:
