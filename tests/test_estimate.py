@@ -17,11 +17,11 @@ from kn_bench.model import embedded
 from kn_bench.model.progress import Silent
 from kn_bench.testing import calibration, estimate, plan
 from kn_bench.testing.calibration import Rates, Stopwatch, calibrate
-from kn_bench.testing.controller import RunController
 from kn_bench.testing.estimate import Estimate, Timings, kind_of_run
 from kn_bench.testing.models import Models
 from kn_bench.testing.node_ids import NodeId
 from kn_bench.testing.options import Options
+from kn_bench.testing.sequences import cases_of
 from tests.tiny_models import tiny_model
 
 RATES = Rates({("rome", "m"): 6.0, ("kn-edit", "m"): 22.0}, 3.0, "one case each")
@@ -237,16 +237,16 @@ def test_what_methods_share_is_reckoned_once(clock):
 def test_edits_are_counted_by_cases_whatever_a_test_is_about():
     drawn = (SimpleNamespace(number=0, cases=range(100)), SimpleNamespace(number=1, cases=range(7)))
     labels = {"P36": range(3), "P36/France": range(1)}
-    controller: Any = SimpleNamespace(drawing=None, plan=SimpleNamespace(labels=labels))
+    plan: Any = SimpleNamespace(labels=labels)
 
-    def counted(label, occasion=""):
-        return RunController.cases_of(controller, NodeId("locality", "rome", "m", label, occasion))
+    def counted(label, occasion="", drawing=None):
+        return cases_of(plan, drawing, NodeId("locality", "rome", "m", label, occasion))
 
     assert [counted(label) for label in ("P36", "P36/France", "not-there")] == [3, 1, 1]
-    controller.drawing = SimpleNamespace(sequences={"m": drawn})
-    assert counted("P36/France", "sequence_100.0.retained") == 1
-    assert counted("all", "sequence_100.0.retained") == 100
-    assert counted("all", "sequence_100.1.immediate") == 7
+    drawing: Any = SimpleNamespace(sequences={"m": drawn})
+    assert counted("P36/France", "sequence_100.0.retained", drawing) == 1
+    assert counted("all", "sequence_100.0.retained", drawing) == 100
+    assert counted("all", "sequence_100.1.immediate", drawing) == 7
 
 
 def test_few_edits_of_a_large_model_are_worth_a_calibration(monkeypatch):

@@ -77,6 +77,30 @@ def test_units_hold_the_same_cases_for_all_methods():
             assert len({frozenset(cases[UnitKey(model, chunk, m)]) for m in METHODS}) == 1
 
 
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=8), st.integers(1, 6), st.randoms())
+def test_a_relation_that_fits_into_a_unit_is_not_cut(sizes, per_unit, dice):
+    """Its cases share their background, which would be located once a worker."""
+    tests = [
+        NodeId("locality", method, "m", f"P{number}/{case}")
+        for method in ("rome", "kn")
+        for number, size in enumerate(sizes)
+        for case in range(size)
+    ]
+    dice.shuffle(tests)
+    labels, relations = defaultdict(set), defaultdict(set)
+    for test, key in zip(tests, node_ids.units(tests, labels_per_unit=per_unit), strict=True):
+        assert key
+        labels[key.chunk].add(test.label)
+        relations[test.label.partition("/")[0]].add(key.chunk)
+    assert sorted(labels) == list(range(len(labels)))
+    assert max(map(len, labels.values())) <= per_unit
+    for number, size in enumerate(sizes):
+        assert len(relations[f"P{number}"]) == -(-size // per_unit)
+    ordered = [tests[i] for i in node_ids.order(tests, labels_per_unit=per_unit)]
+    again = [ordered[i] for i in node_ids.order(ordered, labels_per_unit=per_unit)]
+    assert again == ordered
+
+
 def test_order_keeps_units_together_and_groups_side_by_side():
     ids = nodeids(10, foreign=3)
     random.Random(0).shuffle(ids)

@@ -16,10 +16,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import pad
-from transformers.cache_utils import DynamicCache
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.rows import Prompt, RowContext, Settled
@@ -63,27 +62,78 @@ def may_be_padded(lm: LanguageModel) -> bool:
     return lm.is_causal and lm.architecture.resumable and not window
 
 
-def joined(parts: Sequence[Going]) -> Going:
-    """Return the rows of several passes as one, their keys and values padded on the left."""
-    if len(parts) == 1:
+class _Roomy(DynamicLayer):  # type: ignore[misc]
+    """A layer's keys and values with room behind them, so that a new token copies no old one.
+
+    Args:
+        parts: the same layer of several passes, whose rows follow one another.
+        columns: of the longest; shorter ones are padded on the left.
+        room: columns for the tokens to come.
+    """
+
+    def __init__(self, parts: Sequence[DynamicLayer], columns: int, room: int) -> None:
+        super().__init__()
+        self.lazy_initialization(parts[0].keys, parts[0].values)
+        self._rooms = [
+            _padded([getattr(part, name) for part in parts], columns, room)
+            for name in ("keys", "values")
+        ]
+        self._show(columns)
+
+    def _show(self, columns: int) -> None:
+        self.keys, self.values = (each[:, :, :columns] for each in self._rooms)
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        start = self.keys.shape[2]
+        stop = start + key_states.shape[2]
+        for each, states in zip(self._rooms, (key_states, value_states), strict=True):
+            each[:, :, start:stop] = states
+        self._show(stop)
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self._rooms = [each[indices] for each in self._rooms]
+        self._show(self.keys.shape[2])
+
+
+def _padded(
+    parts: Sequence[Float[Tensor, "rows heads T d_head"]], columns: int, room: int
+) -> Float[Tensor, "all_rows heads columns+room d_head"]:
+    """Return the rows of all parts, each ending at ``columns``."""
+    rows = sum(len(part) for part in parts)
+    _, heads, _, size = parts[0].shape
+    result = parts[0].new_empty(rows, heads, columns + room, size)
+    for part, rows_of in zip(parts, torch.split(result, list(map(len, parts))), strict=True):
+        begin = columns - part.shape[2]
+        rows_of[:, :, :begin] = 0  # hidden by the mask, which hides no NaN
+        rows_of[:, :, begin:columns] = part
+    return result
+
+
+def joined(parts: Sequence[Going], room: int) -> Going:
+    """Return the rows of several passes as one, their keys and values padded on the left.
+
+    Args:
+        room: tokens that are to follow.
+    """
+    layers_of = [getattr(part.past, "layers", (None,)) for part in parts]
+    plain = all(type(layer) is DynamicLayer for layers in layers_of for layer in layers)
+    if len(parts) == 1 and not plain:  # a window of attention, or a cache of another kind
         return parts[0]
     lengths = [part.past.get_seq_length() for part in parts]
     longest = max(lengths)
     past = DynamicCache()
-    for index in range(len(parts[0].past.layers)):
-        layers = [part.past.layers[index] for part in parts]
-        past.update(
-            *(
-                torch.cat([pad(kept, (0, 0, longest - kept.shape[2], 0)) for kept in several])
-                for several in zip(*((layer.keys, layer.values) for layer in layers), strict=True)
-            ),
-            index,
-        )
+    past.layers = [_Roomy(layers, longest, room) for layers in zip(*layers_of, strict=True)]
+    edit_of = torch.cat([part.edit_of for part in parts])
+    if len(parts) == 1:
+        return Going(past, edit_of)
     padding = [
         torch.full_like(part.edit_of, longest - length)
         for part, length in zip(parts, lengths, strict=True)
     ]
-    return Going(past, torch.cat([part.edit_of for part in parts]), torch.cat(padding))
+    return Going(past, edit_of, torch.cat(padding))
 
 
 def continued(

@@ -165,9 +165,10 @@ def read(
         passes = [_read(lm, [batch[i] for i in group], edits) for group in by_length.values()]
         log_probs = torch.cat([part.log_probs for part in passes])
         first = log_probs.argmax(-1)[:, None]
-        if lm.is_causal:
-            going = joined([part.going for part in passes])
-            generated = continued(lm, going, first, edits, room(batch[0]), read_in_order, settled)
+        to_come = room(batch[0])
+        if lm.is_causal and to_come > 1:
+            going = joined([part.going for part in passes], to_come)
+            generated = continued(lm, going, first, edits, to_come, read_in_order, settled)
         else:
             generated = first.tolist()
         readings = {

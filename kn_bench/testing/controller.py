@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from kn_bench.results.manifest import Manifest
     from kn_bench.results.rows import Key
     from kn_bench.results.store import RunStore
-    from kn_bench.testing.node_ids import NodeId
 
 WORKER_INPUT = "kn_bench"
 
@@ -233,16 +232,6 @@ class RunController:
             registry.refuse_double(name, known.get(name, spec.origin), spec.origin)
             known[name] = spec.origin
         return known
-
-    def cases_of(self, node_id: NodeId) -> int:
-        """Return how many cases a test is about: those of its label, else of its sequence."""
-        if node_id.label in self.plan.labels:
-            return len(self.plan.labels[node_id.label])
-        if node_id.occasion and self.drawing is not None:
-            number = occasion_of(node_id.occasion).sequence
-            drawn = self.drawing.sequences.get(node_id.model, ())
-            return next((len(s.cases) for s in drawn if s.number == number), 1)
-        return 1
 
     # -- the run ---------------------------------------------------------------------------
 

@@ -96,8 +96,8 @@ class SuiteTest(pytest.Function):
     def function(self) -> Any:
         return self.template.function.function
 
-    def __hash__(self) -> int:
-        return id(self) >> 4  # pytest 8 hashes an attribute that only a whole item has
+    # pytest 8 hashes an attribute that only a whole item has, and pytest sorts by dictionaries
+    __hash__ = object.__hash__
 
     def __repr__(self) -> str:
         return f"<Function {self.name}>"

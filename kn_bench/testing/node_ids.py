@@ -65,9 +65,11 @@ def units(
     """Return the unit of each test, None for a foreign test.
 
     The labels of a model are cut into chunks in the order of their first appearance, the same
-    chunks for all of its methods: what methods share they share on one worker.
+    chunks for all of its methods: what methods share they share on one worker. A relation that
+    fits into a chunk is not cut: its cases share their background.
     """
-    seen: dict[str, dict[str, int]] = {}
+    node_ids = list(node_ids)
+    chunks = _chunks(node_ids, labels_per_unit)
     same: dict[UnitKey, UnitKey] = {}  # one object for the hundreds of tests of a unit
     keys: list[UnitKey | None] = []
     for node_id in node_ids:
@@ -76,14 +78,34 @@ def units(
             continue
         if node_id.occasion:
             number = occasion_of(node_id.occasion).sequence
-            key = UnitKey(node_id.model, number, node_id.method)
-            keys.append(same.setdefault(key, key))
-            continue
-        labels = seen.setdefault(node_id.model, {})
-        number = labels.setdefault(node_id.label, len(labels))
-        key = UnitKey(node_id.model, number // labels_per_unit, node_id.method)
+        else:
+            number = chunks[node_id.model][node_id.label]
+        key = UnitKey(node_id.model, number, node_id.method)
         keys.append(same.setdefault(key, key))
     return keys
+
+
+def _chunks(node_ids: Iterable[NodeId | None], size: int) -> dict[str, dict[str, int]]:
+    """Return model -> label -> chunk, of tests without an occasion."""
+    labels: dict[str, dict[str, dict[str, None]]] = {}
+    for node_id in node_ids:
+        if node_id is not None and not node_id.occasion:
+            relation = node_id.label.rpartition("/")[0]
+            of_model = labels.setdefault(node_id.model, {})
+            of_model.setdefault(relation, {})[node_id.label] = None
+    chunks: dict[str, dict[str, int]] = {}
+    for model, relations in labels.items():
+        number, used = 0, 0
+        chunk_of = chunks[model] = {}
+        for members in relations.values():
+            if used and used + len(members) > size:
+                number, used = number + 1, 0
+            for label in members:
+                if used == size:
+                    number, used = number + 1, 0
+                chunk_of[label] = number
+                used += 1
+    return chunks
 
 
 def order(node_ids: Sequence[NodeId | None], *, labels_per_unit: int = CASES_PER_UNIT) -> list[int]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Generator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -268,10 +269,12 @@ def _show_progress(
 ) -> None:
     from kn_bench.testing import units
     from kn_bench.testing.progress import Display, Forecast, terminal_file
+    from kn_bench.testing.sequences import cases_of
 
     folder = controller.options.reports / "runs" / controller.run / units.FOLDER
     terminal = config.pluginmanager.get_plugin("terminalreporter")
-    forecast = Forecast(meanings, workers_of(config), cases_of=controller.cases_of)
+    sizes = partial(cases_of, controller.plan, controller.drawing)
+    forecast = Forecast(meanings, workers_of(config), cases_of=sizes)
     timekeeper = _timekeeper(config, controller, forecast)
     timekeeper.state(terminal)
     config.pluginmanager.register(timekeeper)

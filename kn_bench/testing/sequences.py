@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kn_bench.cases.case import Case, Exclusion
-from kn_bench.measure.protocols import SINGLE, Occasion, Protocol
+from kn_bench.measure.protocols import SINGLE, Occasion, Protocol, occasion_of
 from kn_bench.testing.options import Options
 from kn_bench.testing.plan import TestPlan
 
 if TYPE_CHECKING:
     from kn_bench.model.tokens import Tokens
+    from kn_bench.testing.node_ids import NodeId
 
 WHOLE = "all"
 """The label of a test that stands for all cases of a sequence (``--grain unit``)."""
@@ -61,6 +62,17 @@ class Drawing:
         """Return the cases that no model's sequences have."""
         drawn = {c.id for of_model in self.sequences.values() for s in of_model for c in s.cases}
         return [Exclusion(case.id, NOT_DRAWN) for case in _cases(plan) if case.id not in drawn]
+
+
+def cases_of(plan: TestPlan, drawing: Drawing | None, node_id: NodeId) -> int:
+    """Return how many cases a test is about: those of its label, else of its sequence."""
+    if node_id.label in plan.labels:
+        return len(plan.labels[node_id.label])
+    if node_id.occasion and drawing is not None:
+        number = occasion_of(node_id.occasion).sequence
+        drawn = drawing.sequences.get(node_id.model, ())
+        return next((len(s.cases) for s in drawn if s.number == number), 1)
+    return 1
 
 
 def draw(plan: TestPlan, options: Options, commits: Mapping[str, str]) -> Drawing:
