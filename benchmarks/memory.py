@@ -12,12 +12,13 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 
-EVERY = 1.0
-"""Seconds between two looks."""
+EVERY = 5.0
+"""Seconds between two looks, each of which takes the kernel a tenth of a second a process."""
 
 
 def pss(process: psutil.Process) -> int:
@@ -38,18 +39,18 @@ def peak_of(command: list[str]) -> tuple[dict[int, int], float, int]:
     while child.poll() is None:
         try:
             family = [root, *root.children(recursive=True)]
+            now = {process.pid: pss(process) for process in family}
+            if sum(now.values()) > sum(greatest.values()):
+                greatest = now
+            for process in family:
+                with suppress(psutil.Error):
+                    times = process.cpu_times()
+                    spent[process.pid] = times.user + times.system
+            time.sleep(EVERY)
         except psutil.NoSuchProcess:
             break
-        now = {process.pid: pss(process) for process in family}
-        if sum(now.values()) > sum(greatest.values()):
-            greatest = now
-        for process in family:
-            try:
-                times = process.cpu_times()
-                spent[process.pid] = times.user + times.system
-            except psutil.Error:
-                continue
-        time.sleep(EVERY)
+        except KeyboardInterrupt:  # the command has had it too: what was seen until then is said
+            continue
     return greatest, sum(spent.values()), child.wait()
 
 
