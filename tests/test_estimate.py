@@ -35,6 +35,9 @@ def test_the_estimate_is_the_work_of_all_edits_shared_among_the_workers():
         "about 9:23 for 80 edits by 2 workers, by one case each: kn-edit 7:20, rome 2:00, ..."
     )
     assert not told.unknown
+    # two units of kn-edit: the second worker has nothing to do while the first has the last one
+    few = Estimate(RATES, {("rome", "m"): 4, ("kn-edit", "m"): 40}, 4, {("kn-edit", "m"): 2})
+    assert few.seconds == 3 + 20 * 22
     more = Estimate(RATES, {**edits, ("mine", "m"): 40}, workers=1)
     assert more.unknown == ["mine"]
     assert more.sentence.endswith("; without mine")

@@ -74,7 +74,10 @@ def test_values_are_read_in_their_parameters_type(text, value):
     [
         ("rome", "--set 'rome': expected METHOD.PARAMETER=VALUE, such as memit.v_lr=0.1"),
         ("rome.v_lr", "--set 'rome.v_lr': expected METHOD.PARAMETER=VALUE"),
-        ("memit.v_lr=1", "'memit' is not among the methods of this run (rome, none); name it"),
+        (
+            "memit.v_lr=1",
+            "'memit' is not among the methods of this run (rome, ft-l, none); name it",
+        ),
         (
             "none.x=1",
             "--set 'none.x=1': expected a method with parameters, none has none; leave it out",
@@ -84,11 +87,17 @@ def test_values_are_read_in_their_parameters_type(text, value):
         ("rome.layer=1.5", "rome.layer is of type int: expected int, got float"),
         ("rome.u_from=last", "rome.u_from is of type Literal['bare', 'mean']: invalid enum value"),
         ("rome.settings_from=me", "rome has no parameter 'settings_from'"),
+        (
+            "ft-l.layers=[]",
+            "ft-l.layers is []: expected one layer or several, ascending, each once",
+        ),
+        ("ft-l.layers=[1,1]", "ft-l.layers is [1, 1]: expected one layer or several, ascending"),
+        ("ft-l.layers=2,1", "ft-l.layers is [2, 1]: expected one layer or several, ascending"),
     ],
 )
 def test_what_cannot_be_set_is_one_sentence(text, sentence):
     with pytest.raises(SettingError) as error:
-        checked_choices([text], (), {"rome": RomeSettings, "none": None})
+        checked_choices([text], (), {"rome": RomeSettings, "ft-l": FtLSettings, "none": None})
     assert sentence in str(error.value)
     assert "\n" not in str(error.value)
 

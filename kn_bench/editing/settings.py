@@ -148,13 +148,19 @@ def _typed(name: str, value: Any, cls: type[Settings], method: str) -> Any:
         raise SettingError(f"{method}.{name} is {value}: expected a finite number")
     try:
         # text too: TOML has no tuples, and a bare 1 is a float's value as well
-        return msgspec.convert(value, known[name])
+        typed = msgspec.convert(value, known[name])
     except msgspec.ValidationError as error:
         hint = get_type_hints(cls)[name]
         wanted = str(hint) if "[" in str(hint) else getattr(hint, "__name__", str(hint))
         raise SettingError(
             f"{method}.{name} is of type {wanted.replace('typing.', '')}: {_lower(str(error))}"
         ) from None
+    if name == "layers" and typed is not None and list(typed) != (sorted(set(typed)) or None):
+        # an update is shared out over the layers from the first to the last
+        raise SettingError(
+            f"{method}.layers is {list(typed)}: expected one layer or several, ascending, each once"
+        )
+    return typed
 
 
 def _lower(text: str) -> str:

@@ -91,6 +91,12 @@ def useful(workers: int, options: Options) -> int:
     return min(workers, cores()) if small and options.devices == ("cpu",) else workers
 
 
+def at_once(workers: int, options: Options) -> int:
+    """Return how many of ``workers`` compute at a time: on a CPU no more than there are cores."""
+    here = options.devices == ("cpu",) and options.engine == "pytest"
+    return min(workers, cores()) if here else workers
+
+
 def threads(workers: int) -> int:
     """Return threads for each of ``workers`` processes, at least one."""
     return max(1, cores() // max(1, workers))

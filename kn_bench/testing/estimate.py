@@ -16,7 +16,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,7 @@ from kn_bench.model import embedded
 from kn_bench.model.cache_folder import cache_folder
 from kn_bench.model.progress import Progress
 from kn_bench.testing.calibration import Pair, Rates, calibrate
-from kn_bench.testing.devices import settle, threads
+from kn_bench.testing.devices import at_once, settle, threads
 from kn_bench.testing.progress import Forecast, clock
 
 if TYPE_CHECKING:
@@ -55,11 +55,13 @@ class Estimate:
     Attributes:
         edits: of each method on each model.
         workers: processes that share them.
+        units: of each method on each model, which are not shared any further; {} for many.
     """
 
     rates: Rates
     edits: Mapping[Pair, int]
     workers: int
+    units: Mapping[Pair, int] = field(default_factory=dict)
 
     @property
     def unknown(self) -> list[str]:
@@ -69,9 +71,9 @@ class Estimate:
     @property
     def seconds(self) -> float:
         """Wall time of the whole run."""
-        known = self.rates.seconds
-        work = sum(n * known[pair] for pair, n in self.edits.items() if pair in known)
-        return self.rates.once + work / self.workers
+        spent = {p: n * self.rates.seconds.get(p, 0.0) for p, n in self.edits.items()}
+        longest = max((spent[p] / n for p, n in self.units.items() if p in spent), default=0.0)
+        return self.rates.once + max(sum(spent.values()) / self.workers, longest)
 
     @property
     def sentence(self) -> str:
@@ -187,7 +189,7 @@ def estimated(
         specs, choices = methods()
         rates = _calibrated(options, plan, specs, choices, workers)
     forecast.assume(rates.seconds)
-    return Estimate(rates, edits, workers)
+    return Estimate(rates, edits, at_once(workers, options), forecast.units)
 
 
 def _worth_calibrating(names: Sequence[str]) -> int:

@@ -273,8 +273,9 @@ def _show_progress(
 
     folder = controller.options.reports / "runs" / controller.run / units.FOLDER
     terminal = config.pluginmanager.get_plugin("terminalreporter")
-    sizes = partial(cases_of, controller.plan, controller.drawing)
-    forecast = Forecast(meanings, workers_of(config), cases_of=sizes)
+    plan = controller.plan
+    sizes = partial(cases_of, plan, controller.drawing)
+    forecast = Forecast(meanings, workers_of(config), None, sizes, plan.labels_per_unit)
     timekeeper = _timekeeper(config, controller, forecast)
     timekeeper.state(terminal)
     config.pluginmanager.register(timekeeper)

@@ -25,6 +25,7 @@ import pytest
 
 from kn_bench.measure.protocols import occasion_of
 from kn_bench.model.progress import Advance
+from kn_bench.testing.node_ids import CASES_PER_UNIT, units
 from kn_bench.testing.outcomes import SECONDS
 
 if TYPE_CHECKING:
@@ -129,9 +130,11 @@ class Forecast:
         workers: processes that compute.
         known: seconds of a case by (method, model), as estimated before the run.
         cases_of: how many cases a test is about: a relation's, a sequence's, else one.
+        labels_per_unit: how many labels one worker computes at once.
 
     Attributes:
         counts: cases by (method, model).
+        units: the same, as they are handed out.
         total: of them.
     """
 
@@ -141,6 +144,7 @@ class Forecast:
         workers: int,
         known: Mapping[tuple[str, str], float] | None = None,
         cases_of: Callable[[NodeId], int] = lambda _: 1,
+        labels_per_unit: int = CASES_PER_UNIT,
     ) -> None:
         self._unheard: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
         self._left: Counter[tuple[str, str]] = Counter()
@@ -151,6 +155,8 @@ class Forecast:
                 self._unheard[key].add(subject)
                 self._left[key] += cases_of(node_id)
         self.counts = dict(self._left)
+        handed_out = set(units(meanings.values(), labels_per_unit=labels_per_unit))
+        self.units = Counter((unit.method, unit.model) for unit in handed_out if unit is not None)
         self.total = sum(self.counts.values())
         self._workers = workers
         self._known = dict(known or {})
