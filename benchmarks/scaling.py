@@ -31,6 +31,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
+from kn_bench.testing.devices import cores
 from kn_bench.testing.node_ids import CASES_PER_LARGE_UNIT
 
 CASES_A_UNIT = 32
@@ -232,7 +233,7 @@ def check() -> str:
         (folder / "toy_bench.py").write_text(TOYS.read_text())
         (folder / "conftest.py").write_text(CONFTEST)
         for workers in (1, 2, 4):
-            if workers <= (os.cpu_count() or 1):
+            if workers <= cores():
                 idle = _run(folder, 0.0, ("-n", str(workers)))
                 real = _run(folder, SECONDS, ("-n", str(workers)))
                 told = replace(machine, starting=idle)
@@ -276,12 +277,12 @@ def _run(folder: Path, seconds: float, arguments: tuple[str, ...]) -> float:
         check=True,
         capture_output=True,
     )
-    seconds = time.perf_counter() - started
+    spent = time.perf_counter() - started
     computed = folder / "computed.log"
     if "--shard" not in arguments and (units := len(computed.read_text().splitlines())) != UNITS:
         raise RuntimeError(f"expected {UNITS} units, and the run had {units}")
     computed.unlink(missing_ok=True)
-    return seconds
+    return spent
 
 
 def draw(file: Path, machine: Machine) -> None:

@@ -255,7 +255,7 @@ def test_edits_are_counted_by_cases_whatever_a_test_is_about():
 def test_few_edits_of_a_large_model_are_worth_a_calibration(monkeypatch):
     monkeypatch.setattr("kn_bench.testing.models.weight_bytes", {"small": 1e6, "large": 1e9}.get)
     assert estimate._worth_calibrating(["small"]) == estimate.WORTH_CALIBRATING
-    assert estimate._worth_calibrating(["small", "large"]) == estimate.OF_LARGE
+    assert estimate._worth_calibrating(["small", "large"]) == estimate.WORTH_CALIBRATING_LARGE
 
 
 @pytest.mark.slow

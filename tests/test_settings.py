@@ -37,8 +37,8 @@ from tests.conftest import PLUGINS
 from tests.tiny_models import tiny_model
 
 
-def model(name="tiny-gpt2", layers=4):
-    return SimpleNamespace(name=name, n_layers=layers, architecture=tiny_model("gpt2").architecture)
+def model(name="tiny-gpt2", layers=4, family="gpt2"):
+    return SimpleNamespace(name=name, n_layers=layers, architecture=tiny_model(family).architecture)
 
 
 def specs():
@@ -120,13 +120,10 @@ def test_later_ones_win_and_say_so(tmp_path):
 
 def test_the_embedded_llama_is_edited_by_what_its_preset_was_swept_with():
     """What the shape of a Llama suggests for the decay came later than that sweep."""
-    lm: Any = SimpleNamespace(
-        name="tiny-llama", n_layers=4, architecture=tiny_model("llama").architecture
-    )
-    swept = settings_for("rome", RomeSettings, lm)
+    swept = settings_for("rome", RomeSettings, model("tiny-llama", family="llama"))
     assert (swept.v_lr, swept.stop_loss, swept.v_weight_decay) == (4.0, 0.25, 0.5)
-    lm.name = "another-llama"
-    assert settings_for("rome", RomeSettings, lm).v_weight_decay == 1e-3
+    another = model("another-llama", family="llama")
+    assert settings_for("rome", RomeSettings, another).v_weight_decay == 1e-3
 
 
 @pytest.mark.parametrize(

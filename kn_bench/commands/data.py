@@ -66,11 +66,12 @@ class Overview:
     """What the sources offer.
 
     Attributes:
-        rows: of the table of sources.
-        excluded: source, reason -> cases or probes.
-        lacking: source, criterion, reason -> cases of the user's own that cannot be asked.
-        shown: cases to be printed as they are asked.
-        absent: sources that are not in the cache.
+        rows: the rows of the table of sources.
+        excluded: for each source and reason, how many cases or probes were left out.
+        lacking: for each source, criterion and reason, how many of the user's own cases the
+            criterion cannot be measured on.
+        shown: the cases to print as they will be asked.
+        absent: the sources that are not in the cache.
     """
 
     rows: list[tuple[str, ...]] = field(default_factory=list)
@@ -85,7 +86,7 @@ class Overview:
         self.excluded.update((spec, exclusion.reason) for exclusion in selection.exclusions)
 
     def add_own(self, spec: str, selection: Selection, examples: int) -> None:
-        """Note what the user's own data lack, and some of their cases."""
+        """Count what the user's own cases lack, and keep some of them as examples."""
         self.lacking.update(
             (spec, criterion, reason)
             for case in selection.cases

@@ -60,6 +60,7 @@ def command(
     from kn_bench.commands.runner import chosen_cases, loaded
     from kn_bench.edits.checkpoint import check
     from kn_bench.measure.harness import check_tasks
+    from kn_bench.measure.writing import check_references
 
     tasks = [task.strip() for task in lm_eval.split(",") if task.strip()]
     check(str(edited), base)
@@ -85,19 +86,6 @@ def command(
         if ability:
             write_ability(ability, output / ABILITY)
         typer.echo(f"written to {output}")
-
-
-def check_references(references: Path | None, generations: int) -> None:
-    """Refuse texts to compare with where nothing is written that could be compared.
-
-    Raises:
-        ValueError: one sentence.
-    """
-    if references is not None and not generations:
-        raise ValueError(
-            f"--references {references}: expected --generations N, the number of texts to compare "
-            "with them; add it"
-        )
 
 
 def general_ability(lm: LanguageModel, edited: Path, tasks: list[str]) -> list[TaskFigure]:

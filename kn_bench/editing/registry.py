@@ -68,10 +68,8 @@ class MethodSpec:
     argument: str = ""
 
     def not_defined_for(self, kind: str) -> str:
-        """Return why there is no edit on a model of ``kind``, causal or masked; "" where one is."""
-        if self.models in ("any", kind):
-            return ""
-        return f"{self.name} is defined for {self.models} models only"
+        """Return why the method cannot edit a model of ``kind``, causal or masked; "" if it can."""
+        return "" if self.models in ("any", kind) else only_defined_for(self.name, self.models)
 
     def given(self, argument: str) -> MethodSpec:
         """Return the method for one argument, called after its last part.
@@ -321,6 +319,11 @@ def builtin_names() -> dict[str, str]:
 def builtin_on_request() -> set[str]:
     """Return the built-in methods that are measured only when they are named."""
     return {name for name, _, by_default, _ in _builtin() if not by_default}
+
+
+def only_defined_for(name: str, kind: Kind) -> str:
+    """Return the reason for which the method ``name`` has no edit on models of the other kind."""
+    return f"{name} is defined for {kind} models only"
 
 
 def builtin_kinds() -> dict[str, Kind]:

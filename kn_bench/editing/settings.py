@@ -16,6 +16,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
 
 import msgspec
@@ -155,12 +156,17 @@ def _typed(name: str, value: Any, cls: type[Settings], method: str) -> Any:
         raise SettingError(
             f"{method}.{name} is of type {wanted.replace('typing.', '')}: {_lower(str(error))}"
         ) from None
-    if name == "layers" and typed is not None and list(typed) != (sorted(set(typed)) or None):
-        # an update is shared out over the layers from the first to the last
+    # an update is shared out over the layers from the first to the last
+    if name == "layers" and typed is not None and not _is_ascending(typed):
         raise SettingError(
             f"{method}.layers is {list(typed)}: expected one layer or several, ascending, each once"
         )
     return typed
+
+
+def _is_ascending(layers: Sequence[int]) -> bool:
+    """Return whether there are layers, and each lies above the one before it."""
+    return len(layers) > 0 and all(below < above for below, above in pairwise(layers))
 
 
 def _lower(text: str) -> str:

@@ -53,6 +53,19 @@ class References:
         return next((t for n in names if (t := self.texts.get((case.relation, n)))), ())
 
 
+def check_references(path: Path | None, generations: int) -> None:
+    """Refuse references where the models write no text that could be compared with them.
+
+    Raises:
+        ValueError: one sentence.
+    """
+    if path is not None and not generations:
+        raise ValueError(
+            f"--references {path}: expected --generations N, the number of texts to compare with "
+            "them; add it"
+        )
+
+
 def read_references(path: Path) -> References:
     """Read reference texts.
 

@@ -62,8 +62,8 @@ def may_be_padded(lm: LanguageModel) -> bool:
     return lm.is_causal and lm.architecture.resumable and not window
 
 
-class _Roomy(DynamicLayer):  # type: ignore[misc]
-    """A layer's keys and values with room behind them, so that a new token copies no old one.
+class _PreallocatedLayer(DynamicLayer):  # type: ignore[misc]
+    """A layer's keys and values in buffers with room for new tokens: nothing is copied to add one.
 
     Args:
         parts: the same layer of several passes, whose rows follow one another.
@@ -74,28 +74,28 @@ class _Roomy(DynamicLayer):  # type: ignore[misc]
     def __init__(self, parts: Sequence[DynamicLayer], columns: int, room: int) -> None:
         super().__init__()
         self.lazy_initialization(parts[0].keys, parts[0].values)
-        self._rooms = [
+        self._buffers = [
             _padded([getattr(part, name) for part in parts], columns, room)
             for name in ("keys", "values")
         ]
-        self._show(columns)
+        self._expose(columns)
 
-    def _show(self, columns: int) -> None:
-        self.keys, self.values = (each[:, :, :columns] for each in self._rooms)
+    def _expose(self, columns: int) -> None:
+        self.keys, self.values = (buffer[:, :, :columns] for buffer in self._buffers)
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         start = self.keys.shape[2]
         stop = start + key_states.shape[2]
-        for each, states in zip(self._rooms, (key_states, value_states), strict=True):
-            each[:, :, start:stop] = states
-        self._show(stop)
+        for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
+            buffer[:, :, start:stop] = states
+        self._expose(stop)
         return self.keys, self.values
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        self._rooms = [each[indices] for each in self._rooms]
-        self._show(self.keys.shape[2])
+        self._buffers = [buffer[indices] for buffer in self._buffers]
+        self._expose(self.keys.shape[2])
 
 
 def _padded(
@@ -107,7 +107,7 @@ def _padded(
     result = parts[0].new_empty(rows, heads, columns + room, size)
     for part, rows_of in zip(parts, torch.split(result, list(map(len, parts))), strict=True):
         begin = columns - part.shape[2]
-        rows_of[:, :, :begin] = 0  # hidden by the mask, which hides no NaN
+        rows_of[:, :, :begin] = 0  # uninitialised memory may hold NaN, which no mask hides
         rows_of[:, :, begin:columns] = part
     return result
 
@@ -125,7 +125,9 @@ def joined(parts: Sequence[Going], room: int) -> Going:
     lengths = [part.past.get_seq_length() for part in parts]
     longest = max(lengths)
     past = DynamicCache()
-    past.layers = [_Roomy(layers, longest, room) for layers in zip(*layers_of, strict=True)]
+    past.layers = [
+        _PreallocatedLayer(layers, longest, room) for layers in zip(*layers_of, strict=True)
+    ]
     edit_of = torch.cat([part.edit_of for part in parts])
     if len(parts) == 1:
         return Going(past, edit_of)

@@ -105,8 +105,8 @@ def _panel(panel: Axes, curves: pd.DataFrame, column: str, label: str, scale: An
     panel.set_xticks(ticks, [f"{n:,}" for n in ticks], rotation=90 if len(ticks) > 8 else 0)
     panel.xaxis.minorticks_off()
     if scale == "log":
-        # a span of less than a decade has no tick at powers of ten alone, one of many decades none
-        # between them
+        # powers of ten alone would leave a short axis without a tick; with 2 and 5 as well,
+        # matplotlib leaves an axis of many decades without one
         low, high = panel.get_ylim()
         wide = high > 1e4 * low
         panel.yaxis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0)))

@@ -269,8 +269,7 @@ class RunController:
         for model in () if self.options.methods else self.plan.models.values():
             for name in self._methods:
                 if not defined_for(kinds.get(name, "any"), model):
-                    reason = f"{name} is defined for {kinds[name]} models only"
-                    yield Exclusion(slug(model), reason)
+                    yield Exclusion(slug(model), registry.only_defined_for(name, kinds[name]))
 
     def header(self, workers: int) -> list[str]:
         """State, before the first test, what is not plain from the command line."""

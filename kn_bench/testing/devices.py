@@ -88,7 +88,7 @@ def useful(workers: int, options: Options) -> int:
     from kn_bench.model import embedded
 
     small = set(options.models) <= set(embedded.NAMES)
-    return min(workers, cores()) if small and options.devices == ("cpu",) else workers
+    return at_once(workers, options) if small else workers
 
 
 def at_once(workers: int, options: Options) -> int:

@@ -40,10 +40,12 @@ WORTH_SAYING = 60.0
 """Seconds from which on a run's length is stated."""
 WORTH_CALIBRATING = 8
 """Edits of a run from which on a few cases are timed first."""
-LARGE, OF_LARGE = 50 << 20, 3
-"""Bytes of weights from which on so few edits take a minute."""
+LARGE_WEIGHTS = 50 << 20
+"""Bytes of weights from which on a few edits take a minute."""
+WORTH_CALIBRATING_LARGE = 3
+"""Edits of such a model from which on a few cases are timed first."""
 FORMAT = "seconds a case"
-"""What is kept of an earlier run; what an older version kept is not taken for it."""
+"""What the file keeps. It is part of every key, so that an older file's numbers are not read."""
 KEPT = 200
 """Kinds of runs whose timings are kept."""
 
@@ -54,8 +56,9 @@ class Estimate:
 
     Attributes:
         edits: of each method on each model.
-        workers: processes that share them.
-        units: of each method on each model, which are not shared any further; {} for many.
+        workers: processes that compute at the same time.
+        units: how many units a method's edits on a model make; one worker computes a unit alone.
+            A pair that is missing may be divided at will.
     """
 
     rates: Rates
@@ -71,15 +74,20 @@ class Estimate:
     @property
     def seconds(self) -> float:
         """Wall time of the whole run."""
-        spent = {p: n * self.rates.seconds.get(p, 0.0) for p, n in self.edits.items()}
-        longest = max((spent[p] / n for p, n in self.units.items() if p in spent), default=0.0)
-        return self.rates.once + max(sum(spent.values()) / self.workers, longest)
+        work = self._work
+        longest = max((work[p] / n for p, n in self.units.items() if p in work), default=0.0)
+        return self.rates.once + max(sum(work.values()) / self.workers, longest)
+
+    @property
+    def _work(self) -> dict[Pair, float]:
+        """Seconds that one worker would take for all edits of each method and model."""
+        known = self.rates.seconds
+        return {pair: n * known[pair] for pair, n in self.edits.items() if pair in known}
 
     @property
     def sentence(self) -> str:
         """The estimate, and the methods that most of it is spent on."""
-        known = self.rates.seconds
-        shares = {p: n * known[p] / self.workers for p, n in self.edits.items() if p in known}
+        shares = {pair: seconds / self.workers for pair, seconds in self._work.items()}
         several = len({model for _, model in shares}) > 1
         longest = sorted(shares, key=lambda pair: -shares[pair])[:3]
         parts = ", ".join(
@@ -189,15 +197,15 @@ def estimated(
         specs, choices = methods()
         rates = _calibrated(options, plan, specs, choices, workers)
     forecast.assume(rates.seconds)
-    return Estimate(rates, edits, at_once(workers, options), forecast.units)
+    return Estimate(rates, edits, at_once(workers, options), forecast.units())
 
 
 def _worth_calibrating(names: Sequence[str]) -> int:
     """Return the edits from which on a run of these models is calibrated."""
     from kn_bench.testing.models import weight_bytes
 
-    large = any(weight_bytes(name) >= LARGE for name in names)
-    return OF_LARGE if large else WORTH_CALIBRATING
+    large = any(weight_bytes(name) >= LARGE_WEIGHTS for name in names)
+    return WORTH_CALIBRATING_LARGE if large else WORTH_CALIBRATING
 
 
 def _calibrated(

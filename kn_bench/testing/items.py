@@ -96,7 +96,8 @@ class SuiteTest(pytest.Function):
     def function(self) -> Any:
         return self.template.function.function
 
-    # pytest 8 hashes an attribute that only a whole item has, and pytest sorts by dictionaries
+    # by identity: pytest 8 would hash an attribute that only a whole item has. In C, since pytest
+    # hashes every test many times when it orders them
     __hash__ = object.__hash__
 
     def __repr__(self) -> str:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import tempfile
 import uuid
+from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -87,17 +88,18 @@ def units(
 
 def _chunks(node_ids: Iterable[NodeId | None], size: int) -> dict[str, dict[str, int]]:
     """Return model -> label -> chunk, of tests without an occasion."""
-    labels: dict[str, dict[str, dict[str, None]]] = {}
+    labels: defaultdict[str, dict[str, None]] = defaultdict(dict)  # in order, each once
     for node_id in node_ids:
         if node_id is not None and not node_id.occasion:
-            relation = node_id.label.rpartition("/")[0]
-            of_model = labels.setdefault(node_id.model, {})
-            of_model.setdefault(relation, {})[node_id.label] = None
+            labels[node_id.model][node_id.label] = None
     chunks: dict[str, dict[str, int]] = {}
-    for model, relations in labels.items():
+    for model, of_model in labels.items():
+        by_relation: defaultdict[str, list[str]] = defaultdict(list)
+        for label in of_model:
+            by_relation[label.rpartition("/")[0]].append(label)
         number, used = 0, 0
         chunk_of = chunks[model] = {}
-        for members in relations.values():
+        for members in by_relation.values():
             if used and used + len(members) > size:
                 number, used = number + 1, 0
             for label in members:

@@ -307,11 +307,13 @@ def _refuse_contradictions(options: Options, config: pytest.Config) -> None:
             f"--generations {options.generations}: expected --protocol single, which this is "
             "measured under alone; leave one of them out"
         )
-    if options.references and not options.generations:
-        raise pytest.UsageError(
-            f"--references {options.references}: expected --generations N, the number of texts to "
-            "compare with them; add it"
-        )
+    if options.references:
+        from kn_bench.measure.writing import check_references  # imports torch
+
+        try:
+            check_references(options.references, options.generations)
+        except ValueError as error:
+            raise pytest.UsageError(str(error)) from None
     if options.engine == "pytest" and options.actors is not None:
         raise pytest.UsageError(
             "--actors: expected with --engine ray only; workers of pytest are given by -n"

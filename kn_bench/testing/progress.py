@@ -134,7 +134,6 @@ class Forecast:
 
     Attributes:
         counts: cases by (method, model).
-        units: the same, as they are handed out.
         total: of them.
     """
 
@@ -146,22 +145,24 @@ class Forecast:
         cases_of: Callable[[NodeId], int] = lambda _: 1,
         labels_per_unit: int = CASES_PER_UNIT,
     ) -> None:
+        self._meanings, self._per_unit, self._cases_of = meanings, labels_per_unit, cases_of
         self._unheard: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
-        self._left: Counter[tuple[str, str]] = Counter()
-        self._cases_of = cases_of
+        self.counts: Counter[tuple[str, str]] = Counter()
         for node_id in meanings.values():
             key, subject = (node_id.method, node_id.model), _subject(node_id)
             if subject not in self._unheard[key]:
                 self._unheard[key].add(subject)
-                self._left[key] += cases_of(node_id)
-        self.counts = dict(self._left)
-        handed_out = set(units(meanings.values(), labels_per_unit=labels_per_unit))
-        self.units = Counter((unit.method, unit.model) for unit in handed_out if unit is not None)
+                self.counts[key] += cases_of(node_id)
         self.total = sum(self.counts.values())
         self._workers = workers
         self._known = dict(known or {})
         self._cases: Counter[tuple[str, str]] = Counter()
         self._seconds: defaultdict[tuple[str, str], float] = defaultdict(float)
+
+    def units(self) -> Counter[tuple[str, str]]:
+        """Return the number of units by (method, model): one worker computes a unit alone."""
+        keys = set(units(self._meanings.values(), labels_per_unit=self._per_unit))
+        return Counter((key.method, key.model) for key in keys if key is not None)
 
     def assume(self, seconds: Mapping[tuple[str, str], float]) -> None:
         """Take the estimated seconds of a case until a method's own are measured."""
@@ -172,9 +173,7 @@ class Forecast:
         key, subject = (node_id.method, node_id.model), _subject(node_id)
         if subject in self._unheard[key]:
             self._unheard[key].remove(subject)
-            cases = self._cases_of(node_id)
-            self._cases[key] += cases
-            self._left[key] -= cases
+            self._cases[key] += self._cases_of(node_id)
         self._seconds[key] += seconds or 0.0
 
     @property
@@ -195,14 +194,14 @@ class Forecast:
     def left(self) -> float | None:
         """Return the seconds that are left; None while a method was never measured."""
         rates = self.per_case
-        if any(cases and key not in rates for key, cases in self._left.items()):
+        left = self.counts - self._cases
+        if not left.keys() <= rates.keys():
             return None
-        total = sum(cases * rates[key] for key, cases in self._left.items() if cases)
-        return total / self._workers
+        return sum(cases * rates[key] for key, cases in left.items()) / self._workers
 
 
 def _subject(node_id: NodeId) -> str:
-    """Return what a test is about, in a text that the other tests about it share."""
+    """Return what all tests of one label, or of one label in one sequence, have in common."""
     if not node_id.occasion:
         return node_id.label
     return f"{node_id.label}.{occasion_of(node_id.occasion).sequence}"
