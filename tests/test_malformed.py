@@ -59,10 +59,10 @@ def spoilt_value(draw: st.DrawFn, good: bytes) -> bytes:
     lines = good.decode().strip("\n").split("\n")
     at = draw(st.integers(0, len(lines) - 1))
     whole = json.loads(lines[at])
-    worker_config = draw(st.sampled_from(list(_places(whole))))
-    if not worker_config:
+    place = draw(st.sampled_from(list(_places(whole))))
+    if not place:
         return "\n".join([*lines[:at], json.dumps(draw(VALUES)), *lines[at + 1 :], ""]).encode()
-    *path, last = worker_config
+    *path, last = place
     parent = whole
     for step in path:
         parent = parent[step]

@@ -6,7 +6,7 @@ import torch
 from kn_bench.editing.applying import RowEdits
 from kn_bench.editing.edit import LowRank, LowRankEdit, NeuronEdit, NeuronScale, NoEdit
 from kn_bench.model.precision import wide_dtype, widened
-from kn_bench.model.rows import Prompt, Row
+from kn_bench.model.rows import Following, Prompt, Row
 from kn_bench.model.scoring import (
     log_prob_of,
     probability_and_gradient,
@@ -70,6 +70,43 @@ def test_a_greedy_continuation_is_that_of_a_model_that_caches_nothing(family):
             text.append(int(by_hand(lm, text, -1).argmax()))
         assert list(reading.generated) == text[len(ids) :]
         torch.testing.assert_close(reading.log_probs, by_hand(lm, ids, -1))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "llama", "qwen3", "gemma", "olmo2"])
+@pytest.mark.parametrize("memory", [1, 1 << 30])
+def test_what_follows_a_prompt_is_scored_as_in_whole_rows(family, memory, monkeypatch):
+    lm = tiny_model(family)
+    monkeypatch.setattr(lm.batcher, "memory", memory)
+    generator = seeded(0, "edit")
+    u = torch.randn(lm.d_mlp, 1, generator=generator, dtype=lm.dtype)
+    v = torch.randn(1, lm.d_model, generator=generator, dtype=lm.dtype)
+    scaled = NeuronEdit((NeuronScale(2, torch.tensor([3, 4]), 0.0),))
+    edits = RowEdits(lm, [NoEdit(), LowRankEdit(updates=(LowRank(1, u, v),)), scaled])
+    # read at the prompt and after each token, after the last alone, twice after one prompt
+    following = {
+        Prompt(TEXTS[0], 3, 0): [Following((20, 21), (0, 1, 2), (20, 21, 22)),
+                                 Following((23,), (1,), (24,))],
+        Prompt(TEXTS[1], 4, 1): [Following((20, 21, 22), (3,), (23,))],
+        Prompt(TEXTS[2], 3, 2): [Following((30,), (0, 1), (30, 31))],
+    }  # fmt: skip
+    prompts = [*following, Prompt(TEXTS[3], 4, 2)]
+    readings = read(lm, prompts, edits, n_tokens=3, following=following)
+    plain = read(lm, prompts, edits, n_tokens=3)
+    assert [r.generated for r in readings] == [r.generated for r in plain]
+    assert not readings[3].followed
+    for prompt, reading in zip(following, readings, strict=False):
+        for each in following[prompt]:
+            row = Row(
+                prompt.ids + each.ids,
+                tuple(prompt.position + at for at in each.reads),
+                tuple((target,) for target in each.targets),
+                first=prompt.position,
+                edit=prompt.edit,
+            )
+            (expected,) = score(lm, [row], edits)
+            scores = reading.followed[each]
+            assert [s.log_prob for s in scores] == pytest.approx([s.log_prob for (s,) in expected])
+            assert [(s.rank, s.argmax) for s in scores] == [(s.rank, s.argmax) for (s,) in expected]
 
 
 def test_a_masked_model_gives_its_choice_at_the_mask():

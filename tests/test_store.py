@@ -407,11 +407,11 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
 
 
 def test_hashes_of_files_do_not_depend_on_order_and_place(tmp_path):
-    for worker_config in ("a", "b"):
-        (tmp_path / worker_config / "sub").mkdir(parents=True)
-        (tmp_path / worker_config / "x.py").write_text("1")
-        (tmp_path / worker_config / "sub" / "y.py").write_text("2")
-    first, second = ([*(tmp_path / worker_config).rglob("*.py")] for worker_config in ("a", "b"))
+    for folder in ("a", "b"):
+        (tmp_path / folder / "sub").mkdir(parents=True)
+        (tmp_path / folder / "x.py").write_text("1")
+        (tmp_path / folder / "sub" / "y.py").write_text("2")
+    first, second = ([*(tmp_path / folder).rglob("*.py")] for folder in ("a", "b"))
     assert hash_files(first, tmp_path / "a") == hash_files(second[::-1], tmp_path / "b")
     (tmp_path / "b" / "x.py").write_text("3")
     assert hash_files(first, tmp_path / "a") != hash_files(second, tmp_path / "b")

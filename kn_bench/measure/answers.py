@@ -4,13 +4,15 @@ questions (probe x edit)
   ├── prompt pass   distinct (prompt, edit) rows, the vocabulary read once
   │     ├── log-probabilities, rank, argmax of the first token
   │     └── greedy continuation
-  └── score pass    only for answers that go on after the first token
+  │     └── answers that go on after the first token, from the prompt's keys and values
+  └── score pass    answers that do not follow a prompt that is read: a masked model's, a family's
+                    whose keys and values cannot be reused
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from jaxtyping import Float
@@ -22,9 +24,10 @@ from kn_bench.measure.encoded import BUDGET, AnswerRow
 from kn_bench.measure.encoding import EncodedProbe
 from kn_bench.measure.measurement import Answer
 from kn_bench.model import scoring
+from kn_bench.model.continuing import may_be_padded
 from kn_bench.model.language_model import LanguageModel
-from kn_bench.model.rows import Prompt, Row, RowContext, Settled
-from kn_bench.model.scoring import Reading
+from kn_bench.model.rows import Following, Prompt, Row, RowContext, Settled
+from kn_bench.model.scoring import Reading, TargetScore
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class Question:
 
 Key = tuple[AnswerRow, int]
 """An answer's row, and the edit that it is scored under."""
+Scores = dict[Key, TargetScores]
 
 
 class Asker:
@@ -66,9 +70,17 @@ class Asker:
         end where nothing that follows would change a verdict.
         """
         prompts = dict.fromkeys(map(_prompt, questions))
+        # of each row to be scored the position from which neurons are scaled
+        rows = {(row, edit): first for row, edit, first in _further_rows(questions)}
+        scores = _known_scores(rows, cache)
+        missing = {key: first for key, first in rows.items() if key not in scores}
         settled = self._settled(questions) if brief else None
-        readings = self._read(list(prompts), edits, cache, settled)
-        scores = self._score(_further_rows(questions), edits, cache)
+        readings, followed = self._read(list(prompts), missing, edits, cache, settled)
+        left = {key: first for key, first in missing.items() if key not in followed}
+        fresh = followed | self._score(left, edits)
+        if cache:
+            cache.keep_scores((_content(row), fresh[row, edit]) for row, edit in missing)
+        scores |= fresh
         answers = []
         for question in questions:
             probe = question.probe
@@ -128,53 +140,87 @@ class Asker:
     def _read(
         self,
         prompts: Sequence[Prompt],
+        rows: Mapping[Key, int],
         edits: RowContext,
         cache: AnswerCache | None,
         settled: Settled | None,
-    ) -> dict[Prompt, Reading]:
+    ) -> tuple[dict[Prompt, Reading], Scores]:
+        """Read prompts, and score those of ``rows`` that follow one of them."""
         keys = {p: content_key(p.ids, p.position, self.budget) for p in prompts} if cache else {}
         known = cache.readings(list(keys.values())) if cache else {}
         readings = {prompt: known[key] for prompt, key in keys.items() if key in known}
-        missing = [prompt for prompt in prompts if prompt not in readings]
-        fresh = scoring.read(self.lm, missing, edits, n_tokens=self.budget, settled=settled)
+        after = _following(rows, set(prompts)) if may_be_padded(self.lm) else {}
+        following: dict[Prompt, list[Following]] = defaultdict(list)
+        for prompt, each in dict.fromkeys(after.values()):
+            following[prompt].append(each)
+        # a prompt is read again for what follows it: scored as a whole row it rounds differently
+        missing = [p for p in prompts if p not in readings or p in following]
+        fresh = scoring.read(
+            self.lm,
+            missing,
+            edits,
+            n_tokens=self.budget,
+            settled=settled,
+            following=following,
+        )
         readings.update(zip(missing, fresh, strict=True))
         if cache:
             cache.keep_readings((keys[prompt], readings[prompt]) for prompt in missing)
-        return readings
-
-    def _score(
-        self,
-        rows: Iterable[tuple[AnswerRow, int, int]],
-        edits: RowContext,
-        cache: AnswerCache | None,
-    ) -> dict[Key, TargetScores]:
-        """Score rows, given with their edit and the position from which neurons are scaled."""
-        distinct = {(row, edit): first for row, edit, first in rows}
-        keys = {
-            key: content_key(key[0].ids, key[0].positions, key[0].targets)
-            for key in (distinct if cache else ())
+        scores = {
+            key: _scores_of(readings[prompt].followed[each])
+            for key, (prompt, each) in after.items()
         }
-        known = cache.scores(list(keys.values())) if cache else {}
-        scores = {key: known[content] for key, content in keys.items() if content in known}
-        missing = {key: first for key, first in distinct.items() if key not in scores}
+        return readings, scores
+
+    def _score(self, rows: Mapping[Key, int], edits: RowContext) -> Scores:
+        """Score rows, given with the position from which neurons are scaled."""
         asked = [
             Row(row.ids, row.positions, tuple((t,) for t in row.targets), first, edit)
-            for (row, edit), first in missing.items()
+            for (row, edit), first in rows.items()
         ]
-        for key, positions in zip(missing, scoring.score(self.lm, asked, edits), strict=True):
-            targets = [target for (target,) in positions]
-            scores[key] = TargetScores(
-                tuple(target.log_prob for target in targets),
-                tuple(target.argmax for target in targets),
-            )
-        if cache:
-            cache.keep_scores((keys[key], scores[key]) for key in missing)
-        return scores
+        scored = scoring.score(self.lm, asked, edits)
+        return {
+            key: _scores_of([target for (target,) in positions])
+            for key, positions in zip(rows, scored, strict=True)
+        }
 
 
 def _prompt(question: Question) -> Prompt:
     probe = question.probe
     return Prompt(probe.prompt_ids, probe.answer_position, question.edit)
+
+
+def _known_scores(rows: Iterable[Key], cache: AnswerCache | None) -> Scores:
+    """Return the scores of those ``rows`` that are stored."""
+    if cache is None:
+        return {}
+    keys = {(row, edit): _content(row) for row, edit in rows}
+    known = cache.scores(list(keys.values()))
+    return {key: known[content] for key, content in keys.items() if content in known}
+
+
+def _content(row: AnswerRow) -> bytes:
+    return content_key(row.ids, row.positions, row.targets)
+
+
+def _scores_of(targets: Sequence[TargetScore]) -> TargetScores:
+    return TargetScores(
+        tuple(target.log_prob for target in targets), tuple(target.argmax for target in targets)
+    )
+
+
+def _following(
+    rows: Mapping[Key, int], prompts: Collection[Prompt]
+) -> dict[Key, tuple[Prompt, Following]]:
+    """Return the rows that are one of ``prompts`` and tokens after it, as these two."""
+    after = {}
+    for (row, edit), first in rows.items():
+        prompt = Prompt(row.ids[: first + 1], first, edit)
+        ids = row.ids[first + 1 : row.positions[-1] + 1]
+        if ids and prompt in prompts:
+            reads = tuple(position - first for position in row.positions)
+            after[row, edit] = prompt, Following(ids, reads, row.targets)
+    return after
 
 
 def _is_first_token(row: AnswerRow, probe: EncodedProbe) -> bool:

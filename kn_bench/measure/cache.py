@@ -98,8 +98,10 @@ class AnswerCache:
     def keep_readings(self, readings: Iterable[tuple[bytes, Reading]]) -> None:
         """Store readings by their keys."""
         rows = (
-            CacheEntry(key, log_probs.numpy().tobytes(), np.array(generated, np.int32).tobytes())
-            for key, (log_probs, generated) in readings
+            CacheEntry(
+                key, read.log_probs.numpy().tobytes(), np.array(read.generated, np.int32).tobytes()
+            )
+            for key, read in readings
         )
         self._put("readings", rows)
 

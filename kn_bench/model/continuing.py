@@ -1,4 +1,4 @@
-"""Greedy continuations of prompts of unequal length, all in the same passes.
+"""What follows prompts of unequal length, all in the same passes: greedy or given tokens.
 
     prompt 0   . . k k | t t t        k  attention keys and values of the prompt, padded on the left
     prompt 1   k k k k | t t t        t  tokens that follow, one a pass
@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from kn_bench.model.language_model import LanguageModel
-from kn_bench.model.rows import Prompt, RowContext, Settled
+from kn_bench.model.rows import Following, Prompt, RowContext, Settled
 
 
 @dataclass(frozen=True)
@@ -44,16 +44,31 @@ class Going:
         padding = None if self.padding is None else self.padding[rows]
         return Going(self.past, self.edit_of[rows], padding)
 
-    def options(self, dtype: torch.dtype) -> dict[str, Any]:
-        """Return what the next token's pass is told of the padding."""
-        if self.padding is None:
-            return {}
+    def copied(self, rows: Int[Tensor, " n"], room: int) -> Going:
+        """Return copies of ``rows``, each any number of times, with room for other tokens."""
+        past = DynamicCache()
+        past.layers = [
+            _PreallocatedLayer([layer.keys[rows]], [layer.values[rows]], layer.keys.shape[2], room)
+            for layer in self.past.layers
+        ]
+        padding = None if self.padding is None else self.padding[rows]
+        return Going(past, self.edit_of[rows], padding)
+
+    def options(self, dtype: torch.dtype, queries: int = 1) -> dict[str, Any]:
+        """Return what the pass over the next ``queries`` tokens is told of the padding."""
+        padding = self.padding
+        if padding is None:
+            if queries == 1:
+                return {}
+            padding = torch.zeros_like(self.edit_of)
         columns = self.past.get_seq_length()
-        places = torch.arange(columns + 1, device=self.padding.device)
-        hidden = places < self.padding[:, None]
+        places = torch.arange(columns + queries, device=padding.device)
+        own = torch.arange(queries, device=padding.device)
+        later = places > columns + own[:, None]
+        hidden = (places < padding[:, None])[:, None] | later
         mask = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
         mask.masked_fill_(hidden, torch.finfo(dtype).min)
-        return {"mask": mask[:, None, None], "position_ids": (columns - self.padding)[:, None]}
+        return {"mask": mask[:, None], "position_ids": columns - padding[:, None] + own}
 
 
 def may_be_padded(lm: LanguageModel) -> bool:
@@ -66,18 +81,17 @@ class _PreallocatedLayer(DynamicLayer):  # type: ignore[misc]
     """A layer's keys and values in buffers with room for new tokens: nothing is copied to add one.
 
     Args:
-        parts: the same layer of several passes, whose rows follow one another.
+        keys, values: the same layer's of several passes, whose rows follow one another.
         columns: of the longest; shorter ones are padded on the left.
         room: columns for the tokens to come.
     """
 
-    def __init__(self, parts: Sequence[DynamicLayer], columns: int, room: int) -> None:
+    def __init__(
+        self, keys: Sequence[Tensor], values: Sequence[Tensor], columns: int, room: int
+    ) -> None:
         super().__init__()
-        self.lazy_initialization(parts[0].keys, parts[0].values)
-        self._buffers = [
-            _padded([getattr(part, name) for part in parts], columns, room)
-            for name in ("keys", "values")
-        ]
+        self.lazy_initialization(keys[0], values[0])
+        self._buffers = [_padded(parts, columns, room) for parts in (keys, values)]
         self._expose(columns)
 
     def _expose(self, columns: int) -> None:
@@ -126,7 +140,8 @@ def joined(parts: Sequence[Going], room: int) -> Going:
     longest = max(lengths)
     past = DynamicCache()
     past.layers = [
-        _PreallocatedLayer(layers, longest, room) for layers in zip(*layers_of, strict=True)
+        _PreallocatedLayer([p.keys for p in layers], [p.values for p in layers], longest, room)
+        for layers in zip(*layers_of, strict=True)
     ]
     edit_of = torch.cat([part.edit_of for part in parts])
     if len(parts) == 1:
@@ -193,3 +208,32 @@ def continue_greedily(
             )
             tokens.append(lm.logits(output.last_hidden_state[:, -1]).argmax(-1, keepdim=True))
     return torch.cat(tokens, 1)
+
+
+def followed(
+    lm: LanguageModel,
+    going: Going,
+    edits: RowContext,
+    rows: Sequence[int],
+    following: Sequence[Following],
+) -> list[Float[Tensor, "n d_model"]]:
+    """Feed given tokens to copies of some rows; those of ``going`` stay as they are.
+
+    Args:
+        rows: the row that each of ``following`` goes on from.
+
+    Returns:
+        For each of ``following`` the last hidden states after each of its tokens.
+    """
+    width = max(len(each.ids) for each in following)
+    # what pads a row on the right comes after all that is read
+    ids = lm.tensor([each.ids + (0,) * (width - len(each.ids)) for each in following])
+    copies = going.copied(torch.tensor(rows, device=ids.device), width)
+    with edits.on(copies.edit_of, torch.ones_like(ids, dtype=torch.bool)):
+        output = lm.hidden(
+            ids, past_key_values=copies.past, use_cache=True, **copies.options(lm.dtype, width)
+        )
+    return [
+        hidden[: len(each.ids)]
+        for hidden, each in zip(output.last_hidden_state, following, strict=True)
+    ]

@@ -38,6 +38,20 @@ class Prompt(NamedTuple):
     edit: int = 0
 
 
+class Following(NamedTuple):
+    """Tokens after a causal model's prompt, and which tokens are scored among them.
+
+    Attributes:
+        ids: the tokens that are fed after the prompt.
+        reads: where logits are read: 0 at the prompt's answer position, i after ``ids[i - 1]``.
+        targets: the token that is scored at each of ``reads``.
+    """
+
+    ids: tuple[int, ...]
+    reads: tuple[int, ...]
+    targets: tuple[int, ...]
+
+
 class RowContext(Protocol):
     """Edits that act row by row, such as :class:`kn_bench.editing.applying.RowEdits`."""
 

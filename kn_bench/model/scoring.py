@@ -8,7 +8,8 @@
 
     score             log-probability and rank of each target        (teacher forcing)
     target_log_probs  the log-probabilities alone                    (whole sentences)
-    read              all of the vocabulary at one position, and a greedy continuation
+    read              all of the vocabulary at one position, a greedy continuation, and the scores
+                      of given tokens that follow
 
 Rows of one pass have equal length, so that nothing is padded: a padded row rounds differently. Only
 the tokens after them are read together, see :mod:`kn_bench.model.continuing`.
@@ -18,7 +19,9 @@ The vocabulary is projected only where it is read. Log-probabilities are in at l
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import chain, islice
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,11 +29,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from kn_bench.model.continuing import Going, continued, joined, may_be_padded
+from kn_bench.model.continuing import Going, continued, followed, joined, may_be_padded
 from kn_bench.model.costs import forward_bytes
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.precision import widened
-from kn_bench.model.rows import UNEDITED, Prompt, Row, RowContext, Settled
+from kn_bench.model.rows import UNEDITED, Following, Prompt, Row, RowContext, Settled
 from kn_bench.model.transfer import to_host
 
 
@@ -48,16 +51,22 @@ class TargetScore(NamedTuple):
     argmax: bool
 
 
+Followed = dict[Following, tuple[TargetScore, ...]]
+"""The scores of the targets of what follows a prompt."""
+
+
 class Reading(NamedTuple):
     """Result of reading a prompt.
 
     Attributes:
         log_probs: of the whole vocabulary, on the host.
         generated: greedy continuation; for a masked model the argmax at the mask.
+        followed: the scores of the targets of what follows it.
     """
 
     log_probs: Float[Tensor, " vocabulary"]
     generated: tuple[int, ...]
+    followed: Mapping[Following, tuple[TargetScore, ...]] = MappingProxyType({})
 
 
 # -- of logits -----------------------------------------------------------------------------------
@@ -142,6 +151,7 @@ def read(
     *,
     n_tokens: int = 1,
     settled: Settled | None = None,
+    following: Mapping[Prompt, Sequence[Following]] = MappingProxyType({}),
 ) -> list[Reading]:
     """Return the vocabulary's log-probabilities and the greedy tokens of each prompt.
 
@@ -149,6 +159,8 @@ def read(
         n_tokens: length of a causal model's continuation, which reuses the pass's attention keys
             and values; neurons are also scaled at every new token.
         settled: ends a continuation before that.
+        following: what else follows prompts and is to be scored, for families whose rows
+            :func:`~kn_bench.model.continuing.may_be_padded`.
     """
 
     def room(prompt: Prompt) -> int:
@@ -162,7 +174,9 @@ def read(
             by_length[len(prompt.ids)].append(index)
         order = [index for group in by_length.values() for index in group]
         read_in_order = [batch[index] for index in order]
-        passes = [_read(lm, [batch[i] for i in group], edits) for group in by_length.values()]
+        passes = [
+            _read(lm, [batch[i] for i in group], edits, following) for group in by_length.values()
+        ]
         log_probs = torch.cat([part.log_probs for part in passes])
         first = log_probs.argmax(-1)[:, None]
         to_come = room(batch[0])
@@ -171,15 +185,22 @@ def read(
             generated = continued(lm, going, first, edits, to_come, read_in_order, settled)
         else:
             generated = first.tolist()
+        scores = chain.from_iterable(part.followed for part in passes)
         readings = {
-            index: Reading(row, tuple(ids))
-            for index, row, ids in zip(order, log_probs.cpu(), generated, strict=True)
+            index: Reading(row, tuple(ids), scored)
+            for index, row, ids, scored in zip(
+                order, log_probs.cpu(), generated, scores, strict=True
+            )
         }
         return [readings[index] for index in range(len(batch))]
 
     def item_bytes(prompt: Prompt) -> int:
         length = len(prompt.ids)
-        return forward_bytes(lm, length, cached=length + n_tokens if lm.is_causal else 0)
+        cached = length + n_tokens if lm.is_causal else 0
+        return forward_bytes(lm, length, cached=cached) + sum(
+            forward_bytes(lm, len(each.ids), reads=len(each.reads), cached=length + len(each.ids))
+            for each in following.get(prompt, ())
+        )
 
     def shape(prompt: Prompt) -> tuple[int, int]:
         # prompts of any length go on together where the family's rows may be padded
@@ -195,10 +216,16 @@ class _Pass(NamedTuple):
 
     log_probs: Float[Tensor, "rows vocabulary"]
     going: Going
+    followed: Sequence[Followed]
 
 
-def _read(lm: LanguageModel, prompts: Sequence[Prompt], edits: RowContext) -> _Pass:
-    """Run prompts of equal length once."""
+def _read(
+    lm: LanguageModel,
+    prompts: Sequence[Prompt],
+    edits: RowContext,
+    following: Mapping[Prompt, Sequence[Following]],
+) -> _Pass:
+    """Run prompts of equal length once, and then what follows them."""
     ids = lm.tensor([prompt.ids for prompt in prompts])
     at = _column(lm, [prompt.position for prompt in prompts])
     edit_of = _column(lm, [prompt.edit for prompt in prompts])
@@ -207,7 +234,46 @@ def _read(lm: LanguageModel, prompts: Sequence[Prompt], edits: RowContext) -> _P
         output = lm.hidden(ids, **options)
     rows = torch.arange(len(prompts), device=ids.device)
     log_probs = log_probs_of(lm, output.last_hidden_state[rows, at])
-    return _Pass(log_probs, Going(getattr(output, "past_key_values", None), edit_of))
+    going = Going(getattr(output, "past_key_values", None), edit_of)
+    asked = [(row, each) for row, p in enumerate(prompts) for each in following.get(p, ())]
+    if asked:
+        return _Pass(log_probs, going, _followed(lm, going, log_probs, edits, asked))
+    return _Pass(log_probs, going, [{} for _ in prompts])
+
+
+def _followed(
+    lm: LanguageModel,
+    going: Going,
+    log_probs: Float[Tensor, "rows vocabulary"],
+    edits: RowContext,
+    asked: Sequence[tuple[int, Following]],
+) -> list[Followed]:
+    """Return, for every row, the scores of what follows it.
+
+    Args:
+        log_probs: at the rows' answer positions.
+        asked: rows, and what follows each.
+    """
+    rows, following = zip(*asked, strict=True)
+    hidden = followed(lm, going, edits, rows, following)
+    # the vocabulary is projected where a target is read, for all rows at once
+    after = [hidden[i][[at - 1 for at in each.reads if at]] for i, each in enumerate(following)]
+    rest = iter(torch.split(log_probs_of(lm, torch.cat(after)), list(map(len, after))))
+    read = torch.cat(
+        [
+            torch.cat([log_probs[row][None], part]) if each.reads[0] == 0 else part
+            for row, each, part in zip(rows, following, rest, strict=True)
+        ]
+    )
+    targets = torch.tensor([t for each in following for t in each.targets], device=read.device)
+    chosen = read.gather(1, targets[:, None])
+    ranks = (read > chosen).sum(1)
+    columns = to_host(chosen[:, 0], ranks, read.argmax(1) == targets)
+    values = (TargetScore(*part) for part in zip(*map(np.ndarray.tolist, columns), strict=True))
+    scores: list[Followed] = [{} for _ in range(len(log_probs))]
+    for row, each in asked:
+        scores[row][each] = tuple(islice(values, len(each.targets)))
+    return scores
 
 
 def _run(lm: LanguageModel, compute: Any, rows: Sequence[Row]) -> list[Any]:

@@ -26,9 +26,10 @@ from kn_bench.cases.sampling import slug
 from kn_bench.measure.protocols import occasion_of
 
 CASES_PER_UNIT = 32
-CASES_PER_LARGE_UNIT = 16
-"""The same for models that are not embedded, on a CPU. With fewer, prompts of one length, which are
-asked together, become so few that reading the weights takes longer than the arithmetic."""
+CASES_PER_LARGE_UNIT = 8
+"""The same for models that are not embedded, on a CPU. With more, workers end minutes apart, and
+one that helps another out locates the neurons of the same cases once more; with fewer, the prompts
+asked together become so few that reading the weights takes longer than the arithmetic."""
 
 
 class NodeId(NamedTuple):
@@ -118,8 +119,8 @@ def order(node_ids: Sequence[NodeId | None], *, labels_per_unit: int = CASES_PER
     """
     ranks: tuple[dict[Hashable, int], ...] = ({}, {}, {}, {}, {})
 
-    def rank(worker_config: int, name: Hashable) -> int:
-        return ranks[worker_config].setdefault(name, len(ranks[worker_config]))
+    def rank(level: int, name: Hashable) -> int:
+        return ranks[level].setdefault(name, len(ranks[level]))
 
     keys: list[tuple[int, ...]] = []
     for node_id, unit in zip(

@@ -145,7 +145,7 @@ class UnitScheduling:
         rest = tests[1:]
         self._backlog.leave(node)
         for group in groups([self._units[index] for index in rest]):
-            self._backlog.add([[rest[worker_config] for worker_config in unit] for unit in group])
+            self._backlog.add([[rest[index] for index in unit] for unit in group])
         for other in self.nodes:
             self._feed(other)
         return self.collection[tests[0]] if tests and self.collection else None
