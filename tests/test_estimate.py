@@ -156,6 +156,36 @@ def test_a_calibration_times_edits_and_answers_and_leaves_out_what_fails(monkeyp
     assert 0 < rates.once < 60
 
 
+def test_a_calibration_alone_counts_what_workers_slow_one_another_down_by(monkeypatch):
+    products = {1: 300.0, 2: 200.0, 3: 310.0}
+    monkeypatch.setattr(calibration, "_products", products.__getitem__)
+    assert calibration.slowdown(1) == 1
+    assert calibration.slowdown(2) == 1.5
+    assert calibration.slowdown(3) == 1  # noise makes nothing faster
+    monkeypatch.undo()
+    monkeypatch.setattr(calibration, "TRIED", 0.05)
+    assert calibration.slowdown(2) >= 1
+    monkeypatch.setattr(calibration, "embedded", type("None", (), {"NAMES": ()}))
+    (case,) = sources.load("embedded", limit=1, relations=["P36"]).cases
+    planned = plan.TestPlan({"tiny_gpt2": "tiny-gpt2"}, {case.id: (case,)}, (), {}, 8)
+    asked = []
+
+    def slower(processes):
+        asked.append(processes)
+        return 1000.0
+
+    monkeypatch.setattr(calibration, "slowdown", slower)
+    rates = calibrate(
+        planned,
+        [spec for method in (slow,) if (spec := marked_spec(method))],
+        lambda progress: Models(Options(), "cpu", {}, progress=progress),
+        Choices(),
+        processes=2,
+    )
+    assert asked == [2]
+    assert rates.seconds["slow", "tiny_gpt2"] > 200  # 0.2 s and more
+
+
 def test_the_cases_of_a_calibration_stand_for_all():
     facts = sources.load("embedded", limit=9, relations=["P36"]).cases
     pairs = sources.load("embedded", limit=3, relations=["anaphor_number_agreement"]).cases

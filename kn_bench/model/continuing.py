@@ -47,10 +47,10 @@ class Going:
     def copied(self, rows: Int[Tensor, " n"], room: int) -> Going:
         """Return copies of ``rows``, each any number of times, with room for other tokens."""
         past = DynamicCache()
-        past.layers = [
-            _PreallocatedLayer([layer.keys[rows]], [layer.values[rows]], layer.keys.shape[2], room)
-            for layer in self.past.layers
-        ]
+        for layer in self.past.layers:
+            at = rows.to(layer.keys.device)  # the layers may be spread over several GPUs
+            keys, values = layer.keys[at], layer.values[at]
+            past.layers.append(_PreallocatedLayer([keys], [values], keys.shape[2], room))
         padding = None if self.padding is None else self.padding[rows]
         return Going(past, self.edit_of[rows], padding)
 
@@ -108,7 +108,7 @@ class _PreallocatedLayer(DynamicLayer):  # type: ignore[misc]
         return self.keys, self.values
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        self._buffers = [buffer[indices] for buffer in self._buffers]
+        self._buffers = [buffer[indices.to(buffer.device)] for buffer in self._buffers]
         self._expose(self.keys.shape[2])
 
 
@@ -216,14 +216,14 @@ def followed(
     edits: RowContext,
     rows: Sequence[int],
     following: Sequence[Following],
-) -> list[Float[Tensor, "n d_model"]]:
+) -> Float[Tensor, "n width d_model"]:
     """Feed given tokens to copies of some rows; those of ``going`` stay as they are.
 
     Args:
         rows: the row that each of ``following`` goes on from.
 
     Returns:
-        For each of ``following`` the last hidden states after each of its tokens.
+        The last hidden states at the tokens of each of ``following``; shorter ones are padded.
     """
     width = max(len(each.ids) for each in following)
     # what pads a row on the right comes after all that is read
@@ -233,7 +233,5 @@ def followed(
         output = lm.hidden(
             ids, past_key_values=copies.past, use_cache=True, **copies.options(lm.dtype, width)
         )
-    return [
-        hidden[: len(each.ids)]
-        for hidden, each in zip(output.last_hidden_state, following, strict=True)
-    ]
+    hidden: Tensor = output.last_hidden_state
+    return hidden

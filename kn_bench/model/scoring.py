@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from itertools import chain, islice
+from itertools import chain
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -256,23 +256,25 @@ def _followed(
     """
     rows, following = zip(*asked, strict=True)
     hidden = followed(lm, going, edits, rows, following)
+    reads = [
+        (index, row, at, target)
+        for index, (row, each) in enumerate(asked)
+        for at, target in zip(each.reads, each.targets, strict=True)
+    ]
+    reads.sort(key=lambda read: read[2] > 0)  # those at the prompt itself, which has been read
+    n_known = sum(at == 0 for _, _, at, _ in reads)
+    index, row, at, target = torch.tensor(reads, device=hidden.device).T
     # the vocabulary is projected where a target is read, for all rows at once
-    after = [hidden[i][[at - 1 for at in each.reads if at]] for i, each in enumerate(following)]
-    rest = iter(torch.split(log_probs_of(lm, torch.cat(after)), list(map(len, after))))
-    read = torch.cat(
-        [
-            torch.cat([log_probs[row][None], part]) if each.reads[0] == 0 else part
-            for row, each, part in zip(rows, following, rest, strict=True)
-        ]
-    )
-    targets = torch.tensor([t for each in following for t in each.targets], device=read.device)
-    chosen = read.gather(1, targets[:, None])
-    ranks = (read > chosen).sum(1)
-    columns = to_host(chosen[:, 0], ranks, read.argmax(1) == targets)
-    values = (TargetScore(*part) for part in zip(*map(np.ndarray.tolist, columns), strict=True))
+    fresh = log_probs_of(lm, hidden[index[n_known:], at[n_known:] - 1])
+    read = torch.cat([log_probs[row[:n_known]], fresh])
+    chosen = read.gather(1, target[:, None])
+    columns = to_host(chosen[:, 0], (read > chosen).sum(1), read.argmax(1) == target)
+    parts: list[list[TargetScore]] = [[] for _ in asked]
+    for (number, *_), *score_of in zip(reads, *map(np.ndarray.tolist, columns), strict=True):
+        parts[number].append(TargetScore(*score_of))
     scores: list[Followed] = [{} for _ in range(len(log_probs))]
-    for row, each in asked:
-        scores[row][each] = tuple(islice(values, len(each.targets)))
+    for (prompt, each), part in zip(asked, parts, strict=True):
+        scores[prompt][each] = tuple(part)
     return scores
 
 

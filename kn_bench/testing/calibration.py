@@ -7,9 +7,11 @@ of the work is done: after some seconds the rest is reckoned from it and not wai
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -35,6 +37,8 @@ ASKED, EDITED = 8, 16
 PATIENCE = 3.0
 """Seconds after which edits are broken off."""
 LOADING = "loading"
+TRIED = 0.3
+"""Seconds of arithmetic by which it is found how much processes slow one another down."""
 ONCE = (LOADING, "writing text for C", "second moment C")
 """Tasks that are done once for a model, however many cases follow. After a calibration text and C
 are on disk; every process loads the model."""
@@ -146,6 +150,7 @@ def calibrate(
     choices: Choices,
     *,
     askings: int = 2,
+    processes: int = 1,
 ) -> Rates:
     """Take the time of a few cases on each model of ``plan``.
 
@@ -155,6 +160,7 @@ def calibrate(
         models: makes the loaded models of this process, given the progress they report to.
         askings: how often a case is put to an edited model: under its edit and the edit's control,
             or, in a sequence, after the edit and at the end.
+        processes: how many compute at the same time in the run, on cores of one machine.
     """
     watch = Stopwatch(Bars())
     loaded = models(watch)
@@ -175,7 +181,46 @@ def calibrate(
             # the unedited model is asked once, by whichever method comes first
             seconds[slug(spec.name), model_slug] = spent + (0.0 if number else timer.unedited)
         loaded.forget(name)
-    return Rates(seconds, watch.loading, "a short calibration")
+    slower = slowdown(processes) if seconds else 1.0
+    return Rates(
+        {pair: slower * spent for pair, spent in seconds.items()},
+        watch.loading,
+        "a short calibration",
+    )
+
+
+def slowdown(processes: int) -> float:
+    """Return how many times as long arithmetic takes while ``processes`` compute, at least 1.
+
+    Cores share caches, memory and their clock; those of a virtual machine may be one core's two
+    threads. The calibration computes alone, and the workers of a run do not.
+    """
+    if processes < 2:
+        return 1.0
+    alone, together = _products(1), _products(processes)
+    return max(1.0, alone / together)
+
+
+def _products(processes: int) -> float:
+    """Return how many matrix products each of so many threads makes of one another's time."""
+    import torch
+
+    threads = torch.get_num_threads()
+    begin = threading.Barrier(processes)
+
+    def count(_: int) -> int:
+        torch.set_num_threads(threads)  # each thread of Python has its own number of them
+        a, b = torch.ones(256, 768), torch.ones(768, 768)
+        done = 0
+        begin.wait()
+        until = time.perf_counter() + TRIED
+        while time.perf_counter() < until:
+            torch.mm(a, b)  # without the interpreter's lock
+            done += 1
+        return done
+
+    with ThreadPoolExecutor(processes) as pool:
+        return sum(pool.map(count, range(processes))) / processes
 
 
 def count_once(memo: Memo) -> None:

@@ -26,7 +26,7 @@ from kn_bench.model import embedded
 from kn_bench.model.cache_folder import cache_folder
 from kn_bench.model.progress import Progress
 from kn_bench.testing.calibration import Pair, Rates, calibrate
-from kn_bench.testing.devices import at_once, settle, threads
+from kn_bench.testing.devices import at_once, cores, settle, threads
 from kn_bench.testing.progress import Forecast, clock
 
 if TYPE_CHECKING:
@@ -222,7 +222,8 @@ def _calibrated(
     def models(progress: Progress) -> Models:
         return Models(options, options.devices[0], {}, workers=workers, progress=progress)
 
-    return calibrate(plan, specs, models, choices)
+    processes = min(workers, cores()) if options.devices == ("cpu",) else 1
+    return calibrate(plan, specs, models, choices, processes=processes)
 
 
 class Timekeeper:
