@@ -116,8 +116,11 @@ def test_the_time_left_comes_from_the_units_that_are_finished():
     assert (forecast.done, forecast.per_case) == (3, {("rome", "m"): 2.0})
     assert forecast.left() is None  # kn was never measured
     forecast.heard(MEANINGS["reliability-kn-a"], 20.0)
-    assert forecast.left() == 2 * 20.0 / 2
-    earlier = Forecast(MEANINGS, 1, {("rome", "m"): 2.0, ("kn", "m"): 20.0})
+    assert forecast.left() == 2 * 20.0  # two cases of one unit: one worker computes it alone
+    known = {("rome", "m"): 2.0, ("kn", "m"): 20.0}
+    assert Forecast(MEANINGS, 2, known, labels_per_unit=1).left() == 66.0 / 2
+    assert Forecast(MEANINGS, 2, known).left() == 60.0
+    earlier = Forecast(MEANINGS, 1, known)
     assert earlier.left() == 66.0
 
 

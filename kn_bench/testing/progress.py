@@ -18,6 +18,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
@@ -197,7 +198,15 @@ class Forecast:
         left = self.counts - self._cases
         if not left.keys() <= rates.keys():
             return None
-        return sum(cases * rates[key] for key, cases in left.items()) / self._workers
+        work = sum(cases * rates[key] for key, cases in left.items())
+        # the last unit is one worker's, however many have nothing left to do
+        sizes = self._cases_a_unit
+        longest = max((min(n, sizes[key]) * rates[key] for key, n in left.items()), default=0.0)
+        return max(work / self._workers, longest)
+
+    @cached_property
+    def _cases_a_unit(self) -> dict[tuple[str, str], float]:
+        return {key: self.counts[key] / n for key, n in self.units().items()}
 
 
 def _subject(node_id: NodeId) -> str:
