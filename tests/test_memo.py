@@ -87,6 +87,46 @@ def test_it_is_bounded_in_bytes_and_forgets_the_oldest(lm):
     assert 1 not in left
 
 
+class Growing:
+    """A result that comes to hold more."""
+
+    n_bytes = 1000
+
+
+def test_a_large_result_goes_before_small_ones_that_are_older(lm):
+    """Values of ROME were optimised anew for each method: C and answers took their room."""
+    lm.batcher.memory = 4 * 100_000
+    for i in range(20):
+        lm.memo.get(("value", i), lambda: torch.zeros(250))
+    for i in range(30):
+        lm.memo.get(("answer", i), lambda: torch.zeros(2500))  # 300,000 bytes in all
+        assert lm.memo.n_bytes <= 100_000
+    lm.memo.get(("solver",), lambda: torch.zeros(10_000))
+    assert len(lm.memo.keys("solver")) == 1  # the latest stays
+    for i in range(30, 34):
+        lm.memo.get(("answer", i), lambda: torch.zeros(2500))
+    assert len(lm.memo.keys("value")) == 20
+    assert not lm.memo.keys("solver")
+    # but what nobody asks for gives way in the end
+    for i in range(34, 600):
+        lm.memo.get(("answer", i), lambda: torch.zeros(2500))
+    assert not lm.memo.keys("value")
+
+
+def test_a_result_that_has_grown_is_counted_when_it_is_used(lm):
+    lm.batcher.memory = 4 * 10_000
+    growing = Growing()
+    lm.memo.get(("solver",), lambda: growing)
+    lm.memo.get(("t",), lambda: torch.zeros(250))
+    before = lm.memo.n_bytes
+    growing.n_bytes = 5000
+    assert lm.memo.get(("solver",), lambda: None) is growing
+    assert lm.memo.n_bytes == before + 4000
+    growing.n_bytes = 20_000
+    assert lm.memo.get(("solver",), lambda: None) is growing
+    assert len(lm.memo) == 1
+
+
 def test_one_result_larger_than_the_bound_stays_until_the_next(lm):
     lm.batcher.memory = 4
     assert counted(lm) == (1, 1)

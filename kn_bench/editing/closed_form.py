@@ -158,8 +158,8 @@ class Covariance:
 
     @property
     def n_bytes(self) -> int:
-        """Return what the matrix, its factors and its priors may take, for the memo."""
-        return self.matrix.numel() * (self.matrix.element_size() + 8 * (2 + 2 * PRIORS_KEPT))
+        """Return what it takes by now, for the memo: factors and priors come as they are used."""
+        return sum(_held(part) for part in (self, *self._priors.values()))
 
     def prior(
         self, *, weight: float = 0.0, ridge: float = 0.0, null_below: float | None = None
@@ -207,6 +207,13 @@ class Covariance:
 
 
 PRIORS_KEPT = 4
+
+
+def _held(value: object) -> int:
+    """Return the bytes of the tensors that an object has among its attributes."""
+    parts = [part if isinstance(part, tuple) else (part,) for part in vars(value).values()]
+    tensors = [t for part in parts for t in part if isinstance(t, Tensor)]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def joined(

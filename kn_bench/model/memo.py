@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, TypeVar
 
 from torch import Tensor
@@ -16,9 +15,27 @@ from kn_bench.model.weights import Weights
 
 V = TypeVar("V")
 
+ROOM = 0.9
+"""The share of the bound that is left filled once it was passed, so that it is not passed again by
+the next result."""
+
+
+@dataclass(slots=True)
+class _Entry:
+    """A result; ``stated`` is its own word for its size, 0 for one that has none."""
+
+    result: Any
+    n_bytes: int
+    stated: int
+    worth: float
+
 
 class Memo:
-    """Results by key, within a bound in bytes; the least recently used are forgotten first.
+    """Results by key, within a bound in bytes.
+
+    The least recently used are forgotten first, and of those large ones before small ones (Cao and
+    Irani 1997, GreedyDual-Size): one matrix takes the room of a thousand optimised vectors, each
+    of which takes as long to make again.
 
     A key begins with the name of the result and holds all that it depends on besides the weights.
     Results belong to the weights that they were computed with: an edit in place, or a load, hides
@@ -33,7 +50,8 @@ class Memo:
     def __init__(self, batcher: Batcher, weights: Weights) -> None:
         self._batcher = batcher
         self._weights = weights
-        self._kept: OrderedDict[tuple[str, Any], tuple[Any, int]] = OrderedDict()
+        self._kept: dict[tuple[str, Any], _Entry] = {}
+        self._floor = 0.0  # the worth of what was forgotten last
         self._suspended = 0
         self.n_bytes = 0
 
@@ -72,11 +90,10 @@ class Memo:
         missing = []
         for key in wanted:
             pair = weights, key
-            if (kept := self._kept.get(pair)) is None:
-                missing.append(key)
+            if pair in self._kept:
+                results[key] = self._used(pair)
             else:
-                self._kept.move_to_end(pair)
-                results[key] = kept[0]
+                missing.append(key)
         if missing:
             for key, result in zip(missing, make(missing), strict=True):
                 results[key] = result
@@ -91,6 +108,7 @@ class Memo:
     def clear(self) -> None:
         """Forget everything."""
         self._kept.clear()
+        self._floor = 0.0
         self.n_bytes = 0
 
     @contextmanager
@@ -102,26 +120,56 @@ class Memo:
         finally:
             self._suspended -= 1
 
-    def _keep(self, key: tuple[str, Any], result: Any) -> None:
-        if key in self._kept:
-            self.n_bytes -= self._kept.pop(key)[1]
-        size = n_bytes(key) + n_bytes(result)
-        self._kept[key] = result, size
+    def _used(self, pair: tuple[str, Any]) -> Any:
+        """Return a result that is remembered; it may have grown since it was last used."""
+        entry = self._kept[pair] = self._kept.pop(pair)  # last: of equals the oldest goes first
+        if entry.stated:
+            grown = _stated(entry.result) - entry.stated
+            entry.stated += grown
+            entry.n_bytes += grown
+            self.n_bytes += grown
+        self._rate(pair)
+        return entry.result
+
+    def _keep(self, pair: tuple[str, Any], result: Any) -> None:
+        if pair in self._kept:
+            self.n_bytes -= self._kept.pop(pair).n_bytes
+        size = n_bytes(pair) + n_bytes(result)
+        self._kept[pair] = _Entry(result, size, _stated(result), 0.0)
         self.n_bytes += size
+        self._rate(pair)
+
+    def _rate(self, latest: tuple[str, Any]) -> None:
+        """Rate what was used last, and forget what is worth least where the bound is passed."""
+        entry = self._kept[latest]
+        entry.worth = self._floor + 1 / max(1, entry.n_bytes)
         most = self._batcher.memo_bytes
-        while self.n_bytes > most and len(self._kept) > 1:
-            self.n_bytes -= self._kept.popitem(last=False)[1][1]
+        if self.n_bytes <= most:
+            return
+        others = [pair for pair in self._kept if pair != latest]
+        for pair in sorted(others, key=lambda pair: self._kept[pair].worth):
+            forgotten = self._kept.pop(pair)
+            self.n_bytes -= forgotten.n_bytes
+            self._floor = forgotten.worth
+            if self.n_bytes <= ROOM * most:
+                break
+        entry.worth = self._floor + 1 / max(1, entry.n_bytes)
+
+
+def _stated(result: Any) -> int:
+    """Return the size that a result itself states, 0 where it states none."""
+    stated = getattr(result, "n_bytes", None)
+    return stated if isinstance(stated, int) else 0
 
 
 def n_bytes(value: Any) -> int:
     """Return about how many bytes ``value`` takes, all that it holds included.
 
-    A class that will hold more than its fields states its size in an attribute ``n_bytes``.
+    A class that comes to hold more than its fields states its size in an attribute ``n_bytes``.
     """
     if isinstance(value, Tensor):
         return value.numel() * value.element_size()
-    stated = getattr(value, "n_bytes", None)
-    if isinstance(stated, int):
+    if stated := _stated(value):
         return stated
     if is_dataclass(value) and not isinstance(value, type):
         return 64 + sum(n_bytes(getattr(value, field.name)) for field in fields(value))
