@@ -107,7 +107,7 @@ def test_rome_asks_once_a_step(family, on_meta, monkeypatch):
     on_meta(lm)
     away = _moved(ragged)
     batch = Batch.of(lm, tasks, away)
-    deltas, history = value._descend(batch, away.values[batch.first_rows], SETTINGS)
+    deltas, history = value._descend(batch, away.values[batch.first_rows], SETTINGS, lambda _: None)
     assert host.asked == SETTINGS.v_num_grad_steps == len(history[0])
     assert all(delta.device.type == "meta" for delta in deltas)
 

@@ -18,6 +18,7 @@ from kn_bench.editing.rome.problem import Value, ValueProblem, ValueSettings
 from kn_bench.model.costs import graph_bytes
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.precision import widened
+from kn_bench.model.progress import Advance
 from kn_bench.model.ragged import Place, prepare
 from kn_bench.model.transfer import to_host
 
@@ -45,11 +46,15 @@ def optimise_values(
         layers = lm.n_layers - layer
         return rows * graph_bytes(lm, _queries(problem), layers, reads=reads / rows)
 
-    return lm.batcher.run(
-        lambda batch: _optimise(lm, layer, batch, settings, place),
-        problems,
-        item_bytes=item_bytes,
-    )
+    if not problems:
+        return []
+    # one task for all batches: what is left of the first says nothing of the others
+    with lm.progress.task("editing, fact", len(problems)) as advance:
+        return lm.batcher.run(
+            lambda batch: _optimise(lm, layer, batch, settings, place, advance),
+            problems,
+            item_bytes=item_bytes,
+        )
 
 
 def _queries(problem: ValueProblem) -> int:
@@ -62,6 +67,7 @@ def _optimise(
     problems: Sequence[ValueProblem],
     settings: ValueSettings,
     place: Place,
+    advance: Advance,
 ) -> list[Value]:
     rows = [row for problem in problems for row in problem.rows]
     ragged = prepare(
@@ -76,7 +82,7 @@ def _optimise(
     keys, outputs = widened(ragged.keys), widened(ragged.values)
     batch = Batch.of(lm, problems, ragged)
     firsts = batch.first_rows.tolist()
-    deltas, history = _descend(batch, outputs[batch.first_rows], settings)
+    deltas, history = _descend(batch, outputs[batch.first_rows], settings, advance)
     values = []
     for problem, first, delta, steps in zip(problems, firsts, deltas, history, strict=True):
         offset = delta.detach()
@@ -144,7 +150,10 @@ class _Progress:
 
 
 def _descend(
-    batch: Batch, v_0: Float[Tensor, "requests *places d_model"], settings: ValueSettings
+    batch: Batch,
+    v_0: Float[Tensor, "requests *places d_model"],
+    settings: ValueSettings,
+    advance: Advance,
 ) -> tuple[list[nn.Parameter], list[Float[Tensor, "steps 6"]]]:
     """Descend on every request's delta by Adam; each stops for itself.
 
@@ -157,30 +166,31 @@ def _descend(
     radii = settings.clamp_norm_factor * v_0.norm(dim=-1, keepdim=True)
     active = list(range(len(deltas)))
     progress = _Progress(batch, settings, v_0)
-    steps = settings.v_num_grad_steps
-    with batch.lm.progress.task(f"editing {len(deltas)} facts, step", steps) as advance:
-        for step in range(steps):
-            advance(1)
-            with torch.enable_grad():
-                losses = batch.losses(
-                    torch.stack([deltas[i] for i in active]),
-                    v_0[active],
-                    settings,
-                    progress.nll_factor[active],
-                )
-            # the one question a step that the device is asked: which requests are done
-            parts = torch.from_numpy(*to_host(torch.stack(losses, 1)))
-            on = []
-            for index, part in zip(active, parts, strict=True):
-                history[index].append(part)
-                on.append(not progress.finished(index, part))
-            if step + 1 == steps or not any(on):
-                break
-            going = torch.tensor(on)
-            _update(adam, deltas, active, losses, going, radii)
-            if not all(on):
-                active = [index for index, goes in zip(active, on, strict=True) if goes]
-                batch = batch.select(going)
+    left = steps = settings.v_num_grad_steps
+    while left:
+        with torch.enable_grad():
+            losses = batch.losses(
+                torch.stack([deltas[i] for i in active]),
+                v_0[active],
+                settings,
+                progress.nll_factor[active],
+            )
+        # the one question a step that the device is asked: which requests are done
+        parts = torch.from_numpy(*to_host(torch.stack(losses, 1)))
+        on = []
+        for index, part in zip(active, parts, strict=True):
+            history[index].append(part)
+            on.append(not progress.finished(index, part))
+        left -= 1
+        advance(len(deltas) / steps)
+        if not left or not any(on):
+            break
+        going = torch.tensor(on)
+        _update(adam, deltas, active, losses, going, radii)
+        if not all(on):
+            active = [index for index, goes in zip(active, on, strict=True) if goes]
+            batch = batch.select(going)
+    advance(left * len(deltas) / steps)
     return deltas, [torch.stack(steps) for steps in history]
 
 
