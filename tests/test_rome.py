@@ -1,5 +1,6 @@
 """ROME: the optimisation against a plain one, the update in closed form, many requests at once."""
 
+from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -143,6 +144,24 @@ def test_requests_leave_the_batch_at_their_own_step():
     for value in optimised:
         assert all(loss >= 3.5 for loss in value.losses[:-1].tolist())
         assert value.losses[-1] < 3.5 or len(value.losses) == 60
+
+
+@pytest.mark.parametrize("memory", [1, 1 << 30])
+def test_progress_counts_the_facts_of_all_batches(memory, monkeypatch):
+    """A calibration reckons what is left from the share done: of all, not of the first batch."""
+    lm = tiny_model("gpt2")
+    monkeypatch.setattr(lm.batcher, "memory", memory)
+    tasks, done = [], []
+
+    @contextmanager
+    def task(what, total=None):
+        tasks.append((what, total))
+        yield done.append
+
+    monkeypatch.setattr(lm.batcher, "progress", SimpleNamespace(task=task))
+    optimise_values(lm, 1, problems(lm), SETTINGS)
+    assert tasks == [("editing, fact", len(REQUESTS))]
+    assert sum(done) == pytest.approx(len(REQUESTS))
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2"])

@@ -22,6 +22,9 @@ from kn_bench.model.progress import Advance
 from kn_bench.model.ragged import Place, prepare
 from kn_bench.model.transfer import to_host
 
+PREPARED = 1.5
+"""Steps of the descent that the passes before it take as long as."""
+
 
 def optimise_values(
     lm: LanguageModel,
@@ -78,11 +81,18 @@ def _optimise(
         place=place,
         shared=[row.context for row in rows],
     )
+    whole = PREPARED + settings.v_num_grad_steps
+    advance(PREPARED / whole * len(problems))
     # bf16 and fp16 weights: the edit's own arithmetic is float32
     keys, outputs = widened(ragged.keys), widened(ragged.values)
     batch = Batch.of(lm, problems, ragged)
     firsts = batch.first_rows.tolist()
-    deltas, history = _descend(batch, outputs[batch.first_rows], settings, advance)
+    deltas, history = _descend(
+        batch,
+        outputs[batch.first_rows],
+        settings,
+        lambda steps: advance(steps / whole * len(problems)),
+    )
     values = []
     for problem, first, delta, steps in zip(problems, firsts, deltas, history, strict=True):
         offset = delta.detach()
@@ -159,6 +169,9 @@ def _descend(
 
     The published order: the loss is looked at before the update, N passes make N - 1 updates, and
     delta is projected onto its ball after each.
+
+    Args:
+        advance: told each step, and those that are not needed at the end.
     """
     deltas = [nn.Parameter(torch.zeros_like(v)) for v in v_0]
     adam = torch.optim.Adam(deltas, lr=settings.v_lr)
@@ -166,7 +179,7 @@ def _descend(
     radii = settings.clamp_norm_factor * v_0.norm(dim=-1, keepdim=True)
     active = list(range(len(deltas)))
     progress = _Progress(batch, settings, v_0)
-    left = steps = settings.v_num_grad_steps
+    left = settings.v_num_grad_steps
     while left:
         with torch.enable_grad():
             losses = batch.losses(
@@ -182,7 +195,7 @@ def _descend(
             history[index].append(part)
             on.append(not progress.finished(index, part))
         left -= 1
-        advance(len(deltas) / steps)
+        advance(1)
         if not left or not any(on):
             break
         going = torch.tensor(on)
@@ -190,7 +203,7 @@ def _descend(
         if not all(on):
             active = [index for index, goes in zip(active, on, strict=True) if goes]
             batch = batch.select(going)
-    advance(left * len(deltas) / steps)
+    advance(left)
     return deltas, [torch.stack(steps) for steps in history]
 
 
