@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from kn_bench.measure.cache import AnswerCache, TargetScores, content_key
 from kn_bench.measure.engine import Engine
 from kn_bench.model.scoring import Reading
-from tests.test_engine import Toy, _Nothing, rows, toy_case
+from tests.test_engine import Toy, _Nothing, assert_equal_rows, rows, toy_case
 from tests.tiny_models import tiny_model
 
 
@@ -100,12 +100,14 @@ def test_an_altered_answer_is_asked_anew_with_one_warning(tmp_path, statement):
         assert connection.execute(statement).rowcount > 1
     lm.memo.clear()
     with pytest.warns(UserWarning, match="altered since they were stored") as said:
-        assert rows(Engine(lm, cache=tmp_path), _Nothing(), cases) == first
+        again = rows(Engine(lm, cache=tmp_path), _Nothing(), cases)
+    # what is asked anew shares a pass with fewer prompts, and is rounded differently
+    assert_equal_rows(again, first, 1e-6)
     assert len(said) == 1
     lm.memo.clear()
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # what was asked anew is stored in its place
-        assert rows(Engine(lm, cache=tmp_path), _Nothing(), cases) == first
+        assert rows(Engine(lm, cache=tmp_path), _Nothing(), cases) == again
 
 
 def test_an_answer_to_another_question_is_altered(tmp_path):
