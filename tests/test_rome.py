@@ -151,7 +151,8 @@ def test_progress_counts_the_facts_of_all_batches(memory, monkeypatch):
     """A calibration reckons what is left from the share done: of all, not of the first batch."""
     lm = tiny_model("gpt2")
     monkeypatch.setattr(lm.batcher, "memory", memory)
-    tasks, done = [], []
+    tasks: list[tuple[str, float | None]] = []
+    done: list[float] = []
 
     @contextmanager
     def task(what, total=None):
