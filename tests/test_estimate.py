@@ -156,7 +156,7 @@ def test_a_calibration_times_edits_and_answers_and_leaves_out_what_fails(monkeyp
     assert 0 < rates.once < 60
 
 
-def test_a_calibration_alone_counts_what_workers_slow_one_another_down_by(monkeypatch):
+def test_a_calibration_allows_for_workers_that_slow_one_another_down(monkeypatch):
     products = {1: 300.0, 2: 200.0, 3: 310.0}
     monkeypatch.setattr(calibration, "_products", products.__getitem__)
     assert calibration.slowdown(1) == 1

@@ -24,6 +24,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from kn_bench.model.memo import n_bytes
+
 
 class Factors(NamedTuple):
     """An update D = u v of a weight taken as the map key -> value."""
@@ -159,7 +161,7 @@ class Covariance:
     @property
     def n_bytes(self) -> int:
         """Return what it takes by now, for the memo: factors and priors come as they are used."""
-        return sum(_held(part) for part in (self, *self._priors.values()))
+        return n_bytes(vars(self))
 
     def prior(
         self, *, weight: float = 0.0, ridge: float = 0.0, null_below: float | None = None
@@ -207,13 +209,6 @@ class Covariance:
 
 
 PRIORS_KEPT = 4
-
-
-def _held(value: object) -> int:
-    """Return the bytes of the tensors that an object has among its attributes."""
-    parts = [part if isinstance(part, tuple) else (part,) for part in vars(value).values()]
-    tensors = [t for part in parts for t in part if isinstance(t, Tensor)]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def joined(

@@ -70,16 +70,20 @@ class Asker:
         end where nothing that follows would change a verdict.
         """
         prompts = dict.fromkeys(map(_prompt, questions))
-        # of each row to be scored the position from which neurons are scaled
-        rows = {(row, edit): first for row, edit, first in _further_rows(questions)}
-        scores = _known_scores(rows, cache)
+        rows = dict(_further_rows(questions))
+        contents = {
+            (row, edit): content_key(row.ids, row.positions, row.targets)
+            for row, edit in (rows if cache else ())
+        }
+        known = cache.scores(list(contents.values())) if cache else {}
+        scores = {key: known[content] for key, content in contents.items() if content in known}
         missing = {key: first for key, first in rows.items() if key not in scores}
         settled = self._settled(questions) if brief else None
         readings, followed = self._read(list(prompts), missing, edits, cache, settled)
         left = {key: first for key, first in missing.items() if key not in followed}
         fresh = followed | self._score(left, edits)
         if cache:
-            cache.keep_scores((_content(row), fresh[row, edit]) for row, edit in missing)
+            cache.keep_scores((contents[key], fresh[key]) for key in missing)
         scores |= fresh
         answers = []
         for question in questions:
@@ -190,19 +194,6 @@ def _prompt(question: Question) -> Prompt:
     return Prompt(probe.prompt_ids, probe.answer_position, question.edit)
 
 
-def _known_scores(rows: Iterable[Key], cache: AnswerCache | None) -> Scores:
-    """Return the scores of those ``rows`` that are stored."""
-    if cache is None:
-        return {}
-    keys = {(row, edit): _content(row) for row, edit in rows}
-    known = cache.scores(list(keys.values()))
-    return {key: known[content] for key, content in keys.items() if content in known}
-
-
-def _content(row: AnswerRow) -> bytes:
-    return content_key(row.ids, row.positions, row.targets)
-
-
 def _scores_of(targets: Sequence[TargetScore]) -> TargetScores:
     return TargetScores(
         tuple(target.log_prob for target in targets), tuple(target.argmax for target in targets)
@@ -230,14 +221,15 @@ def _is_first_token(row: AnswerRow, probe: EncodedProbe) -> bool:
     )
 
 
-def _further_rows(questions: Sequence[Question]) -> Iterable[tuple[AnswerRow, int, int]]:
+def _further_rows(questions: Sequence[Question]) -> Iterable[tuple[Key, int]]:
+    """Yield the rows to score, and the position from which neurons are scaled in each."""
     for question in questions:
         probe = question.probe
         for row in (probe.expected, probe.rejected):
             if row.further:  # masked piece by piece: each part has an answer position of its own
-                yield from ((part, question.edit, part.positions[0]) for part in row.parts)
+                yield from (((part, question.edit), part.positions[0]) for part in row.parts)
             elif not _is_first_token(row, probe):
-                yield row, question.edit, probe.answer_position
+                yield (row, question.edit), probe.answer_position
 
 
 def _target_scores(

@@ -55,7 +55,7 @@ class Going:
         return Going(past, self.edit_of[rows], padding)
 
     def options(self, dtype: torch.dtype, queries: int = 1) -> dict[str, Any]:
-        """Return what the pass over the next ``queries`` tokens is told of the padding."""
+        """Return the mask and the positions of a pass over the next ``queries`` tokens."""
         padding = self.padding
         if padding is None:
             if queries == 1:

@@ -16,13 +16,12 @@ from kn_bench.model.weights import Weights
 V = TypeVar("V")
 
 ROOM = 0.9
-"""The share of the bound that is left filled once it was passed, so that it is not passed again by
-the next result."""
+"""Results are forgotten down to this share of the bound, so that the next one does not pass it."""
 
 
 @dataclass(slots=True)
 class _Entry:
-    """A result; ``stated`` is its own word for its size, 0 for one that has none."""
+    """A result with its size; ``stated`` is the size it states itself, 0 if it states none."""
 
     result: Any
     n_bytes: int
@@ -140,19 +139,17 @@ class Memo:
         self._rate(pair)
 
     def _rate(self, latest: tuple[str, Any]) -> None:
-        """Rate what was used last, and forget what is worth least where the bound is passed."""
-        entry = self._kept[latest]
-        entry.worth = self._floor + 1 / max(1, entry.n_bytes)
+        """Forget what is worth least where the bound is passed, and rate what was used last."""
         most = self._batcher.memo_bytes
-        if self.n_bytes <= most:
-            return
-        others = [pair for pair in self._kept if pair != latest]
-        for pair in sorted(others, key=lambda pair: self._kept[pair].worth):
-            forgotten = self._kept.pop(pair)
-            self.n_bytes -= forgotten.n_bytes
-            self._floor = forgotten.worth
-            if self.n_bytes <= ROOM * most:
-                break
+        if self.n_bytes > most:
+            others = [pair for pair in self._kept if pair != latest]
+            for pair in sorted(others, key=lambda pair: self._kept[pair].worth):
+                forgotten = self._kept.pop(pair)
+                self.n_bytes -= forgotten.n_bytes
+                self._floor = forgotten.worth
+                if self.n_bytes <= ROOM * most:
+                    break
+        entry = self._kept[latest]
         entry.worth = self._floor + 1 / max(1, entry.n_bytes)
 
 
@@ -172,7 +169,8 @@ def n_bytes(value: Any) -> int:
     if stated := _stated(value):
         return stated
     if is_dataclass(value) and not isinstance(value, type):
-        return 64 + sum(n_bytes(getattr(value, field.name)) for field in fields(value))
+        names = getattr(value, "__dict__", None) or [field.name for field in fields(value)]
+        return 64 + sum(n_bytes(getattr(value, name)) for name in names)  # with what it has cached
     if isinstance(value, tuple | list | set | frozenset):
         if len(value) > 8 and all(isinstance(part, int) for part in value):
             return 36 * len(value)

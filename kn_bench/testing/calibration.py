@@ -192,8 +192,8 @@ def calibrate(
 def slowdown(processes: int) -> float:
     """Return how many times as long arithmetic takes while ``processes`` compute, at least 1.
 
-    Cores share caches, memory and their clock; those of a virtual machine may be one core's two
-    threads. The calibration computes alone, and the workers of a run do not.
+    Cores share caches, memory and their clock, and two cores of a virtual machine may be threads of
+    one. A calibration computes alone, the workers of a run do not.
     """
     if processes < 2:
         return 1.0
@@ -202,7 +202,7 @@ def slowdown(processes: int) -> float:
 
 
 def _products(processes: int) -> float:
-    """Return how many matrix products each of so many threads makes of one another's time."""
+    """Return how many matrix products one process makes while so many of them compute."""
     import torch
 
     threads = torch.get_num_threads()

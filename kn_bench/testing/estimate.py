@@ -27,7 +27,7 @@ from kn_bench.model.cache_folder import cache_folder
 from kn_bench.model.progress import Progress
 from kn_bench.testing.calibration import Pair, Rates, calibrate
 from kn_bench.testing.devices import at_once, cores, settle, threads
-from kn_bench.testing.progress import Forecast, clock
+from kn_bench.testing.progress import Forecast, clock, shared_out
 
 if TYPE_CHECKING:
     from kn_bench.editing.registry import MethodSpec
@@ -74,9 +74,7 @@ class Estimate:
     @property
     def seconds(self) -> float:
         """Wall time of the whole run."""
-        work = self._work
-        longest = max((work[p] / n for p, n in self.units.items() if p in work), default=0.0)
-        return self.rates.once + max(sum(work.values()) / self.workers, longest)
+        return self.rates.once + shared_out(self._work, self.units, self.workers)
 
     @property
     def _work(self) -> dict[Pair, float]:
@@ -197,7 +195,7 @@ def estimated(
         specs, choices = methods()
         rates = _calibrated(options, plan, specs, choices, workers)
     forecast.assume(rates.seconds)
-    return Estimate(rates, edits, at_once(workers, options), forecast.units())
+    return Estimate(rates, edits, at_once(workers, options), forecast.units)
 
 
 def _worth_calibrating(names: Sequence[str]) -> int:

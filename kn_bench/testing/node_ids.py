@@ -28,8 +28,8 @@ from kn_bench.measure.protocols import occasion_of
 CASES_PER_UNIT = 32
 CASES_PER_LARGE_UNIT = 12
 """The same for models that are not embedded, on a CPU. With more, workers end minutes apart, and
-one that helps another out locates the neurons of the same cases once more; with fewer, the prompts
-asked together become so few that reading the weights takes longer than the arithmetic."""
+one that takes over a unit locates the neurons of its cases again; with fewer, so few prompts are
+asked together that reading the weights takes longer than the arithmetic."""
 
 
 class NodeId(NamedTuple):

@@ -160,8 +160,9 @@ class Forecast:
         self._cases: Counter[tuple[str, str]] = Counter()
         self._seconds: defaultdict[tuple[str, str], float] = defaultdict(float)
 
+    @cached_property
     def units(self) -> Counter[tuple[str, str]]:
-        """Return the number of units by (method, model): one worker computes a unit alone."""
+        """The number of units by (method, model): one worker computes a unit alone."""
         keys = set(units(self._meanings.values(), labels_per_unit=self._per_unit))
         return Counter((key.method, key.model) for key in keys if key is not None)
 
@@ -198,15 +199,22 @@ class Forecast:
         left = self.counts - self._cases
         if not left.keys() <= rates.keys():
             return None
-        work = sum(cases * rates[key] for key, cases in left.items())
-        # the last unit is one worker's, however many have nothing left to do
-        sizes = self._cases_a_unit
-        longest = max((min(n, sizes[key]) * rates[key] for key, n in left.items()), default=0.0)
-        return max(work / self._workers, longest)
+        work = {key: cases * rates[key] for key, cases in left.items()}
+        units = {key: max(1, n * self.units[key] / self.counts[key]) for key, n in left.items()}
+        return shared_out(work, units, self._workers)
 
-    @cached_property
-    def _cases_a_unit(self) -> dict[tuple[str, str], float]:
-        return {key: self.counts[key] / n for key, n in self.units().items()}
+
+def shared_out(
+    work: Mapping[tuple[str, str], float], units: Mapping[tuple[str, str], float], workers: int
+) -> float:
+    """Return the wall time of ``work`` by so many workers, where one computes a unit alone.
+
+    Args:
+        work: seconds by (method, model).
+        units: how many units they are made of; work that has none here may be divided at will.
+    """
+    longest = max((work[key] / n for key, n in units.items() if key in work), default=0.0)
+    return max(sum(work.values()) / workers, longest)
 
 
 def _subject(node_id: NodeId) -> str:

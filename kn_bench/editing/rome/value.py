@@ -23,7 +23,7 @@ from kn_bench.model.ragged import Place, prepare
 from kn_bench.model.transfer import to_host
 
 PREPARED = 1.5
-"""Steps of the descent that the passes before it take as long as."""
+"""The passes before the descent take about as long as this many of its steps."""
 
 
 def optimise_values(
@@ -49,8 +49,6 @@ def optimise_values(
         layers = lm.n_layers - layer
         return rows * graph_bytes(lm, _queries(problem), layers, reads=reads / rows)
 
-    if not problems:
-        return []
     # one task for all batches: what is left of the first says nothing of the others
     with lm.progress.task("editing, fact", len(problems)) as advance:
         return lm.batcher.run(
@@ -81,18 +79,17 @@ def _optimise(
         place=place,
         shared=[row.context for row in rows],
     )
-    whole = PREPARED + settings.v_num_grad_steps
-    advance(PREPARED / whole * len(problems))
+    facts_a_step = len(problems) / (PREPARED + settings.v_num_grad_steps)
+
+    def done(steps: float) -> None:
+        advance(steps * facts_a_step)
+
+    done(PREPARED)
     # bf16 and fp16 weights: the edit's own arithmetic is float32
     keys, outputs = widened(ragged.keys), widened(ragged.values)
     batch = Batch.of(lm, problems, ragged)
     firsts = batch.first_rows.tolist()
-    deltas, history = _descend(
-        batch,
-        outputs[batch.first_rows],
-        settings,
-        lambda steps: advance(steps / whole * len(problems)),
-    )
+    deltas, history = _descend(batch, outputs[batch.first_rows], settings, done)
     values = []
     for problem, first, delta, steps in zip(problems, firsts, deltas, history, strict=True):
         offset = delta.detach()
@@ -171,7 +168,7 @@ def _descend(
     delta is projected onto its ball after each.
 
     Args:
-        advance: told each step, and those that are not needed at the end.
+        advance: told of each step, and at the end of those that were not needed.
     """
     deltas = [nn.Parameter(torch.zeros_like(v)) for v in v_0]
     adam = torch.optim.Adam(deltas, lr=settings.v_lr)
