@@ -108,7 +108,7 @@ def prepare(
     joins = place == "block" or (
         place == "site"  # "both" changes the attention, whose output the layer's MLP reads
         and layer + 1 < lm.n_layers
-        and adds_to_stream(lm, lm.tensor([rows[0]]), layer)
+        and _joins(lm, rows[0], layer)
     )
     # where the change is simply added to the residual stream, the layer need not run again
     first = layer + 1 if joins else layer
@@ -173,6 +173,16 @@ def _check(
         raise ValueError(
             f"layer {layer}: expected a layer whose output another one reads; choose an earlier one"
         )
+
+
+def _joins(lm: LanguageModel, row: Sequence[int], layer: int) -> bool:
+    """Return what :func:`adds_to_stream` does, asked once of a model: edits do not change it."""
+
+    def asked() -> bool:
+        with lm.unedited():
+            return adds_to_stream(lm, lm.tensor([row]), layer)
+
+    return lm.memo.get(("adds to stream", layer), asked, original=True)
 
 
 @torch.no_grad()

@@ -92,7 +92,7 @@ def _optimise(
     deltas, history = _descend(batch, outputs[batch.first_rows], settings, done)
     values = []
     for problem, first, delta, steps in zip(problems, firsts, deltas, history, strict=True):
-        offset = delta.detach()
+        offset = delta
         beside = None
         if place == "both":
             beside = outputs[first, 1] + offset[1]
@@ -161,7 +161,7 @@ def _descend(
     v_0: Float[Tensor, "requests *places d_model"],
     settings: ValueSettings,
     advance: Advance,
-) -> tuple[list[nn.Parameter], list[Float[Tensor, "steps 6"]]]:
+) -> tuple[Float[Tensor, "requests *places d_model"], list[Float[Tensor, "steps 6"]]]:
     """Descend on every request's delta by Adam; each stops for itself.
 
     The published order: the loss is looked at before the update, N passes make N - 1 updates, and
@@ -170,57 +170,50 @@ def _descend(
     Args:
         advance: told of each step, and at the end of those that were not needed.
     """
-    deltas = [nn.Parameter(torch.zeros_like(v)) for v in v_0]
-    adam = torch.optim.Adam(deltas, lr=settings.v_lr)
-    history: list[list[Tensor]] = [[] for _ in deltas]
+    # one parameter for all, since Adam treats each number by itself; it moves those that are
+    # finished on, and what they had reached is kept beside
+    deltas = nn.Parameter(torch.zeros_like(v_0))
+    reached = torch.zeros_like(v_0)
+    adam = torch.optim.Adam([deltas], lr=settings.v_lr)
+    history: list[list[Tensor]] = [[] for _ in v_0]
     radii = settings.clamp_norm_factor * v_0.norm(dim=-1, keepdim=True)
-    active = list(range(len(deltas)))
+    active = torch.arange(len(v_0), device=v_0.device)
     progress = _Progress(batch, settings, v_0)
     left = settings.v_num_grad_steps
     while left:
         with torch.enable_grad():
-            losses = batch.losses(
-                torch.stack([deltas[i] for i in active]),
-                v_0[active],
-                settings,
-                progress.nll_factor[active],
-            )
+            factor = progress.nll_factor[active]
+            losses = batch.losses(deltas[active], v_0[active], settings, factor)
         # the one question a step that the device is asked: which requests are done
         parts = torch.from_numpy(*to_host(torch.stack(losses, 1)))
-        on = []
-        for index, part in zip(active, parts, strict=True):
+        going = torch.ones(len(parts), dtype=torch.bool)
+        for row, (index, part) in enumerate(zip(active.tolist(), parts, strict=True)):
             history[index].append(part)
-            on.append(not progress.finished(index, part))
+            going[row] = not progress.finished(index, part)
         left -= 1
         advance(1)
-        if not left or not any(on):
+        if not left or not going.any():
             break
-        going = torch.tensor(on)
-        _update(adam, deltas, active, losses, going, radii)
-        if not all(on):
-            active = [index for index, goes in zip(active, on, strict=True) if goes]
+        if not going.all():
+            reached[active] = deltas.detach()[active]
+        _update(adam, deltas, losses, radii)
+        if not going.all():
+            active = active[going.to(active.device)]
             batch = batch.select(going)
+    reached[active] = deltas.detach()[active]
     advance(left)
-    return deltas, [torch.stack(steps) for steps in history]
+    return reached, [torch.stack(steps) for steps in history]
 
 
 def _update(
     adam: torch.optim.Adam,
-    deltas: Sequence[nn.Parameter],
-    active: Sequence[int],
+    deltas: Float[nn.Parameter, "requests *places d_model"],
     losses: Losses,
-    going: Tensor,
     radii: Float[Tensor, "requests *places 1"],
 ) -> None:
-    """Update those that go on: Adam passes over parameters without a gradient."""
-    on = [index for index, goes in zip(active, going.tolist(), strict=True) if goes]
-    adam.zero_grad(set_to_none=True)
-    gradients = torch.autograd.grad(losses.total.sum(), [deltas[index] for index in on])
-    for index, gradient in zip(on, gradients, strict=True):
-        deltas[index].grad = gradient
+    """Take one step of Adam, and project every delta onto its ball."""
+    (deltas.grad,) = torch.autograd.grad(losses.total.sum(), [deltas])
     adam.step()
     with torch.no_grad():
-        for index in on:
-            delta = deltas[index]
-            size = delta.norm(dim=-1, keepdim=True).clamp_min(1e-30)
-            delta.mul_((radii[index] / size).clamp_max(1))
+        size = deltas.norm(dim=-1, keepdim=True).clamp_min(1e-30)
+        deltas.mul_((radii / size).clamp_max(1))
