@@ -1,4 +1,4 @@
-"""A control's answers end as soon as no verdict depends on what follows."""
+"""Answers that nobody is shown end as soon as no verdict depends on what follows."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from kn_bench.cases import sources
 from kn_bench.cases.normalise import is_settled, same_answer, starts_with_answer, words
 from kn_bench.editing.applying import RowEdits
 from kn_bench.editing.edit import LowRank, LowRankEdit
-from kn_bench.measure.answers import Asker, Question
+from kn_bench.measure.answers import ALL, PAIRS, Asker, Question
 from kn_bench.measure.encoding import EncodedCase, encode_cases
 from kn_bench.model.loading import load_model
 
@@ -66,11 +66,14 @@ def test_brief_answers_say_the_same_in_fewer_tokens(name):
         LowRankEdit(updates=(LowRank(1, u[i][:, None] / 9, v[i][None] / 9),)) for i in range(8)
     ]
     questions = [Question(p, i % 8) for i, case in enumerate(encoded) for p in case.probes]
-    full, brief = (
-        Asker(lm).ask(questions, RowEdits(lm, edits), brief=brief) for brief in (False, True)
+    full, pairs, brief = (
+        Asker(lm).ask(questions, RowEdits(lm, edits), brief=brief) for brief in ((), PAIRS, ALL)
     )
     saved = 0
-    for question, (whole, log_probs), (part, same) in zip(questions, full, brief, strict=True):
+    for question, (whole, log_probs), (shown, _), (part, same) in zip(
+        questions, full, pairs, brief, strict=True
+    ):
+        assert shown == (whole if question.probe.probe.task == "fact" else part)
         torch.testing.assert_close(same, log_probs)
         assert whole.generated.startswith(part.generated)
         saved += len(whole.generated) - len(part.generated)

@@ -9,12 +9,12 @@ no weight go through the model together.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kn_bench.cases.case import Case, Exclusion
+from kn_bench.cases.case import Case, Exclusion, Task
 from kn_bench.editing.applying import IN_PLACE, RowEdits, in_place
 from kn_bench.editing.edit import (
     Edit,
@@ -30,7 +30,7 @@ from kn_bench.editing.equal_size import controls_of
 from kn_bench.editing.method import edit_cases
 from kn_bench.editing.surroundings import Surroundings, own_random
 from kn_bench.editing.validation import checked, plain_notes
-from kn_bench.measure.answers import Asker, Question
+from kn_bench.measure.answers import ALL, PAIRS, Asker, Question
 from kn_bench.measure.asked import Asked, content_of, measurement_of
 from kn_bench.measure.cache import AnswerCache
 from kn_bench.measure.encoding import EncodedCase, EncodedProbe, encode_cases
@@ -216,7 +216,7 @@ class Engine:
         edited: Sequence[_Edited],
         results: dict[str, CaseResult],
         *,
-        brief: bool = False,
+        brief: Collection[Task] = PAIRS,
     ) -> None:
         rowwise = [trial for trial in edited if not isinstance(trial.edit, IN_PLACE)]
         for portion in self._portions(rowwise):
@@ -240,7 +240,7 @@ class Engine:
         pairs = zip(edited, drawn, strict=True)
         controls = [replace(trial, edit=edit) for trial, edit in pairs if edit is not None]
         given: dict[str, CaseResult] = {}
-        self._measure_all(control_name(name), controls, given, brief=True)
+        self._measure_all(control_name(name), controls, given, brief=ALL)
         for case, result in given.items():
             results[case] = replace(results[case], control=replace(result, edit=None))
 
@@ -279,7 +279,7 @@ class Engine:
         edited: Sequence[_Edited],
         edits: RowEdits,
         results: dict[str, CaseResult],
-        brief: bool,
+        brief: Collection[Task],
     ) -> None:
         before = self.before([probe for trial in edited for probe in trial.encoded.probes])
         prefixed = _prefixed(edited, self.model)
@@ -301,7 +301,11 @@ class Engine:
             results[case] = self._result(name, trial, before, after[index], prefixed.get(index, {}))
 
     def _measure_in_place(
-        self, name: str, group: Sequence[_Edited], results: dict[str, CaseResult], brief: bool
+        self,
+        name: str,
+        group: Sequence[_Edited],
+        results: dict[str, CaseResult],
+        brief: Collection[Task],
     ) -> None:
         """Apply one edit in place, and ask the probes of all cases that share it."""
         probes = [probe for trial in group for probe in trial.encoded.probes]

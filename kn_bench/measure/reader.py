@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
-from kn_bench.cases.case import Exclusion
+from kn_bench.cases.case import Exclusion, Task
 from kn_bench.editing.composition import Composition
 from kn_bench.editing.edit import LookupEdit, PromptEdit
-from kn_bench.measure.answers import Question
+from kn_bench.measure.answers import PAIRS, Question
 from kn_bench.measure.asked import Asked, content_of, measurement_of
 from kn_bench.measure.encoding import EncodedCase, EncodedProbe, encode_cases
 from kn_bench.measure.engine import Engine
@@ -30,11 +30,11 @@ class Reader:
         engine: engine of the model.
         method: name of the method.
         model: the edits that the model holds.
-        brief: whether answers end where no verdict depends on what follows.
+        brief: the tasks whose answers end where no verdict depends on what follows.
     """
 
     def __init__(
-        self, engine: Engine, method: str, model: Composition, *, brief: bool = False
+        self, engine: Engine, method: str, model: Composition, *, brief: Collection[Task] = PAIRS
     ) -> None:
         self.engine, self.name, self.model = engine, method, model
         self.brief = brief

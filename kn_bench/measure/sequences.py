@@ -34,6 +34,7 @@ from kn_bench.editing.edit import (
 )
 from kn_bench.editing.method import begin, kind_of
 from kn_bench.measure.ability import Abilities, Ability
+from kn_bench.measure.answers import ALL, PAIRS
 from kn_bench.measure.criteria import gives_expected
 from kn_bench.measure.drawing import without_edited_neighbours
 from kn_bench.measure.encoding import EncodedCase, EncodedProbe
@@ -205,7 +206,8 @@ class _Run:
         maker = StepMaker(self.lm, self.name, self.method, self.store, self._collapsed, seed)
         with Composition(self.lm) as model:
             self.model = model
-            self.reader = Reader(self.engine, self.name, model, brief=self.is_control)
+            brief = ALL if self.is_control else PAIRS
+            self.reader = Reader(self.engine, self.name, model, brief=brief)
             for step, cases in stepwise(self.lm.progress, "step", list(self.plan.steps())):
                 edited_step = maker.make(step, [c for c in cases if c.id in self.encoded], state)
                 self.edit_seconds = maker.seconds

@@ -96,6 +96,13 @@ class SuiteTest(pytest.Function):
     def function(self) -> Any:
         return self.template.function.function
 
+    @property
+    def location(self) -> tuple[str, int | None, str]:
+        """Where the suite's function stands, as pytest reports it of every test."""
+        sample = self.template.function
+        path, line, qualified = sample.location
+        return path, line, qualified.removesuffix(sample.name) + self.name
+
     # by identity: pytest 8 would hash an attribute that only a whole item has. In C, since pytest
     # hashes every test many times when it orders them
     __hash__ = object.__hash__

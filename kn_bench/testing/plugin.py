@@ -19,6 +19,7 @@ import pytest
 
 from kn_bench.editing.registry import Registry
 from kn_bench.testing.options import add_options, addressed, read_options
+from kn_bench.testing.others import Unrecorded, do_without
 
 if TYPE_CHECKING:
     from kn_bench.editing.registry import MethodSpec
@@ -243,6 +244,8 @@ def pytest_xdist_node_collection_finished(node: Any, ids: list[str]) -> None:
 
         pytest.exit(f"stopped: {error}", returncode=INCOMPLETE)
     node.config.stash.setdefault(MEANINGS, {}).update(collected.meanings)
+    if len(ids) == len(collected.meanings):
+        do_without(node.config)
     _record(node.config, collected)
 
 
@@ -312,23 +315,6 @@ def workers_of(config: pytest.Config) -> int:
     if engine is not None:
         return int(engine.size)
     return max(1, len(config.getoption("tx", None) or ()))
-
-
-class Unrecorded:
-    """Stops the session at a result that nobody writes down: a green test must not hide it."""
-
-    @pytest.hookimpl(trylast=True)  # after the recorder, which takes the rows off the report
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if not report.user_properties:  # as of another project's tests
-            return
-        from kn_bench.testing.outcomes import ROWS
-
-        if any(name == ROWS for name, _ in report.user_properties):
-            pytest.exit(
-                f"{report.nodeid} was measured by a worker that did not say so when it collected "
-                "its tests: its result cannot be recorded; run with -n on this machine",
-                returncode=3,
-            )
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -28,6 +28,7 @@ from kn_bench.testing.items import SuiteTest, can_stand_for_all, set_unit, suite
 from kn_bench.testing.models import Models, defined_for
 from kn_bench.testing.node_ids import NodeId, UnitKey
 from kn_bench.testing.options import Options
+from kn_bench.testing.others import do_without
 from kn_bench.testing.plan import TestPlan
 from kn_bench.testing.points import Point, Work
 from kn_bench.testing.progress import FileProgress
@@ -175,7 +176,7 @@ class SuiteSession:
                 cases = point.sequence.cases if point.sequence else point.cases
                 self._members.setdefault(unit, {}).update((case.id, case) for case in cases)
         if all(unit_of(item) is not None for item in session.items):
-            _leave_out_log_capture(session.config)
+            do_without(session.config)
 
     def collected(self, items: Sequence[pytest.Item]) -> node_ids.Collected:
         """What the tests of ours among ``items`` ask, and how many a resumed run has already."""
@@ -300,17 +301,6 @@ def _address(item: pytest.Item) -> NodeId | None:
     """What the node id of a test says, without taking it apart."""
     point = point_of(item)
     return point.node_id if point else None
-
-
-def _leave_out_log_capture(config: pytest.Config) -> None:
-    """Run without pytest's log capture, unless the user asked for logs.
-
-    At every phase of every test it visits all loggers that do not propagate, and torch has sixty of
-    them: 1.5 ms a test, more than all else that a test costs.
-    """
-    asked = any(config.getoption(name, None) for name in ("log_level", "log_file", "log_cli_level"))
-    if not asked and not config.getini("log_cli") and not config.getini("log_file"):
-        config.pluginmanager.unregister(name="logging-plugin")
 
 
 def criterion_of(function: str) -> Criterion:
