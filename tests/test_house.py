@@ -180,3 +180,17 @@ def test_importing_the_package_is_light():
         text=True,
     )
     assert run.returncode == 0, run.stderr
+
+
+def test_the_methods_load_nothing_that_only_boards_and_studies_need():
+    """A worker imports all methods before its first test."""
+    code = """
+import importlib, pkgutil, sys
+import kn_bench.testing.session, kn_bench.measure.engine, kn_bench.edits
+for module in pkgutil.iter_modules(kn_bench.edits.__path__):
+    importlib.import_module(f"kn_bench.edits.{module.name}")
+heavy = {"pandas", "scipy", "sklearn", "matplotlib", "datasets", "peft", "hypothesis"}
+sys.exit(str(heavy & set(sys.modules)) if heavy & set(sys.modules) else 0)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from kn_bench.model import prefixed
-from kn_bench.model.ragged import adds_to_stream, prepare
+from kn_bench.model.ragged import prepare
+from kn_bench.model.stream import adds_to_stream
 from tests.tiny_models import FAMILIES, ROUNDED, tiny_model
 
 CAUSAL = [family for family in FAMILIES if tiny_model(family).is_causal]

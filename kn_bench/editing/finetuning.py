@@ -20,9 +20,9 @@ from kn_bench.model.language_model import LanguageModel, SiteHook
 from kn_bench.model.precision import wide_dtype
 from kn_bench.model.prefixed import padded
 from kn_bench.model.progress import stepwise
-from kn_bench.model.ragged import arriving
 from kn_bench.model.resuming import skipping
 from kn_bench.model.scoring import log_probs_of
+from kn_bench.model.stream import arriving
 
 
 @dataclass(frozen=True, slots=True)

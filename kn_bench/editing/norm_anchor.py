@@ -13,7 +13,6 @@ import os
 
 import torch
 from filelock import FileLock
-from scipy.stats import trim_mean
 
 from kn_bench.cases import sources
 from kn_bench.cases.sampling import stable_hash
@@ -50,6 +49,8 @@ def measured_norm(
     name = hashlib.sha256(text.encode()).hexdigest()[:32]
 
     def measured() -> float:
+        from scipy.stats import trim_mean  # takes a second to be imported
+
         facts = [case for case in sources.load("embedded").cases if case.task == "fact"]
         facts.sort(key=lambda case: stable_hash(settings.context_seed, case.id))
         requests = [case.request for case in facts[:solves]]

@@ -20,8 +20,8 @@ from kn_bench.localise.queries import Fitted, questions_of
 from kn_bench.localise.scaling import CleanBatch, Rows, ask, row_bytes
 from kn_bench.localise.selection import Neuron
 from kn_bench.model.language_model import LanguageModel
-from kn_bench.model.ragged import adds_to_stream
 from kn_bench.model.scoring import log_prob_of
+from kn_bench.model.stream import adds_to_stream
 
 Scores = Float[Tensor, "n n_layers d_mlp"]
 

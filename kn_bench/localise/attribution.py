@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -309,11 +308,15 @@ def _worst(parts: _Intervals, tolerated: Float[np.ndarray, " n"]) -> Bool[np.nda
 
     Those put aside have errors that add up to no more than is ``tolerated`` of their path.
     """
-    order = np.argsort(parts.error)
-    smallest_first = pd.Series(parts.error[order].astype(np.float64))
-    cell = parts.cell[order]
+    order = np.lexsort((parts.error, parts.cell))  # path by path, the smallest first
+    error, cell = parts.error[order], parts.cell[order]
+    begins = np.flatnonzero(np.diff(cell, prepend=-1))
+    sizes = np.diff(begins, append=len(cell))
+    path, place = np.arange(len(begins)).repeat(sizes), np.arange(len(cell)) - begins.repeat(sizes)
+    sums = np.zeros((len(begins), sizes.max(initial=0)))
+    sums[path, place] = error
     worst = np.empty(len(order), bool)
-    worst[order] = smallest_first.groupby(cell).cumsum().to_numpy() > tolerated[cell]
+    worst[order] = sums.cumsum(1)[path, place] > tolerated[cell]
     return worst
 
 

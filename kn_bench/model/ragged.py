@@ -38,6 +38,7 @@ from kn_bench.model.prefixed import (
     shared_prefixes,
 )
 from kn_bench.model.resuming import PrefixCache, skipping
+from kn_bench.model.stream import arriving, moves_by_what_is_added
 
 Place = Literal["site", "block", "both"]
 """Where something is added: to the values of a layer's site, to the layer's output, or (``both``)
@@ -108,7 +109,7 @@ def prepare(
     joins = place == "block" or (
         place == "site"  # "both" changes the attention, whose output the layer's MLP reads
         and layer + 1 < lm.n_layers
-        and _joins(lm, rows[0], layer)
+        and moves_by_what_is_added(lm, rows[0], layer)
     )
     # where the change is simply added to the residual stream, the layer need not run again
     first = layer + 1 if joins else layer
@@ -175,33 +176,6 @@ def _check(
         )
 
 
-def _joins(lm: LanguageModel, row: Sequence[int], layer: int) -> bool:
-    """Return what :func:`adds_to_stream` does, asked once of a model: edits do not change it."""
-
-    def asked() -> bool:
-        with lm.unedited():
-            return adds_to_stream(lm, lm.tensor([row]), layer)
-
-    return lm.memo.get(("adds to stream", layer), asked, original=True)
-
-
-@torch.no_grad()
-def adds_to_stream(lm: LanguageModel, ids: Int[Tensor, "1 T"], layer: int) -> bool:
-    """Tell whether the next layer's input moves by exactly what is added to the site's values.
-
-    Tested on the model rather than read from a table: it is false for families that normalise the
-    MLP's output (Gemma 2, OLMo 2), whose layer is run again.
-    """
-    probe = torch.linspace(-1, 1, lm.d_model, device=lm.device, dtype=lm.dtype)
-    with arriving(lm, layer + 1) as seen:
-        lm.hidden(ids, torch.ones_like(ids), use_cache=False)
-        with lm.site_hooks(lambda _, __, values: values + probe, [layer]):
-            lm.hidden(ids, torch.ones_like(ids), use_cache=False)
-    before, after = (hidden.double() for hidden in seen)
-    tolerance = 8 * torch.finfo(lm.dtype).eps * float(before.abs().max() + 1)
-    return bool(((after - before) - probe.double()).abs().max() <= tolerance)
-
-
 @torch.no_grad()
 def states_at(
     lm: LanguageModel,
@@ -231,15 +205,6 @@ def states_at(
         lm.hidden(ids, torch.ones_like(ids), use_cache=False)
     reached = _from(outputs[0], where, 1)[:, 0] if place == "block" else above["values"]
     return site["keys"], reached
-
-
-@contextmanager
-def arriving(lm: LanguageModel, layer: int) -> Iterator[list[Float[Tensor, "rows T d_model"]]]:
-    """Collect the inputs of a layer, as copies, since some models overwrite them."""
-    inputs: list[Tensor] = []
-
-    with lm.input_hooks(lambda _, hidden: inputs.append(hidden.clone()), [layer]):
-        yield inputs
 
 
 @contextmanager

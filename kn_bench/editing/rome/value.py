@@ -177,7 +177,7 @@ def _descend(
     adam = torch.optim.Adam([deltas], lr=settings.v_lr)
     history: list[list[Tensor]] = [[] for _ in v_0]
     radii = settings.clamp_norm_factor * v_0.norm(dim=-1, keepdim=True)
-    active = torch.arange(len(v_0), device=v_0.device)
+    active = list(range(len(v_0)))
     progress = _Progress(batch, settings, v_0)
     left = settings.v_num_grad_steps
     while left:
@@ -186,20 +186,20 @@ def _descend(
             losses = batch.losses(deltas[active], v_0[active], settings, factor)
         # the one question a step that the device is asked: which requests are done
         parts = torch.from_numpy(*to_host(torch.stack(losses, 1)))
-        going = torch.ones(len(parts), dtype=torch.bool)
-        for row, (index, part) in enumerate(zip(active.tolist(), parts, strict=True)):
+        on = []
+        for index, part in zip(active, parts, strict=True):
             history[index].append(part)
-            going[row] = not progress.finished(index, part)
+            on.append(not progress.finished(index, part))
         left -= 1
         advance(1)
-        if not left or not going.any():
+        if not left or not any(on):
             break
-        if not going.all():
+        if not all(on):
             reached[active] = deltas.detach()[active]
         _update(adam, deltas, losses, radii)
-        if not going.all():
-            active = active[going.to(active.device)]
-            batch = batch.select(going)
+        if not all(on):
+            active = [index for index, goes in zip(active, on, strict=True) if goes]
+            batch = batch.select(torch.tensor(on))
     reached[active] = deltas.detach()[active]
     advance(left)
     return reached, [torch.stack(steps) for steps in history]
