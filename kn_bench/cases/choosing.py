@@ -1,4 +1,4 @@
-"""Choosing few cases that show much: enough of them behind every criterion, then the rest by seed.
+"""Choosing few cases that show much: enough of them behind every criterion, and no more.
 
 A plain draw of facts has few that can show symmetry, which only one-to-one facts can. So each
 criterion is served in turn, the rarest first: relation by relation, a relation's most telling case
@@ -11,14 +11,12 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
 from kn_bench.cases.case import CRITERIA, Case, Criterion, Exclusion
-from kn_bench.cases.sampling import draw, stable_hash
+from kn_bench.cases.sampling import stable_hash
 
 ENOUGH = 20
 """Cases behind every figure."""
 SPARE = 2
 """More of them: a model may not know an answer, or have no single token for it."""
-FURTHER = 0
-"""Cases of each task from relations and paradigms that no criterion has called for."""
 
 
 def shows(case: Case) -> frozenset[Criterion]:
@@ -28,7 +26,7 @@ def shows(case: Case) -> frozenset[Criterion]:
 
 
 def choose(cases: Sequence[Case], *, seed: int = 0) -> tuple[Case, ...]:
-    """Return cases of each task, in the given order: each criterion's share, and a few further.
+    """Return cases of each task, in the given order: each criterion's share of them.
 
     Args:
         cases: to choose from.
@@ -47,10 +45,7 @@ def _of_task(cases: Sequence[Case], seed: int) -> list[Case]:
     chosen: dict[str, Case] = {}
     for pool in (for_all, ordered):
         _serve(pool, chosen)
-    served = {case.relation for case in chosen.values()}
-    new = [case for case in ordered if case.relation not in served]
-    further = draw(list({c.relation: c for c in reversed(new)}.values()), FURTHER, "further", seed)
-    return [*chosen.values(), *further]
+    return list(chosen.values())
 
 
 def _serve(pool: Sequence[Case], chosen: dict[str, Case]) -> None:
