@@ -11,7 +11,8 @@ from kn_bench.measure.encoding import EncodedCase, encode_cases
 from kn_bench.model import embedded
 from kn_bench.model.chat_template import REQUEST, has_template, sentence
 from kn_bench.model.context_templates import contexts
-from kn_bench.model.loading import load_model, load_tokens
+from kn_bench.model.loading import load_model
+from kn_bench.model.loading_tokens import load_tokens
 from kn_bench.model.tokens import Span, last_token_of
 
 TEMPLATE = (

@@ -9,7 +9,7 @@ from kn_bench.cases.case import CRITERIA
 from kn_bench.cases.choosing import ENOUGH, shows
 from kn_bench.measure.encoding import EncodedCase, encode_cases
 from kn_bench.model import embedded
-from kn_bench.model.loading import load_tokens
+from kn_bench.model.loading_tokens import load_tokens
 from kn_bench.testing.options import Options
 from kn_bench.testing.plan import make_plan
 

@@ -14,14 +14,14 @@ from typing import Any
 
 import torch
 
-from kn_bench.model.architecture import architecture_of, language_part, positions_of
+from kn_bench.model.architecture import architecture_of, language_part
 from kn_bench.model.chat_template import begin_with_template
 from kn_bench.model.devices import devices_named
 from kn_bench.model.integrity import check_tokenizer, refuse_incomplete
 from kn_bench.model.language_model import LanguageModel
+from kn_bench.model.loading_tokens import in_one_sentence
 from kn_bench.model.output import progress_on_terminals_only
-from kn_bench.model.source import DTYPES, first_line, not_to_be_had, source_of
-from kn_bench.model.tokens import Tokens
+from kn_bench.model.source import DTYPES, first_line, source_of
 
 
 def load_model(
@@ -67,7 +67,7 @@ def load_model(
     kept: dict[str, Any] = {"dtype": getattr(torch, dtype), "use_safetensors": True}
     if attention:
         kept["attn_implementation"] = attention
-    with _in_one_sentence(name):
+    with in_one_sentence(name):
         whole = AutoConfig.from_pretrained(source, **options)
         config = language_part(whole)
         architecture = architecture_of(config)
@@ -111,26 +111,6 @@ _INNER = {
 """Where multimodal checkpoints keep their text model, and where the text model alone has it."""
 
 
-def load_tokens(name: str, *, commit: str | None = None, chat_template: bool = False) -> Tokens:
-    """Load a model's tokenizer without its weights; arguments as those of :func:`load_model`.
-
-    Raises:
-        ValueError: as :func:`load_model` does.
-    """
-    from transformers import AutoConfig, AutoTokenizer
-
-    source, revision = source_of(name)
-    options: dict[str, Any] = {"revision": commit or revision, "trust_remote_code": False}
-    with _in_one_sentence(name):
-        config = AutoConfig.from_pretrained(source, **options)
-        config = language_part(config)
-        tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True, **options)
-        if chat_template:
-            begin_with_template(name, tokenizer)
-        row = architecture_of(config)
-        return Tokens(tokenizer, row.kind, positions_of(config, row))
-
-
 def _check_place(device: str, dtype: str) -> None:
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
@@ -140,22 +120,6 @@ def _check_place(device: str, dtype: str) -> None:
         raise ValueError(
             "device auto: expected accelerate to be installed; pip install 'kn_bench[multi-gpu]'"
         )
-
-
-@contextmanager
-def _in_one_sentence(name: str) -> Iterator[None]:
-    """Turn any error in reading the files into a ValueError of one sentence."""
-    try:
-        yield
-    except OSError as error:
-        raise ValueError(_reason(name, error)) from error
-    except ValueError:
-        raise
-    except Exception as error:  # truncated files raise many types
-        reason = f"{type(error).__name__}: {first_line(error)}"
-        raise ValueError(
-            f"{name!r}: expected a model that can be loaded ({reason}); download it again"
-        ) from error
 
 
 def _moved(name: str, hf: Any, device: str) -> Any:
@@ -188,15 +152,3 @@ def _quietly() -> Iterator[None]:
         yield
     finally:
         logging.set_verbosity(level)
-
-
-def _reason(name: str, error: OSError) -> str:
-    if "safetensors" in str(error):
-        return (
-            f"{name}: expected safetensors weights, and kn_bench never unpickles; convert it first"
-        )
-    if Path(name).is_dir():
-        return (
-            f"{name}: expected a model that can be loaded ({first_line(error)}); download it again"
-        )
-    return f"model {name!r}: {not_to_be_had(error)}"

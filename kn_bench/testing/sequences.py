@@ -125,7 +125,7 @@ def _cases(plan: TestPlan) -> list[Case]:
 
 
 def _tokens(name: str, commit: str | None, options: Options) -> Tokens:
-    from kn_bench.model.loading import load_tokens
+    from kn_bench.model.loading_tokens import load_tokens
 
     return load_tokens(name, commit=commit, chat_template=options.chat_template)
 
