@@ -1,4 +1,4 @@
-"""Load a model's tokenizer alone: the controller of a run needs no more, and loads no model code."""
+"""Load a model's tokenizer alone: a controller needs no more, and loads no code of models."""
 
 from __future__ import annotations
 
