@@ -357,25 +357,25 @@ def _update(
     return LowRank(layer, one_hot.to(change.dtype), change.contiguous())
 
 
-@edit_method("kn-suppress", settings=KnSettings)
+@edit_method("kn-suppress", settings=KnSettings, shares="neurons")
 def kn_suppress(language_model: LanguageModel, settings: KnSettings = DEFAULTS) -> ScaleKN:
     """Knowledge neurons set to 0 at the answer position."""
     return ScaleKN(language_model, factor=0.0, locating=settings.locating)
 
 
-@edit_method("kn-enhance", settings=KnSettings)
+@edit_method("kn-enhance", settings=KnSettings, shares="neurons")
 def kn_enhance(language_model: LanguageModel, settings: KnSettings = DEFAULTS) -> ScaleKN:
     """Knowledge neurons doubled at the answer position."""
     return ScaleKN(language_model, factor=2.0, locating=settings.locating)
 
 
-@edit_method("kn-edit", settings=KnSettings)
+@edit_method("kn-edit", settings=KnSettings, shares="neurons")
 def kn_edit(language_model: LanguageModel, settings: KnSettings = DEFAULTS) -> RewriteKN:
     """Knowledge neurons' values turned from the old answer to the new one."""
     return RewriteKN(language_model, locating=settings.locating)
 
 
-@edit_method("kn-erase", settings=KnSettings)
+@edit_method("kn-erase", settings=KnSettings, shares="neurons")
 def kn_erase(language_model: LanguageModel, settings: KnSettings = DEFAULTS) -> EraseKN:
     """Knowledge neurons' values set to 0."""
     return EraseKN(language_model, locating=settings.locating)

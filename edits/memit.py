@@ -23,7 +23,13 @@ class Memit(ClosedForm[ClosedFormSettings]):
         return c.prior(weight=self.settings.mom2_update_weight)
 
 
-@edit_method("memit", models="causal", by_default=False, settings=ClosedFormSettings)
+@edit_method(
+    "memit",
+    models="causal",
+    by_default=False,
+    settings=ClosedFormSettings,
+    shares="values of memit",
+)
 def memit(language_model: LanguageModel, settings: ClosedFormSettings) -> Memit:
     """MEMIT: one batch knows nothing of another."""
     return Memit(language_model, settings)

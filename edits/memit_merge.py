@@ -20,7 +20,13 @@ class MemitMerge(Memit):
     merges = True
 
 
-@edit_method("memit-merge", models="causal", by_default=False, settings=ClosedFormSettings)
+@edit_method(
+    "memit-merge",
+    models="causal",
+    by_default=False,
+    settings=ClosedFormSettings,
+    shares="values of memit",
+)
 def memit_merge(language_model: LanguageModel, settings: ClosedFormSettings) -> MemitMerge:
     """MEMIT with one target a subject."""
     return MemitMerge(language_model, settings)

@@ -20,7 +20,13 @@ class MemitSeq(Carried[ClosedFormSettings]):
         return c.prior(weight=self.settings.mom2_update_weight)
 
 
-@edit_method("memit-seq", models="causal", by_default=False, settings=ClosedFormSettings)
+@edit_method(
+    "memit-seq",
+    models="causal",
+    by_default=False,
+    settings=ClosedFormSettings,
+    shares="values of memit",
+)
 def memit_seq(language_model: LanguageModel, settings: ClosedFormSettings) -> MemitSeq:
     """MEMIT with the keys of earlier steps kept."""
     return MemitSeq(language_model, settings)

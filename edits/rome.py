@@ -125,19 +125,19 @@ class Rome:
         return edit
 
 
-@edit_method("rome", models="causal", settings=RomeSettings)
+@edit_method("rome", models="causal", settings=RomeSettings, shares="values of rome")
 def rome(language_model: LanguageModel, settings: RomeSettings) -> Rome:
     """ROME as published: u of the mean key, the bare prompt's key in the denominator."""
     return Rome(language_model, settings)
 
 
-@edit_method("rome-no-c", models="causal", settings=RomeSettings)
+@edit_method("rome-no-c", models="causal", settings=RomeSettings, shares="values of rome")
 def rome_no_c(language_model: LanguageModel, settings: RomeSettings) -> Rome:
     """ROME with u along the key itself."""
     return Rome(language_model, replace(settings, mom2_adjustment=False))
 
 
-@edit_method("r-rome", models="causal", settings=RomeSettings)
+@edit_method("r-rome", models="causal", settings=RomeSettings, shares="values of rome")
 def r_rome(language_model: LanguageModel, settings: RomeSettings) -> Rome:
     """R-ROME: the mean key in all three places."""
     return Rome(language_model, replace(settings, k_p_from="mean"))

@@ -38,6 +38,11 @@ def test_the_estimate_is_the_work_of_all_edits_shared_among_the_workers():
     # two units of kn-edit: the second worker has nothing to do while the first has the last one
     few = Estimate(RATES, {("rome", "m"): 4, ("kn-edit", "m"): 40}, 4, {("kn-edit", "m"): 2})
     assert few.seconds == 3 + 20 * 22
+    # what shares the located neurons stays on one worker, and the other one waits for it
+    both, units = {("kn-edit", "m"): 4, ("rome", "m"): 4}, {("kn-edit", "m"): 1, ("rome", "m"): 1}
+    assert Estimate(RATES, both, 2, units).seconds == 3 + 4 * 22
+    together = {"kn-edit": "neurons", "rome": "neurons"}
+    assert Estimate(RATES, both, 2, units, together).seconds == 3 + 4 * 22 + 4 * 6
     more = Estimate(RATES, {**edits, ("mine", "m"): 40}, workers=1)
     assert more.unknown == ["mine"]
     assert more.sentence.endswith("; without mine")

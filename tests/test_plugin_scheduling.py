@@ -6,6 +6,7 @@ import random
 import re
 from collections import Counter, defaultdict
 from itertools import pairwise
+from types import MappingProxyType
 
 import pytest
 from hypothesis import given, settings
@@ -146,9 +147,9 @@ class Worker:
 class Simulation:
     """xdist's controller, with workers that run, or die, as the dice have it."""
 
-    def __init__(self, ids, workers, dice, labels_per_unit=4):
+    def __init__(self, ids, workers, dice, labels_per_unit=4, shares=MappingProxyType({})):
         self.ids, self.dice = ids, dice
-        self.scheduler = UnitScheduling(workers, meanings(ids), labels_per_unit)
+        self.scheduler = UnitScheduling(workers, meanings(ids), labels_per_unit, shares)
         self.workers, self.crashed, self.ran = [], [], []
         for number in range(workers):
             self.begin(f"gw{number}")
@@ -190,11 +191,14 @@ class Simulation:
     workers=st.integers(1, 9),
     crashes=st.integers(0, 6),
     seed=st.integers(0, 2**32),
+    shares=st.dictionaries(st.sampled_from(METHODS), st.sampled_from(("neurons", "values"))),
 )
-def test_every_test_is_run_once_or_reported_as_crashed(cases, foreign, workers, crashes, seed):
+def test_every_test_is_run_once_or_reported_as_crashed(
+    cases, foreign, workers, crashes, seed, shares
+):
     dice = random.Random(seed)
     ids = nodeids(cases, foreign=foreign) if cases else nodeids(0, foreign=foreign)
-    simulation = Simulation(ids, workers, dice)
+    simulation = Simulation(ids, workers, dice, shares=shares)
     simulation.run(crashes)
     assert Counter(simulation.ran + simulation.crashed) == Counter(range(len(ids)))
 
@@ -210,10 +214,26 @@ def test_a_unit_stays_on_one_worker_and_is_run_without_interruption(workers):
     assert runs == len(set(keys))
 
 
+def test_each_bundle_is_computed_by_one_worker():
+    ids = nodeids(12)
+    ids = [ids[i] for i in node_ids.order(parsed(ids), labels_per_unit=4)]
+    shares = dict.fromkeys(("kn", "no_edit"), "neurons")
+    simulation = Simulation(ids, 5, random.Random(1), shares=shares)
+    simulation.run(0)
+    keys = node_ids.units(parsed(ids), labels_per_unit=4)
+    workers_of = defaultdict(set)
+    for worker in simulation.workers:
+        for key in (keys[i] for i in worker.ran):
+            bundle = shares.get(key.method, key.method)
+            workers_of[key.model, key.chunk, bundle].add(worker.gateway.id)
+    assert all(len(workers) == 1 for workers in workers_of.values())
+    assert sum(bool(worker.ran) for worker in simulation.workers) == 5
+
+
 def test_a_worker_works_through_its_group_and_then_helps():
     backlog = Backlog()
-    backlog.add([[0], [1], [2], [3]])
-    backlog.add([[10], [11]])
+    backlog.add([[[0]], [[1]], [[2]], [[3]]])
+    backlog.add([[[10]], [[11]]])
     assert backlog.next("a") == [0]
     assert backlog.next("b") == [10]
     assert backlog.next("a") == [1]
@@ -225,11 +245,26 @@ def test_a_worker_works_through_its_group_and_then_helps():
 
 def test_the_group_of_a_dead_worker_is_free_again():
     backlog = Backlog()
-    backlog.add([[0], [1]])
-    backlog.add([[10]])
+    backlog.add([[[0]], [[1]]])
+    backlog.add([[[10]]])
     backlog.next("a")
     backlog.leave("a")
     assert backlog.next("b") == [1]
+
+
+def test_methods_that_share_their_work_stay_on_one_worker():
+    """A second worker would locate the same neurons again."""
+    backlog = Backlog()
+    backlog.add([[[0], [1]], [[2]], [[3], [4]]])
+    assert backlog.next("a") == [0]
+    assert backlog.next("b") == [3]  # a bundle that a has not begun
+    assert backlog.next("c") == [2]
+    assert backlog.next("c") is None  # what is left, others have begun
+    assert backlog
+    assert [backlog.next("b"), backlog.next("b")] == [[4], None]
+    backlog.leave("a")
+    assert backlog.next("b") == [1]
+    assert not backlog
 
 
 def test_tests_of_another_project_are_scheduled_by_xdist_itself():

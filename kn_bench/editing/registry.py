@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from kn_bench.cases.sampling import slug
 
@@ -54,6 +54,7 @@ class MethodSpec:
         takes: what is to be named after a colon, ``FOLDER`` of ``checkpoint:FOLDER``; "" for
             nothing.
         check: refuses, by a ValueError, an argument that does not suit a model, by its name.
+        shares: what its edits have in common with those of other methods; "" for nothing.
         argument: what was named.
     """
 
@@ -65,6 +66,7 @@ class MethodSpec:
     settings: type[Settings] | None = None
     takes: str = ""
     check: Check | None = None
+    shares: str = ""
     argument: str = ""
 
     def not_defined_for(self, kind: str) -> str:
@@ -106,6 +108,7 @@ def edit_method(
     settings: type[Settings] | None = None,
     argument: str = "",
     check: Check | None = None,
+    shares: str = "",
 ) -> Callable[[F], F]:
     """Register the decorated function as an editing method.
 
@@ -122,6 +125,8 @@ def edit_method(
         argument: what is to be named after a colon (``--method checkpoint:FOLDER``), for the help.
             The function then asks for ``argument`` too.
         check: called before a run with the argument and the name of each model; raises ValueError.
+        shares: a name for what takes most of the time and is the same for several methods, such as
+            located neurons: methods that share it edit the same cases in the same process.
 
     Raises:
         ValueError: for a name or kind of model that cannot be.
@@ -150,7 +155,9 @@ def edit_method(
 
     def mark(function: F) -> F:
         origin = _origin(function)
-        spec = MethodSpec(name, models, function, origin, by_default, settings, argument, check)
+        spec = MethodSpec(
+            name, models, function, origin, by_default, settings, argument, check, shares
+        )
         setattr(function, _MARK, spec)
         return function
 
@@ -313,12 +320,12 @@ def builtin_files() -> list[Path]:
 
 def builtin_names() -> dict[str, str]:
     """Return name -> ``file:line`` of each built-in method."""
-    return {name: origin for name, origin, *_ in _builtin()}
+    return {name: method.origin for name, method in _builtin().items()}
 
 
 def builtin_on_request() -> set[str]:
     """Return the built-in methods that are measured only when they are named."""
-    return {name for name, _, by_default, _ in _builtin() if not by_default}
+    return {name for name, method in _builtin().items() if not method.by_default}
 
 
 def only_defined_for(name: str, kind: Kind) -> str:
@@ -328,31 +335,43 @@ def only_defined_for(name: str, kind: Kind) -> str:
 
 def builtin_kinds() -> dict[str, Kind]:
     """Return the kind of model that each built-in method is defined for."""
-    return {name: kind for name, *_, kind in _builtin()}
+    return {name: method.kind for name, method in _builtin().items()}
+
+
+def builtin_shares() -> dict[str, str]:
+    """Return what each built-in method has in common with others, of those that do."""
+    return {name: method.shares for name, method in _builtin().items() if method.shares}
+
+
+class _Decorated(NamedTuple):
+    """What a built-in method's decorator says, read from its source."""
+
+    origin: str
+    by_default: bool
+    kind: Kind
+    shares: str
 
 
 @cache
-def _builtin() -> tuple[tuple[str, str, bool, Kind], ...]:
-    """Return name, origin, ``by_default`` and ``models`` of each built-in method.
+def _builtin() -> dict[str, _Decorated]:
+    """Return the built-in methods by name.
 
     The files import torch: this costs milliseconds where importing them costs seconds.
     """
-    methods = []
+    methods = {}
     for path in builtin_files():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             for call in getattr(node, "decorator_list", []):
                 name = _decorated_name(call)
                 if name:
-                    methods.append((name, f"{path}:{call.lineno}", _by_default(call), _kind(call)))
-    return tuple(methods)
-
-
-def _by_default(call: ast.Call) -> bool:
-    """Return False for ``@edit_method("memit", by_default=False)``."""
-    return not any(
-        keyword.arg == "by_default" and getattr(keyword.value, "value", True) is False
-        for keyword in call.keywords
-    )
+                    given = {word.arg: getattr(word.value, "value", None) for word in call.keywords}
+                    methods[name] = _Decorated(
+                        f"{path}:{call.lineno}",
+                        given.get("by_default") is not False,
+                        _kind(call),
+                        str(given.get("shares") or ""),
+                    )
+    return methods
 
 
 def _takes_argument(call: ast.Call) -> bool:

@@ -59,12 +59,14 @@ class Estimate:
         workers: processes that compute at the same time.
         units: how many units a method's edits on a model make; one worker computes a unit alone.
             A pair that is missing may be divided at will.
+        shares: what methods have in common with others, by slug: these stay on one worker.
     """
 
     rates: Rates
     edits: Mapping[Pair, int]
     workers: int
     units: Mapping[Pair, int] = field(default_factory=dict)
+    shares: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def unknown(self) -> list[str]:
@@ -74,7 +76,7 @@ class Estimate:
     @property
     def seconds(self) -> float:
         """Wall time of the whole run."""
-        return self.rates.once + shared_out(self._work, self.units, self.workers)
+        return self.rates.once + shared_out(self._work, self.units, self.workers, self.shares)
 
     @property
     def _work(self) -> dict[Pair, float]:
@@ -195,7 +197,7 @@ def estimated(
         specs, choices = methods()
         rates = _calibrated(options, plan, specs, choices, workers)
     forecast.assume(rates.seconds)
-    return Estimate(rates, edits, at_once(workers, options), forecast.units)
+    return Estimate(rates, edits, at_once(workers, options), forecast.units, forecast.shares)
 
 
 def _worth_calibrating(names: Sequence[str]) -> int:

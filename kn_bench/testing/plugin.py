@@ -278,7 +278,8 @@ def _show_progress(
     terminal = config.pluginmanager.get_plugin("terminalreporter")
     plan = controller.plan
     sizes = partial(cases_of, plan, controller.drawing)
-    forecast = Forecast(meanings, workers_of(config), None, sizes, plan.labels_per_unit)
+    per_unit, shares = plan.labels_per_unit, shares_of(config)
+    forecast = Forecast(meanings, workers_of(config), None, sizes, per_unit, shares)
     timekeeper = _timekeeper(config, controller, forecast)
     timekeeper.state(terminal)
     config.pluginmanager.register(timekeeper)
@@ -307,6 +308,17 @@ def _timekeeper(config: pytest.Config, controller: RunController, forecast: Fore
 
     stated = estimate.estimated(options, controller.plan, forecast, kind, builtin, workers)
     return estimate.Timekeeper(stated, kind, forecast)
+
+
+def shares_of(config: pytest.Config) -> dict[str, str]:
+    """Return what methods have in common with others, by slug, of those that do."""
+    from kn_bench.cases.sampling import slug
+    from kn_bench.editing.registry import builtin_shares
+
+    if read_options(config).protocol.name == "sequence":
+        return {}  # after the first step each method has a model of its own
+    theirs = {spec.name: spec.shares for spec in registry_of(config).methods.values()}
+    return {slug(name): what for name, what in (builtin_shares() | theirs).items() if what}
 
 
 def workers_of(config: pytest.Config) -> int:
@@ -345,7 +357,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     from kn_bench.testing.scheduling import make_scheduler
 
     meanings = config.stash.setdefault(MEANINGS, {})
-    return make_scheduler(config, log, meanings, labels_per_unit(read_options(config)))
+    per_unit = labels_per_unit(read_options(config))
+    return make_scheduler(config, log, meanings, per_unit, shares_of(config))
 
 
 # -- worker, or the only process -----------------------------------------------------------------

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 import pytest
@@ -132,6 +133,7 @@ class Forecast:
         known: seconds of a case by (method, model), as estimated before the run.
         cases_of: how many cases a test is about: a relation's, a sequence's, else one.
         labels_per_unit: how many labels one worker computes at once.
+        shares: what methods have in common with others, by slug: these stay on one worker.
 
     Attributes:
         counts: cases by (method, model).
@@ -145,8 +147,10 @@ class Forecast:
         known: Mapping[tuple[str, str], float] | None = None,
         cases_of: Callable[[NodeId], int] = lambda _: 1,
         labels_per_unit: int = CASES_PER_UNIT,
+        shares: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self._meanings, self._per_unit, self._cases_of = meanings, labels_per_unit, cases_of
+        self.shares = shares
         self._unheard: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
         self.counts: Counter[tuple[str, str]] = Counter()
         for node_id in meanings.values():
@@ -201,20 +205,26 @@ class Forecast:
             return None
         work = {key: cases * rates[key] for key, cases in left.items()}
         units = {key: max(1, n * self.units[key] / self.counts[key]) for key, n in left.items()}
-        return shared_out(work, units, self._workers)
+        return shared_out(work, units, self._workers, self.shares)
 
 
 def shared_out(
-    work: Mapping[tuple[str, str], float], units: Mapping[tuple[str, str], float], workers: int
+    work: Mapping[tuple[str, str], float],
+    units: Mapping[tuple[str, str], float],
+    workers: int,
+    shares: Mapping[str, str] = MappingProxyType({}),
 ) -> float:
     """Return the wall time of ``work`` by so many workers, where one computes a unit alone.
 
     Args:
         work: seconds by (method, model).
         units: how many units they are made of; work that has none here may be divided at will.
+        shares: what methods have in common with others: one worker computes theirs together.
     """
-    longest = max((work[key] / n for key, n in units.items() if key in work), default=0.0)
-    return max(sum(work.values()) / workers, longest)
+    together: defaultdict[tuple[str, str], float] = defaultdict(float)
+    for (method, model), n in units.items():
+        together[shares.get(method, method), model] += work.get((method, model), 0.0) / n
+    return max(sum(work.values()) / workers, *together.values(), 0.0)
 
 
 def _subject(node_id: NodeId) -> str:

@@ -5,14 +5,17 @@ xdist's own ``loadgroup`` does not do it: with pytest 9.2 it silently stops grou
 can hang it or run its tests again (#1323, #1327, #1371, #1378).
 
 Units with the same cases form a group. A worker takes a group and works through its units, because
-what methods share (the unedited model's answers, an optimisation) is in that worker's memory. A
-worker that finds no group left takes a unit from the end of the longest group under way.
+what methods share (the unedited model's answers) is in that worker's memory. Units of methods that
+share most of their work (located neurons, an optimisation) form a bundle in it, which is never
+divided: the second worker would do that work again. A worker that finds no group left takes a
+bundle from the end of the longest group under way.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -25,37 +28,54 @@ if TYPE_CHECKING:
 
 Unit = list[int]
 """Indices of the tests of one unit that are still to be run, in running order."""
+Bundle = Sequence[Unit]
+"""Units of the same cases that one worker computes."""
 AHEAD = 2
 """Tests to keep queued on a worker: it starts a test only when it knows the next one."""
 
 
 class Backlog:
-    """The units that no worker has yet, in groups."""
+    """The units that no worker has yet, in groups of bundles."""
 
     def __init__(self) -> None:
-        self._free: deque[deque[Unit]] = deque()
-        self._taken: dict[Hashable, deque[Unit]] = {}
+        self._free: deque[deque[deque[Unit]]] = deque()
+        self._taken: dict[Hashable, deque[deque[Unit]]] = {}
+        self._begun: dict[Hashable, deque[Unit]] = {}
 
     def __bool__(self) -> bool:
-        return bool(self._free) or any(self._taken.values())
+        return bool(self._free) or any(self._taken.values()) or any(self._begun.values())
 
-    def add(self, group: Sequence[Unit]) -> None:
+    def add(self, group: Sequence[Bundle]) -> None:
         """Put a group at the end."""
-        self._free.append(deque(group))
+        self._free.append(deque(map(deque, group)))
 
-    def next(self, worker: Hashable) -> Unit:
-        """The unit that suits ``worker`` best: of its own group, of a new one, of another's."""
-        own = self._taken.get(worker)
-        if own:
-            return own.popleft()
+    def next(self, worker: Hashable) -> Unit | None:
+        """Return the unit that suits ``worker`` best: of its bundle, its group, a new or another's.
+
+        None when all that is left belongs to bundles that others have begun.
+        """
+        if not self._begun.get(worker):
+            if not self._taken.get(worker) and not self._take(worker):
+                return None
+            self._begun[worker] = self._taken[worker].popleft()
+        return self._begun[worker].popleft()
+
+    def _take(self, worker: Hashable) -> bool:
+        """Give ``worker`` a new group, or the last bundle of the longest that is under way."""
         if self._free:
             self._taken[worker] = self._free.popleft()
-            return self._taken[worker].popleft()
-        return max(self._taken.values(), key=len).pop()
+            return True
+        longest = max(self._taken.values(), key=lambda group: sum(map(len, group)), default=None)
+        if not longest:
+            return False
+        self._taken[worker] = deque([longest.pop()])
+        return True
 
     def leave(self, worker: Hashable) -> None:
         """Free what is left of the group of a worker that is gone."""
-        rest = self._taken.pop(worker, None)
+        rest = self._taken.pop(worker, deque())
+        if begun := self._begun.pop(worker, None):
+            rest.appendleft(begun)
         if rest:
             self._free.appendleft(rest)
 
@@ -68,9 +88,11 @@ class UnitScheduling:
         workers: int,
         meanings: Mapping[str, NodeId],
         labels_per_unit: int = node_ids.CASES_PER_UNIT,
+        shares: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.numnodes = workers
         self._meanings = meanings
+        self._shares = shares
         self.labels_per_unit = labels_per_unit
         self.collection: list[str] | None = None
         self.pending: dict[WorkerController, dict[int, None]] = {}
@@ -110,7 +132,7 @@ class UnitScheduling:
             self.collection = next(iter(self._collected.values()))
             known = map(self._meanings.get, self.collection)
             self._units = node_ids.units(known, labels_per_unit=self.labels_per_unit)
-            for group in groups(self._units):
+            for group in groups(self._units, self._shares):
                 self._backlog.add(group)
         for node, collected in self._collected.items():
             if collected != self.collection:
@@ -144,8 +166,8 @@ class UnitScheduling:
         tests = list(self.pending.pop(node))
         rest = tests[1:]
         self._backlog.leave(node)
-        for group in groups([self._units[index] for index in rest]):
-            self._backlog.add([[rest[index] for index in unit] for unit in group])
+        for group in groups([self._units[index] for index in rest], self._shares):
+            self._backlog.add([[[rest[i] for i in unit] for unit in bundle] for bundle in group])
         for other in self.nodes:
             self._feed(other)
         return self.collection[tests[0]] if tests and self.collection else None
@@ -153,21 +175,33 @@ class UnitScheduling:
     def _feed(self, node: WorkerController) -> None:
         if node.shutting_down or self.collection is None or node not in self._collected:
             return
-        while self._backlog and len(self.pending[node]) < AHEAD:
+        unit: Unit | None = []
+        while unit is not None and self._backlog and len(self.pending[node]) < AHEAD:
             unit = self._backlog.next(node)
-            self.pending[node].update(dict.fromkeys(unit))
-            node.send_runtest_some(unit)
-        if not self._backlog:
+            if unit is not None:
+                self.pending[node].update(dict.fromkeys(unit))
+                node.send_runtest_some(unit)
+        if unit is None or not self._backlog:  # it runs its last test when it knows that none comes
             node.shutdown()
 
 
-def groups(units: Sequence[node_ids.UnitKey | None]) -> list[list[Unit]]:
-    """Indices by unit, and units by group; a foreign test is a unit and a group of its own."""
-    groups: dict[Hashable, dict[Hashable, Unit]] = {}
+def groups(
+    units: Sequence[node_ids.UnitKey | None], shares: Mapping[str, str] = MappingProxyType({})
+) -> list[list[Bundle]]:
+    """Return indices by unit, units by bundle, and bundles by group.
+
+    A foreign test is a unit, a bundle and a group of its own.
+
+    Args:
+        shares: what methods have in common with others, by slug.
+    """
+    groups: dict[Hashable, dict[Hashable, dict[Hashable, Unit]]] = {}
     for index, unit in enumerate(units):
         group: Hashable = (unit.model, unit.chunk) if unit else index
-        groups.setdefault(group, {}).setdefault(unit, []).append(index)
-    return [list(members.values()) for members in groups.values()]
+        bundle = shares.get(unit.method, unit.method) if unit else ""
+        members = groups.setdefault(group, {}).setdefault(bundle, {})
+        members.setdefault(unit, []).append(index)
+    return [[list(members.values()) for members in group.values()] for group in groups.values()]
 
 
 class ChoosingScheduler:
@@ -235,7 +269,11 @@ class ChoosingScheduler:
 
 
 def make_scheduler(
-    config: pytest.Config, log: Any, meanings: Mapping[str, NodeId], labels_per_unit: int
+    config: pytest.Config,
+    log: Any,
+    meanings: Mapping[str, NodeId],
+    labels_per_unit: int,
+    shares: Mapping[str, str],
 ) -> ChoosingScheduler | None:
     """The scheduler of a session whose user named no ``--dist``; None where he did."""
     if named_dist(config):
@@ -246,7 +284,7 @@ def make_scheduler(
     workers = len(parse_tx_spec_config(config))
     return ChoosingScheduler(
         meanings,
-        ours=lambda: UnitScheduling(workers, meanings, labels_per_unit),
+        ours=lambda: UnitScheduling(workers, meanings, labels_per_unit, shares),
         theirs=lambda: LoadScheduling(config, log),
     )
 

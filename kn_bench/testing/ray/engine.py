@@ -16,6 +16,7 @@ from dataclasses import replace
 import pytest
 
 from kn_bench.cases.case import Case
+from kn_bench.cases.sampling import slug
 from kn_bench.model import embedded
 from kn_bench.testing.controller import RunController, pack
 from kn_bench.testing.items import unit_of
@@ -79,8 +80,8 @@ class RayEngine:
         units = [unit_of(item) for item in session.items]
         _run([item for item, unit in zip(session.items, units, strict=True) if unit is None])
         backlog = Backlog()
-        for group in groups(units):
-            kept = [unit for unit in group if units[unit[0]] is not None]
+        for group in groups(units, _shares(session)):
+            kept = [bundle for bundle in group if units[bundle[0][0]] is not None]
             if kept:
                 backlog.add(kept)
         if backlog:
@@ -103,8 +104,8 @@ class RayEngine:
         try:
             while backlog or pool.busy:
                 for name in pool.hungry:
-                    if backlog:
-                        unit = backlog.next(name)
+                    unit = backlog.next(name) if backlog else None
+                    if unit is not None:
                         under_way[unit[0]] = unit
                         pool.give(name, unit[0], self._message(session, suites, unit))
                 for outcome in pool.wait(1.0):
@@ -146,7 +147,7 @@ class RayEngine:
     ) -> None:
         """Put a dead actor's units back: the one it was at to the end, others to the front."""
         for first in gone.waiting:
-            backlog.add([under_way.pop(first)])
+            backlog.add([[under_way.pop(first)]])
         unit = under_way.pop(gone.at)
         self._deaths[gone.at] += 1
         if self._stillborn >= 0:
@@ -154,12 +155,23 @@ class RayEngine:
             if self._stillborn > STILLBORN * self.size:
                 pytest.exit(f"the Ray actors die before they measure: {gone.reason}", returncode=3)
         if self._deaths[gone.at] < DEATHS:
-            backlog.add([unit])
+            backlog.add([[unit]])
             return
         work = _work(session, suites, unit)
         reason = f"{DEATHS} Ray actors died of {work.method.name} on {work.model}: {gone.reason}"
         suites.deliver(_key(session, unit), all_cases(work, error=reason), "")
         _run([session.items[index] for index in unit])
+
+
+def _shares(session: pytest.Session) -> dict[str, str]:
+    """Return what methods have in common with others, by slug, of those that do."""
+    points = filter(None, map(point_of, session.items))
+    return {
+        slug(point.method.name): point.method.shares
+        for point in points
+        # in a sequence each method has a model of its own after the first step
+        if point.method.shares and point.occasion.protocol.partition(":")[0] != "sequence"
+    }
 
 
 class Greeting:
