@@ -24,7 +24,7 @@ from kn_bench.cases.case import EditRequest
 from kn_bench.editing.closed_form import Covariance
 from kn_bench.editing.edit import LowRankEdit, NotApplicable, Notes, norm
 from kn_bench.editing.registry import edit_method
-from kn_bench.editing.rome.problem import Value, ValueSettings
+from kn_bench.editing.rome.problem import Value, ValueProblem, ValueSettings
 from kn_bench.editing.rome.remembered import covariance_of, read_requests, values_of
 from kn_bench.editing.rome.update import KeyChoice, rank_one
 from kn_bench.editing.settings import Settings, recorded, settings_for
@@ -98,10 +98,11 @@ class Rome:
         problems = read_requests(
             self.lm, requests, lengths=h.context_template_length_params, seed=h.context_seed
         )
-        values = values_of(self.lm, h.layer, problems, h.value_settings)
         solver = None
-        if h.mom2_adjustment and values:
+        # C first, which is measured once: an estimate of the run breaks off the optimisation
+        if h.mom2_adjustment and any(isinstance(p, ValueProblem) for p in problems):
             solver = covariance_of(self.lm, h.layer, self.corpus, h.mom2_n_tokens)
+        values = values_of(self.lm, h.layer, problems, h.value_settings)
         return [
             p if isinstance(p, NotApplicable) else self._rank_one(values[p], solver)
             for p in problems

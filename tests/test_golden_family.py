@@ -96,7 +96,7 @@ def method_of(monkeypatch):
         ours = EXPERIMENTS[case.manifest["experiment"]]
         moments = {layer: Covariance(c) for layer, c in moments_of(case, lm).items()}
         monkeypatch.setattr(remembered, "contexts", lambda lm, **_: tuple(contexts_of(case)))
-        monkeypatch.setattr(family, "covariance_of", lambda lm, layer, *_: moments[layer])
+        monkeypatch.setattr(family, "covariances_of", lambda *_: moments)
         chosen = {name: h[name] for name in SHARED}
         chosen |= {name: h[theirs] for name, theirs in ours.own.items()}
         chosen |= ours.fixed

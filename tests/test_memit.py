@@ -13,6 +13,7 @@ from kn_bench.editing.closed_form import Covariance, Factors, Prior, closed_form
 from kn_bench.editing.edit import DenseEdit, LowRank, LowRankEdit, NotApplicable
 from kn_bench.editing.family import ClosedFormSettings, merged
 from kn_bench.editing.maps import prune
+from kn_bench.editing.rome import remembered
 from kn_bench.editing.rome.remembered import covariance_of, values_of
 from kn_bench.editing.rome.spread import mean_of
 from kn_bench.editing.settings import settings_for
@@ -26,6 +27,7 @@ from kn_bench.edits.memit_seq import MemitSeq
 from kn_bench.edits.pmet import Pmet, PmetSettings
 from kn_bench.edits.rome import Rome, RomeSettings
 from kn_bench.model.context_templates import contexts
+from kn_bench.model.second_moment import second_moments
 from tests.test_golden_family import added
 from tests.test_rome import CORPUS, REQUESTS, named
 from tests.tiny_models import tiny_model
@@ -384,6 +386,31 @@ def brute_memit(lm, edit_request, target):
         new = LowRank(layer, a[:, None], residual[None])
         total = added(total, LowRankEdit(updates=(new,)))
     return total
+
+
+def test_c_of_all_layers_is_measured_in_one_pass_before_the_targets(tmp_path, monkeypatch):
+    """An estimate breaks the targets off, and must have seen how long C takes."""
+    monkeypatch.setenv("KN_BENCH_CACHE", str(tmp_path))
+    lm = tiny_model("gpt2")
+    lm.memo.clear()
+    passes = []
+
+    def counted(lm, layers, *args, **options):
+        passes.append(tuple(layers))
+        return second_moments(lm, layers, *args, **options)
+
+    class BrokenOff(BaseException):
+        pass
+
+    def broken_off(*args, **options):
+        raise BrokenOff
+
+    monkeypatch.setattr(remembered, "second_moments", counted)
+    monkeypatch.setattr("kn_bench.editing.family.values_of", broken_off)
+    with pytest.raises(BrokenOff):
+        Memit(lm, MEMIT, corpus=CORPUS).edit(REQUESTS[:1])
+    assert passes == [(0, 1)]
+    lm.memo.clear()
 
 
 def test_memit_equals_its_definition_read_aloud():

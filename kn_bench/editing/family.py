@@ -33,7 +33,7 @@ from kn_bench.editing.edit import (
 from kn_bench.editing.maps import UpdateMap, prune, rect, sphere
 from kn_bench.editing.method import State
 from kn_bench.editing.rome.problem import Value, ValueProblem, ValueSettings
-from kn_bench.editing.rome.remembered import covariance_of, read_requests, values_of
+from kn_bench.editing.rome.remembered import covariances_of, read_requests, values_of
 from kn_bench.editing.rome.spread import Mean, Share, Spread, spread
 from kn_bench.editing.settings import Settings, recorded
 from kn_bench.model.context_templates import LENGTHS
@@ -171,10 +171,9 @@ class ClosedForm(Generic[S]):
     ) -> tuple[list[Edit], list[Spread]]:
         h = self.settings
         flat = [problem for group in groups for problem in group]
+        # C first, which is measured once: an estimate of the run breaks off the optimisation
+        cs = covariances_of(self.lm, h.layers, self.corpus, h.mom2_n_tokens)
         values = values_of(self.lm, h.layers[-1], flat, h.value_settings, place=self.place)
-        cs = {
-            layer: covariance_of(self.lm, layer, self.corpus, h.mom2_n_tokens) for layer in h.layers
-        }
 
         def coefficients(layer: int, keys: Float[Tensor, "n d_mlp"]) -> Float[Tensor, "d_mlp n"]:
             past = past_of(state, layer)

@@ -102,7 +102,14 @@ def corpus_for(lm: LanguageModel) -> NamedCorpus:
 def covariance_of(
     lm: LanguageModel, layer: int, corpus: Corpus | None, max_tokens: int | None
 ) -> Covariance:
-    """Return C of the site of ``layer``, ready to be solved with; kept on disk as well.
+    """Return what :func:`covariances_of` does, of one layer."""
+    return covariances_of(lm, [layer], corpus, max_tokens)[layer]
+
+
+def covariances_of(
+    lm: LanguageModel, layers: Sequence[int], corpus: Corpus | None, max_tokens: int | None
+) -> dict[int, Covariance]:
+    """Return C of each layer's site, ready to be solved with, in one pass; kept on disk as well.
 
     In a sequence of edits it is the unedited model's, as in the published code.
 
@@ -112,14 +119,20 @@ def covariance_of(
     """
     chosen = NamedCorpus("given", corpus) if corpus is not None else corpus_for(lm)
     content, limit = chosen.corpus.content_hash, max_tokens or chosen.max_tokens
+    keys = {layer: ("solver", layer, limit, content) for layer in layers}
 
-    def measured() -> Covariance:
+    def measured(missing: list[Any]) -> list[Covariance]:
         folder = cache_folder() / "second_moments"
+        asked = [layer for _, layer, *_ in missing]
         with lm.unedited():
-            moment = second_moments(lm, [layer], chosen.corpus, max_tokens=limit, cache=folder)[
-                layer
-            ]
-        source = f"{chosen.name}, {moment.n_tokens} tokens, SHA-256 {content[:12]}"
-        return Covariance(moment.matrix.to(lm.device), source)
+            moments = second_moments(lm, asked, chosen.corpus, max_tokens=limit, cache=folder)
+        return [
+            Covariance(
+                moments[layer].matrix.to(lm.device),
+                f"{chosen.name}, {moments[layer].n_tokens} tokens, SHA-256 {content[:12]}",
+            )
+            for layer in asked
+        ]
 
-    return lm.memo.get(("solver", layer, limit, content), measured, original=True)
+    found = lm.memo.get_many(keys.values(), measured, original=True)
+    return {layer: found[key] for layer, key in keys.items()}
