@@ -146,6 +146,7 @@ class RayEngine:
         gone: Gone,
     ) -> None:
         """Put a dead actor's units back: the one it was at to the end, others to the front."""
+        backlog.leave(gone.actor)
         for first in gone.waiting:
             backlog.add([[under_way.pop(first)]])
         unit = under_way.pop(gone.at)

@@ -36,8 +36,9 @@ class Answer(NamedTuple):
 
 
 class Gone(NamedTuple):
-    """An actor that died: the unit that it was at, the units it had not begun, and why."""
+    """An actor that died: its name, the unit that it was at, those it had not begun, and why."""
 
+    actor: str
     at: int
     waiting: tuple[int, ...]
     reason: str
@@ -163,7 +164,7 @@ class Pool:
             waiting = tuple(unit for unit, _ in self._at.pop(name))
             self._ray.kill(self._actors.pop(name))
             self._start()
-            return Gone(unit, waiting, _reason(error))
+            return Gone(name, unit, waiting, _reason(error))
 
     def close(self) -> None:
         """End all actors, and their workers with them."""
