@@ -48,6 +48,8 @@ def test_names_that_cannot_be(name):
 def test_kinds_of_model_that_cannot_be():
     with pytest.raises(ValueError, match="models='gpt': expected one of causal, masked, any"):
         edit_method("mine", models="gpt")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"shares=\['notes'\]: expected a name"):
+        edit_method("mine", shares=["notes"])  # type: ignore[arg-type]
 
 
 def test_objects_that_answer_to_everything_are_no_methods():

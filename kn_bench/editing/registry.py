@@ -129,7 +129,7 @@ def edit_method(
             located neurons: methods that share it edit the same cases in the same process.
 
     Raises:
-        ValueError: for a name or kind of model that cannot be.
+        ValueError: for a name, a kind of model or a share that cannot be.
 
     Examples:
         >>> import kn_bench as kn
@@ -152,6 +152,8 @@ def edit_method(
         raise ValueError(
             f"edit_method({name!r}): models={models!r}: expected one of {', '.join(KINDS)}"
         )
+    if not isinstance(shares, str):
+        raise ValueError(f"edit_method({name!r}): shares={shares!r}: expected a name")
 
     def mark(function: F) -> F:
         origin = _origin(function)
