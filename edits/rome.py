@@ -99,7 +99,7 @@ class Rome:
             self.lm, requests, lengths=h.context_template_length_params, seed=h.context_seed
         )
         solver = None
-        # C first, which is measured once: an estimate of the run breaks off the optimisation
+        # C before the targets: a calibration stops at these, and must have seen how long C takes
         if h.mom2_adjustment and any(isinstance(p, ValueProblem) for p in problems):
             solver = covariance_of(self.lm, h.layer, self.corpus, h.mom2_n_tokens)
         values = values_of(self.lm, h.layer, problems, h.value_settings)

@@ -171,7 +171,7 @@ class ClosedForm(Generic[S]):
     ) -> tuple[list[Edit], list[Spread]]:
         h = self.settings
         flat = [problem for group in groups for problem in group]
-        # C first, which is measured once: an estimate of the run breaks off the optimisation
+        # C before the targets: a calibration stops at these, and must have seen how long C takes
         cs = covariances_of(self.lm, h.layers, self.corpus, h.mom2_n_tokens)
         values = values_of(self.lm, h.layers[-1], flat, h.value_settings, place=self.place)
 

@@ -366,28 +366,19 @@ def _builtin() -> dict[str, _Decorated]:
             for call in getattr(node, "decorator_list", []):
                 name = _decorated_name(call)
                 if name:
-                    given = {word.arg: getattr(word.value, "value", None) for word in call.keywords}
+                    given = _keywords(call)
                     methods[name] = _Decorated(
                         f"{path}:{call.lineno}",
                         given.get("by_default") is not False,
-                        _kind(call),
-                        str(given.get("shares") or ""),
+                        given.get("models") or "any",
+                        given.get("shares") or "",
                     )
     return methods
 
 
-def _takes_argument(call: ast.Call) -> bool:
-    """Return True for ``@edit_method("checkpoint", argument="FOLDER")``."""
-    return any(keyword.arg == "argument" for keyword in call.keywords)
-
-
-def _kind(call: ast.Call) -> Kind:
-    """Return ``causal`` of ``@edit_method("rome", models="causal")``, or of a constant's name."""
-    for keyword in call.keywords:
-        if keyword.arg == "models":
-            value = getattr(keyword.value, "value", None)
-            return next((kind for kind in KINDS if kind == value), "any")
-    return "any"
+def _keywords(call: ast.Call) -> dict[str | None, Any]:
+    """Return ``{"models": "causal"}`` of ``@edit_method("rome", models="causal")``."""
+    return {keyword.arg: getattr(keyword.value, "value", None) for keyword in call.keywords}
 
 
 def _decorated_name(call: ast.expr) -> str | None:

@@ -152,8 +152,8 @@ def _checksum(lm: LanguageModel) -> tuple[int, ...]:
 def _sum(tensor: torch.Tensor) -> int:
     """Return the sum of a tensor's bytes, eight at a time, and of those left at its end."""
     plain = tensor.detach().contiguous().view(-1).view(torch.uint8)
-    if plain.storage_offset() % 8:  # a part of a file: torch reads wider numbers at full steps only
+    if plain.storage_offset() % 8:  # a view into a file; torch requires multiples of 8 bytes
         plain = plain.clone()
     whole = len(plain) - len(plain) % 8
-    # a sum into wider numbers than it reads would convert each: thirty times as slow
+    # adding int32 up as int64 would convert every number first, thirty times as slow
     return int(plain[:whole].view(torch.int64).sum()) + int(plain[whole:].sum())

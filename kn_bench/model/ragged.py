@@ -38,7 +38,7 @@ from kn_bench.model.prefixed import (
     shared_prefixes,
 )
 from kn_bench.model.resuming import PrefixCache, skipping
-from kn_bench.model.stream import arriving, moves_by_what_is_added
+from kn_bench.model.stream import adds_to_stream, arriving
 
 Place = Literal["site", "block", "both"]
 """Where something is added: to the values of a layer's site, to the layer's output, or (``both``)
@@ -109,7 +109,7 @@ def prepare(
     joins = place == "block" or (
         place == "site"  # "both" changes the attention, whose output the layer's MLP reads
         and layer + 1 < lm.n_layers
-        and moves_by_what_is_added(lm, rows[0], layer)
+        and adds_to_stream(lm, lm.tensor([rows[0]]), layer)
     )
     # where the change is simply added to the residual stream, the layer need not run again
     first = layer + 1 if joins else layer

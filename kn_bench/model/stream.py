@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -21,23 +21,23 @@ def arriving(lm: LanguageModel, layer: int) -> Iterator[list[Float[Tensor, "rows
         yield inputs
 
 
-def moves_by_what_is_added(lm: LanguageModel, row: Sequence[int], layer: int) -> bool:
-    """Return what :func:`adds_to_stream` does, asked once of a model: edits do not change it."""
-
-    def asked() -> bool:
-        with lm.unedited():
-            return adds_to_stream(lm, lm.tensor([row]), layer)
-
-    return lm.memo.get(("adds to stream", layer), asked, original=True)
-
-
-@torch.no_grad()
 def adds_to_stream(lm: LanguageModel, ids: Int[Tensor, "1 T"], layer: int) -> bool:
     """Tell whether the next layer's input moves by exactly what is added to the site's values.
 
     Tested on the model rather than read from a table: it is false for families that normalise the
-    MLP's output (Gemma 2, OLMo 2), whose layer is run again.
+    MLP's output (Gemma 2, OLMo 2), whose layer is run again. Tested once, since edits do not change
+    it.
     """
+
+    def tested() -> bool:
+        with lm.unedited():
+            return _adds_to_stream(lm, ids, layer)
+
+    return lm.memo.get(("adds to stream", layer), tested, original=True)
+
+
+@torch.no_grad()
+def _adds_to_stream(lm: LanguageModel, ids: Int[Tensor, "1 T"], layer: int) -> bool:
     probe = torch.linspace(-1, 1, lm.d_model, device=lm.device, dtype=lm.dtype)
     with arriving(lm, layer + 1) as seen:
         lm.hidden(ids, torch.ones_like(ids), use_cache=False)

@@ -14,7 +14,7 @@ def do_without(config: pytest.Config) -> None:
     # torch has sixty of them: 1.5 ms a test, more than all else that a test costs
     if not asked and not config.getini("log_cli") and not config.getini("log_file"):
         config.pluginmanager.unregister(name="logging-plugin")
-    # to say at the end that it has nothing to say, hypothesis loads itself: a second a process
+    # hypothesis' plug-in imports the whole library for its summary: a second in every process
     if "hypothesis" not in sys.modules:
         config.pluginmanager.unregister(name="hypothesispytest")
 

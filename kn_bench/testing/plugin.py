@@ -311,14 +311,12 @@ def _timekeeper(config: pytest.Config, controller: RunController, forecast: Fore
 
 
 def shares_of(config: pytest.Config) -> dict[str, str]:
-    """Return what methods have in common with others, by slug, of those that do."""
-    from kn_bench.cases.sampling import slug
+    """Return what keeps methods on one worker, by slug, of those that share anything."""
     from kn_bench.editing.registry import builtin_shares
+    from kn_bench.testing.scheduling import shares_by_slug
 
-    if read_options(config).protocol.name == "sequence":
-        return {}  # after the first step each method has a model of its own
     theirs = {spec.name: spec.shares for spec in registry_of(config).methods.values()}
-    return {slug(name): what for name, what in (builtin_shares() | theirs).items() if what}
+    return shares_by_slug(builtin_shares() | theirs, read_options(config).protocol)
 
 
 def workers_of(config: pytest.Config) -> int:

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from kn_bench.cases.sampling import slug
+from kn_bench.measure.protocols import Protocol
 from kn_bench.testing import node_ids
 from kn_bench.testing.node_ids import NodeId
 
@@ -52,7 +54,7 @@ class Backlog:
     def next(self, worker: Hashable) -> Unit | None:
         """Return the unit that suits ``worker`` best: of its bundle, its group, a new or another's.
 
-        None when all that is left belongs to bundles that others have begun.
+        None when nothing is left but bundles that others have begun.
         """
         if not self._begun.get(worker):
             if not self._taken.get(worker) and not self._take(worker):
@@ -175,14 +177,25 @@ class UnitScheduling:
     def _feed(self, node: WorkerController) -> None:
         if node.shutting_down or self.collection is None or node not in self._collected:
             return
-        unit: Unit | None = []
-        while unit is not None and self._backlog and len(self.pending[node]) < AHEAD:
-            unit = self._backlog.next(node)
-            if unit is not None:
-                self.pending[node].update(dict.fromkeys(unit))
-                node.send_runtest_some(unit)
-        if unit is None or not self._backlog:  # it runs its last test when it knows that none comes
+        pending = self.pending[node]
+        while len(pending) < AHEAD and (unit := self._backlog.next(node)) is not None:
+            pending.update(dict.fromkeys(unit))
+            node.send_runtest_some(unit)
+        if len(pending) < AHEAD or not self._backlog:  # told so, it runs its last test
             node.shutdown()
+
+
+def shares_by_slug(shares: Mapping[str, str], protocol: Protocol) -> dict[str, str]:
+    """Return what keeps methods on one worker, by slug, of those that share anything.
+
+    Nothing does in a sequence: after its first step each method has a model of its own.
+
+    Args:
+        shares: what each method has in common with others, by name; "" for nothing.
+    """
+    if protocol.name == "sequence":
+        return {}
+    return {slug(name): what for name, what in shares.items() if what}
 
 
 def groups(

@@ -102,7 +102,7 @@ def corpus_for(lm: LanguageModel) -> NamedCorpus:
 def covariance_of(
     lm: LanguageModel, layer: int, corpus: Corpus | None, max_tokens: int | None
 ) -> Covariance:
-    """Return what :func:`covariances_of` does, of one layer."""
+    """Return C of one layer's site, see :func:`covariances_of`."""
     return covariances_of(lm, [layer], corpus, max_tokens)[layer]
 
 
@@ -123,16 +123,16 @@ def covariances_of(
 
     def measured(missing: list[Any]) -> list[Covariance]:
         folder = cache_folder() / "second_moments"
-        asked = [layer for _, layer, *_ in missing]
+        unmeasured = [layer for _, layer, *_ in missing]
         with lm.unedited():
-            moments = second_moments(lm, asked, chosen.corpus, max_tokens=limit, cache=folder)
+            moments = second_moments(lm, unmeasured, chosen.corpus, max_tokens=limit, cache=folder)
         return [
             Covariance(
                 moments[layer].matrix.to(lm.device),
                 f"{chosen.name}, {moments[layer].n_tokens} tokens, SHA-256 {content[:12]}",
             )
-            for layer in asked
+            for layer in unmeasured
         ]
 
-    found = lm.memo.get_many(keys.values(), measured, original=True)
-    return {layer: found[key] for layer, key in keys.items()}
+    covariances = lm.memo.get_many(keys.values(), measured, original=True)
+    return {layer: covariances[key] for layer, key in keys.items()}

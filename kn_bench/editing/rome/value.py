@@ -170,8 +170,8 @@ def _descend(
     Args:
         advance: told of each step, and at the end of those that were not needed.
     """
-    # one parameter for all, since Adam treats each number by itself; it moves those that are
-    # finished on, and what they had reached is kept beside
+    # Adam is elementwise, so that one parameter serves all requests. It goes on changing those that
+    # are finished: ``reached`` holds their final deltas
     deltas = nn.Parameter(torch.zeros_like(v_0))
     reached = torch.zeros_like(v_0)
     adam = torch.optim.Adam([deltas], lr=settings.v_lr)

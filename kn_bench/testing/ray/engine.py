@@ -16,7 +16,6 @@ from dataclasses import replace
 import pytest
 
 from kn_bench.cases.case import Case
-from kn_bench.cases.sampling import slug
 from kn_bench.model import embedded
 from kn_bench.testing.controller import RunController, pack
 from kn_bench.testing.items import unit_of
@@ -32,7 +31,7 @@ from kn_bench.testing.ray.pool import (
     Pool,
     Resources,
 )
-from kn_bench.testing.scheduling import Backlog, Unit, groups
+from kn_bench.testing.scheduling import Backlog, Unit, groups, shares_by_slug
 from kn_bench.testing.session import SuiteSession, point_of
 from kn_bench.testing.unmeasured import all_cases
 
@@ -80,7 +79,7 @@ class RayEngine:
         units = [unit_of(item) for item in session.items]
         _run([item for item, unit in zip(session.items, units, strict=True) if unit is None])
         backlog = Backlog()
-        for group in groups(units, _shares(session)):
+        for group in groups(units, self._shares(session)):
             kept = [bundle for bundle in group if units[bundle[0][0]] is not None]
             if kept:
                 backlog.add(kept)
@@ -88,6 +87,11 @@ class RayEngine:
             sample = next(item for item, unit in zip(session.items, units, strict=True) if unit)
             self._run_units(session, suites, backlog, sample)
         return True
+
+    def _shares(self, session: pytest.Session) -> dict[str, str]:
+        methods = {point.method for item in session.items if (point := point_of(item))}
+        named = {method.name: method.shares for method in methods}
+        return shares_by_slug(named, self._controller.options.protocol)
 
     def pytest_unconfigure(self) -> None:
         self._cluster.close()
@@ -104,7 +108,7 @@ class RayEngine:
         try:
             while backlog or pool.busy:
                 for name in pool.hungry:
-                    unit = backlog.next(name) if backlog else None
+                    unit = backlog.next(name)
                     if unit is not None:
                         under_way[unit[0]] = unit
                         pool.give(name, unit[0], self._message(session, suites, unit))
@@ -162,17 +166,6 @@ class RayEngine:
         reason = f"{DEATHS} Ray actors died of {work.method.name} on {work.model}: {gone.reason}"
         suites.deliver(_key(session, unit), all_cases(work, error=reason), "")
         _run([session.items[index] for index in unit])
-
-
-def _shares(session: pytest.Session) -> dict[str, str]:
-    """Return what methods have in common with others, by slug, of those that do."""
-    points = filter(None, map(point_of, session.items))
-    return {
-        slug(point.method.name): point.method.shares
-        for point in points
-        # in a sequence each method has a model of its own after the first step
-        if point.method.shares and point.occasion.protocol.partition(":")[0] != "sequence"
-    }
 
 
 class Greeting:
