@@ -13,6 +13,7 @@ from kn_bench.cases import sources
 from kn_bench.editing.edit import NoEdit
 from kn_bench.editing.registry import edit_method, marked_spec
 from kn_bench.editing.settings import Choices
+from kn_bench.measure.protocols import parse_protocol
 from kn_bench.model import embedded
 from kn_bench.model.progress import Silent
 from kn_bench.testing import calibration, estimate, plan
@@ -159,6 +160,38 @@ def test_a_calibration_times_edits_and_answers_and_leaves_out_what_fails(monkeyp
     # a fact takes 0.2 s to edit and a pair 0.6: by their shares 0.3 s, and the asking
     assert 0.3 < rates.seconds["slow", "tiny_gpt2"] < 5
     assert 0 < rates.once < 60
+
+
+STEPS: list[int] = []
+
+
+@edit_method("stepwise")
+def in_steps(language_model):
+    class InSteps:
+        def edit_together(self, requests):
+            STEPS.append(len(requests))
+            time.sleep(0.5)
+            return NoEdit()
+
+    return InSteps()
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("sequence:20", 1), ("sequence:20/5", 5), ("batch:10", 10)]
+)
+def test_a_calibration_makes_a_step_as_the_protocol_has_it(monkeypatch, text, size):
+    """A hundred steps of one edit were stated at the cost of edits made sixteen at a time."""
+    monkeypatch.setattr(calibration, "embedded", type("None", (), {"NAMES": ()}))
+    cases = sources.load("embedded", limit=20, relations=["P36"]).cases
+    planned = plan.TestPlan({"tiny_gpt2": "tiny-gpt2"}, {c.id: (c,) for c in cases}, (), {}, 8)
+    specs = [spec for method in (in_steps,) if (spec := marked_spec(method))]
+    STEPS.clear()
+    rates = calibrate(
+        planned, specs, lambda progress: Models(Options(), "cpu", {}, progress=progress), Choices(),
+        protocol=parse_protocol(text),
+    )  # fmt: skip
+    assert STEPS == [size]
+    assert rates.seconds["stepwise", "tiny_gpt2"] > 0.5 / size
 
 
 def test_a_calibration_allows_for_workers_that_slow_one_another_down(monkeypatch):

@@ -248,3 +248,32 @@ def test_workers_are_chosen_from_cores_and_memory(monkeypatch):
 def test_the_header_states_workers_and_threads(monkeypatch, workers, cores, said):
     monkeypatch.setattr(devices, "cores", lambda: cores)
     assert devices.sharing(workers) == said
+
+
+def test_the_time_left_is_never_less_than_a_task_takes_at_its_own_pace(
+    tmp_path, monkeypatch, always
+):
+    """A sequence of an hour that was estimated at a quarter of it said 0:00 left for the rest."""
+    now = [1000.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    forecast = Forecast(MEANINGS, 1, {("rome", "m"): 10.0, ("kn", "m"): 0.0})
+    display = Display(tmp_path, forecast, MEANINGS, io.StringIO())
+
+    def left():
+        return display.line(40).split(" | ")[1]
+
+    worker = FileProgress(tmp_path / "progress-gw0.json")
+    assert left() == "0:30 left"
+    with worker.unit("rome"), worker.task("step", 10) as advance:
+        now[0] += 5
+        advance(1)
+        assert left() == "0:25 left"  # 45 s by its share, too early to tell
+        now[0] += 15
+        advance(1)
+        assert left() == "1:20 left"  # 20 s for a fifth of it
+        with worker.task("editing", 2) as inner:
+            inner(1)
+            assert left() == "1:20 left"
+        now[0] += 60
+        advance(8)
+        assert left() == "0:00 left"

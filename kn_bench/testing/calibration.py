@@ -1,8 +1,9 @@
 """What a run's work costs on this machine, from a few edits that are broken off early.
 
 A method edits some cases of one unit together, as it will in the run, so that what they share (the
-patterns of other facts, a subject's key) counts once. The progress that it reports says what share
-of the work is done: after some seconds the rest is reckoned from it and not waited for.
+patterns of other facts, a subject's key) counts once; in a batch or sequence it makes one step, of
+as many cases as a step has. The progress that it reports says what share of the work is done: after
+some seconds the rest is reckoned from it and not waited for.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kn_bench.cases.sampling import slug
+from kn_bench.measure.protocols import SINGLE, Protocol, checkpoints
 from kn_bench.model import embedded
 from kn_bench.model.progress import Advance, Bars, Progress
 
@@ -149,7 +151,7 @@ def calibrate(
     models: Callable[[Progress], Models],
     choices: Choices,
     *,
-    askings: int = 2,
+    protocol: Protocol = SINGLE,
     processes: int = 1,
 ) -> Rates:
     """Take the time of a few cases on each model of ``plan``.
@@ -158,8 +160,7 @@ def calibrate(
 
     Args:
         models: makes the loaded models of this process, given the progress they report to.
-        askings: how often a case is put to an edited model: under its edit and the edit's control,
-            or, in a sequence, after the edit and at the end.
+        protocol: of the run.
         processes: how many compute at the same time in the run, on cores of one machine.
     """
     watch = Stopwatch(Bars())
@@ -170,12 +171,12 @@ def calibrate(
         if name in embedded.NAMES:
             continue
         try:
-            timer = _Timer(loaded.engine(name), watch, cases)
+            timer = _Timer(loaded.engine(name), watch, cases, protocol)
         except Exception:  # a model that cannot be loaded: its tests will say so
             continue
         for number, spec in enumerate(specs):
             try:
-                spent = timer.seconds(spec, choices, askings)
+                spent = timer.seconds(spec, choices)
             except Exception:  # its tests will say so
                 continue
             # the unedited model is asked once, by whichever method comes first
@@ -254,22 +255,33 @@ class _Timer:
         unedited: seconds of asking the unedited model one case.
     """
 
-    def __init__(self, engine: Engine, watch: Stopwatch, cases: Sequence[Case]) -> None:
+    def __init__(
+        self, engine: Engine, watch: Stopwatch, cases: Sequence[Case], protocol: Protocol
+    ) -> None:
         from kn_bench.measure.known import Unedited
 
-        self._engine, self._watch = engine, watch
-        count_once(engine.model.memo)
-        self._samples = task_samples(cases, EDITED)
+        self._engine, self._watch, self._protocol = engine, watch, protocol
+        if protocol == SINGLE:  # in a sequence each method has a model of its own
+            count_once(engine.model.memo)
+        together = EDITED if protocol == SINGLE else min(protocol.per_step, EDITED)
+        self._samples = task_samples(cases, together)
         asked = spread(cases, ASKED)
         self.unedited = self._asking(Unedited(), asked)
         self._per_case = self._asking(_Nudge(engine), asked)
+        self._looks = self._looking(cases) if protocol.name == "sequence" else 0.0
 
-    def seconds(self, spec: MethodSpec, choices: Choices, askings: int) -> float:
-        """Return the seconds of an edit and of asking its case, the mean over all cases."""
+    def seconds(self, spec: MethodSpec, choices: Choices) -> float:
+        """Return the seconds of an edit and of asking its case, the mean over all cases.
+
+        A case is put to the model under its edit and the edit's control, as often as it is asked.
+        """
         from kn_bench.editing.registry import bind
 
+        if self._protocol != SINGLE:
+            self._engine.model.memo.clear()
         method = bind(spec, self._engine.model, choices)
-        return sum(
+        askings = 2 * len(self._protocol.asked)
+        return self._looks + sum(
             share * (self._editing(method, cases) + askings * self._per_case)
             for cases, share in self._samples
         )
@@ -277,19 +289,32 @@ class _Timer:
     def _editing(self, method: Any, cases: Sequence[Case]) -> float:
         """Return the seconds an edit of ``cases``, edited together as the engine has it done."""
         from kn_bench.editing.edit import NotApplicable
-        from kn_bench.editing.method import edit_cases
+        from kn_bench.editing.method import begin, edit_cases, edit_step, kind_of
         from kn_bench.editing.surroundings import own_random
 
         kept = [encoded.case for encoded in self._engine.encode(cases, {})]
 
         def edit() -> None:
             with suppress(NotApplicable):
-                edit_cases(method, kept)
+                if self._protocol == SINGLE or kind_of(method) == "apart":
+                    edit_cases(method, kept)
+                else:
+                    edit_step(method, [case.request for case in kept], begin(method))
 
         with own_random(self._engine.seed):
             spent = self._watch.seconds(edit)
         self._engine.put_back()
         return spent / max(1, len(kept))
+
+    def _looking(self, cases: Sequence[Case]) -> float:
+        """Return the seconds that an edit's share of a sequence's checkpoints takes."""
+        from kn_bench.measure.ability import Ability
+
+        ability = Ability(self._engine, cases[: self._protocol.edits])
+        started = time.perf_counter()
+        ability.look()
+        looks = 1 + sum(1 for _ in checkpoints(self._protocol.steps))
+        return looks * (time.perf_counter() - started) / self._protocol.edits
 
     def _asking(self, method: object, cases: Sequence[Case]) -> float:
         """Return the seconds a case of putting all probes of ``cases``."""

@@ -223,7 +223,8 @@ def _calibrated(
         return Models(options, options.devices[0], {}, workers=workers, progress=progress)
 
     processes = min(workers, cores()) if options.devices == ("cpu",) else 1
-    return calibrate(plan, specs, models, choices, processes=processes)
+    protocol = options.protocol
+    return calibrate(plan, specs, models, choices, protocol=protocol, processes=processes)
 
 
 class Timekeeper:

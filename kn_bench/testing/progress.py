@@ -42,12 +42,22 @@ NARROWEST = 30
 """Columns that must be free to the right of pytest's letters; else nothing is drawn."""
 
 
+SETTLED = 10.0
+"""Seconds after which a task's share done says how long the rest of it takes."""
+
+
 class State(NamedTuple):
-    """What one process is doing: the innermost task that is open, and how far it is."""
+    """What one process is doing: the innermost task that is open, and how far it is.
+
+    Attributes:
+        least: seconds that the outermost task still takes, by its share done; 0 if it cannot be
+            told. More may follow it.
+    """
 
     what: str
     done: float
     total: float | None
+    least: float = 0.0
 
 
 class FileProgress:
@@ -61,7 +71,7 @@ class FileProgress:
         self._file = file
         self._open: list[State] = []
         self._unit = ""
-        self._written = 0.0
+        self._began = self._written = 0.0
 
     @contextmanager
     def unit(self, name: str) -> Iterator[None]:
@@ -76,6 +86,8 @@ class FileProgress:
 
     @contextmanager
     def task(self, what: str, total: float | None = None) -> Iterator[Advance]:
+        if not self._open:
+            self._began = time.monotonic()
         self._open.append(State(what, 0.0, total))
         depth = len(self._open) - 1
         self._write()
@@ -100,10 +112,18 @@ class FileProgress:
         part = self._file.with_suffix(".part")
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
-            part.write_text(json.dumps(inner._replace(what=what)), encoding="utf-8")
+            told = inner._replace(what=what, least=self._least(self._written))
+            part.write_text(json.dumps(told), encoding="utf-8")
             part.replace(self._file)
         except OSError:  # a full disk: the run goes on unseen
             self._file = None
+
+    def _least(self, now: float) -> float:
+        spent = now - self._began
+        if not self._open or not self._open[0].total or spent < SETTLED:
+            return 0.0
+        share = min(1.0, self._open[0].done / self._open[0].total)
+        return spent * (1 - share) / share if share else 0.0
 
 
 def progress_file(folder: Path | None, worker: str) -> Path | None:
@@ -267,6 +287,8 @@ class Display:
         forecast, now = self._forecast, time.monotonic() - self._started
         doing = states(self._folder)
         left = self._ticking(forecast.left(), now)
+        if left is not None:  # no estimate is believed against a task's own pace
+            left = max([left, *(state.least for state in doing)])
         parts = [f"{forecast.done}/{forecast.total} edits"]
         parts.append(f"{clock(left)} left" if left is not None else f"{clock(now)} so far")
         for state in doing:
