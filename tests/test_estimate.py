@@ -162,14 +162,14 @@ def test_a_calibration_times_edits_and_answers_and_leaves_out_what_fails(monkeyp
     assert 0 < rates.once < 60
 
 
-STEPS: list[int] = []
+together: list[int] = []
 
 
 @edit_method("stepwise")
 def in_steps(language_model):
     class InSteps:
         def edit_together(self, requests):
-            STEPS.append(len(requests))
+            together.append(len(requests))
             time.sleep(0.5)
             return NoEdit()
 
@@ -185,12 +185,12 @@ def test_a_calibration_makes_a_step_as_the_protocol_has_it(monkeypatch, text, si
     cases = sources.load("embedded", limit=20, relations=["P36"]).cases
     planned = plan.TestPlan({"tiny_gpt2": "tiny-gpt2"}, {c.id: (c,) for c in cases}, (), {}, 8)
     specs = [spec for method in (in_steps,) if (spec := marked_spec(method))]
-    STEPS.clear()
+    together.clear()
     rates = calibrate(
         planned, specs, lambda progress: Models(Options(), "cpu", {}, progress=progress), Choices(),
         protocol=parse_protocol(text),
     )  # fmt: skip
-    assert STEPS == [size]
+    assert together == [size]
     assert rates.seconds["stepwise", "tiny_gpt2"] > 0.5 / size
 
 
