@@ -33,5 +33,7 @@ def command(
     from kn_bench.results.loading import load_runs
     from kn_bench.results.store import find_run
 
-    runs = [load_runs([find_run(reports, run)]) for run in (first, second)]
-    typer.echo(comparison_text(runs[0], runs[1], methods=methods, as_markdown=markdown), nl=False)
+    folders = [find_run(reports, run) for run in (first, second)]
+    one = load_runs(folders[:1])
+    other = one if folders[0] == folders[1] else load_runs(folders[1:])
+    typer.echo(comparison_text(one, other, methods=methods, as_markdown=markdown), nl=False)

@@ -28,7 +28,7 @@ from kn_bench.measure.statistics import (
     mean_intervals,
     sign_flip_p,
 )
-from kn_bench.results.loading import Runs
+from kn_bench.results.loading import Runs, control_scores
 
 SCORED: tuple[Criterion, ...] = CRITERIA[:5]
 """The criteria in S and K; overturn stands beside them."""
@@ -155,19 +155,16 @@ def board(runs: Runs) -> tuple[Line, ...]:
 def _lines(runs: Runs) -> tuple[Line, ...]:
     edits = runs.edits.groupby(["run", "task", "model", "method", "protocol"])
     seconds = edits["record_seconds"].mean()
-    names, *frames = _in_numbers(runs.verdicts)
+    names, *frames = _in_numbers(runs.verdicts, control_scores(runs.verdicts, runs.controls))
     cases, neighbours = map(_Rows.of, frames)
     run_of = runs.verdicts.groupby(GROUP, sort=False)["run"].first()
-    controls = _by_name(runs.controls)
     lines = []
     for i, name in enumerate(names):
-        run = run_of[name]
-        control = controls.get((run, *name[:-1]))
-        time = float(seconds.get((run, *name[:4]), np.nan))
+        time = float(seconds.get((run_of[name], *name[:4]), np.nan))
         of_line = (part.where(part["line"] == i) for part in (cases, neighbours))
-        lines.append(_line(name, next(of_line), control, next(of_line), time))
-    models = list(dict.fromkeys(runs.verdicts["model"]))
-    protocols = sorted(set(runs.verdicts["protocol"]), key=_protocol_order)
+        lines.append(_line(name, next(of_line), next(of_line), time))
+    models = runs.verdicts["model"].unique().tolist()
+    protocols = sorted(runs.verdicts["protocol"].unique(), key=_protocol_order)
     tables: dict[tuple[Any, ...], list[Line]] = {}
     for line in lines:
         n = line.name
@@ -217,19 +214,14 @@ def _clusters(verdicts: pd.DataFrame) -> pd.Series[Any]:
     return verdicts["cluster"].where(~several, verdicts["sequence"].astype(str))
 
 
-def _by_name(controls: pd.DataFrame) -> dict[tuple[Any, ...], pd.DataFrame]:
-    """Return the scores of controls by run and name: one row per case, one column per criterion."""
-    tables_of: dict[tuple[Any, ...], pd.DataFrame] = {}
-    if len(controls):
-        for key, rows in controls.groupby(["run", *GROUP[:-1]], sort=False):
-            tables_of[key] = rows.pivot_table(
-                index=["case", "sequence"], columns="criterion", values="verdict_score"
-            )
-    return tables_of
-
-
-def _in_numbers(verdicts: pd.DataFrame) -> tuple[list[Name], pd.DataFrame, pd.DataFrame]:
+def _in_numbers(
+    verdicts: pd.DataFrame, controls: pd.Series[float]
+) -> tuple[list[Name], pd.DataFrame, pd.DataFrame]:
     """Return the verdicts with codes for names, as hundreds of figures are to be drawn from them.
+
+    Args:
+        verdicts: of the board.
+        controls: score of each verdict's control.
 
     Returns:
         Names of the lines; the verdicts (criterion as its place in ``CRITERIA``); and the
@@ -244,6 +236,7 @@ def _in_numbers(verdicts: pd.DataFrame) -> tuple[list[Name], pd.DataFrame, pd.Da
             "criterion": verdicts["criterion"].map(CRITERIA.index).astype(int),
             "out": verdicts["verdict_status"].isin(("excluded", "error")),
             "not_applicable": verdicts["verdict_status"] == "not_applicable",
+            "control": controls.to_numpy(),
         }
     ).astype(float)
     texts = verdicts[["case", "sequence"]]
@@ -292,11 +285,9 @@ class _Rows:
         return tuple(mean_intervals(scores, self.columns["cluster"], bounds=bounds))
 
 
-def _figures(
-    rows: Mapping[Criterion, _Rows], control: pd.DataFrame | None
-) -> dict[Criterion, Figure]:
+def _figures(rows: Mapping[Criterion, _Rows]) -> dict[Criterion, Figure]:
     """Return the six figures, each beside its control's."""
-    compared = {c: _against(rows[c], control, c) for c in CRITERIA}
+    compared = {c: _against(rows[c]) for c in CRITERIA}
     adjusted = holm([p for _, p in compared.values()])
     return {
         c: Figure(
@@ -310,14 +301,9 @@ def _figures(
     }
 
 
-def _against(
-    rows: _Rows, control: pd.DataFrame | None, criterion: Criterion
-) -> tuple[Interval, float]:
+def _against(rows: _Rows) -> tuple[Interval, float]:
     """Return the control's figure, and p that it scores as well, over the cases that both have."""
-    if control is None or criterion not in control:
-        return NO_INTERVAL, np.nan
-    index = pd.MultiIndex.from_arrays([rows["case"], rows["sequence"]])
-    ours, theirs = rows["verdict_score"], control[criterion].reindex(index).to_numpy()
+    ours, theirs = rows["verdict_score"], rows["control"]
     both = ~np.isnan(ours) & ~np.isnan(theirs)
     if not both.any():
         return NO_INTERVAL, np.nan
@@ -327,15 +313,13 @@ def _against(
     return mean_interval(theirs[both], clusters), sign_flip_p(sums, alternative="less")
 
 
-def _line(
-    name: Name, group: _Rows, control: pd.DataFrame | None, neighbours: _Rows, seconds: float
-) -> Line:
+def _line(name: Name, group: _Rows, neighbours: _Rows, seconds: float) -> Line:
     rows = {c: group.where(group["criterion"] == i) for i, c in enumerate(CRITERIA)}
     counted = rows["overturn"].where(~np.isnan(rows["overturn"]["verdict_score"]))
     s, k = _composites(group)
     return Line(
         name=name,
-        criteria=_figures(rows, control),
+        criteria=_figures(rows),
         s=s,
         k=k,
         shift=counted.means("verdict_overturn_shift", bounds=(-1.0, 1.0))[0],

@@ -221,7 +221,7 @@ def below(table: BoardTable) -> Iterator[str]:
 
 def notes(runs: Runs) -> Iterator[str]:
     """Yield what a reader must know of the whole: what is missing, repeated or shown apart."""
-    status = Counter(runs.verdicts["verdict_status"])
+    status = Counter(runs.verdicts["verdict_status"].value_counts().to_dict())
     failed = status["error"] + len(runs.crashes)
     if failed or status["excluded"]:
         yield (

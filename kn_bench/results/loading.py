@@ -125,6 +125,13 @@ def load_runs(folders: Sequence[Path], *, judge_again: bool = False) -> Runs:
     )
 
 
+def control_scores(verdicts: pd.DataFrame, controls: pd.DataFrame) -> pd.Series[float]:
+    """Return the score of each verdict's control, NaN where there is none."""
+    key = ["run", *KEY]
+    theirs = controls[[*key, "verdict_score"]]
+    return verdicts[key].merge(theirs, on=key, how="left")["verdict_score"]
+
+
 def _doubled_verdict(log: Path) -> StoreError:
     """Return which verdict stands in a log twice: the writer of a run keeps each once."""
     first: dict[Key, int] = {}

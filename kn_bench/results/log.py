@@ -77,6 +77,20 @@ def lines(path: Path) -> Iterator[tuple[int, bytes]]:
         raise StoreError(f"{path} cannot be read: {error.strerror}") from None
 
 
+def lines_of(path: Path, kind: str) -> Iterator[bytes]:
+    """Yield the lines of one kind of a log that was read before: nothing is checked again.
+
+    Raises:
+        StoreError: when the file cannot be read any more.
+    """
+    begin = f'{{"row":"{kind}"'.encode()
+    try:
+        with path.open("rb") as file:
+            yield from (line for line in file if line.startswith(begin) and line.endswith(b"\n"))
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {error.strerror}") from None
+
+
 def rows(path: Path, kinds: frozenset[str] | None = None) -> Iterator[Row]:
     """Yield the rows of the log in order, of the given kinds only.
 

@@ -14,6 +14,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -29,15 +30,16 @@ from kn_bench.results.codec import plain
 from kn_bench.results.columns import CHUNK, frame_of
 from kn_bench.results.curves import curve_rows
 from kn_bench.results.further import as_payload
-from kn_bench.results.loading import Runs, with_occasion
-from kn_bench.results.log import LOG, lines
-from kn_bench.results.rows import kind_of
+from kn_bench.results.loading import Runs, control_scores, with_occasion
+from kn_bench.results.log import LOG, lines_of
 from kn_bench.results.texts import read_texts
 
 EMBEDDED = 100_000
 """Measurements that a page carries; of larger runs it has a sample of cases."""
 FLAGS = ("prob", "tf_all", "gives_expected", "gives_rejected")
 STATUSES = ("holds", "missed", "not_applicable", "excluded", "error")
+PLAIN = frozenset((int, str, bool, NoneType))
+"""Types of values that JSON has as they are."""
 
 
 class TextPool:
@@ -53,7 +55,8 @@ class TextPool:
 
     def column(self, values: Iterable[object]) -> list[int]:
         """Return the numbers of ``values``."""
-        return [self(value) for value in values]
+        # pandas hands its texts out one by one, and much faster all at once
+        return list(map(self, values.tolist() if isinstance(values, pd.Series) else values))
 
     @property
     def all(self) -> list[str]:
@@ -130,10 +133,8 @@ def as_text(data: Mapping[str, Any]) -> str:
 
 def _sampled(runs: Runs, most: int) -> tuple[frozenset[str] | None, Sample | None]:
     """Return cases with about ``most`` measurements, drawn by their ids; None for all."""
-    total = sum(
-        kind_of(line) == "measurement" for folder in runs.folders.values()
-        for _, line in lines(folder / LOG)
-    )  # fmt: skip
+    logs = [folder / LOG for folder in runs.folders.values()]
+    total = sum(1 for log in logs for _ in lines_of(log, "measurement"))
     if total <= most:
         return None, None
     ids = sorted(set(runs.verdicts["case"]), key=lambda case: stable_hash("page", case))
@@ -144,7 +145,7 @@ def _sampled(runs: Runs, most: int) -> tuple[frozenset[str] | None, Sample | Non
 def measurements(runs: Runs, chosen: frozenset[str] | None = None) -> Iterator[pd.DataFrame]:
     """Yield the measurements of ``chosen`` cases (None: of all), a part of a log at a time."""
     for label, folder in runs.folders.items():
-        measured = (line for _, line in lines(folder / LOG) if kind_of(line) == "measurement")
+        measured = lines_of(folder / LOG, "measurement")
         while chunk := list(islice(measured, CHUNK)):
             frame = with_occasion(frame_of(chunk, "measurement")).assign(run=label)
             frame = frame[frame["criterion"] != "overturn"]  # its rows are reliability's once more
@@ -210,7 +211,7 @@ class _Cases:
 
 def _line_of(frame: pd.DataFrame, index: Mapping[tuple[Any, ...], int]) -> list[int]:
     """Return the number of each row's line; -1 where it has none."""
-    keys = zip(*(frame[name] for name in GROUP), strict=True)
+    keys = zip(*(frame[name].tolist() for name in GROUP), strict=True)
     return [index.get(key, -1) for key in keys]
 
 
@@ -221,17 +222,14 @@ def _verdicts(
     cases: _Cases,
     texts: TextPool,
 ) -> dict[str, list[Any]]:
-    key = ["run", "model", "method", "case", "criterion", "protocol", "sequence", "asked"]
-    theirs = controls.set_index(key)["verdict_score"]
-    control = theirs.reindex(pd.MultiIndex.from_frame(verdicts[key])) if len(theirs) else None
     return {
         "line": _line_of(verdicts, index),
-        "case": [cases.number[case] for case in verdicts["case"]],
-        "criterion": [ALL_CRITERIA.index(criterion) for criterion in verdicts["criterion"]],
+        "case": verdicts["case"].map(cases.number).tolist(),
+        "criterion": verdicts["criterion"].map(ALL_CRITERIA.index).tolist(),
         "sequence": verdicts["sequence"].tolist(),
-        "status": [STATUSES.index(status) for status in verdicts["verdict_status"]],
+        "status": verdicts["verdict_status"].map(STATUSES.index).tolist(),
         "score": _rounded(verdicts["verdict_score"]),
-        "control": [None] * len(verdicts) if control is None else _rounded(control),
+        "control": _rounded(control_scores(verdicts, controls)),
         "known": _truth(verdicts["verdict_known_before"]),
         "inverse": _truth(verdicts["verdict_inverse_known"]),
         "explanation": texts.column(verdicts["verdict_explanation"]),
@@ -382,5 +380,7 @@ def _finite(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
+        if PLAIN.issuperset(map(type, value)):  # most columns, and they are long
+            return value
         return [_finite(item) for item in value]
     return value
