@@ -6,6 +6,7 @@ import doctest
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -240,3 +241,46 @@ def test_an_evaluation_is_what_pytest_measures(tmp_path):
         evaluation.score("speed")
     with pytest.raises(ValueError, match="expected at least one case"):
         kn.evaluate(model, "none", [])
+
+
+API: Any = kn
+"""For what a type checker would refuse."""
+FACT = kn.EditRequest(
+    subject="Canada", prompt="The capital of {} is", target_true="Ottawa", target_new="Rome"
+)
+
+
+@pytest.mark.parametrize(("call", "sentence"), [
+    (lambda lm: API.method("rome", "tiny-gpt2"), r"kn_bench\.load_model\('tiny-gpt2'\)"),
+    (lambda lm: API.method("rome", lm.hf), "expected a loaded model.* got a GPT2LMHeadModel"),
+    (lambda lm: API.evaluate("tiny-gpt2", "none", []), "expected a loaded model"),
+    (lambda lm: API.evaluate(lm, "none", [FACT]), "cases with probes.* got a EditRequest"),
+    (lambda lm: API.evaluate(lm, "none", "embedded"), "cases with probes.* got a str"),
+    (lambda lm: API.method("none", lm).edit("Canada"), "EditRequest, and got a str"),
+    (lambda lm: API.method("none", lm).edit([FACT, None]), "EditRequest, and got a NoneType"),
+    (lambda lm: API.method("none", lm).edit(kn.load_cases("embedded", limit=1)[0]), "case.request"),
+    (lambda lm: API.locate(lm, [FACT]), "EditRequest, and got a list"),
+    (lambda lm: API.trace("tiny-gpt2", FACT), "expected a loaded model"),
+])  # fmt: skip
+def test_what_is_handed_over_by_mistake_is_refused_in_a_sentence(call, sentence):
+    """A model's name in place of the model was "'str' object has no attribute 'tokens'"."""
+    with pytest.raises(TypeError, match=sentence):
+        call(tiny_model("gpt2"))
+
+
+def test_no_cases_are_not_a_number_of_cases():
+    with pytest.raises(ValueError, match="limit 0: expected a positive number"):
+        kn.load_cases("embedded", limit=0)
+
+
+def test_a_subject_that_stands_in_the_prompt_has_no_place_of_its_own():
+    """ROME said of such a request that its subject must come before the answer."""
+    with pytest.raises(ValueError, match=r"expected '\{\}' where the subject 'Canada' stands"):
+        kn.EditRequest(
+            subject="Canada", prompt="The capital of Canada is", target_true="Ottawa",
+            target_new="Rome",
+        )  # fmt: skip
+    # a question need not name its subject, and a part of a word is no subject
+    kn.EditRequest(
+        subject="Can", prompt="The capital of Canada is", target_true="a", target_new="b"
+    )

@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 
 import pandas as pd
 
+from kn_bench.api.arguments import check_cases, check_model
 from kn_bench.api.methods import BoundMethod, MethodName, method
 from kn_bench.cases import sources
 from kn_bench.cases.case import CRITERIA, OPTIONAL_CRITERIA, Case, Criterion
@@ -42,7 +43,7 @@ def load_cases(
         seed: of the sampling.
 
     Raises:
-        ValueError: for an unknown source or relation, or data that cannot be read.
+        ValueError: for an unknown source or relation, a limit below 1, or data that cannot be read.
 
     Examples:
         >>> import kn_bench as kn
@@ -51,6 +52,8 @@ def load_cases(
         ['P36', 'P36']
     """
     relations = [relation] if isinstance(relation, str) else relation
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit {limit}: expected a positive number of cases, or None for all")
     return list(sources.load(source, limit=limit, relations=relations, seed=seed).cases)
 
 
@@ -73,6 +76,7 @@ def evaluate(
         references: a file of texts about new targets, such as ROME's ``attribute_snippets.json``.
 
     Raises:
+        TypeError: for a model that is not loaded, or anything but cases.
         ValueError: for no cases, two cases of one id, or an unknown method.
         NotApplicable: for a method that is not defined for this kind of model.
 
@@ -83,6 +87,8 @@ def evaluate(
         >>> evaluation.score("reliability"), evaluation.score("locality")
         (0.0, 1.0)
     """
+    check_model(model)
+    check_cases(cases)
     if not cases:
         raise ValueError("evaluate: expected at least one case, and there is none; load some")
     if len({case.id for case in cases}) < len(cases):

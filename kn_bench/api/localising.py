@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from kn_bench.api.arguments import check_model, check_requests
 from kn_bench.api.methods import with_queries
 from kn_bench.cases.case import EditRequest
 from kn_bench.localise import locating, tracing
@@ -26,6 +27,7 @@ def locate(
         settings: thresholds and integration; the paper's by default.
 
     Raises:
+        TypeError: for a model that is not loaded, or anything but one edit request.
         ValueError: when no prompt of the request can be put to this model.
 
     Examples:
@@ -35,6 +37,8 @@ def locate(
         >>> sorted(kn.locate(model, fact).neurons)[0]  # doctest: +ELLIPSIS
         Neuron(layer=..., unit=...)
     """
+    check_model(model)
+    check_requests([request])
     bag = Bag(with_queries(request).queries, request.task)
     (located,) = locating.locate(model, [bag], settings)
     if not located.queries:
@@ -67,6 +71,7 @@ def trace(
         seed: of the noise.
 
     Raises:
+        TypeError: for a model that is not loaded, or anything but one edit request.
         ValueError: when the prompt cannot be put to this model.
 
     Examples:
@@ -77,6 +82,8 @@ def trace(
         >>> traced.scores.shape[-1] == model.n_layers  # kind, token, layer
         True
     """
+    check_model(model)
+    check_requests([request])
     prompt = trace_prompt(model, request)
     if isinstance(prompt, Unencodable):
         raise ValueError(f"{request.id}: expected a prompt to trace; {prompt.reason}")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import Any, overload
 
+from kn_bench.api.arguments import check_model, check_requests
 from kn_bench.cases.case import EditRequest, Query
 from kn_bench.editing import registry
 from kn_bench.editing.edit import Edit, Method, NotApplicable
@@ -42,6 +43,7 @@ def method(name: MethodName, model: LanguageModel) -> BoundMethod:
         model: what to edit; it stays as it is.
 
     Raises:
+        TypeError: for a model that is not loaded.
         ValueError: for an unknown name, or a function that is not decorated or needs fixtures that
             only pytest has.
         NotApplicable: for a method that is not defined for this kind of model.
@@ -52,6 +54,7 @@ def method(name: MethodName, model: LanguageModel) -> BoundMethod:
         >>> rome.name, rome.settings["layer"]
         ('rome', 0)
     """
+    check_model(model)
     spec = _spec(name)
     if reason := spec.not_defined_for(model.tokens.kind):
         raise NotApplicable(reason)
@@ -107,16 +110,19 @@ class BoundMethod:
 
         Raises:
             NotApplicable: when the method is not defined for the model, or for the one request.
+            TypeError: for anything but edit requests.
             ValueError: when what the method returned is not an edit of this model.
         """
-        several = [requests] if isinstance(requests, EditRequest) else list(requests)
+        alone = not isinstance(requests, Iterable) or isinstance(requests, str)
+        several: list[Any] = [requests] if alone else [*requests]  # type: ignore[misc]
+        check_requests(several)
         asked = [with_queries(request) for request in several]
         edits: list[Edit | NotApplicable] = []
         for edit in checked(self.inner.edit(asked), len(asked), self.model, self.name):
             if isinstance(edit, str):
                 raise ValueError(edit)
             edits.append(edit)
-        if not isinstance(requests, EditRequest):
+        if not alone:
             return edits
         (only,) = edits
         if isinstance(only, NotApplicable):

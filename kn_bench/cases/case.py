@@ -120,8 +120,8 @@ class EditRequest:
             record's answer, to compare with, and says nothing of what the model knows.
 
     Raises:
-        ValueError: for a prompt with several ``{}``, an empty subject or answer, or two answers
-            that are the same.
+        ValueError: for a prompt with several ``{}``, or with the subject in its place, an empty
+            subject or answer, or two answers that are the same.
 
     Examples:
         >>> import kn_bench as kn
@@ -153,6 +153,11 @@ class EditRequest:
                 f"{self.id}: the prompt {self.prompt!r} with suffix {self.suffix!r}: expected the "
                 "subject's place at most once; mark one by '{}'"
             )
+        if self.task == "fact" and self._names_its_subject:
+            raise ValueError(
+                f"{self.id}: the prompt {self.prompt!r}: expected '{{}}' where the subject "
+                f"{self.subject!r} stands"
+            )
         if not ID_ALPHABET.fullmatch(self.id):
             raise ValueError(
                 f"case id {self.id!r}: expected letters, digits, '_', '.' and '/' only"
@@ -168,6 +173,13 @@ class EditRequest:
                 f"{self.id}: target_new {self.target_true!r}: expected another answer than "
                 "target_true"
             )
+
+    @property
+    def _names_its_subject(self) -> bool:
+        """Whether the subject stands in the prompt as a word, and no ``{}`` in its place."""
+        if not self.subject or "{}" in self.prompt + self.suffix or self.subject not in self.prompt:
+            return False
+        return bool(re.search(rf"(?<!\w){re.escape(self.subject)}(?!\w)", self.prompt))
 
     @property
     def cloze(self) -> Cloze:
