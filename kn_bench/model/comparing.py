@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kn_bench.model.folder import CONFIG, INDEX, WEIGHTS, check_folder
+from kn_bench.model.hub import cached_only
 from kn_bench.model.source import first_line, not_to_be_had, source_of
 
 WIDTH = {"F64": 64, "F32": 32, "BF16": 16, "F16": 16}
@@ -41,7 +42,9 @@ def local_folder(name: str) -> Path:
     from huggingface_hub.errors import HFValidationError
 
     try:
-        return Path(hf_hub_download(source, CONFIG, revision=revision)).parent
+        only = cached_only(source)
+        config = hf_hub_download(source, CONFIG, revision=revision, local_files_only=only)
+        return Path(config).parent
     except (OSError, HFValidationError, ValueError) as error:
         raise ValueError(f"unknown model {name!r}: {not_to_be_had(error)}") from error
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from kn_bench.model.architecture import architecture_of, language_part, positions_of
 from kn_bench.model.chat_template import begin_with_template
+from kn_bench.model.hub import cached_only
 from kn_bench.model.source import first_line, not_to_be_had, source_of
 from kn_bench.model.tokens import Tokens
 
@@ -21,7 +22,11 @@ def load_tokens(name: str, *, commit: str | None = None, chat_template: bool = F
     from transformers import AutoConfig, AutoTokenizer
 
     source, revision = source_of(name)
-    options: dict[str, Any] = {"revision": commit or revision, "trust_remote_code": False}
+    options: dict[str, Any] = {
+        "revision": commit or revision,
+        "trust_remote_code": False,
+        "local_files_only": cached_only(source),
+    }
     with in_one_sentence(name):
         config = AutoConfig.from_pretrained(source, **options)
         config = language_part(config)

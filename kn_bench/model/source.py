@@ -70,10 +70,13 @@ def not_to_be_had(error: Exception) -> str:
     """Return the rest of a sentence about an unknown model; ``error`` is the hub's."""
     from kn_bench.model import packaged
 
+    reason = first_line(error)
+    if "local_files_only" in reason:  # nobody has set it: see kn_bench.model.hub
+        reason = "the hub cannot be reached, and its cache has no such model"
     return (
         f"expected an embedded model ({', '.join(embedded.NAMES)}), a packaged one "
         f"({', '.join(packaged.PACKAGED)}), a folder, or a model that the hub or its cache has "
-        f"({first_line(error)})"
+        f"({reason})"
     )
 
 

@@ -211,10 +211,12 @@ def _hub_commit(name: str, id: str, revision: str | None) -> str:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HFValidationError
 
+    from kn_bench.model.hub import cached_only
     from kn_bench.model.source import not_to_be_had
 
     try:
-        # .../models--gpt2/snapshots/<commit>/config.json
-        return Path(hf_hub_download(id, "config.json", revision=revision)).parent.name
+        only = cached_only(id)
+        config = hf_hub_download(id, "config.json", revision=revision, local_files_only=only)
+        return Path(config).parent.name  # .../models--gpt2/snapshots/<commit>/config.json
     except (OSError, HFValidationError, ValueError) as error:
         raise ValueError(f"unknown model {name!r}: {not_to_be_had(error)}") from error

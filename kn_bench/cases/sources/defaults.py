@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 from kn_bench.cases.sources import SOURCES
-from kn_bench.model import embedded
+from kn_bench.model import embedded, hub
 
 REAL = ("pararel", "blimp")
+FROM_HUB = ("blimp",)
 
 
 def default_specs(models: Sequence[str]) -> tuple[tuple[str, ...], str]:
@@ -36,7 +36,7 @@ def _available(name: str) -> bool:
     source = SOURCES[name]
     if source.in_cache():
         return True
-    if os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0"):
+    if hub.is_offline() or (name in FROM_HUB and not hub.answers()):
         return False
     try:
         source.load(limit=1)  # fetches what is missing
