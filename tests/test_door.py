@@ -252,14 +252,14 @@ FACT = kn.EditRequest(
 
 @pytest.mark.parametrize(("call", "sentence"), [
     (lambda lm: API.method("rome", "tiny-gpt2"), r"kn_bench\.load_model\('tiny-gpt2'\)"),
-    (lambda lm: API.method("rome", lm.hf), "expected a loaded model.* got a GPT2LMHeadModel"),
+    (lambda lm: API.method("rome", lm.hf), "expected a loaded model.* got GPT2LMHeadModel"),
     (lambda lm: API.evaluate("tiny-gpt2", "none", []), "expected a loaded model"),
-    (lambda lm: API.evaluate(lm, "none", [FACT]), "cases with probes.* got a EditRequest"),
-    (lambda lm: API.evaluate(lm, "none", "embedded"), "cases with probes.* got a str"),
-    (lambda lm: API.method("none", lm).edit("Canada"), "EditRequest, and got a str"),
-    (lambda lm: API.method("none", lm).edit([FACT, None]), "EditRequest, and got a NoneType"),
+    (lambda lm: API.evaluate(lm, "none", [FACT]), "cases with probes.* got EditRequest"),
+    (lambda lm: API.evaluate(lm, "none", "embedded"), "cases with probes.* got str"),
+    (lambda lm: API.method("none", lm).edit("Canada"), "EditRequest, and got str"),
+    (lambda lm: API.method("none", lm).edit([FACT, None]), "EditRequest, and got NoneType"),
     (lambda lm: API.method("none", lm).edit(kn.load_cases("embedded", limit=1)[0]), "case.request"),
-    (lambda lm: API.locate(lm, [FACT]), "EditRequest, and got a list"),
+    (lambda lm: API.locate(lm, [FACT]), "EditRequest, and got list"),
     (lambda lm: API.trace("tiny-gpt2", FACT), "expected a loaded model"),
 ])  # fmt: skip
 def test_what_is_handed_over_by_mistake_is_refused_in_a_sentence(call, sentence):

@@ -11,6 +11,7 @@ from kn_bench.cases.sources import blimp, defaults, embedded, pararel
 from kn_bench.cases.sources.defaults import default_specs
 from kn_bench.measure.engine import Engine
 from kn_bench.measure.known import known_ids, shown_by
+from kn_bench.model import hub
 from kn_bench.model.embedded import facts as taught
 from kn_bench.model.loading import load_model
 from kn_bench.testing.controller import WorkerConfig, pack, unpack
@@ -147,14 +148,20 @@ def test_one_of_the_two_alone_is_used_and_the_other_is_named(monkeypatch):
     assert line.endswith("neither cache nor hub: give --cases pararel=FOLDER")
 
 
-def test_with_a_hub_what_is_missing_is_fetched(monkeypatch):
+@pytest.mark.parametrize(("answers", "had", "fetches"), [
+    (True, defaults.REAL, [1, 1]),
+    (False, ("pararel",), [1]),  # which does not come from the hub
+])  # fmt: skip
+def test_what_is_missing_is_fetched_from_where_it_can_be_had(monkeypatch, answers, had, fetches):
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr(hub, "answers", lambda: answers)
     fetched = []
     for module in (pararel, blimp):
         source = _source(module, in_cache=False, load=lambda limit: fetched.append(limit))
         monkeypatch.setitem(sources.SOURCES, module.SOURCE, source)
-    assert default_specs(["gpt2"]) == (defaults.REAL, "")
-    assert fetched == [1, 1]
+    specs, line = default_specs(["gpt2"])
+    assert (specs, fetched) == (had, fetches)
+    assert line.endswith("" if answers else "give --cases blimp=FOLDER")
 
 
 def _source(module, *, in_cache, load=None):

@@ -22,7 +22,7 @@ def check_model(model: object) -> None:
         )
     raise TypeError(
         f"model: expected a loaded model, as kn_bench.load_model(NAME) or kn_bench.LanguageModel("
-        f"NAME, model, tokenizer) gives it, and got a {type(model).__name__}"
+        f"NAME, model, tokenizer) gives it, and got {type(model).__name__}"
     )
 
 
@@ -36,7 +36,7 @@ def check_requests(requests: Iterable[object]) -> None:
         if not isinstance(request, EditRequest):
             given = type(request).__name__
             hint = "; a case has one: case.request" if isinstance(request, Case) else ""
-            raise TypeError(f"request: expected a kn_bench.EditRequest, and got a {given}{hint}")
+            raise TypeError(f"request: expected a kn_bench.EditRequest, and got {given}{hint}")
 
 
 def check_cases(cases: Iterable[object]) -> None:
@@ -49,6 +49,6 @@ def check_cases(cases: Iterable[object]) -> None:
         if not isinstance(case, Case):
             hint = " (a request alone has no probes)" if isinstance(case, EditRequest) else ""
             raise TypeError(
-                "cases: expected cases with probes, as kn_bench.load_cases gives them, and got a "
+                "cases: expected cases with probes, as kn_bench.load_cases gives them, and got "
                 f"{type(case).__name__}{hint}"
             )
