@@ -135,5 +135,8 @@ def check_text(output: str, row: DrillRow) -> None:
         return
     for mark in ("Traceback (most recent call last)", "INTERNALERROR"):
         if mark in output:
-            row.fault("tracebacks", output[output.index(mark) :][:3000])
+            text = output[output.index(mark) :]
+            # the error itself stands at the end
+            short = len(text) < 4000
+            row.fault("tracebacks", text if short else f"{text[:2000]}\n...{text[-2000:]}")
             break
