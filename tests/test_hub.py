@@ -21,28 +21,28 @@ def port(monkeypatch):
 
 
 def test_a_hub_that_does_not_answer_is_not_asked_for_models(port, tmp_path, monkeypatch):
-    assert not hub.answers()
+    assert not hub.is_reachable()
     assert hub.cached_only("someone/model")
     assert not hub.cached_only(str(tmp_path))  # a folder needs no hub
     port.listen()
-    assert hub.answers()
+    assert hub.is_reachable()
     assert not hub.cached_only("someone/model")
 
 
 @pytest.mark.parametrize("endpoint", ["http://no.such.host.invalid", "https://", "http://x..y"])
 def test_an_address_that_is_none_does_not_answer(port, monkeypatch, endpoint):
     monkeypatch.setenv("HF_ENDPOINT", endpoint)
-    assert not hub.answers()
+    assert not hub.is_reachable()
 
 
 def test_a_proxy_is_left_to_the_hubs_own_client(port, monkeypatch):
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
-    assert hub.answers()
+    assert hub.is_reachable()
 
 
 def test_a_hub_that_is_not_to_be_asked_is_not_looked_for(port, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr(hub, "answers", lambda: pytest.fail("asked"))
+    monkeypatch.setattr(hub, "is_reachable", lambda: pytest.fail("asked"))
     assert not hub.cached_only("someone/model")  # its own client says so
 
 

@@ -154,7 +154,7 @@ def test_one_of_the_two_alone_is_used_and_the_other_is_named(monkeypatch):
 ])  # fmt: skip
 def test_what_is_missing_is_fetched_from_where_it_can_be_had(monkeypatch, answers, had, fetches):
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.setattr(hub, "answers", lambda: answers)
+    monkeypatch.setattr(hub, "is_reachable", lambda: answers)
     fetched = []
     for module in (pararel, blimp):
         source = _source(module, in_cache=False, load=lambda limit: fetched.append(limit))

@@ -1,4 +1,4 @@
-"""What is easily handed over by mistake, refused in one sentence where the public API begins."""
+"""Check the types of the public API's arguments, and say in one sentence what was expected."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from kn_bench.model.language_model import LanguageModel
 
 
 def check_model(model: object) -> None:
-    """Refuse what is no loaded model: its name, or a model of transformers.
+    """Check that ``model`` is a loaded model, not its name or a model of transformers.
 
     Raises:
-        TypeError: saying what makes one of it.
+        TypeError: if it is not, saying how to load one.
     """
     if isinstance(model, LanguageModel):
         return
@@ -27,10 +27,10 @@ def check_model(model: object) -> None:
 
 
 def check_requests(requests: Iterable[object]) -> None:
-    """Refuse what is no edit request.
+    """Check that every item is an edit request.
 
     Raises:
-        TypeError: naming what was given.
+        TypeError: for the first that is not, naming its type.
     """
     for request in requests:
         if not isinstance(request, EditRequest):
@@ -40,10 +40,10 @@ def check_requests(requests: Iterable[object]) -> None:
 
 
 def check_cases(cases: Iterable[object]) -> None:
-    """Refuse what is no case with its probes.
+    """Check that every item is a case.
 
     Raises:
-        TypeError: naming what was given.
+        TypeError: for the first that is not, naming its type.
     """
     for case in cases:
         if not isinstance(case, Case):

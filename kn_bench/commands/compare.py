@@ -34,6 +34,7 @@ def command(
     from kn_bench.results.store import find_run
 
     folders = [find_run(reports, run) for run in (first, second)]
-    one = load_runs(folders[:1])
-    other = one if folders[0] == folders[1] else load_runs(folders[1:])
-    typer.echo(comparison_text(one, other, methods=methods, as_markdown=markdown), nl=False)
+    first_run = load_runs(folders[:1])
+    second_run = first_run if folders[0] == folders[1] else load_runs(folders[1:])
+    text = comparison_text(first_run, second_run, methods=methods, as_markdown=markdown)
+    typer.echo(text, nl=False)

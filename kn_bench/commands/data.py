@@ -68,8 +68,8 @@ class Overview:
     Attributes:
         rows: the rows of the table of sources.
         excluded: for each source and reason, how many cases or probes were left out.
-        lacking: for each source, criterion and reason, how many of the user's own cases the
-            criterion does not apply to.
+        lacking: by source, criterion and reason, the number of the user's own cases to which the
+            criterion does not apply.
         shown: the cases to print as they will be asked.
         absent: the sources that are not in the cache.
     """

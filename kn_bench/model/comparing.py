@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kn_bench.model.folder import CONFIG, INDEX, WEIGHTS, check_folder
-from kn_bench.model.hub import cached_only
-from kn_bench.model.source import first_line, not_to_be_had, source_of
+from kn_bench.model.hub import config_file
+from kn_bench.model.source import first_line, source_of
 
 WIDTH = {"F64": 64, "F32": 32, "BF16": 16, "F16": 16}
 BUFFERS = ("attn.bias", "attn.masked_bias", "inv_freq", "position_ids", "token_type_ids")
@@ -38,15 +38,7 @@ def local_folder(name: str) -> Path:
     source, revision = source_of(name)
     if Path(source).is_dir():
         return Path(source)
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        only = cached_only(source)
-        config = hf_hub_download(source, CONFIG, revision=revision, local_files_only=only)
-        return Path(config).parent
-    except (OSError, HFValidationError, ValueError) as error:
-        raise ValueError(f"unknown model {name!r}: {not_to_be_had(error)}") from error
+    return config_file(name, source, revision).parent
 
 
 def check_edited_copy(base: str, edited: Path) -> None:

@@ -17,7 +17,7 @@ import torch
 from kn_bench.model.architecture import architecture_of, language_part
 from kn_bench.model.chat_template import begin_with_template
 from kn_bench.model.devices import devices_named
-from kn_bench.model.hub import cached_only
+from kn_bench.model.hub import from_pretrained_options
 from kn_bench.model.integrity import check_tokenizer, refuse_incomplete
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.loading_tokens import in_one_sentence
@@ -64,11 +64,7 @@ def load_model(
     # otherwise transformers asks a service of the hub to convert pickled weights
     os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
     source, revision = source_of(name)
-    options: dict[str, Any] = {
-        "revision": commit or revision,
-        "trust_remote_code": False,
-        "local_files_only": cached_only(source),
-    }
+    options = from_pretrained_options(source, commit or revision)
     kept: dict[str, Any] = {"dtype": getattr(torch, dtype), "use_safetensors": True}
     if attention:
         kept["attn_implementation"] = attention

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from kn_bench.model.architecture import architecture_of, language_part, positions_of
 from kn_bench.model.chat_template import begin_with_template
-from kn_bench.model.hub import cached_only
+from kn_bench.model.hub import from_pretrained_options
 from kn_bench.model.source import first_line, not_to_be_had, source_of
 from kn_bench.model.tokens import Tokens
 
@@ -22,11 +21,7 @@ def load_tokens(name: str, *, commit: str | None = None, chat_template: bool = F
     from transformers import AutoConfig, AutoTokenizer
 
     source, revision = source_of(name)
-    options: dict[str, Any] = {
-        "revision": commit or revision,
-        "trust_remote_code": False,
-        "local_files_only": cached_only(source),
-    }
+    options = from_pretrained_options(source, commit or revision)
     with in_one_sentence(name):
         config = AutoConfig.from_pretrained(source, **options)
         config = language_part(config)

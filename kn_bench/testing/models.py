@@ -193,7 +193,9 @@ def fingerprint(name: str) -> str:
     source, revision = source_of(name)
     if Path(source).is_dir():
         return content_of(Path(source))
-    return _hub_commit(name, source, revision)
+    from kn_bench.model.hub import config_file
+
+    return config_file(name, source, revision).parent.name
 
 
 def content_of(path: Path) -> str:
@@ -205,18 +207,3 @@ def content_of(path: Path) -> str:
 
 
 _WEIGHTS_AND_TOKENIZER = (".safetensors", ".json", ".txt", ".model")
-
-
-def _hub_commit(name: str, id: str, revision: str | None) -> str:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HFValidationError
-
-    from kn_bench.model.hub import cached_only
-    from kn_bench.model.source import not_to_be_had
-
-    try:
-        only = cached_only(id)
-        config = hf_hub_download(id, "config.json", revision=revision, local_files_only=only)
-        return Path(config).parent.name  # .../models--gpt2/snapshots/<commit>/config.json
-    except (OSError, HFValidationError, ValueError) as error:
-        raise ValueError(f"unknown model {name!r}: {not_to_be_had(error)}") from error

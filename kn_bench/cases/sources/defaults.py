@@ -36,7 +36,7 @@ def _available(name: str) -> bool:
     source = SOURCES[name]
     if source.in_cache():
         return True
-    if hub.is_offline() or (name in FROM_HUB and not hub.answers()):
+    if hub.is_offline() or (name in FROM_HUB and not hub.is_reachable()):
         return False
     try:
         source.load(limit=1)  # fetches what is missing
