@@ -194,6 +194,52 @@ def test_a_calibration_makes_a_step_as_the_protocol_has_it(monkeypatch, text, si
     assert rates.seconds["stepwise", "tiny_gpt2"] > 0.5 / size
 
 
+searched: list[str] = []
+
+
+def remembering(language_model):
+    """Find something once for the model and its request, as methods of one family do."""
+
+    class Remembering:
+        def edit_together(self, requests):
+            def find(keys):
+                searched.extend(keys)
+                return keys
+
+            language_model.memo.get_many([("found", r.id) for r in requests], find)
+            return NoEdit()
+
+    return Remembering()
+
+
+@edit_method("first_of_two")
+def first_of_two(language_model):
+    return remembering(language_model)
+
+
+@edit_method("second_of_two")
+def second_of_two(language_model):
+    return remembering(language_model)
+
+
+@pytest.mark.parametrize(("text", "times"), [("batch:2", 1), ("sequence:2", 2)])
+def test_what_methods_share_counts_once_in_a_batch_and_for_each_in_a_sequence(
+    monkeypatch, text, times
+):
+    """In a batch the second method finds what the first remembered; in a sequence each has its
+    own model."""
+    monkeypatch.setattr(calibration, "embedded", type("None", (), {"NAMES": ()}))
+    cases = sources.load("embedded", limit=2, relations=["P36"]).cases
+    planned = plan.TestPlan({"tiny_gpt2": "tiny-gpt2"}, {c.id: (c,) for c in cases}, (), {}, 8)
+    specs = [spec for method in (first_of_two, second_of_two) if (spec := marked_spec(method))]
+    searched.clear()
+    calibrate(
+        planned, specs, lambda progress: Models(Options(), "cpu", {}, progress=progress), Choices(),
+        protocol=parse_protocol(text),
+    )  # fmt: skip
+    assert {searched.count(key) for key in searched} == {times}
+
+
 def test_a_calibration_allows_for_workers_that_slow_one_another_down(monkeypatch):
     products = {1: 300.0, 2: 200.0, 3: 310.0}
     monkeypatch.setattr(calibration, "_products", products.__getitem__)

@@ -261,7 +261,7 @@ class _Timer:
         from kn_bench.measure.known import Unedited
 
         self._engine, self._watch, self._protocol = engine, watch, protocol
-        if protocol == SINGLE:  # in a sequence each method has a model of its own
+        if protocol.name != "sequence":  # in one each method has a model of its own
             count_once(engine.model.memo)
         together = EDITED if protocol == SINGLE else min(protocol.per_step, EDITED)
         self._samples = task_samples(cases, together)
@@ -277,7 +277,7 @@ class _Timer:
         """
         from kn_bench.editing.registry import bind
 
-        if self._protocol != SINGLE:
+        if self._protocol.name == "sequence":
             self._engine.model.memo.clear()
         method = bind(spec, self._engine.model, choices)
         askings = 2 * len(self._protocol.asked)
