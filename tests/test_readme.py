@@ -6,7 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import kn_bench as kn
+from kn_bench.testing.options import add_options
 
 README = Path(__file__).parent.parent / "README.md"
 ROOT = README.parent
@@ -96,3 +99,12 @@ def test_links_lead_somewhere():
     targets = re.findall(r"\]\((?!https?:)([^)#]+)", README.read_text())
     assert targets
     assert not [target for target in targets if not (README.parent / target).exists()]
+
+
+def test_the_table_of_options_has_every_option():
+    parser = pytest.Parser(_ispytest=True)
+    add_options(parser)
+    names = {name for option in parser.getgroup("kn_bench").options for name in option.names()}
+    running = (README.parent / "docs" / "running.md").read_text()
+    assert len(names) > 30
+    assert not [name for name in sorted(names) if not re.search(rf"`{name}\b", running)]
