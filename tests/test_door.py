@@ -261,6 +261,12 @@ FACT = kn.EditRequest(
     (lambda lm: API.method("none", lm).edit(kn.load_cases("embedded", limit=1)[0]), "case.request"),
     (lambda lm: API.locate(lm, [FACT]), "EditRequest, and got list"),
     (lambda lm: API.trace("tiny-gpt2", FACT), "expected a loaded model"),
+    (lambda lm: API.edited("tiny-gpt2", kn.NoEdit()).__enter__(), "expected a loaded model"),
+    (lambda lm: API.load_edit("edit.safetensors", model="tiny-gpt2"), "expected a loaded model"),
+    (lambda lm: API.evaluate(lm, "none", kn.load_cases("embedded", limit=1)[0]), r"give \[case\]"),
+    (lambda lm: API.load_cases("embedded", limit="3"), "limit '3': expected a whole number"),
+    (lambda lm: API.load_cases("embedded", limit=2.5), "limit 2.5: expected a whole number"),
+    (lambda lm: API.EditRequest(subject=3, prompt="{} is"), "subject 3: expected a text, got int"),
 ])  # fmt: skip
 def test_what_is_handed_over_by_mistake_is_refused_in_a_sentence(call, sentence):
     """A model's name in place of the model was "'str' object has no attribute 'tokens'"."""
@@ -268,9 +274,83 @@ def test_what_is_handed_over_by_mistake_is_refused_in_a_sentence(call, sentence)
         call(tiny_model("gpt2"))
 
 
-def test_no_cases_are_not_a_number_of_cases():
-    with pytest.raises(ValueError, match="limit 0: expected a positive number"):
-        kn.load_cases("embedded", limit=0)
+def test_a_method_bound_to_another_model_is_not_this_ones():
+    ours, theirs = kn.load_model("tiny-gpt2"), kn.load_model("tiny-gpt2")
+    cases = kn.load_cases("embedded", relation="P36", limit=1)
+    with pytest.raises(ValueError, match="bound to another one"):
+        kn.evaluate(ours, kn.method("none", theirs), cases)
+    assert kn.evaluate(ours, kn.method("none", ours), iter(cases)).score("locality") == 1.0
+
+
+def test_a_board_says_what_was_not_measured_and_why():
+    @kn.edit_method("failing")
+    def failing(language_model):
+        class Failing:
+            def edit(self, requests):
+                raise RuntimeError("no luck today")
+
+        return Failing()
+
+    cases = kn.load_cases("embedded", relation="P36", limit=2)
+    evaluation = kn.evaluate(kn.load_model("tiny-gpt2"), failing, cases)
+    assert "2 of 2 cases not measured: failing failed while editing" in evaluation.board()
+    assert list(evaluation.errors.values()) == [2]
+
+
+def test_a_method_that_edits_together_edits_one_request_too():
+    @kn.edit_method("together")
+    def together(language_model):
+        class Together:
+            def edit_together(self, requests):
+                return kn.PromptEdit(f"{len(requests)}")
+
+        return Together()
+
+    bound = kn.method(together, tiny_model("gpt2"))
+    assert bound.edit(request()) == kn.PromptEdit("1")
+    assert bound.edit([request(), request()]) == [kn.PromptEdit("1")] * 2
+
+
+@pytest.mark.parametrize(("call", "sentence"), [
+    (lambda lm: API.method("memit*", lm), r"'memit\*': expected the name of one method"),
+    (lambda lm: API.evaluate(lm, "all", kn.load_cases("embedded", limit=1)), "one of"),
+    (lambda lm: API.load_cases("embedded", relation=[]), "expected at least one, or None"),
+    (lambda lm: API.load_cases("embedded", limit=0), "limit 0: expected a positive number"),
+    (lambda lm: API.edited(lm, kn.NotApplicable("not here")).__enter__(), "has none: not here"),
+    (lambda lm: API.trace(lm, FACT, kinds=["x"]), r"kinds \['x'\]: expected some of hidden"),
+    (lambda lm: API.trace(lm, FACT, kinds=[]), "expected some of hidden, mlp, attention"),
+    (lambda lm: API.trace(lm, FACT, samples=0), "samples 0: expected at least 1"),
+    (lambda lm: API.trace(lm, FACT, window=0), "window 0: expected at least 1"),
+])  # fmt: skip
+def test_values_that_cannot_be_are_refused_in_a_sentence(call, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        call(tiny_model("gpt2"))
+
+
+def test_what_stands_for_a_list_is_taken_for_one(tmp_path):
+    """A generator of relations gave no cases, and a kind by itself was taken letter by letter."""
+    lists = [kn.load_cases("embedded", relation=r, limit=2) for r in (["P36"], iter(["P36"]))]
+    assert [case.id for case in lists[0]] == [case.id for case in lists[1]]
+    assert len(lists[0]) == 2
+    model = kn.load_model("tiny-gpt2")
+    one, listed = (
+        kn.trace(model, lists[0][0].request, kinds=kinds, samples=2)  # type: ignore[arg-type]
+        for kinds in ("mlp", ["mlp"])
+    )
+    assert one.kinds == ("mlp",)
+    assert torch.equal(one.scores, listed.scores)
+    facts = tmp_path / "facts.jsonl"
+    facts.write_text(
+        '{"subject":"Canada","prompt":"The capital of {} is","target_true":"Ottawa",'
+        '"target_new":"Rome"}\n'
+    )
+    assert len(kn.load_cases(facts)) == 1
+
+
+def test_an_edit_is_saved_where_there_is_a_folder(tmp_path):
+    source = kn.method("none", tiny_model("gpt2")).provenance
+    with pytest.raises(FileNotFoundError, match="expected a folder to save the edit in"):
+        kn.save_edit(kn.NoEdit(), tmp_path / "missing" / "edit.safetensors", provenance=source)
 
 
 def test_a_subject_that_stands_in_the_prompt_has_no_place_of_its_own():

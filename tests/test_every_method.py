@@ -10,8 +10,8 @@ import torch
 
 from kn_bench.cases import sources
 from kn_bench.editing import registry
-from kn_bench.editing.composition import Composition, content_of
-from kn_bench.editing.edit import Edit, NotApplicable, WrapperEdit
+from kn_bench.editing.composition import Composition
+from kn_bench.editing.edit import Edit, NotApplicable, WrapperEdit, content_of
 from kn_bench.editing.method import begin, edit_each, edit_step
 from kn_bench.editing.provenance import Provenance
 from kn_bench.editing.registry import bind, marked

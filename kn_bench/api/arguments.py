@@ -5,25 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from kn_bench.cases.case import Case, EditRequest
-from kn_bench.model.language_model import LanguageModel
-
-
-def check_model(model: object) -> None:
-    """Check that ``model`` is a loaded model, not its name or a model of transformers.
-
-    Raises:
-        TypeError: if it is not, saying how to load one.
-    """
-    if isinstance(model, LanguageModel):
-        return
-    if isinstance(model, str):
-        raise TypeError(
-            f"model {model!r}: expected a loaded model; load it with kn_bench.load_model({model!r})"
-        )
-    raise TypeError(
-        f"model: expected a loaded model, as kn_bench.load_model(NAME) or kn_bench.LanguageModel("
-        f"NAME, model, tokenizer) gives it, and got {type(model).__name__}"
-    )
 
 
 def check_requests(requests: Iterable[object]) -> None:
@@ -39,12 +20,15 @@ def check_requests(requests: Iterable[object]) -> None:
             raise TypeError(f"request: expected a kn_bench.EditRequest, and got {given}{hint}")
 
 
-def check_cases(cases: Iterable[object]) -> None:
-    """Check that every item is a case.
+def listed_cases(cases: Iterable[object]) -> list[Case]:
+    """Return cases, of any kind of iterable, as a list.
 
     Raises:
-        TypeError: for the first that is not, naming its type.
+        TypeError: for one case by itself, or the first item that is none, naming its type.
     """
+    if isinstance(cases, Case):
+        raise TypeError("cases: expected several in a list, and got one; give [case]")
+    listed: list[Case] = []
     for case in cases:
         if not isinstance(case, Case):
             hint = " (a request alone has no probes)" if isinstance(case, EditRequest) else ""
@@ -52,3 +36,5 @@ def check_cases(cases: Iterable[object]) -> None:
                 "cases: expected cases with probes, as kn_bench.load_cases gives them, and got "
                 f"{type(case).__name__}{hint}"
             )
+        listed.append(case)
+    return listed

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pandas as pd
 
-from kn_bench.api.arguments import check_cases, check_model
+from kn_bench.api.arguments import listed_cases
 from kn_bench.api.methods import BoundMethod, MethodName, method
 from kn_bench.cases import sources
 from kn_bench.cases.case import CRITERIA, OPTIONAL_CRITERIA, Case, Criterion
@@ -18,6 +19,8 @@ from kn_bench.measure.engine import Engine
 from kn_bench.measure.measurement import CaseResult
 from kn_bench.measure.writing import Writer, read_references
 from kn_bench.model.language_model import LanguageModel
+from kn_bench.model.loaded import check_model
+from kn_bench.results.escaping import terminal
 from kn_bench.results.files import check_writable, write_text
 from kn_bench.results.leaderboard import leaderboard, terminal_table
 from kn_bench.results.loading import Runs, load_runs
@@ -27,9 +30,9 @@ from kn_bench.results.rows import Key, encode_rows
 
 
 def load_cases(
-    source: str,
+    source: str | Path,
     *,
-    relation: str | Sequence[str] | None = None,
+    relation: str | Iterable[str] | None = None,
     limit: int | None = None,
     seed: int = 0,
 ) -> list[Case]:
@@ -43,7 +46,9 @@ def load_cases(
         seed: of the sampling.
 
     Raises:
-        ValueError: for an unknown source or relation, a limit below 1, or data that cannot be read.
+        TypeError: for a limit that is no whole number.
+        ValueError: for an unknown source or relation, no relation, a limit below 1, or data that
+            cannot be read.
 
     Examples:
         >>> import kn_bench as kn
@@ -51,16 +56,22 @@ def load_cases(
         >>> [case.relation for case in cases]
         ['P36', 'P36']
     """
-    relations = [relation] if isinstance(relation, str) else relation
+    relations = [relation] if isinstance(relation, str) else None
+    if relation is not None and relations is None:
+        relations = list(relation)
+    if relations == []:
+        raise ValueError("relation: expected at least one, or None for all; got an empty list")
+    if not isinstance(limit, int | None) or isinstance(limit, bool):
+        raise TypeError(f"limit {limit!r}: expected a whole number of cases, or None for all")
     if limit is not None and limit < 1:
         raise ValueError(f"limit {limit}: expected a positive number of cases, or None for all")
-    return list(sources.load(source, limit=limit, relations=relations, seed=seed).cases)
+    return list(sources.load(str(source), limit=limit, relations=relations, seed=seed).cases)
 
 
 def evaluate(
     model: LanguageModel,
     how: MethodName | BoundMethod,
-    cases: Sequence[Case],
+    cases: Iterable[Case],
     *,
     generations: int = 0,
     references: str | Path | None = None,
@@ -77,7 +88,8 @@ def evaluate(
 
     Raises:
         TypeError: for a model that is not loaded, or anything but cases.
-        ValueError: for no cases, two cases of one id, or an unknown method.
+        ValueError: for no cases, two cases of one id, an unknown method, a method that is bound to
+            another model, or a model that holds an edit.
         NotApplicable: for a method that is not defined for this kind of model.
 
     Examples:
@@ -88,12 +100,22 @@ def evaluate(
         (0.0, 1.0)
     """
     check_model(model)
-    check_cases(cases)
+    if model.held_edits or model.prompt_prefix:
+        raise ValueError(
+            f"evaluate: expected {model.name} without an edit, and one is in force "
+            "(kn_bench.edited); evaluate outside of that block"
+        )
+    cases = listed_cases(cases)
     if not cases:
         raise ValueError("evaluate: expected at least one case, and there is none; load some")
     if len({case.id for case in cases}) < len(cases):
         raise ValueError("evaluate: expected cases with ids of their own, and two share one")
     bound = how if isinstance(how, BoundMethod) else method(how, model)
+    if bound.model is not model:
+        raise ValueError(
+            f"evaluate: expected {bound.name} bound to the model that is evaluated, and it is "
+            f"bound to another one ({bound.model.name}); bind it by kn_bench.method"
+        )
     writer = None
     if generations:
         told = read_references(Path(references)) if references is not None else None
@@ -164,9 +186,20 @@ class Evaluation:
         verdicts = runs.optional if criterion in OPTIONAL_CRITERIA else runs.verdicts
         return float(verdicts.loc[verdicts["criterion"] == criterion, "verdict_score"].mean())
 
+    @property
+    def errors(self) -> dict[str, int]:
+        """Return each error of the method, and how many cases have it."""
+        return dict(Counter(result.error for result in self.results if result.error))
+
     def board(self, *, markdown: bool = False) -> str:
-        """Return the board as text: compact, or the whole document in Markdown."""
-        return leaderboard(self.runs) if markdown else terminal_table(self.runs)
+        """Return the board as text: compact, below it the errors; or a document in Markdown."""
+        if markdown:
+            return leaderboard(self.runs)
+        errors = (
+            f"{n} of {len(self.results)} cases not measured: {terminal(text)}"
+            for text, n in self.errors.items()
+        )
+        return "\n".join([terminal_table(self.runs), *errors])
 
     def save(self, folder: str | Path) -> None:
         """Write a run's folder, which ``kn-bench leaderboard`` and ``kn-bench compare`` read.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kn_bench.api.arguments import check_model, check_requests
+from kn_bench.api.arguments import check_requests
 from kn_bench.api.methods import with_queries
 from kn_bench.cases.case import EditRequest
 from kn_bench.localise import locating, tracing
@@ -14,6 +14,7 @@ from kn_bench.localise.token_positions import trace_prompt
 from kn_bench.localise.tracing import KINDS, Trace
 from kn_bench.measure.encoding import Unencodable
 from kn_bench.model.language_model import LanguageModel
+from kn_bench.model.loaded import check_model
 
 
 def locate(
@@ -53,7 +54,7 @@ def trace(
     model: LanguageModel,
     request: EditRequest,
     *,
-    kinds: Sequence[Kind] = KINDS,
+    kinds: Kind | Sequence[Kind] = KINDS,
     window: int = 10,
     samples: int = 10,
     multiplier: float = 3.0,
@@ -72,7 +73,8 @@ def trace(
 
     Raises:
         TypeError: for a model that is not loaded, or anything but one edit request.
-        ValueError: when the prompt cannot be put to this model.
+        ValueError: when the prompt cannot be put to this model, for an unknown kind, or fewer than
+            one sample or layer.
 
     Examples:
         >>> import kn_bench as kn
@@ -84,11 +86,17 @@ def trace(
     """
     check_model(model)
     check_requests([request])
+    chosen: Sequence[Kind] = [kinds] if isinstance(kinds, str) else kinds
+    if not chosen or set(chosen) - set(KINDS):
+        raise ValueError(f"kinds {kinds!r}: expected some of {', '.join(KINDS)}")
+    for name, number in (("window", window), ("samples", samples)):
+        if number < 1:
+            raise ValueError(f"{name} {number}: expected at least 1")
     prompt = trace_prompt(model, request)
     if isinstance(prompt, Unencodable):
         raise ValueError(f"{request.id}: expected a prompt to trace; {prompt.reason}")
     std = multiplier * embedding_std(model, prompt.ids[slice(*prompt.subject)])
     width = model.input_embeddings.shape[1]
     noises = [noise(prompt, std, width, samples=samples, seed=seed)]
-    (traced,) = tracing.trace(model, [prompt], noises, kinds=kinds, window=window)
+    (traced,) = tracing.trace(model, [prompt], noises, kinds=chosen, window=window)
     return traced

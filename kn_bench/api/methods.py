@@ -9,14 +9,16 @@ from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import Any, overload
 
-from kn_bench.api.arguments import check_model, check_requests
+from kn_bench.api.arguments import check_requests
 from kn_bench.cases.case import EditRequest, Query
 from kn_bench.editing import registry
 from kn_bench.editing.edit import Edit, Method, NotApplicable
+from kn_bench.editing.method import edit_each
 from kn_bench.editing.provenance import Provenance, Scalar, settings_of
 from kn_bench.editing.registry import MethodSpec, Registry, RegistryError
 from kn_bench.editing.validation import checked
 from kn_bench.model.language_model import LanguageModel
+from kn_bench.model.loaded import check_model
 
 ENTRY_POINTS = "kn_bench.methods"
 MethodName = str | Callable[..., Any]
@@ -44,8 +46,8 @@ def method(name: MethodName, model: LanguageModel) -> BoundMethod:
 
     Raises:
         TypeError: for a model that is not loaded.
-        ValueError: for an unknown name, or a function that is not decorated or needs fixtures that
-            only pytest has.
+        ValueError: for an unknown name, a pattern that names several methods, or a function that
+            is not decorated or needs fixtures that only pytest has.
         NotApplicable: for a method that is not defined for this kind of model.
 
     Examples:
@@ -118,7 +120,7 @@ class BoundMethod:
         check_requests(several)
         asked = [with_queries(request) for request in several]
         edits: list[Edit | NotApplicable] = []
-        for edit in checked(self.inner.edit(asked), len(asked), self.model, self.name):
+        for edit in checked(edit_each(self.inner, asked), len(asked), self.model, self.name):
             if isinstance(edit, str):
                 raise ValueError(edit)
             edits.append(edit)
@@ -162,10 +164,13 @@ def _spec(name: MethodName) -> MethodSpec:
             )
         return spec
     try:
-        (spec,) = _registered().select([name])
+        chosen = _registered().select([name])
     except RegistryError as error:
         raise ValueError(str(error)) from None
-    return spec
+    if len(chosen) > 1:
+        several = ", ".join(spec.name for spec in chosen)
+        raise ValueError(f"{name!r}: expected the name of one method; give one of {several}")
+    return chosen[0]
 
 
 def _registered() -> Registry:

@@ -120,6 +120,7 @@ class EditRequest:
             record's answer, to compare with, and says nothing of what the model knows.
 
     Raises:
+        TypeError: for a field that is to be a text and is none.
         ValueError: for a prompt with several ``{}``, or with the subject in its place, an empty
             subject or answer, or two answers that are the same.
 
@@ -144,6 +145,10 @@ class EditRequest:
     true_is_known: bool = True
 
     def __post_init__(self) -> None:
+        for name in ("id", "subject", "prompt", "suffix", "target_true", "target_new"):
+            value = getattr(self, name)
+            if not isinstance(value, str):
+                raise TypeError(f"{name} {value!r}: expected a text, got {type(value).__name__}")
         if not self.id:
             content = (self.subject, self.prompt, self.suffix, self.target_true, self.target_new)
             digest = hashlib.sha256(repr(content).encode()).hexdigest()

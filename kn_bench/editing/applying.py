@@ -25,11 +25,15 @@ from kn_bench.editing.edit import (
     LowRankEdit,
     MemoryEdit,
     NeuronEdit,
+    NoEdit,
+    NotApplicable,
     PromptEdit,
     WrapperEdit,
+    content_of,
 )
 from kn_bench.editing.validation import checked
 from kn_bench.model.language_model import LanguageModel
+from kn_bench.model.loaded import check_model
 
 IN_PLACE = (DenseEdit, MemoryEdit, WrapperEdit)
 """Edits that need the weights or the modules themselves: one at a time."""
@@ -175,12 +179,15 @@ def edited(model: LanguageModel, edit: Edit) -> Iterator[LanguageModel]:
 
     Neurons are scaled where an answer is read: at the mask, or from the last prompt token on.
 
+    Blocks can be nested: the inner edit is made in the model that holds the outer one.
+
     Args:
         model: what a method made the edit for.
         edit: any edit but a LookupEdit, which is not a change of the model.
 
     Raises:
-        ValueError: for an edit that does not fit the model, or a LookupEdit.
+        TypeError: for a model that is not loaded.
+        ValueError: for an edit that does not fit the model, or no edit of a model.
         EditOutlivedError: when some parameter or buffer differs afterwards.
 
     Examples:
@@ -191,6 +198,9 @@ def edited(model: LanguageModel, edit: Edit) -> Iterator[LanguageModel]:
         >>> text
         ' Rome'
     """
+    check_model(model)
+    if isinstance(edit, NotApplicable):
+        raise ValueError(f"NotApplicable: expected an edit, and the method has none: {edit}")
     (problem,) = checked([edit], 1, model, "the edit")
     if isinstance(problem, str):
         raise ValueError(problem)
@@ -204,14 +214,20 @@ def edited(model: LanguageModel, edit: Edit) -> Iterator[LanguageModel]:
         if isinstance(edit, PromptEdit):
             model.prompt_prefix = f"{before} {edit.prefix}".strip()
         scope = _scaled(model, edit) if isinstance(edit, NeuronEdit) else in_place(model, edit)
-        with scope:
+        elsewhere = isinstance(edit, NeuronEdit | MemoryEdit | WrapperEdit)
+        changes = not isinstance(edit, PromptEdit | NoEdit)
+        with (
+            scope as originals,
+            model.memo.suspended() if elsewhere else nullcontext(),
+            model.holding(content_of(edit) if changes else "", originals, elsewhere=elsewhere),
+        ):
             yield model
     finally:
         model.prompt_prefix = before
 
 
 @contextmanager
-def _scaled(model: LanguageModel, edit: NeuronEdit) -> Iterator[None]:
+def _scaled(model: LanguageModel, edit: NeuronEdit) -> Iterator[dict[str, Tensor]]:
     """Scale neurons in every forward pass of ``model``, one prompt a row."""
     mask = model.tokens.mask_id if model.tokens.mask_id is not None else -1
     now: dict[str, Tensor] = {}
@@ -233,14 +249,17 @@ def _scaled(model: LanguageModel, edit: NeuronEdit) -> Iterator[None]:
     handle = model.hf.base_model.register_forward_pre_hook(read, with_kwargs=True)
     try:
         with model.site_hooks(scale, rows.layers):
-            yield
+            yield {}
     finally:
         handle.remove()
 
 
 @contextmanager
-def in_place(lm: LanguageModel, edit: Edit) -> Iterator[None]:
+def in_place(lm: LanguageModel, edit: Edit) -> Iterator[dict[str, Tensor]]:
     """Apply one edit to the model itself; on exit the model is as it was, to the bit.
+
+    Yields:
+        The changed parameters as they were before, by name.
 
     Raises:
         ValueError: a delta names no parameter, or has another shape.
@@ -256,7 +275,7 @@ def in_place(lm: LanguageModel, edit: Edit) -> Iterator[None]:
                 parameters[name].add_(delta.to(parameters[name]))
         wrapper = edit if isinstance(edit, MemoryEdit | WrapperEdit) else None
         with wrapper.apply(lm.hf) if wrapper else nullcontext():
-            yield
+            yield saved
     finally:
         with torch.no_grad():
             for name, tensor in saved.items():

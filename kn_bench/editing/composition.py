@@ -38,8 +38,7 @@ from kn_bench.editing.edit import (
     NoEdit,
     PromptEdit,
     WrapperEdit,
-    plain_of,
-    tensors_of,
+    content_of,
 )
 from kn_bench.model.language_model import LanguageModel
 
@@ -183,17 +182,6 @@ class Composition:
             for name, old in self._originals.items()
             if parameters[name].shape == old.shape
         }
-
-
-def content_of(edit: Edit) -> str:
-    """Return a digest of what an edit changes; a wrapper, which is code, counts by identity."""
-    digest = hashlib.sha256(f"{type(edit).__name__} {plain_of(edit)!r}".encode())
-    for name, tensor in tensors_of(edit).items():
-        plain = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(f"{name} {tensor.dtype}{tuple(tensor.shape)}".encode())
-        if plain.numel():  # torch refuses to view nothing as bytes
-            digest.update(plain.view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def joined(first: Edit, second: Edit) -> Edit:

@@ -16,6 +16,7 @@ are data: :func:`plain_of` and :func:`tensors_of` take them apart.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -200,6 +201,17 @@ def plain_of(edit: Edit) -> tuple[object, ...]:
     if isinstance(edit, MemoryEdit):
         return (edit.module, type(edit.memory).__name__, edit.before_last)
     return (id(edit.apply),) if isinstance(edit, WrapperEdit) else ()
+
+
+def content_of(edit: Edit) -> str:
+    """Return a digest of what an edit changes; a wrapper, which is code, counts by identity."""
+    digest = hashlib.sha256(f"{type(edit).__name__} {plain_of(edit)!r}".encode())
+    for name, tensor in tensors_of(edit).items():
+        plain = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(f"{name} {tensor.dtype}{tuple(tensor.shape)}".encode())
+        if plain.numel():  # torch refuses to view nothing as bytes
+            digest.update(plain.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def norm(edit: Edit) -> float:

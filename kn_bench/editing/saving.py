@@ -39,6 +39,7 @@ from kn_bench.editing.edit import (
 from kn_bench.editing.memories import Codebook, Memory, SideWeights
 from kn_bench.editing.provenance import Provenance
 from kn_bench.model.language_model import LanguageModel
+from kn_bench.model.loaded import check_model
 
 FORMAT = 1
 """Of the file; a reader refuses a newer one."""
@@ -158,6 +159,8 @@ def save_edit(edit: Edit, path: str | Path, *, provenance: Provenance) -> None:
             f"{type(edit).__name__}: expected notes and settings that JSON can hold; {error}"
         ) from None
     path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path.parent}: expected a folder to save the edit in")
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         save_file(tensors, temporary, {HEADER: text})
@@ -256,6 +259,8 @@ def load_edit(path: str | Path, *, model: LanguageModel | None = None) -> Edit:
         >>> kn.load_edit("far.safetensors", model=model)
         PromptEdit(notes={}, prefix='Ottawa is far.')
     """
+    if model is not None:
+        check_model(model)
     header, tensors = _read(Path(path))
     if model is not None and header.model_hash != model.content_hash:
         raise EditFileError(

@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -35,6 +35,7 @@ from kn_bench.model.architecture import (
 from kn_bench.model.batching import Batcher, default_memory
 from kn_bench.model.corpus import NamedCorpus
 from kn_bench.model.generating import Choose, continued, most_probable
+from kn_bench.model.held import HeldEdits
 from kn_bench.model.memo import Memo
 from kn_bench.model.modules import fused, layers_of
 from kn_bench.model.progress import Progress
@@ -59,7 +60,6 @@ class LanguageModel:
         hf: the Hugging Face model, in eval mode, its parameters frozen, its GELUs fused.
         tokens: its tokenizer.
         architecture: where its parts are.
-        held_edits: hash of the edits that the weights hold in a sequence; "" as loaded.
         corpus: text that statistics of its activations are taken over; None until it is chosen.
         batcher: how much of its work is run at once; set ``batcher.memory`` to change that.
         memo: what is remembered between passes, for the weights as they are.
@@ -80,11 +80,10 @@ class LanguageModel:
     ) -> None:
         self.name = name
         self._weights = weights
-        self.held_edits = ""
         self.prompt_prefix = ""
-        self._originals: Mapping[str, Tensor] = {}
         self.corpus: NamedCorpus | None = None
         self.hf = fused(hf.eval().requires_grad_(False))
+        self._held = HeldEdits(name, self.hf)
         self.architecture = architecture or architecture_of(hf.config)
         self.tokens = Tokens(
             tokenizer, self.architecture.kind, positions_of(hf.config, self.architecture)
@@ -204,32 +203,30 @@ class LanguageModel:
         """Return SHA-256 over the names and bytes of all parameters and buffers as they are now."""
         return self._digests.digest()
 
-    @contextmanager
-    def holding(self, edits: str, originals: Mapping[str, Tensor]) -> Iterator[None]:
-        """Record, while open, that the weights hold edits.
+    def holding(
+        self, edits: str, originals: Mapping[str, Tensor], *, elsewhere: bool = False
+    ) -> AbstractContextManager[None]:
+        """Record, while open, that the model holds edits, beside those that it holds already.
 
         Args:
             edits: hash of the edits, in order; becomes part of :attr:`content_hash`.
-            originals: the changed parameters as they were loaded, by name.
+            originals: the changed parameters as they were before, by name.
+            elsewhere: the edits are not in the weights, and nothing can put these back.
         """
-        before = self.held_edits, self._originals
-        self.held_edits, self._originals = edits, originals
-        try:
-            yield
-        finally:
-            self.held_edits, self._originals = before
+        return self._held.holding(edits, originals, elsewhere=elsewhere)
 
-    @contextmanager
-    def unedited(self) -> Iterator[None]:
-        """Put the weights back as they were loaded while open, where they hold edits."""
-        parameters = dict(self.hf.named_parameters())
-        now = {name: parameters[name].detach().clone() for name in self._originals}
-        _copy(self._originals, parameters)
-        try:
-            with self.holding("", {}):
-                yield
-        finally:
-            _copy(now, parameters)
+    def unedited(self) -> AbstractContextManager[None]:
+        """Put the weights back as they were loaded while open, where they hold edits.
+
+        Raises:
+            ValueError: while the model holds an edit that is not in its weights.
+        """
+        return self._held.put_aside()
+
+    @property
+    def held_edits(self) -> str:
+        """Hash of the edits that the model holds; "" as loaded."""
+        return self._held.hash
 
     def restore(self) -> None:
         """Put back the weights as they were loaded.
@@ -403,9 +400,3 @@ class LanguageModel:
         with torch.no_grad(), self.site_hooks(keep, layers):
             self.hidden(ids, mask, **self._no_cache)
         return neurons
-
-
-@torch.no_grad()
-def _copy(tensors: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> None:
-    for name, tensor in tensors.items():
-        into[name].copy_(tensor)
