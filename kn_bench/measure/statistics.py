@@ -252,17 +252,40 @@ def combined_interval(
 ) -> Interval:
     """Combine the means of several columns, resampling all columns together by cluster.
 
+    A column whose clusters agree shows no spread to the bootstrap. Its mean is drawn from the
+    distribution whose quantiles are the ends of :func:`agreed_interval`, for all such columns with
+    one number: cases that fail may fail everywhere. The column with the fewest clusters of those
+    that differ says how far the interval is widened.
+
     The result is NaN unless every column has scores. ``n`` is the number of clusters.
+
+    Args:
+        combine: does not fall where a mean rises.
     """
     n = len(data.sums)
     if not n or (data.counts.sum(0) == 0).any():
         return Interval(np.nan, np.nan, np.nan, n)
-    score = float(combine((data.sums.sum(0) / data.counts.sum(0))[None])[0])
-    scores = combine(bootstrap_means(data, seed))
-    if np.ptp(scores[~np.isnan(scores)]) < 1e-12:
-        return Interval(score, *agreed_interval(score, n, level=level), n)
-    low, high = _ends(scores, n, level)
-    return Interval(score, float(low), float(high), n)
+    means = data.sums.sum(0) / data.counts.sum(0)
+    of_clusters = data.sums / np.where(data.counts > 0, data.counts, np.nan)
+    agree = np.nanmax(of_clusters, axis=0) - np.nanmin(of_clusters, axis=0) < 1e-12
+    clusters = (data.counts > 0).sum(0)
+    tail = (1.0 - level) / 2.0
+    if agree.all():  # the ends alone
+        lower, shares = means[None].copy(), np.array([1.0 - tail])
+    else:
+        lower = bootstrap_means(data, seed)
+        shares = (np.random.default_rng([seed, n]).permutation(len(lower)) + 0.5) / len(lower)
+        tail = _tail(int(clusters[~agree].min()), level)
+    higher = lower.copy()
+    for column in np.flatnonzero(agree):
+        q = 1.0 - (1.0 - shares) ** (1.0 / clusters[column])
+        lower[:, column] = means[column] * (1.0 - q)
+        higher[:, column] = means[column] + q * (1.0 - means[column])
+    low, high = (
+        float(np.quantile(scores[~np.isnan(scores)], share))
+        for scores, share in ((combine(lower), tail), (combine(higher), 1.0 - tail))
+    )
+    return Interval(float(combine(means[None])[0]), low, high, n)
 
 
 # --- tests -------------------------------------------------------------------------------------
