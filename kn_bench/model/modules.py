@@ -37,5 +37,7 @@ def fused(hf: Any) -> Any:
     for module in list(hf.modules()):
         for name, child in module.named_children():
             if isinstance(child, NewGELUActivation):
-                setattr(module, name, nn.GELU(approximate="tanh"))
+                # a new module begins in training mode
+                gelu = nn.GELU(approximate="tanh").train(child.training)
+                setattr(module, name, gelu)
     return hf
