@@ -24,6 +24,7 @@ from kn_bench.editing.provenance import Provenance
 from kn_bench.editing.registry import RegistryError
 from kn_bench.editing.saving import save_edit
 from kn_bench.edits.checkpoint import EditedCheckpoint
+from kn_bench.measure.measurement import CaseResult
 from kn_bench.model import embedded
 from kn_bench.model.comparing import counterpart
 from kn_bench.results.rows import VerdictRow
@@ -175,6 +176,38 @@ def test_a_checkpoint_of_another_tools_rome_is_measured_against_its_base(tmp_pat
     status = {row.criterion: row.verdict.status for row in rows}
     assert status["reliability"] == "holds"
     assert status["overturn"] == "holds"
+
+
+def not_finite(tensors):
+    name = next(name for name in tensors if name.endswith("c_proj.weight"))
+    tensors[name][0, 0] = float("nan")
+    return tensors
+
+
+def another_head(tensors):
+    return tensors | {"lm_head.weight": tensors["transformer.wte.weight"] + 1}
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (not_finite, "that is not finite (NaN or infinity)"),
+        (another_head, "expected one matrix for transformer.wte.weight and lm_head.weight"),
+    ],
+)
+def test_the_command_says_what_stopped_the_cases_and_fails(copy, tmp_path, change, sentence):
+    arguments = ("--base", BASE, "--edited", str(copy(change)), "--relation", "P36", "--limit",
+                 "2", "-o", str(tmp_path / "run"))  # fmt: skip
+    result = CliRunner().invoke(evaluate.app, arguments)
+    assert result.exit_code == 1
+    assert result.stderr.count(sentence) == 1
+    assert result.stderr.startswith("kn-bench: 2 of 2 cases: checkpoint:edited ")
+    assert (tmp_path / "run" / "manifest.json").exists()
+
+
+def test_each_error_of_the_cases_is_said_once_with_their_number():
+    results = [CaseResult(str(n), None, (), error=e) for n, e in enumerate(["", "a", "b", "b"])]
+    assert evaluate.failures(results) == ["2 of 4 cases: b", "1 of 4 cases: a"]
 
 
 def test_a_folder_with_a_run_is_refused_before_anything_is_loaded(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,7 +14,7 @@ from kn_bench.commands import options
 
 if TYPE_CHECKING:
     from kn_bench.measure.harness import TaskFigure
-    from kn_bench.measure.measurement import EditRecord
+    from kn_bench.measure.measurement import CaseResult, EditRecord
     from kn_bench.model.language_model import LanguageModel
 
 app = typer.Typer(add_completion=False)
@@ -55,7 +56,10 @@ def command(
     dtype: options.Dtype = "float32",
     markdown: options.Markdown = False,
 ) -> None:
-    """Judge what was edited elsewhere by all criteria, the base being the unedited model."""
+    """Judge what was edited elsewhere by all criteria, the base being the unedited model.
+
+    Exit status 1 where the edit failed on a case; --lm-eval is then left out.
+    """
     from kn_bench.api.evaluating import check_no_run, evaluate
     from kn_bench.commands.runner import chosen_cases, loaded
     from kn_bench.edits.checkpoint import check
@@ -78,7 +82,8 @@ def command(
     if record is not None:
         typer.echo(f"{edited} against {base}: {difference(record)}")
     typer.echo(evaluation.board(markdown=markdown))
-    ability = general_ability(lm, edited, tasks) if tasks else []
+    failed = failures(evaluation.results)
+    ability = general_ability(lm, edited, tasks) if tasks and not failed else []
     if ability:
         typer.echo(ability_table(ability, markdown=markdown))
     if output is not None:
@@ -86,6 +91,16 @@ def command(
         if ability:
             write_ability(ability, output / ABILITY)
         typer.echo(f"written to {output}")
+    for sentence in failed:
+        typer.echo(f"kn-bench: {sentence}", err=True)
+    if failed:
+        raise typer.Exit(1)
+
+
+def failures(results: Sequence[CaseResult]) -> list[str]:
+    """Return each error of the cases once, with the number of cases that it stopped."""
+    stopped = Counter(result.error for result in results if result.error)
+    return [f"{n} of {len(results)} cases: {error}" for error, n in stopped.most_common()]
 
 
 def general_ability(lm: LanguageModel, edited: Path, tasks: list[str]) -> list[TaskFigure]:
