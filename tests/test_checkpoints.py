@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, RobertaConfig
 from typer.testing import CliRunner
 
 import kn_bench as kn
@@ -26,7 +27,7 @@ from kn_bench.editing.saving import save_edit
 from kn_bench.edits.checkpoint import EditedCheckpoint
 from kn_bench.measure.measurement import CaseResult
 from kn_bench.model import embedded
-from kn_bench.model.comparing import counterpart
+from kn_bench.model.comparing import _other_fields, check_edited_copy, counterpart
 from kn_bench.results.rows import VerdictRow
 from tests.conftest import PLUGINS, plain
 
@@ -336,6 +337,101 @@ def test_another_tokenizer_or_architecture_is_refused(model, copy):
         kn.method(f"checkpoint:{folder}", kn.load_model("tiny-llama"))
 
 
+def edited_config(name, folder, function):
+    """A copy of an embedded model with another config."""
+    shutil.copytree(embedded.folder(name), folder)
+    path = folder / "config.json"
+    path.write_text(json.dumps(function(json.loads(path.read_text()))))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("base", "field", "value"),
+    [
+        ("tiny-gpt2", "layer_norm_epsilon", 0.5),
+        ("tiny-gpt2", "activation_function", "relu"),
+        ("tiny-gpt2", "n_layer", 5),
+        ("tiny-gpt2", "n_head", 2),
+        ("tiny-gpt2", "scale_attn_weights", False),
+        ("tiny-llama", "rope_parameters", {"rope_theta": 500000.0, "rope_type": "default"}),
+        ("tiny-llama", "rms_norm_eps", 1e-5),
+        ("tiny-llama", "num_key_value_heads", 2),
+        ("tiny-bert", "is_decoder", True),
+        ("tiny-bert", "hidden_act", "relu"),
+    ],
+)
+def test_another_config_is_refused_by_its_field(base, field, value, tmp_path):
+    folder = edited_config(base, tmp_path / "edited", lambda config: config | {field: value})
+    said = re.escape(f"says {field} {json.dumps(value)}, in the base ")
+    with pytest.raises(ValueError, match=said):
+        check_edited_copy(base, folder)
+
+
+BOOKKEEPING = {
+    "transformers_version": "4.0.0", "_name_or_path": "acme/base", "dtype": "float64",
+    "architectures": ["GPT2Model"], "use_cache": False, "pad_token_id": 7, "eos_token_id": 7,
+    "attn_pdrop": 0.1, "initializer_range": 0.5, "summary_type": "last", "n_inner": None,
+    "unsloth_version": "2024.9", "task_specific_params": {"text-generation": {"do_sample": True}},
+}  # fmt: skip
+
+
+def of_an_older_release(config):
+    """Llama's config without what is the default, and with RoPE as it used to be written."""
+    omitted = {"attention_bias", "mlp_bias", "hidden_act", "head_dim", "num_key_value_heads",
+               "rope_parameters"}  # fmt: skip
+    return {k: v for k, v in config.items() if k not in omitted} | {"rope_theta": 10000.0}
+
+
+@pytest.mark.parametrize(
+    ("base", "change"),
+    [
+        ("tiny-gpt2", lambda config: config | BOOKKEEPING),
+        ("tiny-llama", of_an_older_release),
+        ("tiny-bert", lambda config: config | {"pad_token_id": 3, "classifier_dropout": 0.2}),
+    ],
+)
+def test_a_config_that_computes_the_same_is_no_other(base, change, tmp_path):
+    check_edited_copy(base, edited_config(base, tmp_path / "edited", change))
+
+
+def test_the_padding_token_counts_where_positions_are_counted_from_it():
+    one, other = RobertaConfig(pad_token_id=1), RobertaConfig(pad_token_id=2)
+    (said,) = _other_fields(one, other, ())
+    assert "says pad_token_id 2, in the base 1" in said
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["lm_head.bias", "transformer.h.4.mlp.c_proj.weight", "transformer.h.0.mlp.gate.weight"],
+)
+def test_a_tensor_that_the_base_has_not_is_refused(copy, name):
+    folder = copy(lambda tensors: tensors | {name: torch.ones(3)})
+    with pytest.raises(ValueError, match=f"it holds {name}, which the base has not; name"):
+        check_edited_copy(BASE, folder)
+
+
+def test_what_plays_no_part_and_a_copy_of_the_embeddings_may_be_stored(copy):
+    def change(tensors):
+        head = {"lm_head.weight": tensors["transformer.wte.weight"].clone()}
+        return tensors | head | {"transformer.h.0.attn.bias": torch.ones(1, 1, 4, 4)}
+
+    check_edited_copy(BASE, copy(change))
+
+
+def test_a_base_with_a_head_of_its_own_needs_it_in_the_checkpoint(copy, tmp_path):
+    untied = edited_config(BASE, tmp_path / "base", lambda c: c | {"tie_word_embeddings": False})
+    tensors = load_file(untied / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["transformer.wte.weight"] + 1
+    save_file(tensors, untied / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="says tie_word_embeddings true, in the base false"):
+        check_edited_copy(str(untied), copy(lambda tensors: tensors))
+    without = shutil.copytree(untied, tmp_path / "without")
+    del tensors["lm_head.weight"]
+    save_file(tensors, without / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"it lacks lm_head.weight; save the whole model"):
+        check_edited_copy(str(untied), without)
+
+
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
@@ -396,6 +492,27 @@ def test_an_adapter_without_peft_is_one_sentence(tmp_path):
 
 
 # -- in the suites -----------------------------------------------------------------------------
+
+
+def test_another_config_ends_the_run_and_the_command_before_they_begin(
+    tmp_path, pytester, monkeypatch, capsys
+):
+    from kn_bench.commands import app
+
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    folder = edited_config(BASE, tmp_path / "edited", lambda c: c | {"layer_norm_epsilon": 0.5})
+    sentence = "expected an edited copy of tiny-gpt2, and its config.json says layer_norm_epsilon"
+    arguments = (*PLUGINS, "--pyargs", "kn_bench.suites", "--model", BASE, "--relation", "P36",
+                 "--limit", "2", "--method", f"checkpoint:{folder}")  # fmt: skip
+    result = pytester.runpytest_subprocess(*arguments)
+    assert result.ret == 4
+    result.stderr.fnmatch_lines([f"ERROR: *{sentence}*"])
+    command = ["kn-bench", "evaluate", "--base", BASE, "--edited", str(folder)]
+    monkeypatch.setattr("sys.argv", command)
+    with pytest.raises(SystemExit) as ended:
+        app.app()
+    assert ended.value.code == 2
+    assert sentence in capsys.readouterr().err
 
 
 def test_the_suites_measure_a_checkpoint(model, copy, pytester, monkeypatch):

@@ -1,24 +1,46 @@
-"""Check that a checkpoint is an edited copy of a base: names, shapes, dtypes and tokenizer.
+"""Check that a checkpoint is an edited copy of a base: config, tensors, dtypes and tokenizer.
 
-Only headers are read: neither model is loaded and torch is not imported. A checkpoint that cannot
-be compared weight by weight is refused in one sentence before the run.
+Only configs and headers are read: neither model is loaded. A checkpoint that cannot be compared
+weight by weight, or that computes something else with the same weights, is refused in one sentence
+before the run.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from kn_bench.model.architecture import architecture_of, language_part
 from kn_bench.model.folder import CONFIG, INDEX, WEIGHTS, check_folder
 from kn_bench.model.hub import config_file
+from kn_bench.model.loading_tokens import in_one_sentence
 from kn_bench.model.source import first_line, source_of
 
 WIDTH = {"F64": 64, "F32": 32, "BF16": 16, "F16": 16}
-BUFFERS = ("attn.bias", "attn.masked_bias", "inv_freq", "position_ids", "token_type_ids")
-"""Endings of what older checkpoints store beside their parameters."""
+IDLE = (
+    *("attn.bias", "attn.masked_bias", "attention.bias", "attention.masked_bias"),
+    *("inv_freq", "position_ids", "token_type_ids"),
+    *("pooler.dense.weight", "pooler.dense.bias"),
+    *("seq_relationship.weight", "seq_relationship.bias"),
+)
+"""Endings of what checkpoints store beside the parameters of a language model: buffers of older
+releases, and BERT's heads of other tasks."""
+HEAD = ("lm_head.weight", "decoder.weight", "decoder.bias", "vocab_projector.weight")
+"""Endings of what a head may share with other parameters, and then need not store."""
+TIED = "tie_word_embeddings"
 TOKENIZER = "tokenizer.json"
+WITHOUT_EFFECT = re.compile(
+    r"_name_or_path|architectures|dtype|\w+_version|model_type|problem_type|id2label|label2id"
+    r"|return_dict|output_\w+|use_cache|chunk_size_feed_forward|pretraining_tp|sparse_pred\w+"
+    r"|(bos|eos|pad|cls|sep)_token_id|\w*(dropout|pdrop)(_prob)?|layerdrop"
+    r"|initializer_\w+|init_std|(summary|classifier)_\w+|deterministic_flash_attn"
+    r"|n_inner|intermediate_size"
+)
+"""Fields of a config that leave the logits as they are. The last two may be null for their default,
+and the shapes of tensors decide them."""
 
 
 class Header(NamedTuple):
@@ -49,13 +71,25 @@ def check_edited_copy(base: str, edited: Path) -> None:
         edited: folder of the checkpoint.
 
     Raises:
-        ValueError: one sentence: another architecture, tokenizer, shape or dtype, or a tensor that
-            the checkpoint lacks.
+        ValueError: one sentence: another architecture, config, tokenizer, shape or dtype, or a
+            tensor that one of the two lacks.
     """
     check_folder(edited)
     folder = local_folder(base)
     for problem in _problems(base, folder, edited):
         raise ValueError(f"{edited}: expected an edited copy of {base}, {problem}")
+
+
+def config_of(name: str, folder: Path) -> Any:
+    """Return the config of the language model in ``folder``, with all defaults filled in.
+
+    Raises:
+        ValueError: one sentence, for a config that transformers does not take.
+    """
+    from transformers import AutoConfig
+
+    with in_one_sentence(name):
+        return language_part(AutoConfig.from_pretrained(folder, trust_remote_code=False))
 
 
 def _problems(base: str, folder: Path, edited: Path) -> Iterator[str]:
@@ -65,14 +99,16 @@ def _problems(base: str, folder: Path, edited: Path) -> Iterator[str]:
             f"and it is a {theirs.get('model_type')} where the base is a {mine.get('model_type')}; "
             "name the base that it was made from"
         )
+    before, after = headers(folder), headers(edited)
+    config = config_of(base, folder)
+    yield from _other_fields(config, config_of(str(edited), edited), after)
     if _vocabulary(folder) != (_vocabulary(edited) or _vocabulary(folder)):
         yield "and it has another tokenizer; name the base that it was made from"
-    before, after = headers(folder), headers(edited)
     for name, old in before.items():
         match = counterpart(name, after)
         if match is None:
-            head = name.endswith(("lm_head.weight", "decoder.weight", "decoder.bias"))
-            if not head and not name.endswith(BUFFERS):
+            shared = config.tie_word_embeddings and _is_head(name, config)
+            if not shared and not name.endswith(IDLE):
                 yield f"and it lacks {name}; save the whole model, or give its adapter folder"
             continue
         new = after[match]
@@ -86,6 +122,51 @@ def _problems(base: str, folder: Path, edited: Path) -> Iterator[str]:
                 f"and its {match} is {new.dtype}, in the base {old.dtype}: every weight would "
                 f"differ by its rounding; save it as {old.dtype}"
             )
+    for name in after:
+        if counterpart(name, before) is None and not name.endswith(IDLE):
+            if _is_head(name, config):
+                continue  # compared with the base's when the weights are read
+            yield (
+                f"and it holds {name}, which the base has not; name the base that it was made "
+                "from, or save it without what is no weight of that base"
+            )
+
+
+def _is_head(name: str, config: Any) -> bool:
+    """Tell whether the tensor ``name`` is one that a head may share."""
+    head = architecture_of(config).head
+    return name.endswith(HEAD) and any(part in head for part in name.split("."))
+
+
+def _other_fields(mine: Any, theirs: Any, stored: Iterable[str]) -> Iterator[str]:
+    """Report fields of the checkpoint's config that change what the model computes."""
+    before, after = _plain(mine), _plain(theirs)
+    # others are notes of the tools that wrote the file
+    for name in sorted(type(mine)().to_dict().keys() & (before.keys() | after.keys())):
+        if before.get(name) == after.get(name) or _has_no_effect(name, mine):
+            continue
+        if name == TIED and before.get(name) and any(_is_head(n, mine) for n in stored):
+            continue  # a copy of the embeddings may be stored as a head
+        yield (
+            f"and its {CONFIG} says {name} {_shown(after.get(name))}, in the base "
+            f"{_shown(before.get(name))}; name the base that it was made from"
+        )
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    """Return a config's fields as JSON holds them, so that a tuple equals a list."""
+    fields: dict[str, Any] = json.loads(json.dumps(config.to_dict(), default=str))
+    return fields
+
+
+def _has_no_effect(name: str, config: Any) -> bool:
+    if name == "pad_token_id" and architecture_of(config).counts_from_padding:
+        return False
+    return WITHOUT_EFFECT.fullmatch(name) is not None
+
+
+def _shown(value: Any) -> str:
+    return json.dumps(value)[:80]
 
 
 def _holds(dtype: str, values_of: str) -> bool:
