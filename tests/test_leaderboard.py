@@ -20,6 +20,8 @@ from kn_bench.results.board import board
 from kn_bench.results.files import StoreError
 from kn_bench.results.leaderboard import leaderboard, terminal_table, write_leaderboard
 from kn_bench.results.loading import load_runs
+from kn_bench.results.manifest import read_manifest
+from kn_bench.results.payload import payload
 from kn_bench.results.rows import CrashRow, encode_row
 from kn_bench.results.store import RunStore, find_runs
 from kn_bench.results.summary import append_summary, junit_properties, summary
@@ -45,6 +47,7 @@ SCORES: dict[Criterion, list[float]] = {
     "synonym": [0.5, 0.5, 0.5, 0.5, 1, 1, 1, 0],
     "overturn": [1, 1, 1, 0, 1, 1, 1, 1],
 }
+MORE = encode_row(CrashRow("tiny-gpt2", "rome", "embedded/P36/c99", "locality", "crashed"))
 NOTHING: dict[Criterion, list[float]] = {c: [float(c == "locality")] * 8 for c in CRITERIA}
 
 
@@ -361,6 +364,42 @@ def test_a_board_of_a_run_that_died_can_be_drawn(folder, tmp_path):
     (folder / "measurements.parquet").unlink()
     write_leaderboard([folder], tmp_path / "board.md")
     assert "n = 8 cases (overturn 7 to 8)." in (tmp_path / "board.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda c: c[:-1], "one: the log has 95 of the 96 tests that the run ended with; continue"),
+        (lambda c: c[: len(c) // 2], r"one: the log has \d\d of the 96 tests that the run ended"),
+        (lambda c: b"", "one: the log has 0 of the 96 tests that the run ended with; continue it"),
+        (lambda c: c + MORE.encode(), "one: the log has 97 tests, and the run ended with 96;"),
+        (lambda c: c, ""),
+    ],
+)
+def test_a_log_that_is_not_what_the_run_ended_with_is_told(folder, tmp_path, change, sentence):
+    log = folder / "measurements.jsonl"
+    log.write_bytes(change(log.read_bytes()))
+    target = tmp_path / "board.md"
+    done = CliRunner().invoke(group, ["leaderboard", str(folder), "-o", str(target)])
+    assert done.exit_code == 0
+    runs = load_runs([folder])
+    for text in (done.output, target.read_text(), *payload(runs)["notes"]):
+        assert re.search(sentence, " ".join(text.split()).replace("\\", "")), text
+    assert len(runs.cut) == len(payload(runs)["notes"]) == bool(sentence)
+
+
+def test_a_run_that_is_continued_ends_with_all_of_its_tests(folder):
+    log, reports = folder / "measurements.jsonl", folder.parents[1]
+    log.write_bytes(log.read_bytes()[:-1])
+    with RunStore.resume(reports, "one", manifest()) as store:
+        assert not load_runs([folder]).cut  # it has not ended
+        store.finish({})
+    assert read_manifest(folder).tests == 95
+    with RunStore.resume(reports, "one", manifest()) as store:
+        store.append(MORE)
+        store.finish({})
+    assert read_manifest(folder).tests == 96
+    assert not load_runs([folder]).cut
 
 
 @pytest.mark.parametrize(

@@ -16,14 +16,18 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kn_bench.cases.case import CRITERIA
 from kn_bench.cases.sampling import slug
 from kn_bench.results import log
 from kn_bench.results.files import StoreError
+from kn_bench.results.loading import load_runs
 from kn_bench.results.manifest import read_manifest, write_manifest
 from kn_bench.results.merging import merge
+from kn_bench.results.store import RunStore
 from kn_bench.testing.node_ids import NodeId
 from kn_bench.testing.shards import Shard, in_shard, parse_shard
 from tests.conftest import PLUGINS, comparable
+from tests.made_up import write_run
 
 WORKFLOW = Path(__file__).resolve().parents[1] / "docs/examples/shards.yml"
 NODE_IDS = st.lists(
@@ -101,6 +105,110 @@ def test_shards_merge_into_the_run(bench):
         StoreError, match=r"b, shard 2/3: expected a finished run; go on with it by"
     ):
         merge([runs / run for run in "abc"], bench.path / "reports", "some")
+
+
+def _two_shards(reports: Path) -> list[Path]:
+    return [
+        write_run(
+            reports,
+            {method: {c: [1.0, 0.5] for c in CRITERIA}},
+            run=run,
+            options={"dtype": "float32", "shard": shard},
+        )
+        for run, shard, method in (("a", "1/2", "rome"), ("b", "2/2", "no-edit"))
+    ]
+
+
+def _first(of: bytes, becomes: bytes):
+    return lambda content: content.replace(of, becomes, 1)
+
+
+def _without_last_line(content: bytes) -> bytes:
+    return b"".join(content.splitlines(keepends=True)[:-1])
+
+
+CUT = r"shard 1/2 \(a\): expected the 12 tests it ended with, and its log has {}; continue .* a$"
+BY_LINE = r"a/measurements\.jsonl, line 1 is n"
+SPOILT = {
+    "no last newline": ("measurements.jsonl", lambda c: c[:-1], CUT.format(11)),
+    "no last verdict": ("measurements.jsonl", _without_last_line, CUT.format(11)),
+    "nothing": ("measurements.jsonl", lambda c: b"", CUT.format(0)),
+    "half": ("measurements.jsonl", lambda c: c[: len(c) // 2], CUT.format(r"[5-7]")),
+    "more": (
+        "measurements.jsonl",
+        lambda c: c + c,
+        r"shard 1/2 \(a\): .* 12 tests .* has 24; restore it or measure it again",
+    ),
+    "an open test": (
+        "measurements.jsonl",
+        lambda c: c + c.splitlines(keepends=True)[0],
+        r"a/measurements\.jsonl ends within a test, after 12 whole ones: .* --resume a$",
+    ),
+    "a score of 5": ("measurements.jsonl", _first(b'"score":1.0', b'"score":5.0'), "holds 5.0"),
+    "text for a truth value": (
+        "measurements.jsonl", _first(b'"tf_all":false', b'"tf_all":"x"'), BY_LINE
+    ),
+    "no UTF-8": ("measurements.jsonl", _first(b"Ottawa", b"Ott\xffwa"), BY_LINE),
+    "cases without fields": ("cases.jsonl", lambda c: b"{}\n" + c, r"a/cases\.jsonl, line 1"),
+    "cases that are no UTF-8": (
+        "cases.jsonl", _first(b"Ottawa", b"Ott\xffwa"), r"a/cases\.jsonl, line 1"
+    ),
+    "exclusions of another kind": ("exclusions.jsonl", lambda c: b"[]\n", r"exclusions\.jsonl"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("file", "spoil", "sentence"), SPOILT.values(), ids=SPOILT)
+def test_a_spoilt_shard_is_refused_and_leaves_no_run(tmp_path, file, spoil, sentence):
+    folders = _two_shards(tmp_path)
+    spoilt = folders[0] / file
+    good = spoilt.read_bytes() if spoilt.exists() else b""
+    spoilt.write_bytes(spoil(good))
+    for order in (folders, folders[::-1]):
+        with pytest.raises(StoreError, match=sentence):
+            merge(order, tmp_path, "all")
+        assert not (tmp_path / "runs/all").exists()
+    spoilt.write_bytes(good)
+    merged = read_manifest(merge(folders, tmp_path, "all"))
+    assert (merged.tests, bool(merged.finished)) == (24, True)
+    assert not load_runs([tmp_path / "runs/all"]).cut
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (lambda c: c[:-1], "ends within a test, after 11 whole ones"),
+        (lambda c: b"", r"shard 1/2 \(a\): expected the tests it ended with, and its log has 0;"),
+        (lambda c: c, ""),
+    ],
+    ids=["no last newline", "nothing", "whole"],
+)
+def test_shards_from_before_tests_were_counted(tmp_path, spoil, sentence):
+    folders = _two_shards(tmp_path)
+    for folder in folders:
+        write_manifest(folder, replace(read_manifest(folder), tests=None))
+    (folders[0] / log.LOG).write_bytes(spoil((folders[0] / log.LOG).read_bytes()))
+    if sentence:
+        with pytest.raises(StoreError, match=sentence):
+            merge(folders, tmp_path, "all")
+    else:
+        assert read_manifest(merge(folders, tmp_path, "all")).tests == 24
+
+
+def test_a_merge_that_breaks_off_leaves_no_run(tmp_path, monkeypatch):
+    folders = _two_shards(tmp_path)
+
+    def full(store, text):
+        raise StoreError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunStore, "append", full)
+        with pytest.raises(StoreError, match="the disk is full"):
+            merge(folders, tmp_path, "all")
+    assert not (tmp_path / "runs/all").exists()
+    merge(folders, tmp_path, "all")
+    with pytest.raises(StoreError, match="there is a run 'all'"):
+        merge(folders, tmp_path, "all")
+    assert read_manifest(tmp_path / "runs/all").tests == 24
 
 
 def test_a_shard_that_was_killed_is_resumed_and_merged(bench):

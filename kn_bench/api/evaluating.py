@@ -24,7 +24,7 @@ from kn_bench.results.escaping import terminal
 from kn_bench.results.files import check_writable, write_text
 from kn_bench.results.leaderboard import leaderboard, terminal_table
 from kn_bench.results.loading import Runs, load_runs
-from kn_bench.results.log import LOG
+from kn_bench.results.log import LOG, closed_tests
 from kn_bench.results.manifest import new_manifest, write_manifest
 from kn_bench.results.rows import Key, encode_rows
 
@@ -215,7 +215,7 @@ class Evaluation:
             folder.name, models=self._models, data=self._data, options=options, seed=0
         )
         write_text(folder / LOG, self._rows)
-        write_manifest(folder, manifest.ended({}))
+        write_manifest(folder, manifest.ended({}, closed_tests(folder / LOG)))
 
 
 def check_no_run(folder: Path) -> None:

@@ -231,6 +231,7 @@ def notes(runs: Runs) -> Iterator[str]:
     if runs.doubled:
         yield f"{runs.doubled} verdicts stand in several runs made of the same; each counts once."
     yield from runs.apart[:2]
+    yield from runs.cut
 
 
 # --- Markdown ----------------------------------------------------------------------------------
@@ -321,4 +322,5 @@ def terminal_table(runs: Runs) -> str:
         parts += [tables.plain(abilities.HEADERS, ability.rows, left=1), ""]
     if parts:
         parts.append(f"{MARK} not significantly better than a random edit of equal size")
+    parts += [line for cut in runs.cut for line in _wrapped(escaping.terminal(cut))]
     return "\n".join(parts)

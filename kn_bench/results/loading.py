@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ class Runs:
         left_out: what the sources of cases could not offer, each once.
         doubled: verdicts that another run has too, made of the same.
         apart: sentences on results of one name that are shown apart.
+        cut: sentences on runs whose log is not what they ended with.
         folders: of the runs, by the name in the column ``run``.
         curves: checkpoints of all sequences, one row each.
         generations: what was written freely, one row a model, method and case.
@@ -65,6 +67,7 @@ class Runs:
     left_out: tuple[Exclusion, ...] = field(repr=False)
     doubled: int = 0
     apart: tuple[str, ...] = ()
+    cut: tuple[str, ...] = ()
     folders: Mapping[str, Path] = field(default_factory=dict)
     curves: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False)
     optional: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False)
@@ -106,7 +109,7 @@ def load_runs(folders: Sequence[Path], *, judge_again: bool = False) -> Runs:
     optional = every[~is_control & is_optional].drop_duplicates(["run", *KEY], keep="last")
     controls = every[is_control & ~is_optional].drop_duplicates(["run", *KEY], keep="last")
     controls = controls.assign(method=controls["method"].str.removeprefix(CONTROL))
-    crashes = crashes.drop_duplicates(["run", *KEY])
+    lost, crashes = crashes, crashes.drop_duplicates(["run", *KEY])
     measured = pd.MultiIndex.from_frame(every[["run", *KEY]])
     return Runs(
         manifests=tuple(manifests.values()),
@@ -118,11 +121,35 @@ def load_runs(folders: Sequence[Path], *, judge_again: bool = False) -> Runs:
         left_out=tuple(dict.fromkeys(e for folder in by_label.values() for e in left_out(folder))),
         doubled=merged.repeated,
         apart=merged.apart,
+        cut=tuple(_cut_off(manifests, by_label, every, lost)),
         folders=by_label,
         curves=curves.drop_duplicates(["run", *POINT], keep="last").reset_index(drop=True),
         optional=_told_apart(optional, merged.verdicts, KEY),
         generations=_told_apart(generations, merged.verdicts, EDIT_KEY),
     )
+
+
+def _cut_off(
+    manifests: Mapping[str, Manifest],
+    folders: Mapping[str, Path],
+    verdicts: pd.DataFrame,
+    crashes: pd.DataFrame,
+) -> Iterator[str]:
+    """Yield a sentence for every run whose log has not the tests that the run ended with."""
+    found = Counter((*verdicts["run"], *crashes["run"]))
+    for label, manifest in manifests.items():
+        if manifest.tests is None or found[label] == manifest.tests:
+            continue
+        if found[label] < manifest.tests:
+            yield (
+                f"{label}: the log has {found[label]} of the {manifest.tests} tests that the run "
+                f"ended with; continue it with --resume {folders[label].resolve().name}"
+            )
+        else:
+            yield (
+                f"{label}: the log has {found[label]} tests, and the run ended with "
+                f"{manifest.tests}; restore the log or measure again"
+            )
 
 
 def control_scores(verdicts: pd.DataFrame, controls: pd.DataFrame) -> pd.Series[float]:

@@ -102,6 +102,32 @@ def rows(path: Path, kinds: frozenset[str] | None = None) -> Iterator[Row]:
             yield _row(line, path, number)
 
 
+def closed_tests(path: Path) -> int:
+    """Return how many tests of the log are closed, by a verdict or by a crash.
+
+    Raises:
+        StoreError: as for :func:`lines`.
+    """
+    return sum(kind_of(line) in CLOSING for _, line in lines(path))
+
+
+def checked_tests(path: Path) -> int:
+    """Return the same of a log that must be whole: every row is read, and none may be left open.
+
+    Raises:
+        StoreError: as for :func:`rows`, and for an end that no verdict closes.
+    """
+    count = end = 0
+    for test in _tests(path):
+        count, end = count + 1, test.end
+    if path.stat().st_size > end:
+        raise StoreError(
+            f"{path} ends within a test, after {count} whole ones: go on with the run by "
+            f"--resume {path.parent.name}"
+        )
+    return count
+
+
 def repaired(path: Path) -> Contents:
     """Remove what is to be measured again: the rows of a cut-off test, of errors and crashes.
 

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
-from kn_bench.measure.ranges import POSITIVE_COUNT, SECONDS
+from kn_bench.measure.ranges import COUNT, POSITIVE_COUNT, SECONDS
 from kn_bench.results.codec import FormatError, decode, encode
 from kn_bench.results.files import StoreError, write_text
 
@@ -50,6 +50,8 @@ class Manifest:
         finished: when it ended, UTC; "" while it runs or when it was killed.
         timings: phase -> wall seconds.
         format: of the folder's files.
+        tests: how many the log had when the run ended; None while it runs, and for a run from
+            before this was written down.
     """
 
     run: str
@@ -65,14 +67,24 @@ class Manifest:
     finished: str = ""
     timings: Mapping[str, float] = field(default_factory=dict, metadata=SECONDS)
     format: int = field(default=1, metadata=POSITIVE_COUNT)
+    tests: int | None = field(default=None, metadata=COUNT)
 
-    def ended(self, timings: Mapping[str, float]) -> Manifest:
-        """Return the manifest of the finished run; times of several sessions add up."""
+    def ended(self, timings: Mapping[str, float], tests: int) -> Manifest:
+        """Return the manifest of the finished run; times of several sessions add up.
+
+        Args:
+            timings: phase -> wall seconds of this session.
+            tests: how many the log has.
+        """
         total = {
             phase: self.timings.get(phase, 0.0) + timings.get(phase, 0.0)
             for phase in (*self.timings, *(p for p in timings if p not in self.timings))
         }
-        return replace(self, finished=now(), timings=total)
+        return replace(self, finished=now(), timings=total, tests=tests)
+
+    def going_on(self) -> Manifest:
+        """Return the manifest of the run while it is continued."""
+        return replace(self, resumed=(*self.resumed, now()), finished="", tests=None)
 
 
 def new_manifest(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -9,11 +10,11 @@ from pathlib import Path
 
 from kn_bench.results.files import StoreError
 from kn_bench.results.loading import left_out
-from kn_bench.results.log import CLOSING, LOG
+from kn_bench.results.log import CLOSING, LOG, checked_tests, closed_tests
 from kn_bench.results.manifest import Manifest, differences, read_manifest
 from kn_bench.results.rows import kind_of
 from kn_bench.results.store import RunStore
-from kn_bench.results.texts import join_texts
+from kn_bench.results.texts import join_texts, read_texts
 
 SHARD = "shard"
 """The option of a manifest that says which shard a run is."""
@@ -36,23 +37,35 @@ def merge(folders: Sequence[Path], reports: Path, run: str) -> Path:
 
     Raises:
         StoreError: when shards differ in weights, data, settings or code, when one is unfinished,
-            when some are missing (naming them), or when the run cannot be written.
+            cut off or altered, when some are missing (naming them), or when the run cannot be
+            written. Nothing is left of the merged run then.
     """
     manifests = [read_manifest(folder) for folder in folders]
     _check_alike(folders, manifests)
     _check_complete(folders, manifests)
+    for folder, manifest in zip(folders, manifests, strict=True):
+        _check_whole(folder, manifest)
     first = _without_shard(manifests[0])
     timings = _added([manifest.timings for manifest in manifests])
     created = min(manifest.created for manifest in manifests)
-    merged = replace(first, run=run, created=created, resumed=(), finished="", timings={})
+    new = replace(first, run=run, created=created, resumed=())
+    merged = replace(new, finished="", timings={}, tests=None)
     with RunStore.create(reports, merged) as store:
-        store.leave_out(left_out(folders[0]))
-        join_texts(folders, store.folder)
-        for folder in folders:
-            for text in _tests(folder / LOG):
-                store.append(text)
-        store.finish(timings)
+        try:
+            _write(store, folders)
+            store.finish(timings)
+        except BaseException:
+            shutil.rmtree(store.folder, ignore_errors=True)  # it would block the name
+            raise
         return store.folder
+
+
+def _write(store: RunStore, folders: Sequence[Path]) -> None:
+    store.leave_out(left_out(folders[0]))
+    join_texts(folders, store.folder)
+    for folder in folders:
+        for text in _tests(folder / LOG):
+            store.append(text)
 
 
 def _check_alike(folders: Sequence[Path], manifests: Sequence[Manifest]) -> None:
@@ -91,6 +104,27 @@ def _check_complete(folders: Sequence[Path], manifests: Sequence[Manifest]) -> N
         raise StoreError(f"shards are missing: {named}; measure them and merge again")
 
 
+def _check_whole(folder: Path, manifest: Manifest) -> None:
+    """Refuse a shard whose files cannot be read, or whose log is not what it ended with."""
+    left_out(folder)
+    for _ in read_texts(folder):
+        pass
+    found = closed_tests(folder / LOG)
+    # a run from before the number was written down is at least not empty
+    if found != manifest.tests and (found == 0 or manifest.tests is not None):
+        known = "" if manifest.tests is None else f"{manifest.tests} "
+        remedy = (
+            "restore it or measure it again"
+            if found > (manifest.tests or 0)
+            else f"continue it with --resume {folder.name}"
+        )
+        raise StoreError(
+            f"shard {manifest.options[SHARD]} ({folder.name}): expected the {known}tests it ended "
+            f"with, and its log has {found}; {remedy}"
+        )
+    checked_tests(folder / LOG)
+
+
 def _without_shard(manifest: Manifest) -> Manifest:
     options = {name: value for name, value in manifest.options.items() if name != SHARD}
     return replace(manifest, options=options)
@@ -119,5 +153,3 @@ def _whole_tests(lines: Iterator[bytes]) -> Iterator[bytes]:
         if kind_of(line) in CLOSING:
             yield b"".join(test)
             test = []
-    if test:
-        yield b"".join(test)

@@ -103,7 +103,7 @@ def payload(runs: Runs, *, embedded: int | None = EMBEDDED) -> dict[str, Any]:
         "accounts": [_account(account) for account in accounts(runs)],
         "runs": [plain(manifest) for manifest in runs.manifests],
         "further": as_payload(runs),
-        "notes": list(runs.apart),
+        "notes": [*runs.cut, *runs.apart],
         "repeated": runs.doubled,
         "curves": curve_rows(runs),
         "sample": asdict(sample) if sample else None,

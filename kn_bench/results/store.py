@@ -16,7 +16,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -25,7 +24,7 @@ from kn_bench.cases.case import Exclusion
 from kn_bench.results.codec import encode
 from kn_bench.results.escaping import terminal
 from kn_bench.results.files import StoreError, unwritable, write_text
-from kn_bench.results.log import CLOSING, KEYED, LOG, Contents, head, repaired
+from kn_bench.results.log import CLOSING, KEYED, LOG, Contents, closed_tests, head, repaired
 from kn_bench.results.manifest import (
     FILE,
     Manifest,
@@ -100,7 +99,7 @@ class RunStore:
                 f"run {then.run!r} cannot be continued, for it was made of something else: "
                 f"{'; '.join(unlike)}. Restore what differs, or start a new run"
             )
-        manifest = replace(then, resumed=(*then.resumed, now()), finished="")
+        manifest = then.going_on()
         store = cls(folder, manifest, Contents())  # takes the log before it is repaired
         try:
             contents = repaired(folder / LOG)
@@ -179,7 +178,7 @@ class RunStore:
 
         self.close()
         write_parquet(self.folder / LOG, self.folder / PARQUET)
-        self.manifest = self.manifest.ended(timings)
+        self.manifest = self.manifest.ended(timings, closed_tests(self.folder / LOG))
         write_manifest(self.folder, self.manifest)
 
     def close(self) -> None:
