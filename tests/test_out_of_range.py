@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import json
+import threading
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.parse import urlencode
 
 import pytest
+from typer.testing import CliRunner
 
 from kn_bench.cases.case import CRITERIA
+from kn_bench.commands.app import group
 from kn_bench.results.baseline import baseline_of, read_baseline
 from kn_bench.results.codec import encode
 from kn_bench.results.columns import write_parquet
 from kn_bench.results.files import StoreError
-from kn_bench.results.loading import load_runs
+from kn_bench.results.loading import Runs, load_runs
 from kn_bench.results.log import LOG, rows
 from kn_bench.results.manifest import FILE, read_manifest
+from kn_bench.results.payload import payload
+from kn_bench.results.serving import Server
 from tests.made_up import manifest, write_run
 
 
@@ -93,6 +101,9 @@ MEASUREMENTS = [
     ("kl", float("nan")),
     ("task", "riddle"),
     ("after.prob", None),
+    ("before.tf_all", "x"),
+    ("after.rank", "first"),
+    ("occasion", "never"),
 ]
 
 
@@ -113,14 +124,64 @@ def test_no_verdict_is_drawn_and_no_parquet_written_of_it(
     run: Path, path: str, value: Any, tmp_path: Path
 ) -> None:
     line = spoil(run, "measurement", path, value)
+    (case, *_) = load_runs([run]).verdicts["case"]
     readers: list[Callable[[], object]] = [
         lambda: load_runs([run], judge_again=True),
+        lambda: payload(load_runs([run])),
+        lambda: served(load_runs([run]), case),
         lambda: write_parquet(run / LOG, tmp_path / "x.parquet"),
     ]
     for read in readers:
         with pytest.raises(StoreError, match=f"line {line} "):
             read()
     assert not (tmp_path / "x.parquet").exists()
+
+
+def served(runs: Runs, case: str) -> bytes:
+    """The answers that the page asks for."""
+    with Server(runs) as server:
+        return server.answers(case)
+
+
+@pytest.mark.parametrize("answer", [b"R\xff", b'"x"'])
+def test_a_log_that_changes_while_it_is_served(run: Path, answer: bytes) -> None:
+    runs = load_runs([run])
+    (case, *_) = runs.verdicts["case"]
+    with Server(runs) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"{server.address}answers.json?{urlencode({'case': case})}"
+        assert urllib.request.urlopen(address).status == 200
+        log = (run / LOG).read_bytes()
+        (run / LOG).write_bytes(log.replace(b"false", answer.ljust(5), 1))
+        for sentence in ("line 1 is no", "expected the run's log, and there is none"):
+            with pytest.raises(HTTPError) as refused:
+                urllib.request.urlopen(address)
+            assert refused.value.code == 500
+            text = refused.value.read().decode()
+            assert sentence in text or "cannot be read" in text
+            assert str(run / LOG) in text
+            (run / LOG).unlink(missing_ok=True)
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("file", "was", "becomes"),
+    [(LOG, '"tf_all":false', '"tf_all":"x"'), ("cases.jsonl", '"left"', '"right"')],
+)
+@pytest.mark.parametrize("format", ["", "every-eval-ever", "inspect"])
+def test_no_output_is_written_when_one_cannot_be(
+    tmp_path: Path, format: str, file: str, was: str, becomes: str
+) -> None:
+    run = write_run(tmp_path, {"rome": {c: [1.0, 0.0] for c in CRITERIA}})
+    text = (run / file).read_text()
+    (run / file).write_text(text.replace(was, becomes, 1))
+    names = ["a", "b"] if format else ["b.md", "b.csv", "b.html"]
+    outputs = [text for name in names for text in ("-o", str(tmp_path / "out" / name))]
+    done = CliRunner().invoke(group, ["leaderboard", str(run), *outputs, f"--format={format}"])
+    assert isinstance(done.exception, StoreError)
+    assert f"{run / file}, line 1 " in str(done.exception)
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert "written" not in done.output
 
 
 @pytest.mark.parametrize("value", [-1e30, 0.0, 1e-7])
@@ -151,6 +212,16 @@ def test_a_repeated_key(run: Path) -> None:
     (run / LOG).write_text(text.replace('"method":"rome"', '"method":"rome","method":"memit"', 1))
     with pytest.raises(StoreError, match=r"line 1 .*'method' stands in it twice"):
         list(rows(run / LOG))
+
+
+@pytest.mark.parametrize("field", ["created", "finished", "resumed"])
+@pytest.mark.parametrize("time", ["yesterday", "2026-13-01", "1", " "])
+def test_a_manifest_with_times_that_are_none(tmp_path: Path, field: str, time: str) -> None:
+    whole = json.loads(encode(manifest()))
+    whole[field] = [time] if field == "resumed" else time
+    (tmp_path / FILE).write_text(json.dumps(whole))
+    with pytest.raises(StoreError, match=rf"field '{field}' holds '{time}': expected a time such"):
+        read_manifest(tmp_path)
 
 
 @pytest.mark.parametrize("timing", [-1.0, 1e30, float("nan")])

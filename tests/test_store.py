@@ -20,7 +20,7 @@ from kn_bench.cases.case import CRITERIA, Criterion, Exclusion
 from kn_bench.measure.measurement import Answer, Measurement
 from kn_bench.results import store as store_module
 from kn_bench.results.columns import read_frames
-from kn_bench.results.files import StoreError, atomically
+from kn_bench.results.files import StoreError, atomically, together, write_text
 from kn_bench.results.loading import load_runs
 from kn_bench.results.log import LOG, repaired, rows
 from kn_bench.results.manifest import differences, hash_files, read_manifest, write_manifest
@@ -404,6 +404,32 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
     assert path.read_text() == "new"
     (tmp_path / "plain").write_text("")
     assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def _write_together(*paths: Path) -> None:
+    with together():
+        write_text(paths[0], "new")
+        with together():  # is part of the first
+            for path in paths[1:]:
+                write_text(path, "new")
+            assert not paths[0].is_file() or paths[0].read_text() == "old"
+
+
+def test_files_written_together_are_all_there_or_none_is(tmp_path):
+    a, b, c, folder = (tmp_path / name for name in ("a", "b", "c", "folder"))
+    a.write_text("old")
+    folder.mkdir()
+    with pytest.raises(StoreError, match="a would be written twice"):
+        _write_together(a, c, folder / ".." / "a")
+    with pytest.raises(StoreError, match="folder cannot be written"):
+        _write_together(a, c, folder)
+    assert sorted(tmp_path.iterdir()) == [a, folder]
+    assert a.read_text() == "old"
+    _write_together(a, b, c)
+    assert [path.read_text() for path in (a, b, c)] == ["new"] * 3
+    write_text(a, "alone")
+    write_text(a, "and again")
+    assert a.read_text() == "and again"
 
 
 def test_hashes_of_files_do_not_depend_on_order_and_place(tmp_path):

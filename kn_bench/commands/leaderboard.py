@@ -41,6 +41,7 @@ def command(
 ) -> None:
     """Rebuild the leaderboard from runs, whatever their order."""
     from kn_bench.results.exports import chosen
+    from kn_bench.results.files import together
     from kn_bench.results.leaderboard import PAGE, terminal_table
     from kn_bench.results.loading import load_runs
     from kn_bench.results.store import find_runs
@@ -49,6 +50,8 @@ def command(
     write = [(chosen(target, format), target) for target in targets]
     loaded = load_runs(find_runs(reports, runs), judge_again=judge_again)
     typer.echo(terminal_table(loaded))
-    for write_to, target in write:
-        write_to(loaded, target)
+    with together():
+        for write_to, target in write:
+            write_to(loaded, target)
+    for target in targets:
         typer.echo(f"written to {target}")

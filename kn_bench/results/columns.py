@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from itertools import islice
 from pathlib import Path
@@ -20,9 +21,9 @@ import pyarrow.json
 import pyarrow.parquet
 
 from kn_bench.results.checking import check_table
-from kn_bench.results.codec import INFINITE, FormatError
+from kn_bench.results.codec import INFINITE
 from kn_bench.results.files import StoreError, atomically
-from kn_bench.results.log import lines, rows
+from kn_bench.results.log import lines, lines_of, rows
 from kn_bench.results.rows import KINDS, kind_of
 
 CHUNK = 100_000
@@ -37,13 +38,11 @@ def write_parquet(log: Path, target: Path) -> None:
         writer = pa.parquet.ParquetWriter(file, _flat(schema.empty_table()).schema)
         with writer:
             measurements = (line for _, line in lines(log) if kind_of(line) == "measurement")
-            try:
+            with reading(log):
                 for chunk in _chunks(measurements):
                     table = _parsed(chunk, schema)
                     check_table(table, KINDS["measurement"])
                     writer.write_table(_flat(table))
-            except (pa.ArrowException, FormatError, UnicodeDecodeError) as error:
-                raise _unreadable(log, error) from None
 
 
 def read_frames(log: Path, kinds: Sequence[str]) -> dict[str, pd.DataFrame]:
@@ -57,7 +56,7 @@ def read_frames(log: Path, kinds: Sequence[str]) -> dict[str, pd.DataFrame]:
     """
     waiting: dict[str, list[bytes]] = {kind: [] for kind in kinds}
     tables: dict[str, list[pa.Table]] = {kind: [] for kind in kinds}
-    try:
+    with reading(log):
         for _, line in lines(log):
             kind = kind_of(line)
             of_kind = waiting.get(kind)
@@ -70,7 +69,18 @@ def read_frames(log: Path, kinds: Sequence[str]) -> dict[str, pd.DataFrame]:
         for kind, of_kind in waiting.items():
             tables[kind] += [_table(of_kind, kind)] if of_kind else []
         return {kind: _frame(tables.pop(kind), kind) for kind in kinds}
-    except (pa.ArrowException, FormatError, UnicodeDecodeError) as error:
+
+
+@contextmanager
+def reading(log: Path) -> Iterator[None]:
+    """Say in one sentence what is wrong with a log whose lines do not become columns.
+
+    Raises:
+        StoreError: naming the line.
+    """
+    try:
+        yield
+    except (pa.ArrowException, ValueError) as error:  # FormatError, no UTF-8, no JSON
         raise _unreadable(log, error) from None
 
 
@@ -82,6 +92,17 @@ def _unreadable(log: Path, error: Exception) -> StoreError:
     except StoreError as precise:
         return precise
     return StoreError(f"{log} cannot be read: {str(error).splitlines()[0]}")
+
+
+def read_parts(log: Path, kind: str) -> Iterator[pd.DataFrame]:
+    """Yield the rows of one kind of a log that :func:`read_frames` has read, a part at a time.
+
+    Raises:
+        StoreError: when a row is not as it should be.
+    """
+    with reading(log):
+        for chunk in _chunks(lines_of(log, kind)):
+            yield frame_of(chunk, kind)
 
 
 def frame_of(rows_as_json: Iterable[bytes], kind: str) -> pd.DataFrame:

@@ -69,6 +69,17 @@ class Manifest:
     format: int = field(default=1, metadata=POSITIVE_COUNT)
     tests: int | None = field(default=None, metadata=COUNT)
 
+    def __post_init__(self) -> None:
+        times = {"created": self.created, "finished": self.finished or self.created}
+        for name, time in (*times.items(), *(("resumed", each) for each in self.resumed)):
+            try:
+                datetime.fromisoformat(time)
+            except ValueError:
+                raise FormatError(
+                    f"field {name!r} holds {time!r}: expected a time such as "
+                    "2026-01-31T12:00:00+00:00"
+                ) from None
+
     def ended(self, timings: Mapping[str, float], tests: int) -> Manifest:
         """Return the manifest of the finished run; times of several sessions add up.
 

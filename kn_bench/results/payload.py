@@ -13,7 +13,6 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
 from types import NoneType
 from typing import Any
 
@@ -27,7 +26,7 @@ from kn_bench.measure.statistics import Interval
 from kn_bench.results.accounting import Account, accounts
 from kn_bench.results.board import GROUP, OVERTURN, READINGS, STRATA, SYMMETRY, Line, board
 from kn_bench.results.codec import plain
-from kn_bench.results.columns import CHUNK, frame_of
+from kn_bench.results.columns import read_parts
 from kn_bench.results.curves import curve_rows
 from kn_bench.results.further import as_payload
 from kn_bench.results.loading import Runs, control_scores, with_occasion
@@ -145,9 +144,8 @@ def _sampled(runs: Runs, most: int) -> tuple[frozenset[str] | None, Sample | Non
 def measurements(runs: Runs, chosen: frozenset[str] | None = None) -> Iterator[pd.DataFrame]:
     """Yield the measurements of ``chosen`` cases (None: of all), a part of a log at a time."""
     for label, folder in runs.folders.items():
-        measured = lines_of(folder / LOG, "measurement")
-        while chunk := list(islice(measured, CHUNK)):
-            frame = with_occasion(frame_of(chunk, "measurement")).assign(run=label)
+        for part in read_parts(folder / LOG, "measurement"):
+            frame = with_occasion(part).assign(run=label)
             frame = frame[frame["criterion"] != "overturn"]  # its rows are reliability's once more
             yield frame if chosen is None else frame[frame["case"].isin(chosen)]
 

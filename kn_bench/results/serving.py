@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Sequence
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 from kn_bench.results.board import GROUP
-from kn_bench.results.columns import frame_of
+from kn_bench.results.columns import frame_of, reading
 from kn_bench.results.files import StoreError
 from kn_bench.results.html import render
 from kn_bench.results.loading import Runs, with_occasion
@@ -69,13 +70,18 @@ class Server(ThreadingHTTPServer):
         return f"http://{HOST}:{self.server_address[1]}/"
 
     def answers(self, case: str) -> bytes:
-        """Return all answers of ``case`` as JSON, read from the logs."""
+        """Return all answers of ``case`` as JSON, read from the logs.
+
+        Raises:
+            StoreError: when a log cannot be read, or was altered.
+        """
         texts = TextPool()
         frames = []
         for run, places in self._places.get(case, {}).items():
-            with (self._runs.folders[run] / LOG).open("rb") as log:
-                measured = [_line_at(log, place) for place in places]
-            frame = with_occasion(frame_of(measured, "measurement")).assign(run=run)
+            log = self._runs.folders[run] / LOG
+            with reading(log):
+                part = frame_of(_lines_at(log, places), "measurement")
+            frame = with_occasion(part).assign(run=run)
             frames.append(frame[frame["criterion"] != "overturn"])
         verdicts = self._runs.verdicts
         own = verdicts[verdicts["case"] == case]
@@ -83,10 +89,17 @@ class Server(ThreadingHTTPServer):
         return json.dumps({**data, "texts": texts.all}, ensure_ascii=False).encode()
 
 
-def _line_at(log: Any, place: int) -> bytes:
-    log.seek(place)
-    line: bytes = log.readline()
-    return line
+def _lines_at(path: Path, places: Sequence[int]) -> list[bytes]:
+    """Return the lines that begin at ``places`` of a log."""
+    lines = []
+    try:
+        with path.open("rb") as log:
+            for place in places:
+                log.seek(place)
+                lines.append(log.readline())
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {error.strerror}") from None
+    return lines
 
 
 def _places(runs: Runs) -> dict[str, dict[str, list[int]]]:
@@ -94,12 +107,13 @@ def _places(runs: Runs) -> dict[str, dict[str, list[int]]]:
     places: defaultdict[str, dict[str, list[int]]] = defaultdict(dict)
     for run, folder in runs.folders.items():
         at = 0
-        for _, line in lines(folder / LOG):
-            if kind_of(line) == "measurement":
-                _, _, rest = line.partition(b'"case":')
-                case = json.JSONDecoder().raw_decode(rest[:4096].decode("utf-8", "ignore"))[0]
-                places[str(case)].setdefault(run, []).append(at)
-            at += len(line)
+        with reading(folder / LOG):
+            for _, line in lines(folder / LOG):
+                if kind_of(line) == "measurement":
+                    _, _, rest = line.partition(b'"case":')
+                    case = json.JSONDecoder().raw_decode(rest[:4096].decode("utf-8", "ignore"))[0]
+                    places[str(case)].setdefault(run, []).append(at)
+                at += len(line)
     return places
 
 
@@ -121,12 +135,21 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(self.server.columns, "application/gzip")
         elif address.path == "/answers.json":
             (case, *_) = parse_qs(address.query).get("case", [""])
-            self._send(self.server.answers(case), "application/json; charset=utf-8")
+            self._send_answers(case)
         else:
             self.send_error(HTTPStatus.NOT_FOUND)
 
-    def _send(self, body: bytes, kind: str) -> None:
-        self.send_response(HTTPStatus.OK)
+    def _send_answers(self, case: str) -> None:
+        try:
+            answers = self.server.answers(case)
+        except StoreError as error:
+            fault = f"{error}\n".encode()
+            self._send(fault, "text/plain; charset=utf-8", HTTPStatus.INTERNAL_SERVER_ERROR)
+        else:
+            self._send(answers, "application/json; charset=utf-8")
+
+    def _send(self, body: bytes, kind: str, status: HTTPStatus = HTTPStatus.OK) -> None:
+        self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
         self.send_header("X-Content-Type-Options", "nosniff")

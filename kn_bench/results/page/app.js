@@ -146,7 +146,9 @@
   };
   const servedAnswers = () => async (line, which, sequence) => {
     const query = new URLSearchParams({ case: text[data.cases.id[which]] });
-    const found = await (await fetch(`answers.json?${query}`)).json();
+    const answer = await fetch(`answers.json?${query}`);
+    if (!answer.ok) throw new Error(await answer.text());
+    const found = await answer.json();
     const rows = found.after.line.map((_, i) => i)
       .filter((i) => found.after.line[i] === line && found.after.sequence[i] === sequence);
     return { probes: found.probes, after: found.after, text: found.texts, rows };
