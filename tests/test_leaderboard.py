@@ -366,6 +366,21 @@ def test_a_board_of_a_run_that_died_can_be_drawn(folder, tmp_path):
     assert "n = 8 cases (overturn 7 to 8)." in (tmp_path / "board.md").read_text()
 
 
+@pytest.mark.parametrize("only", [(), *((c,) for c in CRITERIA), ("reliability", "overturn")])
+@pytest.mark.parametrize("task", ["fact", "pair"])
+def test_every_table_of_the_board_is_markdown_whatever_was_measured(tmp_path, only, task):
+    """Each cell of a table's rule has a hyphen, and each row as many cells as the rule."""
+    scores: dict[Criterion, list[float]] = {c: [1.0, 0.5] for c in only or CRITERIA}
+    text = leaderboard(load_runs([write_run(tmp_path, {"m": scores}, task=task)]))
+    blocks = [part.split("\n") for part in text.split("\n\n") if part.startswith("|")]
+    assert blocks
+    for header, rule, *body in blocks:
+        cells = rule.strip("|").split("|")
+        assert all(re.fullmatch(":?-+:?", cell) for cell in cells), rule
+        rows = [line for line in (header, *body) if line.startswith("|")]
+        assert {line.count("|") for line in rows} == {len(cells) + 1}
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [

@@ -263,7 +263,8 @@ def _markdown(rows: Iterable[tuple[str, ...]], headers: Sequence[str] = HEADERS)
     """Yield a table without spaces beside its bars: 120 characters hold nine columns."""
     heads = [escaping.markdown(header) for header in headers]
     body = [[escaping.markdown(cell) for cell in row] for row in rows]
-    widths = [max(len(row[i]) for row in (heads, *body)) for i in range(len(heads))]
+    # a rule needs room for a hyphen beside its colon
+    widths = [max(2, *(len(row[i]) for row in (heads, *body))) for i in range(len(heads))]
 
     def line(cells: Sequence[str]) -> str:
         first, *others = zip(cells, widths, strict=True)
