@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from kn_bench.results.beside import KEY
 from kn_bench.results.loading import Runs
 
 SHOWN = 3
@@ -68,9 +69,11 @@ def _cases(runs: Runs) -> list[tuple[Any, ...]]:
 
 def _probes(runs: Runs) -> list[tuple[Any, ...]]:
     """Count probes that do not fit the model, and those that the unedited model did not know."""
-    exclusions = runs.exclusions
+    key = ["run", *KEY]
+    counted = pd.concat([runs.verdicts[key], runs.optional[key]]).drop_duplicates()
+    exclusions = runs.exclusions.rename(columns={"exclusion_case": "case"}).merge(counted, on=key)
     single = exclusions[exclusions["exclusion_probe"].notna()].copy()
-    single["probe"] = single["exclusion_case"] + " " + single["exclusion_probe"]
+    single["probe"] = single["case"] + " " + single["exclusion_probe"]
     rows = [
         (*key, _names(group["method"]), n)
         for key, group, n in _grouped(single, ["model", "criterion", "exclusion_reason"], "probe")
@@ -81,13 +84,15 @@ def _probes(runs: Runs) -> list[tuple[Any, ...]]:
 def _unknown(
     verdicts: pd.DataFrame, excluded: pd.DataFrame
 ) -> list[tuple[str, str, str, str, int]]:
-    """Count probes of generality and synonym that the unedited model did not know."""
-    key = ["model", "method", "case", "criterion"]
+    """Count probes of generality and synonym that the unedited model did not know.
+
+    What a verdict left out beyond the probes that did not fit is what was not known.
+    """
+    key = ["run", *KEY]
     scored = verdicts[
         verdicts["criterion"].isin(("generality", "synonym")) & verdicts["verdict_score"].notna()
     ]
-    named = excluded.rename(columns={"exclusion_case": "case"})
-    unfit = named.groupby(key).size().rename("unfit").reset_index()
+    unfit = excluded.groupby(key).size().rename("unfit").reset_index()
     both = scored.merge(unfit, on=key, how="left")
     both["unknown"] = both["verdict_left_out"] - both["unfit"].fillna(0)
     rows = []
