@@ -11,13 +11,15 @@ import lzma
 import os
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from kn_bench.cases import sources
-from kn_bench.cases.building.rows import REPEATED, UNCONDITIONED
+from kn_bench.cases.building.rows import CONDITION, REPEATED, UNCONDITIONED
 from kn_bench.cases.case import HALF_A_CHARACTER, Cloze
 from kn_bench.cases.sources import forms
+from kn_bench.cases.sources.forms.common import UNKNOWN_GROUP
 from kn_bench.cases.sources.records import read_records
 from tests.published_forms import COUNTERFACT, FLAT, FORMS, MQUAKE, QAEDIT, ZSRE
 
@@ -108,6 +110,213 @@ def test_portability_has_its_conditions(tmp_path):
     assert [q.answer for q in question.conditions] == ["Zagreb"]
     _, (row, _), _ = forms.read(written(tmp_path / "m.json", FORMS["mquake"]))
     assert [q.cloze.left for q in row.portability[0].conditions] == ["The capital of Croatia is"]
+
+
+# -- RippleEdits: what the statement says, and what its tests ask -------------------------------
+
+
+def ripple(new: str, old: str = "", **edit: object) -> dict[str, Any]:
+    """A record with an edit from one statement to another, and no tests."""
+    original = {"original_fact": {"prompt": old}} if old else {}
+    return {"example_type": "popular", "edit": {"prompt": new, **original, **edit}}
+
+
+def ripple_with(**test: object) -> dict[str, Any]:
+    record = ripple("The capital of Italy is Paris.", "The capital of Italy is Rome.")
+    return {**record, "Compositionality_II": [test]}
+
+
+def asks(prompt: str, *names: str) -> dict[str, Any]:
+    value = [{"value": names[0], "aliases": list(names[1:])}] if names else []
+    return {"prompt": prompt, "answers": value}
+
+
+def elsewhere(prompt: str) -> dict[str, Any]:
+    query = {**asks(prompt, "x"), "query_type": "regular", "subject_id": "Q1", "relation": "CHILD"}
+    return {"Forgetfulness": [{"test_queries": [query], "test_condition": "OR"}]}
+
+
+NAMES = [
+    ("The name of the country of citizenship of {} is", "Leonardo DiCaprio", "R"),
+    ("The name of the author of {} is", "Alice in Wonderland", "R"),
+    ("The name of the author of {} is", "Of Mice and Men", "AUTHOR"),
+    ("The name of the head of state of {} is", "the Republic of Ireland", "HEAD_OF_STATE"),
+    ("The name of the capital city of {} is", "the Republic of Ireland", "CAPITAL"),
+    ("The gender of {} is", "Anne of Kent", "SEX_OR_GENDER"),
+    ("The mother tongue of {} is", "Anne of Kent", "NATIVE_LANGUAGE"),
+    ("The names of the cast members of {} are", "Lord of Oz", "CAST_MEMBER"),
+    ("The name of the country which {} is associated with is", "Isle of Man", "COUNTRY"),
+    ("The name of the country which {} is the capital of is", "Isle of Man", "CAPITAL_OF"),
+    ("The name of the league which {} plays in is", "Duke of York", "LEAGUE"),
+    ("The number of children {} has is", "Duke of York", "NUMBER_OF_CHILDREN"),
+    ("The name of the award {} won is", "Duke of York", "AWARD_RECEIVED"),
+    ("The name of the currency in {} is", "Republic of Ireland", "CURRENCY"),
+    ("{} follows", "The Lord of Oz", "FOLLOWS"),
+]
+
+
+@pytest.mark.parametrize(("new", "old"), [
+    ("Syria", "Canada"), ("United Kingdom", "United States of America"), ("Bo Roy Jr.", "Bo Poe"),
+    ("Syria", ""), ("film director", "film producer"),
+])  # fmt: skip
+@pytest.mark.parametrize(("prompt", "subject", "relation"), NAMES)
+def test_a_statement_is_prompt_subject_and_answer(tmp_path, prompt, subject, relation, new, old):
+    stem = prompt.format(subject)
+    record = ripple(f"{stem} {new}.", f"{stem} {old}." if old else "", relation=relation)
+    _, (row,), _ = forms.read(written(tmp_path / "r.json", [record]))
+    assert (row.subject, row.prompt, row.target_new, row.target_true) == (
+        subject, prompt, new, old,
+    )  # fmt: skip
+
+
+def test_other_questions_tell_where_the_subject_begins(tmp_path):
+    statement = "The anthem of the Republic of Ireland is x."
+    alone = ripple(statement, subject_id="Q1", relation="P85")
+    told = {**alone, **elsewhere("The name of the child of the Republic of Ireland is")}
+    path = written(tmp_path / "r.json", [alone, told])
+    _, rows, _ = forms.read(path)
+    assert [row.subject for row in rows] == ["Ireland", "the Republic of Ireland"]
+
+
+@pytest.mark.parametrize(
+    ("new", "old", "reason"),
+    [
+        ("The gender of Bo is male.", "The gender of Bo is male.", "the new target is the true"),
+        ("The gender of Bo is .", "The gender of Bo is male.", "brings no new answer"),
+        ("The gender of Bo is male.", "Bo is female.", "cannot be told apart"),
+        ("Yes.", "", "cannot be told apart"),
+        ("The Roy is tall.", "The Roy is short.", "which of its words are the subject"),
+    ],
+)
+def test_a_statement_that_cannot_be_taken_apart_is_counted(tmp_path, new, old, reason):
+    selection = sources.load(str(written(tmp_path / "r.json", [ripple(new, old)])))
+    assert not selection.cases
+    assert [reason in e.reason for e in selection.exclusions] == [True]
+
+
+@pytest.mark.parametrize(
+    ("condition", "queries", "asked", "reasons"),
+    [
+        ("OR", [asks("A is", "x"), asks("B is", "y")], [], ["by any one of several"]),
+        ("OR", [asks("A is", "x"), asks("A is", "y", "yy")], [("A is", ("x", "y", "yy"))], []),
+        ("OR", [asks("A is", "x", "xx")], [("A is", ("x", "xx"))], []),
+        ("AND", [asks("A is", "x"), asks("B is", "y")], [("A is", ("x",)), ("B is", ("y",))], []),
+        ("AND", [asks("A is", "x"), asks("B is")], [("A is", ("x",))], ["no answer to the quest"]),
+    ],
+)
+def test_a_test_of_several_questions(tmp_path, condition, queries, asked, reasons):
+    record = ripple_with(test_queries=queries, test_condition=condition)
+    path = written(tmp_path / "r.json", [record])
+    _, (row,), _ = forms.read(path)
+    assert [(q.cloze.left, q.answers) for q in row.portability] == asked
+    left_out = sources.load(str(path)).exclusions
+    assert len(left_out) == len(reasons)
+    assert all(r in e.reason and e.probe for r, e in zip(reasons, left_out, strict=True))
+
+
+def test_conditions_keep_their_aliases_or_their_question_is_not_asked(tmp_path):
+    known, unknown = asks("C is", "z", "zz"), asks("D is")
+    query = {"test_queries": [asks("A is", "x")], "test_condition": "OR"}
+    path = written(tmp_path / "r.json", [ripple_with(**query, condition_queries=[known])])
+    (case,) = sources.load(str(path)).cases
+    (condition,) = probes(case, "portability", CONDITION)
+    assert (condition.expected, condition.aliases) == ("z", ("zz",))
+    path = written(tmp_path / "r.json", [ripple_with(**query, condition_queries=[known, unknown])])
+    selection = sources.load(str(path))
+    assert not probes(selection.cases[0], "portability")
+    assert ["answer to a condition" in e.reason for e in selection.exclusions] == [True]
+
+
+def test_what_a_test_does_not_say_is_refused_or_counted(tmp_path):
+    odd = ripple_with(test_queries=[asks("A is", "x")], test_condition="XOR")
+    with pytest.raises(ValueError, match=r"record 0: .*test_condition is 'XOR'; expected AND or"):
+        sources.load(str(written(tmp_path / "r.json", [odd])))
+    other = {**ripple_with(), "Preservation": [{"test_queries": [asks("A is", "x")]}]}
+    (exclusion,) = sources.load(str(written(tmp_path / "r.json", [other]))).exclusions
+    assert (exclusion.reason, exclusion.probe) == (UNKNOWN_GROUP, "portability/Preservation")
+
+
+# -- MQuAKE: the hops around the edited one -------------------------------------------------------
+
+HOPS = [
+    {"question": "Who wrote It?", "cloze": "It was written by", "answer": "Ann Lee",
+     "answer_alias": ["A. Lee"]},
+    MQUAKE["new_single_hops"][0],
+    {"question": "q", "cloze": "The capital of Croatia is", "answer": "Zagreb"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("order", [(1, 2), (0, 1), (0, 1, 2), (1,), (2, 1)])
+@pytest.mark.parametrize("by", ["cloze", "question"])
+def test_every_hop_but_the_edited_one_is_a_condition(tmp_path, order, by):
+    asked = MQUAKE["requested_rewrite"][0]["question"]
+    edited = HOPS[1] if by == "cloze" else {"question": asked, "answer": "Croatia"}
+    hops = [edited if i == 1 else HOPS[i] for i in order]
+    path = written(tmp_path / "m.json", [{**MQUAKE, "new_single_hops": hops}])
+    _, (row,), _ = forms.read(path)
+    expected = [(HOPS[i]["cloze"], HOPS[i]["answer"]) for i in order if i != 1]
+    for question in row.portability:
+        assert [(c.cloze.left, c.answer) for c in question.conditions] == expected
+        assert {c.aliases for c in question.conditions} <= {(), ("A. Lee",)}
+        assert (0 in order) == any(c.aliases for c in question.conditions)
+
+
+@pytest.mark.parametrize(
+    ("hops", "reason"),
+    [
+        ([HOPS[0], HOPS[2]], "none of the hops is the edited fact"),
+        ([HOPS[1], {**HOPS[2], "answer": ""}], "a hop of the record has no answer"),
+    ],
+)
+def test_hops_that_cannot_be_told_apart_leave_the_record_out(tmp_path, hops, reason):
+    path = written(tmp_path / "m.json", [{**MQUAKE, "new_single_hops": hops}])
+    selection = sources.load(str(path))
+    assert not selection.cases
+    assert [e.reason for e in selection.exclusions] == [reason]
+
+
+# -- the subject in its prompt ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "subject", "prompt", "spelled"),
+    [
+        ("Die größte Straße in Köln heißt", "Köln", "Die größte Straße in {} heißt", "Köln"),
+        ("İstanbul'da bulunan İzmir'in başkenti", "İzmir", "İstanbul'da bulunan {}'in başkenti",
+         "İzmir"),
+        ("The ﬁrst of Paris is", "Paris", "The ﬁrst of {} is", "Paris"),
+        ("The status of religion in the US is", "US", "The status of religion in the {} is", "US"),
+        ("us and them in the US", "US", "us and them in the {}", "US"),
+        ("The STATUS of the us is", "US", "The STATUS of the {} is", "us"),
+        ("The capital of ITALY is", "Italy", "The capital of {} is", "ITALY"),
+        ("In the set {Italy, France} the capital of Italy is", "Italy",
+         "In the set {{}, France} the capital of Italy is", "Italy"),
+        ("The {x} of Italy is", "Italy", "The {x} of {} is", "Italy"),
+        ("Dishes known as 'tandoori' need a tandoor:", "tandoor",
+         "Dishes known as 'tandoori' need a {}:", "tandoor"),
+        ("Italys capital is", "Italy", "{}s capital is", "Italy"),
+        ("ITALYS capital is", "Italy", "ITALYS capital is", "Italy"),
+        ("法国的首都是", "法国", "{}的首都是", "法国"),
+        ("東京都の知事は", "東京", "{}都の知事は", "東京"),
+        ("เมืองหลวงของไทยคือ", "ไทย", "เมืองหลวงของ{}คือ", "ไทย"),
+        ("프랑스의 수도는", "프랑스", "{}의 수도는", "프랑스"),
+        ("दिल्ली और दिल में", "दिल", "दिल्ली और {} में", "दिल"),
+        ("Its capital is", "Italy", "Its capital is", "Italy"),
+        ("The capital of {} is", "Italy", "The capital of {} is", "Italy"),
+    ],
+)  # fmt: skip
+def test_the_subject_is_marked_and_the_text_stays(tmp_path, text, subject, prompt, spelled):
+    record = {**FLAT, "prompt": text, "subject": subject}
+    (case,) = sources.load(str(written(tmp_path / "f.json", [record]))).cases
+    assert (case.request.prompt, case.request.subject) == (prompt, spelled)
+    if "{}" not in text:
+        assert case.request.cloze.left == text
+
+
+def test_a_gap_inside_a_published_prompt_is_refused(tmp_path):
+    path = written(tmp_path / "f.json", [{**FLAT, "prompt": "[Y] is the capital of Italy"}])
+    with pytest.raises(ValueError, match=r"record 0: .*expected the answer at its end"):
+        sources.load(str(path))
 
 
 # -- one's own facts ----------------------------------------------------------------------------
@@ -249,6 +458,21 @@ def test_real_files_are_counted_whole(name):
     assert {c.source for c in selection.cases} == {source}
     assert len(selection.cases) == cases
     assert len(selection.cases) + len(selection.exclusions) == len(read_records(path))
+
+
+@pytest.mark.skipif(not SHARED, reason="KN_BENCH_SHARED names no folder with the real files")
+@pytest.mark.parametrize("name", REAL)
+def test_the_edited_prompts_of_real_files_are_asked_as_they_stand(name):
+    path = Path(SHARED or ".") / "data" / "editing" / name
+    stand = {
+        record.fields[field].strip().removesuffix("?").strip()
+        for record in read_records(path)
+        for field in ("prompt", "src", "question")
+        if field in record.fields
+    }
+    for case in sources.load(str(path)).cases:
+        left = case.request.cloze.left.removeprefix("Q: ").removesuffix(" A:")
+        assert left.removesuffix("?").strip() in stand, case.id
 
 
 @pytest.mark.skipif(not SHARED, reason="KN_BENCH_SHARED names no folder with the real files")

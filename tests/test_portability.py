@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 import kn_bench as kn
-from kn_bench.cases.building.rows import CONDITION, FactRow, Portability, row_cases
-from kn_bench.cases.case import Cloze, Exclusion, Query
+from kn_bench.cases.building.rows import CONDITION, Condition, FactRow, Portability, row_cases
+from kn_bench.cases.case import Cloze, Exclusion
 from kn_bench.measure.criteria import Evidence, judge_evidence
 from kn_bench.measure.measurement import Answer, Measurement
 from tests.conftest import PLUGINS
@@ -73,7 +73,7 @@ def cases():
             "Reasoning",
             request.cloze,
             (request.target_new, "elsewhere"),
-            (Query(Cloze(f"{request.subject} is"), request.target_true),),
+            (Condition(Cloze(f"{request.subject} is"), request.target_true, ("there",)),),
         )
         rows.append(
             FactRow("P36", request.subject, request.prompt, request.target_true,

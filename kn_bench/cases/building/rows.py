@@ -10,6 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
+from typing import NamedTuple
 
 from kn_bench.cases.building.neighbours import NEIGHBOURS, PAIRS, other_task
 from kn_bench.cases.case import (
@@ -71,6 +72,28 @@ class Inverse:
     displaced: str
 
 
+class Condition(NamedTuple):
+    """A question that the unedited model has to answer, its answer and further names of that."""
+
+    cloze: Cloze
+    answer: str
+    aliases: tuple[str, ...] = ()
+
+
+class LeftOut(NamedTuple):
+    """A question that the data brings and that cannot be asked.
+
+    Attributes:
+        group: what it would be asked for, such as ``portability/Reasoning``.
+        reason: why it is not, as in :class:`~kn_bench.cases.case.Exclusion`.
+        question: its text.
+    """
+
+    group: str
+    reason: str
+    question: str
+
+
 @dataclass(frozen=True, slots=True)
 class Portability:
     """A question whose answer should follow from the edit.
@@ -85,7 +108,7 @@ class Portability:
     kind: str
     cloze: Cloze
     answers: tuple[str, ...]
-    conditions: tuple[Query, ...] = ()
+    conditions: tuple[Condition, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +133,7 @@ class FactRow:
     aliases: tuple[str, ...] = ()
     portability: tuple[Portability, ...] = ()
     open_ended: OpenEnded = field(default_factory=OpenEnded)
+    left_out: tuple[LeftOut, ...] = ()
 
     @property
     def cloze(self) -> Cloze:
@@ -166,6 +190,8 @@ def row_cases(
                 cases.append(_case(ids[i], row, members, source, seed, truth=truth))
             except ValueError as error:
                 excluded.append(Exclusion(ids[i], "the request is malformed", detail=str(error)))
+            else:
+                excluded += [Exclusion(ids[i], o.reason, o.group, o.question) for o in row.left_out]
     return Selection(tuple(cases), tuple(excluded))
 
 
@@ -321,7 +347,7 @@ def _portability(row: FactRow) -> Iterable[Probe]:
         for i, condition in enumerate(question.conditions):
             rejected = _other(row, condition.answer)
             yield Probe(f"{id}/condition/{i}", "portability", condition.cloze, condition.answer,
-                        rejected, kind=CONDITION)  # fmt: skip
+                        rejected, kind=CONDITION, aliases=condition.aliases)  # fmt: skip
 
 
 def _other(row: FactRow, answer: str) -> str:

@@ -6,13 +6,19 @@ Questions (zsRE, QAEdit, WikiBigEdit, MQuAKE) are not clozes. A base model is as
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from kn_bench.cases.case import Cloze
+from kn_bench.cases.case import Cloze, is_unspaced
 
 FRAME = "Q: {question} A:"
 """How a question is put to a base model."""
+UNSPACED = (("\u0e00", "\u109f"), ("\u1780", "\u17ff"), ("\U00020000", "\U0003ffff"))
+"""Further scripts without spaces: Thai, Lao, Tibetan, Burmese; Khmer; rare Chinese characters."""
+NO_ANSWER = "the data brings no answer to the question"
+UNKNOWN_GROUP = "the group of questions is not one that its data set has"
 
 
 class Unusable(Exception):  # noqa: N818 - a reason, not an error
@@ -110,22 +116,46 @@ def cloze_of(prompt: str, *, question: bool | None = None) -> Cloze:
     return Cloze(prompt.rstrip(), ".")
 
 
-def place_subject(prompt: str, subject: str) -> str:
-    """Return ``prompt`` with ``{}`` in the place of its subject; as it is where it has none.
+def place_subject(prompt: str, subject: str) -> tuple[str, str]:
+    """Return ``prompt`` with ``{}`` where its subject stands, and the subject as spelled there.
 
-    The first occurrence is taken, whatever its case. Methods that need the subject are then not
-    applicable to a prompt that does not name it; the others are.
+    Both are as they were where the prompt does not name its subject: methods that need it are then
+    not applicable, the others are. A whole word is preferred, as it stands or in other case, to a
+    part of one, such as an inflected name.
+
+    Raises:
+        ValueError: for a prompt that marks another place for the answer than its end.
     """
+    if "[Y]" in prompt:
+        raise ValueError(f"the prompt {prompt!r}: expected the answer at its end; remove [Y]")
     if "{}" in prompt:
-        return prompt
-    prompt = prompt.replace("{", "(").replace("}", ")")
-    at = prompt.casefold().find(subject.casefold()) if subject else -1
-    if at < 0:
-        return prompt
-    return f"{prompt[:at]}{{}}{prompt[at + len(subject) :]}"
+        return prompt, subject
+    exact, folded = re.escape(subject), re.compile(re.escape(subject), re.IGNORECASE)
+    wholes = [m for form in (exact, folded) for m in re.finditer(form, prompt) if _is_whole(m)]
+    found = wholes[0] if wholes else re.search(exact, prompt)
+    if found is None:
+        return prompt, subject
+    return f"{prompt[: found.start()]}{{}}{prompt[found.end() :]}", found[0]
 
 
-def edited_prompt(prompt: str, subject: str) -> tuple[str, str]:
-    """Return prompt and suffix of a request: a question framed, a cloze closed by a full stop."""
-    placed = place_subject(prompt.strip(), subject)
-    return (framed(placed), "") if is_question(placed) else (placed, ".")
+def _is_whole(match: re.Match[str]) -> bool:
+    """Tell whether no word goes on beyond the match."""
+    text, start, end = match.string, match.start(), match.end()
+    before, after = text[max(0, start - 1) : start + 1], text[end - 1 : end + 1]
+    return not any(len(pair) == 2 and all(map(_spells, pair)) for pair in (before, after))
+
+
+def _spells(char: str) -> bool:
+    """Tell whether ``char`` is part of a word in a script that separates words by spaces."""
+    if is_unspaced(char) or any(first <= char <= last for first, last in UNSPACED):
+        return False
+    return unicodedata.category(char)[0] in "LMN"
+
+
+def edited_prompt(prompt: str, subject: str) -> tuple[str, str, str]:
+    """Return prompt, suffix and subject of a request, the subject as the prompt spells it.
+
+    A question is framed, a cloze is closed by a full stop.
+    """
+    placed, spelled = place_subject(prompt.strip(), subject)
+    return (framed(placed), "", spelled) if is_question(placed) else (placed, ".", spelled)

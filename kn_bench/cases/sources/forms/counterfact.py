@@ -27,12 +27,12 @@ from kn_bench.cases.sources.forms.common import (
 def published(fields: Mapping[str, Any], id: str) -> FactRow:
     """Return the row of a record with ``requested_rewrite``."""
     rewrite = fields["requested_rewrite"]
-    subject = text(rewrite, "subject")
+    prompt, subject = place_subject(text(rewrite, "prompt"), text(rewrite, "subject"))
     true, new = text(rewrite["target_true"], "str"), text(rewrite["target_new"], "str")
     return FactRow(
         relation=text(rewrite, "relation_id"),
         subject=subject,
-        prompt=place_subject(text(rewrite, "prompt"), subject),
+        prompt=prompt,
         target_true=true,
         target_new=new,
         id=optional(fields, "case_id", id),
@@ -53,7 +53,7 @@ def flat(fields: Mapping[str, Any], id: str) -> FactRow:
     subject, new = text(fields, "subject"), answers(fields["target_new"])
     if not new:
         raise Unusable("the data brings no new answer")
-    prompt, suffix = edited_prompt(text(fields, "prompt"), subject)
+    prompt, suffix, subject = edited_prompt(text(fields, "prompt"), subject)
     true = answers(fields.get("ground_truth", ""))
     return FactRow(
         relation=optional(fields, "relation_id") or optional(fields, "relation"),

@@ -31,7 +31,7 @@ def facts(fields: Mapping[str, Any], id: str) -> FactRow:
     true = answers(fields.get("ground_truth", ""))
     if not new:
         raise Unusable("the data brings no new answer")
-    prompt, suffix = edited_prompt(text(fields, "prompt"), subject)
+    prompt, suffix, subject = edited_prompt(text(fields, "prompt"), subject)
     return FactRow(
         relation=optional(fields, "relation"),
         subject=subject,
@@ -56,7 +56,7 @@ def facts(fields: Mapping[str, Any], id: str) -> FactRow:
 def biography(fields: Mapping[str, Any], id: str) -> FactRow:
     """Return the row of a record of WikiBio: a text to be continued by ``labels``."""
     subject = text(fields, "concept")
-    prompt, suffix = edited_prompt(text(fields, "text"), subject)
+    prompt, suffix, subject = edited_prompt(text(fields, "text"), subject)
     return FactRow(
         relation="",
         subject=subject,

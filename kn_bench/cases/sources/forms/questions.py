@@ -22,7 +22,7 @@ def wikibigedit(fields: Mapping[str, Any], id: str) -> FactRow:
     subject, new = text(fields, "subject"), answers(fields["ans"])
     if not new:
         raise Unusable("the data brings no new answer")
-    prompt, suffix = edited_prompt(_question(fields, "update"), subject)
+    prompt, suffix, subject = edited_prompt(_question(fields, "update"), subject)
     hop = answers(fields.get("mhop_ans", ""))
     return FactRow(
         relation=optional(fields, "tag"),
@@ -49,10 +49,10 @@ def wikibigedit(fields: Mapping[str, Any], id: str) -> FactRow:
 
 def qaedit(fields: Mapping[str, Any], id: str) -> FactRow:
     """Return the row of a record of QAEdit (Yang et al. 2025)."""
-    prompt, suffix = edited_prompt(_question(fields, "prompt"), text(fields, "subject"))
+    prompt, suffix, subject = edited_prompt(_question(fields, "prompt"), text(fields, "subject"))
     return FactRow(
         relation=optional(fields, "source"),
-        subject=text(fields, "subject"),
+        subject=subject,
         prompt=prompt,
         suffix=suffix,
         target_true="",
@@ -76,7 +76,7 @@ def hallueditbench(fields: Mapping[str, Any], id: str) -> FactRow:
     subject, new = text(fields, "subject"), text(fields, "object")
     output = next((name for name in fields if name.startswith("output_")), "output_")
     said = optional(fields, output)
-    prompt, suffix = edited_prompt(text(fields, "question"), subject)
+    prompt, suffix, subject = edited_prompt(text(fields, "question"), subject)
     reverse = optional(fields, "reversed_relation_question")
     about_new: Cloze | None = cloze_of(reverse, question=True) if reverse else None
     hops = [

@@ -26,7 +26,7 @@ def mend(fields: Mapping[str, Any], id: str) -> FactRow:
     subject, true = text(fields, "subject"), answers(fields["answers"])
     if not true:
         raise Unusable("the data brings no true answer")
-    prompt, suffix = edited_prompt(_question(text(fields, "src")), subject)
+    prompt, suffix, subject = edited_prompt(_question(text(fields, "src")), subject)
     return FactRow(
         relation="",
         subject=subject,
