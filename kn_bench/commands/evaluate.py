@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,7 +13,7 @@ from kn_bench.commands import options
 
 if TYPE_CHECKING:
     from kn_bench.measure.harness import TaskFigure
-    from kn_bench.measure.measurement import CaseResult, EditRecord
+    from kn_bench.measure.measurement import EditRecord
     from kn_bench.model.language_model import LanguageModel
 
 app = typer.Typer(add_completion=False)
@@ -65,6 +64,7 @@ def command(
     from kn_bench.edits.checkpoint import check
     from kn_bench.measure.harness import check_tasks
     from kn_bench.measure.writing import check_references
+    from kn_bench.results.leaderboard import terminal_table
 
     tasks = [task.strip() for task in lm_eval.split(",") if task.strip()]
     check(str(edited), base)
@@ -81,8 +81,9 @@ def command(
     record = next((r.edit for r in evaluation.results if r.edit is not None), None)
     if record is not None:
         typer.echo(f"{edited} against {base}: {difference(record)}")
-    typer.echo(evaluation.board(markdown=markdown))
-    failed = failures(evaluation.results)
+    # errors go to standard error
+    typer.echo(evaluation.board(markdown=True) if markdown else terminal_table(evaluation.runs))
+    failed = evaluation.errors
     ability = general_ability(lm, edited, tasks) if tasks and not failed else []
     if ability:
         typer.echo(ability_table(ability, markdown=markdown))
@@ -91,16 +92,10 @@ def command(
         if ability:
             write_ability(ability, output / ABILITY)
         typer.echo(f"written to {output}")
-    for sentence in failed:
-        typer.echo(f"kn-bench: {sentence}", err=True)
+    for error, n in failed.items():
+        typer.echo(f"kn-bench: {n} of {len(evaluation.results)} cases: {error}", err=True)
     if failed:
         raise typer.Exit(1)
-
-
-def failures(results: Sequence[CaseResult]) -> list[str]:
-    """Return each error of the cases once, with the number of cases that it stopped."""
-    stopped = Counter(result.error for result in results if result.error)
-    return [f"{n} of {len(results)} cases: {error}" for error, n in stopped.most_common()]
 
 
 def general_ability(lm: LanguageModel, edited: Path, tasks: list[str]) -> list[TaskFigure]:
