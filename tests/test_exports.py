@@ -8,13 +8,16 @@ import pandas as pd
 import pytest
 import yaml
 
+from kn_bench.cases.case import Criterion
 from kn_bench.results.exports import chosen
+from kn_bench.results.exports.naming import distinct
 from kn_bench.results.files import StoreError
 from kn_bench.results.loading import load_runs
 from tests.made_up import write_run
 from tests.test_leaderboard import CHANCE, GOOD
 
 FORMULA = "=cmd"
+ONE: tuple[Criterion, ...] = ("reliability", "generality", "locality")
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +117,58 @@ def test_inspects_own_reader_opens_the_log(runs, tmp_path):
     scores = {score.name: score.metrics["mean"].value for score in opened.results.scores}
     assert scores["synonym"] == 0.75
     assert opened.samples[0].scores["reliability"].value == 1.0
+
+
+MODELS = {
+    "two folders": ("out/A/tiny", "out/B/tiny"),
+    "two folders far apart": ("/data/A/tiny", "/data/B/tiny"),
+    "two developers": ("org-a/x", "org-b/x"),
+    "two spellings": ("org/x-1", "org/x_1"),
+    "two cases": ("org/x", "org/X"),
+}
+
+
+@pytest.mark.parametrize("format", ["hub", "inspect", "every-eval-ever"])
+@pytest.mark.parametrize("models", MODELS.values(), ids=MODELS)
+@pytest.mark.parametrize("methods", [("rome",), ("my-edit", "my_edit", "my.edit")])
+def test_no_result_takes_the_place_of_another(tmp_path, format, models, methods):
+    """Every line of the board is in the files, whatever models and methods are called."""
+    folders = [
+        write_run(
+            tmp_path / str(i),
+            {method: {c: [place / 10 + 0.1] for c in ONE} for place, method in enumerate(methods)},
+            run=f"r{i}",
+            model=model,
+            models={model: str(i) * 64},
+        )
+        for i, model in enumerate(models)
+    ]
+    chosen(tmp_path / "out", format)(load_runs(folders), tmp_path / "out")
+    files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert len({str(path).lower() for path in files}) == len(files)
+    texts = [path.read_text() for path in files]
+    lines = len(models) * len(methods)
+    if format == "every-eval-ever":
+        assert len(files) == 2 * len(models)
+        assert all(sum(f'"name": "{model}"' in text for text in texts) == 1 for model in models)
+        return
+    assert len(files) == lines
+    for method in methods:
+        said = f'"{method}, ' if format == "hub" else f'"method": "{method}"'
+        assert sum(said in text for text in texts) == len(models)
+    alone = tmp_path / "alone"
+    chosen(alone, format)(load_runs(folders[:1]), alone)
+    again = [path.read_bytes() for path in alone.rglob("*") if path.is_file()]
+    assert len(again) == len(methods)
+    assert set(again) <= {path.read_bytes() for path in files}
+
+
+def test_a_name_does_not_depend_on_the_order_of_names():
+    names = ["my-edit", "my_edit", "My.Edit", "my_Edit", "other"]
+    called = distinct(names)
+    assert called == distinct(reversed(names))
+    assert len({text.lower() for text in called.values()}) == len(names)
+    assert (called["other"], distinct(["my-edit"])) == ("other", {"my-edit": "my_edit"})
 
 
 @pytest.mark.parametrize(

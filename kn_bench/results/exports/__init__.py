@@ -2,7 +2,7 @@
 
 .md  .html  .csv  .parquet  .tex      by the ending of the file
 every-eval-ever                       a folder: figures, and their instances, per model and run
-hub                                   a folder: .eval_results YAML for a model's repository
+hub                                   a folder: .eval_results YAML for each model's repository
 inspect                               a folder: one log a method and model, for inspect's viewer
 """
 

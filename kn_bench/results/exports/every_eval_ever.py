@@ -21,10 +21,10 @@ from typing import Any
 import pandas as pd
 
 from kn_bench.cases.case import CRITERIA
-from kn_bench.cases.sampling import slug
 from kn_bench.measure.measurement import CONTROL
 from kn_bench.measure.statistics import Interval
 from kn_bench.results.board import GROUP, Line, board
+from kn_bench.results.exports.naming import identity as identity_of
 from kn_bench.results.files import write_text
 from kn_bench.results.loading import Runs
 from kn_bench.results.manifest import Manifest
@@ -61,8 +61,8 @@ def write(runs: Runs, folder: Path) -> None:
 def _write(
     runs: Runs, folder: Path, manifest: Manifest, run: str, model: str, lines: list[Line]
 ) -> None:
-    developer, name = _identity(model).split("/")
-    identity = f"kn_bench/{_identity(model)}/{_epoch(manifest)}"
+    developer, name = identity_of(model).split("/")
+    identity = f"kn_bench/{identity_of(model)}/{_epoch(manifest)}"
     key = _uuid4(f"{run} {manifest.created} {model}")
     path = f"data/kn_bench/{developer}/{name}/{key}"
     samples = "".join(
@@ -80,16 +80,6 @@ def _write(
     write_text(folder / f"{path}_samples.jsonl", samples)
     text = json.dumps(aggregate, ensure_ascii=False, indent=2, allow_nan=False)
     write_text(folder / f"{path}.json", text + "\n")
-
-
-def _identity(model: str) -> str:
-    """Return ``developer/model``: the hub's id, or the package for a model of no developer."""
-    parts = [slug(part) for part in model.strip("/").split("/")[-2:]]
-    return (
-        "/".join(parts)
-        if len(parts) == 2 and not Path(model).is_absolute()
-        else f"kn_bench/{parts[-1]}"
-    )
 
 
 def _uuid4(text: str) -> str:
@@ -122,7 +112,7 @@ def _aggregate(manifest: Manifest, model: str, identity: str, lines: list[Line])
         },
         "model_info": {
             "name": model,
-            "id": _identity(model),
+            "id": identity_of(model),
             "inference_engine": {
                 "name": "transformers",
                 "version": manifest.versions.get("transformers", "unknown"),
@@ -216,7 +206,7 @@ def _samples(runs: Runs, run: str, model: str, identity: str) -> Iterator[dict[s
         yield {
             "schema_version": SCHEMA,
             "evaluation_id": identity,
-            "model_id": _identity(model),
+            "model_id": identity_of(model),
             "evaluation_name": _evaluation(name),
             "evaluation_result_id": result_id(name, str(row["criterion"])),
             "sample_id": f"{row['case']}#{row['criterion']}#{row['sequence']}",

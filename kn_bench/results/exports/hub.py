@@ -17,7 +17,8 @@ from kn_bench.cases.sampling import slug
 from kn_bench.measure.statistics import Interval
 from kn_bench.results.board import Line, board
 from kn_bench.results.escaping import terminal
-from kn_bench.results.files import write_text
+from kn_bench.results.exports.naming import distinct, identity
+from kn_bench.results.files import together, write_text
 from kn_bench.results.loading import Runs
 
 DATASET = "kn-bench/kn-bench"
@@ -26,19 +27,25 @@ TASKS = {"fact": "facts", "pair": "syntax"}
 
 
 def write(runs: Runs, folder: Path) -> None:
-    """Write ``MODEL/.eval_results/kn_bench_METHOD_TASK.yaml`` for every line of the board.
+    """Write ``DEVELOPER/MODEL/.eval_results/kn_bench_METHOD_TASK.yaml``, one a line of the board.
+
+    Models and methods that would have one name there get a hash as well.
 
     Raises:
         StoreError: when a file cannot be written.
     """
     dates = {m.run: (m.finished or m.created)[:10] for m in runs.manifests}
     newest = max(dates.values(), default="")
-    for line in board(runs):
-        name = f"kn_bench_{slug(line.name.shown)}_{TASKS[line.name.task]}"
-        if line.name.protocol != "single":
-            name += f"_{slug(line.name.protocol)}_{line.name.asked}"
-        target = folder / slug(line.name.model.rsplit("/", 1)[-1]) / ".eval_results"
-        write_text(target / f"{name}.yaml", "\n".join(_entries(line, newest)) + "\n")
+    lines = board(runs)
+    models = distinct((line.name.model for line in lines), identity)
+    methods = distinct(line.name.shown for line in lines)
+    with together():
+        for line in lines:
+            name = f"kn_bench_{methods[line.name.shown]}_{TASKS[line.name.task]}"
+            if line.name.protocol != "single":
+                name += f"_{slug(line.name.protocol)}_{line.name.asked}"
+            target = folder / models[line.name.model] / ".eval_results"
+            write_text(target / f"{name}.yaml", "\n".join(_entries(line, newest)) + "\n")
 
 
 def _entries(line: Line, date: str) -> Iterator[str]:

@@ -18,7 +18,8 @@ from kn_bench.cases.case import CRITERIA
 from kn_bench.cases.sampling import slug, stable_hash
 from kn_bench.measure.measurement import CONTROL
 from kn_bench.results.board import GROUP, Line, board
-from kn_bench.results.files import write_text
+from kn_bench.results.exports.naming import distinct
+from kn_bench.results.files import together, write_text
 from kn_bench.results.loading import Runs
 from kn_bench.results.manifest import Manifest
 from kn_bench.results.payload import measurements
@@ -28,7 +29,7 @@ TASKS = {"fact": "kn_bench_facts", "pair": "kn_bench_syntax"}
 
 
 def write(runs: Runs, folder: Path) -> None:
-    """Write one log a line of the board into ``folder``.
+    """Write one log a line of the board into ``folder``: all of them, or none.
 
     Raises:
         StoreError: when a file cannot be written.
@@ -37,17 +38,20 @@ def write(runs: Runs, folder: Path) -> None:
     manifests = dict(zip(runs.folders, runs.manifests, strict=True))
     asked = {run: {c.id: c for c in read_texts(f)} for run, f in runs.folders.items()}
     said = _answers(runs)
-    for name, verdicts in runs.verdicts.groupby(GROUP, sort=False):
-        run = str(verdicts["run"].iloc[0])
-        line = lines[tuple(name)]
-        log = _log(line, manifests[run], _samples(line, run, verdicts, asked[run], said))
-        file = "_".join(
-            (manifests[run].created[:19].replace(":", "-"), TASKS[line.name.task],
-             slug(line.name.shown), slug(line.name.model), slug(line.name.protocol),
-             line.name.asked)
-        )  # fmt: skip
-        text = json.dumps(log, ensure_ascii=False, indent=1, allow_nan=False)
-        write_text(folder / f"{file}.json", text + "\n")
+    models = distinct(line.name.model for line in lines.values())
+    methods = distinct(line.name.shown for line in lines.values())
+    with together():
+        for name, verdicts in runs.verdicts.groupby(GROUP, sort=False):
+            run = str(verdicts["run"].iloc[0])
+            line = lines[tuple(name)]
+            log = _log(line, manifests[run], _samples(line, run, verdicts, asked[run], said))
+            file = "_".join(
+                (manifests[run].created[:19].replace(":", "-"), TASKS[line.name.task],
+                 methods[line.name.shown], models[line.name.model], slug(line.name.protocol),
+                 line.name.asked)
+            )  # fmt: skip
+            text = json.dumps(log, ensure_ascii=False, indent=1, allow_nan=False)
+            write_text(folder / f"{file}.json", text + "\n")
 
 
 def _answers(runs: Runs) -> Mapping[tuple[Any, ...], str]:
