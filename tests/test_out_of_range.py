@@ -207,6 +207,41 @@ def test_a_doubled_measurement(run: Path) -> None:
         load_runs([run], judge_again=True)
 
 
+def _verdicts_first(lines: list[str]) -> list[str]:
+    return sorted(lines, key=lambda line: not line.startswith('{"row":"verdict"'))
+
+
+def _one_verdict_early(lines: list[str]) -> list[str]:
+    """The second measurement of generality comes after its verdict."""
+    at = [i for i, line in enumerate(lines) if '"criterion":"generality"' in line]
+    moved = lines[at[1]]
+    return [line for i, line in enumerate(lines[: at[-1] + 1]) if i != at[1]] + [
+        moved, *lines[at[-1] + 1 :]
+    ]  # fmt: skip
+
+
+def _without_measurements(lines: list[str]) -> list[str]:
+    return [line for line in lines if not line.startswith('{"row":"measurement"')]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (_verdicts_first, r"line 1 is a verdict on .*: expected its measurements before it"),
+        (_one_verdict_early, r"line \d+ measures generality/1 of .* after its verdict, line \d+:"),
+        (_without_measurements, r"is a verdict on .*: expected its measurements before it"),
+    ],
+)
+def test_verdicts_are_drawn_again_only_from_what_stands_before_them(
+    run: Path, change: Callable[[list[str]], list[str]], sentence: str
+) -> None:
+    lines = (run / LOG).read_text().splitlines(keepends=True)
+    (run / LOG).write_text("".join(change(lines)))
+    assert len(load_runs([run]).verdicts)
+    with pytest.raises(StoreError, match=rf"{LOG}, {sentence}" if sentence[0] == "l" else sentence):
+        load_runs([run], judge_again=True)
+
+
 def test_a_repeated_key(run: Path) -> None:
     text = (run / LOG).read_text()
     (run / LOG).write_text(text.replace('"method":"rome"', '"method":"rome","method":"memit"', 1))

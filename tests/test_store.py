@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import os
 import signal
@@ -19,11 +20,12 @@ from hypothesis import strategies as st
 from kn_bench.cases.case import CRITERIA, Criterion, Exclusion
 from kn_bench.measure.measurement import Answer, Measurement
 from kn_bench.results import store as store_module
+from kn_bench.results.baseline import read_baseline, save_baseline
 from kn_bench.results.columns import read_frames
 from kn_bench.results.files import StoreError, atomically, together, write_text
 from kn_bench.results.loading import load_runs
 from kn_bench.results.log import LOG, repaired, rows
-from kn_bench.results.manifest import differences, hash_files, read_manifest, write_manifest
+from kn_bench.results.manifest import FORMAT, differences, hash_files, read_manifest, write_manifest
 from kn_bench.results.rejudging import rejudged
 from kn_bench.results.rows import (
     CrashRow,
@@ -296,6 +298,36 @@ def test_last_is_the_newest_run(tmp_path):
     assert find_run(tmp_path, str(tmp_path / "runs" / "c")).name == "c"
     with pytest.raises(StoreError, match=r"there is no run 'd': .*runs has b, c, a"):
         find_run(tmp_path, "d")
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"format":2}', '{"created":"yesterday"}'])
+@pytest.mark.parametrize("broken", ["a", "c"])
+def test_last_is_refused_where_a_manifest_is_broken(tmp_path, broken, text):
+    for name in ("b", "c", "a"):
+        RunStore.create(tmp_path, manifest(name)).close()
+    (tmp_path / "runs" / broken / "manifest.json").write_text(text)
+    with pytest.raises(StoreError, match=rf"'last' may be a run .*{broken}/manifest\.json "):
+        find_run(tmp_path, "last")
+    with pytest.raises(StoreError, match=r"there is no run 'd': .*runs has b, "):
+        find_run(tmp_path, "d")
+    assert find_run(tmp_path, "b").name == "b"
+
+
+@pytest.mark.parametrize("more", [{}, {"extra": 1}])
+@pytest.mark.parametrize("format", [FORMAT + 1, 99])
+def test_what_a_newer_version_wrote_is_told(tmp_path, format, more):
+    folder = write_run(tmp_path, {"rome": {"reliability": [1.0]}})
+    baseline = tmp_path / "baseline.json"
+    save_baseline(load_runs([folder]), baseline)
+    readers = {folder / "manifest.json": lambda: load_runs([folder]),
+               baseline: lambda: read_baseline(baseline)}  # fmt: skip
+    for path, read in readers.items():
+        read()
+        whole = json.loads(path.read_text())
+        path.write_text(json.dumps({**whole, "format": format, **more}))
+        sentence = rf"{path.name} was written by a newer kn_bench \(format {format}\): update kn_b"
+        with pytest.raises(StoreError, match=sentence):
+            read()
 
 
 def test_unused_names_do_not_collide(tmp_path):

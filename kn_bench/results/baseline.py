@@ -15,6 +15,9 @@ from kn_bench.results.comparison import COLUMNS, grouped, scores_of
 from kn_bench.results.files import StoreError, write_text
 from kn_bench.results.loading import Runs
 
+FORMAT = 1
+"""Of a baseline's file: the newest that can be read."""
+
 
 @dataclass(frozen=True, slots=True)
 class Scores:
@@ -54,7 +57,7 @@ class Baseline:
     data: Mapping[str, str]
     versions: Mapping[str, str]
     scores: tuple[Scores, ...]
-    format: int = field(default=1, metadata=POSITIVE_COUNT)
+    format: int = field(default=FORMAT, metadata=POSITIVE_COUNT)
 
     def frame(self) -> pd.DataFrame:
         """Return the scores as :func:`kn_bench.results.comparison.compare` takes them."""
@@ -109,10 +112,10 @@ def read_baseline(path: Path) -> Baseline:
     """Return the baseline in ``path``.
 
     Raises:
-        StoreError: when there is none, or it is not one.
+        StoreError: when there is none, it is not one, or a newer kn_bench wrote it.
     """
     try:
-        return decode(Baseline, path.read_bytes(), source=str(path))
+        return decode(Baseline, path.read_bytes(), source=str(path), newest=FORMAT)
     except FileNotFoundError:
         raise StoreError(
             f"there is no baseline {path}: make one by a run with --save-baseline {path}"

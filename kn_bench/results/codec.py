@@ -18,6 +18,7 @@ from types import MappingProxyType, NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from kn_bench.measure.ranges import Range, range_of
+from kn_bench.results.files import StoreError
 
 T = TypeVar("T")
 
@@ -125,14 +126,24 @@ def _finite(value: float, where: str) -> float:
     return max(-INFINITE, min(INFINITE, value))
 
 
-def decode(cls: type[T], text: str | bytes, *, source: str = "text") -> T:
+def decode(cls: type[T], text: str | bytes, *, source: str = "text", newest: int = 0) -> T:
     """Return the ``cls`` that ``text`` (as bytes: UTF-8) holds.
+
+    Args:
+        newest: for what has a ``format``, the newest one that is known.
 
     Raises:
         FormatError: when it holds something else, in one sentence that begins with ``source``.
+        StoreError: when it is of a newer format.
     """
     try:
-        return build(cls, parsed(text))
+        raw = parsed(text)
+        written = raw.get("format") if newest and isinstance(raw, dict) else None
+        if type(written) is int and written > newest:
+            raise StoreError(
+                f"{source} was written by a newer kn_bench (format {written}): update kn_bench"
+            )
+        return build(cls, raw)
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{source} holds no {cls.__name__}: {error}") from None
 

@@ -16,6 +16,8 @@ from kn_bench.results.codec import FormatError, decode, encode
 from kn_bench.results.files import StoreError, write_text
 
 FILE = "manifest.json"
+FORMAT = 1
+"""Of a run's files: the newest that can be read."""
 PACKAGES = ("kn_bench", "torch", "transformers", "tokenizers", "numpy", "pytest", "pytest-xdist")
 """Packages whose versions are recorded."""
 
@@ -66,7 +68,7 @@ class Manifest:
     resumed: tuple[str, ...] = ()
     finished: str = ""
     timings: Mapping[str, float] = field(default_factory=dict, metadata=SECONDS)
-    format: int = field(default=1, metadata=POSITIVE_COUNT)
+    format: int = field(default=FORMAT, metadata=POSITIVE_COUNT)
     tests: int | None = field(default=None, metadata=COUNT)
 
     def __post_init__(self) -> None:
@@ -190,11 +192,11 @@ def read_manifest(folder: Path) -> Manifest:
     """Return the manifest of the run in ``folder``.
 
     Raises:
-        StoreError: when there is none, or it is not one.
+        StoreError: when there is none, it is not one, or a newer kn_bench wrote it.
     """
     path = folder / FILE
     try:
-        return decode(Manifest, path.read_bytes(), source=str(path))
+        return decode(Manifest, path.read_bytes(), source=str(path), newest=FORMAT)
     except FileNotFoundError:
         raise StoreError(
             f"{folder}: expected a run, and it has no {FILE}; name another folder"

@@ -21,13 +21,20 @@ def rejudged(log: Path) -> Iterator[VerdictRow]:
     What was not measured (not applicable, errors) stays as it was.
 
     Raises:
-        StoreError: when the log cannot be read.
+        StoreError: when the log cannot be read, or a verdict does not stand after its measurements.
     """
     measured: defaultdict[Key, list[Measurement]] = defaultdict(list)
     excluded: defaultdict[Key, list[Exclusion]] = defaultdict(list)
+    judged: dict[Key, int] = {}
     for number, row in enumerate(rows(log), start=1):
         if isinstance(row, Measurement):
-            of_test = measured[Key(row.model, row.method, row.case, row.criterion, row.occasion)]
+            key = Key(row.model, row.method, row.case, row.criterion, row.occasion)
+            if key in judged:
+                raise StoreError(
+                    f"{log}, line {number} measures {row.probe} of {row.case} after its verdict, "
+                    f"line {judged[key]}: expected the verdict last; restore the order of the lines"
+                )
+            of_test = measured[key]
             if any(row.probe == other.probe for other in of_test):
                 raise StoreError(
                     f"{log}, line {number} measures {row.probe} of {row.case} a second time in one "
@@ -39,7 +46,14 @@ def rejudged(log: Path) -> Iterator[VerdictRow]:
                 Key(row.model, row.method, row.exclusion.case, row.criterion, row.occasion)
             ].append(row.exclusion)  # fmt: skip
         elif isinstance(row, VerdictRow):
-            yield _again(row, measured.pop(row.key, []), excluded.pop(row.key, []))
+            given = measured.pop(row.key, [])
+            if not given and row.verdict.scored:
+                raise StoreError(
+                    f"{log}, line {number} is a verdict on {row.case}, {row.criterion}, with a "
+                    "score: expected its measurements before it; restore their lines"
+                )
+            judged[row.key] = number
+            yield _again(row, given, excluded.pop(row.key, []))
 
 
 def _again(row: VerdictRow, measured: list[Measurement], excluded: list[Exclusion]) -> VerdictRow:

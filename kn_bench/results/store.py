@@ -234,9 +234,10 @@ def find_run(reports: Path, run: str) -> Path:
     """Return the folder of ``run``: a name under ``reports/runs``, ``last``, or a run's own folder.
 
     Raises:
-        StoreError: when there is none, naming those there are.
+        StoreError: when there is none, naming those there are; for ``last`` also when a manifest
+            cannot be read, as its run may be the newest.
     """
-    known = runs(reports)
+    known = runs(reports, without_broken=run != LAST)
     if run == LAST and known:
         return known[-1]
     for folder in (reports / RUNS / run, Path(run)):
@@ -271,14 +272,22 @@ def _inside(folder: Path) -> Iterator[Path]:
     yield from (path.parent for path in manifests)
 
 
-def runs(reports: Path) -> list[Path]:
-    """Return the folders of the runs under ``reports/runs``, oldest first, without broken ones."""
+def runs(reports: Path, *, without_broken: bool = True) -> list[Path]:
+    """Return the folders of the runs under ``reports/runs``, oldest first.
+
+    Raises:
+        StoreError: for a broken manifest, unless ``without_broken``.
+    """
     dated = []
     for path in (reports / RUNS).glob(f"*/{FILE}"):
         try:
             dated.append((read_manifest(path.parent).created, path.parent))
-        except StoreError:
-            continue
+        except StoreError as error:
+            if not without_broken:
+                raise StoreError(
+                    f"{LAST!r} may be a run whose manifest cannot be read (mend or remove it, or "
+                    f"name the run that you mean): {error}"
+                ) from None
     return [folder for _, folder in sorted(dated)]
 
 
