@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from pathlib import Path
 
 import numpy as np
@@ -110,6 +111,36 @@ def test_comparing_is_antisymmetric(good, worse):
     for criterion, other in itertools.product(CRITERIA, [back]):
         assert forth[criterion].difference.mean == pytest.approx(-other[criterion].difference.mean)
         assert forth[criterion].p == other[criterion].p
+
+
+@pytest.mark.parametrize(
+    ("unlike", "named"),
+    [
+        ({}, []),
+        ({"options": {"limit": "9", "dtype": "float32"}}, []),  # which cases: said by the table
+        ({"seed": 1}, ["seed"]),
+        ({"models": {"tiny-gpt2": "d" * 64}}, ["weights"]),
+        ({"data": {"embedded": "d" * 64}}, ["data"]),
+        ({"code": "d" * 64}, ["code"]),
+        ({"options": {"dtype": "bfloat16", "chat": "yes"}, "seed": 1}, ["chat", "dtype", "seed"]),
+    ],
+)
+def test_what_else_differs_is_said_below_the_table(tmp_path, good, unlike, named):
+    other = write_run(tmp_path, {"rome": WORSE}, run="other", **unlike)
+    for folders in ([good, other], [other, good]):
+        for as_markdown in (False, True):
+            text = comparison_text(*(load_runs([f]) for f in folders), as_markdown=as_markdown)
+            said = re.findall(
+                "^The first and the second differ in (.*) for tiny-gpt2.$", text, re.M
+            )
+            assert [sorted(aspects.split(", ")) for aspects in said] == ([named] if named else [])
+
+
+def test_a_cut_log_is_said_below_the_table(good, worse):
+    log = worse / "measurements.jsonl"
+    log.write_bytes(log.read_bytes()[:-1])
+    text = comparison_text(load_runs([good]), load_runs([worse]))
+    assert text.count("worse: the log has 71 of the 72 tests that the run ended with") == 1
 
 
 def test_the_command_prints_the_comparison(tmp_path, good, worse):

@@ -9,7 +9,7 @@ beside it, and do not depend on the order in which runs are named.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -107,7 +107,12 @@ def _made_of(manifest: Manifest, model: str) -> dict[str, str]:
 
 
 def _why(model: str, runs: Sequence[str], manifests: Mapping[str, Manifest]) -> str:
-    aspects_of = [_made_of(manifests[run], model) for run in runs]
-    aspects = dict.fromkeys(aspect for each in aspects_of for aspect in each)
-    unlike = [a for a in aspects if len({each.get(a, "") for each in aspects_of}) > 1]
+    unlike = differing([manifests[run] for run in runs], model)
     return f"{', '.join(runs)} differ in {', '.join(unlike)} for {model}: shown apart."
+
+
+def differing(manifests: Iterable[Manifest], model: str) -> tuple[str, ...]:
+    """Return the aspects in which runs do not mean the same by the name of ``model``."""
+    aspects_of = [_made_of(manifest, model) for manifest in manifests]
+    aspects = dict.fromkeys(aspect for each in aspects_of for aspect in each)
+    return tuple(a for a in aspects if len({each.get(a, "") for each in aspects_of}) > 1)

@@ -22,6 +22,7 @@ from kn_bench.measure.statistics import (
     paired,
 )
 from kn_bench.results import tables
+from kn_bench.results.beside import differing
 from kn_bench.results.files import StoreError
 from kn_bench.results.loading import SEQUENCE, Runs
 
@@ -272,10 +273,21 @@ def comparison_text(
     write = tables.markdown if as_markdown else tables.plain
     only = [f"{group}: only in the first." for group in missing(ours, theirs)]
     only += [f"{group}: only in the second." for group in missing(theirs, ours)]
-    return (
-        "\n".join([write(HEADERS, table_rows(comparisons), left=3), *remarks(comparisons), *only])
-        + "\n"
-    )
+    notes = [*_unlike(first, second, comparisons), *first.cut, *second.cut]
+    notes += [*remarks(comparisons), *only]
+    table = write(HEADERS, table_rows(comparisons), left=3)
+    return "\n".join([table, *dict.fromkeys(notes)]) + "\n"
+
+
+def _unlike(first: Runs, second: Runs, comparisons: Iterable[Comparison]) -> Iterator[str]:
+    """Yield in what the runs differ beside the methods: the difference may be due to it."""
+    models: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
+    for model in dict.fromkeys(c.group.model for c in comparisons):
+        measured = [m for m in (*first.manifests, *second.manifests) if model in m.models]
+        models[differing(measured, model)].append(model)
+    for aspects, names in models.items():
+        if aspects:
+            yield f"The first and the second differ in {', '.join(aspects)} for {', '.join(names)}."
 
 
 def _with(runs: Runs, method: str) -> Runs:
