@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
+import kn_bench.results.log
 import kn_bench.results.manifest
 import kn_bench.results.store
 from kn_bench.cases.case import CRITERIA, Case, Cloze, Criterion, EditRequest, Probe, Selection
@@ -183,7 +184,8 @@ def load_model(
 
 def finish(store, timings):
     store.close()
-    store.manifest = store.manifest.ended(timings)
+    tests = kn_bench.results.log.closed_tests(store.folder / kn_bench.results.log.LOG)
+    store.manifest = store.manifest.ended(timings, tests)
     kn_bench.results.manifest.write_manifest(store.folder, store.manifest)
 
 

@@ -25,15 +25,12 @@ def rejudged(log: Path) -> Iterator[VerdictRow]:
     """
     measured: defaultdict[Key, list[Measurement]] = defaultdict(list)
     excluded: defaultdict[Key, list[Exclusion]] = defaultdict(list)
-    judged: dict[Key, int] = {}
+    begun: dict[Key, tuple[int, str]] = {}
+    judged = 0
     for number, row in enumerate(rows(log), start=1):
         if isinstance(row, Measurement):
             key = Key(row.model, row.method, row.case, row.criterion, row.occasion)
-            if key in judged:
-                raise StoreError(
-                    f"{log}, line {number} measures {row.probe} of {row.case} after its verdict, "
-                    f"line {judged[key]}: expected the verdict last; restore the order of the lines"
-                )
+            begun.setdefault(key, (number, row.probe))
             of_test = measured[key]
             if any(row.probe == other.probe for other in of_test):
                 raise StoreError(
@@ -52,8 +49,15 @@ def rejudged(log: Path) -> Iterator[VerdictRow]:
                     f"{log}, line {number} is a verdict on {row.case}, {row.criterion}, with a "
                     "score: expected its measurements before it; restore their lines"
                 )
-            judged[row.key] = number
+            begun.pop(row.key, None)
+            judged = number
             yield _again(row, given, excluded.pop(row.key, []))
+    for key, (number, probe) in begun.items():
+        if number < judged:  # else it is what a killed run left of its last test
+            raise StoreError(
+                f"{log}, line {number} measures {probe} of {key.case}, and no verdict on "
+                f"{key.criterion} follows: restore the order of the lines"
+            )
 
 
 def _again(row: VerdictRow, measured: list[Measurement], excluded: list[Exclusion]) -> VerdictRow:
