@@ -8,6 +8,7 @@ import gzip
 import io
 import json
 import lzma
+import math
 import os
 from collections import Counter
 from pathlib import Path
@@ -19,9 +20,20 @@ from kn_bench.cases import sources
 from kn_bench.cases.building.rows import CONDITION, REPEATED, UNCONDITIONED
 from kn_bench.cases.case import HALF_A_CHARACTER, Cloze
 from kn_bench.cases.sources import forms
-from kn_bench.cases.sources.forms.common import UNKNOWN_GROUP
+from kn_bench.cases.sources.forms.common import NO_ANSWER, UNKNOWN_GROUP
 from kn_bench.cases.sources.records import read_records
-from tests.published_forms import COUNTERFACT, FLAT, FORMS, MQUAKE, QAEDIT, ZSRE
+from tests.published_forms import (
+    COUNTERFACT,
+    FLAT,
+    FORMS,
+    HALLUEDITBENCH,
+    KNOWEDIT,
+    MQUAKE,
+    QAEDIT,
+    WIKIBIGEDIT,
+    WIKIBIO,
+    ZSRE,
+)
 
 SHARED = os.environ.get("KN_BENCH_SHARED")
 FACT = {"subject": "Italy", "prompt": "The capital of {} is", "target_true": "Rome",
@@ -319,6 +331,201 @@ def test_a_gap_inside_a_published_prompt_is_refused(tmp_path):
         sources.load(str(path))
 
 
+# -- what form a file has, and what of it is asked -------------------------------------------------
+
+SPARSE = {k: v for k, v in KNOWEDIT.items() if k not in ("portability", "locality")}
+
+
+def in_file(path: Path, records: list[dict[str, Any]]) -> Path:
+    """Write records as JSON, JSON lines, CSV with lists as JSON, or Parquet, by the suffix."""
+    if path.suffix == ".json":
+        return written(path, records)
+    if path.suffix == ".jsonl":
+        path.write_text("\n".join(map(json.dumps, records)))
+        return path
+    import pandas as pd
+
+    if path.suffix == ".parquet":
+        pd.DataFrame(records).to_parquet(path)
+        return path
+    cells = [{k: v if isinstance(v, str | int) else json.dumps(v) for k, v in record.items()}
+             for record in records]  # fmt: skip
+    pd.DataFrame(cells).to_csv(path, index=False)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl", ".csv", ".parquet"])
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize(
+    ("full", "lacking"),
+    [
+        (KNOWEDIT, ("portability", "locality")),
+        (FLAT, ("rephrase_prompt",)),
+        (FLAT, ("ground_truth",)),
+        (WIKIBIGEDIT, ("loc", "loc_ans", "mhop", "mhop_ans")),
+        (QAEDIT, ("rephrase",)),
+        (ZSRE, ("loc", "loc_ans")),
+    ],
+)
+def test_the_form_is_told_by_all_records(tmp_path, full, lacking, turned, suffix):
+    sparse = {k: v.replace("Ann", "Bea").replace("Italy", "Spain") if isinstance(v, str) else v
+              for k, v in full.items() if k not in lacking}  # fmt: skip
+    records = [full, sparse] if turned else [sparse, full]
+    form, rows, _ = forms.read(in_file(tmp_path / f"f{suffix}", records))
+    alone, (row,), _ = forms.read(in_file(tmp_path / f"g{suffix}", [full]))
+    assert form == alone
+    got = rows[0 if turned else 1]
+    assert (got.portability, got.neighbours, got.paraphrases, got.target_true) == (
+        row.portability, row.neighbours, row.paraphrases, row.target_true,
+    )  # fmt: skip
+
+
+def test_a_column_that_is_empty_throughout_still_tells_the_form(tmp_path):
+    path = tmp_path / "f.csv"
+    path.write_text(
+        "prompt,subject,target_new,ground_truth,rephrase_prompt\n"
+        "The capital of Italy is,Italy,Paris,Rome,\n"
+    )
+    assert forms.read(path)[0].title == "CounterFact in EasyEdit's flat form"
+
+
+@pytest.mark.parametrize(
+    ("record", "field"),
+    [
+        ({**FACT, "rephrase_prompt": "Italy's capital is"}, "target_true"),
+        ({**COUNTERFACT, "portability": {"New Question": "q"}}, "portability"),
+        ({**FLAT, "neighbours": ["x"]}, "neighbours"),
+        ({**QAEDIT, "mhop": "q?"}, "mhop"),
+        ({**KNOWEDIT, "locality_prompt": "x"}, "locality_prompt"),
+    ],
+)
+def test_questions_that_a_form_does_not_ask_are_refused(tmp_path, record, field):
+    path = written(tmp_path / "f.json", [record])
+    with pytest.raises(ValueError, match=rf"^f\.json, record 0: .*what the field '{field}' holds"):
+        sources.load(str(path))
+    for empty in (None, "", list[str](), dict[str, str]()):
+        if field != "target_true":
+            assert forms.read(written(path, [{**record, field: empty}]))[1]
+
+
+ASKED = {"prompt": "The mayor is", "ground_truth": "Bo Roy"}
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "reason"),
+    [
+        ("portability", {"One_hop": [ASKED, ASKED]}, UNKNOWN_GROUP),
+        ("locality", {"Relation_Specifity": [ASKED, ASKED]}, UNKNOWN_GROUP),
+        ("portability", {"Reasoning": [{**ASKED, "ground_truth": v} for v in (None, True)]},
+         NO_ANSWER),
+        ("locality", {"Forgetfulness": [{**ASKED, "ground_truth": v} for v in ([], [[""]])]},
+         NO_ANSWER),
+    ],
+)  # fmt: skip
+def test_questions_that_knowedit_cannot_ask_are_counted(tmp_path, name, part, reason):
+    path = written(tmp_path / "k.json", [{**SPARSE, "locality": {}, name: part}])
+    selection = sources.load(str(path))
+    assert len(selection.cases) == 1
+    (group,) = part
+    assert [(e.reason, e.probe) for e in selection.exclusions] == [(reason, f"{name}/{group}")] * 2
+
+
+@pytest.mark.parametrize(
+    ("record", "field"),
+    [
+        (FLAT, "locality_ground_truth"),
+        (ZSRE, "loc_ans"),
+        (WIKIBIGEDIT, "loc_ans"),
+        (WIKIBIGEDIT, "mhop_ans"),
+        (HALLUEDITBENCH, "answer_2hop"),
+        (WIKIBIO, "ground_truth"),
+    ],
+)
+def test_a_question_without_its_answer_is_counted(tmp_path, record, field):
+    other = json.loads(json.dumps(record).replace("Kent", "York").replace("Roy", "Day"))
+    text = json.dumps([record, other]).replace(f'"{field}": ["', f'"{field}": null, "x": ["')
+    text = text.replace(f'"{field}": "', f'"{field}": null, "x": "')
+    (tmp_path / "f.json").write_text(text)
+    _, rows, _ = forms.read(tmp_path / "f.json")
+    assert [[left_out.reason for left_out in row.left_out] for row in rows] == [[NO_ANSWER]] * 2
+
+
+# -- values that are no answers --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("record", "given"),
+    [
+        (FLAT, {"ground_truth": ["Rome", "Paris"]}),
+        (FLAT, {"ground_truth": [["Rome", "City of Rome"], ["the paris"]]}),
+        (FLAT, {"target_new": ["Milan", "Paris"], "ground_truth": ["Rome", "Paris"]}),
+        (KNOWEDIT, {"ground_truth": ["Rome", "PARIS"]}),
+        (ZSRE, {"answers": ["x", "University of Michigan"]}),
+    ],
+)
+def test_a_new_target_among_the_true_answers_is_excluded(tmp_path, record, given):
+    selection = sources.load(str(written(tmp_path / "f.json", [{**record, **given}])))
+    assert not selection.cases
+    assert "the new target is the true one" in selection.exclusions[0].reason
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize(
+    ("record", "field"),
+    [(FLAT, "target_new"), (FLAT, "ground_truth"), (FLAT, "locality_ground_truth"),
+     (FLAT, "case_id"), (KNOWEDIT, "ground_truth"), (ZSRE, "answers"), (WIKIBIGEDIT, "mhop_ans"),
+     (MQUAKE, "new_answer_alias")],
+)  # fmt: skip
+def test_no_number_is_no_answer(tmp_path, record, field, nested, value):
+    odd = {**record, field: [value] if nested else value}
+    path = written(tmp_path / "f.json", [record, odd])
+    with pytest.raises(ValueError, match=r"^f\.json, record 1: .*"):
+        sources.load(str(path))
+
+
+@pytest.mark.parametrize(
+    ("cell", "answers"),
+    [
+        ('["Paris", "City of Paris"]', ("Paris", "City of Paris")),
+        ('[["Paris", "City of Paris"]]', ("Paris", "City of Paris")),
+        (' [ "Paris" ] ', ("Paris",)),
+        ("Paris [city]", ("Paris [city]",)),
+        ("[Paris]", ("[Paris]",)),
+        ("['Paris', 'City of Paris']", None),
+        ('["Paris", ]', None),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".csv", ".txt", ".parquet"])
+def test_a_list_in_a_cell_is_read_or_refused(tmp_path, cell, answers, suffix):
+    import pandas as pd
+
+    path, table = tmp_path / f"f{suffix}", pd.DataFrame([{**FLAT, "target_new": cell}])
+    table.to_parquet(path) if suffix == ".parquet" else table.to_csv(path, index=False)
+    if answers is None:
+        with pytest.raises(ValueError, match=r"(line 2|row 0): .*target_new is .*; expected JSON"):
+            sources.load(str(path))
+        return
+    (case,) = sources.load(str(path)).cases
+    assert (case.probes[0].expected, *case.probes[0].aliases) == answers
+
+
+@pytest.mark.parametrize(
+    ("record", "field", "value"),
+    [
+        (COUNTERFACT, "paraphrase_prompts", ["{} spoke"]),
+        (COUNTERFACT, "neighborhood_prompts", ["{} spoke"]),
+        (FLAT, "rephrase_prompt", "{}'s capital is"),
+        (FLAT, "locality_prompt", "The capital of {} is"),
+        (ZSRE, "rephrase", "Where did {} go?"),
+    ],
+)
+def test_a_place_for_the_subject_is_not_asked_as_braces(tmp_path, record, field, value):
+    path = written(tmp_path / "f.json", [{**record, field: value}])
+    with pytest.raises(ValueError, match=r"^f\.json, record 0: .*expected the subject in full"):
+        sources.load(str(path))
+
+
 # -- one's own facts ----------------------------------------------------------------------------
 
 
@@ -442,7 +649,7 @@ def test_a_new_target_that_says_the_same_is_excluded(tmp_path, new):
 
 REAL = {
     "counterfact_3k.json": ("counterfact", 3000),
-    "zsre_3k.json": ("zsre", 2883),
+    "zsre_3k.json": ("zsre", 2882),
     "wikibigedit_3k.json": ("wikibigedit", 3000),
     "qaedit_1k.json": ("qaedit", 1000),
     "hallueditbench_places_country.csv": ("hallueditbench", 100),

@@ -137,6 +137,60 @@ def test_pairs_and_facts_may_share_a_file_and_files_a_folder(file, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("prompt", "filled"),
+    [
+        ("The capital of {} is [Y].", "The capital of Canada is X."),
+        ("The capital of {} is [Y] today.", "The capital of Canada is X today."),
+        ("The capital of Canada is [Y]", "The capital of Canada is X"),
+        ("What is the capital of {}? [Y]", "What is the capital of Canada? X"),
+        ("[Y] is the capital of {}.", "X is the capital of Canada."),
+    ],
+)
+def test_the_answer_may_stand_inside_the_prompt(file, prompt, filled):
+    case = only(jsonl.load(file({**CANADA, "prompt": prompt})))
+    assert case.request.cloze.fill("X") == case.probes[0].cloze.fill("X") == filled
+    assert (case.request.prompt + case.request.suffix).count("{}") == 1
+
+
+TABLE = (
+    "subject,prompt,target_true,target_new,paraphrases\n"
+    'Canada,The capital of {} is,Ottawa,Paris,"[""{}\'s capital is""]"\n'
+)
+
+
+@pytest.mark.parametrize("name", ["a.csv", "A.CSV", "a.txt", "a.dat", "a.Tsv"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_table_is_read_whatever_its_name_and_line_ends(tmp_path, name, end):
+    (tmp_path / name).write_bytes(TABLE.replace("\n", end).encode())
+    case = only(jsonl.load(tmp_path / name))
+    assert [p.cloze.left for p in of(case, "generality")] == ["Canada's capital is"]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_lines_end_in_any_way(tmp_path, end):
+    path = tmp_path / "a.JSONL"
+    other = {**CANADA, "subject": "Peru\u2028"}
+    path.write_bytes(end.join([json.dumps(CANADA), "", json.dumps(other), "["]).encode())
+    with pytest.raises(ValueError, match=r"^a\.JSONL, line 4: expected one JSON object"):
+        jsonl.load(path)
+    path.write_bytes(path.read_bytes()[:-1])
+    assert len(jsonl.load(path).cases) == 2
+
+
+def test_a_folder_is_read_whole_or_not_at_all(file, tmp_path):
+    file(CANADA, name="a.jsonl")
+    file({**CANADA, "subject": "Peru"}, name="B.JSONL")
+    (tmp_path / "README.md").write_text("about")
+    (tmp_path / "a.jsonl.sha256").write_text("0")
+    assert [c.request.subject for c in jsonl.load(tmp_path).cases] == ["Peru", "Canada"]
+    for name in ("c.jsonl.gz", "c.CSV.zip", "c.ndjson", "c.xlsx", "c.json.bak"):
+        (tmp_path / name).write_bytes(b"x")
+        with pytest.raises(ValueError, match=rf"{name}: expected a \.jsonl, .*; unpack it"):
+            jsonl.load(tmp_path)
+        (tmp_path / name).unlink()
+
+
+@pytest.mark.parametrize(
     ("row", "message"),
     [
         ("{", "line 2: expected one JSON object (Expecting property name"),
@@ -155,6 +209,18 @@ def test_pairs_and_facts_may_share_a_file_and_files_a_folder(file, tmp_path):
         ({**CANADA, "neighbours": ["x"]}, "line 2: neighbours 'x': expected an object with"),
         ({**CANADA, "inverse": {"prompt": "x", "displaced": "y"}},
          "line 2: inverse 'x': expected {} in the prompt once, for the target"),
+        ({**CANADA, "neighbours": [{"prompt": "The capital of {} is", "answer": "Rome"}]},
+         "line 2: neighbours: the prompt 'The capital of {} is': expected its subject in full"),
+        ({**CANADA, "synonyms": [{"prompt": "{} has", "target_new": "the ottawa."}]},
+         "line 2: synonyms: target_new 'the ottawa.': expected another answer than target_true"),
+        ({**CANADA, "synonyms": [{"prompt": "{} has", "target_true": "PARIS"}]},
+         "line 2: synonyms: target_new 'Paris': expected another answer than target_true"),
+        ({**CANADA, "inverse": {"prompt": "{} is of", "displaced": "canada"}},
+         "line 2: inverse: displaced 'canada': expected another than the subject"),
+        ({**CANADA, "prompt": "[Y] and [Y] of {}"}, "line 2: the prompt '[Y] and [Y] of {}': exp"),
+        ({**CANADA, "prompt": "[X] of {} is"}, "line 2: the prompt '[X] of {} is': expected [Y]"),
+        ({**CANADA, "paraphrases": ["[X] has"]}, "line 2: the prompt '[X] has': expected [Y] at"),
+        ({**CANADA, "prompt": "{} has [Y]", "suffix": "!"}, "line 2: suffix: expected none, since"),
         ({**PAIR, "scoring": "best"}, "line 2: scoring 'best': expected one of gap, two_prefix"),
         ({"good": "x"}, "line 2: expected the field 'bad'; add it"),
     ],

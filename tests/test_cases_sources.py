@@ -70,6 +70,13 @@ def test_a_limit_is_of_each_relation():
         ("bilmp", f"--cases 'bilmp': expected {ALLOWED}"),
         ("no/x.jsonl", f"--cases no/x.jsonl: {ABSENT}"),
         ("blimp=nowhere", f"--cases blimp=nowhere: {ABSENT}"),
+        ("jsonl=", f"--cases jsonl=: {ABSENT}"),
+        ("zsre=", f"--cases zsre=: {ABSENT}"),
+        ("", f"--cases '': expected {ALLOWED}"),
+        ("x" * 300, f"--cases '{'x' * 300}': expected {ALLOWED}"),
+        (f"jsonl={'x' * 300}", f"--cases jsonl={'x' * 300}: {ABSENT}"),
+        (f"a/{'x' * 300}.json", f"--cases a/{'x' * 300}.json: {ABSENT}"),
+        ("~nobody_at_all/x.json", f"--cases ~nobody_at_all/x.json: {ABSENT}"),
         ("embedded=x", f"--cases 'embedded=x': expected {ALLOWED}"),
         ("zsre", "--cases zsre: expected a path, zsre has no data of its own; give --cases zsre="
          "FILE"),

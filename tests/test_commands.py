@@ -10,6 +10,8 @@ from typer.testing import CliRunner
 from kn_bench.cases import sources
 from kn_bench.cases.sources import embedded
 from kn_bench.commands import blimp, data
+from kn_bench.testing.options import Options
+from kn_bench.testing.plan import make_plan
 
 PAIRS = [
     {"sentence_good": "This boy hugs the cats.", "sentence_bad": "This boy hug the cats."},
@@ -114,6 +116,22 @@ def test_data_names_the_line_of_your_file_that_is_wrong(tmp_path):
     result = run(data, path)
     assert isinstance(result.exception, ValueError)
     assert "mine.jsonl, line 1" in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [{**FACT, "relation": "born-in"}, {**FACT, "relation": "born_in"}],
+        [{"good": f"He sold this {word}.", "bad": f"He sold this {word}s.", "id": "a"}
+         for word in ("book", "cup")],
+    ],
+)  # fmt: skip
+def test_data_refuses_cases_of_one_id_as_a_run_does(tmp_path, rows):
+    path = tmp_path / "mine.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    assert str(run(data, path).exception).startswith("two cases are called mine/")
+    with pytest.raises(ValueError, match="two cases are called mine/"):
+        make_plan(Options(cases=(str(path),)))
 
 
 def test_blimp_gives_the_share_of_grammatical_sentences_preferred(pairs):

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal, NamedTuple
@@ -275,6 +275,23 @@ class Case:
     @property
     def relation(self) -> str:
         return self.request.relation
+
+
+def by_label(cases: Iterable[Case]) -> dict[str, Case]:
+    """Return cases by their ids, short ones for the package's own: what names their tests.
+
+    Raises:
+        ValueError: when two cases have the same.
+    """
+    labels: dict[str, Case] = {}
+    for case in cases:
+        label = case.id.removeprefix("embedded/")
+        if labels.setdefault(label, case) is not case:
+            raise ValueError(
+                f"two cases are called {label}: expected an id for each; rename one, or give one "
+                "source"
+            )
+    return labels
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,6 +47,7 @@ def command(
     they will be asked.
     """
     from kn_bench.cases import sources
+    from kn_bench.cases.case import by_label
 
     overview = Overview()
     for spec in cases or [name for name, known in sources.SOURCES.items() if not known.needs_path]:
@@ -55,6 +56,7 @@ def command(
             overview.absent.append(spec)
             continue
         selection = sources.load(spec)
+        by_label(selection.cases)  # refuses what a run would refuse
         overview.add(spec, selection, by_relation=by_relation)
         if path is not None:
             overview.add_own(spec, selection, examples)

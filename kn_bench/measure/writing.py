@@ -77,13 +77,13 @@ def read_references(path: Path) -> References:
         ValueError: one sentence, for a file in neither form.
     """
     by_target: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
-    for where, fields in read_records(path):
+    for record in read_records(path):
         try:
-            by_target[_target(fields)] += _texts(fields)
+            by_target[_target(record.fields)] += _texts(record.fields)
         except (KeyError, TypeError):
             raise ValueError(
-                f"--references {path.name}, {where}: expected relation, target and texts, or "
-                "relation_id, target_id and samples with a text each"
+                f"--references {path.name}, {record.where}: expected relation, target and texts, "
+                "or relation_id, target_id and samples with a text each"
             ) from None
     texts = {target: tuple(each) for target, each in by_target.items()}
     vocabulary, idf = path.with_name(VOCABULARY), path.with_name(IDF)

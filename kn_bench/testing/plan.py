@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kn_bench.cases.case import Case, Criterion, Exclusion, Selection
+from kn_bench.cases.case import Case, Criterion, Exclusion, Selection, by_label
 from kn_bench.cases.choosing import choose, shows, unshown
 from kn_bench.cases.sampling import slug
 from kn_bench.measure.protocols import SINGLE
@@ -160,16 +160,11 @@ def _models(options: Options) -> dict[str, str]:
 
 
 def _labels(cases: Sequence[Case], grain: Grain) -> dict[str, tuple[Case, ...]]:
+    if grain == "case":
+        return {label: (case,) for label, case in by_label(cases).items()}
     labels: dict[str, list[Case]] = {}
     for case in cases:
-        # the package's own cases are what ids are short for
-        label = case.id.removeprefix("embedded/") if grain == "case" else slug(case.relation)
-        if grain == "case" and label in labels:
-            raise ValueError(
-                f"two cases are called {label}: expected an id for each; rename one, or give one "
-                "source"
-            )
-        labels.setdefault(label, []).append(case)
+        labels.setdefault(slug(case.relation), []).append(case)
     return {label: tuple(members) for label, members in labels.items()}
 
 

@@ -116,7 +116,9 @@ class FactRow:
     """One fact to be edited, with all that its data set asks about it.
 
     ``prompt`` and ``suffix`` hold ``{}`` once, or not at all where the subject is not named; see
-    :class:`~kn_bench.cases.case.EditRequest`. ``target_true`` is empty where the data brings none.
+    :class:`~kn_bench.cases.case.EditRequest`. ``target_true`` is empty where the data brings none;
+    ``true_aliases`` are further true answers, none of which may be the new one. ``left_out`` holds
+    the questions that the data brings and that cannot be asked.
     """
 
     relation: str
@@ -131,6 +133,7 @@ class FactRow:
     neighbours: tuple[Neighbour, ...] = ()
     inverse: Inverse | None = None
     aliases: tuple[str, ...] = ()
+    true_aliases: tuple[str, ...] = ()
     portability: tuple[Portability, ...] = ()
     open_ended: OpenEnded = field(default_factory=OpenEnded)
     left_out: tuple[LeftOut, ...] = ()
@@ -253,7 +256,7 @@ def _problem(row: FactRow) -> str:
     if not row.target_true:
         return "the data brings no true answer, and no other record to draw one from"
     new = {words(answer) for answer in (row.target_new, *row.aliases)}
-    if words(row.target_true) in new:
+    if not new.isdisjoint(map(words, (row.target_true, *row.true_aliases))):
         return "the new target is the true one, or one of its aliases, to a verdict"
     return ""
 

@@ -19,7 +19,7 @@ from typing import Protocol
 from kn_bench.cases.case import Case, Selection
 from kn_bench.cases.reading import without_collecting
 from kn_bench.cases.sources import blimp, embedded, forms, jsonl, mpararel, pararel
-from kn_bench.cases.sources.records import first_record
+from kn_bench.cases.sources.records import names_of, read_records
 
 
 class Load(Protocol):
@@ -159,7 +159,7 @@ def parse(spec: str) -> tuple[Source, Path | None]:
 
 def _recognised(spec: str) -> tuple[Source, Path]:
     """Return a bare path, by what it holds."""
-    if "/" not in spec and "." not in spec and not Path(spec).exists():
+    if not spec or ("/" not in spec and "." not in spec and not _exists(Path(spec))):
         raise ValueError(f"--cases {spec!r}: expected {allowed()}")
     path = _existing(spec, spec)
     if (path / "patterns").is_dir() and (path / "facts").is_dir():
@@ -170,25 +170,32 @@ def _recognised(spec: str) -> tuple[Source, Path]:
         return SOURCES["blimp"], path
     if path.is_dir():
         return SOURCES["jsonl"], path
-    record = first_record(path)
-    form = forms.form_of(record)
+    fields = names_of(read_records(path, wrong=[]))  # what is wrong, the source itself says
+    form = forms.form_of(fields)
     if form is not None:
         return SOURCES[form.source], path
-    names = {name.lower() for name in record.fields}
+    names = {name.lower() for name in fields}
     if "text" in names and not names & {*jsonl.FACT_FIELDS, *jsonl.PAIR_FIELDS}:
         raise ValueError(
             f"--cases {spec}: expected facts or minimal pairs, and it holds texts (fields "
-            f"{', '.join(record.fields)}); give it by --corpus {spec}, the text that second "
+            f"{', '.join(fields)}); give it by --corpus {spec}, the text that second "
             "moments are taken over"
         )
     return SOURCES["jsonl"], path
 
 
 def _existing(path: str, spec: str) -> Path:
-    existing = Path(path).expanduser()
-    if not existing.exists():
+    existing = Path(path)
+    if not path or not _exists(existing):
         raise ValueError(f"--cases {spec}: expected a file or folder that exists; give {allowed()}")
-    return existing
+    return existing.expanduser()
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.expanduser().exists()
+    except (OSError, RuntimeError):  # a name that is too long, the home of nobody
+        return False
 
 
 def allowed() -> str:

@@ -5,7 +5,7 @@ A fact needs four fields:
     {"subject": "Canada", "prompt": "The capital of {} is",
      "target_true": "Ottawa", "target_new": "Paris"}
 
-and may have
+The answer's place in ``prompt`` is its end, or ``[Y]``. A fact may have
 
     relation     "P36"; the file's name when missing
     id           name in test ids; the subject when missing
@@ -34,7 +34,7 @@ are scored as whole sentences, as their authors do.
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -52,15 +52,22 @@ from kn_bench.cases.case import (
     Scoring,
     Selection,
 )
-from kn_bench.cases.reading import RepeatedFieldError, without_repeats
+from kn_bench.cases.normalise import words
 from kn_bench.cases.sampling import slug
 from kn_bench.cases.sources.records import (
-    DELIMITED,
+    FileRecord,
     has_half_a_character,
+    json_cell,
     read_records,
 )
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+UNREAD = re.compile(
+    r"\.(jsonl?|csv|tsv|parquet)\.(gz|bz2|xz|zst|zip|7z|lz4|bak|old|txt)$"
+    r"|\.(ndjson|jsonlines|json5|xlsx?|ods|arrow|feather)$",
+    re.IGNORECASE,
+)
+"""Names of files that look like data and are not read."""
 FACT_FIELDS = (
     "subject", "prompt", "target_true", "target_new", "relation", "id", "suffix", "paraphrases",
     "synonyms", "neighbours", "inverse", "aliases",
@@ -140,7 +147,14 @@ def files(path: Path | None) -> list[Path]:
         return []
     if not path.is_dir():
         return [path]
-    listed = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES and file.is_file())
+    inside = sorted(file for file in path.iterdir() if file.is_file())
+    listed = [file for file in inside if file.suffix.lower() in SUFFIXES]
+    for file in inside:
+        if file not in listed and UNREAD.search(file.name):
+            raise ValueError(
+                f"{file}: expected a {', '.join(SUFFIXES)} file; unpack it, save it as one of "
+                "these, or take it out of the folder"
+            )
     if not listed:
         raise ValueError(f"{path}: expected a {', '.join(SUFFIXES)} file; give facts")
     return listed
@@ -167,15 +181,14 @@ def problems(path: Path) -> list[str]:
 def _read(path: Path) -> tuple[list[FileRow], list[str]]:
     rows: list[FileRow] = []
     wrong: list[str] = []
-    parses_cells = path.suffix in DELIMITED
-    for number, (where, fields) in enumerate(read_records(path, wrong=wrong), 1):
+    for number, record in enumerate(read_records(path, wrong=wrong), 1):
+        where = record.where
         try:
-            if has_half_a_character(fields):
+            if has_half_a_character(record.fields):
                 id = f"{slug(path.stem)}/{slug(path.stem)}/{number}"
                 rows.append(Exclusion(id, HALF_A_CHARACTER, detail=where))
                 continue
-            entry = _cells(fields) if parses_cells else fields
-            rows.append(_row(entry, path.stem, number))
+            rows.append(_row(_cells(record), path.stem, number))
         except ValueError as error:
             wrong.append(f"{where}: {error}")
     return rows, sorted(wrong, key=_line_number)
@@ -185,21 +198,14 @@ def _line_number(problem: str) -> int:
     return int(problem.partition(":")[0].rpartition(" ")[2])
 
 
-def _cells(fields: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of a CSV row with the JSON in them read."""
+def _cells(record: FileRecord) -> dict[str, Any]:
+    """Return the fields of a record, with the JSON read that a table has as text."""
+    if not record.columns:
+        return record.fields
     return {
-        name: _json_cell(name, cell) if name in NESTED_FIELDS else cell
-        for name, cell in fields.items()
+        name: json_cell(name, cell) if name in NESTED_FIELDS and isinstance(cell, str) else cell
+        for name, cell in record.fields.items()
     }
-
-
-def _json_cell(name: str, cell: str) -> Any:
-    try:
-        return json.loads(cell, object_pairs_hook=without_repeats)
-    except RepeatedFieldError as error:
-        raise ValueError(f"{name}: {error}") from None
-    except (ValueError, RecursionError):
-        raise ValueError(f'{name} is {cell!r}; expected JSON, such as ["…"]') from None
 
 
 def _relative(entry: dict[str, Any]) -> tuple[str, str] | None:
@@ -234,8 +240,13 @@ def _fact(entry: dict[str, Any], stem: str) -> FactRow:
     true, new = _text(entry, "target_true"), _text(entry, "target_new")
     if true == new:
         raise ValueError(f"target_new {true!r}: expected another answer than target_true")
-    prompt = with_place(prompt, subject)
-    suffix = entry.get("suffix", "" if prompt.endswith("?") else ".")
+    prompt, gap, after = _one_gap(with_place(prompt, subject)).partition("[Y]")
+    if gap and "suffix" in entry:
+        raise ValueError(
+            "suffix: expected none, since [Y] in the prompt says what follows; remove it"
+        )
+    prompt, default = prompt.rstrip(), "" if prompt.endswith("?") else "."
+    suffix = entry.get("suffix", after.lstrip() if gap else default)
     if not isinstance(suffix, str):
         raise ValueError(f"suffix {suffix!r}: expected a text, which may be empty")
     return FactRow(
@@ -249,7 +260,7 @@ def _fact(entry: dict[str, Any], stem: str) -> FactRow:
         paraphrases=tuple(cloze_of(text, subject) for text in _texts(entry, "paraphrases")),
         synonyms=tuple(_synonym(value, subject, new, true) for value in _list(entry, "synonyms")),
         neighbours=tuple(map(_neighbour, _list(entry, "neighbours"))),
-        inverse=_inverse(entry["inverse"], new, true) if "inverse" in entry else None,
+        inverse=_inverse(entry["inverse"], subject, new, true) if "inverse" in entry else None,
         aliases=tuple(_texts(entry, "aliases")),
     )
 
@@ -272,10 +283,20 @@ def with_place(prompt: str, subject: str) -> str:
 
 def cloze_of(text: str, subject: str = "") -> Cloze:
     """Return ``text`` with the answer at ``[Y]``, or at its end."""
-    left, gap, right = text.replace("{}", subject).partition("[Y]")
+    left, gap, right = _one_gap(text).replace("{}", subject).partition("[Y]")
     if gap:
         return Cloze(left.rstrip(), right.lstrip())
     return Cloze(left.rstrip(), "" if left.rstrip().endswith("?") else ".")
+
+
+def _one_gap(text: str) -> str:
+    """Return ``text`` if it marks at most one place for the answer, and none for the subject."""
+    if text.count("[Y]") > 1 or "[X]" in text:
+        raise ValueError(
+            f"the prompt {text!r}: expected [Y] at most once, for the answer, and {{}} for the "
+            "subject, not [X]"
+        )
+    return text
 
 
 def _synonym(value: object, subject: str, new: str, true: str) -> Synonym:
@@ -283,20 +304,31 @@ def _synonym(value: object, subject: str, new: str, true: str) -> Synonym:
         return Synonym(cloze_of(_text({"synonyms": value}, "synonyms"), subject), new, true)
     entry = _object(value, "synonyms", ("prompt", "target_true", "target_new"))
     cloze = cloze_of(_text(entry, "prompt"), subject)
-    return Synonym(cloze, _text(entry, "target_new", new), _text(entry, "target_true", true))
+    new, true = _text(entry, "target_new", new), _text(entry, "target_true", true)
+    if len(entry) > 1 and words(new) == words(true):
+        raise ValueError(f"synonyms: target_new {new!r}: expected another answer than target_true")
+    return Synonym(cloze, new, true)
 
 
 def _neighbour(value: object) -> Neighbour:
     entry = _object(value, "neighbours", ("prompt", "answer"))
-    return Neighbour(cloze_of(_text(entry, "prompt")), _text(entry, "answer"))
+    prompt = _text(entry, "prompt")
+    if "{}" in prompt:
+        raise ValueError(
+            f"neighbours: the prompt {prompt!r}: expected its subject in full, not {{}}"
+        )
+    return Neighbour(cloze_of(prompt), _text(entry, "answer"))
 
 
-def _inverse(value: object, new: str, true: str) -> Inverse:
+def _inverse(value: object, subject: str, new: str, true: str) -> Inverse:
     entry = _object(value, "inverse", ("prompt", "displaced"))
     prompt = _text(entry, "prompt")
     if prompt.count("{}") != 1:
         raise ValueError(f"inverse {prompt!r}: expected {{}} in the prompt once, for the target")
-    return Inverse(cloze_of(prompt, new), cloze_of(prompt, true), _text(entry, "displaced"))
+    displaced = _text(entry, "displaced")
+    if words(displaced) == words(subject):
+        raise ValueError(f"inverse: displaced {displaced!r}: expected another than the subject")
+    return Inverse(cloze_of(prompt, new), cloze_of(prompt, true), displaced)
 
 
 def _object(value: object, field: str, fields: Sequence[str]) -> dict[str, Any]:

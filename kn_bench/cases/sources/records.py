@@ -10,14 +10,24 @@ import codecs
 import csv
 import io
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kn_bench.cases.reading import as_object, parse_object, reason_of, without_repeats
+from kn_bench.cases.reading import (
+    RepeatedFieldError,
+    as_object,
+    parse_object,
+    reason_of,
+    without_repeats,
+)
 
 PARQUET = b"PAR1"
 DELIMITED = (".csv", ".tsv")
+_LINE_END = re.compile(r"\r\n|\r|\n")
+_LIST = re.compile(r"""\s*(?=\[\s*["'\[{\]]|\{\s*["'])[\[{].*[\]}]\s*""", re.DOTALL)
+"""A cell that holds a list or an object, in JSON or as Python writes them; ``[Y] …`` is a text."""
 _PACKED = {
     b"\x1f\x8b": "gzip",
     b"PK\x03\x04": "zip",
@@ -38,10 +48,12 @@ class FileRecord(NamedTuple):
     Attributes:
         where: where it stands, for complaints: ``line 3``, ``record 0``, ``row 2``.
         fields: its fields by name. Cells of CSV and TSV are texts; empty cells are left out.
+        columns: the names of all columns, for a row of a table (CSV, TSV, Parquet).
     """
 
     where: str
     fields: dict[str, Any]
+    columns: tuple[str, ...] = ()
 
 
 def read_records(path: Path, *, wrong: list[str] | None = None) -> list[FileRecord]:
@@ -61,16 +73,44 @@ def read_records(path: Path, *, wrong: list[str] | None = None) -> list[FileReco
     return records
 
 
-def first_record(path: Path) -> FileRecord:
-    """Return the first record of a file, which tells what form the others have.
+def names_of(records: Iterable[FileRecord]) -> tuple[str, ...]:
+    """Return the fields that any of the records has: a file's first record may lack some."""
+    named = (name for record in records for name in (*record.columns, *record.fields))
+    return tuple(dict.fromkeys(named))
+
+
+def json_cell(name: str, cell: str) -> Any:
+    """Return what the JSON in a cell of a table holds.
 
     Raises:
-        ValueError: as :func:`read_records`, but of a later record that is wrong only where the
-            file's form has to be read as a whole.
+        ValueError: naming the column, for a cell that is not JSON.
     """
-    for record in _records(path, None):
-        return record
-    raise _no_records(path)
+    try:
+        return json.loads(cell, object_pairs_hook=without_repeats)
+    except RepeatedFieldError as error:
+        raise ValueError(f"{name}: {error}") from None
+    except (ValueError, RecursionError):
+        raise ValueError(f'{name} is {cell!r}; expected JSON, such as ["…"]') from None
+
+
+def with_lists_read(record: FileRecord, names: Collection[str]) -> dict[str, Any]:
+    """Return the fields of a record, with the lists and objects read that a table has as text.
+
+    Args:
+        record: of any file; what is not from a table stays as it is.
+        names: the fields that are read.
+
+    Raises:
+        ValueError: for a cell that looks like a list and is not JSON.
+    """
+    if not record.columns:
+        return record.fields
+    return {
+        name: json_cell(name, value)
+        if name in names and isinstance(value, str) and _LIST.fullmatch(value)
+        else value
+        for name, value in record.fields.items()
+    }
 
 
 def _no_records(path: Path) -> ValueError:
@@ -121,11 +161,12 @@ def decoded(content: bytes, path: Path) -> str:
 
 def _textual(text: str, path: Path, wrong: list[str] | None) -> Iterator[FileRecord]:
     start = text.lstrip()[:1]
-    if path.suffix in DELIMITED:
+    suffix = path.suffix.lower()
+    if suffix in DELIMITED:
         return _delimited(text, path)
-    if start == "[" and path.suffix != ".jsonl":
+    if start == "[" and suffix != ".jsonl":
         return _json_list(text, path)
-    if start and start != "{" and path.suffix not in (".json", ".jsonl"):
+    if start and start != "{" and suffix not in (".json", ".jsonl"):
         return _delimited(text, path)
     return _json_lines(text, path, wrong)
 
@@ -141,7 +182,7 @@ def _json_list(text: str, path: Path) -> Iterator[FileRecord]:
 
 def _json_lines(text: str, path: Path, wrong: list[str] | None) -> Iterator[FileRecord]:
     # not splitlines(): U+2028 may stand inside a JSON string
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in enumerate(_LINE_END.split(text), 1):
         if not line.strip():
             continue
         where = f"line {number}"
@@ -154,10 +195,10 @@ def _json_lines(text: str, path: Path, wrong: list[str] | None) -> Iterator[File
 
 
 def _delimited(text: str, path: Path) -> Iterator[FileRecord]:
-    delimiter = max(",;\t", key=text.lstrip().split("\n", 1)[0].count)  # by the header
+    delimiter = max(",;\t", key=_LINE_END.split(text.lstrip(), 1)[0].count)  # by the header
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
-        header = [name.strip() for name in next(reader, [])]
+        header = tuple(name.strip() for name in next(reader, []))
         repeated = {name for name in header if header.count(name) > 1}
         if repeated:
             raise ValueError(
@@ -173,7 +214,7 @@ def _delimited(text: str, path: Path) -> Iterator[FileRecord]:
                     "a cell that holds the delimiter"
                 )
             filled = zip(header, cells, strict=True)
-            yield FileRecord(where, {name: cell for name, cell in filled if cell.strip()})
+            yield FileRecord(where, {name: cell for name, cell in filled if cell.strip()}, header)
     except csv.Error as error:
         raise ValueError(f"{path.name}, line {reader.line_num}: expected CSV ({error})") from None
 
@@ -183,9 +224,10 @@ def _parquet(path: Path) -> Iterator[FileRecord]:
     import pyarrow.parquet
 
     try:
-        rows = pyarrow.parquet.read_table(path).to_pylist()
+        table = pyarrow.parquet.read_table(path)
+        rows, columns = table.to_pylist(), tuple(table.column_names)
     except (OSError, pyarrow.ArrowException) as error:
         raise ValueError(f"{path.name}: expected Parquet ({reason_of(error)})") from None
     for index, row in enumerate(rows):
         filled = {name: value for name, value in row.items() if value is not None}
-        yield FileRecord(f"row {index}", filled)
+        yield FileRecord(f"row {index}", filled, columns)

@@ -6,7 +6,7 @@ does not bring (no inverse, no paraphrase, no true answer) the cases say themsel
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +16,12 @@ from kn_bench.cases.case import HALF_A_CHARACTER, Exclusion, Selection
 from kn_bench.cases.sampling import slug
 from kn_bench.cases.sources.forms import counterfact, knowedit, mquake, questions, ripple, zsre
 from kn_bench.cases.sources.forms.common import Unusable
-from kn_bench.cases.sources.records import FileRecord, has_half_a_character, read_records
+from kn_bench.cases.sources.records import (
+    has_half_a_character,
+    names_of,
+    read_records,
+    with_lists_read,
+)
 
 
 class Form(NamedTuple):
@@ -25,60 +30,101 @@ class Form(NamedTuple):
     Attributes:
         source: the name before ``=``, and the first part of case ids.
         title: what the form is called in messages.
-        fields: those that a record of this form has.
+        fields: those that tell this form from others.
+        more: further fields with questions or answers that a record may have.
         read: makes a fact of a record's fields and its number.
     """
 
     source: str
     title: str
     fields: frozenset[str]
+    more: frozenset[str]
     read: Callable[[Mapping[str, Any], str], FactRow]
 
 
 def _form(
-    source: str, title: str, fields: str, read: Callable[[Mapping[str, Any], str], FactRow]
+    source: str,
+    title: str,
+    fields: str,
+    read: Callable[[Mapping[str, Any], str], FactRow],
+    more: str = "",
 ) -> Form:
-    return Form(source, title, frozenset(fields.split()), read)
+    return Form(source, title, frozenset(fields.split()), frozenset(more.split()), read)
+
+
+_KNOWEDIT = "target_new ground_truth rephrase_prompt rephrase locality portability"
+_FLAT = "target_new ground_truth locality_prompt locality_ground_truth"
+_HOPS = " ".join(f"question_{n}hop answer_{n}hop" for n in range(2, 7))
 
 
 FORMS = (
-    _form("mquake", "MQuAKE", "requested_rewrite questions new_answer", mquake.record),
-    _form("counterfact", "CounterFact", "requested_rewrite", counterfact.published),
-    _form("ripple", "RippleEdits", "example_type edit", ripple.record),
-    _form("knowedit", "KnowEdit", "subject prompt target_new portability", knowedit.facts),
-    _form("knowedit", "KnowEdit", "subject prompt target_new locality", knowedit.facts),
-    _form("knowedit", "KnowEdit", "subject prompt target_new cond ground_truth", knowedit.facts),
-    _form("knowedit", "KnowEdit's WikiBio", "text labels concept", knowedit.biography),
-    _form("zsre", "zsRE", "subject src alt answers rephrase", zsre.mend),
+    _form(
+        "mquake",
+        "MQuAKE",
+        "requested_rewrite questions new_answer",
+        mquake.record,
+        "new_answer_alias new_single_hops",
+    ),
+    _form(
+        "counterfact",
+        "CounterFact",
+        "requested_rewrite",
+        counterfact.published,
+        "paraphrase_prompts neighborhood_prompts generation_prompts",
+    ),
+    _form("ripple", "RippleEdits", "example_type edit", ripple.record, " ".join(ripple.GROUPS)),
+    *(
+        _form(
+            "knowedit", "KnowEdit", f"subject prompt target_new {told}", knowedit.facts, _KNOWEDIT
+        )
+        for told in ("portability", "locality", "cond ground_truth")
+    ),
+    _form("knowedit", "KnowEdit's WikiBio", "text labels concept", knowedit.biography, "locality"),
+    _form("zsre", "zsRE", "subject src alt answers rephrase", zsre.mend, "loc loc_ans portability"),
     _form(
         "counterfact",
         "CounterFact in EasyEdit's flat form",
         "prompt subject target_new rephrase_prompt ground_truth",
         counterfact.flat,
+        _FLAT,
     ),
     _form(
         "wikibigedit",
         "WikiBigEdit in its flat form",
         "prompt subject target_new rephrase_prompt",
         counterfact.flat,
+        _FLAT,
     ),
-    _form("wikibigedit", "WikiBigEdit", "update ans subject", questions.wikibigedit),
-    _form("qaedit", "QAEdit", "prompt target subject rephrase", questions.qaedit),
+    _form(
+        "wikibigedit",
+        "WikiBigEdit",
+        "update ans subject",
+        questions.wikibigedit,
+        "rephrase personas loc loc_ans mhop mhop_ans",
+    ),
+    _form("qaedit", "QAEdit", "prompt target subject rephrase", questions.qaedit, "locality"),
     _form(
         "hallueditbench",
         "HalluEditBench",
         "subject relation object question",
         questions.hallueditbench,
+        f"paraphrased_question reversed_relation_question {_HOPS}",
     ),
 )
-"""The first form that a record fits is its form: the more telling fields come first."""
+"""The first form that a file's fields fit is its form: the more telling fields come first."""
+QUESTIONS = frozenset(
+    ("paraphrase_prompts", "neighborhood_prompts", "questions", "new_single_hops", "rephrase",
+     "rephrase_prompt", "locality_prompt", "locality", "portability", "loc", "mhop", "personas",
+     "paraphrased_question", "question_2hop", "reversed_relation_question", "paraphrases",
+     "synonyms", "neighbours", "inverse", "target_true", *ripple.GROUPS)
+)  # fmt: skip
+"""Fields in which some form, or the user's own facts, have what is asked."""
 SOURCES = tuple(dict.fromkeys(form.source for form in FORMS))
 
 
-def form_of(record: FileRecord) -> Form | None:
-    """Return the form that a record has, or None where no published form fits."""
-    names = record.fields.keys()
-    return next((form for form in FORMS if form.fields <= names), None)
+def form_of(fields: Collection[str]) -> Form | None:
+    """Return the form of a file whose records have ``fields``, or None where none fits."""
+    return next((form for form in FORMS if form.fields.issubset(fields)), None)
 
 
 def load(
@@ -115,9 +161,10 @@ def read(path: Path, *, source: str | None = None) -> tuple[Form, list[FactRow],
         ValueError: as :func:`load`.
     """
     records = read_records(path)
-    form = form_of(records[0])
+    fields = names_of(records)
+    form = form_of(fields)
     if form is None or (source is not None and form.source != source):
-        named = ", ".join(repr(name)[1:-1] for name in list(records[0].fields)[:12])
+        named = ", ".join(repr(name)[1:-1] for name in fields[:12])
         holds = f"holds {form.title}" if form else f"has the fields {named}"
         wanted = f"{source}: " if source else ""
         raise ValueError(
@@ -130,7 +177,9 @@ def read(path: Path, *, source: str | None = None) -> tuple[Form, list[FactRow],
         try:
             if has_half_a_character(record.fields):
                 raise Unusable(HALF_A_CHARACTER)
-            rows.append(_named(form.read(record.fields, str(number)), form))
+            _refuse_unasked(record.fields, form)
+            fact = form.read(with_lists_read(record, form.fields | form.more), str(number))
+            rows.append(_named(fact, form))
         except Unusable as reason:
             case = f"{form.source}/{slug(form.source)}/{number}"
             excluded.append(Exclusion(case, str(reason), detail=reason.detail or record.where))
@@ -140,6 +189,16 @@ def read(path: Path, *, source: str | None = None) -> tuple[Form, list[FactRow],
                 f"{path.name}, {record.where}: expected the form of {form.title}: {what}"
             ) from None
     return form, rows, excluded
+
+
+def _refuse_unasked(fields: Mapping[str, Any], form: Form) -> None:
+    """Refuse a record with questions that its form does not ask: they would be lost silently."""
+    for name in sorted(fields.keys() & (QUESTIONS - form.fields - form.more)):
+        if fields[name] not in (None, "", [], {}):
+            raise ValueError(
+                f"it does not ask what the field {name!r} holds; give records of another form in a "
+                "file of their own, or remove the field"
+            )
 
 
 def _what(error: Exception) -> str:

@@ -6,11 +6,13 @@ Questions (zsRE, QAEdit, WikiBigEdit, MQuAKE) are not clozes. A base model is as
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from kn_bench.cases.building.rows import LeftOut
 from kn_bench.cases.case import Cloze, is_unspaced
 
 FRAME = "Q: {question} A:"
@@ -54,7 +56,7 @@ def optional(fields: Mapping[str, Any], name: str, default: str = "") -> str:
     value = fields.get(name)
     if value is None:
         return default
-    if isinstance(value, str | int | float) and not isinstance(value, bool):
+    if isinstance(value, str) or _is_number(value):
         return str(value).strip()
     raise ValueError(f"{name} is {value!r}; expected a text")
 
@@ -87,8 +89,26 @@ def _leaves(value: Any) -> Iterator[str]:
     elif isinstance(value, Mapping):  # RippleEdits: {"value": …, "aliases": […]}
         yield from _leaves(value.get("value", value.get("str", "")))
         yield from _leaves(value.get("aliases", []))
-    elif isinstance(value, int | float) and not isinstance(value, bool):
+    elif _is_number(value):
         yield str(value)
+
+
+def _is_number(value: Any) -> bool:
+    """Tell whether a value can be written out.
+
+    Raises:
+        ValueError: for NaN and infinity, which tables and some JSON have where nothing is known.
+    """
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"a value is {value}; expected a text or a number, or null for none")
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def unanswered(group: str, prompts: Any, expected: Any) -> tuple[LeftOut, ...]:
+    """Return the questions that a record has and brings no answer to."""
+    if answers(expected):
+        return ()
+    return tuple(LeftOut(group, NO_ANSWER, prompt) for prompt in answers(prompts))
 
 
 def is_question(prompt: str) -> bool:
@@ -107,7 +127,12 @@ def cloze_of(prompt: str, *, question: bool | None = None) -> Cloze:
 
     Args:
         question: whether it is a question; by its question mark when None.
+
+    Raises:
+        ValueError: for a text with a place for another text in it.
     """
+    if "{}" in prompt:
+        raise ValueError(f"the prompt {prompt!r}: expected the subject in full; write it for {{}}")
     left, gap, right = prompt.partition("[Y]")
     if gap:
         return Cloze(left.rstrip(), right.lstrip())

@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from kn_bench.cases.building.rows import FactRow, Neighbour
+from kn_bench.cases.building.rows import FactRow, LeftOut, Neighbour
 from kn_bench.cases.case import OpenEnded
 from kn_bench.cases.sources.forms.common import (
+    NO_ANSWER,
     Unusable,
     answers,
     cloze_of,
@@ -55,25 +56,28 @@ def flat(fields: Mapping[str, Any], id: str) -> FactRow:
         raise Unusable("the data brings no new answer")
     prompt, suffix, subject = edited_prompt(text(fields, "prompt"), subject)
     true = answers(fields.get("ground_truth", ""))
+    kind, asked = "same_object" if true else "other_relation", _neighbours(fields)
     return FactRow(
         relation=optional(fields, "relation_id") or optional(fields, "relation"),
         subject=subject,
         prompt=prompt,
         suffix=suffix,
         target_true=true[0] if true else "",
+        true_aliases=true[1:],
         target_new=new[0],
         aliases=new[1:],
         id=optional(fields, "case_id", id),
         paraphrases=tuple(map(cloze_of, answers(fields.get("rephrase_prompt", "")))),
-        neighbours=_neighbours(fields, "same_object" if true else "other_relation"),
+        neighbours=tuple(Neighbour(cloze_of(p), a[0], kind) for p, a in asked if a),
+        left_out=tuple(LeftOut(f"locality/{kind}", NO_ANSWER, p) for p, a in asked if not a),
     )
 
 
-def _neighbours(fields: Mapping[str, Any], kind: str) -> tuple[Neighbour, ...]:
+def _neighbours(fields: Mapping[str, Any]) -> list[tuple[str, tuple[str, ...]]]:
+    """Return each neighbour's prompt with its answers."""
     prompts = answers(fields.get("locality_prompt", ""))
     given = fields.get("locality_ground_truth", "")
     each = (
         given if isinstance(given, list) and len(given) == len(prompts) else [given] * len(prompts)
     )
-    asked = zip(prompts, map(answers, each), strict=True)
-    return tuple(Neighbour(cloze_of(p), a[0], kind) for p, a in asked if a)
+    return list(zip(prompts, map(answers, each), strict=True))

@@ -3,16 +3,18 @@
 Portability there: *Subject_Aliasing* the same question by another name of the subject; *Reasoning*
 one hop past the new object; *Logical_Generalization* facts that follow from the relation. Locality:
 *Relation_Specificity* other relations of the subject; *Forgetfulness* the other true objects of a
-one-to-many relation stay.
+one-to-many relation stay. Questions of other groups, or without an answer, are counted as left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from kn_bench.cases.building.rows import FactRow, Neighbour, Portability
+from kn_bench.cases.building.rows import FactRow, LeftOut, Neighbour, Portability
 from kn_bench.cases.sources.forms.common import (
+    NO_ANSWER,
+    UNKNOWN_GROUP,
     Unusable,
     answers,
     cloze_of,
@@ -38,18 +40,18 @@ def facts(fields: Mapping[str, Any], id: str) -> FactRow:
         prompt=prompt,
         suffix=suffix,
         target_true=true[0] if true else "",
+        true_aliases=true[1:],
         target_new=new[0],
         aliases=new[1:],
         id=optional(fields, "case_id", id),
         paraphrases=tuple(map(cloze_of, _rephrased(fields))),
-        neighbours=tuple(
-            Neighbour(cloze, expected[0], LOCALITY[group])
-            for group, cloze, expected in probes(fields.get("locality"), tuple(LOCALITY))
-        ),
+        neighbours=_neighbours(fields),
         portability=tuple(
-            Portability(group, cloze, expected)
-            for group, cloze, expected in probes(fields.get("portability"), PORTABILITY)
+            Portability(group, cloze_of(prompt), expected)
+            for group, prompt, expected in _asked(fields, "portability", PORTABILITY)
+            if expected
         ),
+        left_out=tuple(_left_out(fields)),
     )
 
 
@@ -65,10 +67,8 @@ def biography(fields: Mapping[str, Any], id: str) -> FactRow:
         target_true="",
         target_new=text(fields, "labels"),
         id=id,
-        neighbours=tuple(
-            Neighbour(cloze, expected[0], LOCALITY[group])
-            for group, cloze, expected in probes(fields.get("locality"), tuple(LOCALITY))
-        ),
+        neighbours=_neighbours(fields),
+        left_out=tuple(_left_out(fields)),
     )
 
 
@@ -76,12 +76,30 @@ def _rephrased(fields: Mapping[str, Any]) -> tuple[str, ...]:
     return answers(fields.get("rephrase_prompt", fields.get("rephrase", "")))
 
 
-def probes(groups: Any, known: tuple[str, ...]) -> list[tuple[str, Any, tuple[str, ...]]]:
-    """Return (group, cloze, accepted answers) of every question of the ``known`` groups."""
-    listed = []
-    for group in known:
-        for entry in (groups or {}).get(group) or []:
-            expected = answers(entry.get("ground_truth", ""))
-            if expected:
-                listed.append((group, cloze_of(text(entry, "prompt")), expected))
-    return listed
+def _neighbours(fields: Mapping[str, Any]) -> tuple[Neighbour, ...]:
+    return tuple(
+        Neighbour(cloze_of(prompt), expected[0], LOCALITY[group])
+        for group, prompt, expected in _asked(fields, "locality", LOCALITY)
+        if expected
+    )
+
+
+def _asked(
+    fields: Mapping[str, Any], name: str, groups: Iterable[str]
+) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    """Yield (group, prompt, accepted answers) of every question of ``groups``."""
+    given = fields.get(name) or {}
+    for group in groups:
+        for entry in given.get(group) or []:
+            yield group, text(entry, "prompt"), answers(entry.get("ground_truth", ""))
+
+
+def _left_out(fields: Mapping[str, Any]) -> Iterator[LeftOut]:
+    """Yield the questions without an answer, and those of groups that KnowEdit does not have."""
+    for name, groups in (("portability", PORTABILITY), ("locality", tuple(LOCALITY))):
+        for group, prompt, expected in _asked(fields, name, groups):
+            if not expected:
+                yield LeftOut(f"{name}/{group}", NO_ANSWER, prompt)
+        given = fields.get(name) or {}
+        for group, prompt, _ in _asked(fields, name, [g for g in given if g not in groups]):
+            yield LeftOut(f"{name}/{group}", UNKNOWN_GROUP, prompt)

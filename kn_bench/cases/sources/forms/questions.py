@@ -14,7 +14,10 @@ from kn_bench.cases.sources.forms.common import (
     edited_prompt,
     optional,
     text,
+    unanswered,
 )
+
+LOCALITY = "locality/other_relation"
 
 
 def wikibigedit(fields: Mapping[str, Any], id: str) -> FactRow:
@@ -44,6 +47,10 @@ def wikibigedit(fields: Mapping[str, Any], id: str) -> FactRow:
             if hop
             else ()
         ),
+        left_out=(
+            *unanswered(LOCALITY, fields.get("loc"), fields.get("loc_ans")),
+            *unanswered("portability/Reasoning", fields.get("mhop"), hop),
+        ),
     )
 
 
@@ -63,6 +70,11 @@ def qaedit(fields: Mapping[str, Any], id: str) -> FactRow:
         ),
         neighbours=tuple(
             neighbour for entry in fields.get("locality") or [] for neighbour in _unrelated(entry)
+        ),
+        left_out=tuple(
+            left_out
+            for entry in fields.get("locality") or []
+            for left_out in unanswered(LOCALITY, entry.get("loc"), entry.get("loc_ans"))
         ),
     )
 
@@ -98,6 +110,13 @@ def hallueditbench(fields: Mapping[str, Any], id: str) -> FactRow:
         ),
         inverse=Inverse(about_new, None, "") if about_new is not None else None,
         portability=tuple(hops),
+        left_out=tuple(
+            left_out
+            for n in range(2, 7)
+            for left_out in unanswered(
+                f"portability/{n}hop", fields.get(f"question_{n}hop"), fields.get(f"answer_{n}hop")
+            )
+        ),
     )
 
 

@@ -16,6 +16,7 @@ from kn_bench.cases.sources.forms.common import (
     cloze_of,
     edited_prompt,
     text,
+    unanswered,
 )
 
 UNRELATED = "nq question: "
@@ -26,6 +27,7 @@ def mend(fields: Mapping[str, Any], id: str) -> FactRow:
     subject, true = text(fields, "subject"), answers(fields["answers"])
     if not true:
         raise Unusable("the data brings no true answer")
+    added = fields.get("portability") or {}
     prompt, suffix, subject = edited_prompt(_question(text(fields, "src")), subject)
     return FactRow(
         relation="",
@@ -33,11 +35,18 @@ def mend(fields: Mapping[str, Any], id: str) -> FactRow:
         prompt=prompt,
         suffix=suffix,
         target_true=true[0],
+        true_aliases=true[1:],
         target_new=text(fields, "alt"),
         id=id,
         paraphrases=(cloze_of(text(fields, "rephrase"), question=True),),
         neighbours=tuple(_unrelated(fields)),
         portability=tuple(_one_hop(fields)),
+        left_out=(
+            *unanswered("locality/other_relation", fields.get("loc"), fields.get("loc_ans")),
+            *unanswered(
+                "portability/Reasoning", added.get("New Question"), added.get("New Answer")
+            ),
+        ),
     )
 
 
