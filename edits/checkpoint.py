@@ -18,13 +18,14 @@ from pathlib import Path
 import torch
 
 from kn_bench.cases.case import EditRequest
-from kn_bench.editing.difference import ADAPTER, adapter_edit, check_adapter, checkpoint_edit
+from kn_bench.editing.adapters import adapter_edit, check_adapter, check_adapter_of
+from kn_bench.editing.difference import checkpoint_edit
 from kn_bench.editing.edit import Edit, NoEdit, NotApplicable
 from kn_bench.editing.method import State
 from kn_bench.editing.registry import edit_method
 from kn_bench.editing.saving import load_edit, saved_provenance
 from kn_bench.model.comparing import check_edited_copy
-from kn_bench.model.folder import CONFIG
+from kn_bench.model.folder import ADAPTER, CONFIG
 from kn_bench.model.language_model import LanguageModel
 
 
@@ -114,7 +115,7 @@ def saved_files(path: Path) -> dict[str, Path]:
 
 
 def check(path: str, model: str) -> None:
-    """Return refuse, before anything is loaded, what cannot be measured against ``model``.
+    """Refuse, before anything is loaded, what cannot be measured against ``model``.
 
     Raises:
         ValueError: one sentence.
@@ -127,6 +128,7 @@ def check(path: str, model: str) -> None:
         )
     if (folder / ADAPTER).is_file():
         check_adapter(folder)
+        check_adapter_of(model, folder)
     elif (folder / CONFIG).is_file():
         check_edited_copy(model, folder)
     else:

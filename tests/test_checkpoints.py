@@ -18,8 +18,9 @@ from typer.testing import CliRunner
 
 import kn_bench as kn
 from kn_bench.commands import evaluate
+from kn_bench.editing.adapters import check_adapter
 from kn_bench.editing.applying import in_place
-from kn_bench.editing.difference import check_adapter, checkpoint_edit, edit_of, low_rank
+from kn_bench.editing.difference import checkpoint_edit, edit_of, low_rank
 from kn_bench.editing.edit import DenseEdit, LowRank, LowRankEdit, NoEdit, norm
 from kn_bench.editing.provenance import Provenance
 from kn_bench.editing.registry import RegistryError

@@ -116,11 +116,16 @@ def write_ability(figures: Sequence[TaskFigure], path: Path) -> None:
 
 
 def difference(record: EditRecord) -> str:
-    """Return what an edit changes: its kind and ranks, the tensors by name, the norm."""
+    """Return what an edit changes: its kind and ranks, the tensors by name, the norm.
+
+    Of an adapter also the base that it says it was made from: its shapes alone were compared.
+    """
     tensors = record.notes.get("changed", "")
     # a dense edit's description names its tensors already
     named = f" ({tensors})" if tensors and not record.description.startswith("dense") else ""
-    return f"{record.description}{named}; norm {record.norm:.4g}"
+    base = record.notes.get("stated_base", "")
+    made = f"; an adapter of {base} by its own account" if base else ""
+    return f"{record.description}{named}; norm {record.norm:.4g}{made}"
 
 
 def ability_table(figures: Sequence[TaskFigure], *, markdown: bool) -> str:

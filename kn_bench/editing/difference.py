@@ -1,4 +1,4 @@
-"""What a checkpoint or an adapter changes of a base model, as an edit.
+"""What a checkpoint changes of a base model, as an edit.
 
     LowRankEdit   only down-projections differ, by a product of few columns and rows: row by row
     DenseEdit     anything else that differs: in place
@@ -8,9 +8,7 @@ The checkpoint is read tensor by tensor: in memory are one model and what differ
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping
-from importlib.util import find_spec
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,8 +21,6 @@ from kn_bench.editing.edit import DenseEdit, Edit, LowRank, LowRankEdit, NoEdit,
 from kn_bench.model.comparing import counterpart, headers
 from kn_bench.model.language_model import LanguageModel
 
-ADAPTER = "adapter_config.json"
-"""The file that says that a folder is a PEFT adapter."""
 FULL = 4
 """A difference is of low rank up to a quarter of the matrix's smaller side."""
 
@@ -165,74 +161,3 @@ def low_rank(matrix: Float[Tensor, "rows columns"], tolerance: float) -> RankFac
             return RankFactors(u.to(matrix.dtype), v.to(matrix.dtype))
         directions *= 2
     return None
-
-
-# -- adapters ----------------------------------------------------------------------------------
-
-
-def adapter_edit(lm: LanguageModel, folder: Path) -> Edit:
-    """Return what a PEFT adapter adds to the weights of ``lm``; the model is untouched.
-
-    Raises:
-        ValueError: one sentence: peft is missing, or the adapter is not a change of weights.
-    """
-    check_adapter(folder)
-    from peft import PeftModel
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    try:
-        wrapped = PeftModel.from_pretrained(lm.hf, str(folder))
-    except Exception as error:  # files of any version of peft, made for any model
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(
-            f"{folder}: expected a PEFT adapter of {lm.name}, and peft cannot load it ({lines[0]})"
-        ) from None
-    deltas: dict[str, Tensor] = {}
-    try:
-        for name, module in wrapped.base_model.model.named_modules():
-            if isinstance(module, BaseTunerLayer):
-                deltas[f"{name}.weight"] = _merged(module)
-    finally:
-        wrapped.unload()
-        lm.hf.requires_grad_(False)
-    resolution = torch.finfo(torch.promote_types(lm.dtype, torch.float32)).eps
-    return edit_of(lm, {n: d for n, d in deltas.items() if bool(d.any())}, resolution)
-
-
-@torch.no_grad()
-def _merged(module: Any) -> Tensor:
-    """Return what one adapted module adds to its weight; the weight's own bytes are put back."""
-    weight = module.get_base_layer().weight
-    before = weight.detach().clone()
-    exact = torch.promote_types(weight.dtype, torch.float32)
-    try:
-        module.merge()
-        delta: Tensor = weight.detach().to(exact) - before.to(exact)
-        return delta
-    finally:
-        module.merged_adapters.clear()
-        module.get_base_layer().weight.data = before
-
-
-def check_adapter(folder: Path, installed: Callable[[str], object] = find_spec) -> None:
-    """Refuse an adapter that is not a change of weights.
-
-    Raises:
-        ValueError: one sentence.
-    """
-    if not installed("peft"):
-        raise ValueError(f"{folder}: a PEFT adapter needs peft: pip install 'kn_bench[peft]'")
-    try:
-        config = json.loads((folder / ADAPTER).read_bytes())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{folder / ADAPTER}: expected JSON ({error}); save it again") from None
-    if not (folder / "adapter_model.safetensors").is_file():
-        raise ValueError(
-            f"{folder}: expected adapter_model.safetensors, and there is none; save the adapter "
-            "again by save_pretrained"
-        )
-    if config.get("modules_to_save") or config.get("peft_type") not in ("LORA", "LOHA", "LOKR"):
-        raise ValueError(
-            f"{folder}: expected a LoRA adapter (LORA, LOHA or LOKR) without modules_to_save, and "
-            f"this is {config.get('peft_type')}; merge it and give the merged folder"
-        )

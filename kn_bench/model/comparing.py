@@ -193,19 +193,25 @@ def headers(folder: Path) -> dict[str, Header]:
     if not files[0].is_file():
         weights = _json(folder / INDEX).get("weight_map", {})
         files = [folder / name for name in sorted(set(weights.values()))]
-    read: dict[str, Header] = {}
-    for file in files:
-        try:
-            with file.open("rb") as opened:
-                content = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
-        except (OSError, ValueError, MemoryError) as error:
-            raise ValueError(f"{file}: expected a safetensors file ({first_line(error)})") from None
-        read |= {
-            name: Header(about["dtype"], tuple(about["shape"]), file)
-            for name, about in content.items()
-            if name != "__metadata__"
-        }
-    return read
+    return {name: header for file in files for name, header in tensors_of(file).items()}
+
+
+def tensors_of(file: Path) -> dict[str, Header]:
+    """Return dtype and shape of every tensor of a safetensors file.
+
+    Raises:
+        ValueError: for a file that cannot be read.
+    """
+    try:
+        with file.open("rb") as opened:
+            content = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
+    except (OSError, ValueError, MemoryError) as error:
+        raise ValueError(f"{file}: expected a safetensors file ({first_line(error)})") from None
+    return {
+        name: Header(about["dtype"], tuple(about["shape"]), file)
+        for name, about in content.items()
+        if name != "__metadata__"
+    }
 
 
 def _vocabulary(folder: Path) -> Any:

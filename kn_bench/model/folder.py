@@ -16,6 +16,8 @@ from typing import Any
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 WEIGHTS = "model.safetensors"
+ADAPTER = "adapter_config.json"
+"""The file that says that a folder is a PEFT adapter."""
 READ = (".safetensors", ".json", ".txt", ".model", ".jinja")
 """Endings of the files that are read when a model is loaded."""
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
@@ -44,15 +46,15 @@ def check_folder(folder: Path) -> None:
 
 def _problems(folder: Path) -> Iterator[str]:
     yield from _odd_files(folder)
-    if (folder / "adapter_config.json").is_file():
-        base = _read(folder / "adapter_config.json").get("base_model_name_or_path", "its base")
+    if (folder / ADAPTER).is_file():
+        base = read_object(folder / ADAPTER).get("base_model_name_or_path", "its base")
         yield (
             f"{folder}: expected a model, and it is a PEFT adapter of {base}; merge it (peft's "
             "merge_and_unload(), then save_pretrained) and give the merged folder"
         )
     if not (folder / CONFIG).is_file():
         yield f"{folder}: expected a model folder with a {CONFIG}"
-    config = _read(folder / CONFIG)
+    config = read_object(folder / CONFIG)
     yield from _odd_config(folder, config)
     yield from _odd_weights(folder)
 
@@ -100,7 +102,7 @@ def _odd_weights(folder: Path) -> Iterator[str]:
     if (folder / WEIGHTS).is_file():
         files = [folder / WEIGHTS]
     elif (folder / INDEX).is_file():
-        weights = _read(folder / INDEX).get("weight_map")
+        weights = read_object(folder / INDEX).get("weight_map")
         if not isinstance(weights, dict) or not all(isinstance(v, str) for v in weights.values()):
             yield f"{folder / INDEX}: expected a weight_map of file names; download it again"
             return
@@ -123,10 +125,10 @@ def _odd_weights(folder: Path) -> Iterator[str]:
         )
         return
     for file in files:
-        yield from _odd_safetensors(file)
+        yield from odd_safetensors(file)
 
 
-def _odd_safetensors(path: Path) -> Iterator[str]:
+def odd_safetensors(path: Path) -> Iterator[str]:
     """Report a file that was cut off or is not in the safetensors format.
 
     The format begins with the length of a JSON header, which names the end of each tensor.
@@ -152,7 +154,7 @@ def _odd_safetensors(path: Path) -> Iterator[str]:
         )
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file.
 
     Raises:
