@@ -45,6 +45,47 @@ def test_names_that_cannot_be(name):
         edit_method(name)
 
 
+class Bound:
+    def edit(self, requests):
+        return []
+
+
+def yields(language_model):
+    yield Bound()
+
+
+async def waits(language_model):
+    return Bound()
+
+
+@pytest.mark.parametrize(
+    ("function", "kind"),
+    [
+        (Bound, "Bound is a class"),
+        (Bound(), "a Bound is a Bound"),
+        (yields, "yields is a function that yields"),
+        (waits, "waits is an async function"),
+    ],
+)
+def test_what_is_no_function_that_returns_a_method_is_refused_where_it_is_written(function, kind):
+    with pytest.raises(ValueError, match=r"^edit_method\('mine'\): ") as refused:
+        edit_method("mine")(function)
+    assert kind in str(refused.value)
+    assert "expected a function that returns the method" in str(refused.value)
+
+
+@pytest.mark.parametrize("given", [yields, Bound, None, 3])
+def test_a_decorator_without_a_name_says_how_it_is_written(given):
+    with pytest.raises(ValueError, match=r'^edit_method: expected a name.*@edit_method\("name"\)'):
+        edit_method(given)
+
+
+@pytest.mark.parametrize("settings", [dict, Bound, {}, Bound()])
+def test_settings_that_are_none_are_refused_where_they_are_written(settings):
+    with pytest.raises(ValueError, match=r"^edit_method\('mine'\): settings=.*a frozen dataclass"):
+        edit_method("mine", settings=settings)
+
+
 def test_kinds_of_model_that_cannot_be():
     with pytest.raises(ValueError, match="models='gpt': expected one of causal, masked, any"):
         edit_method("mine", models="gpt")  # type: ignore[arg-type]

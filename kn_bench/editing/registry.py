@@ -13,7 +13,6 @@ from __future__ import annotations
 import ast
 import fnmatch
 import inspect
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -21,6 +20,7 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from kn_bench.cases.sampling import slug
+from kn_bench.editing.registering import refuse_function, refuse_name, refuse_settings
 
 if TYPE_CHECKING:
     from kn_bench.editing.settings import Choices, Settings
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 Kind = Literal["causal", "masked", "any"]
 KINDS: tuple[Kind, ...] = ("causal", "masked", "any")
 _MARK = "__kn_bench_method__"
-_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 
 F = TypeVar("F", bound=Callable[..., Any])
 Check = Callable[[str, str], None]
@@ -144,10 +143,7 @@ def edit_method(
         >>> kn.method(whisper, kn.load_model("tiny-gpt2")).edit(fact)
         PromptEdit(notes={}, prefix='Canada is special.')
     """
-    if not _NAME.fullmatch(name):
-        raise ValueError(
-            f"edit_method({name!r}): expected a name of letters, digits, '_', '.' and '-'"
-        )
+    refuse_name(name)
     if models not in KINDS:
         raise ValueError(
             f"edit_method({name!r}): models={models!r}: expected one of {', '.join(KINDS)}"
@@ -155,7 +151,10 @@ def edit_method(
     if not isinstance(shares, str):
         raise ValueError(f"edit_method({name!r}): shares={shares!r}: expected a name")
 
+    refuse_settings(name, settings)
+
     def mark(function: F) -> F:
+        refuse_function(name, function)
         origin = _origin(function)
         spec = MethodSpec(
             name, models, function, origin, by_default, settings, argument, check, shares
