@@ -255,7 +255,7 @@ def test_a_wrapper_that_fails_is_to_blame(lm, engine, cases, where):
 # -- killed and continued ------------------------------------------------------------------------
 
 
-class Killed(BaseException):
+class Killed(KeyboardInterrupt):
     """As a signal would: no handler of the library takes it."""
 
 

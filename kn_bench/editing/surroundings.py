@@ -1,26 +1,35 @@
 """What a method must leave as it found it, besides the weights: compared, and put back.
 
-    of each module    hooks, mode, children, parameters, plain attributes, requires_grad
-    of the model      its config
-    of the process    torch's default dtype, grad mode, precision of products, deterministic mode
+    of each module    class, hooks, mode, children, parameters, buffers, plain attributes
+    of a parameter    dtype, device, requires_grad
+    of the model      its config, the attributes of LanguageModel and Tokens
+    of the process    settings, hooks and code (kn_bench.editing.process)
+    its answers       the logits of one text, to the bit
 
 A hook or a changed epsilon that outlives its method would change the numbers of every method after
-it, with no sign of it anywhere. The random state is given to each method anew (:func:`own_random`):
-what it draws depends on nothing that ran before, and nothing that runs after depends on it.
+it, with no sign of it anywhere. The answers show what none of the other lines does. The random
+state is given to each method anew (:func:`own_random`): what it draws depends on nothing that ran
+before, and nothing that runs after depends on it.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import cached_property, partial
+from types import FunctionType, MethodType
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from kn_bench.editing.process import Process, replaced
+from kn_bench.model.integrity import SENTENCE
+from kn_bench.model.language_model import LanguageModel
 
 _HOOKS = (
     "_forward_hooks",
@@ -31,9 +40,21 @@ _HOOKS = (
     "_backward_hooks",
     "_backward_pre_hooks",
 )
+_MEMBERS = {
+    "_modules": "modules or parameters",
+    "_parameters": "modules or parameters",
+    "_buffers": "buffers",
+}
 _PLAIN = (bool, int, float, str, tuple, type(None), torch.dtype)
+_OWN_CODE = (FunctionType, MethodType, partial)
 _CHANGING = frozenset({"training", "max_seq_len_cached", "original_max_seq_len"})
 """Attributes that have a line of their own here, or that a forward pass may change."""
+_CHOSEN_LATER = frozenset({"corpus"})
+"""Attributes of a LanguageModel that the first method to need them may choose."""
+
+
+class AnswersDifferError(RuntimeError):
+    """A method has changed what a model answers, in a way that nothing here undoes."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +62,7 @@ class _Kept:
     """One module as it was."""
 
     module: nn.Module
+    kind: type
     training: bool
     hooks: dict[str, dict[Any, Any]]
     members: dict[str, dict[str, Any]]
@@ -50,23 +72,27 @@ class _Kept:
     def of(cls, module: nn.Module) -> _Kept:
         return cls(
             module,
+            type(module),
             module.training,
             {name: dict(getattr(module, name)) for name in _HOOKS if hasattr(module, name)},
-            {name: dict(getattr(module, name)) for name in ("_modules", "_parameters")},
+            {name: dict(getattr(module, name)) for name in _MEMBERS},
             _attributes(module),
         )
 
     def put_back(self) -> Iterator[str]:
         module = self.module
+        if type(module) is not self.kind:
+            module.__class__ = self.kind
+            yield f"class of a {self.kind.__name__}"
         if module.training != self.training:
             module.training = self.training
             yield "mode (train, eval)"
         for name, hooks in self.hooks.items():
-            if _replaced(getattr(module, name), hooks):
+            if replaced(getattr(module, name), hooks):
                 yield "hooks"
         for name, members in self.members.items():
-            if _replaced(getattr(module, name), members):
-                yield "modules or parameters"
+            if replaced(getattr(module, name), members):
+                yield _MEMBERS[name]
         now = _attributes(module)
         if now != self.attributes:
             changed = sorted(
@@ -81,85 +107,122 @@ class _Kept:
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:
-    """Return the numbers and texts of a module, and a forward of its own, if it has one."""
+    """Return the numbers and texts of a module, and functions of its own, if it has any."""
     return {
         name: value
         for name, value in vars(module).items()
-        if name == "forward"
+        if isinstance(value, _OWN_CODE)
         or (isinstance(value, _PLAIN) and not name.startswith("_") and name not in _CHANGING)
     }
 
 
-def _replaced(now: Any, before: dict[Any, Any]) -> bool:
-    """Put ``before`` back into ``now``; whether it differed, by identity."""
-    same = now.keys() == before.keys() and all(now[key] is before[key] for key in before)
-    if not same:
-        now.clear()
-        now.update(before)
-    return not same
+class _Attributes:
+    """The attributes of one of our own objects, and what its lists hold."""
 
+    def __init__(self, owner: object) -> None:
+        self._owner = owner
+        self._kept = dict(vars(owner))
+        self._lists = [(v, list(v)) for v in self._kept.values() if isinstance(v, list)]
+        self._cached = {
+            name
+            for kind in type(owner).__mro__
+            for name, value in vars(kind).items()
+            if isinstance(value, cached_property)
+        }
 
-@dataclass(frozen=True)
-class _Global:
-    """A setting of the process."""
-
-    name: str
-    get: Callable[[], Any]
-    set: Callable[[Any], Any]
-
-
-_GLOBALS = (
-    _Global("torch's default dtype", torch.get_default_dtype, torch.set_default_dtype),
-    _Global("torch's grad mode", torch.is_grad_enabled, torch.set_grad_enabled),
-    _Global(
-        "torch's precision of products",
-        torch.get_float32_matmul_precision,
-        torch.set_float32_matmul_precision,
-    ),
-    _Global(
-        "torch's deterministic mode",
-        torch.are_deterministic_algorithms_enabled,
-        torch.use_deterministic_algorithms,
-    ),
-    _Global("torch's number of threads", torch.get_num_threads, torch.set_num_threads),
-)
+    def put_back(self) -> Iterator[str]:
+        now = vars(self._owner)
+        changed = [
+            name
+            for name, value in self._kept.items()
+            if now.get(name, self) is not value and name not in _CHOSEN_LATER
+        ]
+        added = [name for name in now if name not in self._kept and name not in self._cached]
+        for name in changed:
+            now[name] = self._kept[name]
+        for name in added:
+            del now[name]
+        for held, wanted in self._lists:
+            if [id(part) for part in held] != [id(part) for part in wanted]:
+                held[:] = wanted
+                changed += [name for name, value in self._kept.items() if value is held]
+        if changed or added:
+            names = ", ".join(sorted({*changed, *added}))
+            yield f"attribute {names} of {type(self._owner).__name__}"
 
 
 class Surroundings:
     """A model and its process as they are now, to be put back later.
 
     Args:
-        hf: the Hugging Face model.
+        lm: the model.
     """
 
-    def __init__(self, hf: nn.Module) -> None:
-        self._hf = hf
-        self._modules = [_Kept.of(module) for module in hf.modules()]
-        self._gradients = [(p, p.requires_grad) for p in hf.parameters()]
-        self._config = deepcopy(vars(hf.config)) if hasattr(hf, "config") else {}
-        self._globals = [setting.get() for setting in _GLOBALS]
+    def __init__(self, lm: LanguageModel) -> None:
+        self._lm = lm
+        self._hf: nn.Module = lm.hf
+        self._modules = [_Kept.of(module) for module in self._hf.modules()]
+        self._parameters = [(p, p.dtype, p.device, p.requires_grad) for p in self._hf.parameters()]
+        self._config = deepcopy(vars(self._hf.config)) if hasattr(self._hf, "config") else {}
+        self._objects = [_Attributes(lm), _Attributes(lm.tokens)]
+        self._process = Process(self._hf)
+        self._text = lm.tokens.encode(SENTENCE).ids
+        answers, again = self._answers(), self._answers()
+        # a machine that does not compute the same twice cannot be held to it
+        self._answered = answers if torch.equal(answers, again) else None
 
     def put_back(self) -> tuple[str, ...]:
         """Restore everything; return what differed, each named once."""
         return tuple(dict.fromkeys(self._differences()))
 
     def _differences(self) -> Iterator[str]:
+        for ours in self._objects:
+            yield from ours.put_back()
         for kept in self._modules:
             for what in kept.put_back():
                 yield f"the model's {what}"
-        for parameter, wanted in self._gradients:
-            if parameter.requires_grad != wanted or parameter.grad is not None:
-                parameter.requires_grad_(wanted)
-                parameter.grad = None
-                yield "requires_grad or gradients of the model's parameters"
+        yield from self._parameters_put_back()
         if self._config and repr(vars(self._hf.config)) != repr(self._config):
             vars(self._hf.config).clear()
             vars(self._hf.config).update(deepcopy(self._config))
             yield "the model's config"
-        for setting, wanted in zip(_GLOBALS, self._globals, strict=True):
-            if setting.get() != wanted:
-                setting.set(wanted)
-                yield setting.name
+        yield from self._process.put_back()
+
+    def _parameters_put_back(self) -> Iterator[str]:
+        for parameter, dtype, device, wanted in self._parameters:
+            if parameter.dtype != dtype:
+                yield "the model's parameters (dtype)"
+            if parameter.device != device:
+                yield "the model's parameters (device)"
+            parameter.data = parameter.data.to(device, dtype)
+            if parameter.requires_grad != wanted or parameter.grad is not None:
+                parameter.requires_grad_(wanted)
+                parameter.grad = None
+                yield "requires_grad or gradients of the model's parameters"
+
+    def check_answers(self) -> None:
+        """Refuse a model that answers otherwise than it did, though all of the above is put back.
+
+        Raises:
+            AnswersDifferError: one sentence.
+        """
+        if self._answered is None:
+            return
+        try:
+            same = torch.equal(self._answers(), self._answered)
+        except Exception:  # of whatever was changed
+            same = False
+        if not same:
+            raise AnswersDifferError(
+                f"{self._lm.name}: expected the answers that it gave before any method ran, and it "
+                "gives others with the same weights and modules: a method has changed something "
+                "that cannot be put back; measure it in a run of its own"
+            )
+
+    @torch.no_grad()
+    def _answers(self) -> Tensor:
+        last = self._lm.tensor([[len(self._text) - 1]])
+        return self._lm.forward(self._lm.tensor([self._text]), last).cpu()
 
 
 @contextmanager

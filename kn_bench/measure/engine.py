@@ -27,6 +27,7 @@ from kn_bench.editing.edit import (
     norm,
 )
 from kn_bench.editing.equal_size import controls_of
+from kn_bench.editing.faults import is_fault, reason_of, text_of, told
 from kn_bench.editing.method import edit_cases
 from kn_bench.editing.surroundings import Surroundings, own_random
 from kn_bench.editing.validation import checked, plain_notes
@@ -77,7 +78,7 @@ class Engine:
         self.model = model
         self.seed = seed
         self._hash = model.verified_hash
-        self._surroundings = Surroundings(model.hf)
+        self._surroundings = Surroundings(model)
         device = model.device.type
         self._cache = AnswerCache(cache, f"{model.content_hash}-{device}") if cache else None
         self.asker = Asker(model)
@@ -162,9 +163,11 @@ class Engine:
             with own_random(self.seed):
                 returned = edit_cases(method, cases)
         except NotApplicable as reason:
-            outcome = {"not_applicable": str(reason)}
-        except (Exception, SystemExit) as error:  # a plug-in's own code: the run goes on
-            outcome = {"error": f"{name} failed while editing: {type(error).__name__}: {error}"}
+            outcome = {"not_applicable": reason_of(reason)}
+        except BaseException as error:  # a plug-in's own code: the run goes on
+            if not is_fault(error):
+                raise
+            outcome = {"error": f"{name} failed while editing: {told(error)}"}
         left = self.put_back()  # also after an error: the next method is not to pay for it
         if left and "error" not in outcome:
             outcome = {"error": f"{name} changed {_and(left)} while editing; {LEAVE_ALONE}"}
@@ -182,11 +185,14 @@ class Engine:
 
         Raises:
             RuntimeError: if the weights cannot be read again.
+            AnswersDifferError: if something was changed that cannot be put back.
         """
         left = self._surroundings.put_back()
         if self.model.parameter_hash() != self._hash:
             self.model.restore()
-            left = ("the model's parameters", *left)
+            if not any(what.startswith("the model's parameters") for what in left):
+                left = ("the model's parameters", *left)
+        self._surroundings.check_answers()
         return left
 
     def _sorted_out(
@@ -200,7 +206,7 @@ class Engine:
         for encoded_case, edit in zip(encoded, edits, strict=True):
             case, excluded = encoded_case.case.id, encoded_case.exclusions
             if isinstance(edit, NotApplicable):
-                failed[case] = CaseResult(case, None, (), excluded, not_applicable=str(edit))
+                failed[case] = CaseResult(case, None, (), excluded, not_applicable=reason_of(edit))
             elif isinstance(edit, str):
                 failed[case] = CaseResult(case, None, (), excluded, error=edit)
             else:
@@ -255,8 +261,10 @@ class Engine:
             try:
                 written = writer.written(self.model, case, trial.edit)
                 results[case.id] = replace(results[case.id], written=written)
-            except (Exception, SystemExit) as problem:  # a wrapper's own code, or what it broke
-                error = f"{name} failed while writing: {type(problem).__name__}: {problem}"
+            except BaseException as problem:  # a wrapper's own code, or what it broke
+                if not is_fault(problem):
+                    raise
+                error = f"{name} failed while writing: {told(problem)}"
                 results[case.id] = replace(results[case.id], error=error)
             self.put_back()
 
@@ -316,9 +324,11 @@ class Engine:
                 answers = self.asker.ask(questions, UNEDITED, brief=brief)
             error = ""
         except ValueError as problem:
-            error = f"{name}: {problem}"
-        except (Exception, SystemExit) as problem:  # a wrapper's own code, or what it broke
-            error = f"{name} failed under its edit: {type(problem).__name__}: {problem}"
+            error = f"{name}: {text_of(problem)}"
+        except BaseException as problem:  # a wrapper's own code, or what it broke
+            if not is_fault(problem):
+                raise
+            error = f"{name} failed under its edit: {told(problem)}"
         left = self.put_back()
         if left and not error:
             error = f"{name} left {_and(left)} changed after its edit was taken back"

@@ -40,7 +40,7 @@ from kn_bench.model.memo import Memo
 from kn_bench.model.modules import fused, layers_of
 from kn_bench.model.progress import Progress
 from kn_bench.model.tokens import Tokens
-from kn_bench.model.weights import Weights
+from kn_bench.model.weights import Weights, reset
 
 SiteHook = Callable[[int, Tensor, Tensor], Tensor]
 """(layer, mlp_in [rows, T, d_mlp], mlp_out [rows, T, d_model]) -> the mlp_out to go on with."""
@@ -65,7 +65,7 @@ class LanguageModel:
         memo: what is remembered between passes, for the weights as they are.
 
     Args:
-        weights: reads the weights again (``state_dict``), to undo what a method should not have
+        weights: reads parameters and buffers again, by name, to undo what a method should not have
             done to them; see :meth:`restore`.
     """
 
@@ -229,7 +229,7 @@ class LanguageModel:
         return self._held.hash
 
     def restore(self) -> None:
-        """Put back the weights as they were loaded.
+        """Put back the weights as they were loaded, whatever dtype and shape they have now.
 
         Raises:
             RuntimeError: when they cannot be read again, or still differ.
@@ -238,7 +238,7 @@ class LanguageModel:
             raise RuntimeError(
                 f"{self.name}: expected a source to restore the changed weights from"
             )
-        self.hf.load_state_dict(self._weights())
+        reset(self.hf, self._weights())
         self.hf.requires_grad_(False)
         if self.parameter_hash() != self.verified_hash:
             raise RuntimeError(

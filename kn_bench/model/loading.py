@@ -23,6 +23,7 @@ from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.loading_tokens import in_one_sentence
 from kn_bench.model.output import progress_on_terminals_only
 from kn_bench.model.source import DTYPES, first_line, source_of
+from kn_bench.model.weights import named_tensors
 
 
 def load_model(
@@ -88,7 +89,7 @@ def load_model(
     if chat_template:
         begin_with_template(name, tokenizer)
     return LanguageModel(
-        name, hf, tokenizer, architecture=architecture, weights=lambda: load().state_dict()
+        name, hf, tokenizer, architecture=architecture, weights=lambda: dict(named_tensors(load()))
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ class Weights:
         """Return SHA-256 over the names and bytes of every parameter and buffer as they are now."""
         versions = self._count_changes()
         sha = hashlib.sha256()
-        for name, tensor in sorted(_tensors(self._module), key=lambda item: item[0]):
+        for name, tensor in sorted(named_tensors(self._module), key=lambda item: item[0]):
             sha.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
             sha.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
         digest = sha.hexdigest()
@@ -50,6 +50,18 @@ class Weights:
         return tuple(parameter._version for parameter in self._module.parameters())
 
 
-def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield every parameter and buffer with its name; one that is shared comes once."""
     yield from module.named_parameters()
     yield from module.named_buffers()
+
+
+@torch.no_grad()
+def reset(module: nn.Module, loaded: Mapping[str, Tensor]) -> None:
+    """Give parameters and buffers the content, dtype and shape that was loaded."""
+    for name, tensor in named_tensors(module):
+        if name in loaded:  # a state dict lacks buffers that follow from the config
+            like = loaded[name]
+            if (tensor.dtype, tensor.shape) != (like.dtype, like.shape):
+                tensor.data = torch.empty_like(like, device=tensor.device)
+            tensor.copy_(like)

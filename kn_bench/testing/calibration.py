@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kn_bench.cases.sampling import slug
+from kn_bench.editing.faults import PassesMethods, is_fault
 from kn_bench.measure.protocols import SINGLE, Protocol, checkpoints
 from kn_bench.model import embedded
 from kn_bench.model.progress import Advance, Bars, Progress
@@ -60,7 +61,7 @@ class Rates(NamedTuple):
     source: str
 
 
-class BrokenOff(BaseException):
+class BrokenOff(PassesMethods):
     """Ends an edit whose time can be told; no ``except Exception`` of a method stops it.
 
     Attributes:
@@ -177,7 +178,9 @@ def calibrate(
         for number, spec in enumerate(specs):
             try:
                 spent = timer.seconds(spec, choices)
-            except Exception:  # its tests will say so
+            except BaseException as error:  # its tests will say so
+                if not is_fault(error):
+                    raise
                 continue
             # the unedited model is asked once, by whichever method comes first
             seconds[slug(spec.name), model_slug] = spent + (0.0 if number else timer.unedited)

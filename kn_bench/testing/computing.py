@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 from kn_bench.cases.sampling import slug
+from kn_bench.editing.faults import is_fault, reason_of
 from kn_bench.measure.measurement import UnitResult
 from kn_bench.results.escaping import terminal
 from kn_bench.testing import generations
@@ -67,15 +68,28 @@ class UnitComputer:
                     raise RuntimeError(f"it changed {' and '.join(left)} when it was made")
                 result = self._measured(engine, method, work)
         except (NotApplicable, pytest.skip.Exception) as refused:
-            engine.put_back()
-            return Computed(all_cases(work, not_applicable=str(refused)))
-        except (Exception, SystemExit, pytest.fail.Exception) as error:  # a plug-in's own code
-            engine.put_back()  # also what belongs to the process
+            self._undo(engine, work.model)
+            return Computed(all_cases(work, not_applicable=reason_of(refused)))
+        except BaseException as error:  # a plug-in's own code
+            if not is_fault(error) and not isinstance(error, pytest.fail.Exception):
+                raise
+            self._undo(engine, work.model)  # also what belongs to the process
             self._models.forget(work.model)  # it may not be what it was
             trace = terminal(traceback.format_exc(), lines=True)
             request.node.add_report_section("setup", "method", trace)
             return Computed(all_cases(work, error=sentence(work, error)))
         return Computed(with_origin(result, work.method.origin), _seconds(loaded - started, result))
+
+    def _undo(self, engine: Engine, model: str) -> None:
+        """Put back what a method has changed; where that fails the model is loaded anew."""
+        from kn_bench.editing.surroundings import AnswersDifferError
+
+        try:
+            engine.put_back()
+        except AnswersDifferError as problem:
+            self._models.refuse(str(problem))
+        except RuntimeError:
+            self._models.forget(model)
 
     def _measured(self, engine: Engine, method: Any, work: Work) -> UnitResult:
         """Edit and ask as the protocol says."""

@@ -52,6 +52,7 @@ class Models:
         self._commits = commits
         self._engines: OrderedDict[str, Engine] = OrderedDict()
         self._failed: dict[str, str] = {}
+        self._refused = ""
 
     def model(self, name: str) -> LanguageModel:
         """Return the model called ``name``.
@@ -63,6 +64,8 @@ class Models:
 
     def engine(self, name: str) -> Engine:
         """Return the engine of the model called ``name``; raises as :meth:`model` does."""
+        if self._refused:
+            raise ValueError(self._refused)
         if name in self._failed:
             raise ValueError(self._failed[name])
         if name not in self._engines:
@@ -78,6 +81,10 @@ class Models:
     def forget(self, name: str) -> None:
         """Drop a model that may not be what it was."""
         self._engines.pop(name, None)
+
+    def refuse(self, reason: str) -> None:
+        """Give no model from here on: what is measured in this process would not be right."""
+        self._refused = reason
 
     def _load(self, name: str) -> Engine:
         from kn_bench.measure.engine import Engine

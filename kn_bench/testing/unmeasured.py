@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from kn_bench.editing.faults import reason_of
 from kn_bench.measure.measurement import CaseResult, UnitResult
 from kn_bench.testing import units
 from kn_bench.testing.points import Work
@@ -35,10 +36,10 @@ def with_origin(result: UnitResult, origin: str) -> UnitResult:
 def sentence(work: Work, error: BaseException) -> str:
     """Return why a unit could not be computed: what, where, why."""
     method = work.method
-    lines = str(error).strip().splitlines() or ["no reason given"]
+    reason = reason_of(error).splitlines()[0]
     return (
         f"{method.name} on {work.model} could not be measured: "
-        f"{type(error).__name__}: {lines[0]} ({method.origin})"
+        f"{type(error).__name__}: {reason} ({method.origin})"
     )
 
 
