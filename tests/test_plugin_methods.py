@@ -51,7 +51,19 @@ def dense(lm, request):
 
 @method("prompt")
 def prompt(lm, request):
-    return PromptEdit(request.cloze.fill(request.target_new) + ".")
+    notes = {"half \\ud800": "half \\udfff"}
+    return PromptEdit(request.cloze.fill(request.target_new) + ".", notes=notes)
+
+class Stop(BaseException):
+    pass
+
+@method("stops")
+def stops(lm, request):
+    raise Stop("half \\ud800")
+
+@edit_method("unmade")
+def unmade(language_model):
+    raise Stop("when it was made")
 
 @method("wrapper")
 def wrapper(lm, request):
@@ -113,6 +125,8 @@ BAD = {
     "nan": "nan returned a update of layer 1 that is not finite (NaN or infinity)",
     "nothing": "nothing returned a NoneType in place of an edit ",
     "raises": "raises failed while editing: ZeroDivisionError: by nought",
+    "stops": "stops failed while editing: Stop: half ?",
+    "unmade": "unmade on tiny-gpt2 could not be measured: Stop: when it was made",
     "mutates": "mutates changed the model's parameters while editing; ",
     "leaks": "leaks",
     "too-many": "too-many returned 3 edits: expected one for each of 2 requests",

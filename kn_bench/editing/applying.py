@@ -297,7 +297,8 @@ def deltas_of(lm: LanguageModel, edit: Edit) -> dict[str, Tensor]:
     if isinstance(edit, LowRankEdit):
         deltas: dict[str, Tensor] = {}
         for up in edit.updates:
-            change = up.u.to(lm.device) @ up.v.to(lm.device)
+            wide = torch.promote_types(up.u.dtype, up.v.dtype)
+            change = up.u.to(lm.device, wide) @ up.v.to(lm.device, wide)
             name = lm.weight_name(up.layer)
             deltas[name] = deltas.get(name, 0) + (change.T if lm.transposed(up.layer) else change)
         return deltas

@@ -19,7 +19,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -184,6 +185,43 @@ def tensors_of(edit: Edit) -> dict[str, Tensor]:
     if isinstance(edit, DenseEdit):
         return {str(i): delta for i, delta in enumerate(edit.deltas.values())}
     return dict(vars(edit.memory)) if isinstance(edit, MemoryEdit) else {}
+
+
+def apart(edit: Edit) -> Edit:
+    """Return ``edit`` with copies of its tensors, detached, which nobody else writes to.
+
+    The two factors of an update get the wider of their dtypes.
+    """
+    if isinstance(edit, LowRankEdit):
+        return _with(edit, updates=tuple(_update_apart(up) for up in edit.updates))
+    if isinstance(edit, NeuronEdit):
+        scales = (replace(s, neurons=s.neurons.detach().clone()) for s in edit.scales)
+        return _with(edit, scales=tuple(scales))
+    if isinstance(edit, DenseEdit):
+        return _with(edit, deltas={n: d.detach().clone() for n, d in edit.deltas.items()})
+    if isinstance(edit, MemoryEdit):
+        held = {name: tensor.detach().clone() for name, tensor in tensors_of(edit).items()}
+        return _with(edit, memory=type(edit.memory)(**held))
+    return edit
+
+
+def _update_apart(update: LowRank) -> LowRank:
+    wide = torch.promote_types(update.u.dtype, update.v.dtype)
+    u, v = (factor.detach().to(wide, copy=True) for factor in (update.u, update.v))
+    return replace(update, u=u, v=v)
+
+
+def _with(edit: Edit, **fields: object) -> Edit:
+    """Return a copy of ``edit`` with other fields, of whatever class of a method's own it is."""
+    changed = copy(edit)
+    for name, value in fields.items():
+        object.__setattr__(changed, name, value)
+    return changed
+
+
+def with_notes(edit: Edit, notes: Notes) -> Edit:
+    """Return ``edit`` with other notes."""
+    return _with(edit, notes=notes)
 
 
 def plain_of(edit: Edit) -> tuple[object, ...]:

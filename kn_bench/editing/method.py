@@ -16,7 +16,9 @@ serves many sequences, and a killed sequence goes on from the state that was sto
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
+from dataclasses import replace
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -107,16 +109,44 @@ def kind_of(method: object) -> Kind:
 
 def begin(method: object) -> State:
     """Return the state before the first step of a sequence; empty where none is carried."""
-    return dict(method.begin()) if isinstance(method, CarryingMethod) else {}
+    return _state(method.begin(), "begin()") if isinstance(method, CarryingMethod) else {}
+
+
+def _state(given: object, source: str) -> dict[str, Tensor]:
+    """Return what a method carries as a state.
+
+    Raises:
+        TypeError: for what is none; one sentence that names the key.
+    """
+    if not isinstance(given, Mapping):
+        raise TypeError(
+            f"{source} returned a {type(given).__name__} as its state: expected a mapping of names "
+            "to tensors; return {} where there is nothing to carry"
+        )
+    for name, value in given.items():
+        if not isinstance(name, str):
+            raise TypeError(f"{source} returned a state with the key {name!r}: expected a text")
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"{source} returned a state whose {name!r} is a {type(value).__name__}: expected a "
+                "tensor; make a number one by torch.tensor"
+            )
+    return dict(given)
 
 
 def edit_cases(method: object, cases: Sequence[Case]) -> Sequence[Edit | NotApplicable]:
     """Return one edit for each case, from the cases where ``method`` takes them, else requests."""
     by_case = getattr(method, "edit_cases", None)
     if by_case is not None:
-        edits: Sequence[Edit | NotApplicable] = by_case(cases)
+        own = [replace(case, request=copy(case.request)) for case in cases]
+        edits: Sequence[Edit | NotApplicable] = by_case(own)
         return edits
-    return edit_each(method, [case.request for case in cases])
+    return edit_each(method, requests_of(cases))
+
+
+def requests_of(cases: Iterable[Case]) -> list[EditRequest]:
+    """Return the requests for a method to keep: copies, since all methods are asked the same."""
+    return [copy(case.request) for case in cases]
 
 
 def edit_each(method: object, requests: Sequence[EditRequest]) -> Sequence[Edit | NotApplicable]:
@@ -173,7 +203,7 @@ def edit_step(method: object, requests: Sequence[EditRequest], state: State) -> 
                 "the edit and the next state"
             )
         edit, after = returned
-        return Step((edit,), dict(after))
+        return Step((edit,), _state(after, "edit_together(requests, state)"))
     if kind == "together":
         return Step((method.edit_together(requests),), state)  # type: ignore[attr-defined]
     edits = method.edit(requests)  # type: ignore[attr-defined]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from numbers import Real
 from typing import Any
 
 import torch
 
+from kn_bench.cases.case import HALF_A_CHARACTER
 from kn_bench.editing.edit import (
     DenseEdit,
     Edit,
@@ -16,12 +18,18 @@ from kn_bench.editing.edit import (
     MemoryEdit,
     NeuronEdit,
     NeuronScale,
+    NoEdit,
     NotApplicable,
     PromptEdit,
+    apart,
     tensors_of,
+    with_notes,
 )
+from kn_bench.editing.faults import told, well_formed
 from kn_bench.model.language_model import LanguageModel
 
+_INDICES = (torch.int8, torch.int16, torch.int32, torch.int64)
+"""Not uint8, which torch takes for a mask."""
 LONGEST = 1000
 """Characters of a note that are kept."""
 
@@ -30,6 +38,8 @@ def checked(
     returned: Any, wanted: int, model: LanguageModel, method: str
 ) -> list[Edit | NotApplicable | str]:
     """Return one entry a request: the edit, why none applies, or what is wrong with it.
+
+    The edits have plain notes, and tensors that their method does not write to any more.
 
     Raises:
         ValueError: when it is no list of edits, or not one a request.
@@ -43,29 +53,42 @@ def checked(
         raise ValueError(
             f"{method} returned {len(returned)} edits: expected one for each of {wanted} requests"
         )
-    outcomes: list[Edit | NotApplicable | str] = []
-    for edit in returned:
-        problem = "" if isinstance(edit, NotApplicable) else _problem(edit, model)
-        outcomes.append(f"{method} {problem}" if problem else edit)
-    return outcomes
+    # one object may serve many requests, and remains one
+    outcomes = {id(edit): edit for edit in returned}
+    for place, edit in outcomes.items():
+        if not isinstance(edit, NotApplicable):
+            problem, own = _own(edit, model)
+            outcomes[place] = f"{method} {problem}" if problem else own
+    return [outcomes[id(edit)] for edit in returned]
 
 
-def _problem(edit: Any, model: LanguageModel) -> str:
+def _own(edit: Any, model: LanguageModel) -> tuple[str, Edit]:
+    """Return what is wrong with ``edit``, and the edit as it is kept."""
     if not isinstance(edit, Edit):
         return (
             f"returned a {type(edit).__name__} in place of an edit (LowRankEdit, NeuronEdit, "
             "DenseEdit, PromptEdit, MemoryEdit or WrapperEdit)"
-        )
+        ), NoEdit()
     try:
-        return next(_complaints(edit, model), "")
+        problem = next(_complaints(edit, model), "")
+        if not problem and (not isinstance(edit, DenseEdit) or _holds_parameters(edit, model)):
+            edit = apart(edit)  # a dense delta may be as large as the model
+        return problem, with_notes(edit, plain_notes(edit.notes))
     except Exception as error:  # fields of any type: one malformed edit spares the others
-        reason = f"{type(error).__name__}: {error}"
-        return f"returned a {type(edit).__name__} that cannot be read ({reason})"
+        return f"returned a {type(edit).__name__} that cannot be read ({told(error)})", NoEdit()
+
+
+def _holds_parameters(edit: DenseEdit, model: LanguageModel) -> bool:
+    """Tell whether a delta is a parameter of the model, or a view of one."""
+    parameters = {p.untyped_storage().data_ptr() for p in model.hf.parameters()}
+    return any(d.untyped_storage().data_ptr() in parameters for d in edit.deltas.values())
 
 
 def _complaints(edit: Edit, model: LanguageModel) -> Iterator[str]:
     if isinstance(edit, PromptEdit) and not edit.prefix.strip():
         yield "returned a PromptEdit with an empty prefix"
+    if isinstance(edit, PromptEdit) and edit.prefix != well_formed(edit.prefix):
+        yield f"returned a PromptEdit: {HALF_A_CHARACTER}"
     if isinstance(edit, LowRankEdit):
         for up in edit.updates:
             yield from _layer(up.layer, model)
@@ -89,9 +112,11 @@ def _complaints(edit: Edit, model: LanguageModel) -> Iterator[str]:
                 and not 0 <= int(scale.neurons.min()) <= int(scale.neurons.max()) < width
             ):
                 yield f"scales a neuron outside 0 to {width - 1} of layer {scale.layer}"
-            yield from _finite(f"factor at layer {scale.layer}", torch.tensor(scale.factor))
+            yield from _factor(scale)
     if isinstance(edit, DenseEdit):
         for name, delta in edit.deltas.items():
+            if not isinstance(name, str):
+                yield f"returned a delta of {name!r}: expected the name of a parameter"
             yield from _real(f"delta of {name!r}", delta)
             yield from _finite(f"delta of {name!r}", delta)
     if isinstance(edit, MemoryEdit):
@@ -117,12 +142,29 @@ def _real(what: str, *tensors: Any) -> Iterator[str]:
 
 def _indices(scale: NeuronScale) -> Iterator[str]:
     neurons = scale.neurons
-    if neurons.dtype is torch.bool or neurons.is_floating_point() or neurons.is_complex():
+    if (
+        neurons.dtype in (torch.bool, torch.uint8)
+        or neurons.is_floating_point()
+        or neurons.is_complex()
+    ):
         yield f"scales neurons of layer {scale.layer} given as {neurons.dtype}: expected indices"
     if neurons.ndim != 1:
         yield f"scales neurons of layer {scale.layer} in {neurons.ndim} dimensions: expected one"
     if len(set(neurons.flatten().tolist())) != neurons.numel():
         yield f"scales a neuron of layer {scale.layer} twice: list each once"
+
+
+def _factor(scale: NeuronScale) -> Iterator[str]:
+    factor: Any = scale.factor
+    single = isinstance(factor, torch.Tensor) and factor.ndim == 0
+    number = factor.item() if single else factor
+    if not isinstance(number, Real):
+        yield (
+            f"scales neurons of layer {scale.layer} by a {type(factor).__name__}: expected one "
+            "real number"
+        )
+    if not math.isfinite(number):
+        yield f"returned a factor at layer {scale.layer} that is not finite (NaN or infinity)"
 
 
 def plain_notes(notes: Any) -> dict[str, float | int | str | bool]:
@@ -132,7 +174,7 @@ def plain_notes(notes: Any) -> dict[str, float | int | str | bool]:
     """
     if not isinstance(notes, Mapping):
         return {"notes": _plain_note(notes)}
-    return {str(name)[:LONGEST]: _plain_note(value) for name, value in notes.items()}
+    return {well_formed(str(name))[:LONGEST]: _plain_note(value) for name, value in notes.items()}
 
 
 def _plain_note(value: Any) -> float | int | str | bool:
@@ -147,7 +189,7 @@ def _plain_note(value: Any) -> float | int | str | bool:
         text = value if isinstance(value, str) else repr(value)
     except Exception:  # an object of the method's own
         text = f"a {type(value).__name__}"
-    return text[:LONGEST]
+    return well_formed(text)[:LONGEST]
 
 
 def _finite(what: str, *tensors: torch.Tensor) -> Iterator[str]:

@@ -11,7 +11,8 @@ import torch
 
 from kn_bench.cases.case import Case
 from kn_bench.editing.edit import Edit, NoEdit, NotApplicable
-from kn_bench.editing.method import State, edit_cases, edit_step, kind_of, refusals
+from kn_bench.editing.faults import is_fault, reason_of, told
+from kn_bench.editing.method import State, edit_cases, edit_step, kind_of, refusals, requests_of
 from kn_bench.editing.provenance import Provenance, settings_of
 from kn_bench.editing.surroundings import own_random
 from kn_bench.editing.validation import checked
@@ -103,23 +104,21 @@ class StepMaker:
             edits, after = self._ask_method(left, state, refused)
         except NotApplicable as reason:
             if len(left) == 1:
-                refused[left[0].id] = str(reason)
+                refused[left[0].id] = reason_of(reason)
                 left, edits, after = [], (), state
             else:
                 left = self._without_refused(left, state, refused)
                 edits, after = self._ask_method(left, state, refused)
         except SequenceFailedError:
             raise
-        except (Exception, SystemExit) as error:  # a plug-in's own code: anything may come
+        except BaseException as error:  # a plug-in's own code: anything may come
+            if not is_fault(error):
+                raise
             raise SequenceFailedError(
-                f"{self.name} failed at step {step}: {type(error).__name__}: {error}"
+                f"{self.name} failed at step {step}: {told(error)}"
             ) from error
         edited = tuple(case.id for case in left if case.id not in refused)
-        problems = [e for e in checked(list(edits), len(edits), self.lm, self.name)
-                    if isinstance(e, str)]  # fmt: skip
-        if problems:
-            raise SequenceFailedError(f"{problems[0]} at step {step}")
-        return EditedStep(StepRecord(step, edited, len(edits), 0.0, refused), tuple(edits), after)
+        return EditedStep(StepRecord(step, edited, len(edits), 0.0, refused), edits, after)
 
     def _ask_method(
         self, cases: Sequence[Case], state: State, refused: dict[str, str]
@@ -127,11 +126,18 @@ class StepMaker:
         if not cases:
             return (), state
         if kind_of(self.method) != "apart":
-            return edit_step(self.method, [case.request for case in cases], state)
+            made, state = edit_step(self.method, requests_of(cases), state)
+            edits = checked(list(made), len(made), self.lm, self.name)
+            for edit in edits:
+                if isinstance(edit, NotApplicable):
+                    raise edit
+                if isinstance(edit, str):
+                    raise SequenceFailedError(edit)
+            return tuple(edit for edit in edits if isinstance(edit, Edit)), state
         edits = checked(edit_cases(self.method, cases), len(cases), self.lm, self.name)
         for case, edit in zip(cases, edits, strict=True):
             if isinstance(edit, NotApplicable):
-                refused[case.id] = str(edit)
+                refused[case.id] = reason_of(edit)
             elif isinstance(edit, str):
                 raise SequenceFailedError(edit)
         return tuple(edit for edit in edits if isinstance(edit, Edit)), state
@@ -139,8 +145,8 @@ class StepMaker:
     def _without_refused(
         self, cases: Sequence[Case], state: State, refused: dict[str, str]
     ) -> list[Case]:
-        reasons = refusals(self.method, [case.request for case in cases], state)
-        refused |= {cases[i].id: str(reason) for i, reason in reasons.items()}
+        reasons = refusals(self.method, requests_of(cases), state)
+        refused |= {cases[i].id: reason_of(reason) for i, reason in reasons.items()}
         return [case for i, case in enumerate(cases) if i not in reasons]
 
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from kn_bench.cases.case import EditRequest
 from kn_bench.editing.composition import summed
-from kn_bench.editing.edit import Edit, NotApplicable
+from kn_bench.editing.edit import Edit, NotApplicable, apart
 from kn_bench.editing.equal_size import control_of
 from kn_bench.measure.measurement import CaseResult
 from kn_bench.measure.steps import StepStore
@@ -37,7 +37,8 @@ class StepEdits:
             return
         self._steps[min(cases)] = step
         if self._store is None:
-            self._kept[min(cases)] = edit
+            # a method may write its next edit where this one lies
+            self._kept[min(cases)] = apart(edit)
 
     def of(self, least: str) -> Edit | None:
         """Return the edit of a step; None where it is code, which is not stored."""

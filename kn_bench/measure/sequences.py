@@ -32,7 +32,8 @@ from kn_bench.editing.edit import (
     describe,
     norm,
 )
-from kn_bench.editing.method import begin, kind_of
+from kn_bench.editing.faults import is_fault, reason_of, text_of, told
+from kn_bench.editing.method import State, begin, kind_of
 from kn_bench.measure.ability import Abilities, Ability
 from kn_bench.measure.answers import ALL, PAIRS
 from kn_bench.measure.criteria import gives_expected
@@ -152,7 +153,7 @@ class _Run:
             kind_of(self.method)
             self._run()
         except NotApplicable as reason:
-            self._rest(not_applicable=str(reason))
+            self._rest(not_applicable=reason_of(reason))
         except SequenceFailedError as failure:
             self._rest(error=str(failure))
         except CannotCompose as reason:
@@ -201,7 +202,7 @@ class _Run:
             self.ability = Ability(self.engine, self.plan.cases)
             self._note(0, self.ability.unedited, [])
         stops = set(checkpoints(self.plan.protocol.steps))
-        state = begin(self.method)
+        state = self._begun()
         seed = self.engine.seed
         maker = StepMaker(self.lm, self.name, self.method, self.store, self._collapsed, seed)
         with Composition(self.lm) as model:
@@ -223,6 +224,16 @@ class _Run:
                 edited = [(case, 0) for case in self.records]
                 self.retained |= self._readings(edited, "retained", self._as_it_stands())
         self._rest(stopped=True)
+
+    def _begun(self) -> State:
+        try:
+            return begin(self.method)
+        except NotApplicable:
+            raise
+        except BaseException as error:  # a plug-in's own code
+            if not is_fault(error):
+                raise
+            raise SequenceFailedError(f"{self.name} failed at begin(): {told(error)}") from error
 
     # -- a step ----------------------------------------------------------------------------
 
@@ -252,13 +263,12 @@ class _Run:
         except CannotCompose:
             raise
         except ValueError as error:
-            raise SequenceFailedError(f"{self.name}: {error}") from error
-        except (Exception, SystemExit) as error:
-            if not isinstance(edit, WrapperEdit):
+            raise SequenceFailedError(f"{self.name}: {text_of(error)}") from error
+        except BaseException as error:
+            if not isinstance(edit, WrapperEdit) or not is_fault(error):
                 raise
-            raise SequenceFailedError(
-                f"{self.name} failed under its edits: {type(error).__name__}: {error}"
-            ) from error
+            failure = f"{self.name} failed under its edits: {told(error)}"
+            raise SequenceFailedError(failure) from error
         self.block.edits.append(edit)
         self.block.cases += [(case, len(self.block.edits)) for case in record.edited]
         self.block.rank += _rank(edit)
@@ -351,12 +361,11 @@ class _Run:
         """Blame the method for errors under a wrapper, which is its own code."""
         try:
             yield
-        except (Exception, SystemExit) as error:
-            if not self.model.wraps:
+        except BaseException as error:
+            if not self.model.wraps or not is_fault(error):
                 raise
-            raise SequenceFailedError(
-                f"{self.name} failed under its edits: {type(error).__name__}: {error}"
-            ) from error
+            failure = f"{self.name} failed under its edits: {told(error)}"
+            raise SequenceFailedError(failure) from error
 
     # -- what was not measured -------------------------------------------------------------
 
