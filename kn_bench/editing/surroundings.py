@@ -4,7 +4,7 @@
     of a parameter    dtype, device, requires_grad
     of the model      its config, the attributes of LanguageModel and Tokens
     of the process    settings, hooks and code (kn_bench.editing.process)
-    its answers       the logits of one text, to the bit
+    its answers       the logits of one text, to rounding
 
 A hook or a changed epsilon that outlives its method would change the numbers of every method after
 it, with no sign of it anywhere. The answers show what none of the other lines does. The random
@@ -51,6 +51,10 @@ _CHANGING = frozenset({"training", "max_seq_len_cached", "original_max_seq_len"}
 """Attributes that have a line of their own here, or that a forward pass may change."""
 _CHOSEN_LATER = frozenset({"corpus"})
 """Attributes of a LanguageModel that the first method to need them may choose."""
+
+
+ROUNDING, COARSEST = 1000, 0.1
+"""How many times the dtype's resolution, and what share of the largest logit, logits may move."""
 
 
 class AnswersDifferError(RuntimeError):
@@ -167,9 +171,7 @@ class Surroundings:
         self._objects = [_Attributes(lm), _Attributes(lm.tokens)]
         self._process = Process(self._hf)
         self._text = lm.tokens.encode(SENTENCE).ids
-        answers, again = self._answers(), self._answers()
-        # a machine that does not compute the same twice cannot be held to it
-        self._answered = answers if torch.equal(answers, again) else None
+        self._answered = self._answers()
 
     def put_back(self) -> tuple[str, ...]:
         """Restore everything; return what differed, each named once."""
@@ -206,10 +208,12 @@ class Surroundings:
         Raises:
             AnswersDifferError: one sentence.
         """
-        if self._answered is None:
-            return
+        before = self._answered
+        # a machine need not compute the same twice to the bit
+        rounding = min(ROUNDING * torch.finfo(self._lm.dtype).eps, COARSEST)
+        atol = rounding * float(before.abs().nan_to_num().max())
         try:
-            same = torch.equal(self._answers(), self._answered)
+            same = torch.allclose(self._answers(), before, rtol=0, atol=atol, equal_nan=True)
         except Exception:  # of whatever was changed
             same = False
         if not same:
@@ -222,7 +226,7 @@ class Surroundings:
     @torch.no_grad()
     def _answers(self) -> Tensor:
         last = self._lm.tensor([[len(self._text) - 1]])
-        return self._lm.forward(self._lm.tensor([self._text]), last).cpu()
+        return self._lm.forward(self._lm.tensor([self._text]), last).float().cpu()
 
 
 @contextmanager
