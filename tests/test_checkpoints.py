@@ -428,6 +428,26 @@ def test_a_base_with_a_head_of_its_own_needs_it_in_the_checkpoint(copy, tmp_path
 
 
 @pytest.mark.parametrize(
+    "content",
+    [
+        {"model": "x"},
+        {"model": []},
+        {},
+        {"model": {"type": "BPE", "vocab": {}, "merges": [1, 2]}},
+        {"model": {"type": "BPE", "vocab": {}}, "added_tokens": [{"content": "x"}]},
+        {"model": {"type": "BPE", "vocab": {}}, "added_tokens": "abc"},
+        [],
+    ],
+)
+def test_a_checkpoint_with_a_broken_tokenizer_is_refused_by_its_file(copy, content):
+    folder = copy(lambda tensors: tensors)
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"edited/tokenizer.json: expected .*; ") as refused:
+        check_edited_copy(BASE, folder)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
     ("name", "sentence"),
     [
         ("checkpoint", "expected checkpoint:FOLDER; name one"),

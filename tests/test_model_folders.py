@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from transformers import (
 
 from kn_bench.model import architecture, embedded
 from kn_bench.model.loading import load_model
+from kn_bench.model.loading_tokens import load_tokens
 
 GPT2, BERT, LLAMA = map(embedded.folder, ("tiny-gpt2", "tiny-bert", "tiny-llama"))
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -280,6 +282,48 @@ def test_a_tokenizer_json_that_is_read_as_another_class_is_refused(copied):
         f"{folder}: expected a tokenizer_config.json, without which transformers reads"
     )
     assert "[UNK] [UNK] of [UNK] is" in said
+
+
+def written(**changes):
+    return lambda path: edit_json(path, **changes)
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil", "said"),
+    [
+        ("tokenizer.json", lambda path: path.write_bytes(path.read_bytes()[:1000]), "JSON ("),
+        ("tokenizer.json", lambda path: path.write_text("[]"), "a JSON object; download it"),
+        ("tokenizer_config.json", lambda path: path.write_text('{"a":'), "JSON (JSONDecodeError)"),
+        ("tokenizer_config.json", lambda path: path.write_text("[]"), "a JSON object; download"),
+        ("special_tokens_map.json", lambda path: path.write_text("[1]"), "a JSON object;"),
+        ("tokenizer.json", Path.unlink, "tokenizer files that transformers can read"),
+        ("tokenizer.json", written(model="x"), "tokenizer files that transformers can read"),
+        (
+            "tokenizer.json",
+            written(added_tokens=[{"content": "x"}]),
+            "tokenizer files that transformers can read, such as tokenizer.json (KeyError: 'id');",
+        ),
+        (
+            "tokenizer_config.json",
+            written(model_max_length="many"),
+            "tokenizer files that transformers can read",
+        ),
+        (CONFIG, written(model_type="foo"), "a config.json that transformers takes"),
+        (CONFIG, written(layer_norm_epsilon="x"), "a config.json that transformers takes"),
+        (CONFIG, written(n_head=3), "a model that can be loaded (`embed_dim` must be divisible"),
+        (CONFIG, written(activation_function="foo"), "a model that can be loaded (KeyError"),
+    ],
+)
+def test_a_file_that_transformers_cannot_read_is_one_sentence(copied, name, spoil, said):
+    folder = copied(GPT2)
+    spoil(folder / name)
+    sentence = refusal(folder)
+    assert str(folder) in sentence
+    assert f": expected {said}" in sentence
+    assert "; " in sentence
+    if "model that" not in said:  # what is loaded without the weights
+        with pytest.raises(ValueError, match=re.escape(said)):
+            load_tokens(str(folder))
 
 
 CITIES = "Paris London Rome Oslo Madrid Berlin Vienna Prague Dublin Athens Lisbon Cairo Lima Quito"

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kn_bench.model.architecture import architecture_of, language_part
-from kn_bench.model.folder import CONFIG, INDEX, WEIGHTS, check_folder
+from kn_bench.model.folder import CONFIG, INDEX, WEIGHTS, check_folder, read_object
 from kn_bench.model.hub import config_file
-from kn_bench.model.loading_tokens import in_one_sentence
+from kn_bench.model.loading_tokens import config_from
 from kn_bench.model.source import first_line, source_of
 
 WIDTH = {"F64": 64, "F32": 32, "BF16": 16, "F16": 16}
@@ -86,14 +86,11 @@ def config_of(name: str, folder: Path) -> Any:
     Raises:
         ValueError: one sentence, for a config that transformers does not take.
     """
-    from transformers import AutoConfig
-
-    with in_one_sentence(name):
-        return language_part(AutoConfig.from_pretrained(folder, trust_remote_code=False))
+    return language_part(config_from(name, folder, {"trust_remote_code": False}))
 
 
 def _problems(base: str, folder: Path, edited: Path) -> Iterator[str]:
-    mine, theirs = _json(folder / CONFIG), _json(edited / CONFIG)
+    mine, theirs = read_object(folder / CONFIG), read_object(edited / CONFIG)
     if mine.get("model_type") != theirs.get("model_type"):
         yield (
             f"and it is a {theirs.get('model_type')} where the base is a {mine.get('model_type')}; "
@@ -191,7 +188,7 @@ def headers(folder: Path) -> dict[str, Header]:
     """
     files = [folder / WEIGHTS]
     if not files[0].is_file():
-        weights = _json(folder / INDEX).get("weight_map", {})
+        weights = read_object(folder / INDEX).get("weight_map", {})
         files = [folder / name for name in sorted(set(weights.values()))]
     return {name: header for file in files for name, header in tensors_of(file).items()}
 
@@ -215,21 +212,23 @@ def tensors_of(file: Path) -> dict[str, Header]:
 
 
 def _vocabulary(folder: Path) -> Any:
-    """Return what decides a text's ids; None where the folder has no tokenizer of its own."""
+    """Return what decides a text's ids; None where the folder has no tokenizer of its own.
+
+    Raises:
+        ValueError: for a file that is no tokenizer.
+    """
     path = folder / TOKENIZER
     if not path.is_file():
         return None
-    content = _json(path)
-    model = content.get("model") or {}
-    # newer releases of tokenizers write a merge as a pair, older ones as a text
-    merges = [m if isinstance(m, str) else " ".join(m) for m in model.get("merges") or []]
-    added = sorted((t["id"], t["content"]) for t in content.get("added_tokens") or [])
-    return model.get("type"), model.get("vocab"), merges, added
-
-
-def _json(path: Path) -> dict[str, Any]:
+    content = read_object(path)
     try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: expected JSON ({first_line(error)}); save it again") from None
-    return content if isinstance(content, dict) else {}
+        model = content["model"]
+        # newer releases of tokenizers write a merge as a pair, older ones as a text
+        merges = [m if isinstance(m, str) else " ".join(m) for m in model.get("merges") or []]
+        added = sorted((t["id"], t["content"]) for t in content.get("added_tokens") or [])
+        return model.get("type"), model.get("vocab"), merges, added
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path}: expected a vocabulary as tokenizers writes it ({type(error).__name__}: "
+            f"{first_line(error)}); save the tokenizer again by save_pretrained"
+        ) from None

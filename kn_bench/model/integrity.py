@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from kn_bench.model.architecture import Architecture
+from kn_bench.model.loading_tokens import SENTENCE
 
-SENTENCE = "The capital of Canada is"
 SHOWN = 3
 """Names listed before "and n more"."""
 ENOUGH_WORDS = 20

@@ -20,10 +20,16 @@ from kn_bench.model.devices import devices_named
 from kn_bench.model.hub import from_pretrained_options
 from kn_bench.model.integrity import check_tokenizer, refuse_incomplete
 from kn_bench.model.language_model import LanguageModel
-from kn_bench.model.loading_tokens import in_one_sentence
+from kn_bench.model.loading_tokens import config_from, in_one_sentence, tokenizer_from
 from kn_bench.model.output import progress_on_terminals_only
 from kn_bench.model.source import DTYPES, first_line, source_of
 from kn_bench.model.weights import named_tensors
+
+WEIGHTS = (
+    "a model that can be loaded",
+    "correct its config.json or --attention, or download it again",
+)
+"""What is expected of weights with their config, and what to do otherwise."""
 
 
 def load_model(
@@ -59,7 +65,7 @@ def load_model(
         >>> model.is_causal, model.n_layers
         (False, 3)
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
     _check_place(device, dtype)
     # otherwise transformers asks a service of the hub to convert pickled weights
@@ -69,21 +75,21 @@ def load_model(
     kept: dict[str, Any] = {"dtype": getattr(torch, dtype), "use_safetensors": True}
     if attention:
         kept["attn_implementation"] = attention
-    with in_one_sentence(name):
-        whole = AutoConfig.from_pretrained(source, **options)
-        config = language_part(whole)
-        architecture = architecture_of(config)
-        auto = AutoModelForCausalLM if architecture.kind == "causal" else AutoModelForMaskedLM
-        if config is not whole:
-            kept |= {"config": config, "key_mapping": _INNER}
+    whole = config_from(name, source, options)
+    config = language_part(whole)
+    architecture = architecture_of(config)
+    auto = AutoModelForCausalLM if architecture.kind == "causal" else AutoModelForMaskedLM
+    if config is not whole:
+        kept |= {"config": config, "key_mapping": _INNER}
 
-        def load(**where: Any) -> Any:
+    def load(**where: Any) -> Any:
+        with in_one_sentence(name, source, WEIGHTS):
             hf, info = _with_info(auto, source, **kept, **where, **options)
-            refuse_incomplete(name, info, architecture, config)
-            return hf
+        refuse_incomplete(name, info, architecture, config)
+        return hf
 
-        hf = load(device_map="auto") if device == "auto" else _moved(name, load(), device)
-        tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True, **options)
+    hf = load(device_map="auto") if device == "auto" else _moved(name, load(), device)
+    tokenizer = tokenizer_from(name, source, options)
     _check_placed(name, hf)
     check_tokenizer(name, tokenizer, hf.get_input_embeddings().weight.shape[0], Path(source))
     if chat_template:

@@ -81,8 +81,13 @@ def not_to_be_had(error: Exception) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of what ``error`` says, or its type where it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """Return the first line of what ``error`` says, or its type where it says nothing.
+
+    A line that ends in a colon comes with the next.
+    """
+    said = str(error).strip() or type(error).__name__
+    first, *rest = [line.strip() for line in said.splitlines()]
+    return f"{first} {rest[0]}" if rest and first.endswith(":") else first
 
 
 def on_hub(name: str) -> bool:
