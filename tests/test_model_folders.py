@@ -144,6 +144,24 @@ def test_a_shard_that_is_missing_is_named(tmp_path):
     )
 
 
+@pytest.mark.parametrize("where", ["../elsewhere", "sub/../../elsewhere", "absolute"])
+def test_a_shard_outside_of_the_folder_is_refused(tmp_path, where):
+    folder, elsewhere = tmp_path / "model", tmp_path / "elsewhere"
+    AutoModelForCausalLM.from_pretrained(GPT2).save_pretrained(folder, max_shard_size="300KB")
+    AutoTokenizer.from_pretrained(GPT2).save_pretrained(folder)
+    index = folder / "model.safetensors.index.json"
+    shard = sorted(folder.glob("model-*.safetensors"))[0].name
+    (folder / "sub").mkdir()
+    elsewhere.mkdir()
+    (folder / shard).rename(elsewhere / shard)
+    named = f"{elsewhere if where == 'absolute' else where}/{shard}"
+    assert (folder / named).is_file()
+    index.write_text(index.read_text().replace(shard, named))
+    assert refusal(folder) == (
+        f"{index}: expected files of this folder, and it names {named}; download the model again"
+    )
+
+
 @pytest.mark.parametrize("length", [0, 4, 9, 500, -1])
 def test_a_download_that_broke_off_is_refused(copied, length):
     folder = copied(GPT2)

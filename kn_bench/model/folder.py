@@ -107,6 +107,13 @@ def _odd_weights(folder: Path) -> Iterator[str]:
             yield f"{folder / INDEX}: expected a weight_map of file names; download it again"
             return
         names = sorted(set(weights.values()))
+        outside = [n for n in names if Path(n).is_absolute() or ".." in Path(n).parts]
+        if outside:
+            yield (
+                f"{folder / INDEX}: expected files of this folder, and it names {outside[0]}; "
+                "download the model again"
+            )
+            return
         absent = [name for name in names if not (folder / name).is_file()]
         if absent:
             yield (
