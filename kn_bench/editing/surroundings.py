@@ -28,8 +28,8 @@ import torch
 from torch import Tensor, nn
 
 from kn_bench.editing.process import Process, replaced
-from kn_bench.model.integrity import SENTENCE
 from kn_bench.model.language_model import LanguageModel
+from kn_bench.model.loading_tokens import SENTENCE
 
 _HOOKS = (
     "_forward_hooks",
