@@ -109,8 +109,8 @@ class StepMaker:
             else:
                 left = self._without_refused(left, state, refused)
                 edits, after = self._ask_method(left, state, refused)
-        except SequenceFailedError:
-            raise
+        except SequenceFailedError as failure:
+            raise SequenceFailedError(f"{failure} at step {step}") from None
         except BaseException as error:  # a plug-in's own code: anything may come
             if not is_fault(error):
                 raise
