@@ -311,7 +311,14 @@ def test_a_method_that_edits_together_edits_one_request_too():
     assert bound.edit([request(), request()]) == [kn.PromptEdit("1")] * 2
 
 
+@kn.edit_method("with-teardown")
+def with_teardown(language_model):
+    yield Prefix()
+
+
 @pytest.mark.parametrize(("call", "sentence"), [
+    (lambda lm: API.method(with_teardown, lm), "yields it, as fixtures with a teardown do"),
+    (lambda lm: API.evaluate(lm, with_teardown, kn.load_cases("embedded", limit=1)), "by pytest"),
     (lambda lm: API.method("memit*", lm), r"'memit\*': expected the name of one method"),
     (lambda lm: API.evaluate(lm, "all", kn.load_cases("embedded", limit=1)), "one of"),
     (lambda lm: API.load_cases("embedded", relation=[]), "expected at least one, or None"),

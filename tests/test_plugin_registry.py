@@ -63,7 +63,6 @@ async def waits(language_model):
     [
         (Bound, "Bound is a class"),
         (Bound(), "a Bound is a Bound"),
-        (yields, "yields is a function that yields"),
         (waits, "waits is an async function"),
     ],
 )

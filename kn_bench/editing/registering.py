@@ -48,9 +48,7 @@ def refuse_function(name: str, function: Callable[..., Any]) -> None:
         kind = "a class"
     elif not inspect.isfunction(inspect.unwrap(function)):
         kind = f"a {type(function).__name__}"
-    elif inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-        kind = "a function that yields"
-    elif inspect.iscoroutinefunction(function):
+    elif inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
         kind = "an async function"
     else:
         return

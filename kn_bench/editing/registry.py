@@ -288,8 +288,17 @@ def bind(
     Args:
         choices: beyond the built-in presets.
         fixtures: what else its function asks for, by name.
+
+    Raises:
+        ValueError: for a function that yields its method, which only pytest can end.
     """
     from kn_bench.editing.settings import settings_for
+
+    if inspect.isgeneratorfunction(inspect.unwrap(spec.function)):
+        raise ValueError(
+            f"{spec.name}: expected a function that returns its method, and this one yields it, as "
+            "fixtures with a teardown do; measure it by pytest"
+        )
 
     given = {"language_model": lm, **fixtures}
     if spec.settings is not None:
