@@ -26,7 +26,7 @@ def test_a_second_run_asks_nothing_and_reads_the_same(tmp_path, monkeypatch):
         raise AssertionError("the model was asked again")
 
     lm.memo.clear()
-    monkeypatch.setattr(lm, "hidden", never)
+    monkeypatch.setattr(lm.batcher, "_halving", never)
     assert rows(second, _Nothing(), cases) == first
 
 

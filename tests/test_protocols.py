@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -90,7 +91,7 @@ class Carried:
         return {}
 
     def edit_together(self, requests, state):
-        return NoEdit(), {**state, "requests": requests}
+        return NoEdit(), {**state, "requests": torch.tensor(requests)}
 
 
 def test_a_method_takes_part_by_what_its_object_offers():
@@ -104,7 +105,8 @@ def test_a_method_takes_part_by_what_its_object_offers():
     requests: Any = [1, 2]
     state = begin(Carried())
     assert state == {}
-    assert edit_step(Carried(), requests, state).state == {"requests": [1, 2]}
+    carried = edit_step(Carried(), requests, state).state
+    assert {name: value.tolist() for name, value in carried.items()} == {"requests": [1, 2]}
     assert len(edit_step(Apart(), requests, {}).edits) == 2
     assert len(edit_step(Together(), requests, {}).edits) == 1
 
