@@ -46,7 +46,7 @@ def load_cases(
         seed: of the sampling.
 
     Raises:
-        TypeError: for a limit that is no whole number.
+        TypeError: for a limit that is not a whole number.
         ValueError: for an unknown source or relation, no relation, a limit below 1, or data that
             cannot be read.
 
@@ -56,9 +56,8 @@ def load_cases(
         >>> [case.relation for case in cases]
         ['P36', 'P36']
     """
-    relations = [relation] if isinstance(relation, str) else None
-    if relation is not None and relations is None:
-        relations = list(relation)
+    given = [relation] if isinstance(relation, str) else relation
+    relations = None if given is None else list(given)
     if relations == []:
         raise ValueError("relation: expected at least one, or None for all; got an empty list")
     if not isinstance(limit, int | None) or isinstance(limit, bool):

@@ -124,8 +124,8 @@ def difference(record: EditRecord) -> str:
     # a dense edit's description names its tensors already
     named = f" ({tensors})" if tensors and not record.description.startswith("dense") else ""
     base = record.notes.get("stated_base", "")
-    made = f"; an adapter of {base} by its own account" if base else ""
-    return f"{record.description}{named}; norm {record.norm:.4g}{made}"
+    made_from = f"; an adapter of {base} by its own account" if base else ""
+    return f"{record.description}{named}; norm {record.norm:.4g}{made_from}"
 
 
 def ability_table(figures: Sequence[TaskFigure], *, markdown: bool) -> str:

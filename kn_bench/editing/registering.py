@@ -12,7 +12,7 @@ _NAME = re.compile(r"[A-Za-z0-9_.-]+")
 
 
 def refuse_name(name: Any) -> None:
-    """Raise ValueError for what is no name, such as the function itself."""
+    """Raise ValueError if ``name`` is not a method's name, but the decorated function, say."""
     if not isinstance(name, str):
         raise ValueError(
             f"edit_method: expected a name, and it has {_called(name)}; write "
@@ -25,7 +25,7 @@ def refuse_name(name: Any) -> None:
 
 
 def refuse_settings(name: str, settings: Any) -> None:
-    """Raise ValueError for settings that are no class of them."""
+    """Raise ValueError if ``settings`` is not a class of settings."""
     if settings is not None and not _is_settings(settings):
         raise ValueError(
             f"edit_method({name!r}): settings={_called(settings)}: expected a frozen dataclass "
@@ -43,7 +43,7 @@ def _is_settings(value: object) -> bool:
 
 
 def refuse_function(name: str, function: Callable[..., Any]) -> None:
-    """Raise ValueError for what cannot be called for a method."""
+    """Raise ValueError if ``function`` does not return a method when it is called."""
     if isinstance(function, type):
         kind = "a class"
     elif not inspect.isfunction(inspect.unwrap(function)):

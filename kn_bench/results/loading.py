@@ -136,18 +136,18 @@ def _cut_off(
     crashes: pd.DataFrame,
 ) -> Iterator[str]:
     """Yield a sentence for every run whose log has not the tests that the run ended with."""
-    found = Counter((*verdicts["run"], *crashes["run"]))
+    in_log = Counter((*verdicts["run"], *crashes["run"]))
     for label, manifest in manifests.items():
-        if manifest.tests is None or found[label] == manifest.tests:
+        if manifest.tests is None or in_log[label] == manifest.tests:
             continue
-        if found[label] < manifest.tests:
+        if in_log[label] < manifest.tests:
             yield (
-                f"{label}: the log has {found[label]} of the {manifest.tests} tests that the run "
+                f"{label}: the log has {in_log[label]} of the {manifest.tests} tests that the run "
                 f"ended with; continue it with --resume {folders[label].resolve().name}"
             )
         else:
             yield (
-                f"{label}: the log has {found[label]} tests, and the run ended with "
+                f"{label}: the log has {in_log[label]} tests, and the run ended with "
                 f"{manifest.tests}; restore the log or measure again"
             )
 

@@ -109,18 +109,18 @@ def _check_whole(folder: Path, manifest: Manifest) -> None:
     left_out(folder)
     for _ in read_texts(folder):
         pass
-    found = closed_tests(folder / LOG)
+    in_log = closed_tests(folder / LOG)
     # a run from before the number was written down is at least not empty
-    if found != manifest.tests and (found == 0 or manifest.tests is not None):
+    if in_log != manifest.tests and (in_log == 0 or manifest.tests is not None):
         known = "" if manifest.tests is None else f"{manifest.tests} "
         remedy = (
             "restore it or measure it again"
-            if found > (manifest.tests or 0)
+            if in_log > (manifest.tests or 0)
             else f"continue it with --resume {folder.name}"
         )
         raise StoreError(
             f"shard {manifest.options[SHARD]} ({folder.name}): expected the {known}tests it ended "
-            f"with, and its log has {found}; {remedy}"
+            f"with, and its log has {in_log}; {remedy}"
         )
     checked_tests(folder / LOG)
 

@@ -156,11 +156,11 @@ def place_subject(prompt: str, subject: str) -> tuple[str, str]:
     if "{}" in prompt:
         return prompt, subject
     exact, folded = re.escape(subject), re.compile(re.escape(subject), re.IGNORECASE)
-    wholes = [m for form in (exact, folded) for m in re.finditer(form, prompt) if _is_whole(m)]
-    found = wholes[0] if wholes else re.search(exact, prompt)
-    if found is None:
+    whole_words = [m for form in (exact, folded) for m in re.finditer(form, prompt) if _is_whole(m)]
+    match = whole_words[0] if whole_words else re.search(exact, prompt)
+    if match is None:
         return prompt, subject
-    return f"{prompt[: found.start()]}{{}}{prompt[found.end() :]}", found[0]
+    return f"{prompt[: match.start()]}{{}}{prompt[match.end() :]}", match[0]
 
 
 def _is_whole(match: re.Match[str]) -> bool:
