@@ -124,7 +124,8 @@ def clean(lm: LanguageModel, layer: int, asked: Sequence[ValueProblem], timed: A
     return float(seconds)
 
 
-def main() -> None:
+def chosen() -> argparse.Namespace:
+    """Return what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--smollm2", action="store_true", help="a model of SmolLM2-135M's shape")
@@ -132,7 +133,37 @@ def main() -> None:
     parser.add_argument("--cpu", action="store_true", help="CPU-seconds of one thread")
     parser.add_argument("--requests", type=int, default=16)
     parser.add_argument("--brute", type=int, default=2, help="requests the brute force is timed on")
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def print_costs(costs: Sequence[tuple[str, float, float]], rate: float) -> None:
+    """Print seconds and floating-point operations of an edit, beside the first way's."""
+    (_, slowest, _), *_ = costs
+    print(
+        tabulate(
+            [
+                (name, seconds, slowest / seconds, done / 1e9, seconds / (done / rate))
+                for name, seconds, done in costs
+            ],
+            headers=["an edit", "seconds", "ratio", "GFLOP", "of the floor"],
+            floatfmt=("", ".3f", ".1f", ".1f", ".2f"),
+        )
+    )
+
+
+def print_growth(growth: Sequence[tuple[int, float]]) -> None:
+    """Print the seconds of several requests at once, and of each of them."""
+    print(
+        tabulate(
+            [(n, seconds, seconds / n) for n, seconds in growth],
+            headers=["requests", "seconds", "seconds each"],
+            floatfmt=("d", ".2f", ".3f"),
+        )
+    )
+
+
+def main() -> None:
+    arguments = chosen()
     if arguments.cpu:
         torch.set_num_threads(1)
     clock = time.process_time if arguments.cpu else time.perf_counter
@@ -157,7 +188,7 @@ def main() -> None:
     alone, _ = timed(lambda: together(arguments.brute, memory=1))
     batch, values = timed(together)
     worst = max(difference(layer, v, d) for v, d in zip(values, deltas, strict=False))
-    rows = [
+    costs = [
         (
             "one at a time, whole model",
             brute / arguments.brute,
@@ -171,28 +202,13 @@ def main() -> None:
         f"{1 + len(CONTEXTS)} contexts, {settings.v_num_grad_steps} passes, "
         f"{torch.get_num_threads()} threads; a large product: {rate / 1e9:.0f} GFLOP/s"
     )
-    print(
-        tabulate(
-            [
-                (name, seconds, rows[0][1] / seconds, done / 1e9, seconds / (done / rate))
-                for name, seconds, done in rows
-            ],
-            headers=["an edit", "seconds", "ratio", "GFLOP", "of the floor"],
-            floatfmt=("", ".3f", ".1f", ".1f", ".2f"),
-        )
-    )
+    print_costs(costs, rate)
     print(f"largest relative difference of an update: {worst:.1e}")
     share = clean(lm, layer, asked, timed) / batch
     print(f"of the batch {share:.0%} is the clean pass, the rest the optimisation")
     sizes = [n for n in (1, 2, 4, 8) if n < len(asked)]
     growth = [(n, timed(functools.partial(together, n))[0]) for n in sizes] + [(len(asked), batch)]
-    print(
-        tabulate(
-            [(n, seconds, seconds / n) for n, seconds in growth],
-            headers=["requests", "seconds", "seconds each"],
-            floatfmt=("d", ".2f", ".3f"),
-        )
-    )
+    print_growth(growth)
 
 
 if __name__ == "__main__":
