@@ -21,6 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from kn_bench.model.cache_folder import cache_folder
+from kn_bench.model.continuing import Going, joined
 from kn_bench.model.corpus import HUB_TEXT, SELF, NamedCorpus, TextFile, file_named
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.progress import Advance
@@ -128,13 +129,15 @@ def _documents(
     written = [ids]
     generator = torch.Generator().manual_seed(seed)
     output = lm.hidden(ids, use_cache=True)
+    rows = torch.zeros(len(ids), dtype=torch.long, device=ids.device)
+    past = joined([Going(output.past_key_values, rows)], room=_length(lm)).past
     for _ in range(_length(lm) - shortest):
         ids = _sampled(lm.logits(output.last_hidden_state[:, -1]), lm, generator)
         written.append(ids)
         advance(len(ids))
-        output = lm.hidden(ids, past_key_values=output.past_key_values, use_cache=True)
-    rows = torch.cat(written, 1).tolist()
-    return [text for row in rows if (text := " ".join(lm.tokens.decode(row).split()))]
+        output = lm.hidden(ids, past_key_values=past, use_cache=True)
+    texts = torch.cat(written, 1).tolist()
+    return [text for row in texts if (text := " ".join(lm.tokens.decode(row).split()))]
 
 
 def _sampled(
