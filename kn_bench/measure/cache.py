@@ -28,8 +28,8 @@ from kn_bench.model.scoring import Reading
 LIMIT = 4 << 30
 """Bytes of one model's file; beyond it the cache is read and no longer written."""
 
-FORMAT = 2
-"""Of the file (SQLite's ``user_version``); entries of an older one have no checksums."""
+FORMAT = 3
+"""Of the file (SQLite's ``user_version``); answers of an older one go on past the text's end."""
 
 _COLUMNS = {"readings": "generated", "scores": "argmax"}
 """Table -> its last column of values."""

@@ -11,7 +11,7 @@ cannot be padded, or with a window of attention that a row might outgrow.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -162,20 +162,27 @@ def continued(
     prompts: Sequence[Prompt],
     settled: Settled | None,
 ) -> list[list[int]]:
-    """Continue each row by its most probable token, until it is settled or has ``n_tokens``.
+    """Continue each row by its most probable token, until it ends or has ``n_tokens``.
+
+    A row ends with a token that ends a text, which it keeps, or where it is settled.
 
     Args:
         first: the first token of each continuation.
         prompts: of the rows, for ``settled``.
         settled: None where every row is to have all tokens.
     """
+    ends = lm.end_ids
     if settled is None:
         whole: list[list[int]] = continue_greedily(lm, going, first, edits, n_tokens).tolist()
-        return whole
+        return [_until(ends, tokens) for tokens in whole]
     generated: list[list[int]] = first.tolist()
     rows, last = list(range(len(prompts))), first
     for _ in range(n_tokens - 1):
-        left = [i for i, row in enumerate(rows) if not settled(prompts[row], generated[row])]
+        left = [
+            i
+            for i, row in enumerate(rows)
+            if generated[row][-1] not in ends and not settled(prompts[row], generated[row])
+        ]
         if not left:
             break
         if len(left) < len(rows):
@@ -185,6 +192,12 @@ def continued(
         for row, (token,) in zip(rows, last.tolist(), strict=True):
             generated[row].append(token)
     return generated
+
+
+def _until(ends: Collection[int], tokens: list[int]) -> list[int]:
+    """Return ``tokens`` up to the first that ends a text: a model that is fed it begins another."""
+    last = next((i for i, token in enumerate(tokens) if token in ends), len(tokens))
+    return tokens[: last + 1]
 
 
 def continue_greedily(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -38,14 +38,14 @@ def continued(
     ids: Int[Tensor, "1 T"],
     n: int,
     *,
-    end: int | None,
+    ends: Collection[int],
     choose: Choose = most_probable,
 ) -> list[int]:
     """Return the ids of a continuation of ``ids``, at most ``n``.
 
     Args:
         hf: a causal Hugging Face model.
-        end: the id at which a text ends; it is not returned.
+        ends: the ids at which a text ends; they are not returned.
         choose: picks each token.
     """
     new: list[int] = []
@@ -53,7 +53,7 @@ def continued(
     while len(new) < n:
         output = hf(input_ids=ids, past_key_values=past, use_cache=True)
         token = choose(output.logits[0, -1])
-        if token == end:
+        if token in ends:
             break
         new.append(token)
         ids, past = ids.new_tensor([[token]]), output.past_key_values

@@ -324,9 +324,18 @@ class LanguageModel:
                 f"{prompt[:40]!r}: expected 1 to {self.tokens.max_length - max_new_tokens} tokens "
                 f"before {max_new_tokens} new ones, got {len(ids)}"
             )
-        row, end = self.tensor([ids]), self.tokens.eos_id
-        new = continued(self.hf, row, max_new_tokens, end=end, choose=choose)
+        row = self.tensor([ids])
+        new = continued(self.hf, row, max_new_tokens, ends=self.end_ids, choose=choose)
         return self.tokens.decode(new)
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """The tokens that end a text: the tokenizer's, and special ones that the model names."""
+        stated = getattr(getattr(self.hf, "generation_config", None), "eos_token_id", None)
+        named = {stated} if isinstance(stated, int) else set(stated or ())
+        # a config of another tokenizer's defaults may name an ordinary token
+        own = () if self.tokens.eos_id is None else (self.tokens.eos_id,)
+        return frozenset(named & self.tokens.special_ids).union(own)
 
     @property
     def _no_cache(self) -> dict[str, Any]:

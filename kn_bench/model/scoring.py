@@ -60,7 +60,8 @@ class Reading(NamedTuple):
 
     Attributes:
         log_probs: of the whole vocabulary, on the host.
-        generated: greedy continuation; for a masked model the argmax at the mask.
+        generated: greedy continuation, up to a token that ends the text and with it; for a masked
+            model the argmax at the mask.
         followed: the scores of the targets of what follows it.
     """
 
@@ -158,7 +159,7 @@ def read(
     Args:
         n_tokens: length of a causal model's continuation, which reuses the pass's attention keys
             and values; neurons are also scaled at every new token.
-        settled: ends a continuation before that.
+        settled: ends a continuation before that; so does a token that ends a text.
         following: what else follows prompts and is to be scored, for families whose rows
             :func:`~kn_bench.model.continuing.may_be_padded`.
     """
