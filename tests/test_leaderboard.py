@@ -16,7 +16,7 @@ from kn_bench.measure.criteria import UNKNOWN
 from kn_bench.measure.statistics import Interval
 from kn_bench.results import tables
 from kn_bench.results.accounting import accounts
-from kn_bench.results.board import board
+from kn_bench.results.board import _alike, board
 from kn_bench.results.files import StoreError
 from kn_bench.results.leaderboard import leaderboard, terminal_table, write_leaderboard
 from kn_bench.results.loading import load_runs
@@ -155,6 +155,22 @@ def test_lines_within_each_others_intervals_are_tied(tmp_path):
     text = leaderboard(load_runs([run]))
     assert "|1 b" in text.replace("| ", "|")
     assert "|1 a" in text.replace("| ", "|")
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "alike"),
+    [
+        ((0.9, 0.8, 0.95), (0.85, 0.8, 0.92), True),
+        ((0.9, 0.8, 0.95), (0.79, 0.7, 0.92), False),  # the second mean is below the first's range
+        ((0.9, 0.8, 0.95), (0.85, 0.8, 0.89), False),  # the first mean is above the second's
+        ((0.76, 0.68, 0.84), (0.0, 0.0, 0.89), False),  # two cases: anything overlaps
+        ((math.nan,) * 3, (math.nan,) * 3, True),
+        ((0.9, 0.8, 0.95), (math.nan,) * 3, False),
+    ],
+)
+def test_lines_are_alike_where_each_mean_lies_in_the_others_interval(first, second, alike):
+    one, other = (Interval(mean, low, high, 20) for mean, low, high in (first, second))
+    assert _alike(one, other) == _alike(other, one) == alike
 
 
 def test_what_is_like_chance_is_marked_and_named(tmp_path):

@@ -196,16 +196,21 @@ def _worth(line: Line) -> tuple[float, ...]:
 
 
 def _tied(better: Line, line: Line) -> bool:
-    """Tell whether as many criteria beat their control, and S and K overlap by their intervals."""
+    """Tell whether as many criteria beat their control, and S and K lie in each other's range."""
     return better.beating == line.beating and all(
-        _overlap(*both) for both in ((better.s, line.s), (better.k, line.k))
+        _alike(*both) for both in ((better.s, line.s), (better.k, line.k))
     )
 
 
-def _overlap(first: Interval, second: Interval) -> bool:
+def _alike(first: Interval, second: Interval) -> bool:
+    """Tell whether each mean lies within the other's interval, or neither is there.
+
+    That intervals overlap is not enough: few cases have wide ones, and a method that was measured
+    on two would stand beside any other.
+    """
     if np.isnan(first.mean) or np.isnan(second.mean):
         return bool(np.isnan(first.mean) and np.isnan(second.mean))
-    return first.low <= second.high and second.low <= first.high
+    return first.low <= second.mean <= first.high and second.low <= first.mean <= second.high
 
 
 def _clusters(verdicts: pd.DataFrame) -> pd.Series[Any]:
