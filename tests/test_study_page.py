@@ -1,6 +1,7 @@
 """What a study writes: sections that are kept, tables, figures, and one page."""
 
 import dataclasses
+import json
 import re
 from html.parser import HTMLParser
 
@@ -23,7 +24,7 @@ from kn_bench.study.plots import (
     short,
     whiskers,
 )
-from kn_bench.study.runner import Part, StudyStep, run_study, section_key
+from kn_bench.study.runner import Part, StudyStep, origin_of, run_study, section_key
 from kn_bench.study.writing import cell, csv_text, read_section, write_section
 from tests.made_up_study import SETTINGS, made_up_cases
 from tests.tiny_models import tiny_model
@@ -77,9 +78,83 @@ def test_a_section_depends_on_model_cases_and_settings(material, tmp_path):
         Material(material.lm, cases[:-1], SETTINGS),
         Material(material.lm, cases, dataclasses.replace(SETTINGS, seed=1)),
     ]
-    keys = {section_key(changed, part) for changed in (material, *others)}
+    keys = {section_key(origin_of(changed), part) for changed in (material, *others)}
     assert len(keys) == 4
-    assert section_key(Material(material.lm, cases[::-1], SETTINGS), part) in keys
+    in_another_order = Material(material.lm, cases[::-1], SETTINGS)
+    assert section_key(origin_of(in_another_order), part) in keys
+
+
+def another_part(folder):
+    made_up = counted_part([], folder)
+    return dataclasses.replace(
+        made_up, id="another", run=lambda _: Section("another", "", "B?", ())
+    )
+
+
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("name", ["tiny", "made_up/tiny"])
+@pytest.mark.parametrize("same_section", [False, True])
+def test_a_folder_holds_the_study_of_one_model(tmp_path, material, same_section, name, again):
+    """Other weights are another model, whatever their name, and nothing is computed or written."""
+    out = tmp_path / "out"
+    part = counted_part([], tmp_path)
+    run_study(material, [part], out)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    other = tiny_model("gpt2")
+    other.name = material.lm.name if name == "tiny" else name
+    chosen = dataclasses.replace(
+        part if same_section else another_part(tmp_path), run=lambda _: pytest.fail("computed")
+    )
+    with pytest.raises(ValueError, match="name another folder") as refused:
+        run_study(Material(other, material.cases, SETTINGS), [chosen], out, again=again)
+    assert str(refused.value) == (
+        f"{out}: expected the study of {other.name} (weights {other.content_hash[:12]}), and its "
+        f"section made_up is of {material.lm.name} (weights {material.lm.content_hash[:12]}); "
+        "name another folder"
+    )
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+def pages(folder):
+    return [(folder / name).read_text() for name in ("README.md", "index.html")]
+
+
+EARLIER = "This section is of an earlier run: its cases, settings or code are not the last&#39;s."
+
+
+@pytest.mark.parametrize(
+    ("cases", "settings", "is_said"),
+    [
+        (slice(None), SETTINGS, False),
+        (slice(1), SETTINGS, True),
+        (slice(None), dataclasses.replace(SETTINGS, seed=1), True),
+    ],
+    ids=["as it was", "fewer cases", "another seed"],
+)
+def test_a_section_of_other_cases_or_settings_says_so(tmp_path, material, cases, settings, is_said):
+    part = counted_part([], tmp_path)
+    run_study(material, [part], tmp_path / "out")
+    now = Material(material.lm, material.cases[cases], settings)
+    run_study(now, [another_part(tmp_path)], tmp_path / "out")
+    for text in pages(tmp_path / "out"):
+        assert "One finding." in text
+        assert (EARLIER in text.replace("'", "&#39;")) == is_said
+    run_study(now, [part], tmp_path / "out")  # the other one is of this run's origin
+    for text in pages(tmp_path / "out"):
+        assert "of an earlier run" not in text
+
+
+def test_a_section_that_names_no_model_is_shown_as_such(tmp_path, material):
+    """Those that an earlier version wrote are read, and neither lost nor taken for this model's."""
+    out, part = tmp_path / "out", counted_part([], tmp_path)
+    run_study(material, [part], out)
+    written = json.loads((out / "made_up" / "section.json").read_text())
+    del written["origin"]
+    (out / "made_up" / "section.json").write_text(json.dumps(written))
+    run_study(material, [another_part(tmp_path)], out)
+    for text in pages(out):
+        assert "One finding." in text
+        assert "which recorded neither its model nor its cases" in text
 
 
 def test_what_a_section_writes(tmp_path, material):

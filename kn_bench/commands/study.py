@@ -46,7 +46,8 @@ def command(
 ) -> None:
     """Run the whole study and write tables, figures and one HTML page to a folder.
 
-    Sections that the folder already has are kept unless model, cases, settings or code changed.
+    Sections that the folder already has are kept unless cases, settings or code changed. A folder
+    that holds the study of another model is refused.
     """
     from kn_bench.study.material import StudySettings
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import kn_bench
@@ -15,7 +15,7 @@ from kn_bench.study.html import index_html
 from kn_bench.study.markdown import index_markdown
 from kn_bench.study.material import Material
 from kn_bench.study.page import NothingToShow, Section
-from kn_bench.study.writing import WrittenSection, read_section, write_section
+from kn_bench.study.writing import WORDS, Origin, WrittenSection, read_section, write_section
 
 
 @dataclass(frozen=True)
@@ -62,15 +62,21 @@ def run_study(
 ) -> list[WrittenSection]:
     """Run ``parts`` into ``folder`` and write its ``index.html`` and ``README.md``.
 
-    Keep sections written earlier from the same model, cases, settings and code.
+    Keep sections written earlier from the same cases, settings and code. The pages also hold the
+    sections in ``folder`` that are not among ``parts``; those of other origin say so.
 
     Args:
         tell: called with every progress report.
         again: recompute all sections.
+
+    Raises:
+        ValueError: for a folder that holds the study of another model, before anything is computed.
     """
+    origin = origin_of(material)
+    refuse_another_model(folder, origin)
     written = []
     for number, part in enumerate(parts):
-        key = section_key(material, part)
+        key = section_key(origin, part)
         kept = None if again else read_section(folder / part.id)
         if kept is not None and kept.key == key:
             tell(StudyStep(part, number, "kept", kept.seconds))
@@ -83,11 +89,10 @@ def run_study(
         except NothingToShow as reason:
             section = Section(part.id, part.title, "", (), notes=(str(reason),))
         seconds = time.perf_counter() - started
-        written.append(write_section(section, folder / part.id, key, seconds))
+        written.append(write_section(section, folder / part.id, key, seconds, origin))
         tell(StudyStep(part, number, "done", seconds))
     done = {section.id for section in written}
-    on_disk = (read_section(path.parent) for path in sorted(folder.glob("*/section.json")))
-    others = [section for section in on_disk if section is not None and section.id not in done]
+    others = [carried(found, origin) for found in sections_in(folder) if found.id not in done]
     everything = in_order([*written, *others], parts)
     write_text(folder / "index.html", index_html(material, everything, folder))
     write_text(folder / "README.md", index_markdown(material.lm.name, everything))
@@ -100,18 +105,62 @@ def in_order(written: Sequence[WrittenSection], parts: Sequence[Part]) -> list[W
     return sorted(written, key=lambda section: (places.get(section.id, len(places)), section.id))
 
 
-def section_key(material: Material, part: Part) -> str:
-    """Return the SHA-256 of all that a section depends on: weights, cases, settings and code."""
-    digest = hashlib.sha256(material.lm.content_hash.encode())
-    digest.update(repr(sorted(case.id for case in material.cases)).encode())
+def sections_in(folder: Path) -> list[WrittenSection]:
+    """Read the sections that ``folder`` holds, in the order of their names."""
+    found = (read_section(path.parent) for path in sorted(folder.glob(f"*/{WORDS}")))
+    return [section for section in found if section is not None]
+
+
+def refuse_another_model(folder: Path, origin: Origin) -> None:
+    """Refuse a folder that holds a section of other weights.
+
+    Raises:
+        ValueError: for the first such section; one whose weights were not recorded is let pass.
+    """
+    for section in sections_in(folder):
+        theirs = section.origin
+        if theirs.weights not in ("", origin.weights):
+            raise ValueError(
+                f"{folder}: expected the study of {origin.model} (weights {origin.weights[:12]}), "
+                f"and its section {section.id} is of {theirs.model} (weights "
+                f"{theirs.weights[:12]}); name another folder"
+            )
+
+
+def carried(section: WrittenSection, origin: Origin) -> WrittenSection:
+    """Return a section of an earlier run, which begins with what may set it apart from this one."""
+    if section.origin == Origin():
+        remark = (
+            "This section was written by an earlier version, which recorded neither its model nor "
+            "its cases: they may be others than those of the last run."
+        )
+    elif section.origin.basis != origin.basis:
+        remark = (
+            "This section is of an earlier run: its cases, settings or code are not the last's."
+        )
+    else:
+        return section
+    return replace(section, question=f"{remark} {section.question}".rstrip())
+
+
+def origin_of(material: Material) -> Origin:
+    """Return what all sections of ``material`` depend on."""
+    digest = hashlib.sha256(repr(sorted(case.id for case in material.cases)).encode())
     digest.update(repr(sorted(hash_of(case) for case in material.cases)).encode())
     digest.update(repr(asdict(material.settings)).encode())
     package = Path(kn_bench.__file__).parent
-    # the code: the library below the study, the study's own modules and this section's
+    # the code: the library below the study, and the study's own modules
     below = ("cases", "model", "editing", "localise", "measure")
     files = {path for name in below for path in (package / name).glob("**/*.py")}
-    files |= {*(package / "study").glob("*.py"), *part.sources, *(package / "edits").glob("*.py")}
+    files |= {*(package / "study").glob("*.py"), *(package / "edits").glob("*.py")}
     digest.update(hash_files(sorted(files), package.parent).encode())
+    return Origin(material.lm.name, material.lm.content_hash, digest.hexdigest())
+
+
+def section_key(origin: Origin, part: Part) -> str:
+    """Return the SHA-256 of all that a section depends on: its origin and its own code."""
+    digest = hashlib.sha256(f"{origin.weights} {origin.basis} ".encode())
+    digest.update(hash_files(sorted(part.sources), Path(kn_bench.__file__).parent.parent).encode())
     return digest.hexdigest()
 
 

@@ -41,12 +41,28 @@ class WrittenFigure:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """What all sections of one run are computed from; empty where it was not yet recorded.
+
+    Attributes:
+        model: name of the model.
+        weights: its content hash.
+        basis: hash of the cases, the settings and the code that all sections share.
+    """
+
+    model: str = ""
+    weights: str = ""
+    basis: str = ""
+
+
+@dataclass(frozen=True)
 class WrittenSection:
     """A section that was written to disk.
 
     Attributes:
         key: hash of all it depends on: model, cases, settings, code.
         seconds: time it took to compute.
+        origin: what it shares with the other sections of its run.
     """
 
     key: str
@@ -58,9 +74,12 @@ class WrittenSection:
     tables: tuple[WrittenTable, ...]
     figures: tuple[WrittenFigure, ...]
     seconds: float
+    origin: Origin = Origin()
 
 
-def write_section(section: Section, folder: Path, key: str, seconds: float) -> WrittenSection:
+def write_section(
+    section: Section, folder: Path, key: str, seconds: float, origin: Origin = Origin()
+) -> WrittenSection:
     """Write ``section`` to ``folder``; its JSON comes last and marks the rest as complete."""
     for table in section.tables:
         write_text(folder / f"{table.name}.csv", csv_text(table))
@@ -79,6 +98,7 @@ def write_section(section: Section, folder: Path, key: str, seconds: float) -> W
         tuple(_table(table) for table in section.tables),
         tuple(WrittenFigure(f.name, f.caption, f.paper) for f in section.figures),
         round(seconds, 1),
+        origin,
     )
     write_text(folder / WORDS, encode(written, indent=1) + "\n")
     return written
