@@ -1,5 +1,7 @@
 """``kn-bench tune``: what it tries, what it keeps apart, what it writes."""
 
+import dataclasses
+
 import pytest
 
 from kn_bench.cases import sources
@@ -14,6 +16,7 @@ from tests.test_settings import model
 _found = marked_spec(rome)
 assert _found is not None
 SPEC: MethodSpec = _found
+BARE = dataclasses.replace(SPEC, name="none", settings=None)
 
 
 def test_every_combination_is_tried_in_its_type():
@@ -23,6 +26,38 @@ def test_every_combination_is_tried_in_its_type():
         points(["lr=1"], SPEC)
     with pytest.raises(ValueError, match="expected PARAMETER=V1"):
         points(["v_lr"], SPEC)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        ["v_lr=1", "v_lr=2.5", "layer=0|1"],
+        ["v_lr=1", "layer=0", "v_lr=2.5", "layer=1"],
+        ["v_lr=1|1.0|2.5", "layer=0|1", "v_lr=2.5|1"],
+    ],
+)
+def test_values_of_one_parameter_add_up_and_equal_ones_count_once(values):
+    assert points(values, SPEC) == points(["v_lr=1|2.5", "layer=0|1"], SPEC)
+
+
+@pytest.mark.parametrize(
+    ("spec", "text", "reason"),
+    [
+        (SPEC, "v_lr", "expected PARAMETER=V1|V2, such as v_lr=0.1|0.5"),
+        (SPEC, "v_lr=", "rome.v_lr is of type float: expected float, got str"),
+        (SPEC, "v_lr=0.5|fast", "rome.v_lr is of type float: expected float, got str"),
+        (SPEC, "v_lr=nan|0.1", "rome.v_lr is nan: expected a finite number"),
+        (SPEC, "lr=1", "rome has no parameter 'lr'; expected one of "),
+        (SPEC, "=1", "rome has no parameter ''; expected one of "),
+        (SPEC, "rome.v_lr=1", "rome has no parameter 'rome.v_lr'; expected one of "),
+        (BARE, "v_lr=1", "expected a method with parameters, and none has none; name another"),
+        (BARE, "v_lr=", "expected a method with parameters, and none has none; name another"),
+    ],
+)
+def test_a_refused_value_is_named_by_the_option_and_the_text_that_were_given(spec, text, reason):
+    with pytest.raises(ValueError, match=r"^--try ") as refused:
+        points(["layer=1", text] if spec is SPEC else [text], spec)
+    assert str(refused.value).startswith(f"--try {text!r}: {reason}")
 
 
 def test_held_out_cases_are_those_that_no_board_up_to_the_limit_asks():
@@ -61,6 +96,29 @@ def test_a_sweep_that_is_stopped_leaves_the_points_that_it_had(tmp_path, monkeyp
     (preset,) = read_presets(file)
     assert [point["v_lr"] for point in preset.curve] == [1.0, 2.0]
     assert preset.values["v_lr"] == 2.0
+
+
+@pytest.mark.parametrize(
+    ("scores", "chosen"),
+    [((0.0,), None), ((0.0, 0.0), None), ((0.0, 0.25, 0.25), 2.0), ((0.5, 0.0), 1.0)],
+)
+def test_values_are_written_and_advised_only_where_a_point_worked(
+    tmp_path, monkeypatch, capsys, scores, chosen
+):
+    left = iter(scores)
+    monkeypatch.setattr(tune, "measured", lambda _, __, point, ___: {**point, "score": next(left)})
+    file = tmp_path / "mine.toml"
+    tried = "v_lr=" + "|".join(str(n + 1) for n in range(len(scores)))
+    tune.command("rome", "tiny-gpt2", [tried], file, relation=["P36"], limit=1)
+    said = capsys.readouterr().out.splitlines()[-1]
+    (preset,) = read_presets(file)
+    assert [point["score"] for point in preset.curve] == list(scores)
+    assert preset.values == ({} if chosen is None else {"v_lr": chosen})
+    if chosen is None:
+        assert said.startswith(f"no point of {len(scores)} worked: ")
+        assert "--preset" not in said
+    else:
+        assert said == f"written to {file}: use it by --preset {file}"
 
 
 @pytest.mark.parametrize(

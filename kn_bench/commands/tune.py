@@ -32,7 +32,9 @@ def command(
     model: options.ModelName,
     values: Annotated[
         list[str],
-        typer.Option("--try", metavar="PARAMETER=V1|V2", help="Values to try; repeatable."),
+        typer.Option(
+            "--try", metavar="PARAMETER=V1|V2", help="Values to try; repeatable, also for one name."
+        ),
     ],
     preset: Annotated[Path, typer.Option("-o", "--output", help="TOML file to write.")],
     cases: Annotated[
@@ -46,6 +48,8 @@ def command(
     dtype: options.Dtype = "float32",
 ) -> None:
     """Try every combination of values, and write the best as a preset with the whole curve.
+
+    Where no combination works, the curve is written without values.
 
     A board with ``--limit N`` asks the first N cases of each relation in an order drawn by the
     seed; these are the last ones of the same order, so that no board up to the limit that is
@@ -82,10 +86,25 @@ def command(
         typer.echo(" ".join(f"{key}={value}" for key, value in curve[-1].items()), err=True)
         sys.stderr.flush()
         # after every point: a sweep takes long, and one that is stopped leaves what it knows
-        best = max(range(len(curve)), key=lambda i: curve[i]["score"])
-        text = as_toml(spec.name, model, grid[best], curve, f"{what}; boards up to {apart}")
+        text = as_toml(
+            spec.name, model, best_of(grid, curve), curve, f"{what}; boards up to {apart}"
+        )
         write_text(preset, text)
-    typer.echo(f"written to {preset}: use it by --preset {preset}")
+    if best_of(grid, curve):
+        typer.echo(f"written to {preset}: use it by --preset {preset}")
+    else:
+        typer.echo(
+            f"no point of {len(grid)} worked: each has a score of 0, and {preset} holds the curve "
+            "without values; try others, or a larger --limit"
+        )
+
+
+def best_of(
+    grid: Sequence[Mapping[str, Any]], curve: Sequence[Mapping[str, Any]]
+) -> Mapping[str, Any]:
+    """Return the values of the first point with the highest score; none where every score is 0."""
+    best = max(range(len(curve)), key=lambda i: curve[i]["score"])
+    return grid[best] if curve[best]["score"] > 0 else {}
 
 
 def _builtin_modules() -> list[Any]:
@@ -99,22 +118,32 @@ def _builtin_modules() -> list[Any]:
 def points(values: Sequence[str], spec: MethodSpec) -> list[dict[str, Any]]:
     """Return every combination of ``PARAMETER=V1|V2`` texts, each value in its type.
 
+    Texts of one parameter add up, and equal values count once.
+
     Raises:
         ValueError: for a parameter that the method does not have, or a value of another type.
     """
-    from kn_bench.editing.settings import check_assignment, parse_assignment
+    from kn_bench.editing.settings import Assignment, check_assignment, parse_value
 
-    columns = []
+    columns: dict[str, list[Any]] = {}
     for text in values:
         name, equals, several = text.partition("=")
         if not equals:
             raise ValueError(f"--try {text!r}: expected PARAMETER=V1|V2, such as v_lr=0.1|0.5")
-        column = []
-        for value in several.split("|"):
-            assignment = parse_assignment(f"{spec.name}.{name}={value}")
-            column.append((name, check_assignment(assignment, spec.settings)))
-        columns.append(column)
-    return [dict(combination) for combination in itertools.product(*columns)]
+        if spec.settings is None:
+            raise ValueError(
+                f"--try {text!r}: expected a method with parameters, and {spec.name} has none; "
+                "name another"
+            )
+        column = columns.setdefault(name, [])
+        for one in several.split("|"):
+            assignment = Assignment(spec.name, name, parse_value(one), text, "--try")
+            value = check_assignment(assignment, spec.settings)
+            if value not in column:
+                column.append(value)
+    return [
+        dict(zip(columns, point, strict=True)) for point in itertools.product(*columns.values())
+    ]
 
 
 def check_points(grid: Sequence[Mapping[str, Any]], spec: MethodSpec, lm: LanguageModel) -> None:
@@ -140,7 +169,9 @@ def check_points(grid: Sequence[Mapping[str, Any]], spec: MethodSpec, lm: Langua
 def _chosen(spec: MethodSpec, point: Mapping[str, Any]) -> Choices:
     from kn_bench.editing.settings import Assignment, Choices
 
-    return Choices(tuple(Assignment(spec.name, n, v, n) for n, v in point.items()))
+    return Choices(
+        tuple(Assignment(spec.name, n, v, f"{n}={v}", "--try") for n, v in point.items())
+    )
 
 
 def held_out(

@@ -64,12 +64,24 @@ S = TypeVar("S", bound=Settings)
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """One ``--set METHOD.PARAMETER=VALUE``."""
+    """One ``--set METHOD.PARAMETER=VALUE``, or a value of another option.
+
+    Attributes:
+        method, parameter, value: what is set.
+        text: the option's text, as the user gave it.
+        option: its name, for messages.
+    """
 
     method: str
     parameter: str
     value: Any
     text: str
+    option: str = "--set"
+
+    @property
+    def as_given(self) -> str:
+        """The option as it was given."""
+        return f"{self.option} {self.text!r}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +108,13 @@ def parse_assignment(text: str) -> Assignment:
         raise SettingError(
             f"--set {text!r}: expected METHOD.PARAMETER=VALUE, such as memit.v_lr=0.1"
         )
-    value = _value(match["value"].strip())
+    value = parse_value(match["value"])
     return Assignment(match["method"], match["parameter"], value, text)
 
 
-def _value(text: str) -> Any:
+def parse_value(text: str) -> Any:
+    """Read a value as in TOML, or ``none``, or a bare word."""
+    text = text.strip()
     if text.lower() == "none":
         return None
     for spelled in (text, f"[{text}]" if "," in text else text):  # 0,1 is taken for [0,1]
@@ -127,7 +141,7 @@ def check_assignment(assignment: Assignment, cls: type[Settings] | None) -> Any:
     """
     if cls is None:
         raise SettingError(
-            f"--set {assignment.text!r}: expected a method with parameters, {assignment.method} "
+            f"{assignment.as_given}: expected a method with parameters, {assignment.method} "
             "has none; leave it out"
         )
     value = assignment.value
@@ -136,7 +150,7 @@ def check_assignment(assignment: Assignment, cls: type[Settings] | None) -> Any:
     try:
         return _typed(assignment.parameter, value, cls, assignment.method)
     except SettingError as error:
-        raise SettingError(f"--set {assignment.text!r}: {error}") from None
+        raise SettingError(f"{assignment.as_given}: {error}") from None
 
 
 def _typed(name: str, value: Any, cls: type[Settings], method: str) -> Any:
@@ -228,7 +242,7 @@ def check_layers(
             chosen = {n: (where, preset.values[n]) for n in LAYERS if n in preset.values}
         for given in choices.assignments:  # they win over a preset, the later over the earlier
             if given.method == method and given.parameter in LAYERS:
-                chosen[given.parameter] = f"--set {given.text!r}", check_assignment(given, cls)
+                chosen[given.parameter] = given.as_given, check_assignment(given, cls)
         for where, value in chosen.values():
             layer = _outside(value, depth)
             if layer is not None:
@@ -297,7 +311,7 @@ def checked_choices(
     for assignment in assignments:
         if assignment.method not in methods:
             raise SettingError(
-                f"--set {assignment.text!r}: {assignment.method!r} is not among the methods of "
+                f"{assignment.as_given}: {assignment.method!r} is not among the methods of "
                 f"this run ({', '.join(methods)}); name it with --method"
             )
         check_assignment(assignment, methods[assignment.method])
