@@ -4,7 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import GPTJConfig, GPTJForCausalLM
+from safetensors.torch import save_file
+from transformers import CONFIG_MAPPING, GPTJConfig, GPTJForCausalLM
 from transformers.models.gptj.modeling_gptj import GPTJAttention, GPTJBlock
 
 from kn_bench.localise.attribution import attribute
@@ -15,6 +16,8 @@ from kn_bench.model.architecture import Architecture, architecture_of, families,
 from kn_bench.model.attention import attention_output
 from kn_bench.model.corpus import Texts
 from kn_bench.model.language_model import LanguageModel
+from kn_bench.model.loading import load_model
+from kn_bench.model.loading_tokens import load_tokens
 from kn_bench.model.ragged import prepare
 from kn_bench.model.rows import Row
 from kn_bench.model.scoring import score
@@ -136,3 +139,68 @@ def test_without_its_attention_output_one_sentence_names_what_is_missing(lm):
         ValueError, match="row 'odd': expected attention_output to be set; add it to"
     ):
         attention_output(lm, 0)
+
+
+# --- families without a row --------------------------------------------------------------------
+
+STACKS = "an encoder-decoder reads the prompt in one stack and answers in another, so"
+EXPERTS = "each token passes some of its layer's experts, so"
+NO_MLP = "its layers do not each have one, so"
+
+
+def refusal(config) -> str:
+    with pytest.raises(ValueError, match=f"^model family '{config.model_type}': ") as refused:
+        architecture_of(config)
+    return str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("family", "reason"),
+    [
+        *((family, STACKS) for family in ("t5", "mt5", "bart", "pegasus", "switch_transformers")),
+        *((family, EXPERTS) for family in ("mixtral", "qwen2_moe", "olmoe", "jamba")),
+        *((family, EXPERTS) for family in ("gpt_oss", "deepseek_v3", "ernie4_5_moe")),
+        *((family, NO_MLP) for family in ("mamba", "mamba2", "falcon_mamba", "zamba")),
+    ],
+)
+def test_a_family_that_no_row_can_describe_is_refused_with_the_reason(family, reason, tmp_path):
+    """The reason comes before the tokenizer is looked for, and before any weight."""
+    config = CONFIG_MAPPING[family]()
+    assert f", and {reason} " in refusal(config)
+    assert "register" not in refusal(config)
+    config.save_pretrained(tmp_path)
+    save_file({"w": torch.zeros(1)}, tmp_path / "model.safetensors")
+    for load in (load_tokens, load_model):
+        with pytest.raises(ValueError, match=f"^model family '{family}': .*, and {reason} "):
+            load(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("entries", "reason"),
+    [
+        ({"is_encoder_decoder": True}, STACKS),
+        ({"num_experts": 2}, EXPERTS),
+        ({"num_experts": [1, 4]}, EXPERTS),
+        ({"num_local_experts": 2}, EXPERTS),
+        ({"n_routed_experts": 2}, EXPERTS),
+        ({"moe_num_experts": 2}, EXPERTS),
+        ({"state_size": 16}, NO_MLP),
+        ({"layers_block_type": ["mamba", "mlp", "attention"]}, NO_MLP),
+        ({"layers_block_type": ["mamba", "hybrid"]}, NO_MLP),
+        ({}, ""),
+        ({"is_encoder_decoder": False}, ""),
+        ({"num_experts": None, "num_local_experts": 0}, ""),
+        ({"num_experts": 1}, ""),
+        ({"num_experts": 16384, "is_moe": False}, ""),
+        ({"layers_block_type": ["mamba", "attention"]}, ""),  # Bamba's: each with an MLP
+        ({"layers_block_type": ["hybrid", "hybrid"]}, ""),  # Falcon-H1's
+    ],
+)
+def test_what_a_config_says_decides_whether_a_row_would_do(entries, reason, monkeypatch):
+    config = SimpleNamespace(model_type="odd", **entries)
+    said = refusal(config)
+    assert ("register(Architecture(family='odd'" in said) == (not reason)
+    assert reason in said
+    monkeypatch.setattr(architecture, "_TABLE", dict(architecture._TABLE))
+    register(row())  # who has added a row knows better
+    assert architecture_of(config) == row()

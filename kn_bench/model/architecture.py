@@ -196,12 +196,8 @@ _TABLE: dict[str, Architecture] = {
 }
 
 
-_REFUSED = {
-    "mixtral": "each token passes two of its layer's experts, so a layer has no single "
-    "down-projection and 'neuron i of layer l' is not defined",
-    "t5": "an encoder-decoder reads the prompt in one stack and answers in another, so no single "
-    "layer lies between the subject and the answer",
-}
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+"""What configs call the number of a layer's experts."""
 
 
 _BUILT_IN = frozenset(_TABLE.values())
@@ -240,18 +236,48 @@ def architecture_of(config: Any) -> Architecture:
     """Return the row for a Hugging Face config.
 
     Raises:
-        ValueError: for a family without a row; says which row to add.
+        ValueError: for a family without a row; says which row to add, or why none would do.
     """
     family = str(config.model_type)
-    if family in _REFUSED and family not in _TABLE:
-        raise ValueError(f"{family} models are not supported: {_REFUSED[family]}")
-    if family not in _TABLE:
+    if family in _TABLE:
+        return _TABLE[family]
+    reason = _why_no_row_would_do(config)
+    if reason:
         raise ValueError(
-            f"model family {family!r}: expected one of {_known()}; before loading the model, add a "
-            f"row with kn_bench.model.architecture.register(Architecture(family={family!r}, "
-            "layers=..., down=..., ...))"
+            f"model family {family!r}: expected one stack of layers with one MLP each, and "
+            f"{reason}; name another model"
         )
-    return _TABLE[family]
+    raise ValueError(
+        f"model family {family!r}: expected one of {_known()}; before loading the model, add a "
+        f"row with kn_bench.model.architecture.register(Architecture(family={family!r}, "
+        "layers=..., down=..., ...))"
+    )
+
+
+def _why_no_row_would_do(config: Any) -> str:
+    """Return what in a config rules out every row; "" where nothing does."""
+    if getattr(config, "is_encoder_decoder", False):
+        return (
+            "an encoder-decoder reads the prompt in one stack and answers in another, so no single "
+            "layer lies between the subject and the answer"
+        )
+    if getattr(config, "is_moe", True) and any(_number(config, name) > 1 for name in _EXPERTS):
+        return (
+            "each token passes some of its layer's experts, so a layer has no single "
+            "down-projection and 'neuron i of layer l' is not defined"
+        )
+    # Mamba's layers are state spaces; Nemotron-H's are each one thing, and Zamba's MLP is shared
+    kinds = set(getattr(config, "layers_block_type", None) or ())
+    mixed = len(kinds) > 1 and not kinds.isdisjoint({"mlp", "moe", "hybrid"})
+    if hasattr(config, "state_size") or mixed:
+        return "its layers do not each have one, so 'neuron i of layer l' is not defined"
+    return ""
+
+
+def _number(config: Any, name: str) -> int:
+    """Return the number in a config's entry, the largest where it has one of each layer."""
+    value = getattr(config, name, None) or 0
+    return max(value) if isinstance(value, list | tuple) else int(value)
 
 
 def submodule(module: nn.Module, path: str) -> nn.Module:

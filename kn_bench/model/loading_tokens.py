@@ -36,10 +36,10 @@ def load_tokens(name: str, *, commit: str | None = None, chat_template: bool = F
     source, revision = source_of(name)
     options = from_pretrained_options(source, commit or revision)
     config = language_part(config_from(name, source, options))
+    row = architecture_of(config)
     tokenizer = tokenizer_from(name, source, options)
     if chat_template:
         begin_with_template(name, tokenizer)
-    row = architecture_of(config)
     return Tokens(tokenizer, row.kind, positions_of(config, row))
 
 
