@@ -201,6 +201,12 @@ def test_independent_samples_agree_with_fishers_exact_test():
     assert independent_p(np.array([]), second) == 1
 
 
+@pytest.mark.parametrize("alternative", ["two-sided", "less"])
+@pytest.mark.parametrize(("n", "m"), [(0, 0), (0, 3), (3, 0), (1, 0), (1, 1), (1, 3), (30, 1)])
+def test_a_sample_of_one_cluster_shows_no_difference(n, m, alternative):
+    assert independent_p(np.ones(n), np.zeros(m), alternative=alternative) == 1
+
+
 def test_holm_against_the_definition():
     # Holm's own step-down, worked by hand: 0.01 x 4, 0.013 x 3, 0.014 x 2 (kept monotone), 0.19
     assert holm([0.01, 0.014, 0.19, 0.013]) == pytest.approx([0.04, 0.04, 0.19, 0.04])

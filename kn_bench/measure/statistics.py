@@ -381,10 +381,13 @@ def independent_p(
     alternative: Alternative = "two-sided",
     seed: int = 0,
 ) -> float:
-    """Return p of the permutation test for two samples of cluster means of different cases."""
+    """Return p of the permutation test for two samples of cluster means of different cases.
+
+    It is 1 where a sample has fewer than two clusters, which show no spread.
+    """
     from scipy import stats
 
-    if not len(first) or not len(second):
+    if min(len(first), len(second)) < 2:
         return 1.0
     result = stats.permutation_test(
         (second, first),
