@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pandas as pd
@@ -35,6 +36,11 @@ def sequences(single: Runs, fallen: dict[int, int], *, k=6, protocol="sequence:1
                 rows.loc[falls, "verdict_score"] = 0.0
             parts.append(rows)
     return replace(single, verdicts=pd.concat(parts, ignore_index=True))
+
+
+def only(runs: Runs, *numbers: int) -> Runs:
+    """The sequences of these numbers."""
+    return replace(runs, verdicts=runs.verdicts[runs.verdicts["sequence"].isin(numbers)])
 
 
 def test_an_equal_sequence_passes_through_a_stored_baseline(single, tmp_path):
@@ -120,3 +126,78 @@ def test_scores_of_one_method_against_another_of_the_same_sequences(single):
     compared = compare(scores_of(both, "rome", "both"), scores_of(both, "memit", "both"))
     assert len(compared) == 2 * len(CRITERIA)
     assert all(c.paired and c.sequences == 6 for c in compared)
+
+
+FIVE = tuple(range(5))
+
+
+@pytest.fixture(scope="module")
+def subjects(tmp_path_factory):
+    """Ten cases of five subjects."""
+    folder = write_run(tmp_path_factory.mktemp("subjects"), {"rome": GOOD}, a_cluster=2)
+    return load_runs([folder])
+
+
+@pytest.mark.parametrize("gated", [False, True], ids=["compared", "gated"])
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [((0,), FIVE), (FIVE, (0,)), ((0, 1), FIVE), (FIVE, (1, 3)), ((3,), FIVE), (FIVE, (3,)),
+     ((0, 1), (1, 2)), ((0,), (0,)), ((3,), (3,)), (FIVE, FIVE)],
+)  # fmt: skip
+def test_the_sequences_that_both_have_are_compared(subjects, tmp_path, first, second, gated):
+    good = sequences(subjects, {}, k=5)
+    worse = sequences(subjects, dict.fromkeys(FIVE, 6), k=5)
+    runs, other = only(good, *first), only(worse, *second)
+    both = set(first) & set(second)
+    if gated:
+        save_baseline(runs, tmp_path / "baseline.json")
+        compared = gate(read_baseline(tmp_path / "baseline.json"), other).compared
+    else:
+        compared = compare(scores_of(runs), scores_of(other), alternative="less")
+    assert len(compared) == 2 * len(CRITERIA)
+    for c in compared:
+        assert c.paired
+        assert c.first.n == c.second.n == c.difference.n == N * len(both)
+        assert c.only_first == N * (len(first) - len(both))
+        assert c.only_second == N * (len(second) - len(both))
+        assert c.sequences == (len(both) if len(both) > 1 else 0)
+    (fell,) = (c for c in compared if c.difference.mean)
+    # six cases of three subjects fall, in every sequence
+    assert fell.difference.mean == pytest.approx(-0.6)
+    assert fell.p == pytest.approx(2.0 ** -(len(both) if len(both) > 1 else 3))
+    alone = compare(
+        *(scores_of(only(r, *both)) for r in (good, worse)), alternative="less"
+    )  # as if the others had not been measured
+    assert [c.first for c in compared] == [c.first for c in alone]
+    assert [c.second for c in compared] == [c.second for c in alone]
+    assert [c.difference for c in compared] == [c.difference for c in alone]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "units"),
+    [((0,), (1,), 5), ((0,), (1, 2, 3), 5), ((1, 2, 3), (0,), 5), ((0, 1, 2), (3, 4, 5), 3)],
+)
+def test_sequences_that_are_not_shared_are_samples_of_one_kind(subjects, first, second, units):
+    good, worse = sequences(subjects, {}), sequences(subjects, dict.fromkeys(range(6), N))
+    compared = compare(scores_of(only(good, *first)), scores_of(only(worse, *second)))
+    (fell,) = (c for c in compared if c.difference.mean)
+    assert not fell.paired
+    # all units of the one lie above all of the other: 2 of the splits are as extreme
+    assert fell.p == pytest.approx(2 / math.comb(2 * units, units))
+
+
+def test_a_baseline_without_subjects_is_held_against_sequences(subjects):
+    good, worse = sequences(subjects, {}), sequences(subjects, dict.fromkeys(range(6), N))
+    report = gate(baseline_of(only(good, 1, 2, 3)), only(worse, 0))
+    (fell,) = (c for c in report.compared if c.difference.mean)
+    assert not fell.paired
+    assert (fell.first.mean, fell.second.mean) == (1.0, 0.0)
+    assert fell.p == 1.0  # one sequence shows no spread
+
+
+def test_a_baseline_names_the_sequences_as_before(subjects):
+    runs = sequences(subjects, {}, k=2)
+    one, several = (baseline_of(r).scores[0] for r in (only(runs, 0), runs))
+    assert (one.cases[0], one.clusters[0]) == ("embedded/P36/c0", "k0")
+    assert several.cases[:2] == ("embedded/P36/c0#0", "embedded/P36/c0#1")
+    assert several.clusters[:2] == ("sequence 0", "sequence 1")

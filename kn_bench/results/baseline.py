@@ -11,9 +11,9 @@ import pandas as pd
 from kn_bench.cases.case import Criterion, Task
 from kn_bench.measure.ranges import POSITIVE_COUNT, SHARE
 from kn_bench.results.codec import FormatError, decode, encode
-from kn_bench.results.comparison import COLUMNS, grouped, scores_of
+from kn_bench.results.comparison import COLUMNS, grouped, scores_of, several
 from kn_bench.results.files import StoreError, write_text
-from kn_bench.results.loading import Runs
+from kn_bench.results.loading import SEQUENCE, Runs
 
 FORMAT = 1
 """Of a baseline's file: the newest that can be read."""
@@ -21,7 +21,13 @@ FORMAT = 1
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """One criterion of one method on one model and protocol: three columns of equal length."""
+    """One criterion of one method on one model and protocol: three columns of equal length.
+
+    Attributes:
+        cases: with the number of their sequence, such as ``CASE#3``, where there are several or it
+            is not 0.
+        clusters: the sequences where there are several, else the cases' own.
+    """
 
     task: Task
     model: str
@@ -72,7 +78,29 @@ class Baseline:
             for s in self.scores
         ]
         empty = pd.DataFrame(columns=COLUMNS)
-        return pd.concat(parts, ignore_index=True)[COLUMNS] if parts else empty
+        return _read(pd.concat(parts, ignore_index=True))[COLUMNS] if parts else empty
+
+
+def _read(scores: pd.DataFrame) -> pd.DataFrame:
+    """Return each case and its sequence apart, and no cluster where the file names the sequence."""
+    named = scores["case"].str.partition("#")
+    numbered, number = named[1] != "", named[2]
+    clusters = scores["cluster"]
+    return scores.assign(
+        case=named[0],
+        sequence=number.where(numbered, "0"),
+        cluster=clusters.where(~numbered | (clusters != SEQUENCE + number)),
+    )
+
+
+def _stored(scores: pd.DataFrame) -> pd.DataFrame:
+    """Return the cases and clusters as the file has them."""
+    number, apart = scores["sequence"], several(scores)
+    numbered = apart | (number != "0")
+    return scores.assign(
+        case=(scores["case"] + "#" + number).where(numbered, scores["case"]),
+        cluster=(SEQUENCE + number).where(apart, scores["cluster"]),
+    )
 
 
 def baseline_of(runs: Runs) -> Baseline:
@@ -90,7 +118,7 @@ def baseline_of(runs: Runs) -> Baseline:
                 tuple(rows["score"]),
                 group.protocol,
             )
-            for group, rows in grouped(scores_of(runs).sort_values("case"))
+            for group, rows in grouped(_stored(scores_of(runs)).sort_values("case"))
         ),
     )
 

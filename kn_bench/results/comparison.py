@@ -26,7 +26,11 @@ from kn_bench.results.beside import differing
 from kn_bench.results.files import StoreError
 from kn_bench.results.loading import SEQUENCE, Runs
 
-COLUMNS = ["task", "model", "method", "criterion", "protocol", "case", "cluster", "score"]
+COLUMNS = [
+    "task", "model", "method", "criterion", "protocol", "case", "sequence", "cluster", "score",
+]  # fmt: skip
+SAME = ["case", "sequence"]
+"""What two scores of one figure share that are paired."""
 ALPHA = 0.05
 
 
@@ -79,25 +83,24 @@ class Comparison:
 
 
 def scores_of(runs: Runs, method: str | None = None, called: str | None = None) -> pd.DataFrame:
-    """Return the scored cases of ``runs``, in ``COLUMNS``; of one method, under another name.
-
-    Where there are several sequences each is a cluster, and its cases are cases of their own.
-    """
+    """Return the scored cases of ``runs``, in ``COLUMNS``; of one method, under another name."""
     scored = runs.verdicts[runs.verdicts["verdict_score"].notna()]
     if method is not None:
         scored = scored[scored["method"] == method].assign(method=called or method)
-    several = scored["protocol"] != "single"
-    if several.any():
-        by = ["task", "model", "method", "protocol"]
-        apart = scored.groupby(by)["sequence"].transform("nunique") > 1
-        number = scored["sequence"].astype(str)
-        named = scored["protocol"] + ", " + scored["asked"]
-        scored = scored.assign(
-            protocol=named.where(several, "single"),
-            case=(scored["case"] + "#" + number).where(apart, scored["case"]),
-            cluster=(SEQUENCE + number).where(apart, scored["cluster"]),
-        )
+    named = scored["protocol"] + ", " + scored["asked"]
+    scored = scored.assign(
+        protocol=named.where(scored["protocol"] != "single", "single"),
+        sequence=scored["sequence"].astype(str),
+    )
     return scored.rename(columns={"verdict_score": "score"})[COLUMNS]
+
+
+def several(scores: pd.DataFrame) -> pd.Series[bool]:
+    """Tell of each row whether its method has several sequences, whatever the criterion."""
+    protocol = scores["protocol"].str.split(", ").str[0].rename("of")  # without the time of asking
+    sequences = scores.groupby(["task", "model", "method", protocol])["sequence"]
+    result: pd.Series[bool] = sequences.transform("nunique") > 1
+    return result
 
 
 def compare(
@@ -105,13 +108,17 @@ def compare(
 ) -> tuple[Comparison, ...]:
     """Return all criteria that both have, facts first, in the order of the board.
 
+    A case is the same in both where its sequence has the same number. Where several sequences are
+    compared each is a cluster.
+
     Args:
         first, second: as :func:`scores_of` gives them.
         alternative: ``less``: whether second is below first.
     """
     ours, theirs = _by_group(first), _by_group(second)
+    whole = _by_sequence(first, second)
     comparisons = [
-        _compared(group, ours[group], theirs[group], alternative)
+        _compared(group, ours[group], theirs[group], alternative, group in whole)
         for group in sorted(ours.keys() & theirs.keys(), key=_order)
     ]
     return tuple(_adjusted(comparisons))
@@ -129,7 +136,7 @@ def _groups(scores: pd.DataFrame) -> set[FigureKey]:
 
 def _by_group(scores: pd.DataFrame) -> dict[FigureKey, pd.DataFrame]:
     return {
-        group: rows.drop_duplicates("case", keep="last").set_index("case").sort_index()
+        group: rows.drop_duplicates(SAME, keep="last").set_index(SAME).sort_index()
         for group, rows in grouped(scores)
     }
 
@@ -141,29 +148,60 @@ def grouped(scores: pd.DataFrame) -> Iterator[tuple[FigureKey, pd.DataFrame]]:
         yield FigureKey(*key), rows
 
 
+def _by_sequence(first: pd.DataFrame, second: pd.DataFrame) -> set[FigureKey]:
+    """Return whose clusters are whole sequences: several are shared, or both have several."""
+    both = _groups(first[several(first)]) & _groups(second[several(second)])
+    shared = first.merge(second, on=[*FigureKey._fields, *SAME]) if both else first.iloc[:0]
+    return both - _groups(shared[~several(shared)])
+
+
 def _order(group: FigureKey) -> tuple[str, str, str, str, int]:
     criterion = (*CRITERIA, *OPTIONAL_CRITERIA).index(group.criterion)
     return group.task, group.method, group.model, group.protocol, criterion
 
 
 def _compared(
-    group: FigureKey, first: pd.DataFrame, second: pd.DataFrame, alternative: Alternative
+    group: FigureKey,
+    first: pd.DataFrame,
+    second: pd.DataFrame,
+    alternative: Alternative,
+    by_sequence: bool,
 ) -> Comparison:
     common = first.index.intersection(second.index)
     only = len(first) - len(common), len(second) - len(common)
     if len(common):
-        ours, theirs = first.loc[common], second.loc[common]
+        ours, theirs = _clustered(first.loc[common], second.loc[common], by_sequence)
         names = ours["cluster"].to_numpy()
         result = paired(ours["score"], theirs["score"], names, alternative=alternative)
         difference, p = result
     else:
-        ours, theirs = first, second
+        ours, theirs = _clustered(first, second, by_sequence)
         p = independent_p(_cluster_means(ours), _cluster_means(theirs), alternative=alternative)
         gap = float(theirs["score"].mean() - ours["score"].mean())
         difference = Interval(gap, np.nan, np.nan, len(ours) + len(theirs))
     first_mean, second_mean = (mean_interval(r["score"], r["cluster"]) for r in (ours, theirs))
     return Comparison(group, first_mean, second_mean, difference, p, p, bool(len(common)), *only,
                       _sequences(ours["cluster"]))  # fmt: skip
+
+
+def _clustered(
+    ours: pd.DataFrame, theirs: pd.DataFrame, by_sequence: bool
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return both with clusters of one kind: the sequences, or else the cases' own.
+
+    A baseline of several sequences does not hold the cases' own: those of the same cases are
+    taken from the second.
+    """
+    own = ours["cluster"]
+    if ours.index.equals(theirs.index):
+        own = own.fillna(theirs["cluster"])
+    if by_sequence or own.isna().any():
+        ours, theirs = (
+            rows.assign(cluster=SEQUENCE + rows.index.get_level_values("sequence"))
+            for rows in (ours, theirs)
+        )
+        return ours, theirs
+    return ours.assign(cluster=own), theirs
 
 
 def _sequences(clusters: pd.Series[str]) -> int:
