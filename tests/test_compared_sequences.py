@@ -5,12 +5,20 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from kn_bench.cases.case import CRITERIA, Criterion
+from kn_bench.measure.statistics import sign_flip_p
 from kn_bench.results.baseline import baseline_of, read_baseline, save_baseline
-from kn_bench.results.comparison import compare, scores_of, sequences_needed
+from kn_bench.results.comparison import (
+    COLUMNS,
+    compare,
+    remarks,
+    scores_of,
+    sequences_needed,
+)
 from kn_bench.results.loading import Runs, load_runs
 from kn_bench.testing.gate import gate
 from tests.made_up import write_run
@@ -95,10 +103,62 @@ def test_one_sequence_is_paired_by_case(single):
     assert symmetry.p == pytest.approx(2 / 2**7)
 
 
-@pytest.mark.parametrize("figures", [1, 6, 12, 60])
-def test_so_many_sequences_are_enough_and_one_less_is_not(figures):
-    n = sequences_needed(figures)
-    assert figures * 2.0**-n < 0.05 <= figures * 2.0 ** -(n - 1)
+def all_fall(n: int, figures: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Scores of n sequences, first and second, of so many figures: all of the first one fall."""
+    rows = [
+        ("fact", f"m{i}", "rome", "symmetry", "sequence:1, retained", "c", str(k), "k", 1.0)
+        for i in range(figures)
+        for k in range(n)
+    ]
+    first = pd.DataFrame(rows, columns=COLUMNS)
+    return first, first.assign(score=first["score"].where(first["model"] != "m0", 0.0))
+
+
+@pytest.mark.parametrize("alternative", ["two-sided", "less"])
+@pytest.mark.parametrize("figures", [1, 2, 6, 12, 24])
+def test_so_many_sequences_are_enough_and_one_less_is_not(figures, alternative):
+    needed = int(sequences_needed(figures, alternative))
+    for n in (needed - 1, needed, needed + 1):
+        compared = compare(*all_fall(n, figures), alternative=alternative)
+        assert min(c.p_holm < 0.05 for c in compared if c.difference.mean) == (n >= needed)
+        said = [text for text in remarks(compared, alternative) if "significant" in text]
+        assert bool(said) == (n < needed)
+        assert all(f"measure --sequences {needed} or more" in text for text in said)
+
+
+@pytest.mark.parametrize("alternative", ["two-sided", "less"])
+@pytest.mark.parametrize("figures", [60, 300, 500, 900, 1_000, 1_001, 5_000])
+def test_the_test_itself_says_how_many_are_enough(figures, alternative):
+    enough = [
+        figures * sign_flip_p(-np.ones(n), alternative=alternative) < 0.05 for n in range(1, 40)
+    ]
+    needed = sequences_needed(figures, alternative)
+    assert needed == (enough.index(True) + 1 if any(enough) else math.inf)
+
+
+def test_where_no_number_of_sequences_is_enough_it_is_said():
+    (one,) = compare(*all_fall(40, 1))
+    assert list(remarks([one] * 1_001)) == [
+        "rome: with 40 sequences no difference can be significant at 5 % among 1001 figures; "
+        "compare fewer."
+    ]
+
+
+@pytest.mark.parametrize("asymmetric", [(2, 4), (4, 2), (3, 4)])
+def test_too_few_sequences_hide_no_case_that_is_left_out(single, asymmetric):
+    first, second = (sequences(single, {}, k=k) for k in asymmetric)
+    shared = min(asymmetric)
+    more = [N * (k - shared) for k in asymmetric]
+    compared = compare(scores_of(first), scores_of(second))
+    said = list(remarks(compared))
+    assert said == [
+        f"{c.group}: {more[0]} cases only in the first and {more[1]} only in the second are not "
+        "compared."
+        for c in compared
+    ] + [
+        f"rome: with {shared} sequences no difference can be significant at 5 % among 12 figures; "
+        "measure --sequences 9 or more."
+    ]
 
 
 @pytest.mark.parametrize("other", ["single", "batch:10", "sequence:10/5", "sequence:20"])

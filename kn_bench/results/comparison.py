@@ -6,6 +6,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ from kn_bench.measure.statistics import (
     independent_p,
     mean_interval,
     paired,
+    sign_flip_p,
 )
 from kn_bench.results import tables
 from kn_bench.results.beside import differing
@@ -32,6 +34,8 @@ COLUMNS = [
 SAME = ["case", "sequence"]
 """What two scores of one figure share that are paired."""
 ALPHA = 0.05
+MOST = 32
+"""So many sequences are tried: the p of random sign flips falls no further with more."""
 
 
 class FigureKey(NamedTuple):
@@ -248,35 +252,43 @@ def table_rows(comparisons: Iterable[Comparison]) -> list[tuple[str, ...]]:
     ]
 
 
-def remarks(comparisons: Sequence[Comparison]) -> Iterator[str]:
-    """Yield what a reader must know beside the table."""
+def remarks(
+    comparisons: Sequence[Comparison], alternative: Alternative = "two-sided"
+) -> Iterator[str]:
+    """Yield what a reader must know beside the table; ``alternative`` as it was compared."""
     figures = Counter(c.group.method for c in comparisons)
-    few: dict[str, int] = {}
+    few: dict[tuple[str, int], None] = {}
     for c in comparisons:
         if not c.paired:
             yield f"{c.group}: no common cases; the two are compared as independent samples."
-        elif 0 < c.sequences < sequences_needed(figures[c.group.method]):
-            few[c.group.method] = c.sequences
-        elif c.only_first or c.only_second:
+            continue
+        if c.only_first or c.only_second:
             yield (
                 f"{c.group}: {c.only_first} cases only in the first and {c.only_second} only in "
                 "the second are not compared."
             )
-    for method, sequences in few.items():
+        if 0 < c.sequences < sequences_needed(figures[c.group.method], alternative):
+            few[c.group.method, c.sequences] = None
+    change = "fall" if alternative == "less" else "difference"
+    for method, sequences in few:
+        needed = sequences_needed(figures[method], alternative)
+        advice = f"measure --sequences {needed} or more" if needed <= MOST else "compare fewer"
         yield (
-            f"{method}: with {sequences} sequences no fall can be significant at 5 % among "
-            f"{figures[method]} figures; measure --sequences {sequences_needed(figures[method])} "
-            "or more."
+            f"{method}: with {sequences} sequences no {change} can be significant at 5 % among "
+            f"{figures[method]} figures; {advice}."
         )
 
 
-def sequences_needed(figures: int) -> int:
-    """Return the fewest sequences of which a fall can be significant.
+@lru_cache(maxsize=64)
+def sequences_needed(figures: int, alternative: Alternative) -> float:
+    """Return the fewest sequences of which a change can be significant, infinity if none suffice.
 
-    That all of K sequences fall has p = 2^-K, and Holm multiplies the smallest p by the number of
-    figures.
+    No p is smaller than that of all sequences that fall, and Holm multiplies the smallest p by the
+    number of figures.
     """
-    return math.floor(math.log2(figures / ALPHA)) + 1
+    falls = (np.full(n, -1.0) for n in range(1, MOST + 1))
+    smallest = (sign_flip_p(fall, alternative=alternative) for fall in falls)
+    return next((n for n, p in enumerate(smallest, start=1) if figures * p < ALPHA), math.inf)
 
 
 def comparison_text(

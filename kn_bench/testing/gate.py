@@ -104,7 +104,8 @@ def gate(
     accepted = tolerances or {}
     fallen = tuple(c for c in compared if _fell(c, accepted.get(c.group.criterion, 0.0)))
     lacking = missing(before, after)
-    return GateReport(compared, fallen, lacking, (*_changed(baseline, runs), *remarks(compared)))
+    notes = (*_changed(baseline, runs), *remarks(compared, "less"))
+    return GateReport(compared, fallen, lacking, notes)
 
 
 def _fell(comparison: Comparison, tolerance: float) -> bool:
