@@ -106,6 +106,37 @@ def test_runs_with_nothing_in_common_are_refused(tmp_path, good):
     assert len(gone) == 6
 
 
+PORTABLE: dict[Criterion, list[float]] = {"portability": [1.0] * N}
+STUCK: dict[Criterion, list[float]] = {"portability": [0.0] * 7 + [1.0] * 5}
+
+
+@pytest.mark.parametrize("methods", [None, ("rome", "rome")])
+@pytest.mark.parametrize("scored", [True, False])
+def test_portability_is_compared_and_changes_no_other_figure(tmp_path, scored, methods):
+    beside = [{"rome": scores if scored else {}} for scores in (GOOD, WORSE)]
+    with_it = [
+        write_run(tmp_path, {"rome": {**of["rome"], **more}}, run=f"with{i}")
+        for i, (of, more) in enumerate(zip(beside, (PORTABLE, STUCK), strict=True))
+    ]
+    text = comparison_text(*(load_runs([run]) for run in with_it), methods=methods)
+    (line,) = (line for line in text.splitlines() if "portability (fact)" in line)
+    # seven cases fell, in a family of one figure: 2 of 2^7
+    assert line.split()[-2:] == ["0.016", "0.016"]
+    if scored:
+        plain = [write_run(tmp_path, of, run=f"plain{i}") for i, of in enumerate(beside)]
+        without = comparison_text(*(load_runs([run]) for run in plain), methods=methods)
+        rest = [row.split() for row in text.splitlines() if "portability" not in row]
+        assert rest[2:] == [row.split() for row in without.splitlines()][2:]
+
+
+def test_a_run_without_portability_is_named(tmp_path, good):
+    more = write_run(tmp_path, {"rome": {**GOOD, **PORTABLE}}, run="more")
+    first, second = load_runs([good]), load_runs([more])
+    said = "rome on tiny-gpt2, portability (facts): only in the {}."
+    assert said.format("second") in comparison_text(first, second)
+    assert said.format("first") in comparison_text(second, first)
+
+
 def test_comparing_is_antisymmetric(good, worse):
     forth, back = _compared(good, worse), _compared(worse, good)
     for criterion, other in itertools.product(CRITERIA, [back]):

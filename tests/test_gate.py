@@ -58,6 +58,16 @@ def test_a_significant_fall_fails_with_a_table(tmp_path, baseline):
     assert "| rome" in report.markdown()
 
 
+def test_portability_is_not_gated(tmp_path):
+    runs = [
+        _run(tmp_path, {**GOOD, "portability": [score] * N}, name)
+        for score, name in ((1.0, "then"), (0.0, "now"))
+    ]
+    save_baseline(runs[0], tmp_path / "portable.json")
+    report = gate_run(tmp_path / "portable.json", runs[1])
+    assert report.text() == "The gate passes: none of 6 figures fell significantly.\n"
+
+
 def test_an_improvement_passes(tmp_path):
     low = write_run(tmp_path, {"rome": WORSE}, run="low")
     save_baseline(load_runs([low]), tmp_path / "low.json")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -54,6 +54,11 @@ class FigureKey(NamedTuple):
     def __str__(self) -> str:
         return f"{self.method} on {self.model}, {self.criterion} ({self.about(self.task + 's')})"
 
+    @property
+    def family(self) -> tuple[str, bool]:
+        """Whose p are adjusted together: a method's, those of criteria in no score apart."""
+        return self.method, self.criterion in OPTIONAL_CRITERIA
+
     def about(self, task: str) -> str:
         """Return the task, with the protocol where it is not ``single``."""
         return task if self.protocol == "single" else f"{task}, {self.protocol}"
@@ -68,7 +73,7 @@ class Comparison:
         first, second: the means, over the same cases where ``paired``.
         difference: second minus first, with its interval (NaN ends where not paired).
         p: of the permutation test: paired by cluster, or of independent cluster means.
-        p_holm: adjusted over all criteria compared of the method.
+        p_holm: adjusted over all figures compared of the family.
         paired: whether the means are over the same cases.
         only_first, only_second: scored cases that the other lacks.
         sequences: where whole sequences are the clusters, how many are compared; else 0.
@@ -86,9 +91,20 @@ class Comparison:
     sequences: int = 0
 
 
-def scores_of(runs: Runs, method: str | None = None, called: str | None = None) -> pd.DataFrame:
-    """Return the scored cases of ``runs``, in ``COLUMNS``; of one method, under another name."""
-    scored = runs.verdicts[runs.verdicts["verdict_score"].notna()]
+def scores_of(
+    runs: Runs, method: str | None = None, called: str | None = None, *, optional: bool = False
+) -> pd.DataFrame:
+    """Return the scored cases of ``runs``, in ``COLUMNS``.
+
+    Args:
+        runs: the runs.
+        method, called: take this method alone, under another name.
+        optional: take the criteria that are in no score too.
+    """
+    verdicts = runs.verdicts
+    if optional and len(runs.optional):
+        verdicts = pd.concat([verdicts, runs.optional], ignore_index=True)
+    scored = verdicts[verdicts["verdict_score"].notna()]
     if method is not None:
         scored = scored[scored["method"] == method].assign(method=called or method)
     named = scored["protocol"] + ", " + scored["asked"]
@@ -221,13 +237,13 @@ def _cluster_means(rows: pd.DataFrame) -> np.ndarray:
 
 
 def _adjusted(comparisons: Sequence[Comparison]) -> Iterator[Comparison]:
-    """Adjust p over all criteria (and models and tasks) of each method."""
-    families: defaultdict[str, list[float]] = defaultdict(list)
+    """Adjust p over all criteria (and models and tasks) of each family."""
+    families: defaultdict[tuple[str, bool], list[float]] = defaultdict(list)
     for comparison in comparisons:
-        families[comparison.group.method].append(comparison.p)
-    adjusted: Mapping[str, Iterator[float]] = {m: iter(holm(p)) for m, p in families.items()}
+        families[comparison.group.family].append(comparison.p)
+    adjusted = {family: iter(holm(p)) for family, p in families.items()}
     for comparison in comparisons:
-        yield replace(comparison, p_holm=float(next(adjusted[comparison.group.method])))
+        yield replace(comparison, p_holm=float(next(adjusted[comparison.group.family])))
 
 
 # --- as text -----------------------------------------------------------------------------------
@@ -256,8 +272,8 @@ def remarks(
     comparisons: Sequence[Comparison], alternative: Alternative = "two-sided"
 ) -> Iterator[str]:
     """Yield what a reader must know beside the table; ``alternative`` as it was compared."""
-    figures = Counter(c.group.method for c in comparisons)
-    few: dict[tuple[str, int], None] = {}
+    figures = Counter(c.group.family for c in comparisons)
+    few: dict[tuple[tuple[str, bool], int], None] = {}
     for c in comparisons:
         if not c.paired:
             yield f"{c.group}: no common cases; the two are compared as independent samples."
@@ -267,15 +283,15 @@ def remarks(
                 f"{c.group}: {c.only_first} cases only in the first and {c.only_second} only in "
                 "the second are not compared."
             )
-        if 0 < c.sequences < sequences_needed(figures[c.group.method], alternative):
-            few[c.group.method, c.sequences] = None
+        if 0 < c.sequences < sequences_needed(figures[c.group.family], alternative):
+            few[c.group.family, c.sequences] = None
     change = "fall" if alternative == "less" else "difference"
-    for method, sequences in few:
-        needed = sequences_needed(figures[method], alternative)
+    for family, sequences in few:
+        needed = sequences_needed(figures[family], alternative)
         advice = f"measure --sequences {needed} or more" if needed <= MOST else "compare fewer"
         yield (
-            f"{method}: with {sequences} sequences no {change} can be significant at 5 % among "
-            f"{figures[method]} figures; {advice}."
+            f"{family[0]}: with {sequences} sequences no {change} can be significant at 5 % among "
+            f"{figures[family]} figures; {advice}."
         )
 
 
@@ -309,11 +325,13 @@ def comparison_text(
         StoreError: when a method is in neither, or they have nothing in common.
     """
     if methods is None:
-        ours, theirs = scores_of(first), scores_of(second)
+        ours, theirs = (scores_of(runs, optional=True) for runs in (first, second))
     else:
         called = " / ".join(dict.fromkeys(methods))
         pairs = zip((first, second), methods, strict=True)
-        ours, theirs = (scores_of(_with(runs, name), name, called) for runs, name in pairs)
+        ours, theirs = (
+            scores_of(_with(runs, name), name, called, optional=True) for runs, name in pairs
+        )
     comparisons = compare(ours, theirs)
     if not comparisons:
         raise StoreError(
@@ -341,7 +359,7 @@ def _unlike(first: Runs, second: Runs, comparisons: Iterable[Comparison]) -> Ite
 
 
 def _with(runs: Runs, method: str) -> Runs:
-    known = sorted(set(runs.verdicts["method"]))
+    known = sorted({*runs.verdicts["method"], *runs.optional.get("method", ())})
     if method not in known:
         raise StoreError(f"--methods {method!r}: expected one of {', '.join(known)}")
     return runs
