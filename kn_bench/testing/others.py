@@ -9,10 +9,11 @@ import pytest
 
 def do_without(config: pytest.Config) -> None:
     """Leave out what only other tests than ours need; called where there are none."""
+    logs = config.pluginmanager.has_plugin("logging-plugin")  # it alone knows the settings below
     asked = any(config.getoption(name, None) for name in ("log_level", "log_file", "log_cli_level"))
     # at every phase of every test the log capture visits all loggers that do not propagate, and
     # torch has sixty of them: 1.5 ms a test, more than all else that a test costs
-    if not asked and not config.getini("log_cli") and not config.getini("log_file"):
+    if logs and not (asked or config.getini("log_cli") or config.getini("log_file")):
         config.pluginmanager.unregister(name="logging-plugin")
     # hypothesis' plug-in imports the whole library for its summary: a second in every process
     if "hypothesis" not in sys.modules:
