@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.conftest import outcomes
 
 # 2 models x 2 methods x 12 facts x 6 criteria; of P37 no symmetry; toy-b not on the masked model
@@ -129,3 +131,30 @@ def test_the_board_ends_the_session(bench):
         ]
     )
     assert "toy-a" in (bench.path / "reports/leaderboard.md").read_text()
+
+
+OPTIONAL = (
+    "assertion", "cacheprovider", "capture", "debugging", "doctest", "faulthandler", "junitxml",
+    "legacypath", "monkeypatch", "pastebin", "recwarn", "setuponly", "setupplan", "skipping",
+    "stepwise", "subtests", "threadexception", "tmpdir", "unittest", "unraisableexception",
+    "warnings",
+)  # fmt: skip
+"""Plug-ins of pytest's own that a user may switch off, beside its log capture."""
+
+
+@pytest.mark.parametrize("workers", ["-n0", "-n2"])
+@pytest.mark.parametrize("without", [("logging",), OPTIONAL], ids=["logging", "the others"])
+def test_each_plugin_of_pytests_own_may_be_switched_off(bench, without, workers):
+    off = [word for name in without for word in ("-p", f"no:{name}")]
+    result = bench.run(*off, "-q", workers, "--limit", "1", "--relation", "P36")
+    assert result.ret == 0, result.stdout.str()
+    assert {row.verdict.status for row in bench.verdicts()} >= {"holds", "missed"}
+
+
+@pytest.mark.parametrize("workers", ["-n0", "-n2"])
+@pytest.mark.parametrize("showing", ["--collect-only", "--fixtures", "--fixtures-per-test"])
+def test_what_only_shows_something_begins_no_run(bench, showing, workers):
+    result = bench.run(showing, workers, "--limit", "1", "--relation", "P36")
+    assert result.ret == 0, result.stdout.str()
+    result.stdout.no_fnmatch_line("*--resume*")
+    assert not (bench.path / "reports").exists()

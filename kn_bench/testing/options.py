@@ -35,6 +35,9 @@ UNMEASURED_BY = {
 }
 """Options of pytest and its plug-ins under which no test of ours could be measured."""
 
+SHOWING = ("collectonly", "showfixtures", "show_fixtures_per_test")
+"""Destinations of pytest's options under which it collects tests and runs none."""
+
 
 @dataclass(frozen=True, slots=True)
 class Options:
@@ -334,6 +337,11 @@ def _refuse_contradictions(options: Options, config: pytest.Config) -> None:
         raise pytest.UsageError(
             "--dist each: expected another: each worker would measure every case; leave it out"
         )
+
+
+def runs_nothing(config: pytest.Config) -> bool:
+    """Tell whether this session only shows its tests or their fixtures."""
+    return any(config.getoption(name, False) for name in SHOWING)
 
 
 def addressed(config: pytest.Config) -> bool:

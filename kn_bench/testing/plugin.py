@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from kn_bench.editing.registry import Registry
-from kn_bench.testing.options import add_options, addressed, read_options
+from kn_bench.testing.options import add_options, addressed, read_options, runs_nothing
 from kn_bench.testing.others import Unrecorded, do_without
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def _before_workers(config: pytest.Config) -> None:
         end_with_parent()
         return
     controller = controller_of(config)
-    if controller.options.engine != "pytest" and not config.getoption("collectonly"):
+    if controller.options.engine != "pytest" and not runs_nothing(config):
         from kn_bench.testing.ray.engine import RayEngine
 
         try:
@@ -251,7 +251,7 @@ def pytest_xdist_node_collection_finished(node: Any, ids: list[str]) -> None:
 
 def _record(config: pytest.Config, collected: Collected) -> None:
     """Begin to record; also where a resumed run has all its tests, and lacks only its end."""
-    if config.getoption("collectonly") or not (collected.meanings or collected.done):
+    if runs_nothing(config) or not (collected.meanings or collected.done):
         return
     recorder = config.pluginmanager.get_plugin(RECORDER)
     if recorder is None:

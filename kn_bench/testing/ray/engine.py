@@ -20,7 +20,7 @@ from kn_bench.model import embedded
 from kn_bench.testing.controller import RunController, pack
 from kn_bench.testing.items import unit_of
 from kn_bench.testing.node_ids import UnitKey
-from kn_bench.testing.options import Options
+from kn_bench.testing.options import Options, runs_nothing
 from kn_bench.testing.points import Work
 from kn_bench.testing.ray.messages import Hello, UnitDone, UnitWork, decode, encode
 from kn_bench.testing.ray.pool import (
@@ -74,7 +74,7 @@ class RayEngine:
     def pytest_runtestloop(self, session: pytest.Session) -> bool | None:
         """Run all tests; foreign ones first and here."""
         suites = session.config.pluginmanager.get_plugin(self._suites)
-        if suites is None or session.config.option.collectonly or session.testsfailed:
+        if suites is None or runs_nothing(session.config) or session.testsfailed:
             return None  # pytest's own loop knows what to do
         units = [unit_of(item) for item in session.items]
         _run([item for item, unit in zip(session.items, units, strict=True) if unit is None])
