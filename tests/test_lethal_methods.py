@@ -1,5 +1,6 @@
 """Methods that end the process, kill their worker or hang: the others are measured all the same."""
 
+import re
 from collections import Counter
 
 import pytest
@@ -58,6 +59,79 @@ def test_a_method_that_kills_its_worker_is_not_run_a_third_time(bench):
     again = bench.run(*ASKED[:-2], "-n2", "--grain", "case", "--resume", "r")
     assert again.ret in (0, 1)
     assert "toy-a" in {row.method for row in bench.verdicts("r") if row.verdict.status != "error"}
+
+
+METHOD = """
+import multiprocessing, os, sys, threading, time
+from concurrent.futures import ThreadPoolExecutor
+from kn_bench.editing.registry import edit_method
+
+def thread(seconds=1000, **named):
+    threading.Thread(target=time.sleep, args=(seconds,), name="mine", **named).start()
+
+def process(seconds=1000, **named):
+    multiprocessing.Process(target=time.sleep, args=(seconds,), name="mine", **named).start()
+
+def method(name, act):
+    class Acting:
+        def edit(self, requests):
+            act()
+            return [None for _ in requests]
+
+    def made(language_model):
+        return Acting()
+
+    globals()[name] = edit_method(name)(made)
+
+"""
+
+
+@pytest.mark.parametrize("workers", ["-n0", "-n1"])
+def test_what_a_method_leaves_running_is_told_and_the_session_ends(bench, workers):
+    acts = {
+        "leaves-a-thread": "thread",
+        "leaves-a-process": "process",
+        "waits-a-little": "lambda: (thread(0.2), process(0.2))",
+        "leaves-daemons": "lambda: (thread(daemon=True), process(daemon=True))",
+        "leaves-a-pool": "lambda: ThreadPoolExecutor().submit(time.time).result()",
+    }
+    lines = [f'method("{name}", {act})' for name, act in acts.items()]
+    bench.pytester.makepyfile(mine=METHOD + "\n".join(lines))
+    asked = [word for name in acts for word in ("--method", name)]
+    result = bench.run(*ASKED, "-p", "mine", *asked, workers, "--limit", "1", "-W", "error")
+    assert result.ret == 0, result.stdout.str()
+    assert result.duration < 60
+    assert {method for method, _ in statuses(bench)} == set(acts)
+    assert not any(status == "error" for _, status in statuses(bench))
+    told = [line for line in result.outlines if "PytestWarning" in line]
+    kinds = [re.sub(r"^.*mine\.py:\d+: PytestWarning: ", "", line) for line in told]
+    assert sorted(kinds) == [
+        "leaves-a-process left the process mine running, and it was killed; have the method wait "
+        "for it, or make it a daemon",
+        "leaves-a-thread left the thread mine running: the session ends without it; have the "
+        "method wait for it, or make it a daemon",
+    ]
+
+
+@pytest.mark.parametrize("capture", ["--capture=fd", "--capture=sys", "--capture=no", "-n1"])
+def test_what_a_method_closes_is_open_for_the_next_one(bench, capture):
+    acts = [
+        "sys.stdout.close()", "sys.stderr.close()", "sys.__stdout__.close()",
+        "sys.stdout.buffer.close()", "sys.stderr.detach()", "setattr(sys, 'stdout', None)",
+        "sys.stdin.close()", "[os.close(number) for number in (0, 1, 2)]",
+        "os.dup2(os.open(os.devnull, os.O_WRONLY), 1)",
+    ]  # fmt: skip
+    lines = [f'method("a{number}", lambda: {act})' for number, act in enumerate(acts)]
+    lines += ['method("z", lambda: print("seen", flush=True))']
+    bench.pytester.makepyfile(mine=METHOD + "\n".join(lines))
+    asked = ("-p", "mine", "--method", "a*", "--method", "z", "--limit", "1")
+    result = bench.run(*ASKED, *asked, capture)
+    assert result.ret == 0, result.stdout.str() + result.stderr.str()
+    assert len({method for method, _ in statuses(bench)}) == len(lines)
+    assert not any(status == "error" for _, status in statuses(bench))
+    assert "missed" in result.parseoutcomes()
+    assert ("seen" in result.stdout.str()) == (capture == "--capture=no")
+    assert "Traceback" not in result.stdout.str() + result.stderr.str()
 
 
 def test_outside_the_block_the_process_can_be_left():

@@ -15,7 +15,8 @@ from kn_bench.measure.measurement import UnitResult
 from kn_bench.results.escaping import terminal
 from kn_bench.testing import generations
 from kn_bench.testing.controller import WorkerConfig
-from kn_bench.testing.limits import no_exit, time_limit
+from kn_bench.testing.left_running import LeftRunning
+from kn_bench.testing.limits import no_exit, open_streams, time_limit
 from kn_bench.testing.models import Models
 from kn_bench.testing.node_ids import model_slug
 from kn_bench.testing.options import Options
@@ -36,12 +37,17 @@ class Computed(NamedTuple):
 
 
 class UnitComputer:
-    """Edits and measures units with the models of this process."""
+    """Edits and measures units with the models of this process.
+
+    Attributes:
+        left_running: what their methods started and did not wait for.
+    """
 
     def __init__(self, options: Options, worker_config: WorkerConfig, models: Models) -> None:
         self._options = options
         self._edits = worker_config.edits
         self._models = models
+        self.left_running = LeftRunning()
 
     def compute(self, request: pytest.FixtureRequest, work: Work) -> Computed:
         """Edit and measure a unit. Nothing a method does is raised: its cases carry the error.
@@ -62,7 +68,8 @@ class UnitComputer:
             return Computed(all_cases(work, not_applicable=reason))
         loaded = time.perf_counter()
         try:
-            with no_exit(), time_limit(self._options.timeout_per_unit):
+            running = self.left_running.noted(work.method)
+            with no_exit(), open_streams(), running, time_limit(self._options.timeout_per_unit):
                 method = request.getfixturevalue(work.method.fixture)
                 if left := engine.put_back():
                     raise RuntimeError(f"it changed {' and '.join(left)} when it was made")

@@ -1,13 +1,17 @@
-"""What keeps a run going whatever a method does: it hangs, or it ends the process."""
+"""What keeps a run going whatever a method does: it hangs, it exits, it closes its streams."""
 
 from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import NoReturn
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any, NoReturn
+
+STREAMS = ("stdin", "stdout", "stderr", "__stdin__", "__stdout__", "__stderr__")
+DESCRIPTORS = (0, 1, 2)
 
 
 class UnitTimeoutError(Exception):
@@ -39,6 +43,47 @@ def no_exit() -> Iterator[None]:
         yield
     finally:
         os._exit = leave
+
+
+@contextmanager
+def open_streams() -> Iterator[None]:
+    """Keep the standard streams open within the block, and put back those that it replaces.
+
+    What pytest captures passes through them, and so does all that the session shows at its end.
+    """
+    streams = {name: getattr(sys, name) for name in STREAMS}
+    with ExitStack() as kept:
+        for number in DESCRIPTORS:
+            with suppress(OSError):  # closed already, as where there is no terminal
+                kept.callback(_put_back, number, os.dup(number))
+        for stream in streams.values():
+            _keep_open(stream, kept)
+        try:
+            yield
+        finally:
+            for name, stream in streams.items():
+                setattr(sys, name, stream)
+
+
+def _put_back(number: int, copy: int) -> None:
+    with suppress(OSError):
+        os.dup2(copy, number)
+        os.close(copy)
+
+
+def _keep_open(stream: Any, kept: ExitStack) -> None:
+    """Let ``close`` and ``detach`` leave a stream, and what it writes to, open until ``kept`` ends.
+
+    A stream that is kept open already, or whose attributes cannot be set, is left as it is.
+    """
+    inner = getattr(stream, "buffer", None) or getattr(stream, "raw", None)
+    own = getattr(stream, "__dict__", None)
+    if own is None or "close" in own:
+        return
+    own["close"], own["detach"] = (lambda: None), (lambda: inner)
+    for name in ("close", "detach"):
+        kept.callback(own.pop, name, None)
+    _keep_open(inner, kept)
 
 
 @contextmanager

@@ -193,6 +193,11 @@ class SuiteSession:
             item.cut_back()
         return ended
 
+    @pytest.hookimpl(trylast=True)  # once all fixtures are torn down
+    def pytest_runtest_teardown(self, item: pytest.Item, nextitem: pytest.Item | None) -> None:
+        if nextitem is None:
+            self._computer.left_running.end(item)
+
     def model(self, item: pytest.Item) -> LanguageModel:
         """The model of a test, loaded."""
         point = point_of(item)
