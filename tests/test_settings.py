@@ -11,7 +11,13 @@ import msgspec
 import pytest
 
 from kn_bench.editing import presets as presets_module
-from kn_bench.editing.presets import PresetError, builtin_presets, preset_for, read_presets
+from kn_bench.editing.presets import (
+    PresetError,
+    builtin_presets,
+    preset_for,
+    read_presets,
+    refuse_unused,
+)
 from kn_bench.editing.registry import (
     RegistryError,
     builtin_files,
@@ -186,6 +192,29 @@ def test_every_parameter_of_every_method_can_be_set():
                 continue
             text = f"{name}.{parameter.name}={str(parameter.default).lower()}"
             assert checked_choices([text], (), {name: spec.settings})
+
+
+@pytest.mark.parametrize(
+    ("methods", "model", "unused"),
+    [
+        (["rome"], "tiny-gpt2", False),
+        (["rome", "another"], "tiny-gpt2", False),
+        (["rome"], "tiny", False),
+        (["romee"], "tiny-gpt2", True),
+        (["rome"], "tiny-gtp2", True),
+        (["another"], "tiny-gpt2", True),
+    ],
+)
+def test_a_preset_of_which_nothing_would_be_used_is_refused(tmp_path, methods, model, unused):
+    file = tmp_path / "mine.toml"
+    file.write_text(f'methods = {methods}\n[models."{model}"]\nv_lr = 0.1\n')
+    given = ["rome", "none"], ["tiny-gpt2", "a/b"]
+    if not unused:
+        refuse_unused(read_presets(file), *given)
+        return
+    sentence = rf"--preset mine\.toml: expected .*, and it has {methods[0]} on {model};"
+    with pytest.raises(PresetError, match=sentence):
+        refuse_unused(read_presets(file), *given)
 
 
 def test_patterns_and_all_name_methods():

@@ -203,21 +203,21 @@ class RunController:
         options = self.options
         if not options.sets and not options.presets:
             return {}
-        from kn_bench.editing.presets import read_presets
-        from kn_bench.editing.settings import checked_choices
+        from kn_bench.editing.presets import refuse_unused
 
-        presets = [preset for file in options.presets for preset in read_presets(file)]
         method_fixtures.load_builtin(self._manager)
         specs = [self._registry.methods[name] for name in self._methods]
-        choices = checked_choices(options.sets, presets, {s.name: s.settings for s in specs})
-        refuse_layers(choices, specs, options.models or embedded.NAMES)
+        choices = method_fixtures.choices_of(options, specs)
+        models = options.models or embedded.NAMES
+        refuse_unused(choices.presets, list(self._methods), models)
+        refuse_layers(choices, specs, models)
         return {
             **({"set": " ".join(options.sets)} if options.sets else {}),
             **{
                 f"preset {' '.join(p.methods)} {p.model}": " ".join(
                     f"{name}={value}" for name, value in p.values.items()
                 )
-                for p in presets
+                for p in choices.presets
             },
         }
 

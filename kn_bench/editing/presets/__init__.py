@@ -107,3 +107,25 @@ def preset_for(method: str, model: str, presets: Sequence[Preset]) -> Preset | N
     if chosen is None:
         return replace(inherited, inherited=True)
     return replace(chosen, values={**inherited.values, **chosen.values}, inherited=True)
+
+
+def refuse_unused(presets: Sequence[Preset], methods: Sequence[str], models: Sequence[str]) -> None:
+    """Refuse a file of which nothing would be used: a name in it may be misspelt.
+
+    Args:
+        presets: of the user's files.
+        methods, models: names of those that are measured.
+
+    Raises:
+        PresetError: for the first such file.
+    """
+    for origin in dict.fromkeys(preset.origin for preset in presets):
+        own = [preset for preset in presets if preset.origin == origin]
+        if not any(preset_for(method, model, own) for method in methods for model in models):
+            named = ", ".join(dict.fromkeys(name for p in own for name in p.methods))
+            fitting = ", ".join(dict.fromkeys(preset.model for preset in own))
+            raise PresetError(
+                f"--preset {origin}: expected a preset of a method and a model of this run "
+                f"({', '.join(methods)} on {', '.join(models)}), and it has {named} on {fitting}; "
+                "correct the names, or leave it out"
+            )
