@@ -1,6 +1,7 @@
 """The engine's numbers against single rows, brute force and invariants."""
 
 import dataclasses
+import math
 import random
 
 import pytest
@@ -18,6 +19,7 @@ from kn_bench.editing.edit import (
     NotApplicable,
     PromptEdit,
 )
+from kn_bench.measure.asked import divergence
 from kn_bench.measure.engine import Engine
 from tests.tiny_models import tiny_model
 
@@ -233,6 +235,29 @@ def test_kl_against_the_sum_over_the_vocabulary():
                 q = lm.forward(ids, at)[0, 0].log_softmax(-1)
         expected = float((p.exp() * (p - q)).sum())
         assert stored[case.id, probe.id]["kl"] == pytest.approx(expected, rel=1e-5)
+
+
+INF, NAN = math.inf, math.nan
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        ([0.5, 0.5], [0.5, 0.5], 0.0),
+        ([0.5, 0.5], [0.25, 0.75], 0.5 * math.log(4 / 3)),
+        ([1.0, 0.0], [1.0, 0.0], 0.0),
+        ([1.0, 0.0], [0.5, 0.5], math.log(2)),
+        ([0.5, 0.5], [1.0, 0.0], INF),
+        ([0.5, 0.5], [NAN, NAN], NAN),
+        ([1.0, 0.0], [1.0, NAN], NAN),
+    ],
+)
+@pytest.mark.parametrize("beside", [None, [0.5, 0.5]])
+def test_kl_of_what_is_ruled_out_and_of_what_is_no_number(before, after, expected, beside):
+    rows = [[before, beside], [after, beside]] if beside else [before, after]
+    p, q = (torch.tensor(side).log() for side in rows)
+    mean = expected / 2 if beside else expected
+    assert divergence(p, q) == pytest.approx(mean, abs=1e-6, nan_ok=True)
 
 
 def test_the_unedited_model_is_asked_once(monkeypatch):

@@ -66,6 +66,20 @@ class ByPosition(Good):
         return [PromptEdit(prefixes[index % 2]) for index, _ in enumerate(requests)]
 
 
+class Overflowing(Good):
+    """Its edits make every logit NaN."""
+
+    def edit(self, requests):
+        u = torch.full((self.model.d_mlp, 1), 1e30)
+        edit = LowRankEdit((LowRank(0, u, torch.ones(1, self.model.d_model)),))
+        return [edit for _ in requests]
+
+
+class OverflowingLast(Overflowing):
+    def edit(self, requests):
+        return [NoEdit() for _ in requests[:-1]] + super().edit(requests[-1:])
+
+
 class Counting(Good):
     def __init__(self, model):
         super().__init__(model)
@@ -116,7 +130,7 @@ def check(cls, lm, cases):
     return complaints(lambda language_model: cls(language_model), model=lm, cases=cases)
 
 
-@pytest.mark.parametrize("cls", [Good, Declared])
+@pytest.mark.parametrize("cls", [Good, Declared, Overflowing])
 def test_a_good_method_has_no_complaints(cls, lm, cases):
     assert check(cls, lm, cases) == []
 
@@ -126,6 +140,7 @@ def test_a_good_method_has_no_complaints(cls, lm, cases):
     [
         (Unseeded, "is not deterministic: the same requests again, and embedded/P36/"),
         (ByPosition, "depends on the order of the requests: reversed, embedded/P36/"),
+        (OverflowingLast, "of the requests: reversed, embedded/P36/.* otherwise .by inf nats"),
         (Counting, "changes its attribute 'history' while editing and does not declare it"),
         (Counting, "remembers earlier requests: asked a second time, embedded/P36/"),
         (WithoutReset, r"declares state \(history\) but no reset\(\)"),

@@ -47,6 +47,7 @@ from kn_bench.measure.protocols import parse_protocol
 from kn_bench.measure.sequences import STOPPED, Plan, measure_sequence
 from kn_bench.model.context_templates import contexts
 from kn_bench.model.loading import load_model
+from kn_bench.results.codec import encode
 
 
 @pytest.fixture(scope="module")
@@ -465,6 +466,29 @@ def test_a_collapse_is_named_and_the_sequence_goes_on(lm, engine, cases):
     assert record is not None
     assert "nothing left to divide by" in str(record.notes["failed"])
     assert not any(r.error for r in result.retained.values())
+
+
+@pytest.mark.parametrize("fill", [1e30, 3e38], ids=["overflows", "largest"])
+@pytest.mark.parametrize("kind", ["low rank", "dense"])
+def test_a_model_whose_logits_are_no_numbers_can_do_nothing(fill, kind, lm, engine, cases):
+    name = lm.weight_name(0)
+    weight = dict(lm.hf.named_parameters())[name]
+    u, v = torch.full((lm.d_mlp, 1), fill), torch.ones(1, lm.d_model)
+
+    class Overflows:
+        def edit(self, requests):
+            if kind == "dense":
+                return [DenseEdit({name: torch.full_like(weight, fill)}) for _ in requests]
+            return [LowRankEdit((LowRank(0, u, v),)) for _ in requests]
+
+    result = measure_sequence(engine, "overflows", Overflows(), plan("sequence:1", cases))
+    before, after = result.checkpoints
+    assert (before.kl, before.known) == (0.0, 1.0)
+    assert before.blimp
+    assert (after.perplexity, after.kl) == (math.inf, math.inf)
+    assert (after.blimp, after.known, after.retained, after.collapsed_at) == (0.0, 0.0, 0.0, 1)
+    assert '"kl":1e+30' in encode(after)
+    assert all(math.isnan(m.kl) for m in rows(result.results) + rows(result.retained))
 
 
 def test_a_sequence_stops_at_its_collapse_if_asked(lm, engine, cases):

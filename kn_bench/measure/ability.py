@@ -5,7 +5,8 @@
     KL            unedited || edited at the next token of neutral prompts, the lines before those
     known facts   packaged facts that the unedited model knows and the sequence does not edit
 
-The questions are fixed: the same for every method, at every checkpoint, in every run.
+The questions are fixed: the same for every method, at every checkpoint, in every run. A model whose
+logits are not numbers answers none of them: nothing is right, perplexity and KL are infinite.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from kn_bench.cases.case import Case, Probe, Task
 from kn_bench.editing.applying import RowEdits
 from kn_bench.editing.edit import LookupEdit, PromptEdit
 from kn_bench.measure.answers import Asker, Question
+from kn_bench.measure.asked import divergence
 from kn_bench.measure.criteria import gives_rejected
 from kn_bench.measure.drawing import mentions
 from kn_bench.measure.encoding import EncodedProbe, Unencodable, encode_probe
@@ -215,10 +217,8 @@ class Ability:
         return self.lm.logits(read).float().log_softmax(-1).cpu()
 
     def _kl(self, edits: RowContext, prefix: str) -> tuple[float | None, int]:
-        after = self._next_tokens(edits, prefix)
-        before = self._neutral_before
-        kl = (before.exp() * (before - after)).nansum(1).mean()
-        return max(0.0, float(kl)), len(self.neutral)
+        kl = divergence(self._neutral_before, self._next_tokens(edits, prefix))
+        return (math.inf if math.isnan(kl) else kl), len(self.neutral)
 
     def _hidden(
         self, rows: Sequence[tuple[int, ...]], edits: RowContext

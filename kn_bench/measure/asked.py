@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 from jaxtyping import Float
@@ -33,12 +34,24 @@ def content_of(encoded: EncodedProbe) -> Any:
     )
 
 
+def divergence(
+    before: Float[Tensor, "*rows vocabulary"], after: Float[Tensor, "*rows vocabulary"]
+) -> float:
+    """Return KL(before || after) in nats, the mean over rows; NaN where ``after`` holds NaN.
+
+    A token whose probability underflows before counts nothing, whatever it is after (0 * inf).
+    """
+    if bool(after.isnan().any()):
+        return math.nan
+    kl = (before.exp() * (before - after)).nansum(-1).mean()
+    return max(0.0, float(kl))
+
+
 def measurement_of(
     model: str, method: str, case: Case, encoded: EncodedProbe, before: Asked, after: Asked
 ) -> Measurement:
     """Return the row of one probe."""
     probe = encoded.probe
-    kl = (before.log_probs.exp() * (before.log_probs - after.log_probs)).nansum()
     return Measurement(
         model=model,
         method=method,
@@ -56,5 +69,5 @@ def measurement_of(
         n_rejected=encoded.rejected.n,
         before=before.answer,
         after=after.answer,
-        kl=max(0.0, float(kl)),
+        kl=divergence(before.log_probs, after.log_probs),
     )

@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import inspect
+import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -192,7 +193,14 @@ def _gap(ours: Measurement, theirs: Measurement) -> float:
         (ours.after.log_prob_rejected, theirs.after.log_prob_rejected),
         (ours.kl, theirs.kl),
     )
-    return max(0.0 if a == b else abs(a - b) for a, b in pairs)
+    return max(_distance(a, b) for a, b in pairs)
+
+
+def _distance(a: float, b: float) -> float:
+    """Return |a - b|: 0 between two infinities or two NaN, infinite between NaN and a number."""
+    if math.isnan(a) or math.isnan(b):
+        return 0.0 if math.isnan(a) and math.isnan(b) else math.inf
+    return 0.0 if a == b else abs(a - b)
 
 
 def _surroundings(model: LanguageModel) -> dict[str, object]:
