@@ -4,6 +4,7 @@ import hashlib
 import math
 from contextlib import contextmanager
 from dataclasses import fields, replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kn_bench.cases import sources
+from kn_bench.cases.case import Cloze
 from kn_bench.editing import family
 from kn_bench.editing.applying import in_place
 from kn_bench.editing.composition import CannotCompose, Composition, UpToStep, joined, summed
@@ -38,6 +40,7 @@ from kn_bench.measure.drawing import (
     TooFewCases,
     conflict_key,
     draw_sequences,
+    mentions,
     without_edited_neighbours,
 )
 from kn_bench.measure.encoding import EncodedCase, encode_cases
@@ -573,3 +576,67 @@ def test_a_neighbour_that_another_case_edits_is_left_out(lm):
     assert [e.reason for e in spared.exclusions if e.probe == neighbour.id] == [EDITED]
     (alone,) = without_edited_neighbours(encoded[:1], [case])
     assert neighbour.id in [p.probe.id for p in alone.probes]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "first", "second", "third"),
+    [
+        ("The capital of {} is", "France", "Japan", "Papua New Guinea"),
+        ("{}的首都是", "法国", "日本", "巴布亚新几内亚"),
+        ("その国は「{}」です。首都は", "フランス", "日本", "パプアニューギニア"),
+        ("2020年{}的首都是", "法国", "Mac OS", "豈更"),
+        ("เมืองหลวงของ{}คือ", "ฝรั่งเศส", "ญี่ปุ่น", "ปาปัวนิวกินี"),
+        ("រដ្ឋធានីរបស់{}គឺ", "បារាំង", "ជប៉ុន", "ឡាវ"),
+        ("{}၏မြို့တော်မှာ", "ပြင်သစ်", "ဂျပန်", "လာအို"),
+        ("𠀀{}𠀁", "𠮷野", "𠮟", "㐂"),
+    ],
+)
+def test_a_subject_is_found_also_where_no_spaces_separate_words(prompt, first, second, third):
+    subjects = (first, second, third)
+    for subject in subjects:
+        assert mentions(prompt.format(subject), [subject])
+        assert not mentions(prompt.format(subject), [s for s in subjects if s != subject])
+
+
+@pytest.mark.parametrize(
+    ("text", "subject", "named"),
+    [
+        ("The capital of Nigeria is", "Niger", False),
+        ("The capital of Niger's north, NIGER, is", "niger", True),
+        ("Столица Нигерии", "Нигер", False),
+        ("대한민국의 수도", "한국", False),
+        ("Die Hauptstadt von São Tomé ist", "São Tomé", True),
+        ("Papua  New-Guinea is", "New Guinea", True),
+        ("The number of snake_case2 is", "snake", False),
+        ("日本の首都は", "日木", False),
+        ("、。", "。", False),
+    ],
+)
+def test_a_subject_is_named_as_whole_words(text, subject, named):
+    assert mentions(text, [subject]) == named
+
+
+def asked(probe):
+    """An encoded probe of which only the text is read."""
+    return SimpleNamespace(probe=probe)
+
+
+@pytest.mark.parametrize("text", ["The capital of {} is", "{}的首都是", "เมืองหลวงของ{}คือ"])
+def test_a_neighbour_is_left_out_in_every_script(text, lm, cases):
+    first, second = (
+        replace(
+            case,
+            request=replace(case.request, subject=subject),
+            probes=tuple(
+                probe._replace(cloze=Cloze(text.format(other)))
+                for probe in case.probes
+                if probe.criterion == "locality"
+            ),
+        )
+        for case, subject, other in [(cases[0], "日本", "法国"), (cases[1], "法国", "德国")]
+    )
+    encoded = [EncodedCase(c, tuple(map(asked, c.probes)), ()) for c in (first, second)]
+    named, unnamed = without_edited_neighbours(encoded, [first, second])
+    assert [e.reason for e in named.exclusions] == [EDITED] * len(first.probes)
+    assert not named.probes
+    assert len(unnamed.probes) == len(second.probes) > 0

@@ -55,6 +55,11 @@ def is_unspaced(char: str) -> bool:
     return "\u3000" <= char <= "\u9fff" or "\uff00" <= char <= "\uffef"
 
 
+RUN_ON = "\u0e00-\u109f\u1780-\u17ff\u3000-\u9fff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff"
+"""Scripts that do not separate words, as a class of a pattern: Thai, Lao, Tibetan, Burmese; Khmer;
+Chinese and Japanese, with what :func:`is_unspaced` tells, and their rarer characters."""
+
+
 class Cloze(NamedTuple):
     """A text with one gap for the answer.
 

@@ -12,13 +12,13 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from kn_bench.cases.case import Case, Exclusion, Task
+from kn_bench.cases.case import RUN_ON, Case, Exclusion, Task
 from kn_bench.cases.sampling import stable_hash
 from kn_bench.measure.encoded import EncodedCase
 from kn_bench.measure.protocols import Protocol
 
 EDITED = "its subject is edited by another case of the sequence"
-_WORD = re.compile(r"\w+")
+_WORD = re.compile(rf"(?=\w)[{RUN_ON}]|[^\W{RUN_ON}]+")
 
 
 class TooFewCases(ValueError):  # noqa: N818 - named as the sentence reads
@@ -183,5 +183,8 @@ def mentions(text: str, subjects: Iterable[str]) -> bool:
 
 
 def words_of(text: str) -> tuple[str, ...]:
-    """Return the words of a text, without case and punctuation."""
+    """Return the words of a text, without case and punctuation.
+
+    In a script that does not separate words, each character is taken for one.
+    """
     return tuple(_WORD.findall(text.casefold()))

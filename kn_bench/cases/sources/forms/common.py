@@ -13,13 +13,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kn_bench.cases.building.rows import LeftOut
-from kn_bench.cases.case import Cloze, is_unspaced
+from kn_bench.cases.case import RUN_ON, Cloze
 
 FRAME = "Q: {question} A:"
 """How a question is put to a base model."""
-UNSPACED = (("\u0e00", "\u109f"), ("\u1780", "\u17ff"), ("\U00020000", "\U0003ffff"))
-"""Further scripts without spaces: Thai, Lao, Tibetan, Burmese; Khmer; rare Chinese characters."""
 NO_ANSWER = "the data brings no answer to the question"
+_RUNS_ON = re.compile(f"[{RUN_ON}]")
 UNKNOWN_GROUP = "the group of questions is not one that its data set has"
 
 
@@ -172,9 +171,7 @@ def _is_whole(match: re.Match[str]) -> bool:
 
 def _spells(char: str) -> bool:
     """Tell whether ``char`` is part of a word in a script that separates words by spaces."""
-    if is_unspaced(char) or any(first <= char <= last for first, last in UNSPACED):
-        return False
-    return unicodedata.category(char)[0] in "LMN"
+    return not _RUNS_ON.match(char) and unicodedata.category(char)[0] in "LMN"
 
 
 def edited_prompt(prompt: str, subject: str) -> tuple[str, str, str]:
