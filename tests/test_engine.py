@@ -21,6 +21,7 @@ from kn_bench.editing.edit import (
 )
 from kn_bench.measure.asked import divergence
 from kn_bench.measure.engine import Engine
+from kn_bench.testing.calibration import BrokenOff
 from tests.tiny_models import tiny_model
 
 FAMILIES = ("gpt2", "llama", "bert")
@@ -373,6 +374,122 @@ def test_not_applicable_is_a_reason_not_an_error():
 
     (result,) = Engine(lm).measure("rome", Causal(), [toy_case(0)]).results.values()
     assert (result.not_applicable, result.error) == ("causal models only", "")
+
+
+class Choosy:
+    """Raises where it is asked for one of ``bad``; what it draws depends on the cases before."""
+
+    def __init__(self, lm, bad, error=ValueError):
+        self.lm, self.bad, self.error = lm, bad, error
+        self.calls = []
+
+    def edit(self, requests):
+        self.calls.append([request.id for request in requests])
+        edits = []
+        for request in requests:
+            u = torch.randn(self.lm.d_mlp, 1, dtype=self.lm.dtype)
+            v = torch.randn(1, self.lm.d_model, dtype=self.lm.dtype)
+            edits.append(LowRankEdit((LowRank(0, u, v),)))
+            if request.id in self.bad:
+                if self.error is not NotApplicable:
+                    with torch.no_grad():
+                        self.lm.weight(0).add_(1.0)
+                raise self.error(request.id)
+        return edits
+
+
+def answers_of(result):
+    return [(m.probe, m.before, m.after, m.kl) for m in result.measurements]
+
+
+@pytest.mark.parametrize("error", [ValueError, NotApplicable, SystemExit, MemoryError])
+@pytest.mark.parametrize("bad", [{0}, {4}, {1, 2}, {0, 2, 4}, {0, 1, 2, 3}, {0, 1, 2, 3, 4}])
+def test_a_case_at_which_a_method_raises_leaves_the_others_as_they_are_without_it(bad, error):
+    lm = tiny_model("gpt2")
+    cases = [toy_case(index) for index in range(5)]
+    others = [case for index, case in enumerate(cases) if index not in bad]
+    method = Choosy(lm, {cases[index].id for index in bad}, error)
+    results = Engine(lm).measure("mine", method, cases).results
+    assert len(method.calls) <= 4 * len(cases)
+    without = Engine(lm).measure("mine", Choosy(lm, set()), others).results if others else {}
+    for index, case in enumerate(cases):
+        result = results[case.id]
+        if index not in bad:
+            assert (result.error, result.not_applicable) == ("", "")
+            assert answers_of(result) == answers_of(without[case.id])
+        elif error is NotApplicable:
+            assert (result.error, result.not_applicable) == ("", case.id)
+        else:
+            assert result.error == f"mine failed while editing: {error.__name__}: {case.id}"
+    assert lm.parameter_hash() == lm.verified_hash
+
+
+@pytest.mark.parametrize("error", [ValueError, NotApplicable])
+def test_a_method_that_always_raises_is_called_twice_a_case_at_most(error):
+    lm = tiny_model("gpt2")
+    cases = [toy_case(index) for index in range(7)]
+    method = Choosy(lm, {case.id for case in cases}, error)
+    Engine(lm).measure("mine", method, cases)
+    assert len(method.calls) == 2 * len(cases) - 1
+
+
+def test_what_fails_for_many_cases_and_for_none_alone_is_no_error():
+    lm = tiny_model("gpt2")
+    cases = [toy_case(index) for index in range(5)]
+
+    class OutOfMemory(Choosy):
+        def edit(self, requests):
+            if len(requests) > 2:
+                raise MemoryError("too many")
+            return super().edit(requests)
+
+    results = Engine(lm).measure("mine", OutOfMemory(lm, set()), cases).results
+    assert all(result.measurements and not result.error for result in results.values())
+
+
+@pytest.mark.parametrize("way", ["edit_cases", "edit_together"])
+def test_one_case_alone_fails_in_every_way_of_editing(way):
+    lm = tiny_model("gpt2")
+    cases = [toy_case(index) for index in range(4)]
+
+    def edit(self, asked):
+        if any(each.id == cases[1].id for each in map(request_of, asked)):
+            raise RuntimeError("boom")
+        return NoEdit() if way == "edit_together" else [NoEdit() for _ in asked]
+
+    def request_of(each):
+        return each.request if isinstance(each, Case) else each
+
+    results = Engine(lm).measure("mine", type("Mine", (), {way: edit})(), cases).results
+    assert [bool(results[case.id].error) for case in cases] == [False, True, False, False]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, BrokenOff, pytest.fail.Exception])
+def test_what_ends_the_run_is_not_asked_again(error):
+    lm = tiny_model("gpt2", seed=5)
+    cases = [toy_case(index) for index in range(4)]
+    method = Choosy(lm, {cases[1].id}, error)
+    engine = Engine(lm)
+    with pytest.raises(error):
+        engine.measure("mine", method, cases)
+    assert len(method.calls) == 1
+    engine.put_back()
+
+
+def test_what_a_method_returns_for_many_cases_is_not_asked_for_again():
+    lm = tiny_model("gpt2")
+    cases = [toy_case(index) for index in range(4)]
+
+    class TooFew(Choosy):
+        def edit(self, requests):
+            return super().edit(requests)[1:]
+
+    method = TooFew(lm, set())
+    results = Engine(lm).measure("mine", method, cases).results
+    assert len(method.calls) == 1
+    assert {r.error for r in results.values()} == {
+        "mine returned 3 edits: expected one for each of 4 requests"
+    }
 
 
 def test_a_method_that_mutates_the_model_is_found_out_and_the_model_restored():

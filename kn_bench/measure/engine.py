@@ -28,20 +28,18 @@ from kn_bench.editing.edit import (
 )
 from kn_bench.editing.equal_size import controls_of
 from kn_bench.editing.faults import is_fault, reason_of, text_of, told
-from kn_bench.editing.method import edit_cases
-from kn_bench.editing.surroundings import Surroundings, own_random
-from kn_bench.editing.validation import checked, plain_notes
+from kn_bench.editing.surroundings import Surroundings
+from kn_bench.editing.validation import plain_notes
 from kn_bench.measure.answers import ALL, PAIRS, Asker, Question
 from kn_bench.measure.asked import Asked, content_of, measurement_of
 from kn_bench.measure.cache import AnswerCache
+from kn_bench.measure.calling import Caller
 from kn_bench.measure.encoding import EncodedCase, EncodedProbe, encode_cases
 from kn_bench.measure.lookup import looked_up
 from kn_bench.measure.measurement import CaseResult, EditRecord, UnitResult, control_name
 from kn_bench.measure.writing import Writer
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.rows import UNEDITED
-
-LEAVE_ALONE = "a method must return its edit as a value and leave the model alone"
 
 
 @dataclass(frozen=True)
@@ -103,8 +101,8 @@ class Engine:
     ) -> UnitResult:
         """Edit every case by ``method``, and ask all its probes before and after the edit.
 
-        Errors of a method are not raised: the results of its cases carry the error, in one
-        sentence each, and the model is left as it was.
+        Errors of a method are not raised: the results of the cases at which it fails carry the
+        error, in one sentence each, and the model is left as it was.
 
         With ``control`` an edit of equal size is asked the same, see
         :mod:`kn_bench.editing.equal_size`; with ``writer`` the models also write freely, see
@@ -147,38 +145,22 @@ class Engine:
         self, name: str, method: Method, encoded: Sequence[EncodedCase]
     ) -> tuple[list[_Edited], dict[str, CaseResult]]:
         """Return the method's validated edits, and by case what it refused or failed at."""
-        cases = [c.case for c in encoded]
-        started = time.perf_counter()
-
-        def all_of(**what: Any) -> tuple[list[_Edited], dict[str, CaseResult]]:
-            return [], {
-                c.case.id: CaseResult(c.case.id, None, (), c.exclusions, **what) for c in encoded
-            }
-
-        if not cases:
+        if not encoded:
             return [], {}
-        returned: Any = None
-        outcome: dict[str, str] = {}
-        try:
-            with own_random(self.seed):
-                returned = edit_cases(method, cases)
-        except NotApplicable as reason:
-            outcome = {"not_applicable": reason_of(reason)}
-        except BaseException as error:  # a plug-in's own code: the run goes on
-            if not is_fault(error):
-                raise
-            outcome = {"error": f"{name} failed while editing: {told(error)}"}
-        left = self.put_back()  # also after an error: the next method is not to pay for it
-        if left and "error" not in outcome:
-            outcome = {"error": f"{name} changed {_and(left)} while editing; {LEAVE_ALONE}"}
-        if outcome:
-            return all_of(**outcome)
-        seconds = (time.perf_counter() - started) / len(cases)
-        try:
-            edits = checked(returned, len(cases), self.model, name)
-        except ValueError as error:
-            return all_of(error=str(error))
-        return self._sorted_out(encoded, edits, seconds)
+        caller = Caller(name, method, self.model, self.seed, self.put_back)
+        edited: list[_Edited] = []
+        failed: dict[str, CaseResult] = {}
+        for each, made in zip(encoded, caller.made([c.case for c in encoded]), strict=True):
+            case, excluded, edit = each.case.id, each.exclusions, made.outcome
+            if isinstance(edit, NotApplicable):
+                failed[case] = CaseResult(case, None, (), excluded, not_applicable=reason_of(edit))
+            elif isinstance(edit, str):
+                failed[case] = CaseResult(case, None, (), excluded, error=edit)
+            else:
+                notes = plain_notes(edit.notes)
+                record = EditRecord(made.seconds, describe(edit), norm(edit), notes)
+                edited.append(_Edited(each, edit, record))
+        return edited, failed
 
     def put_back(self) -> tuple[str, ...]:
         """Restore the model and the process; return what a method had changed.
@@ -194,25 +176,6 @@ class Engine:
                 left = ("the model's parameters", *left)
         self._surroundings.check_answers()
         return left
-
-    def _sorted_out(
-        self,
-        encoded: Sequence[EncodedCase],
-        edits: Sequence[Edit | NotApplicable | str],
-        seconds: float,
-    ) -> tuple[list[_Edited], dict[str, CaseResult]]:
-        edited: list[_Edited] = []
-        failed: dict[str, CaseResult] = {}
-        for encoded_case, edit in zip(encoded, edits, strict=True):
-            case, excluded = encoded_case.case.id, encoded_case.exclusions
-            if isinstance(edit, NotApplicable):
-                failed[case] = CaseResult(case, None, (), excluded, not_applicable=reason_of(edit))
-            elif isinstance(edit, str):
-                failed[case] = CaseResult(case, None, (), excluded, error=edit)
-            else:
-                record = EditRecord(seconds, describe(edit), norm(edit), plain_notes(edit.notes))
-                edited.append(_Edited(encoded_case, edit, record))
-        return edited, failed
 
     # -- measuring -------------------------------------------------------------------------
 

@@ -36,10 +36,11 @@ from kn_bench.editing.faults import is_fault, reason_of, text_of, told
 from kn_bench.editing.method import State, begin, kind_of
 from kn_bench.measure.ability import Abilities, Ability
 from kn_bench.measure.answers import ALL, PAIRS
+from kn_bench.measure.calling import LEAVE_ALONE
 from kn_bench.measure.criteria import gives_expected
 from kn_bench.measure.drawing import without_edited_neighbours
 from kn_bench.measure.encoding import EncodedCase, EncodedProbe
-from kn_bench.measure.engine import LEAVE_ALONE, Engine
+from kn_bench.measure.engine import Engine
 from kn_bench.measure.making import SequenceFailedError, StepMaker
 from kn_bench.measure.measurement import (
     CONTROL,
