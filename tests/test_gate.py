@@ -111,6 +111,16 @@ def test_another_model_under_the_same_name_is_pointed_out(tmp_path, baseline):
     assert "tiny-gpt2 is not what the baseline was measured on (models differ)." in report.text()
 
 
+@pytest.mark.parametrize("n", [N, N - 5])
+def test_other_cases_are_not_taken_for_other_data(tmp_path, baseline, n):
+    """The hash of the data is another one too where fewer cases were chosen."""
+    baseline.write_text(baseline.read_text().replace("b" * 64, "9" * 64))
+    fewer: dict[Criterion, list[float]] = {c: [1.0] * n for c in CRITERIA}
+    text = gate_run(baseline, _run(tmp_path, fewer)).text()
+    assert ("is not what the baseline was measured on (data differ)." in text) is (n == N)
+    assert ("the cases are not those of the baseline: others were chosen, or" in text) is (n < N)
+
+
 def test_noise_rarely_fails_the_gate(tmp_path):
     """Two runs of equal chances: at most 5 % of gates fail, all criteria of a method taken."""
     rng = np.random.default_rng(0)

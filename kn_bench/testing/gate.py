@@ -104,7 +104,8 @@ def gate(
     accepted = tolerances or {}
     fallen = tuple(c for c in compared if _fell(c, accepted.get(c.group.criterion, 0.0)))
     lacking = missing(before, after)
-    notes = (*_changed(baseline, runs), *remarks(compared, "less"))
+    others = set(before["case"]) != set(after["case"])
+    notes = (*_changed(baseline, runs, others), *remarks(compared, "less"))
     return GateReport(compared, fallen, lacking, notes)
 
 
@@ -123,13 +124,27 @@ def _named(groups: Iterable[FigureKey]) -> Iterator[str]:
         yield f"{method} on {model} ({about}): {', '.join(g.criterion for g in same)}"
 
 
-def _changed(baseline: Baseline, runs: Runs) -> Iterable[str]:
-    """Yield models and data that are not those of the baseline."""
+def _changed(baseline: Baseline, runs: Runs, others: bool) -> Iterable[str]:
+    """Yield models and data that are not those of the baseline.
+
+    Args:
+        baseline: what is held against.
+        runs: the run.
+        others: whether it has other cases. The hash of the data is one of all cases together, so
+            whether those in common have changed too cannot be told.
+    """
     for what in ("models", "data"):
         then = getattr(baseline, what)
         now = {k: v for m in runs.manifests for k, v in getattr(m, what).items()}
         for name in sorted(then.keys() & now.keys()):
-            if then[name] != now[name]:
+            if then[name] == now[name]:
+                continue
+            if what == "data" and others:
+                yield (
+                    f"{name}: the cases are not those of the baseline: others were chosen, or "
+                    "their data differ."
+                )
+            else:
                 yield f"{name} is not what the baseline was measured on ({what} differ)."
 
 
