@@ -266,6 +266,34 @@ FACT = kn.EditRequest(
     (lambda lm: API.evaluate(lm, "none", kn.load_cases("embedded", limit=1)[0]), r"give \[case\]"),
     (lambda lm: API.load_cases("embedded", limit="3"), "limit '3': expected a whole number"),
     (lambda lm: API.load_cases("embedded", limit=2.5), "limit 2.5: expected a whole number"),
+    (lambda lm: API.load_cases("embedded", limit=True), "limit True: expected a whole number"),
+    (lambda lm: API.load_cases("embedded", seed=1.5), "seed 1.5: expected a whole number"),
+    (lambda lm: API.load_cases("embedded", seed="a"), "seed 'a': expected a whole number"),
+    (lambda lm: API.load_cases("embedded", relation=3), "relation: .* for all, and got int"),
+    (lambda lm: API.load_cases("embedded", relation=[3]), "relation: .*, and got int"),
+    (lambda lm: API.load_cases(None), "source: expected what --cases takes.* got NoneType"),
+    (lambda lm: API.load_model(None), "name: expected a model's name.* got NoneType"),
+    (lambda lm: API.load_model("tiny-gpt2", device=3), "device: expected a text, and got int"),
+    (lambda lm: API.load_model("tiny-gpt2", dtype=3), "dtype: expected a text, and got int"),
+    (lambda lm: API.load_model("tiny-gpt2", commit=3), "commit: expected a text, and got int"),
+    (lambda lm: API.load_model("tiny-gpt2", attention=3), "attention: expected a text"),
+    (lambda lm: API.load_model("tiny-gpt2", chat_template="no"), "expected True or False"),
+    (lambda lm: lm.generate(3), "prompt: expected one text, and got int"),
+    (lambda lm: lm.generate(["w5", "w6"]), "prompt: expected one text, and got list"),
+    (lambda lm: lm.generate("w5", max_new_tokens=1.5), "max_new_tokens 1.5: expected a whole"),
+    (lambda lm: API.encode_request("x", lm.tokens), "kn_bench.EditRequest, and got str"),
+    (lambda lm: API.encode_request(FACT, lm), "tokens of a loaded model.* got LanguageModel"),
+    (lambda lm: API.evaluate(lm, "none", None), "cases with probes.* got NoneType"),
+    (lambda lm: API.locate(lm, FACT, settings={"t": 0.1}), "Locating, or None, and got dict"),
+    (lambda lm: API.trace(lm, FACT, kinds=3), "some of hidden, mlp, attention, and got int"),
+    (lambda lm: API.trace(lm, FACT, samples=1.5), "samples 1.5: expected a whole number"),
+    (lambda lm: API.trace(lm, FACT, samples=True), "samples True: expected a whole number"),
+    (lambda lm: API.trace(lm, FACT, window=1.5), "window 1.5: expected a whole number"),
+    (lambda lm: API.trace(lm, FACT, seed="a"), "seed 'a': expected a whole number"),
+    (lambda lm: API.trace(lm, FACT, multiplier="3"), "multiplier '3': expected a number"),
+    (lambda lm: API.save_edit(kn.NoEdit(), 3, provenance=None), "path of a file, and got int"),
+    (lambda lm: API.save_edit(kn.NoEdit(), "e", provenance={}), "kn_bench.Provenance.* got dict"),
+    (lambda lm: API.load_edit(None), "path of a file that save_edit wrote, and got NoneType"),
     (lambda lm: API.EditRequest(subject=3, prompt="{} is"), "subject 3: expected a text, got int"),
 ])  # fmt: skip
 def test_what_is_handed_over_by_mistake_is_refused_in_a_sentence(call, sentence):
@@ -328,6 +356,10 @@ def with_teardown(language_model):
     (lambda lm: API.trace(lm, FACT, kinds=[]), "expected some of hidden, mlp, attention"),
     (lambda lm: API.trace(lm, FACT, samples=0), "samples 0: expected at least 1"),
     (lambda lm: API.trace(lm, FACT, window=0), "window 0: expected at least 1"),
+    (lambda lm: API.trace(lm, FACT, kinds=["mlp", "mlp"]), "expected each kind once"),
+    (lambda lm: API.trace(lm, FACT, multiplier=float("nan")), "multiplier nan: expected a finite"),
+    (lambda lm: API.trace(lm, FACT, multiplier=-1), "multiplier -1: expected a finite"),
+    (lambda lm: lm.generate("w5", max_new_tokens=0), "max_new_tokens 0: expected at least 1"),
 ])  # fmt: skip
 def test_values_that_cannot_be_are_refused_in_a_sentence(call, sentence):
     with pytest.raises(ValueError, match=sentence):
@@ -346,6 +378,8 @@ def test_what_stands_for_a_list_is_taken_for_one(tmp_path):
     )
     assert one.kinds == ("mlp",)
     assert torch.equal(one.scores, listed.scores)
+    once = kn.trace(model, lists[0][0].request, kinds=(k for k in ["mlp"]), samples=2)  # type: ignore[misc]
+    assert torch.equal(once.scores, one.scores)
     facts = tmp_path / "facts.jsonl"
     facts.write_text(
         '{"subject":"Canada","prompt":"The capital of {} is","target_true":"Ottawa",'
@@ -354,10 +388,53 @@ def test_what_stands_for_a_list_is_taken_for_one(tmp_path):
     assert len(kn.load_cases(facts)) == 1
 
 
-def test_an_edit_is_saved_where_there_is_a_folder(tmp_path):
+class Unasked:
+    """A method that is never to be reached."""
+
+    def edit(self, requests):
+        raise AssertionError("measured before the options were checked")
+
+
+@kn.edit_method("unasked")
+def unasked(language_model):
+    return Unasked()
+
+
+@pytest.mark.parametrize(("options", "error", "sentence"), [
+    ({"generations": 1.5}, TypeError, "generations 1.5: expected a whole number of texts"),
+    ({"generations": "1"}, TypeError, "generations '1': expected a whole number of texts"),
+    ({"generations": True}, TypeError, "generations True: expected a whole number of texts"),
+    ({"generations": -1}, ValueError, "generations -1: expected at least 0"),
+    ({"references": "/missing.json"}, ValueError, "missing.json: expected --generations N"),
+    ({"references": 3, "generations": 1}, TypeError, "references: expected the path of a file"),
+    ({"references": "/missing.json", "generations": 1}, ValueError, "expected a data file"),
+])  # fmt: skip
+def test_what_is_to_be_written_is_checked_before_anything_is_measured(options, error, sentence):
+    """A wrong number of texts was put down to the method, after the whole measurement."""
+    cases = kn.load_cases("embedded", limit=1)
+    with pytest.raises(error, match=sentence):
+        API.evaluate(tiny_model("gpt2"), unasked, cases, **options)
+
+
+def test_numbers_of_numpy_are_numbers():
+    import numpy as np
+
+    limit, seed = np.int64(1), np.int64(3)
+    assert API.load_cases("embedded", limit=limit, seed=seed) == kn.load_cases(
+        "embedded", limit=1, seed=3
+    )
+
+
+@pytest.mark.parametrize(("name", "error", "sentence"), [
+    ("missing/edit.safetensors", FileNotFoundError, "expected a folder to save the edit in"),
+    ("", IsADirectoryError, "expected a file, and it is a folder; name a file in it"),
+    ("x" * 300, OSError, "expected a place where the edit can be written"),
+])  # fmt: skip
+def test_an_edit_is_saved_where_there_is_a_place_for_it(tmp_path, name, error, sentence):
     source = kn.method("none", tiny_model("gpt2")).provenance
-    with pytest.raises(FileNotFoundError, match="expected a folder to save the edit in"):
-        kn.save_edit(kn.NoEdit(), tmp_path / "missing" / "edit.safetensors", provenance=source)
+    with pytest.raises(error, match=sentence):
+        kn.save_edit(kn.NoEdit(), tmp_path / name, provenance=source)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_subject_that_stands_in_the_prompt_has_no_place_of_its_own():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from kn_bench.cases.case import Cloze
@@ -274,3 +276,25 @@ def test_settings_are_the_fields_of_a_method():
     nested = {f"locating.{name}": value for name, value in expected.items()}
     assert settings_of(Method()) == {"factor": 2, **nested}
     assert settings_of(object()) == {}
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_a_saved_edit_is_as_private_as_other_new_files(tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        save_edit(PromptEdit("a"), tmp_path / "edit.safetensors", provenance=SOURCE)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "edit.safetensors").stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+def test_a_full_disk_is_told_of_and_leaves_nothing(tmp_path, monkeypatch):
+    """Safetensors has an error of its own for it."""
+
+    def full(*_):
+        raise SafetensorError("I/O error: No space left on device")
+
+    monkeypatch.setattr("kn_bench.editing.saving.save_file", full)
+    with pytest.raises(OSError, match=r"can be written \(I/O error: No space left on device\)"):
+        save_edit(PromptEdit("a"), tmp_path / "edit.safetensors", provenance=SOURCE)
+    assert not list(tmp_path.iterdir())

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from kn_bench.cases.case import Case, EditRequest
+from kn_bench.cases.case import Case, EditRequest, check_request
+from kn_bench.model.given import listed
 
 
 def check_requests(requests: Iterable[object]) -> None:
@@ -14,10 +15,7 @@ def check_requests(requests: Iterable[object]) -> None:
         TypeError: for the first that is not, naming its type.
     """
     for request in requests:
-        if not isinstance(request, EditRequest):
-            given = type(request).__name__
-            hint = "; a case has one: case.request" if isinstance(request, Case) else ""
-            raise TypeError(f"request: expected a kn_bench.EditRequest, and got {given}{hint}")
+        check_request(request)
 
 
 def listed_cases(cases: Iterable[object]) -> list[Case]:
@@ -28,13 +26,11 @@ def listed_cases(cases: Iterable[object]) -> list[Case]:
     """
     if isinstance(cases, Case):
         raise TypeError("cases: expected several in a list, and got one; give [case]")
-    listed: list[Case] = []
-    for case in cases:
+    wanted = "cases with probes, as kn_bench.load_cases gives them"
+    given: list[Case] = []
+    for case in listed("cases", cases, wanted):
         if not isinstance(case, Case):
             hint = " (a request alone has no probes)" if isinstance(case, EditRequest) else ""
-            raise TypeError(
-                "cases: expected cases with probes, as kn_bench.load_cases gives them, and got "
-                f"{type(case).__name__}{hint}"
-            )
-        listed.append(case)
-    return listed
+            raise TypeError(f"cases: expected {wanted}, and got {type(case).__name__}{hint}")
+        given.append(case)
+    return given

@@ -17,7 +17,8 @@ from kn_bench.cases.case import CRITERIA, OPTIONAL_CRITERIA, Case, Criterion
 from kn_bench.measure.criteria import judge
 from kn_bench.measure.engine import Engine
 from kn_bench.measure.measurement import CaseResult
-from kn_bench.measure.writing import Writer, read_references
+from kn_bench.measure.writing import Writer, check_references, read_references
+from kn_bench.model.given import PATH, check_type, listed, whole
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.loaded import check_model
 from kn_bench.results.escaping import terminal
@@ -46,7 +47,7 @@ def load_cases(
         seed: of the sampling.
 
     Raises:
-        TypeError: for a limit that is not a whole number.
+        TypeError: for a source, relation, limit or seed of another type.
         ValueError: for an unknown source or relation, no relation, a limit below 1, or data that
             cannot be read.
 
@@ -56,15 +57,24 @@ def load_cases(
         >>> [case.relation for case in cases]
         ['P36', 'P36']
     """
-    given = [relation] if isinstance(relation, str) else relation
-    relations = None if given is None else list(given)
-    if relations == []:
-        raise ValueError("relation: expected at least one, or None for all; got an empty list")
-    if not isinstance(limit, int | None) or isinstance(limit, bool):
-        raise TypeError(f"limit {limit!r}: expected a whole number of cases, or None for all")
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit {limit}: expected a positive number of cases, or None for all")
+    check_type("source", source, PATH, "what --cases takes, or a path")
+    relations = None if relation is None else _relations(relation)
+    if limit is not None:
+        limit = whole("limit", limit, of=" of cases, or None for all")
+        if limit < 1:
+            raise ValueError(f"limit {limit}: expected a positive number of cases, or None for all")
+    seed = whole("seed", seed)
     return list(sources.load(str(source), limit=limit, relations=relations, seed=seed).cases)
+
+
+def _relations(relation: str | Iterable[str]) -> list[str]:
+    wanted = "a relation's id such as P36, several, or None for all"
+    relations = listed("relation", [relation] if isinstance(relation, str) else relation, wanted)
+    for name in relations:
+        check_type("relation", name, str, wanted)
+    if not relations:
+        raise ValueError("relation: expected at least one, or None for all; got an empty list")
+    return relations
 
 
 def evaluate(
@@ -86,9 +96,11 @@ def evaluate(
         references: a file of texts about new targets, such as ROME's ``attribute_snippets.json``.
 
     Raises:
-        TypeError: for a model that is not loaded, or anything but cases.
+        TypeError: for a model that is not loaded, anything but cases, or texts that are no whole
+            number.
         ValueError: for no cases, two cases of one id, an unknown method, a method that is bound to
-            another model, or a model that holds an edit.
+            another model, a model that holds an edit, fewer than no texts, or references without
+            texts to compare with them.
         NotApplicable: for a method that is not defined for this kind of model.
 
     Examples:
@@ -104,6 +116,7 @@ def evaluate(
             f"evaluate: expected {model.name} without an edit, and one is in force "
             "(kn_bench.edited); evaluate outside of that block"
         )
+    writer = _writer(generations, references)
     cases = listed_cases(cases)
     if not cases:
         raise ValueError("evaluate: expected at least one case, and there is none; load some")
@@ -115,15 +128,23 @@ def evaluate(
             f"evaluate: expected {bound.name} bound to the model that is evaluated, and it is "
             f"bound to another one ({bound.model.name}); bind it by kn_bench.method"
         )
-    writer = None
-    if generations:
-        told = read_references(Path(references)) if references is not None else None
-        writer = Writer(generations, told)
     unit = Engine(model).measure(bound.name, bound.inner, cases, writer=writer)
     results = tuple(unit.results[case.id] for case in cases)
     rows = "".join(_rows(model.name, bound.name, case, unit.results[case.id]) for case in cases)
     data = {"cases": sources.content_hash(cases)}
     return Evaluation(model.name, bound.name, results, rows, {model.name: model.content_hash}, data)
+
+
+def _writer(generations: int, references: str | Path | None) -> Writer | None:
+    """Return what lets the models write, if they are to; before anything is measured."""
+    generations = whole("generations", generations, least=0, of=" of texts a case")
+    if references is not None:
+        check_type("references", references, PATH, "the path of a file, or None")
+    path = None if references is None else Path(references)
+    check_references(path, generations)
+    if not generations:
+        return None
+    return Writer(generations, None if path is None else read_references(path))
 
 
 def _rows(model: str, method: str, case: Case, result: CaseResult) -> str:
@@ -204,9 +225,11 @@ class Evaluation:
         """Write a run's folder, which ``kn-bench leaderboard`` and ``kn-bench compare`` read.
 
         Raises:
+            TypeError: for a folder that is no path.
             StoreError: when the folder cannot be written.
             ValueError: when it holds a run already.
         """
+        check_type("folder", folder, PATH, "the path of a folder")
         folder = Path(folder)
         check_no_run(folder)
         options = {"method": self.method}

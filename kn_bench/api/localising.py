@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from kn_bench.api.arguments import check_requests
 from kn_bench.api.methods import with_queries
@@ -13,6 +13,7 @@ from kn_bench.localise.locating import Bag, Located, Locating
 from kn_bench.localise.token_positions import trace_prompt
 from kn_bench.localise.tracing import KINDS, Trace
 from kn_bench.measure.encoding import Unencodable
+from kn_bench.model.given import check_type, finite, listed, whole
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.loaded import check_model
 
@@ -28,7 +29,8 @@ def locate(
         settings: thresholds and integration; the paper's by default.
 
     Raises:
-        TypeError: for a model that is not loaded, or anything but one edit request.
+        TypeError: for a model that is not loaded, anything but one edit request, or settings that
+            are none.
         ValueError: when no prompt of the request can be put to this model.
 
     Examples:
@@ -40,6 +42,8 @@ def locate(
     """
     check_model(model)
     check_requests([request])
+    if settings is not None:
+        check_type("settings", settings, Locating, "kn_bench.localise.locating.Locating, or None")
     bag = Bag(with_queries(request).queries, request.task)
     (located,) = locating.locate(model, [bag], settings)
     if not located.queries:
@@ -54,7 +58,7 @@ def trace(
     model: LanguageModel,
     request: EditRequest,
     *,
-    kinds: Kind | Sequence[Kind] = KINDS,
+    kinds: Kind | Iterable[Kind] = KINDS,
     window: int = 10,
     samples: int = 10,
     multiplier: float = 3.0,
@@ -72,9 +76,10 @@ def trace(
         seed: of the noise.
 
     Raises:
-        TypeError: for a model that is not loaded, or anything but one edit request.
-        ValueError: when the prompt cannot be put to this model, for an unknown kind, or fewer than
-            one sample or layer.
+        TypeError: for a model that is not loaded, anything but one edit request, or an option of
+            another type.
+        ValueError: when the prompt cannot be put to this model, for an unknown kind or one that is
+            named twice, fewer than one sample or layer, or noise below 0 or not finite.
 
     Examples:
         >>> import kn_bench as kn
@@ -86,12 +91,9 @@ def trace(
     """
     check_model(model)
     check_requests([request])
-    chosen: Sequence[Kind] = [kinds] if isinstance(kinds, str) else kinds
-    if not chosen or set(chosen) - set(KINDS):
-        raise ValueError(f"kinds {kinds!r}: expected some of {', '.join(KINDS)}")
-    for name, number in (("window", window), ("samples", samples)):
-        if number < 1:
-            raise ValueError(f"{name} {number}: expected at least 1")
+    chosen = _chosen(kinds)
+    window, samples = whole("window", window, least=1), whole("samples", samples, least=1)
+    multiplier, seed = finite("multiplier", multiplier, least=0), whole("seed", seed)
     prompt = trace_prompt(model, request)
     if isinstance(prompt, Unencodable):
         raise ValueError(f"{request.id}: expected a prompt to trace; {prompt.reason}")
@@ -100,3 +102,13 @@ def trace(
     noises = [noise(prompt, std, width, samples=samples, seed=seed)]
     (traced,) = tracing.trace(model, [prompt], noises, kinds=chosen, window=window)
     return traced
+
+
+def _chosen(kinds: Kind | Iterable[Kind]) -> list[Kind]:
+    expected = f"some of {', '.join(KINDS)}"
+    chosen: list[Kind] = listed("kinds", [kinds] if isinstance(kinds, str) else kinds, expected)
+    if not chosen or any(kind not in KINDS for kind in chosen):
+        raise ValueError(f"kinds {chosen!r}: expected {expected}")
+    if len(set(chosen)) < len(chosen):
+        raise ValueError(f"kinds {chosen!r}: expected each kind once; name it once")
+    return chosen

@@ -282,6 +282,18 @@ class Case:
         return self.request.relation
 
 
+def check_request(request: object) -> None:
+    """Check that ``request`` is an edit request, not a text or a whole case.
+
+    Raises:
+        TypeError: if it is not, naming its type.
+    """
+    if not isinstance(request, EditRequest):
+        hint = "; a case has one: case.request" if isinstance(request, Case) else ""
+        given = type(request).__name__
+        raise TypeError(f"request: expected a kn_bench.EditRequest, and got {given}{hint}")
+
+
 def by_label(cases: Iterable[Case]) -> dict[str, Case]:
     """Return cases by their ids, short ones for the package's own: what names their tests.
 

@@ -13,6 +13,7 @@ import hashlib
 import math
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,6 +39,7 @@ from kn_bench.editing.edit import (
 )
 from kn_bench.editing.memories import Codebook, Memory, SideWeights
 from kn_bench.editing.provenance import Provenance
+from kn_bench.model.given import PATH, check_type
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.loaded import check_model
 
@@ -128,8 +130,9 @@ def save_edit(edit: Edit, path: str | Path, *, provenance: Provenance) -> None:
         provenance: recorded with it, and held against the model when it is loaded.
 
     Raises:
+        TypeError: for a path or a provenance that is none.
         ValueError: for an edit that cannot be stored, in one sentence.
-        OSError: when the file cannot be written.
+        OSError: when the file cannot be written, in one sentence.
 
     Examples:
         >>> import kn_bench as kn
@@ -139,6 +142,9 @@ def save_edit(edit: Edit, path: str | Path, *, provenance: Provenance) -> None:
         >>> kn.load_edit("edit.safetensors", model=rome.model)  # doctest: +ELLIPSIS
         LowRankEdit(...)
     """
+    check_type("path", path, PATH, "the path of a file")
+    wanted = "a kn_bench.Provenance, such as that of a bound method: method.provenance"
+    check_type("provenance", provenance, Provenance, wanted)
     kind, tensors = _plain(edit), _owned(tensors_of(edit))
     header = _Header(
         format=FORMAT,
@@ -158,15 +164,33 @@ def save_edit(edit: Edit, path: str | Path, *, provenance: Provenance) -> None:
         raise ValueError(
             f"{type(edit).__name__}: expected notes and settings that JSON can hold; {error}"
         ) from None
-    path = Path(path)
+    _write(Path(path), tensors, text)
+
+
+def _write(path: Path, tensors: dict[str, Tensor], text: str) -> None:
+    """Write the file, whole or not at all."""
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent}: expected a folder to save the edit in")
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         save_file(tensors, temporary, {HEADER: text})
+        temporary.chmod(mode)  # safetensors makes private files, whatever the umask
         temporary.replace(path)
+    except IsADirectoryError:
+        raise IsADirectoryError(
+            f"{path}: expected a file, and it is a folder; name a file in it"
+        ) from None
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OSError(
+            f"{path}: expected a place where the edit can be written ({reason}); make room or give "
+            "the right to write there, or name another folder"
+        ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # a name that is too long cannot be looked for either
+            temporary.unlink(missing_ok=True)
 
 
 def _plain(edit: Edit) -> _AnyKind:
@@ -248,6 +272,7 @@ def load_edit(path: str | Path, *, model: LanguageModel | None = None) -> Edit:
         model: where given, the model that the edit must have been made for.
 
     Raises:
+        TypeError: for a path that is none, or a model that is not loaded.
         EditFileError: one sentence: no such file, not an edit's, cut off, changed since it was
             written, of a newer version, or made for another model.
 
@@ -259,6 +284,7 @@ def load_edit(path: str | Path, *, model: LanguageModel | None = None) -> Edit:
         >>> kn.load_edit("far.safetensors", model=model)
         PromptEdit(notes={}, prefix='Ottawa is far.')
     """
+    check_type("path", path, PATH, "the path of a file that save_edit wrote")
     if model is not None:
         check_model(model)
     header, tensors = _read(Path(path))

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from itertools import islice
 
-from kn_bench.cases.case import Case, EditRequest, Exclusion, Probe, Query, Task
+from kn_bench.cases.case import Case, EditRequest, Exclusion, Probe, Query, Task, check_request
 from kn_bench.cases.reading import without_collecting
 from kn_bench.measure.encoded import (
     AFTER,
@@ -42,6 +42,7 @@ from kn_bench.measure.encoders import (
     in_place,
     key_of,
 )
+from kn_bench.model.given import check_type
 from kn_bench.model.tokens import Tokens, last_token_of
 
 __all__ = [
@@ -144,6 +145,9 @@ def encode_request(request: EditRequest, tokens: Tokens) -> EncodedRequest | Une
     A causal model's prompt must contain the subject; if the subject follows the answer, there is no
     such position.
 
+    Raises:
+        TypeError: for anything but an edit request and a model's tokens.
+
     Examples:
         >>> import kn_bench as kn
         >>> model = kn.load_model("tiny-gpt2")
@@ -153,6 +157,8 @@ def encode_request(request: EditRequest, tokens: Tokens) -> EncodedRequest | Une
         >>> model.tokens.decode(encoded.prompt_ids), model.tokens.decode(encoded.new_ids)
         ('The capital of Canada is', ' Rome')
     """
+    check_request(request)
+    check_type("tokens", tokens, Tokens, "the tokens of a loaded model, such as model.tokens")
     before = "{}" in request.prompt
     if not before and "{}" not in request.suffix:
         return Unencodable(UNNAMED, request.id)

@@ -35,6 +35,7 @@ from kn_bench.model.architecture import (
 from kn_bench.model.batching import Batcher, default_memory
 from kn_bench.model.corpus import NamedCorpus
 from kn_bench.model.generating import Choose, continued, most_probable
+from kn_bench.model.given import check_type, whole
 from kn_bench.model.held import HeldEdits
 from kn_bench.model.memo import Memo
 from kn_bench.model.modules import fused, layers_of
@@ -298,6 +299,7 @@ class LanguageModel:
             choose: picks each token of a causal model by its logits.
 
         Raises:
+            TypeError: for a prompt that is no text, or tokens that are no whole number.
             ValueError: for a masked model's prompt without exactly one mask, or a prompt that is
                 empty or leaves no room in the model.
 
@@ -306,6 +308,8 @@ class LanguageModel:
             >>> kn.load_model("tiny-gpt2").generate("The capital of France is", max_new_tokens=1)
             ' Paris'
         """
+        check_type("prompt", prompt, str, "one text")
+        max_new_tokens = whole("max_new_tokens", max_new_tokens, least=1)
         if self.prompt_prefix:
             prompt = f"{self.prompt_prefix} {prompt}"
         ids = list(self.tokens.encode(prompt).ids)

@@ -17,6 +17,7 @@ import torch
 from kn_bench.model.architecture import architecture_of, language_part
 from kn_bench.model.chat_template import begin_with_template
 from kn_bench.model.devices import devices_named
+from kn_bench.model.given import PATH, check_type
 from kn_bench.model.hub import from_pretrained_options
 from kn_bench.model.integrity import check_tokenizer, refuse_incomplete
 from kn_bench.model.language_model import LanguageModel
@@ -55,6 +56,7 @@ def load_model(
             :mod:`kn_bench.model.chat_template`.
 
     Raises:
+        TypeError: for a name, device or other option that is not a text.
         ValueError: one sentence: an unknown name, dtype, device, attention or family; missing
             safetensors or weights; a missing or foreign tokenizer; no accelerate; no room on the
             device.
@@ -67,6 +69,12 @@ def load_model(
     """
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
+    check_type("name", name, PATH, "a model's name, a folder or a hub id")
+    name = os.fspath(name)
+    texts = {"device": device, "dtype": dtype, "attention": attention or "", "commit": commit or ""}
+    for option, text in texts.items():
+        check_type(option, text, str, "a text")
+    check_type("chat_template", chat_template, bool, "True or False")
     _check_place(device, dtype)
     # otherwise transformers asks a service of the hub to convert pickled weights
     os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
