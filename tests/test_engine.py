@@ -200,6 +200,8 @@ def test_cached_generation_equals_whole_runs(family):
                 with torch.no_grad():
                     logits = lm.forward(lm.tensor([ids]), torch.tensor([[len(ids) - 1]]))
                 ids.append(int(logits.argmax()))
+                if ids[-1] in lm.end_ids:
+                    break
             assert stored[case.id, probe.id]["after"]["generated"] == lm.tokens.decode(ids[start:])
 
 
