@@ -1,12 +1,19 @@
 """The page in a real browser: filters, sorting, a case; no error, request or markup of a log."""
 
+import re
 import shutil
+from dataclasses import replace
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from benchmarks import page as large
-from kn_bench.cases.case import CRITERIA
+from kn_bench.cases.case import CRITERIA, Criterion
+from kn_bench.results.board import board
+from kn_bench.results.comparison import compare, remarks, scores_of
 from kn_bench.results.html import write_page
+from kn_bench.results.leaderboard import percent
 from kn_bench.results.loading import load_runs
 from kn_bench.results.serving import Server
 from tests.made_up import write_run
@@ -43,21 +50,31 @@ def browser():
 
 
 @pytest.fixture
-def page(browser, runs, tmp_path):
-    """The page, opened; whatever it asks of a network or complains of fails the test."""
+def opened(browser, tmp_path):
+    """Opens the page of runs; whatever it asks of a network or complains of fails the test."""
     target = tmp_path / "board.html"
-    write_page(runs, target)
     seen: list[str] = []
     tab = browser.new_page()
     tab.on("console", lambda message: seen.append(f"console: {message.text}"))
     tab.on("pageerror", lambda error: seen.append(f"error: {error}"))
     tab.on("dialog", lambda dialog: seen.append("dialog"))
     tab.on("request", lambda request: seen.append(request.url))
-    tab.goto(f"file://{target}")
-    tab.wait_for_selector("html[data-ready=yes]")
-    yield tab
+
+    def at(runs, view=""):
+        write_page(runs, target)
+        tab.goto(f"file://{target}#{view}")
+        tab.wait_for_selector("html[data-ready=yes]")
+        return tab
+
+    yield at
     tab.close()
     assert not [text for text in seen if not text.startswith(("file:", "data:"))]
+
+
+@pytest.fixture
+def page(opened, runs):
+    """The page of ``runs``."""
+    return opened(runs)
 
 
 def names(page) -> list[str]:
@@ -129,6 +146,128 @@ def test_two_methods_are_compared_on_the_same_cases(page):
     page.wait_for_selector("#pick-b")
     assert "minus" in page.inner_text("caption")
     assert page.locator("main table").first.locator("tbody tr").count() == 6
+
+
+def made(tmp_path, n, *, sequences=1, more=()):
+    """A run of two methods on ``n`` cases of two relations, two to a cluster; scores of all sizes.
+
+    Reliability of one and symmetry of the other are alike in all clusters.
+    """
+    criteria: tuple[Criterion, ...] = (*CRITERIA, *more)
+    scores = {c: [1.0] * n for c in criteria}
+    run = write_run(tmp_path / "runs", {"a": scores, "b": scores, "control:b": scores}, a_cluster=2)
+    runs = load_runs([run])
+    rng = np.random.default_rng(n)
+
+    def changed(verdicts):
+        number = verdicts["case"].str.extract(r"c(\d+)$")[0].astype(int)
+        pair = verdicts["criterion"] + verdicts["method"]
+        score = pd.Series(rng.uniform(size=len(verdicts)), verdicts.index)
+        score = score.mask(pair == "reliabilitya", 1.0).mask(pair == "symmetryb", 0.0)
+        relation = number.mod(4).map(lambda i: "P36" if i == 3 else "P17")
+        verdicts = verdicts.assign(relation=relation, verdict_score=score)
+        if sequences == 1:
+            return verdicts
+        return verdicts.assign(protocol="sequence:2", sequence=number % sequences)
+
+    optional = changed(runs.optional) if more else runs.optional
+    return replace(runs, verdicts=changed(runs.verdicts), optional=optional, memo={})
+
+
+def near(value, low, high):
+    """What the ends of an interval are, but for the chance of resampling."""
+    return pytest.approx(value, abs=0.1 * (high - low) + 1e-6)
+
+
+SIZES = pytest.mark.parametrize(
+    ("n", "sequences"), [(4, 1), (8, 1), (16, 1), (40, 1), (12, 3), (30, 5)]
+)
+
+
+@SIZES
+@pytest.mark.parametrize("relation", ["P17", ""])
+def test_figures_of_some_cases_are_those_of_a_run_of_these_cases(
+    opened, tmp_path, n, sequences, relation
+):
+    runs = made(tmp_path, n, sequences=sequences)
+    some = runs.verdicts[runs.verdicts["relation"] == relation] if relation else runs.verdicts
+    tab = opened(runs, f"relation={relation}&known=1")
+    bars = tab.evaluate(
+        "[...document.querySelectorAll('table.board tbody tr:not(.detail)')].map((row) =>"
+        " [row.querySelector('button').textContent, [...row.querySelectorAll('.bar')].map((bar) =>"
+        " ['mean', 'low', 'high'].map((x) => bar.style.getPropertyValue(`--${x}`) / 100))])"
+    )
+    lines = {line.name.method: line for line in board(replace(runs, verdicts=some, memo={}))}
+    assert {method for method, _ in bars} == {"a", "b"}
+    for method, drawn in bars:
+        line = lines[method]
+        figures = [line.s, line.k, *(line.criteria[c].interval for c in CRITERIA)]
+        assert len(drawn) == len(figures)
+        for (mean, low, high), figure in zip(drawn, figures, strict=True):
+            assert mean == pytest.approx(figure.mean)
+            assert [low, high] == [near(x, figure.low, figure.high) for x in figure[1:3]]
+
+
+@SIZES
+def test_a_comparison_is_that_of_the_terminal(opened, tmp_path, n, sequences):
+    runs = made(tmp_path, n, sequences=sequences, more=["portability"])
+    tab = opened(runs, "view=compare&a=0&b=1")
+    order = [line.name.method for line in board(runs)]
+    ours, theirs = (scores_of(runs, method, "a / b", optional=True) for method in order)
+    comparisons = compare(ours, theirs)
+    rows = tab.locator("main table").first.locator("tbody tr")
+    shown = {row.locator("th").inner_text(): row.locator("td").all_inner_texts() for row in
+             rows.all()}  # fmt: skip
+    assert len(shown) == len(comparisons) == 7
+    for c in comparisons:
+        _, _, difference, p, adjusted, *_ = shown[c.group.criterion]
+        mean, low, high, cases = map(int, re.findall(r"-?\d+", difference.replace("−", "-")))
+        assert mean == round(100 * c.difference.mean)
+        assert cases == c.difference.n
+        ends = 100 * c.difference.low, 100 * c.difference.high
+        for end, expected in zip((low, high), ends, strict=True):
+            assert end == pytest.approx(expected, abs=0.1 * (ends[1] - ends[0]) + 1)
+        if c.group.criterion != "portability" and n < 30:  # all flips are tried
+            assert [float(p), float(adjusted)] == pytest.approx([c.p, c.p_holm], abs=5.1e-4)
+    told = [re.findall(r"\d+", text.split(": ")[1]) for text in remarks(comparisons)]
+    notes = tab.locator("main p.note").all_inner_texts()
+    assert [re.findall(r"\d+", note) for note in notes] == told
+    assert bool(told) == (sequences > 1)
+
+
+def test_halves_are_rounded_as_in_the_terminal(opened, tmp_path):
+    parts = {f"m{k}": [float(i < k) for i in range(8)] for k in range(9)}
+    runs = load_runs(
+        [write_run(tmp_path / "runs", {m: {"reliability": v} for m, v in parts.items()})]
+    )
+    tab = opened(runs)
+    rows = tab.locator("table.board tbody tr:not(.detail)")
+    shown = {row.locator("button").inner_text(): row.locator("td b").first.inner_text() for row in
+             rows.all()}  # fmt: skip
+    lines = board(runs)
+    assert lines[8].criteria["reliability"].interval.mean == 1
+    assert shown == {
+        line.name.method: percent(line.criteria["reliability"].interval).split()[0]
+        for line in lines
+    }
+    for at, line in enumerate(lines):
+        tab.evaluate(f"location.hash = '#view=compare&a=8&b={at}'")
+        tab.wait_for_function(
+            f"document.querySelector('caption')?.textContent.startsWith('{line.name.method} on')"
+        )
+        change = line.criteria["reliability"].interval.mean - 1
+        cell = tab.locator("main table").first.locator("tbody td").nth(2).inner_text()
+        assert cell.split()[0].replace("−", "-") == (f"{100 * change:+.0f}" if change else "0")
+
+
+@pytest.mark.parametrize(
+    ("view", "said"),
+    [("", "16"), ("relation=P17", "12"), ("relation=P36", "4"), ("known=0", "none")],
+)
+def test_the_cases_that_are_counted_are_those_of_the_figures(opened, tmp_path, view, said):
+    counts = opened(made(tmp_path, 16), view).inner_text(".counts")
+    every = ", ".join(f"{criterion} {said}" for criterion in CRITERIA)
+    assert counts == f"Cases behind a figure: {every}."
 
 
 def test_nothing_of_a_log_becomes_markup(page):

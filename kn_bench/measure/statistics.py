@@ -200,14 +200,15 @@ def agreed_interval(
 
 def _ends(means: np.ndarray, n: int, level: float) -> np.ndarray:
     """Return percentiles of the resampled means, with a smaller tail for few clusters."""
-    tail = _tail(n, level)
+    tail = widened_tail(n, level)
     quantile = np.nanquantile if np.isnan(means).any() else np.quantile
     ends: np.ndarray = quantile(means, [tail, 1.0 - tail], axis=0)
     return ends
 
 
 @lru_cache(maxsize=256)
-def _tail(n: int, level: float) -> float:
+def widened_tail(n: int, level: float = LEVEL) -> float:
+    """Return the share of resamples beyond each end of an interval of ``n`` clusters."""
     from scipy import special  # scipy.stats takes a second to be imported
 
     tail = (1.0 - level) / 2.0
@@ -275,7 +276,7 @@ def combined_interval(
     else:
         lower = bootstrap_means(data, seed)
         shares = (np.random.default_rng([seed, n]).permutation(len(lower)) + 0.5) / len(lower)
-        tail = _tail(int(clusters[~agree].min()), level)
+        tail = widened_tail(int(clusters[~agree].min()), level)
     higher = lower.copy()
     for column in np.flatnonzero(agree):
         q = 1.0 - (1.0 - shares) ** (1.0 / clusters[column])

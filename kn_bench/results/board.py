@@ -215,8 +215,13 @@ def _alike(first: Interval, second: Interval) -> bool:
 
 def _clusters(verdicts: pd.DataFrame) -> pd.Series[Any]:
     """Return what is resampled: the cases' clusters, or the sequences where there are several."""
-    several = verdicts.groupby(GROUP[:4])["sequence"].transform("nunique") > 1
-    return verdicts["cluster"].where(~several, verdicts["sequence"].astype(str))
+    return verdicts["cluster"].where(~in_sequences(verdicts), verdicts["sequence"].astype(str))
+
+
+def in_sequences(verdicts: pd.DataFrame) -> pd.Series[bool]:
+    """Tell of each verdict whether its method has several sequences, which are then clusters."""
+    result: pd.Series[bool] = verdicts.groupby(GROUP[:4])["sequence"].transform("nunique") > 1
+    return result
 
 
 def _in_numbers(

@@ -22,9 +22,18 @@ import pandas as pd
 from kn_bench.cases.case import ALL_CRITERIA, CRITERIA
 from kn_bench.cases.sampling import stable_hash
 from kn_bench.measure.measurement import CONTROL
-from kn_bench.measure.statistics import Interval
+from kn_bench.measure.statistics import Interval, widened_tail
 from kn_bench.results.accounting import Account, accounts
-from kn_bench.results.board import GROUP, OVERTURN, READINGS, STRATA, SYMMETRY, Line, board
+from kn_bench.results.board import (
+    GROUP,
+    OVERTURN,
+    READINGS,
+    STRATA,
+    SYMMETRY,
+    Line,
+    board,
+    in_sequences,
+)
 from kn_bench.results.codec import plain
 from kn_bench.results.columns import read_parts
 from kn_bench.results.curves import curve_rows
@@ -35,6 +44,8 @@ from kn_bench.results.texts import read_texts
 
 EMBEDDED = 100_000
 """Measurements that a page carries; of larger runs it has a sample of cases."""
+TAILS = 400
+"""Numbers of clusters whose intervals the page widens; the widening of more cannot be seen."""
 FLAGS = ("prob", "tf_all", "gives_expected", "gives_rejected")
 STATUSES = ("holds", "missed", "not_applicable", "excluded", "error")
 PLAIN = frozenset((int, str, bool, NoneType))
@@ -83,6 +94,8 @@ def payload(runs: Runs, *, embedded: int | None = EMBEDDED) -> dict[str, Any]:
     texts = TextPool()
     figures = board(runs)
     index = {tuple(line.name): i for i, line in enumerate(figures)}
+    whole = runs.verdicts.loc[in_sequences(runs.verdicts), GROUP].drop_duplicates()
+    several = set(whole.itertuples(index=False, name=None))
     chosen, sample = (None, None) if embedded is None else _sampled(runs, embedded)
     every = (runs.verdicts, runs.optional) if len(runs.optional) else (runs.verdicts,)
     verdicts = pd.concat(every)
@@ -95,7 +108,8 @@ def payload(runs: Runs, *, embedded: int | None = EMBEDDED) -> dict[str, Any]:
         "statuses": STATUSES,
         "strata": [f"{c}, {what.replace('_', ' ')}: {known}" for c, what, known in STRATA],
         "parts": {"symmetry": SYMMETRY, "overturn": OVERTURN, "readings": READINGS},
-        "lines": [_line(line) for line in figures],
+        "lines": [{**_line(line), "in_sequences": tuple(line.name) in several} for line in figures],
+        "tails": [round(widened_tail(n), 6) for n in range(1, TAILS + 1)],
         "cases": cases.columns,
         "verdicts": _verdicts(verdicts, runs.controls, index, cases, texts),
         "edits": _edits(runs, verdicts, index, cases, texts),
@@ -154,7 +168,8 @@ def measurements(runs: Runs, chosen: frozenset[str] | None = None) -> Iterator[p
 
 
 def _interval(value: Interval) -> list[float]:
-    return [round(float(x), 4) for x in value[:3]] + [value.n]
+    # so many digits that rounding to percent is not rounding a second time
+    return [round(float(x), 9) for x in value[:3]] + [value.n]
 
 
 def _line(line: Line) -> dict[str, Any]:
@@ -226,8 +241,9 @@ def _verdicts(
         "criterion": verdicts["criterion"].map(ALL_CRITERIA.index).tolist(),
         "sequence": verdicts["sequence"].tolist(),
         "status": verdicts["verdict_status"].map(STATUSES.index).tolist(),
-        "score": _rounded(verdicts["verdict_score"]),
-        "control": _rounded(control_scores(verdicts, controls)),
+        # thirds must still add up to a whole, for the tests count sums that are equal
+        "score": _rounded(verdicts["verdict_score"], 12),
+        "control": _rounded(control_scores(verdicts, controls), 12),
         "known": _truth(verdicts["verdict_known_before"]),
         "inverse": _truth(verdicts["verdict_inverse_known"]),
         "explanation": texts.column(verdicts["verdict_explanation"]),

@@ -22,9 +22,17 @@
   const say = (text) => { byId("status").textContent = text; };
 
   // ---------------------------------------------------------------- numbers
-  const percent = (x) => (x === null ? "–" : String(Math.round(100 * x)));
-  const nats = (x) => (x === null || x === undefined ? "–" : x <= -1e29 ? "−∞" : x.toFixed(2).replace("-", "−"));
-  const pText = (p) => (p === null ? "–" : p < 0.001 ? "< 0.001" : p.toFixed(3));
+  // As Python rounds: halves to the even digit, and no minus before a zero.
+  const fixed = (x, digits) => {
+    const half = Math.abs(x * 2 ** (digits + 1)) % 2 === 1, up = x.toFixed(digits);
+    const shown = half && "13579".includes(up.at(-1)) ? (x * (1 - 1e-9)).toFixed(digits) : up;
+    return Number(shown) ? shown : shown.replace("-", "");
+  };
+  const percent = (x) => (x === null ? "–" : fixed(100 * x, 0).replace("-", "−"));
+  const signed = (x) => (x > 0 ? "+" : x < 0 && percent(x) === "0" ? "−" : "") + percent(x);
+  const nats = (x) => (x === null || x === undefined ? "–" : x <= -1e29 ? "−∞" : fixed(x, 2).replace("-", "−"));
+  const pText = (p) => (p === null ? "–" : p < 0.001 ? "< 0.001" : fixed(p, 3));
+  const seconds = (x) => (x === null ? "–" : x < 0.01 ? fixed(x, 3) : x < 100 ? String(Number(x.toPrecision(2))) : fixed(x, 0));
   const mean = (values) => values.reduce((a, b) => a + b, 0) / values.length;
   const random = (seed) => () => {
     seed = (seed + 0x6d2b79f5) | 0;
@@ -32,48 +40,82 @@
     t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t;
     return ((t ^ (t >>> 14)) >>> 0) / 4294967296;
   };
+  // Sums and counts of each cluster; null is no score.
   const clustered = (values, clusters) => {
-    const sums = new Map();
+    const places = new Map();
+    for (const cluster of clusters) if (!places.has(cluster)) places.set(cluster, places.size);
+    const sums = new Float64Array(places.size), counts = new Float64Array(places.size);
     values.forEach((value, i) => {
-      const of = sums.get(clusters[i]) || [0, 0];
-      of[0] += value; of[1] += 1;
-      sums.set(clusters[i], of);
+      if (value === null) return;
+      sums[places.get(clusters[i])] += value; counts[places.get(clusters[i])] += 1;
     });
-    return [...sums.values()];
+    return { sums, counts };
   };
-  // The same cluster bootstrap as the tables of the run, with fewer resamples; beyond 400 clusters
-  // the normal interval, which is then the same to the eye.
-  const interval = (values, clusters, [least, most] = [0, 1]) => {
-    if (!values.length) return [null, null, null, 0];
-    const middle = mean(values), groups = clustered(values, clusters), n = groups.length;
-    const means = groups.map(([sum, count]) => sum / count);
-    if (Math.max(...means) - Math.min(...means) < 1e-12) {
-      const q = 1 - Math.pow(0.025, 1 / n);
-      return [middle, middle - q * (middle - least), middle + q * (most - middle), values.length];
+  // Which of n clusters each resample draws, as many as in the tables of the run.
+  const drawn = new Map();
+  const resampled = (n) => {
+    if (!drawn.has(n)) {
+      if (drawn.size > 3) drawn.clear();
+      const draw = random(n), times = Math.min(4000, Math.max(500, Math.floor(4e6 / n)));
+      const picks = new Uint32Array(times * n);
+      for (let i = 0; i < picks.length; i++) picks[i] = draw() * n;
+      drawn.set(n, picks);
     }
-    if (n > 400) {
-      const spread = Math.sqrt(groups.reduce((a, [sum, count]) => a + (sum - middle * count) ** 2, 0)) / values.length;
-      return [middle, middle - 1.96 * spread, middle + 1.96 * spread, values.length];
-    }
-    const draw = random(n), drawn = [];
-    for (let time = 0; time < 1000; time++) {
-      let sum = 0, count = 0;
-      for (let i = 0; i < n; i++) { const of = groups[(draw() * n) | 0]; sum += of[0]; count += of[1]; }
-      drawn.push(sum / count);
-    }
-    drawn.sort((a, b) => a - b);
-    return [middle, drawn[25], drawn[974], values.length];
+    return drawn.get(n);
   };
+  const quantile = (numbers, share) => {
+    const values = Float64Array.from(numbers.filter((x) => !Number.isNaN(x))).sort();
+    const at = share * (values.length - 1), below = Math.floor(at), above = Math.ceil(at);
+    return values[below] + (at - below) * (values[above] - values[below]);
+  };
+  // The intervals of kn_bench/measure/statistics.py: of the mean of one column of scores, or of
+  // what is made of the means of several. Clusters are resampled, few ones have a smaller tail, and
+  // the mean of a column whose clusters agree is drawn from Clopper and Pearson's distribution.
+  const interval = (columns, clusters, [least, most] = [0, 1], combine = ([middle]) => middle) => {
+    const parts = columns.map((values) => {
+      const part = clustered(values, clusters), means = [...part.sums].map((sum, i) => sum / part.counts[i]).filter((x) => !Number.isNaN(x));
+      const [low, high] = means.reduce(([a, b], x) => [Math.min(a, x), Math.max(b, x)], [Infinity, -Infinity]);
+      return { ...part, n: means.length, agree: high - low < 1e-12, middle: mean(values.filter((x) => x !== null)) };
+    });
+    if (!parts.length || parts.some((part) => !part.n)) return [null, null, null, 0];
+    const differing = parts.filter((part) => !part.agree).map((part) => part.n), alone = !differing.length;
+    const tail = alone ? 0.025 : data.tails[Math.min(...differing, data.tails.length) - 1];
+    const n = parts[0].sums.length, picks = alone ? [] : resampled(n), times = alone ? 1 : picks.length / n;
+    const lows = [], highs = [], low = [], high = [];
+    for (let time = 0; time < times; time++) {
+      const share = alone ? 1 - tail : (time + 0.5) / times;
+      parts.forEach((part, c) => {
+        if (part.agree) {
+          const q = 1 - (1 - share) ** (1 / part.n);
+          low[c] = part.middle - q * (part.middle - least); high[c] = part.middle + q * (most - part.middle);
+          return;
+        }
+        const { sums, counts } = part;
+        let sum = 0, count = 0;
+        for (let i = time * n; i < (time + 1) * n; i++) { sum += sums[picks[i]]; count += counts[picks[i]]; }
+        low[c] = high[c] = sum / count;
+      });
+      lows.push(combine(low)); highs.push(combine(high));
+    }
+    const counted = clusters.filter((_, i) => columns.some((values) => values[i] !== null)).length;
+    return [combine(parts.map((part) => part.middle)), quantile(lows, tail), quantile(highs, 1 - tail), counted];
+  };
+  const harmonic = (means) => means.length / means.reduce((sum, x) => sum + 1 / x, 0);
+  // All flips of the signs up to 14 clusters that differ, else random ones, 32 signs a number.
   const signFlip = (values, clusters) => {
-    const sums = clustered(values, clusters).map(([sum]) => sum).filter((sum) => Math.abs(sum) > 1e-12);
-    if (!sums.length) return 1;
-    const observed = Math.abs(sums.reduce((a, b) => a + b, 0)) - 1e-9, n = sums.length;
-    const exact = n <= 12, times = exact ? 1 << n : 4000, draw = random(n);
+    const sums = [...clustered(values, clusters).sums].filter((sum) => Math.abs(sum) > 1e-12), n = sums.length;
+    if (!n) return 1;
+    const add = (all, of = (x) => x) => all.reduce((a, x) => a + of(x), 0);
+    const whole = add(sums), observed = Math.abs(whole) - 1e-9 * add(sums, Math.abs);
+    const exact = n <= 14, times = exact ? 1 << n : Math.min(20000, Math.max(4000, Math.floor(2e7 / n))), draw = random(n);
     let extreme = exact ? 0 : 1;
     for (let time = 0; time < times; time++) {
-      let total = 0;
-      for (let i = 0; i < n; i++) total += (exact ? (time >> i) & 1 : draw() < 0.5) ? sums[i] : -sums[i];
-      if (Math.abs(total) >= observed) extreme += 1;
+      let total = 0, signs = time;
+      for (let i = 0; i < n; i++) {
+        if (!exact && i % 32 === 0) signs = (draw() * 4294967296) | 0;
+        total += ((signs >>> i % 32) & 1) * sums[i];
+      }
+      if (Math.abs(2 * total - whole) >= observed) extreme += 1;
     }
     return extreme / (exact ? times : times + 1);
   };
@@ -204,25 +246,36 @@
     return (!state.relation || text[data.cases.relation[v.case[i]]] === state.relation) &&
       (!state.known || String(v.criterion[i] === symmetryAt() && v.inverse[i] >= 0 ? v.inverse[i] : v.known[i]) === state.known);
   };
+  const carried = () => (data.sample ? `, of the ${data.sample.cases} of ${data.sample.of} cases that the page carries` : "");
   const symmetryAt = () => data.criteria.indexOf("symmetry");
-  const clusterOf = (i) => data.cases.cluster[data.verdicts.case[i]];
+  const clusterOf = (i, whole = data.lines[data.verdicts.line[i]].in_sequences) =>
+    (whole ? data.verdicts.sequence[i] : data.cases.cluster[data.verdicts.case[i]]);
 
   // A line's figures: those of the run, or drawn again here where only some of its cases count.
   const figuresOf = (line, at) => {
     if (!ofSome()) return { figures: line.figures, s: line.s, k: line.k };
     const v = data.verdicts, rows = data.ofLine[at].filter(verdictShown);
+    const scored = rows.filter((i) => v.score[i] !== null);
     const figures = data.criteria.map((_, c) => {
-      const scored = rows.filter((i) => v.criterion[i] === c && v.score[i] !== null);
-      const own = interval(scored.map((i) => v.score[i]), scored.map(clusterOf));
-      const both = scored.filter((i) => v.control[i] !== null);
+      const own = scored.filter((i) => v.criterion[i] === c), both = own.filter((i) => v.control[i] !== null);
       const theirs = both.length ? mean(both.map((i) => v.control[i])) : null;
-      return [...own, 0, 0, theirs, null, null, both.length, null];
+      return [...interval([own.map((i) => v.score[i])], own.map((i) => clusterOf(i))), 0, 0, theirs, null, null, both.length, null];
     });
-    const middle = figures.map((figure) => figure[0]);
-    const harmonic = middle.slice(0, 3).includes(null) ? null
-      : middle.slice(0, 3).includes(0) ? 0 : 3 / middle.slice(0, 3).reduce((a, x) => a + 1 / x, 0);
-    const both = middle.slice(3, 5).includes(null) ? null : (middle[3] + middle[4]) / 2;
-    return { figures, s: [harmonic, null, null, 0], k: [both, null, null, 0] };
+    return { figures, ...composites(scored) };
+  };
+  // S is of the cases that have all three of its criteria, K of those with either of its two.
+  const composites = (scored) => {
+    const v = data.verdicts, cases = new Map();
+    for (const i of scored.filter((row) => v.criterion[row] < 5)) {
+      const key = `${v.case[i]} ${v.sequence[i]}`;
+      if (!cases.has(key)) cases.set(key, { cluster: clusterOf(i), scores: Array(5).fill(null) });
+      cases.get(key).scores[v.criterion[i]] = v.score[i];
+    }
+    const rows = [...cases.values()], clusters = rows.map((row) => row.cluster);
+    const whole = ({ scores }) => !scores.slice(0, 3).includes(null);
+    const s = [0, 1, 2].map((c) => rows.map((row) => (whole(row) ? row.scores[c] : null)));
+    const k = [3, 4].map((c) => rows.map((row) => row.scores[c]));
+    return { s: interval(s, clusters, [0, 1], harmonic), k: interval(k, clusters, [0, 1], mean) };
   };
 
   // ---------------------------------------------------------------- the board
@@ -265,9 +318,10 @@
     for (const row of shown) {
       const title = `${titles[row.line.task]}${protocolOf(row.line, ", ")}`;
       if (!groups.has(title)) groups.set(title, []);
-      groups.get(title).push(row);
+      const found = figuresOf(row.line, row.at);
+      groups.get(title).push({ ...row, found, keys: [name(row.line), row.line.model, found.s[0], found.k[0], ...found.figures.map((f) => f[0]), row.line.seconds] });
     }
-    say(`${shown.length} of ${data.lines.length} rows` + (ofSome() ? "; figures drawn again from the cases that are shown" : ""));
+    say(`${shown.length} of ${data.lines.length} rows` + (ofSome() ? `; figures drawn again from the cases that are shown${carried()}; the details of a row and the further tables are of all cases` : ""));
     const columns = [["method", "Sort by name"], ["model", ""], ["S", "harmonic mean of reliability, generality, locality"],
       ["K", "mean of symmetry and synonym: what an edit of knowledge would have to reach"],
       ...data.criteria.map((c) => [c, words[c]]), ["s/edit", "seconds that an edit took"]];
@@ -276,19 +330,15 @@
         "95 % interval (bootstrap by cluster) ", h("span", { class: "key tick" }), " an edit of equal size on the same cases. ",
         "° and grey: not significantly better than that (paired, one-sided, Holm). S: harmonic mean of reliability, generality, locality; ",
         "K: mean of symmetry and synonym. Ranked by the number of criteria that beat chance, then S, then K; equal ranks are ties."),
-      ...[...groups].map(([title, rows]) => h("section", {}, h("h2", {}, title), h("p", { class: "legend counts" }, countsOf(rows.map(({ line }) => line))), h("div", { class: "sheet" },
-        h("table", { class: "board" }, h("caption", { class: "sr" }, title), headed(columns, "sort"), h("tbody", {},
-          sorted(rows.map(({ line, at }) => {
-            const found = figuresOf(line, at);
-            return { line, at, found, keys: [name(line), line.model, found.s[0], found.k[0], ...found.figures.map((f) => f[0]), line.seconds] };
-          }), "sort").map(boardRow)))))),
+      ...[...groups].map(([title, rows]) => h("section", {}, h("h2", {}, title), h("p", { class: "legend counts" }, countsOf(rows)), h("div", { class: "sheet" },
+        h("table", { class: "board" }, h("caption", { class: "sr" }, title), headed(columns, "sort"), h("tbody", {}, sorted(rows, "sort").map(boardRow)))))),
       shown.length ? null : h("p", {}, "No row fits the filters."),
       ...furtherTables(new Set(shown.map(({ line }) => `${name(line)} on ${line.model}`))),
     ];
   };
-  // The fewest and the most cases behind a figure of each criterion, as the run has them.
-  const countsOf = (lines) => "Cases behind a figure: " + data.criteria.map((criterion, c) => {
-    const n = lines.map((line) => line.figures[c][3]).filter(Boolean), [least, most] = [Math.min(...n), Math.max(...n)];
+  // The fewest and the most cases behind a figure of each criterion.
+  const countsOf = (rows) => "Cases behind a figure: " + data.criteria.map((criterion, c) => {
+    const n = rows.map(({ found }) => found.figures[c][3]).filter(Boolean), [least, most] = [Math.min(...n), Math.max(...n)];
     return n.length ? `${criterion} ${least === most ? least : `${least} to ${most}`}` : `${criterion} none`;
   }).join(", ") + ".";
   // What is in no score: portability, ripple effects, free generation; the rows of the lines shown.
@@ -312,7 +362,7 @@
     return [h("tr", {}, h("th", { scope: "row" }, h("span", { class: "rank", title: `${line.beating} of 5 criteria beat chance` }, ofSome() || state.sort ? "" : `${line.rank}`), toggle),
       h("td", {}, line.model), cell([...found.s, 0, 0, null, null, null, 0, null], "S"), cell([...found.k, 0, 0, null, null, null, 0, null], "K"),
       data.criteria.map((criterion, c) => cell(found.figures[c], criterion)),
-      h("td", { class: "number" }, line.seconds === null ? "–" : line.seconds < 0.01 ? line.seconds.toFixed(3) : line.seconds.toPrecision(2))), detail];
+      h("td", { class: "number" }, seconds(line.seconds))), detail];
   };
   const span = ([middle, low, high, n]) => (middle === null ? "–" : `${percent(middle)}${low === null ? "" : ` [${percent(low)}, ${percent(high)}]`}  n = ${n}`);
   const list = (title, pairs) => {
@@ -326,7 +376,7 @@
       list("Overturned answers, by reading", data.parts.overturn.map((label, i) => [label.replace("_", " "), line.overturn[i]])),
       list("Locality by neighbour", Object.entries(line.neighbours).map(([kind, value]) => [kind.replace("_", " "), value])),
       ...Object.entries(line.readings).map(([c, values]) => list(`Readings of ${c}`, data.parts.readings.map((r, i) => [r, values[i]]))),
-      h("div", {}, h("h3", {}, "Size of the change"), h("dl", {}, h("dt", {}, "mean KL of neighbours"), h("dd", {}, line.kl[0] === null ? "–" : `${line.kl[0].toFixed(3)} nats`),
+      h("div", {}, h("h3", {}, "Size of the change"), h("dl", {}, h("dt", {}, "mean KL of neighbours"), h("dd", {}, line.kl[0] === null ? "–" : `${fixed(line.kl[0], 3)} nats`),
         h("dt", {}, "shift within the pair"), h("dd", {}, span(line.shift))))),
     h("p", {}, h("button", { type: "button", class: "back", onclick: () => go({ view: "cases", task: line.task, model: line.model, method: line.method, at: "" }) }, "Show its cases"), " ",
       h("button", { type: "button", class: "back", onclick: () => go({ view: "compare", a: String(at) }) }, "Compare it with another")),
@@ -344,16 +394,19 @@
     const v = data.verdicts, other = new Map();
     const key = (i) => `${v.case[i]} ${v.criterion[i]} ${v.sequence[i]}`;
     for (const i of data.ofLine[b]) if (v.score[i] !== null) other.set(key(i), i);
-    const pairs = data.ofLine[a].filter((i) => v.score[i] !== null && verdictShown(i) && other.has(key(i))).map((i) => [i, other.get(key(i))]);
+    const common = data.ofLine[a].filter((i) => v.score[i] !== null && other.has(key(i)));
+    const whole = data.lines[a].in_sequences && data.lines[b].in_sequences && unique(common.map((i) => v.sequence[i])).length > 1;
+    const pairs = common.filter(verdictShown).map((i) => [i, other.get(key(i))]);
     const rows = data.asked.map((criterion, c) => {
       const both = pairs.filter(([i]) => v.criterion[i] === c), change = both.map(([i, j]) => v.score[j] - v.score[i]);
-      const clusters = both.map(([i]) => clusterOf(i));
-      return { criterion, both, change, difference: interval(change, clusters, [-1, 1]), p: both.length ? signFlip(change, clusters) : 1 };
+      const clusters = both.map(([i]) => clusterOf(i, whole));
+      return { criterion, scored: c < data.criteria.length, both, change, n: unique(clusters).length, difference: interval([change], clusters, [-1, 1]), p: signFlip(change, clusters) };
     }).filter((row) => row.both.length);
-    const adjusted = holm(rows.map((row) => row.p));
+    // what is in no score is adjusted apart
+    const families = [true, false].map((scored) => rows.filter((row) => row.scored === scored));
+    const adjusted = families.flatMap((family) => holm(family.map((row) => row.p)));
     const changed = pairs.filter(([i, j]) => v.score[i] !== v.score[j]);
-    say(`${pairs.length} verdicts that both have; ${changed.length} differ`);
-    const signed = (x) => (x === null ? "–" : `${x > 0 ? "+" : x < 0 ? "−" : ""}${Math.abs(Math.round(100 * x))}`);
+    say(`${pairs.length} verdicts that both have${carried()}; ${changed.length} differ`);
     return [
       h("div", { class: "pick" }, h("label", {}, "First", pick("a", a, () => true)), h("label", {}, "Second", pick("b", b, (line) => line.task === data.lines[a].task))),
       h("div", { class: "sheet" }, h("table", {}, h("caption", {}, `${full(data.lines[b])} minus ${full(data.lines[a])}, on the same cases`),
@@ -364,12 +417,20 @@
           h("td", { class: "number" }, pText(row.p)), h("td", { class: "number" }, pText(adjusted[at])),
           h("td", { class: "number" }, row.change.filter((x) => x > 0).length), h("td", { class: "number" }, row.change.filter((x) => x < 0).length),
           h("td", { class: "number" }, row.change.filter((x) => x === 0).length)))))),
+      ...families.flatMap((family) => (whole ? tooFew(family) : [])),
       h("h2", {}, "Cases that differ"),
       changed.length ? h("div", { class: "sheet" }, h("table", {}, h("thead", {}, h("tr", {}, ["case", "criterion", "first", "second"].map((label) => h("th", { scope: "col" }, label)))),
         h("tbody", {}, changed.slice(0, 500).map(([i, j]) => h("tr", {}, h("th", { scope: "row" }, text[data.cases.id[v.case[i]]]), h("td", {}, data.asked[v.criterion[i]]),
           ...[i, j].map((k) => h("td", {}, h("button", { type: "button", class: "open", onclick: () => openCase(v.line[k], v.case[k], v.sequence[k]) }, percent(v.score[k])), " ", text[v.explanation[k]]))))))) : h("p", {}, "None."),
       changed.length > 500 ? h("p", {}, `${changed.length - 500} more: filter by relation to see them.`) : null,
     ];
+  };
+
+  // No p of n sequences is below 2 / 2^n, and Holm multiplies the smallest by the number of figures.
+  const tooFew = (family) => {
+    const needed = Math.floor(Math.log2((2 * family.length) / 0.05)) + 1;
+    return unique(family.map((row) => row.n)).filter((n) => n < needed).map((n) => h("p", { class: "note" },
+      `With ${n} sequence${n === 1 ? "" : "s"} no difference can be significant at 5 % among ${family.length} figure${family.length === 1 ? "" : "s"}; measure --sequences ${needed} or more.`));
   };
 
   // ---------------------------------------------------------------- cases
@@ -451,7 +512,7 @@
             return h("tr", {}, h("th", { scope: "row" }, texts[probes.id[p]], h("small", {}, texts[probes.kind[p]].replace(/_/g, " "))),
               h("td", {}, texts[probes.left[p]] || texts[probes.right[p]] ? cloze(texts[probes.left[p]], texts[probes.right[p]]) : h("span", { class: "none" }, "not recorded")),
               h("td", {}, texts[probes.expected[p]]), h("td", {}, texts[probes.rejected[p]]), h("td", {}, said(probes, texts, p)), h("td", {}, said(after, texts, r)),
-              control.size ? h("td", {}, other === undefined ? "–" : said(after, texts, other)) : null, h("td", { class: "number" }, after.kl[r] === null ? "–" : after.kl[r].toFixed(3)));
+              control.size ? h("td", {}, other === undefined ? "–" : said(after, texts, other)) : null, h("td", { class: "number" }, after.kl[r] === null ? "–" : fixed(after.kl[r], 3)));
           })))) : null);
     }).filter(Boolean);
     return [
@@ -495,7 +556,7 @@
     // edits on a log scale, as in the figures: what the unedited model does is the dashed line
     const x = (s) => 44 + (330 * Math.log(s)) / Math.log(most), y = (value) => 178 - (160 * (value - low)) / (high - low);
     const picture = svg("svg", { viewBox: "0 0 390 210", role: "img", "aria-label": label }, svg("path", { class: "axis", d: "M44 18V178H374", fill: "none" }));
-    for (const at of [low, (low + high) / 2, high]) { const t = svg("text", { x: 40, y: y(at) + 4, "text-anchor": "end" }); t.textContent = log ? (10 ** at).toPrecision(2) : share ? percent(at) : at.toFixed(2); picture.append(t); }
+    for (const at of [low, (low + high) / 2, high]) { const t = svg("text", { x: 40, y: y(at) + 4, "text-anchor": "end" }); t.textContent = log ? (10 ** at).toPrecision(2) : share ? percent(at) : fixed(at, 2); picture.append(t); }
     for (let at = 1; at <= most; at *= 10) { const t = svg("text", { x: x(at), y: 194, "text-anchor": "middle" }); t.textContent = String(at); picture.append(t); }
     series.forEach((s, i) => {
       const own = rows.filter((r) => named(r) === s && of(r) !== null), by = new Map(), start = own.filter((r) => r.step === 0).map(of);
@@ -505,13 +566,13 @@
       if (!points.length) return;
       const band = [...points.map(([at, v]) => `${x(at)} ${y(Math.max(...v))}`), ...points.map(([at, v]) => `${x(at)} ${y(Math.min(...v))}`).reverse()];
       picture.append(svg("path", { d: `M${band.join("L")}Z`, fill: colour, opacity: 0.15 }), svg("path", { d: `M${points.map(([at, v]) => `${x(at)} ${y(mean(v))}`).join("L")}`, fill: "none", stroke: colour, "stroke-width": 2 }));
-      for (const [at, v] of points) { const dot = svg("circle", { cx: x(at), cy: y(mean(v)), r: 2.5, fill: colour }), title = svg("title", {}); title.textContent = `${s}: ${label} ${log ? (10 ** mean(v)).toPrecision(3) : mean(v).toFixed(3)} after ${at} edits`; dot.append(title); picture.append(dot); }
+      for (const [at, v] of points) { const dot = svg("circle", { cx: x(at), cy: y(mean(v)), r: 2.5, fill: colour }), title = svg("title", {}); title.textContent = `${s}: ${label} ${log ? (10 ** mean(v)).toPrecision(3) : fixed(mean(v), 3)} after ${at} edits`; dot.append(title); picture.append(dot); }
     });
     return h("figure", {}, h("figcaption", {}, label, h("span", { class: "n" }, " by number of edits (log); dashed: unedited; band: least and most over sequences")), picture);
   };
   const manifests = () => {
     say(`${data.runs.length} run${data.runs.length === 1 ? "" : "s"}`);
-    const flat = (value) => (value !== null && typeof value === "object" ? (Array.isArray(value) ? value.map(flat).join(", ") : Object.entries(value).map(([k, x]) => `${k}: ${typeof x === "number" ? Number(x.toFixed(2)) : flat(x)}`).join("; ")) : String(value));
+    const flat = (value) => (value !== null && typeof value === "object" ? (Array.isArray(value) ? value.map(flat).join(", ") : Object.entries(value).map(([k, x]) => `${k}: ${typeof x === "number" ? Number(fixed(x, 2)) : flat(x)}`).join("; ")) : String(value));
     return data.runs.map((run) => h("section", {}, h("h2", {}, run.run), h("div", { class: "request" }, h("dl", {}, Object.entries(run).filter(([, value]) => flat(value) !== "").map(([key, value]) => [h("dt", {}, key), h("dd", {}, flat(value))])))));
   };
 
