@@ -313,6 +313,12 @@ def test_a_large_run_is_sampled_and_says_so(runs):
     assert len(data["lines"]) == 3
 
 
+def test_a_page_can_be_without_answers(opened, runs):
+    verdicts = runs.verdicts.assign(protocol="sequence:16")
+    other = replace(runs, verdicts=verdicts, optional=runs.optional.iloc[:0], memo={})
+    assert opened(other).locator("table.board").count() == 1
+
+
 @pytest.mark.slow
 def test_a_hundred_thousand_measurements_open_in_three_seconds(tmp_path):
     target = tmp_path / "board.html"

@@ -305,7 +305,8 @@ def answers(
         ).merge(shown, on=by)
         key = ["run", "model", "case", "probe"]
         before = frame.drop_duplicates(key)
-        new = before[[k not in probes for k in before[key].itertuples(index=False, name=None)]]
+        keys = before[key].itertuples(index=False, name=None)
+        new = before[np.array([k not in probes for k in keys], dtype=bool)]
         for k in new[key].itertuples(index=False, name=None):
             probes[k] = len(probes)
         _extend(asked, _probe_columns(new, numbers, prompts, texts))
