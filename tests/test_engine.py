@@ -19,6 +19,7 @@ from kn_bench.editing.edit import (
     NotApplicable,
     PromptEdit,
 )
+from kn_bench.editing.faults import UnitTimeoutError
 from kn_bench.measure.asked import divergence
 from kn_bench.measure.engine import Engine
 from kn_bench.testing.calibration import BrokenOff
@@ -466,8 +467,10 @@ def test_one_case_alone_fails_in_every_way_of_editing(way):
     assert [bool(results[case.id].error) for case in cases] == [False, True, False, False]
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, BrokenOff, pytest.fail.Exception])
-def test_what_ends_the_run_is_not_asked_again(error):
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt, BrokenOff, pytest.fail.Exception, UnitTimeoutError]
+)
+def test_what_ends_the_run_or_its_time_is_not_asked_again(error):
     lm = tiny_model("gpt2", seed=5)
     cases = [toy_case(index) for index in range(4)]
     method = Choosy(lm, {cases[1].id}, error)

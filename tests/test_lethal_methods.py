@@ -5,8 +5,9 @@ from collections import Counter
 
 import pytest
 
+from kn_bench.editing.faults import UnitTimeoutError
 from kn_bench.results.rows import CrashRow
-from kn_bench.testing.limits import ProcessExitError, UnitTimeoutError, no_exit, time_limit
+from kn_bench.testing.limits import ProcessExitError, no_exit, time_limit
 
 TESTS = 6 * 4  # a method's tests on a model: criteria times cases
 ASKED = ("-q", "--model", "toy-gpt", "--relation", "P36", "--run", "r")

@@ -15,6 +15,10 @@ class PassesMethods(BaseException):
     """What the benchmark itself raises through a method's code; no method's failure."""
 
 
+class UnitTimeoutError(Exception):
+    """A unit took longer than ``--timeout-per-unit`` allows: nothing of it is asked again."""
+
+
 def is_fault(error: BaseException) -> bool:
     """Return whether ``error`` is a failure of the code that raised it, not the end of the run."""
     if isinstance(error, KeyboardInterrupt | GeneratorExit | PassesMethods):

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from kn_bench.cases.case import Case
 from kn_bench.editing.edit import Edit, NotApplicable
-from kn_bench.editing.faults import is_fault, reason_of, told
+from kn_bench.editing.faults import UnitTimeoutError, is_fault, reason_of, told
 from kn_bench.editing.method import edit_cases
 from kn_bench.editing.surroundings import own_random
 from kn_bench.editing.validation import checked
@@ -100,6 +100,6 @@ class Caller:
         except NotApplicable as reason:
             return None, NotApplicable(reason_of(reason))  # without the frames that it came through
         except BaseException as error:  # a plug-in's own code: the run goes on
-            if not is_fault(error):
-                raise
+            if not is_fault(error) or isinstance(error, UnitTimeoutError):
+                raise  # the time limit is over: a method that hangs would not be ended again
             return None, f"{self.name} failed while editing: {told(error)}"

@@ -10,12 +10,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, NoReturn
 
+from kn_bench.editing.faults import UnitTimeoutError
+
 STREAMS = ("stdin", "stdout", "stderr", "__stdin__", "__stdout__", "__stderr__")
 DESCRIPTORS = (0, 1, 2)
-
-
-class UnitTimeoutError(Exception):
-    """A unit took longer than ``--timeout-per-unit`` allows."""
 
 
 class ProcessExitError(Exception):
