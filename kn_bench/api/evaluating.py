@@ -96,8 +96,8 @@ def evaluate(
         references: a file of texts about new targets, such as ROME's ``attribute_snippets.json``.
 
     Raises:
-        TypeError: for a model that is not loaded, anything but cases, or texts that are no whole
-            number.
+        TypeError: for a model that is not loaded, for anything but cases, or for a number of texts
+            that is not whole.
         ValueError: for no cases, two cases of one id, an unknown method, a method that is bound to
             another model, a model that holds an edit, fewer than no texts, or references without
             texts to compare with them.

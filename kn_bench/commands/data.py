@@ -70,8 +70,8 @@ class Overview:
     Attributes:
         rows: the rows of the table of sources.
         excluded: for each source and reason, how many cases or probes were left out.
-        lacking: by source, criterion and reason, how many of the user's own cases are not asked for
-            that criterion.
+        lacking: for each source, criterion and reason, how many of the user's own cases lack the
+            questions of that criterion.
         shown: the cases to print as they will be asked.
         absent: the sources that are not in the cache.
     """

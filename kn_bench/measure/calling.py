@@ -59,19 +59,19 @@ class Caller:
         The cases at which a call fails, or is refused, are found by halving. The others are then
         asked together, so that they are edited as they would be without those.
         """
-        found = self._halved(cases)
-        raised = {place: made for place, made in enumerate(found) if made.raised}
+        first = self._halved(cases)
+        raised = {place: made for place, made in enumerate(first) if made.raised}
         if not raised or len(raised) == len(cases):
-            return found
-        del found  # the edits are made again, and may be as large as the model
+            return first
+        del first  # the edits are made again, and may be as large as the model
         others = iter(self._halved([c for place, c in enumerate(cases) if place not in raised]))
         return [raised[place] if place in raised else next(others) for place in range(len(cases))]
 
     def _halved(self, cases: Sequence[Case]) -> list[Made]:
-        """Call the method once, and again for each half where that raised."""
-        made = self._called(cases)
-        if len(cases) == 1 or not made[0].raised:
-            return made
+        """Call the method once for all cases; where that raises, call it again for each half."""
+        together = self._called(cases)
+        if len(cases) == 1 or not together[0].raised:
+            return together
         middle = len(cases) // 2
         return [*self._halved(cases[:middle]), *self._halved(cases[middle:])]
 

@@ -299,7 +299,7 @@ class LanguageModel:
             choose: picks each token of a causal model by its logits.
 
         Raises:
-            TypeError: for a prompt that is no text, or tokens that are no whole number.
+            TypeError: for a prompt that is not text, or a number of tokens that is not whole.
             ValueError: for a masked model's prompt without exactly one mask, or a prompt that is
                 empty or leaves no room in the model.
 

@@ -107,8 +107,8 @@ def in_order(written: Sequence[WrittenSection], parts: Sequence[Part]) -> list[W
 
 def sections_in(folder: Path) -> list[WrittenSection]:
     """Read the sections that ``folder`` holds, in the order of their names."""
-    found = (read_section(path.parent) for path in sorted(folder.glob(f"*/{WORDS}")))
-    return [section for section in found if section is not None]
+    sections = (read_section(path.parent) for path in sorted(folder.glob(f"*/{WORDS}")))
+    return [section for section in sections if section is not None]
 
 
 def refuse_another_model(folder: Path, origin: Origin) -> None:

@@ -113,7 +113,7 @@ def refuse_unused(presets: Sequence[Preset], methods: Sequence[str], models: Seq
     """Refuse a file of which nothing would be used: a name in it may be misspelt.
 
     Args:
-        presets: of the user's files.
+        presets: those in the files that the user gave.
         methods, models: names of those that are measured.
 
     Raises:
