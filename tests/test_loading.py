@@ -103,24 +103,29 @@ def hub_environment(hub: str, home: Path, *, offline: bool = False) -> dict[str,
     }
 
 
-def from_hub(hub: str, home: Path, name: str, offline: bool = False) -> dict[str, object]:
-    """What a new process makes of ``name``: hubs and caches are read from the environment once."""
+Answer = dict[str, object]
+
+
+def from_hub(hub: str, home: Path, *names: str, offline: bool = False) -> dict[str, Answer]:
+    """What a new process makes of ``names``: hubs and caches are read from the environment once."""
     code = f"""
 import json, torch
 from kn_bench.model.loading import load_model
 from kn_bench.testing.models import fingerprint
-found = {{}}
-try:
-    found["commit"] = fingerprint({name!r})
-except ValueError as error:
-    found["commit"] = str(error)
-try:
-    lm = load_model({name!r})
-    with torch.no_grad():
-        found["logits"] = lm.forward(torch.tensor({IDS}), torch.tensor([[3]])).tolist()
-except ValueError as error:
-    found["error"] = str(error)
-print(json.dumps(found))
+answers = {{}}
+for name in {names!r}:
+    found = answers[name] = {{}}
+    try:
+        found["commit"] = fingerprint(name)
+    except ValueError as error:
+        found["commit"] = str(error)
+    try:
+        lm = load_model(name)
+        with torch.no_grad():
+            found["logits"] = lm.forward(torch.tensor({IDS}), torch.tensor([[3]])).tolist()
+    except ValueError as error:
+        found["error"] = str(error)
+print(json.dumps(answers))
 """
     process = subprocess.run(
         [sys.executable, "-c", code],
@@ -130,23 +135,36 @@ print(json.dumps(found))
         check=False,
     )
     assert process.returncode == 0, process.stderr
-    answer: dict[str, object] = json.loads(process.stdout.splitlines()[-1])
-    return answer
+    answers: dict[str, Answer] = json.loads(process.stdout.splitlines()[-1])
+    return answers
 
 
-def test_a_hub_gives_what_the_folder_gives_and_then_the_cache_does(hub, tmp_path):
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """The cache that :func:`online` fills."""
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def online(hub, home):
+    names = ("tiny", "tiny@older", "tiny@none", "pickled", "nothing")
+    return from_hub(hub, home, *(f"acme/{name}" for name in names))
+
+
+def test_a_hub_gives_what_the_folder_gives_and_then_the_cache_does(online, home):
+    answer = online["acme/tiny"]
     expected = logits(load_model("tiny-gpt2"))
-    answer = from_hub(hub, tmp_path, "acme/tiny")
     torch.testing.assert_close(torch.tensor(answer["logits"]), expected)
     assert answer["commit"] == COMMITS["main"]
-    assert from_hub("http://127.0.0.1:9", tmp_path, "acme/tiny", offline=True) == answer
+    cached = from_hub("http://127.0.0.1:9", home, "acme/tiny", offline=True)
+    assert cached["acme/tiny"] == answer
 
 
-def test_a_revision_can_be_named(hub, tmp_path):
-    answer = from_hub(hub, tmp_path, "acme/tiny@older")
+def test_a_revision_can_be_named(online):
+    answer = online["acme/tiny@older"]
     assert answer["commit"] == COMMITS["older"]
     torch.testing.assert_close(torch.tensor(answer["logits"]), logits(load_model("tiny-bert")))
-    missing = from_hub(hub, tmp_path, "acme/tiny@none")
+    missing = online["acme/tiny@none"]
     assert "unknown model 'acme/tiny@none'" in str(missing["commit"])
     assert "'acme/tiny@none'" in str(missing["error"])
     assert "logits" not in missing
@@ -169,15 +187,14 @@ def test_all_processes_load_the_commit_of_the_manifest(hub, tmp_path):
     assert "skipped" not in process.stdout
 
 
-def test_pickled_weights_on_the_hub_are_refused(hub, tmp_path):
-    answer = from_hub(hub, tmp_path, "acme/pickled")
-    assert answer["error"] == (
+def test_pickled_weights_on_the_hub_are_refused(online):
+    assert online["acme/pickled"]["error"] == (
         "acme/pickled: expected safetensors weights, and kn_bench never unpickles; convert it first"
     )
 
 
-def test_what_the_hub_has_not_is_one_sentence(hub, tmp_path):
-    answer = from_hub(hub, tmp_path, "acme/nothing")
+def test_what_the_hub_has_not_is_one_sentence(online):
+    answer = online["acme/nothing"]
     for sentence in (str(answer["error"]), str(answer["commit"])):
         assert "tiny-gpt2, tiny-llama, tiny-bert" in sentence
         assert "\n" not in sentence

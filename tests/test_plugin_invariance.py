@@ -115,7 +115,7 @@ def differences(ours, theirs):
     [
         ("workers", ("-n2",), {"PYTHONHASHSEED": "2"}),
         ("order", ("-n0", "-p", "backwards"), {}),
-        ("batch", ("-p", "no:xdist", "--memory", "1M"), {"OMP_NUM_THREADS": "2"}),
+        ("batch", ("-p", "no:xdist", "--memory", "4M"), {"OMP_NUM_THREADS": "2"}),
     ],
 )
 def test_workers_order_and_batch_size_leave_the_measurements_alone(
