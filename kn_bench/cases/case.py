@@ -203,7 +203,8 @@ class Probe(NamedTuple):
     """One question for one criterion.
 
     Attributes:
-        id: unique in its case: ``generality/3``, ``locality/same_relation/0``. Stable.
+        id: unique in its case: ``generality/3``, ``locality/same_relation/0``. Stable, and interned
+            by those who make probes by the million: a few dozen ids serve all of them.
         criterion: the criterion it is counted for (``overturn`` reads the reliability probe).
         cloze: the question. For a pair it is the common text around the differing span.
         expected: the answer that the edit is to produce (locality: the true answer).

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from sys import intern
 from types import MappingProxyType
 
 from kn_bench.cases.building.neighbours import NEIGHBOURS, other_task
@@ -174,7 +175,13 @@ class _FactBuilder:
     def _generality(self, draft: _Draft, missing: dict[Criterion, str]) -> Iterable[Probe]:
         fact = draft.fact
         probes = [
-            Probe(f"generality/{i}", "generality", p.cloze(fact.subject), draft.new, fact.object)
+            Probe(
+                intern(f"generality/{i}"),
+                "generality",
+                p.cloze(fact.subject),
+                draft.new,
+                fact.object,
+            )
             for i, p in self.table.paraphrases.generality
             if p.takes(draft.new, fact.object)
         ]
@@ -270,11 +277,12 @@ class _FactBuilder:
     ) -> Iterable[Probe]:
         fact, new = draft.fact, draft.new
         reworded = [
-            (f"synonym/prompt/{i}", p, new, fact.object) for i, p in self.table.paraphrases.synonym
+            (intern(f"synonym/prompt/{i}"), p, new, fact.object)
+            for i, p in self.table.paraphrases.synonym
         ]
         first = len(self.relation.patterns)
         reworded += [
-            (f"synonym/prompt/{first + i}", r.pattern, r.answer(new), r.answer(fact.object))
+            (intern(f"synonym/prompt/{first + i}"), r.pattern, r.answer(new), r.answer(fact.object))
             for i, r in enumerate(self.relation.rewordings)
         ]
         probes = [
@@ -301,4 +309,4 @@ class _FactBuilder:
 
 def _neighbour(kind: str, i: int, fact: Triple, pattern: Pattern, new: str) -> Probe:
     cloze = pattern.cloze(fact.subject)
-    return Probe(f"locality/{kind}/{i}", "locality", cloze, fact.object, new, kind=kind)
+    return Probe(intern(f"locality/{kind}/{i}"), "locality", cloze, fact.object, new, kind=kind)

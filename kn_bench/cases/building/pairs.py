@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
+from sys import intern
 from types import MappingProxyType
 
 from kn_bench.cases.building.grammar import NUMBER_CLASS, TENSE, lexeme
@@ -195,7 +196,7 @@ class _PairBuilder:
         )
         if not sharing:
             missing["generality"] = "no other pair shares the agreeing word"
-        return [_flips(f"generality/{i}", "generality", p) for i, p in enumerate(sharing)]
+        return [_flips(intern(f"generality/{i}"), "generality", p) for i, p in enumerate(sharing)]
 
     def _locality(self, id: str, pair: Analysis) -> Iterable[Probe]:
         opposite = self.table.others_in_number.get(pair.number, ())
@@ -238,7 +239,7 @@ class _PairBuilder:
         )
         if not asked:
             missing["symmetry"] = "no pair of the converse paradigm has the agreeing word"
-        return [_flips(f"symmetry/{i}", "symmetry", p) for i, p in enumerate(asked)]
+        return [_flips(intern(f"symmetry/{i}"), "symmetry", p) for i, p in enumerate(asked)]
 
     def _synonym(self, pair: Analysis, missing: dict[Criterion, str]) -> Sequence[Probe]:
         reworded = synonyms(pair)
@@ -296,7 +297,7 @@ def _flips(id: str, criterion: Criterion, pair: Analysis) -> Probe:
 def _stays(kind: str, i: int, pair: Analysis) -> Probe:
     """Return a probe of a pair that the edit is to leave alone."""
     return Probe(
-        f"locality/{kind}/{i}",
+        intern(f"locality/{kind}/{i}"),
         "locality",
         pair.cloze,
         pair.good,

@@ -7,8 +7,10 @@ not bring (neighbours of the same relation, a background) is drawn from the othe
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from sys import intern
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -28,6 +30,7 @@ from kn_bench.cases.normalise import words
 from kn_bench.cases.sampling import draw, limited, slug, unique_slugs
 
 BACKGROUND = 8
+Background = tuple[tuple[Query, ...], ...]
 REPEATED = "the same fact is listed again; its first copy is kept"
 CONDITION = "condition"
 """Kind of the portability probes that the unedited model has to answer for another to count; the id
@@ -37,8 +40,7 @@ UNCONDITIONED = "unconditioned"
 model answers."""
 
 
-@dataclass(frozen=True, slots=True)
-class Neighbour:
+class Neighbour(NamedTuple):
     """A question whose answer an edit is to leave alone.
 
     Attributes:
@@ -51,8 +53,7 @@ class Neighbour:
     kind: str = "same_relation"
 
 
-@dataclass(frozen=True, slots=True)
-class Synonym:
+class Synonym(NamedTuple):
     """The edited prompt in other words, with what the two targets are called there."""
 
     cloze: Cloze
@@ -60,8 +61,7 @@ class Synonym:
     target_true: str
 
 
-@dataclass(frozen=True, slots=True)
-class Inverse:
+class Inverse(NamedTuple):
     """The inverse question, asked about either target, and who the new target belonged to.
 
     ``about_true`` is None and ``displaced`` empty where the data asks about the new target alone.
@@ -111,8 +111,7 @@ class Portability:
     conditions: tuple[Condition, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class FactRow:
+class FactRow(NamedTuple):
     """One fact to be edited, with all that its data set asks about it.
 
     ``prompt`` and ``suffix`` hold ``{}`` once, or not at all where the subject is not named; see
@@ -135,7 +134,7 @@ class FactRow:
     aliases: tuple[str, ...] = ()
     true_aliases: tuple[str, ...] = ()
     portability: tuple[Portability, ...] = ()
-    open_ended: OpenEnded = field(default_factory=OpenEnded)
+    open_ended: OpenEnded = OpenEnded()
     left_out: tuple[LeftOut, ...] = ()
 
     @property
@@ -182,6 +181,7 @@ def row_cases(
             Exclusion(f"{slug(source)}/{slug(relation)}/{slug(row.id or row.subject)}", REPEATED)
             for row in repeats
         ]
+        background_of = _backgrounds(members, relation)
         for i in limited(ids, limit, seed):
             row = _with_truth(members[i], members, ids[i], seed)
             problem = _problem(row)
@@ -190,7 +190,8 @@ def row_cases(
                 continue
             truth = bool(members[i].target_true)
             try:
-                cases.append(_case(ids[i], row, members, source, seed, truth=truth))
+                background = background_of(row.subject)
+                cases.append(_case(ids[i], row, members, background, source, seed, truth=truth))
             except ValueError as error:
                 excluded.append(Exclusion(ids[i], "the request is malformed", detail=str(error)))
             else:
@@ -248,7 +249,7 @@ def _with_truth(row: FactRow, rows: Sequence[FactRow], id: str, seed: int) -> Fa
         rows, 1, "distractor", seed, id,
         where=lambda other: words(other.target_new) != words(row.target_new),
     )  # fmt: skip
-    return replace(row, target_true=drawn[0].target_new) if drawn else row
+    return row._replace(target_true=drawn[0].target_new) if drawn else row
 
 
 def _problem(row: FactRow) -> str:
@@ -261,12 +262,34 @@ def _problem(row: FactRow) -> str:
     return ""
 
 
+def _backgrounds(rows: Sequence[FactRow], relation: str) -> Callable[[str], Background]:
+    """Return what gives the background of a fact by its subject.
+
+    All facts have the same, one tuple, but those whose subject is among the rows first drawn.
+    """
+
+    @cache
+    def without(subject: str | None) -> Background:
+        others = draw(
+            rows, BACKGROUND, "background", relation, where=lambda row: row.subject != subject
+        )
+        return tuple(other.queries[:3] for other in others if other.target_true)
+
+    first = {row.subject for row in draw(rows, BACKGROUND, "background", relation)}
+    return lambda subject: without(subject if subject in first else None)
+
+
 def _case(
-    id: str, row: FactRow, rows: Sequence[FactRow], source: str, seed: int, *, truth: bool
+    id: str,
+    row: FactRow,
+    rows: Sequence[FactRow],
+    background: Background,
+    source: str,
+    seed: int,
+    *,
+    truth: bool,
 ) -> Case:
-    others = draw(
-        rows, BACKGROUND, "background", row.relation, where=lambda r: r.subject != row.subject
-    )
+    queries = row.queries
     request = EditRequest(
         id=id,
         task="fact",
@@ -276,31 +299,36 @@ def _case(
         suffix=row.suffix,
         target_true=row.target_true,
         target_new=row.target_new,
-        queries=row.queries,
-        background=tuple(other.queries[:3] for other in others if other.target_true),
+        queries=queries,
+        background=background,
         true_is_known=truth,
     )
     unconditioned = "" if truth else UNCONDITIONED
     probes = (
         Probe(
-            "reliability/0", "reliability", request.cloze, row.target_new, row.target_true,
+            "reliability/0", "reliability", queries[0].cloze, row.target_new, row.target_true,
             aliases=row.aliases,
         ),
         *(
-            Probe(f"generality/{i}", "generality", cloze, row.target_new, row.target_true,
+            Probe(intern(f"generality/{i}"), "generality", cloze, row.target_new, row.target_true,
                   kind=unconditioned, aliases=row.aliases)
             for i, cloze in enumerate(row.paraphrases)
         ),
         *_locality(id, row, rows, seed, truth=truth),
         *_symmetry(row),
         *(
-            Probe(f"synonym/prompt/{i}", "synonym", s.cloze, s.target_new, s.target_true,
+            Probe(intern(f"synonym/prompt/{i}"), "synonym", s.cloze, s.target_new, s.target_true,
                   kind="prompt")
             for i, s in enumerate(row.synonyms)
         ),
         *_portability(row),
     )  # fmt: skip
-    missing = MappingProxyType(_missing(row, truth))
+    missing = _missing(
+        truth=truth,
+        paraphrased=bool(row.paraphrases),
+        inverted=row.inverse is not None,
+        reworded=bool(row.synonyms),
+    )
     return Case(request, probes, row.subject, source, missing, row.open_ended)
 
 
@@ -321,7 +349,7 @@ def _locality(
         brought += tuple(Neighbour(r.cloze, r.target_true) for r in drawn if r.target_true)
     counts: defaultdict[str, int] = defaultdict(int)
     for n in brought:
-        probe = f"locality/{n.kind}/{counts[n.kind]}"
+        probe = intern(f"locality/{n.kind}/{counts[n.kind]}")
         counts[n.kind] += 1
         # an answer that is the new target itself can still be told from the true one
         rejected = row.target_new if n.answer != row.target_new else row.target_true
@@ -336,21 +364,23 @@ def _symmetry(row: FactRow) -> Iterable[Probe]:
                         ("old_inverse", row.inverse.about_true)):  # fmt: skip
         if cloze is not None:
             displaced = row.inverse.displaced or row.target_true
-            yield Probe(f"symmetry/{kind}/0", "symmetry", cloze, row.subject, displaced, kind=kind)
+            id = intern(f"symmetry/{kind}/0")
+            yield Probe(id, "symmetry", cloze, row.subject, displaced, kind=kind)
 
 
 def _portability(row: FactRow) -> Iterable[Probe]:
     counts: defaultdict[str, int] = defaultdict(int)
     for question in row.portability:
-        id = f"portability/{slug(question.kind)}/{counts[question.kind]}"
+        id = intern(f"portability/{slug(question.kind)}/{counts[question.kind]}")
         counts[question.kind] += 1
         answer, *aliases = question.answers
         yield Probe(id, "portability", question.cloze, answer, _other(row, answer),
                     kind=question.kind, aliases=tuple(aliases))  # fmt: skip
         for i, condition in enumerate(question.conditions):
             rejected = _other(row, condition.answer)
-            yield Probe(f"{id}/condition/{i}", "portability", condition.cloze, condition.answer,
-                        rejected, kind=CONDITION, aliases=condition.aliases)  # fmt: skip
+            asked = intern(f"{id}/condition/{i}")
+            yield Probe(asked, "portability", condition.cloze, condition.answer, rejected,
+                        kind=CONDITION, aliases=condition.aliases)  # fmt: skip
 
 
 def _other(row: FactRow, answer: str) -> str:
@@ -358,14 +388,18 @@ def _other(row: FactRow, answer: str) -> str:
     return row.target_true if words(answer) != words(row.target_true) else row.target_new
 
 
-def _missing(row: FactRow, truth: bool) -> Mapping[Criterion, str]:
+@cache
+def _missing(
+    *, truth: bool, paraphrased: bool, inverted: bool, reworded: bool
+) -> Mapping[Criterion, str]:
+    """Return why criteria cannot be asked; one object for all cases that lack the same."""
     missing: dict[Criterion, str] = {}
     if not truth:
         missing["overturn"] = "the data brings no true answer"
-    if not row.paraphrases:
+    if not paraphrased:
         missing["generality"] = "the data brings no paraphrase"
-    if row.inverse is None:
+    if not inverted:
         missing["symmetry"] = "the data brings no inverse question"
-    if not row.synonyms:
+    if not reworded:
         missing["synonym"] = "the data brings no synonym"
-    return missing
+    return MappingProxyType(missing)

@@ -36,7 +36,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
+from sys import intern
 from typing import Any, get_args
 
 from kn_bench.cases.building.neighbours import FACTS
@@ -184,7 +186,7 @@ def _read(path: Path) -> tuple[list[FileRow], list[str]]:
     for number, record in enumerate(read_records(path, wrong=wrong), 1):
         where = record.where
         try:
-            if has_half_a_character(record.fields):
+            if has_half_a_character(record):
                 id = f"{slug(path.stem)}/{slug(path.stem)}/{number}"
                 rows.append(Exclusion(id, HALF_A_CHARACTER, detail=where))
                 continue
@@ -250,9 +252,9 @@ def _fact(entry: dict[str, Any], stem: str) -> FactRow:
     if not isinstance(suffix, str):
         raise ValueError(f"suffix {suffix!r}: expected a text, which may be empty")
     return FactRow(
-        relation=_text(entry, "relation", stem),
+        relation=intern(_text(entry, "relation", stem)),  # as many facts have the same
         subject=subject,
-        prompt=prompt,
+        prompt=intern(prompt),
         target_true=true,
         target_new=new,
         suffix=suffix,
@@ -317,7 +319,13 @@ def _neighbour(value: object) -> Neighbour:
         raise ValueError(
             f"neighbours: the prompt {prompt!r}: expected its subject in full, not {{}}"
         )
-    return Neighbour(cloze_of(prompt), _text(entry, "answer"))
+    return _asked_again(prompt, _text(entry, "answer"))
+
+
+@lru_cache(maxsize=1 << 12)
+def _asked_again(prompt: str, answer: str) -> Neighbour:
+    """Return a neighbour, one object for the many facts that share it."""
+    return Neighbour(cloze_of(prompt), answer)
 
 
 def _inverse(value: object, subject: str, new: str, true: str) -> Inverse:

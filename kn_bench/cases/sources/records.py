@@ -25,6 +25,7 @@ from kn_bench.cases.reading import (
 
 PARQUET = b"PAR1"
 DELIMITED = (".csv", ".tsv")
+_ESCAPE = "\\u"
 _LINE_END = re.compile(r"\r\n|\r|\n")
 _LIST = re.compile(r"""\s*(?=\[\s*["'\[{\]]|\{\s*["'])[\[{].*[\]}]\s*""", re.DOTALL)
 """A cell that holds a list or an object, in JSON or as Python writes them; ``[Y] …`` is a text."""
@@ -49,11 +50,13 @@ class FileRecord(NamedTuple):
         where: where it stands, for complaints: ``line 3``, ``record 0``, ``row 2``.
         fields: its fields by name. Cells of CSV and TSV are texts; empty cells are left out.
         columns: the names of all columns, for a row of a table (CSV, TSV, Parquet).
+        escaped: whether its JSON writes a character by its number.
     """
 
     where: str
     fields: dict[str, Any]
     columns: tuple[str, ...] = ()
+    escaped: bool = False
 
 
 def read_records(path: Path, *, wrong: list[str] | None = None) -> list[FileRecord]:
@@ -131,10 +134,12 @@ def _records(path: Path, wrong: list[str] | None) -> Iterator[FileRecord]:
     return _textual(decoded(content, path), path, wrong)
 
 
-def has_half_a_character(fields: dict[str, Any]) -> bool:
+def has_half_a_character(record: FileRecord) -> bool:
     """Tell whether a text of the record cannot be written as UTF-8."""
+    if not record.escaped:  # the file was decoded: only an escape of JSON can hold one
+        return False
     try:
-        json.dumps(fields, ensure_ascii=False, default=str).encode()
+        json.dumps(record.fields, ensure_ascii=False, default=str).encode()
     except UnicodeEncodeError:
         return True
     return False
@@ -176,8 +181,10 @@ def _json_list(text: str, path: Path) -> Iterator[FileRecord]:
         entries = json.loads(text, object_pairs_hook=without_repeats)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path.name}: expected JSON ({reason_of(error)})") from None
+    escaped = _ESCAPE in text
     for index, entry in enumerate(entries):
-        yield FileRecord(f"record {index}", as_object(entry, f"{path.name}, record {index}"))
+        fields = as_object(entry, f"{path.name}, record {index}")
+        yield FileRecord(f"record {index}", fields, escaped=escaped)
 
 
 def _json_lines(text: str, path: Path, wrong: list[str] | None) -> Iterator[FileRecord]:
@@ -187,7 +194,8 @@ def _json_lines(text: str, path: Path, wrong: list[str] | None) -> Iterator[File
             continue
         where = f"line {number}"
         try:
-            yield FileRecord(where, parse_object(line, f"{path.name}, {where}"))
+            fields = parse_object(line, f"{path.name}, {where}")
+            yield FileRecord(where, fields, escaped=_ESCAPE in line)
         except ValueError as error:
             if wrong is None:
                 raise

@@ -7,7 +7,6 @@ does not bring (no inverse, no paraphrase, no true answer) the cases say themsel
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -175,7 +174,7 @@ def read(path: Path, *, source: str | None = None) -> tuple[Form, list[FactRow],
     excluded: list[Exclusion] = []
     for number, record in enumerate(records):
         try:
-            if has_half_a_character(record.fields):
+            if has_half_a_character(record):
                 raise Unusable(HALF_A_CHARACTER)
             _refuse_unasked(record.fields, form)
             fact = form.read(with_lists_read(record, form.fields | form.more), str(number))
@@ -212,7 +211,7 @@ def _what(error: Exception) -> str:
 
 def _named(row: FactRow, form: Form) -> FactRow:
     """Return ``row`` with the source for its relation where the data names none."""
-    return row if row.relation else replace(row, relation=form.source)
+    return row if row.relation else row._replace(relation=form.source)
 
 
 def relation_ids(path: Path | None = None) -> tuple[str, ...]:
