@@ -87,7 +87,8 @@ def _telling(case: Case) -> tuple[int, bool]:
 def unshown(cases: Sequence[Case]) -> Iterator[Exclusion]:
     """Yield what cannot be asked: each criterion of each case that has no probe for it."""
     for case in cases:
+        shown = shows(case)
         for criterion in CRITERIA:
-            if criterion not in shows(case):
+            if criterion not in shown:
                 reason = case.not_applicable.get(criterion, "the case has no such probe")
                 yield Exclusion(case.id, f"{criterion}: {reason}")

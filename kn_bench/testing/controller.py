@@ -301,7 +301,7 @@ class RunController:
     def _bearing_on_results(self) -> Mapping[str, str]:
         options = self.options
         return {
-            "cases": " ".join(self.plan.data),
+            "cases": " ".join(self.plan.offered),
             "relations": " ".join(options.relations),
             "limit": limit_as_text(options),
             **({"known": "yes"} if options.known else {}),

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from kn_bench.cases.case import Case, Criterion, Exclusion, Selection, by_label
@@ -32,24 +33,38 @@ class TestPlan:
         models: names, by slug.
         labels: the last part of a test id -> its cases: one case, or all of a relation.
         exclusions: what the sources had to leave out.
-        data: source -> SHA-256 of what it offers.
+        offered: source -> its cases.
         labels_per_unit: how many labels one worker computes at once.
     """
 
     models: Mapping[str, str]
     labels: Mapping[str, tuple[Case, ...]]
     exclusions: tuple[Exclusion, ...]
-    data: Mapping[str, str]
+    offered: Mapping[str, Sequence[Case]]
     labels_per_unit: int
+
+    @cached_property
+    def data(self) -> dict[str, str]:
+        """Source -> SHA-256 of what it offers: only the manifest asks for it."""
+        from kn_bench.cases.sources import content_hash
+
+        return {name: content_hash(cases) for name, cases in self.offered.items()}
 
     def showing(self, criterion: Criterion) -> dict[str, tuple[Case, ...]]:
         """Return the labels with the cases that can show ``criterion``, where there are any."""
         able = {}
-        for label, cases in self.labels.items():
-            shown = tuple(case for case in cases if criterion in shows(case))
-            if shown:  # the same tuple for all criteria where it can be
-                able[label] = cases if len(shown) == len(cases) else shown
+        for (label, cases), shown in zip(self.labels.items(), self._shows, strict=True):
+            kept = [c for c, criteria in zip(cases, shown, strict=True) if criterion in criteria]
+            if kept:  # the same tuple for all criteria where it can be
+                able[label] = cases if len(kept) == len(cases) else tuple(kept)
         return able
+
+    @cached_property
+    def _shows(self) -> list[tuple[frozenset[Criterion], ...]]:
+        """What the cases of each label can show; one object for all labels that show the same."""
+        same: dict[tuple[frozenset[Criterion], ...], tuple[frozenset[Criterion], ...]] = {}
+        each = (tuple(map(shows, cases)) for cases in self.labels.values())
+        return [same.setdefault(criteria, criteria) for criteria in each]
 
 
 def labels_per_unit(options: Options) -> int:
@@ -64,12 +79,11 @@ def labels_per_unit(options: Options) -> int:
     return CASES_PER_UNIT if small or options.devices != ("cpu",) else CASES_PER_LARGE_UNIT
 
 
-def make_plan(options: Options, *, hashed: bool = True) -> TestPlan:
+def make_plan(options: Options) -> TestPlan:
     """Read the cases and name the models.
 
     Args:
         options: what is measured.
-        hashed: whether to hash the data, for the manifest; a worker's plan goes without.
 
     Raises:
         ValueError: for what cannot be offered, one sentence.
@@ -79,7 +93,7 @@ def make_plan(options: Options, *, hashed: bool = True) -> TestPlan:
     known = frozenset(options.known_ids)
     cases: list[Case] = []
     exclusions: list[Exclusion] = []
-    data = {}
+    offered = {}
     for spec in options.cases:
         # known cases may lie anywhere in a source
         limit = None if options.known_ids else _read_limit(options)
@@ -91,11 +105,11 @@ def make_plan(options: Options, *, hashed: bool = True) -> TestPlan:
             selection = Selection(chosen, selection.exclusions)
         cases += selection.cases
         exclusions += selection.exclusions
-        data[_without_path(spec)] = sources.content_hash(selection.cases) if hashed else ""
+        offered[_without_path(spec)] = selection.cases
     if not cases:
         raise ValueError(nothing_left(options, exclusions))
     exclusions += unshown(cases)
-    return TestPlan(_models(options), _labels(cases, options.grain), tuple(exclusions), data,
+    return TestPlan(_models(options), _labels(cases, options.grain), tuple(exclusions), offered,
                  labels_per_unit(options))  # fmt: skip
 
 

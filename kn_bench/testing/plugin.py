@@ -395,7 +395,7 @@ def _begin(config: pytest.Config) -> SuiteSession:
     if SESSION in config.stash:
         return config.stash[SESSION](options, methods, worker_config, choices)
     in_worker = is_worker(config)
-    plan = make_plan(options, hashed=False) if in_worker else controller_of(config).plan
+    plan = make_plan(options) if in_worker else controller_of(config).plan
 
     from kn_bench.testing.session import SuiteSession
 
