@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
@@ -32,11 +33,13 @@ class Template(NamedTuple):
         function: one of them, made by pytest.
         prefix: of their node ids.
         marks: of the function itself.
+        scopes: of their parameter.
     """
 
     function: pytest.Function
     prefix: str
     marks: tuple[pytest.Mark, ...]
+    scopes: Mapping[str, object]
 
 
 class LightSpecification:
@@ -44,8 +47,8 @@ class LightSpecification:
 
     __slots__ = ("_arg2scope", "_test")
 
-    def __init__(self, test: SuiteTest, scopes: Any) -> None:
-        self._test, self._arg2scope = test, scopes
+    def __init__(self, test: SuiteTest) -> None:
+        self._test, self._arg2scope = test, test.template.scopes
 
     @property
     def params(self) -> dict[str, Point]:
@@ -59,14 +62,24 @@ class LightSpecification:
         return getattr(self._test.specification(), name)
 
 
+class _WhileLight:
+    """The attribute ``callspec`` of a test that is not whole; of one that is, its own comes first.
+
+    Every test is asked for it four times, once for each scope of fixtures.
+    """
+
+    def __get__(self, test: SuiteTest, owner: type) -> LightSpecification:
+        return LightSpecification(test)
+
+
 class SuiteTest(pytest.Function):
     """A test of ours: the parameter ``point``, and all the rest when it is asked for."""
 
+    callspec: Any = _WhileLight()
+    cls = None  # suites are functions of modules
     __slots__ = ("_given_name", "_whole", "index", "point", "template", "unit")
 
-    def __init__(
-        self, *, parent: Any, template: Template, point: Point, index: int, **_: Any
-    ) -> None:
+    def __init__(self, parent: Any, template: Template, point: Point, index: int) -> None:
         self._whole = False
         self._given_name = ""
         self.template, self.point, self.index = template, point, index
@@ -114,8 +127,6 @@ class SuiteTest(pytest.Function):
         """Compute what collection asks for; for anything else become a whole Function."""
         if self._whole or name.startswith("__"):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        if name == "callspec":  # asked four times of every test, once for each scope of fixtures
-            return LightSpecification(self, self.template.function.callspec._arg2scope)
         if name == "own_markers":  # -m
             self.own_markers = [*self.template.marks, *self._own_marks()]
         elif name == "extra_keyword_matches":  # -k
@@ -171,11 +182,11 @@ def suite_tests(sample: pytest.Function, points: Iterable[Point]) -> list[SuiteT
     assert parent is not None
     theirs = sample.callspec.marks
     marks = tuple(mark for mark in sample.own_markers if mark not in theirs)
-    template = Template(sample, f"{parent.nodeid}::{sample.originalname}", marks)
-    return [
-        SuiteTest.from_parent(parent, template=template, point=point, index=index)
-        for index, point in enumerate(points)
-    ]
+    prefix = f"{parent.nodeid}::{sample.originalname}"
+    template = Template(sample, prefix, marks, sample.callspec._arg2scope)
+    # from_parent comes to the same by five calls a test
+    make = partial(type.__call__, SuiteTest, parent, template)
+    return [make(point, index) for index, point in enumerate(points)]
 
 
 def can_stand_for_all(tests: object) -> bool:

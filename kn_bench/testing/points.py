@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import pytest
 
@@ -20,8 +21,7 @@ _MARKS: dict[Task, tuple[pytest.MarkDecorator]] = {
 """No marks for methods and models: -k finds them, and each mark goes with every report."""
 
 
-@dataclass(frozen=True, slots=True)
-class Point:
+class Point(NamedTuple):
     """The parameter of one test: what is judged, of whom, on which cases, when they are asked.
 
     Attributes:
@@ -39,8 +39,8 @@ class Point:
     @property
     def id(self) -> str:
         """The parameter's id: what a unit has in common first."""
-        names = (self.node_id.method, self.node_id.model, self.node_id.occasion, self.node_id.label)
-        return "-".join(name for name in names if name)
+        _, method, model, label, occasion = self.node_id
+        return f"{method}-{model}-{occasion}-{label}" if occasion else f"{method}-{model}-{label}"
 
     @property
     def marks(self) -> tuple[pytest.MarkDecorator]:

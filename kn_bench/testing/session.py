@@ -166,16 +166,18 @@ class SuiteSession:
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Which cases each unit has: those of the tests that are left."""
-        parsed = map(_address, session.items)
-        keys = node_ids.units(parsed, labels_per_unit=self._plan.labels_per_unit)
-        for item, unit in zip(session.items, keys, strict=True):
-            point = point_of(item)
+        points = list(map(point_of, session.items))
+        addresses = [point and point.node_id for point in points]
+        keys = node_ids.units(addresses, labels_per_unit=self._plan.labels_per_unit)
+        for item, point, unit in zip(session.items, points, keys, strict=True):
             if unit is not None and point is not None:
                 set_unit(item, unit)
                 # a sequence is measured whole, whatever is left of it to be reported
                 cases = point.sequence.cases if point.sequence else point.cases
-                self._members.setdefault(unit, {}).update((case.id, case) for case in cases)
-        if all(unit_of(item) is not None for item in session.items):
+                members = self._members.setdefault(unit, {})
+                for case in cases:
+                    members[case.id] = case
+        if None not in keys:
             do_without(session.config)
 
     def collected(self, items: Sequence[pytest.Item]) -> node_ids.Collected:
@@ -285,7 +287,7 @@ def _where_asked(criterion: Criterion, points: Iterable[Point]) -> Iterator[Poin
     for point in points:
         cases = tuple(c for c in point.cases if any(p.criterion == criterion for p in c.probes))
         if cases:
-            yield replace(point, cases=cases)
+            yield point._replace(cases=cases)
 
 
 def _param(item: pytest.Item) -> object:
