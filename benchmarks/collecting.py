@@ -1,10 +1,14 @@
-"""What collection costs by the number of facts: seconds, CPU seconds and memory of one process.
+"""What collection costs by the number of facts: seconds, CPU seconds and memory.
 
-    python benchmarks/collecting.py [--facts 2000 20000 200000] [--profile]
+    python benchmarks/collecting.py [--facts 2000 20000 200000] [--workers 4] [--profile]
 
 A file of made-up facts that show all six criteria is collected for one model and one method:
 `pytest --collect-only`, six tests a fact. The last columns extrapolate nothing; run 200,000 facts
 to know what 1,200,000 tests take. --profile prints where the time of the largest goes.
+
+Without --workers one process collects, and the memory is its own. With it a run is begun, which
+ends once every worker has told its controller of its tests: CPU seconds are those of all processes,
+the memory is the controller's and the largest worker's.
 """
 
 from __future__ import annotations
@@ -12,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -22,6 +25,28 @@ from pathlib import Path
 from tabulate import tabulate
 
 RELATIONS = 40
+BASE = ("facts", "tests", "s", "CPU s")
+ENDING = """
+import os, pathlib, resource
+import pytest
+
+collected = []
+
+
+@pytest.hookimpl(trylast=True)  # once xdist has sent the ids
+def pytest_collection_finish(session):
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    text = f"{used.ru_utime + used.ru_stime} {used.ru_maxrss}"
+    pathlib.Path(f"{os.environ['PYTEST_XDIST_WORKER']}.used").write_text(text)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_xdist_node_collection_finished(node):
+    collected.append(node)
+    if len(collected) == node.workerinput["workercount"]:
+        os._exit(0)  # its workers end with it
+"""
+"""A plug-in that ends a run where its tests would begin."""
 
 
 def facts(count: int) -> list[dict[str, object]]:
@@ -45,13 +70,22 @@ def facts(count: int) -> list[dict[str, object]]:
     return rows
 
 
-def collect(file: Path, *, profile: bool) -> tuple[float, float, float, str]:
-    """Return wall and CPU seconds, peak GB and the output of one collection."""
-    command = ["-m", "pytest", "--pyargs", "kn_bench.suites", "--collect-only", "-qqq",
+def collect(file: Path, *, workers: int, profile: bool) -> tuple[list[float], str]:
+    """Return wall and CPU seconds, peak GB (with workers also of the largest), and the output."""
+    # by --tx: -n starts no more workers than the machine has cores
+    mode = ["-p", "ending", "-d", "--tx", f"{workers}*popen"] if workers else ["--collect-only"]
+    (file.parent / "ending.py").write_text(ENDING)
+    command = ["-m", "pytest", "--pyargs", "kn_bench.suites", *mode, "-qqq",
                "-p", "no:cacheprovider", "-p", "xdist", "-p", "kn_bench.testing.plugin",
                "--model", "tiny-gpt2", "--method", "none", "--cases", str(file)]  # fmt: skip
     how = ["-m", "cProfile", "-s", "tottime"] if profile else []
-    environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join([str(file.parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
+    environment = {
+        **os.environ,
+        "PYTHONPATH": path,
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+        "OMP_NUM_THREADS": "1",
+    }
     started = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, *how, *command],
@@ -66,30 +100,30 @@ def collect(file: Path, *, profile: bool) -> tuple[float, float, float, str]:
     if status:
         raise RuntimeError(output)
     seconds = time.perf_counter() - started
-    return seconds, usage.ru_utime + usage.ru_stime, _gigabytes(usage), output
-
-
-def _gigabytes(usage: resource.struct_rusage) -> float:
-    return usage.ru_maxrss * 1024 / 1e9
+    used = [file.read_text().split() for file in file.parent.glob("*.used")]
+    busy = usage.ru_utime + usage.ru_stime + sum(float(cpu) for cpu, _ in used)
+    sizes = [usage.ru_maxrss, *sorted(int(kb) for _, kb in used)[-1:]]
+    return [seconds, busy, *(kb * 1024 / 1e9 for kb in sizes)], output
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--facts", type=int, nargs="+", default=[2_000, 20_000])
+    parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--profile", action="store_true")
     asked = parser.parse_args()
+    if asked.workers and asked.profile:
+        parser.error("--profile: expected without --workers, of one process; leave either out")
     rows, output = [], ""
     with tempfile.TemporaryDirectory() as name:
         for count in asked.facts:
             file = Path(name, f"facts{count}.jsonl")
             file.write_text("".join(json.dumps(fact) + "\n" for fact in facts(count)))
-            seconds, busy, gigabytes, output = collect(file, profile=asked.profile)
-            rows.append((count, count * 6, seconds, busy, gigabytes))
-    print(
-        tabulate(
-            rows, ("facts", "tests", "s", "CPU s", "GB"), floatfmt=("", "", ".1f", ".1f", ".2f")
-        )
-    )
+            measured, output = collect(file, workers=asked.workers, profile=asked.profile)
+            rows.append((count, count * 6, *measured))
+    sizes = ("GB, controller", "GB, a worker") if asked.workers else ("GB",)
+    columns = (*BASE, *sizes)
+    print(tabulate(rows, columns, floatfmt=("", "", ".1f", ".1f", ".2f", ".2f")))
     if asked.profile:
         lines = output.splitlines()
         start = next(n for n, line in enumerate(lines) if line.lstrip().startswith("ncalls"))
