@@ -16,8 +16,9 @@ from tests.test_engine import Toy, _Nothing, assert_equal_rows, rows, toy_case
 from tests.tiny_models import tiny_model
 
 
-def test_a_second_run_asks_nothing_and_reads_the_same(tmp_path, monkeypatch):
-    lm = tiny_model("gpt2", torch.float32)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_a_second_run_asks_nothing_and_reads_the_same(tmp_path, monkeypatch, dtype):
+    lm = tiny_model("gpt2", dtype)
     cases = [toy_case(i) for i in range(6)]
     first = rows(Engine(lm, cache=tmp_path), _Nothing(), cases)
     second = Engine(lm, cache=tmp_path)
@@ -66,15 +67,17 @@ def test_a_folder_that_cannot_be_made_is_done_without(tmp_path):
         assert not AnswerCache(tmp_path / "file" / "below", "x").usable
 
 
-def test_what_is_kept_comes_back(tmp_path):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_is_kept_comes_back(tmp_path, dtype):
     cache = AnswerCache(tmp_path, "model")
-    reading = Reading(torch.tensor([-0.5, float("-inf")]), (3, 70000))
+    reading = Reading(torch.tensor([-0.1, float("-inf")], dtype=dtype), (3, 70000))
     score = TargetScores((-1.25, -3e-9), (True, False))
     cache.keep_readings([(b"a", reading)])
     cache.keep_scores([(b"b", score)])
     again = AnswerCache(tmp_path, "model")
     (kept,) = again.readings([b"a", b"absent"]).values()
     assert torch.equal(kept.log_probs, reading.log_probs)
+    assert kept.log_probs.dtype == dtype
     assert kept.generated == reading.generated
     assert again.scores([b"b"]) == {b"b": score}
 

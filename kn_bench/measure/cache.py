@@ -28,8 +28,8 @@ from kn_bench.model.scoring import Reading
 LIMIT = 4 << 30
 """Bytes of one model's file; beyond it the cache is read and no longer written."""
 
-FORMAT = 3
-"""Of the file (SQLite's ``user_version``); answers of an older one go on past the text's end."""
+FORMAT = 4
+"""Of the file (SQLite's ``user_version``); older ones do not say how wide their numbers are."""
 
 _COLUMNS = {"readings": "generated", "scores": "argmax"}
 """Table -> its last column of values."""
@@ -79,7 +79,7 @@ class AnswerCache:
         """Return the readings of those ``keys`` that are stored."""
         return {
             key: Reading(
-                torch.from_numpy(np.frombuffer(log_probs, np.float32).copy()),
+                torch.from_numpy(_unpacked(log_probs)),
                 tuple(np.frombuffer(generated, np.int32).tolist()),
             )
             for key, log_probs, generated in self._get("readings", keys)
@@ -99,7 +99,7 @@ class AnswerCache:
         """Store readings by their keys."""
         rows = (
             CacheEntry(
-                key, read.log_probs.numpy().tobytes(), np.array(read.generated, np.int32).tobytes()
+                key, _packed(read.log_probs.numpy()), np.array(read.generated, np.int32).tobytes()
             )
             for key, read in readings
         )
@@ -204,6 +204,16 @@ def _make_tables(connection: sqlite3.Connection) -> None:
                 f"(key BLOB PRIMARY KEY, log_probs BLOB, {last} BLOB, checksum BLOB)"
             )
         connection.execute(f"{version} = {FORMAT}")
+
+
+def _packed(values: np.ndarray) -> bytes:
+    """Return the name of an array's dtype, such as ``<f4``, and its bytes."""
+    return values.dtype.str.encode() + values.tobytes()
+
+
+def _unpacked(packed: bytes) -> np.ndarray:
+    """Return the array that :func:`_packed` was given, whatever the width of its numbers."""
+    return np.frombuffer(packed[3:], packed[:3].decode()).copy()
 
 
 def content_key(*parts: Sequence[int] | int) -> bytes:
