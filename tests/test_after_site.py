@@ -7,7 +7,7 @@ import torch
 
 from kn_bench.model import after_site
 from kn_bench.model.after_site import Ways, clean_sites
-from tests.tiny_models import FAMILIES, tiny_model
+from tests.tiny_models import FAMILIES, WINDOWED, tiny_model
 
 
 def clean(lm, n=3, length=6):
@@ -30,7 +30,7 @@ def whole(lm, sites, row, layer, value):
         return lm.hidden(sites.run.ids[row : row + 1], **options).last_hidden_state[0, at]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *WINDOWED])
 def test_changed_rows_equal_whole_runs(family):
     lm = tiny_model(family)
     sites = clean(lm)

@@ -6,9 +6,9 @@ import torch
 from kn_bench.model import prefixed
 from kn_bench.model.ragged import prepare
 from kn_bench.model.stream import adds_to_stream
-from tests.tiny_models import FAMILIES, ROUNDED, tiny_model
+from tests.tiny_models import FAMILIES, ROUNDED, WINDOWED, tiny_model
 
-CAUSAL = [family for family in FAMILIES if tiny_model(family).is_causal]
+CAUSAL = [family for family in [*FAMILIES, *WINDOWED] if tiny_model(family).is_causal]
 ROWS = [[7, 9, 11], [5, 6, 30, 31, 32, 33, 40], [12, 13, 14, 15]]
 STARTS = [0, 4, 3]
 

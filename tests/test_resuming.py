@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kn_bench.model.resuming import clean_run, resume
-from tests.tiny_models import FAMILIES, tiny_model
+from tests.tiny_models import FAMILIES, WINDOWED, tiny_model
 
 
 def whole_run(lm, row, layer, position, factor):
@@ -20,7 +20,7 @@ def whole_run(lm, row, layer, position, factor):
         return lm.hidden(lm.tensor([row]), **lm._no_cache).last_hidden_state[0]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *WINDOWED])
 def test_resumed_rows_equal_whole_runs_in_every_family(family):
     lm = tiny_model(family)
     generator = torch.Generator().manual_seed(0)

@@ -19,7 +19,7 @@ from kn_bench.localise.token_positions import by_role, roles, trace_prompt, trac
 from kn_bench.localise.tracing import KINDS, Trace, trace, windowed
 from kn_bench.measure.encoding import Unencodable
 from kn_bench.model.attention import attention_output
-from tests.tiny_models import FAMILIES, tiny_model
+from tests.tiny_models import FAMILIES, WINDOWED, tiny_model
 
 ADDING = set(FAMILIES) - {"gemma2", "gemma3_text", "olmo2"}
 ADDING -= {"bert", "roberta", "electra", "albert", "distilbert"}
@@ -74,7 +74,7 @@ def whole_run(lm, prompt, added, patches):
     return logits.softmax(-1)[:, prompt.answer]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *WINDOWED])
 def test_every_state_of_every_family_is_restored_as_in_a_whole_run(family):
     lm = tiny_model(family)
     prompt = prompt_of(lm)

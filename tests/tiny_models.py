@@ -28,7 +28,7 @@ _SMALL: dict[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-ROUNDED = {"gpt_neo", "gptj", "gemma2", "bloom"}
+ROUNDED = {"gpt_neo", "gptj", "gemma2", "gemma2-window", "bloom"}
 """Families that compute attention in float32 whatever the weights: Adam enlarges the rounding."""
 _KEY_VALUE = {"num_key_value_heads": 1, "head_dim": 8}
 _CONFIGS: dict[str, dict[str, Any]] = {
@@ -61,13 +61,27 @@ _CONFIGS: dict[str, dict[str, Any]] = {
     "modernbert": {"global_attn_every_n_layers": 2, "cls_token_id": 1, "sep_token_id": 2},
 }
 FAMILIES = tuple(_CONFIGS)
+_WINDOWS: dict[str, dict[str, Any]] = {
+    "mistral-window": {"sliding_window": 4},
+    "qwen2-window": {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1},
+    "gemma2-window": {"sliding_window": 4},
+    "gemma3_text-window": {
+        "sliding_window": 4,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    },
+    "modernbert-window": {"local_attention": 8},
+}
+WINDOWED = tuple(_WINDOWS)
+"""Families whose attention reaches less far than the rows of most tests."""
 
 
 @lru_cache(maxsize=4)
 def tiny_model(family: str, dtype: torch.dtype = torch.float64, seed: int = 0) -> LanguageModel:
     """A random model with every parameter perturbed, so that biases and norms matter."""
     torch.manual_seed(seed)
-    config = AutoConfig.for_model(family, **{**_SMALL, **_CONFIGS[family]})
+    model_type = family.removesuffix("-window")
+    settings = {**_SMALL, **_CONFIGS[model_type], **_WINDOWS.get(family, {})}
+    config = AutoConfig.for_model(model_type, **settings)
     for name in ("attention_dropout", "hidden_dropout", "attn_pdrop", "resid_pdrop", "embd_pdrop"):
         if hasattr(config, name):
             setattr(config, name, 0.0)

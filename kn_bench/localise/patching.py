@@ -33,7 +33,7 @@ from torch import Tensor
 from kn_bench.localise.corruption import Corrupted, Kind, answer_probability
 from kn_bench.model.attention import attention_hooks
 from kn_bench.model.costs import forward_bytes
-from kn_bench.model.resuming import resume
+from kn_bench.model.resuming import may_resume, resume
 
 
 class Patch(NamedTuple):
@@ -152,7 +152,7 @@ def _effective(corrupted: Corrupted, run: PatchedRun) -> tuple[Patch, ...]:
 def _start(corrupted: Corrupted, run: PatchedRun) -> int:
     """Return the first position that has to run."""
     lm = corrupted.lm
-    late = lm.is_causal and lm.architecture.resumable
+    late = lm.is_causal and may_resume(lm, corrupted.run.ids.shape[1])
     return min(patch.token for patch in run.patches) if late else 0
 
 

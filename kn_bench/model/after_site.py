@@ -23,7 +23,14 @@ from transformers import DynamicCache
 
 from kn_bench.model.architecture import submodule
 from kn_bench.model.language_model import LanguageModel
-from kn_bench.model.resuming import CleanRun, clean_run, replaced_forward, resume, skipping
+from kn_bench.model.resuming import (
+    CleanRun,
+    clean_run,
+    may_resume,
+    replaced_forward,
+    resume,
+    skipping,
+)
 
 
 @dataclass(frozen=True)
@@ -156,6 +163,8 @@ def clean_sites(
     Args:
         positions: one for each row; for a causal model the last.
     """
+    if not may_resume(lm, ids.shape[1]) or lm.architecture.unrolled:
+        return _clean_sites(lm, ids, positions, Ways("layer"))
     ways = lm.memo.get(
         ("ways after a site",),
         lambda: _find_ways(_clean_sites(lm, ids[:1], positions[:1], Ways("rerun"))),
@@ -210,8 +219,6 @@ def _clean_sites(lm: LanguageModel, ids: Tensor, positions: Tensor, ways: Ways) 
 def _find_ways(clean: CleanSites) -> Ways:
     """Return the first way that gives, for every layer, what running the layer gives."""
     lm = clean.lm
-    if not lm.architecture.resumable or lm.architecture.unrolled:
-        return Ways("layer")
     rows = {
         layer: torch.zeros(1, dtype=torch.long, device=lm.device) for layer in range(lm.n_layers)
     }

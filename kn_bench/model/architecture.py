@@ -39,7 +39,8 @@ class Architecture:
         unrolled: whether ``layers`` lists groups that are each run several times in a row, an equal
             share of ``config.num_hidden_layers`` (ALBERT): the layers share their weights.
         resumable: whether rows may join at any layer and position. Families whose layers read
-            position through the mask's shape (ALiBi) or share one module are run whole.
+            position through the mask's shape (ALiBi) or share one module are run whole, and so are
+            rows that reach past a window of attention.
     """
 
     family: str
@@ -283,6 +284,12 @@ def _number(config: Any, name: str) -> int:
 def submodule(module: nn.Module, path: str) -> nn.Module:
     """Return ``module`` at a dotted path; ``AttributeError`` names a path that is missing."""
     return module.get_submodule(path) if path else module
+
+
+def window_of(config: Any) -> int | None:
+    """Return how far attention reaches in a model's local layers; None where it reaches all."""
+    stated = (getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
+    return min((int(width) for width in stated if width), default=None)
 
 
 def positions_of(config: Any, architecture: Architecture) -> int | None:

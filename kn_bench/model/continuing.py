@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
+from kn_bench.model.architecture import window_of
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.rows import Following, Prompt, RowContext, Settled
 
@@ -73,8 +74,7 @@ class Going:
 
 def may_be_padded(lm: LanguageModel) -> bool:
     """Tell whether rows of unequal length may be continued together."""
-    window = getattr(lm.hf.config, "sliding_window", None)
-    return lm.is_causal and lm.architecture.resumable and not window
+    return lm.is_causal and lm.architecture.resumable and window_of(lm.hf.config) is None
 
 
 class _PreallocatedLayer(DynamicLayer):  # type: ignore[misc]

@@ -7,8 +7,8 @@ Padding on the outer sides lets every row's prefix end, and its queries begin, i
 one causal mask over the queries serves all rows, and only the mask over P depends on the row. The
 axis of keys is P + Tq columns; positions are counted in the row's own tokens, without padding.
 
-The model's own forward pass does the work, with a ready mask and position ids. Rows are a sentence
-or two, shorter than any sliding window, for which the ready mask makes no provision.
+The model's own forward pass does the work, with a ready mask and position ids. Rows must be shorter
+than any window of attention, for which the ready mask makes no provision.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def shared_prefixes(
 @torch.no_grad()
 def _run(lm: LanguageModel, prefixes: Sequence[tuple[int, ...]]) -> list[States]:
     ids = padded(lm, prefixes)
-    # plain layers: a sliding window would drop keys that are read later
+    # plain layers: those of a window of attention would leave room for its keys alone
     output = lm.hidden(ids, torch.ones_like(ids), past_key_values=DynamicCache(), use_cache=True)
     layers = output.past_key_values.layers
     return [

@@ -14,7 +14,7 @@ Token t of a row has a column of its own on each of three axes of positions:
 Columns at the start are gathered row by row, since starts differ; the keys before it are aligned on
 the right again, as :mod:`kn_bench.model.prefixed` reads them.
 
-Results equal those of whole runs, to rounding. Families that cannot resume are run whole.
+Results equal those of whole runs, to rounding. Rows that cannot resume are run whole.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from kn_bench.model.prefixed import (
     run_after,
     shared_prefixes,
 )
-from kn_bench.model.resuming import PrefixCache, skipping
+from kn_bench.model.resuming import PrefixCache, may_resume, skipping
 from kn_bench.model.stream import adds_to_stream, arriving
 
 Place = Literal["site", "block", "both"]
@@ -104,7 +104,7 @@ def prepare(
     _check(lm, rows, starts, shared, layer, place)
     at = torch.tensor(starts, device=lm.device)
     queries = max(len(row) - start for row, start in zip(rows, starts, strict=True))
-    if not lm.architecture.resumable:
+    if not may_resume(lm, max(map(len, rows))):
         return _prepare_whole(lm, padded(lm, rows), at, queries, layer, place)
     joins = place == "block" or (
         place == "site"  # "both" changes the attention, whose output the layer's MLP reads
@@ -305,7 +305,7 @@ class _Tail:
 
 @dataclass(frozen=True)
 class _Whole:
-    """Rows of families that cannot resume, run whole every time."""
+    """Rows that cannot resume, run whole every time."""
 
     lm: LanguageModel
     layer: int

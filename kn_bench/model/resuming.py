@@ -17,7 +17,7 @@ Tq = T - start throughout; positions before ``start`` exist only as keys and val
 
 The model's own forward pass is used throughout, with its masks and rotary embeddings: layers below
 the first join are skipped, and a joining layer's input is replaced on the way in. Results equal
-those of whole runs, to rounding.
+those of whole runs, to rounding. Rows that cannot resume (:func:`may_resume`) are run whole.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
+from kn_bench.model.architecture import window_of
 from kn_bench.model.language_model import LanguageModel, SiteHook
 
 Arriving = Callable[[int, Tensor], Tensor]
@@ -47,7 +48,7 @@ class CleanRun:
         ids: the rows, of equal length.
         layer_inputs: input of every layer, ``[B, T, d_model]`` each.
         keys, values: attention keys and values of every layer, ``[B, heads, T, d_head]`` each;
-            empty for masked models and families that cannot resume.
+            empty for masked models and rows that cannot resume.
         last_hidden: what the head reads, ``[B, T, d_model]``.
     """
 
@@ -88,16 +89,25 @@ class PrefixCache(Cache):  # type: ignore[misc]  # transformers has no types
         return int(self._keys[layer_idx].shape[2])
 
 
+def may_resume(lm: LanguageModel, length: int) -> bool:
+    """Tell whether rows of ``length`` tokens may join at any layer and position.
+
+    The ready masks say nothing of a window of attention, so rows must be shorter than it.
+    """
+    window = window_of(lm.hf.config)
+    return lm.architecture.resumable and (window is None or length < window)
+
+
 @torch.no_grad()
 def clean_run(lm: LanguageModel, ids: Int[Tensor, "B T"]) -> CleanRun:
     """Run unchanged rows of equal length once, remembering what :func:`resume` needs."""
     inputs: dict[int, Tensor] = {}
-    resumable_causal = lm.is_causal and lm.architecture.resumable
+    resumable_causal = lm.is_causal and may_resume(lm, ids.shape[1])
     options: dict[str, Any] = {}
     if lm.is_causal:
         options["use_cache"] = resumable_causal
         if resumable_causal:
-            # plain layers: a sliding window would drop keys that resuming reads later
+            # plain layers: those of a window of attention would leave room for its keys alone
             options["past_key_values"] = DynamicCache()
 
     def keep(layer: int, hidden: Tensor) -> None:
@@ -151,7 +161,7 @@ def resume(
         return torch.cat([before, clean.layer_inputs[layer][joins[layer]][:, start:]])
 
     arriving = arriving or unchanged
-    if not lm.architecture.resumable:
+    if not may_resume(lm, clean.ids.shape[1]):
         return _whole(lm, clean, joins=joins, start=start, hook=hook, arriving=arriving)
     first = min(joins)
     # layer -> clean row behind each row present: the cache gathers keys and values by it
@@ -247,7 +257,7 @@ def _whole(
     hook: SiteHook,
     arriving: Arriving,
 ) -> Float[Tensor, "all_rows Tq d_model"]:
-    """Run :func:`resume` for families whose rows cannot join: every row from layer 0 on.
+    """Run :func:`resume` where rows cannot join: every row from layer 0 on.
 
     The hook still sees only the rows that have joined and the positions from ``start`` on.
     """
