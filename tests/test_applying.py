@@ -5,7 +5,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from kn_bench.editing.applying import EditOutlivedError, RowEdits, in_place
+from kn_bench.editing.applying import RowEdits, in_place
 from kn_bench.editing.edit import (
     DenseEdit,
     LowRank,
@@ -17,6 +17,7 @@ from kn_bench.editing.edit import (
     describe,
     norm,
 )
+from kn_bench.model.held import EditOutlivedError
 from tests.tiny_models import FAMILIES, tiny_model
 
 

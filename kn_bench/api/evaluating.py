@@ -99,8 +99,8 @@ def evaluate(
         TypeError: for a model that is not loaded, for anything but cases, or for a number of texts
             that is not whole.
         ValueError: for no cases, two cases of one id, an unknown method, a method that is bound to
-            another model, a model that holds an edit, fewer than no texts, or references without
-            texts to compare with them.
+            another model, a model that holds an edit or that another thread uses, fewer than no
+            texts, or references without texts to compare with them.
         NotApplicable: for a method that is not defined for this kind of model.
 
     Examples:
@@ -128,7 +128,8 @@ def evaluate(
             f"evaluate: expected {bound.name} bound to the model that is evaluated, and it is "
             f"bound to another one ({bound.model.name}); bind it by kn_bench.method"
         )
-    unit = Engine(model).measure(bound.name, bound.inner, cases, writer=writer)
+    with model.held.block():
+        unit = Engine(model).measure(bound.name, bound.inner, cases, writer=writer)
     results = tuple(unit.results[case.id] for case in cases)
     rows = "".join(_rows(model.name, bound.name, case, unit.results[case.id]) for case in cases)
     data = {"cases": sources.content_hash(cases)}

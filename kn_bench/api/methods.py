@@ -113,14 +113,17 @@ class BoundMethod:
         Raises:
             NotApplicable: when the method is not defined for the model, or for the one request.
             TypeError: for anything but edit requests.
-            ValueError: when what the method returned is not an edit of this model.
+            ValueError: when what the method returned is not an edit of this model, or while another
+                thread uses the model.
         """
         alone = not isinstance(requests, Iterable) or isinstance(requests, str)
         several: list[Any] = [requests] if alone else [*requests]  # type: ignore[misc]
         check_requests(several)
         asked = [with_queries(request) for request in several]
         edits: list[Edit | NotApplicable] = []
-        for edit in checked(edit_each(self.inner, asked), len(asked), self.model, self.name):
+        with self.model.held.block():
+            returned = edit_each(self.inner, asked)
+        for edit in checked(returned, len(asked), self.model, self.name):
             if isinstance(edit, str):
                 raise ValueError(edit)
             edits.append(edit)

@@ -32,15 +32,12 @@ from kn_bench.editing.edit import (
     content_of,
 )
 from kn_bench.editing.validation import checked
+from kn_bench.model.held import EditOutlivedError
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.loaded import check_model
 
 IN_PLACE = (DenseEdit, MemoryEdit, WrapperEdit)
 """Edits that need the weights or the modules themselves: one at a time."""
-
-
-class EditOutlivedError(RuntimeError):
-    """A parameter or buffer differs after an edit was taken back."""
 
 
 @dataclass(frozen=True)
@@ -179,7 +176,8 @@ def edited(model: LanguageModel, edit: Edit) -> Iterator[LanguageModel]:
 
     Neurons are scaled where an answer is read: at the mask, or from the last prompt token on.
 
-    Blocks can be nested: the inner edit is made in the model that holds the outer one.
+    Blocks can be nested, in one thread: the inner edit is made in the model that holds the outer
+    one, and is taken back before it.
 
     Args:
         model: what a method made the edit for.
@@ -187,8 +185,10 @@ def edited(model: LanguageModel, edit: Edit) -> Iterator[LanguageModel]:
 
     Raises:
         TypeError: for a model that is not loaded.
-        ValueError: for an edit that does not fit the model, or no edit of a model.
-        EditOutlivedError: when some parameter or buffer differs afterwards.
+        ValueError: for an edit that does not fit the model, or no edit of a model; or while another
+            thread uses it.
+        EditOutlivedError: when some parameter or buffer differs afterwards, or an inner block is
+            still open, which is then left as well.
 
     Examples:
         >>> import kn_bench as kn
@@ -209,21 +209,19 @@ def edited(model: LanguageModel, edit: Edit) -> Iterator[LanguageModel]:
             "LookupEdit: expected an edit of the model, and this is a table of answers to the "
             "probes of cases; measure it by evaluate"
         )
-    before = model.prompt_prefix
-    try:
+    elsewhere = isinstance(edit, NeuronEdit | MemoryEdit | WrapperEdit)
+    changes = not isinstance(edit, PromptEdit | NoEdit)
+    with model.held.block() as block:
+        block.callback(setattr, model, "prompt_prefix", model.prompt_prefix)
         if isinstance(edit, PromptEdit):
-            model.prompt_prefix = f"{before} {edit.prefix}".strip()
+            model.prompt_prefix = f"{model.prompt_prefix} {edit.prefix}".strip()
         scope = _scaled(model, edit) if isinstance(edit, NeuronEdit) else in_place(model, edit)
-        elsewhere = isinstance(edit, NeuronEdit | MemoryEdit | WrapperEdit)
-        changes = not isinstance(edit, PromptEdit | NoEdit)
-        with (
-            scope as originals,
-            model.memo.suspended() if elsewhere else nullcontext(),
-            model.holding(content_of(edit) if changes else "", originals, elsewhere=elsewhere),
-        ):
-            yield model
-    finally:
-        model.prompt_prefix = before
+        originals = block.enter_context(scope)
+        if elsewhere:
+            block.enter_context(model.memo.suspended())
+        content = content_of(edit) if changes else ""
+        block.enter_context(model.holding(content, originals, elsewhere=elsewhere))
+        yield model
 
 
 @contextmanager

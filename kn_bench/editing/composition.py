@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from kn_bench.editing.applying import EditOutlivedError, deltas_of
+from kn_bench.editing.applying import deltas_of
 from kn_bench.editing.edit import (
     DenseEdit,
     Edit,
@@ -40,6 +40,7 @@ from kn_bench.editing.edit import (
     WrapperEdit,
     content_of,
 )
+from kn_bench.model.held import EditOutlivedError
 from kn_bench.model.language_model import LanguageModel
 
 

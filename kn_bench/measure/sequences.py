@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from kn_bench.cases.case import Case, Exclusion
-from kn_bench.editing.applying import EditOutlivedError, RowEdits
+from kn_bench.editing.applying import RowEdits
 from kn_bench.editing.composition import CannotCompose, Composition, UpToStep, summed
 from kn_bench.editing.edit import (
     Edit,
@@ -54,6 +54,7 @@ from kn_bench.measure.protocols import Moment, Occasion, Protocol, checkpoints
 from kn_bench.measure.reader import Reader
 from kn_bench.measure.sequence_controls import ControlMethod, StepEdits, beside
 from kn_bench.measure.steps import EditedStep, StepStore, shared
+from kn_bench.model.held import EditOutlivedError
 from kn_bench.model.progress import stepwise
 from kn_bench.model.rows import RowContext
 

@@ -59,6 +59,7 @@ class LanguageModel:
         name: as the user gave it.
         prompt_prefix: a text that :meth:`generate` puts in front of every prompt; see ``edited``.
         hf: the Hugging Face model, in eval mode, its parameters frozen, its GELUs fused.
+        held: the edits in force.
         tokens: its tokenizer.
         architecture: where its parts are.
         corpus: text that statistics of its activations are taken over; None until it is chosen.
@@ -84,7 +85,7 @@ class LanguageModel:
         self.prompt_prefix = ""
         self.corpus: NamedCorpus | None = None
         self.hf = fused(hf.eval().requires_grad_(False))
-        self._held = HeldEdits(name, self.hf)
+        self.held = HeldEdits(name, self.hf)
         self.architecture = architecture or architecture_of(hf.config)
         self.tokens = Tokens(
             tokenizer, self.architecture.kind, positions_of(hf.config, self.architecture)
@@ -214,7 +215,7 @@ class LanguageModel:
             originals: the changed parameters as they were before, by name.
             elsewhere: the edits are not in the weights, and nothing can put these back.
         """
-        return self._held.holding(edits, originals, elsewhere=elsewhere)
+        return self.held.holding(edits, originals, elsewhere=elsewhere)
 
     def unedited(self) -> AbstractContextManager[None]:
         """Put the weights back as they were loaded while open, where they hold edits.
@@ -222,15 +223,15 @@ class LanguageModel:
         Raises:
             ValueError: while the model holds an edit that is not in its weights.
         """
-        return self._held.put_aside()
+        return self.held.put_aside()
 
     @property
     def held_edits(self) -> str:
         """Hash of the edits that the model holds; "" as loaded."""
-        return self._held.hash
+        return self.held.hash
 
     def restore(self) -> None:
-        """Put back the weights as they were loaded, whatever dtype and shape they have now.
+        """Put back the model as it was loaded, whatever edits, dtype and shape it has now.
 
         Raises:
             RuntimeError: when they cannot be read again, or still differ.
@@ -239,6 +240,8 @@ class LanguageModel:
             raise RuntimeError(
                 f"{self.name}: expected a source to restore the changed weights from"
             )
+        self.held.clear()
+        self.prompt_prefix = ""
         reset(self.hf, self._weights())
         self.hf.requires_grad_(False)
         if self.parameter_hash() != self.verified_hash:
