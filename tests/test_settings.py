@@ -12,11 +12,13 @@ import pytest
 
 from kn_bench.editing import presets as presets_module
 from kn_bench.editing.presets import (
+    Preset,
     PresetError,
     builtin_presets,
     preset_for,
     read_presets,
     refuse_unused,
+    used,
 )
 from kn_bench.editing.registry import (
     RegistryError,
@@ -217,6 +219,99 @@ def test_a_preset_of_which_nothing_would_be_used_is_refused(tmp_path, methods, m
         refuse_unused(read_presets(file), *given)
 
 
+def presets_in(folder, **models):
+    """Presets of rome, a file for each name: its model and values, or the presets of another."""
+    read: list[Preset] = []
+    for name, text in models.items():
+        file = folder / f"{name}.toml"
+        file.write_text(text if "methods" in text else f'methods = ["rome"]\n{text}')
+        read += read_presets(file)
+    return tuple(read)
+
+
+TWO_FILES = {
+    "another value": (
+        "[models.tiny]\nv_lr = 7",
+        "[models.tiny]\nlayer = 2",
+        (2, 7.0),
+        "a.toml and b.toml for tiny",
+    ),
+    "the same value": (
+        "[models.tiny]\nv_lr = 7",
+        "[models.tiny]\nv_lr = 9",
+        (0, 9.0),
+        "a.toml and b.toml for tiny",
+    ),
+    "another model": (
+        "[models.tiny]\nv_lr = 7",
+        "[models.llama]\nv_lr = 9",
+        (0, 7.0),
+        "a.toml for tiny",
+    ),
+    "a longer name": (
+        "[models.tiny]\nv_lr = 7",
+        "[models.tiny-gpt2]\nlayer = 2",
+        (2, 2.0),
+        "b.toml for tiny-gpt2",
+    ),
+    "a shorter name": (
+        "[models.tiny-gpt2]\nlayer = 2",
+        "[models.tiny]\nv_lr = 7",
+        (2, 2.0),
+        "a.toml for tiny-gpt2",
+    ),
+}
+
+
+@pytest.mark.parametrize(("first", "second", "values", "source"), TWO_FILES.values(), ids=TWO_FILES)
+def test_of_two_files_the_later_wins_and_edits_name_both(tmp_path, first, second, values, source):
+    """The first was taken whole, and the manifest recorded the second."""
+    mine = presets_in(tmp_path, a=first, b=second)
+    made = settings_for("rome", RomeSettings, model(), Choices(presets=mine))
+    assert (made.layer, made.v_lr) == values
+    assert made.settings_from == source
+    said = used(mine, ["rome", "none"], ["tiny-gpt2"])
+    assert list(said) == [("rome", "tiny-gpt2")]
+    for name, value in said["rome", "tiny-gpt2"].values.items():
+        assert getattr(made, name) == value
+
+
+@pytest.mark.parametrize(
+    ("files", "refused"),
+    [
+        ({"a": "[models.tiny]\nv_lr = 7", "b": "[models.tiny]\nlayer = 2"}, ""),
+        ({"a": "[models.tiny-gpt2]\nv_lr = 7", "b": "[models.tiny]\nlayer = 2"}, "b.toml: .* used"),
+        ({"a": "[models.tiny]\nv_lr = 7", "b": "[models.tiny-gpt2]\nlayer = 2"}, "a.toml: .* used"),
+        ({"a": "[models.tiny]\nv_lr = 7", "b": "[models.other]\nlayer = 2"}, "b.toml: .* on other"),
+        # what another file is based on is used
+        (
+            {
+                "a": "[models.tiny]\nv_lr = 7",
+                "b": 'methods = ["memit"]\nbase = "rome"\n[models.tiny]\nlayers = [1]',
+            },
+            "",
+        ),
+    ],
+)
+def test_each_file_is_used_or_refused(tmp_path, files, refused):
+    mine = presets_in(tmp_path, **files)
+    methods = ["memit"] if "memit" in files["b"] else ["rome"]
+    if not refused:
+        refuse_unused(mine, methods, ["tiny-gpt2"])
+        return
+    with pytest.raises(PresetError, match=f"--preset {refused}"):
+        refuse_unused(mine, methods, ["tiny-gpt2"])
+
+
+def test_files_of_one_name_are_two_files(tmp_path):
+    for folder, name in (("one", "tiny-gpt2"), ("two", "other")):
+        (tmp_path / folder).mkdir()
+        presets_in(tmp_path / folder, mine=f"[models.{name}]\nv_lr = 7")
+    mine = [p for folder in ("one", "two") for p in read_presets(tmp_path / folder / "mine.toml")]
+    with pytest.raises(PresetError, match="it has rome on other"):
+        refuse_unused(mine, ["rome"], ["tiny-gpt2"])
+
+
 def test_patterns_and_all_name_methods():
     known = ("rome", "r-rome", "memit", "memit-seq")
     assert expand(["memit*"], known) == ["memit", "memit-seq"]
@@ -238,12 +333,17 @@ def test_the_command_line_sets_and_refuses(pytester):
     assert "rome-no-c has no parameter 'lr'; expected one of" in refused.stderr.str()
     assert "Traceback" not in refused.stderr.str() + refused.stdout.str()
     assert not (pytester.path / "reports").exists()
-    run("--set", "rome-no-c.layer=1", "--set", "rome-no-c.v_num_grad_steps=2")
+    for name, text in (("a", "v_num_grad_steps = 3\nv_lr = 1"), ("b", "kl_factor = 0.5\nv_lr = 2")):
+        file = pytester.path / f"{name}.toml"
+        file.write_text(f'methods = ["rome-no-c"]\n[models.tiny]\n{text}\n')
+    run("--set", "rome-no-c.layer=1", "--set", "rome-no-c.v_num_grad_steps=2",
+        "--preset=a.toml", "--preset=b.toml")  # fmt: skip
     folder = pytester.path / "reports/runs/r"
     manifest = (folder / "manifest.json").read_text()
     assert '"set": "rome-no-c.layer=1 rome-no-c.v_num_grad_steps=2"' in manifest
+    assert '"preset rome-no-c tiny-gpt2": "v_num_grad_steps=3 v_lr=2 kl_factor=0.5"' in manifest
     log = (folder / LOG).read_text()
-    assert "; set: layer, v_num_grad_steps" in log
+    assert "a.toml and b.toml for tiny; set: layer, v_num_grad_steps" in log
     assert '"passes":2' in log.replace(" ", "")
 
 

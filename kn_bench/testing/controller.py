@@ -203,7 +203,7 @@ class RunController:
         options = self.options
         if not options.sets and not options.presets:
             return {}
-        from kn_bench.editing.presets import refuse_unused
+        from kn_bench.editing.presets import refuse_unused, used
 
         method_fixtures.load_builtin(self._manager)
         specs = [self._registry.methods[name] for name in self._methods]
@@ -211,13 +211,12 @@ class RunController:
         models = options.models or embedded.NAMES
         refuse_unused(choices.presets, list(self._methods), models)
         refuse_layers(choices, specs, models)
+        chosen = used(choices.presets, list(self._methods), models)
         return {
             **({"set": " ".join(options.sets)} if options.sets else {}),
             **{
-                f"preset {' '.join(p.methods)} {p.model}": " ".join(
-                    f"{name}={value}" for name, value in p.values.items()
-                )
-                for p in choices.presets
+                f"preset {method} {model}": " ".join(f"{n}={v}" for n, v in preset.values.items())
+                for (method, model), preset in chosen.items()
             },
         }
 

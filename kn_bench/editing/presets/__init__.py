@@ -37,6 +37,7 @@ class Preset:
         base: whose presets are taken first; "" for none.
         inherited: whether parameters that a method does not have are passed over.
         curve: the sweep that chose the values, a mapping a point.
+        path: the file.
     """
 
     methods: tuple[str, ...]
@@ -47,6 +48,7 @@ class Preset:
     base: str = ""
     inherited: bool = False
     curve: tuple[Mapping[str, Any], ...] = field(default=())
+    path: Path = Path()
 
 
 def read_presets(path: Path) -> tuple[Preset, ...]:
@@ -79,6 +81,7 @@ def read_presets(path: Path) -> tuple[Preset, ...]:
                 path.name,
                 str(raw.get("base", "")),
                 curve=tuple(table.get("curve", ())),
+                path=path,
             )
         )
     return tuple(presets)
@@ -94,12 +97,14 @@ def builtin_presets() -> tuple[Preset, ...]:
 def preset_for(method: str, model: str, presets: Sequence[Preset]) -> Preset | None:
     """Return the preset of ``method`` for the longest beginning of ``model``'s name, or None.
 
-    A preset with a base is joined to what the base says of the model.
+    Presets for the same beginning, of several files, are joined: the values of later ones win. A
+    preset with a base is joined to what the base says of the model.
     """
     name = model.rstrip("/").rsplit("/", 1)[-1].partition("@")[0].lower()
     own = [p for p in presets if method in p.methods]
     fitting = [p for p in own if name.startswith(p.model)]
-    chosen = max(fitting, key=lambda p: len(p.model), default=None)
+    longest = max((len(p.model) for p in fitting), default=0)
+    chosen = _joined([p for p in fitting if len(p.model) == longest])
     base = next((p.base for p in own if p.base), "")
     inherited = preset_for(base, model, presets) if base else None
     if inherited is None or (chosen and len(inherited.model) < len(chosen.model)):
@@ -107,6 +112,24 @@ def preset_for(method: str, model: str, presets: Sequence[Preset]) -> Preset | N
     if chosen is None:
         return replace(inherited, inherited=True)
     return replace(chosen, values={**inherited.values, **chosen.values}, inherited=True)
+
+
+def _joined(presets: Sequence[Preset]) -> Preset | None:
+    """Return presets of one method and model as one; None for none."""
+    if not presets:
+        return None
+    values = {name: value for preset in presets for name, value in preset.values.items()}
+    origin = " and ".join(preset.origin for preset in presets)
+    return replace(presets[-1], values=values, origin=origin)
+
+
+def used(
+    presets: Sequence[Preset], methods: Sequence[str], models: Sequence[str]
+) -> dict[tuple[str, str], Preset]:
+    """Return what ``presets`` say of each method on each model, where they say anything."""
+    pairs = [(method, model) for method in methods for model in models]
+    found = {pair: preset_for(*pair, presets) for pair in pairs}
+    return {pair: preset for pair, preset in found.items() if preset is not None}
 
 
 def refuse_unused(presets: Sequence[Preset], methods: Sequence[str], models: Sequence[str]) -> None:
@@ -119,13 +142,21 @@ def refuse_unused(presets: Sequence[Preset], methods: Sequence[str], models: Seq
     Raises:
         PresetError: for the first such file.
     """
-    for origin in dict.fromkeys(preset.origin for preset in presets):
-        own = [preset for preset in presets if preset.origin == origin]
-        if not any(preset_for(method, model, own) for method in methods for model in models):
-            named = ", ".join(dict.fromkeys(name for p in own for name in p.methods))
-            fitting = ", ".join(dict.fromkeys(preset.model for preset in own))
+    chosen = used(presets, methods, models)
+    for path in dict.fromkeys(preset.path for preset in presets):
+        own = [preset for preset in presets if preset.path == path]
+        others = [preset for preset in presets if preset.path != path]
+        if chosen != used(others, methods, models):
+            continue
+        if used(own, methods, models):
             raise PresetError(
-                f"--preset {origin}: expected a preset of a method and a model of this run "
-                f"({', '.join(methods)} on {', '.join(models)}), and it has {named} on {fitting}; "
-                "correct the names, or leave it out"
+                f"--preset {own[0].origin}: expected a preset that is used, and another file names "
+                "each of its models by a longer beginning; leave one of them out"
             )
+        named = ", ".join(dict.fromkeys(name for p in own for name in p.methods))
+        fitting = ", ".join(dict.fromkeys(preset.model for preset in own))
+        raise PresetError(
+            f"--preset {own[0].origin}: expected a preset of a method and a model of this run "
+            f"({', '.join(methods)} on {', '.join(models)}), and it has {named} on {fitting}; "
+            "correct the names, or leave it out"
+        )
