@@ -9,8 +9,11 @@ from kn_bench.cases import sources
 from kn_bench.editing.rome import remembered
 from kn_bench.model import corpus, own_text
 from kn_bench.model.corpus import NamedCorpus, Texts, check_corpus, file_named
+from kn_bench.model.loading import load_model
 from kn_bench.model.own_text import corpus_named
 from kn_bench.model.second_moment import second_moments
+from kn_bench.testing.models import Models
+from kn_bench.testing.options import Options
 from tests.tiny_models import tiny_model
 
 
@@ -163,3 +166,23 @@ def test_every_edit_names_the_text_its_c_was_taken_over(tmp_path, monkeypatch):
     limited = NamedCorpus("few", Texts(("w5 w6 w7 w8",)), max_tokens=2)
     monkeypatch.setattr(lm, "corpus", limited)
     assert remembered.covariance_of(lm, 1, None, None).source.startswith("few, 2 tokens")
+
+
+@pytest.mark.parametrize("model", ["tiny-gpt2", "tiny-llama", "tiny-bert"])
+@pytest.mark.parametrize("given", ["option", "variable", "self", ""])
+def test_the_users_text_comes_before_the_embedded_models_own(tmp_path, monkeypatch, model, given):
+    """It was passed over, and the manifest said that it was used."""
+    text = tmp_path / "notes.txt"
+    text.write_text("Paris is the capital of France.\n")
+    if given == "variable":
+        monkeypatch.setenv("KN_BENCH_CORPUS", str(text))
+        lm = load_model(model)
+    else:
+        named = {"option": str(text), "self": "self", "": ""}[given]
+        lm = Models(Options(corpus=named), "cpu", {}).model(model)
+    # text of its own is nothing that a masked model could write
+    own = "embedded" if model == "tiny-bert" else "self"
+    name = {"self": own, "": "embedded"}.get(given, "notes.txt")
+    assert remembered.corpus_for(lm).name == name
+    if name == "notes.txt" and lm.is_causal:
+        assert remembered.covariance_of(lm, 1, None, None).source.startswith("notes.txt, ")

@@ -105,12 +105,20 @@ class Models:
         if self._device == "cpu" and self._workers > 1 and name not in embedded.NAMES:
             # the embedded models are small, and keep their batches whatever the number of workers
             model.batcher.memory = min(model.batcher.memory, TOGETHER // self._workers)
-        if self._options.corpus and name not in embedded.NAMES:
-            from kn_bench.model.own_text import corpus_named
-
-            model.corpus = corpus_named(model, self._options.corpus)
+        self._choose_corpus(model)
         answers = cache_folder() / "answers"
         return Engine(model, cache=answers, memory=self._options.memory, seed=self._options.seed)
+
+    def _choose_corpus(self, model: LanguageModel) -> None:
+        """Let C be taken over the text that the user named, if any."""
+        from kn_bench.model.corpus import SELF
+
+        named = self._options.corpus
+        # a masked model writes no text, and no method takes C on it
+        if named and (model.is_causal or named != SELF):
+            from kn_bench.model.own_text import corpus_named
+
+            model.corpus = corpus_named(model, named)
 
     def _make_room(self) -> None:
         while self._engines and sum(map(_size, self._engines.values())) > ROOM:

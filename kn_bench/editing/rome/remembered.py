@@ -83,16 +83,16 @@ def values_of(
 def corpus_for(lm: LanguageModel) -> NamedCorpus:
     """Return the text that C is taken over, chosen once a loaded model.
 
-    It is the one that the user named (``--corpus``, or the environment variable KN_BENCH_CORPUS),
-    the embedded models' own, or a text set of the hub; without any of these, text that the model
-    writes itself.
+    It is the one that the user named (``--corpus``, or the environment variable KN_BENCH_CORPUS);
+    else the embedded models' own, or a text set of the hub; without any of these, text that the
+    model writes itself.
 
     Raises:
         ValueError: for a text that cannot be had.
     """
     if lm.corpus is None:
         named = os.environ.get("KN_BENCH_CORPUS", "")
-        if lm.name in embedded.NAMES:
+        if lm.name in embedded.NAMES and not named:
             lm.corpus = NamedCorpus("embedded", TextFile(embedded.corpus_path()))
         else:
             lm.corpus = corpus_named(lm, named)
