@@ -24,6 +24,7 @@ from kn_bench.cases.sampling import stable_hash
 from kn_bench.measure.measurement import CONTROL
 from kn_bench.measure.statistics import Interval, widened_tail
 from kn_bench.results.accounting import Account, accounts
+from kn_bench.results.beside import KEY
 from kn_bench.results.board import (
     GROUP,
     OVERTURN,
@@ -37,10 +38,10 @@ from kn_bench.results.board import (
 from kn_bench.results.codec import plain
 from kn_bench.results.columns import read_parts
 from kn_bench.results.curves import curve_rows
-from kn_bench.results.further import as_payload
+from kn_bench.results.further import cells, further_tables, title_of
 from kn_bench.results.loading import Runs, control_scores, with_occasion
 from kn_bench.results.log import LOG, lines_of
-from kn_bench.results.texts import read_texts
+from kn_bench.results.shown import Cases, TextPool, runs_behind, unlike
 
 EMBEDDED = 100_000
 """Measurements that a page carries; of larger runs it has a sample of cases."""
@@ -50,28 +51,6 @@ FLAGS = ("prob", "tf_all", "gives_expected", "gives_rejected")
 STATUSES = ("holds", "missed", "not_applicable", "excluded", "error")
 PLAIN = frozenset((int, str, bool, NoneType))
 """Types of values that JSON has as they are."""
-
-
-class TextPool:
-    """Texts by number, each once; 0 is the empty one."""
-
-    def __init__(self) -> None:
-        self._numbers: dict[str, int] = {"": 0}
-
-    def __call__(self, text: object) -> int:
-        """Return the number of ``text``; missing values count as empty."""
-        known = "" if text is None or text != text else str(text)
-        return self._numbers.setdefault(known, len(self._numbers))
-
-    def column(self, values: Iterable[object]) -> list[int]:
-        """Return the numbers of ``values``."""
-        # pandas hands its texts out one by one, and much faster all at once
-        return list(map(self, values.tolist() if isinstance(values, pd.Series) else values))
-
-    @property
-    def all(self) -> list[str]:
-        """The texts in the order of their numbers."""
-        return list(self._numbers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,25 +76,33 @@ def payload(runs: Runs, *, embedded: int | None = EMBEDDED) -> dict[str, Any]:
     whole = runs.verdicts.loc[in_sequences(runs.verdicts), GROUP].drop_duplicates()
     several = set(whole.itertuples(index=False, name=None))
     chosen, sample = (None, None) if embedded is None else _sampled(runs, embedded)
-    every = (runs.verdicts, runs.optional) if len(runs.optional) else (runs.verdicts,)
-    verdicts = pd.concat(every)
+    verdicts = every_verdict(runs)
     if chosen is not None:
         verdicts = verdicts[verdicts["case"].isin(chosen)]
-    cases = _Cases(runs, verdicts, texts)
+    cases = Cases(runs, verdicts, texts)
+    behind, places = runs_behind(runs), list(runs.folders)
     data: dict[str, Any] = {
         "criteria": CRITERIA,
         "asked": ALL_CRITERIA,
         "statuses": STATUSES,
         "strata": [f"{c}, {what.replace('_', ' ')}: {known}" for c, what, known in STRATA],
         "parts": {"symmetry": SYMMETRY, "overturn": OVERTURN, "readings": READINGS},
-        "lines": [{**_line(line), "in_sequences": tuple(line.name) in several} for line in figures],
+        "lines": [
+            {
+                **_line(line),
+                "in_sequences": name in several,
+                "run": places.index(behind[name]),
+            }
+            for name, line in zip(index, figures, strict=True)
+        ],
+        "unlike": unlike(runs, behind),
         "tails": [round(widened_tail(n), 6) for n in range(1, TAILS + 1)],
         "cases": cases.columns,
         "verdicts": _verdicts(verdicts, runs.controls, index, cases, texts),
         "edits": _edits(runs, verdicts, index, cases, texts),
         "accounts": [_account(account) for account in accounts(runs)],
         "runs": [plain(manifest) for manifest in runs.manifests],
-        "further": as_payload(runs),
+        "further": _further(runs, index),
         "notes": [*runs.cut, *runs.apart],
         "repeated": runs.doubled,
         "curves": curve_rows(runs),
@@ -123,11 +110,14 @@ def payload(runs: Runs, *, embedded: int | None = EMBEDDED) -> dict[str, Any]:
         "served": embedded is None,
     }
     if embedded is not None:
-        data["answers"] = answers(
-            measurements(runs, chosen), verdicts, index, cases.number, cases.prompts, texts
-        )
+        data["answers"] = answers(measurements(runs, chosen), verdicts, index, cases, texts)
     data["texts"] = texts.all
     return _finite(data)  # type: ignore[no-any-return]
+
+
+def every_verdict(runs: Runs) -> pd.DataFrame:
+    """Return the verdicts of all criteria, those that are in no score too."""
+    return pd.concat([runs.verdicts, runs.optional] if len(runs.optional) else [runs.verdicts])
 
 
 def packed(data: Mapping[str, Any]) -> bytes:
@@ -194,34 +184,6 @@ def _line(line: Line) -> dict[str, Any]:
     }
 
 
-class _Cases:
-    """The cases that are shown, by number, with what was asked."""
-
-    def __init__(self, runs: Runs, verdicts: pd.DataFrame, texts: TextPool) -> None:
-        about = verdicts.drop_duplicates("case")
-        self.number = {case: i for i, case in enumerate(about["case"])}
-        self.prompts: dict[tuple[str, str], tuple[str, str]] = {}
-        asked = {}
-        for folder in runs.folders.values():
-            for case in read_texts(folder):
-                if case.id in self.number:
-                    asked[case.id] = case
-                    for probe in case.probes:
-                        self.prompts[case.id, probe.id] = (probe.left, probe.right)
-        names = ("subject", "prompt", "suffix", "target_true", "target_new")
-        self.columns: dict[str, list[int]] = {
-            "id": texts.column(about["case"]),
-            **{
-                name: texts.column(about[name])
-                for name in ("task", "relation", "source", "cluster")
-            },
-            **{
-                name: texts.column(getattr(asked.get(case), name, "") for case in about["case"])
-                for name in names
-            },
-        }
-
-
 def _line_of(frame: pd.DataFrame, index: Mapping[tuple[Any, ...], int]) -> list[int]:
     """Return the number of each row's line; -1 where it has none."""
     keys = zip(*(frame[name].tolist() for name in GROUP), strict=True)
@@ -232,12 +194,12 @@ def _verdicts(
     verdicts: pd.DataFrame,
     controls: pd.DataFrame,
     index: Mapping[tuple[Any, ...], int],
-    cases: _Cases,
+    cases: Cases,
     texts: TextPool,
 ) -> dict[str, list[Any]]:
     return {
         "line": _line_of(verdicts, index),
-        "case": verdicts["case"].map(cases.number).tolist(),
+        "case": cases.of(verdicts),
         "criterion": verdicts["criterion"].map(ALL_CRITERIA.index).tolist(),
         "sequence": verdicts["sequence"].tolist(),
         "status": verdicts["verdict_status"].map(STATUSES.index).tolist(),
@@ -254,7 +216,7 @@ def _edits(
     runs: Runs,
     verdicts: pd.DataFrame,
     index: Mapping[tuple[Any, ...], int],
-    cases: _Cases,
+    cases: Cases,
     texts: TextPool,
 ) -> dict[str, list[Any]]:
     named = verdicts.drop_duplicates(["run", "model", "method", "case", "protocol", "sequence"])
@@ -263,7 +225,7 @@ def _edits(
     edits = named[[*by, "task", "asked", "variant"]].merge(runs.edits[[*by, *columns]], on=by)
     return {
         "line": _line_of(edits, index),
-        "case": [cases.number[case] for case in edits["case"]],
+        "case": cases.of(edits),
         "sequence": edits["sequence"].tolist(),
         "seconds": _rounded(edits["record_seconds"]),
         "norm": _rounded(edits["record_norm"]),
@@ -275,8 +237,7 @@ def answers(
     frames: Iterable[pd.DataFrame],
     verdicts: pd.DataFrame,
     index: Mapping[tuple[Any, ...], int],
-    numbers: Mapping[str, int],
-    prompts: Mapping[tuple[str, str], tuple[str, str]],
+    cases: Cases,
     texts: TextPool,
 ) -> dict[str, Any]:
     """Return the probes with the unedited model's answers, and the edited models' answers.
@@ -285,13 +246,11 @@ def answers(
         frames: measurements, see :func:`measurements`.
         verdicts: of the board: which run stands behind which line.
         index: name of a line -> its number.
-        numbers: case -> its number.
-        prompts: case and probe -> the text before and after the answer.
+        cases: that are shown, with what was asked.
         texts: takes in what is said.
     """
-    by = ["run", "task", "model", "method", "protocol", "asked"]
-    shown = verdicts[[*by, "variant"]].drop_duplicates(by)
-    task_of = dict(zip(verdicts["case"], verdicts["task"], strict=True))
+    by = ["run", *KEY]
+    shown = verdicts[[*by, "task", "variant"]].drop_duplicates(by)
     probes: dict[tuple[Any, ...], int] = {}
     asked: dict[str, list[Any]] = {name: [] for name in PROBE}
     after: dict[str, list[Any]] = {name: [] for name in AFTER}
@@ -300,16 +259,16 @@ def answers(
         frame = frame.assign(
             control=is_control.astype(int),
             method=frame["method"].str.removeprefix(CONTROL),
-            probe_task=frame["task"],
-            task=frame["case"].map(task_of),
-        ).merge(shown, on=by)
+        )
+        # a neighbour may be of the other task: the line is that of the verdict
+        frame = frame.drop(columns="task").merge(shown, on=by)
         key = ["run", "model", "case", "probe"]
         before = frame.drop_duplicates(key)
         keys = before[key].itertuples(index=False, name=None)
         new = before[np.array([k not in probes for k in keys], dtype=bool)]
         for k in new[key].itertuples(index=False, name=None):
             probes[k] = len(probes)
-        _extend(asked, _probe_columns(new, numbers, prompts, texts))
+        _extend(asked, _probe_columns(new, cases, texts))
         after_columns = _answer_columns(frame, "after", texts) | {
             "line": _line_of(frame, index),
             "probe": [probes[k] for k in frame[key].itertuples(index=False, name=None)],
@@ -333,17 +292,13 @@ def _extend(columns: Mapping[str, list[Any]], more: Mapping[str, Sequence[Any]])
         column.extend(more[name])
 
 
-def _probe_columns(
-    frame: pd.DataFrame,
-    numbers: Mapping[str, int],
-    prompts: Mapping[tuple[str, str], tuple[str, str]],
-    texts: TextPool,
-) -> dict[str, list[Any]]:
+def _probe_columns(frame: pd.DataFrame, cases: Cases, texts: TextPool) -> dict[str, list[Any]]:
     nothing = ("", "")
-    around = [prompts.get(key, nothing) for key in zip(frame["case"], frame["probe"], strict=True)]
+    keys = frame[["run", "case", "probe"]].itertuples(index=False, name=None)
+    around = [cases.prompts.get(key, nothing) for key in keys]
     return _answer_columns(frame, "before", texts) | {
         "model": texts.column(frame["model"]),
-        "case": [numbers.get(case, -1) for case in frame["case"]],
+        "case": cases.of(frame),
         "criterion": [ALL_CRITERIA.index(criterion) for criterion in frame["criterion"]],
         "id": texts.column(frame["probe"]),
         "kind": texts.column(frame["kind"]),
@@ -366,6 +321,20 @@ def _answer_columns(frame: pd.DataFrame, when: str, texts: TextPool) -> dict[str
         "argmax": texts.column(frame[f"{when}_argmax"]),
         "generated": texts.column(frame[f"{when}_generated"]),
     }
+
+
+def _further(runs: Runs, index: Mapping[tuple[Any, ...], int]) -> list[dict[str, Any]]:
+    """Return the tables of what is in no score: every cell a text, and the line of each row."""
+    return [
+        {
+            "title": table.title,
+            "note": table.note,
+            "headers": ["method", *table.parts, "n"],
+            "rows": [[title_of(row.name), *cells(row, table.digits)] for row in table.rows],
+            "lines": [index.get(tuple(row.name), -1) for row in table.rows],
+        }
+        for table in further_tables(runs)
+    ]
 
 
 def _account(account: Account) -> dict[str, Any]:

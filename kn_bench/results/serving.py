@@ -21,9 +21,9 @@ from kn_bench.results.files import StoreError
 from kn_bench.results.html import render
 from kn_bench.results.loading import Runs, with_occasion
 from kn_bench.results.log import LOG, lines
-from kn_bench.results.payload import TextPool, answers, packed, payload
+from kn_bench.results.payload import answers, every_verdict, packed, payload
 from kn_bench.results.rows import kind_of
-from kn_bench.results.texts import read_texts
+from kn_bench.results.shown import Cases, TextPool
 
 HOST = "127.0.0.1"
 
@@ -49,14 +49,9 @@ class Server(ThreadingHTTPServer):
         self._lines = {
             tuple(line[name] for name in GROUP): i for i, line in enumerate(data["lines"])
         }
-        self._numbers = {data["texts"][text]: i for i, text in enumerate(data["cases"]["id"])}
+        self._verdicts = every_verdict(runs)
+        self._cases = Cases(runs, self._verdicts, TextPool())
         self._places = _places(runs)
-        self._prompts = {
-            (case.id, probe.id): (probe.left, probe.right)
-            for folder in runs.folders.values()
-            for case in read_texts(folder)
-            for probe in case.probes
-        }
         try:
             super().__init__((HOST, port), _Handler)
         except OSError as error:
@@ -83,9 +78,8 @@ class Server(ThreadingHTTPServer):
                 part = frame_of(_lines_at(log, places), "measurement")
             frame = with_occasion(part).assign(run=run)
             frames.append(frame[frame["criterion"] != "overturn"])
-        verdicts = self._runs.verdicts
-        own = verdicts[verdicts["case"] == case]
-        data = answers(frames, own, self._lines, self._numbers, self._prompts, texts)
+        own = self._verdicts[self._verdicts["case"] == case]
+        data = answers(frames, own, self._lines, self._cases, texts)
         return json.dumps({**data, "texts": texts.all}, ensure_ascii=False).encode()
 
 

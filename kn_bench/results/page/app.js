@@ -392,7 +392,8 @@
     const pick = (key, value, allowed) => h("select", { id: `pick-${key}`, onchange: (event) => go({ [key]: event.target.value }) },
       data.lines.map((line, at) => (allowed(line, at) ? h("option", { value: at, selected: at === value }, `${titles[line.task]}: ${full(line)}`) : null)));
     const v = data.verdicts, other = new Map();
-    const key = (i) => `${v.case[i]} ${v.criterion[i]} ${v.sequence[i]}`;
+    // two runs that asked otherwise of a case have it under two numbers, and one id
+    const key = (i) => `${data.cases.id[v.case[i]]} ${v.criterion[i]} ${v.sequence[i]}`;
     for (const i of data.ofLine[b]) if (v.score[i] !== null) other.set(key(i), i);
     const common = data.ofLine[a].filter((i) => v.score[i] !== null && other.has(key(i)));
     const whole = data.lines[a].in_sequences && data.lines[b].in_sequences && unique(common.map((i) => v.sequence[i])).length > 1;
@@ -417,7 +418,7 @@
           h("td", { class: "number" }, pText(row.p)), h("td", { class: "number" }, pText(adjusted[at])),
           h("td", { class: "number" }, row.change.filter((x) => x > 0).length), h("td", { class: "number" }, row.change.filter((x) => x < 0).length),
           h("td", { class: "number" }, row.change.filter((x) => x === 0).length)))))),
-      ...families.flatMap((family) => (whole ? tooFew(family) : [])),
+      ...unlike(data.lines[a], data.lines[b]), ...families.flatMap((family) => (whole ? tooFew(family) : [])),
       h("h2", {}, "Cases that differ"),
       changed.length ? h("div", { class: "sheet" }, h("table", {}, h("thead", {}, h("tr", {}, ["case", "criterion", "first", "second"].map((label) => h("th", { scope: "col" }, label)))),
         h("tbody", {}, changed.slice(0, 500).map(([i, j]) => h("tr", {}, h("th", { scope: "row" }, text[data.cases.id[v.case[i]]]), h("td", {}, data.asked[v.criterion[i]]),
@@ -426,6 +427,12 @@
     ];
   };
 
+  // In what the runs of two lines differ beside the methods: the difference may be due to it.
+  const unlike = (first, second) => {
+    const model = first.model === second.model ? first.model : "";
+    const aspects = data.unlike[`${Math.min(first.run, second.run)} ${Math.max(first.run, second.run)} ${model}`];
+    return aspects ? [h("p", { class: "note" }, `The first and the second differ in ${aspects}${model ? ` for ${model}` : ""}.`)] : [];
+  };
   // No p of n sequences is below 2 / 2^n, and Holm multiplies the smallest by the number of figures.
   const tooFew = (family) => {
     const needed = Math.floor(Math.log2((2 * family.length) / 0.05)) + 1;
@@ -493,7 +500,7 @@
     say(`${t("id")}: ${full(line)}`);
     const pattern = `${t("prompt")} ▁${t("suffix")}`.replace("{}", t("subject"));
     const body = h("div", {}, h("p", {}, "Reading the answers…"));
-    const others = data.rows.filter((r) => r.case === which && data.lines[r.line].task === line.task);
+    const others = data.rows.filter((r) => c.id[r.case] === c.id[which] && data.lines[r.line].task === line.task);
     const switcher = h("select", { id: "pick-line", onchange: (event) => { const o = others[event.target.value]; openCase(o.line, o.case, o.sequence); } },
       others.map((o, i) => h("option", { value: i, selected: o === row }, full(data.lines[o.line]) + (o.sequence ? `, sequence ${o.sequence}` : ""))));
     answersOf(lineAt, which, sequence).then((found) => body.replaceChildren(...criteria(found)), (error) => body.replaceChildren(h("p", { class: "note" }, `The answers cannot be read: ${error.message}`)));
