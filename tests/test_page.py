@@ -3,6 +3,8 @@
 import re
 import shutil
 from dataclasses import replace
+from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
@@ -12,12 +14,17 @@ from benchmarks import page as large
 from kn_bench.cases.case import CRITERIA, Criterion
 from kn_bench.results.board import board
 from kn_bench.results.comparison import compare, remarks, scores_of
+from kn_bench.results.curves import _points, curves_of
 from kn_bench.results.html import write_page
 from kn_bench.results.leaderboard import percent
 from kn_bench.results.loading import load_runs
+from kn_bench.results.log import LOG
 from kn_bench.results.serving import Server
-from tests.made_up import write_run
+from kn_bench.results.store import RunStore
+from kn_bench.results.texts import FILE
+from tests.made_up import manifest, write_run
 from tests.test_leaderboard import CHANCE, GOOD, WEAK
+from tests.test_shown import write_own_texts
 
 sync = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -273,6 +280,169 @@ def test_the_cases_that_are_counted_are_those_of_the_figures(opened, tmp_path, v
 def test_nothing_of_a_log_becomes_markup(page):
     assert page.locator("img").count() == 0
     assert EVIL in page.inner_text("main")
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_each_line_has_its_own_runs_question_and_comparisons_say_what_differs(
+    opened, tmp_path, seed
+):
+    about = {"ours": 0, "theirs": seed}
+    runs = load_runs(
+        [write_own_texts(tmp_path, run, seed=s, method=f"of-{run}") for run, s in about.items()]
+    )
+    tab = opened(runs, "view=cases")
+    rows = tab.locator("button.row")
+    rows.first.wait_for()
+    assert rows.count() == 4
+    for at in range(4):
+        rows.nth(at).click()
+        tab.wait_for_selector("table.probes")
+        run = tab.locator("#pick-line option:checked").inner_text().split()[0].removeprefix("of-")
+        said = tab.inner_text("main")
+        assert f"{run} asks {run} subject ▁" in said
+        assert f"Edit: {run} true → {run} new" in said
+        assert f"{run} reliability/0" in said
+        assert tab.locator("#pick-line option").count() == 2
+        tab.get_by_role("button", name="All cases").click()
+        rows.first.wait_for()
+    tab.evaluate("location.hash = '#view=compare&a=0&b=1'")
+    tab.wait_for_selector("#pick-b")
+    assert tab.inner_text("#status").startswith("14 verdicts that both have")
+    notes = tab.locator("main p.note").all_inner_texts()
+    told = "The first and the second differ in seed for tiny-gpt2."
+    assert notes == ([told] if seed else [])
+    assert tab.locator("main table").first.locator("tbody tr").count() == 7
+
+
+@pytest.mark.parametrize("subject", ["A$$AP", "$&", "$`", "$'", "$1", "{}"])
+def test_a_subject_is_shown_as_it_is(opened, tmp_path, subject):
+    run = write_run(tmp_path / "runs", {"rome": {"reliability": [1.0]}})
+    texts = (run / FILE).read_text()
+    (run / FILE).write_text(texts.replace('"subject":"Canada"', f'"subject":"{subject}"'))
+    tab = opened(load_runs([run]), "view=cases&at=0.0.0")
+    tab.wait_for_selector("table.probes")
+    assert tab.inner_text(".request p.prompt").startswith(f"The capital of {subject} is")
+
+
+def test_what_is_infinite_is_so_on_the_page(opened, tmp_path):
+    run = write_run(tmp_path / "runs", {"rome": GOOD})
+    log = (run / LOG).read_text()
+    for name, value in {"kl": "0.25", "mean_kl": "0.25", "norm": "1.5"}.items():
+        assert f'"{name}":{value}' in log
+        log = log.replace(f'"{name}":{value}', f'"{name}":1e+30')
+    (run / LOG).write_text(log)
+    tab = opened(load_runs([run]))
+    tab.locator("table.board button.open").click()
+    assert "∞ nats" in tab.inner_text("tr.detail")
+    tab.evaluate("location.hash = '#view=cases&at=0.0.0'")
+    tab.wait_for_selector("table.probes")
+    assert "norm ∞;" in tab.inner_text(".request")
+    shown = tab.locator("table.probes tbody td:last-child").all_inner_texts()
+    assert set(shown) == {"∞"}
+    assert "e+" not in tab.inner_text("main")
+
+
+def test_the_curves_are_those_of_the_figures(opened, runs):
+    """A point is the mean over sequences, and one that is infinite is on no axis."""
+    values = {0: (5.0, 5.0), 1: (10.0, 1000.0), 10: (20.0, 1e30), 100: (np.inf, np.inf)}
+    checkpoints = [
+        {"run": "one", "model": "tiny-gpt2", "method": "rome", "protocol": "sequence:100",
+         "sequence": sequence, "step": edits, "task": "fact", "checkpoint_edits": edits,
+         "checkpoint_retained": 0.5, "checkpoint_known": 0.5, "checkpoint_blimp": None,
+         "checkpoint_perplexity": of_each[sequence], "checkpoint_kl": of_each[sequence],
+         "checkpoint_norms": [{"relative": of_each[sequence]}]}
+        for edits, of_each in values.items() for sequence in (0, 1)
+    ]  # fmt: skip
+    other = replace(runs, curves=pd.DataFrame(checkpoints), memo={})
+    tab = opened(other, "view=curves")
+    tab.wait_for_selector("figure")
+    rows = curves_of(other, "sequence:100")
+    for label, column in {
+        "perplexity": "checkpoint_perplexity",
+        "mean KL": "checkpoint_kl",
+        "|dW|": "growth",
+    }.items():
+        figure = tab.locator("figure", has=tab.locator("figcaption", has_text=label))
+        titles = figure.locator("circle title").all_text_contents()
+        edits, means, *_ = _points(rows[rows["checkpoint_edits"] > 0], column)
+        expected = {e: m for e, m in zip(edits, means, strict=True) if np.isfinite(m)}
+        shown = [re.findall(r"[\d.]+(?= after)|(?<=after )\d+", title) for title in titles]
+        assert {float(e): float(m) for m, e in shown} == pytest.approx(expected, rel=1e-3)
+        caption = figure.locator("figcaption").inner_text()
+        assert caption.endswith("not drawn: 2 points at ∞")
+        ticks = figure.locator("text[text-anchor=end]").all_text_contents()
+        assert all(float(tick) <= 1001 for tick in ticks)
+
+
+@pytest.mark.parametrize("finite", [False, True])
+def test_a_curve_without_a_finite_point_has_an_axis(opened, runs, finite):
+    """The unedited model's own perplexity may be all that can be drawn."""
+    rows: list[dict[str, Any]] = [
+        {"run": "one", "model": "tiny-gpt2", "method": "rome", "protocol": "sequence:1",
+         "sequence": 0, "step": step, "task": "fact", "checkpoint_edits": step,
+         "checkpoint_perplexity": 1e30 if step or not finite else 5.0, "checkpoint_norms": []}
+        for step in (0, 1)
+    ]  # fmt: skip
+    tab = opened(replace(runs, curves=pd.DataFrame(rows), memo={}), "view=curves")
+    tab.wait_for_selector("figure")
+    drawn = tab.locator("figure", has_text="perplexity")
+    assert "not drawn: 1 point at ∞" in drawn.inner_text()
+    assert drawn.locator("circle").count() == 0
+    assert drawn.locator("path[stroke-dasharray]").count() == finite
+    assert not any("NaN" in d.get_attribute("d") for d in drawn.locator("path").all())
+
+
+@pytest.mark.parametrize("view", ["board", "compare", "cases", "left", "curves", "runs"])
+def test_a_page_of_nothing_says_so(opened, tmp_path, view):
+    with RunStore.create(tmp_path / "runs", manifest()) as store:
+        store.finish({})
+    tab = opened(load_runs([store.folder]), f"view={view}")
+    said = tab.inner_text("main")
+    assert "fits the filters" not in said
+    if view in ("board", "compare", "cases"):
+        assert "Nothing has been measured." in said
+
+
+COMMA = "/data/my, models/gpt2"
+
+
+def test_further_tables_have_the_rows_of_the_lines_shown(opened, tmp_path):
+    """Whatever a model is called, and under every filter."""
+    scores = {"rome": {**GOOD, "portability": [0.5] * 16}}
+    models = ("tiny-gpt2", COMMA)
+    runs = load_runs(
+        [
+            write_run(tmp_path / "runs", scores, run=f"r{i}", model=m, models={m: str(i) * 64})
+            for i, m in enumerate(models)
+        ]
+    )
+    sequences = {name: getattr(runs, name).assign(protocol="sequence:16") for name in
+                 ("verdicts", "optional")}  # fmt: skip
+    both = {name: pd.concat([getattr(runs, name), more], ignore_index=True) for name, more in
+            sequences.items()}  # fmt: skip
+    runs = replace(runs, **both, memo={})
+    tab = opened(runs)
+    section = tab.locator("section", has=tab.get_by_role("heading", name="Portability"))
+    for query, expected in {
+        "": {f"rome on {m}{w}" for m in models for w in ("", ", sequence:16 immediate")},
+        f"model={quote(COMMA)}": {f"rome on {COMMA}{w}" for w in ("", ", sequence:16 immediate")},
+        "protocol=single": {f"rome on {m}" for m in models},
+        "protocol=sequence:16": {f"rome on {m}, sequence:16 immediate" for m in models},
+        "task=pair": set(),
+    }.items():
+        tab.evaluate("(query) => { location.hash = `#${query}`; }", query)
+        tab.wait_for_function(
+            "(n) => document.querySelectorAll('table.board tbody tr:not(.detail)').length === n",
+            arg=len(expected),
+        )
+        assert set(section.locator("tbody td:first-child").all_inner_texts()) == expected
+
+
+def test_a_table_without_a_line_is_shown(opened, runs):
+    """Where only what is in no score was measured, no line of the board has it."""
+    only = replace(runs, verdicts=runs.verdicts.iloc[:0], memo={})
+    tab = opened(only)
+    assert "rome on tiny-gpt2" in tab.inner_text("main")
 
 
 def test_light_and_dark(page):

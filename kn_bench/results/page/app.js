@@ -30,7 +30,10 @@
   };
   const percent = (x) => (x === null ? "–" : fixed(100 * x, 0).replace("-", "−"));
   const signed = (x) => (x > 0 ? "+" : x < 0 && percent(x) === "0" ? "−" : "") + percent(x);
-  const nats = (x) => (x === null || x === undefined ? "–" : x <= -1e29 ? "−∞" : fixed(x, 2).replace("-", "−"));
+  // JSON has no infinity: a number beyond every result stands for it.
+  const infinite = (x) => Math.abs(x) >= 1e29;
+  const real = (x, digits) => (x === null || x === undefined ? "–" : infinite(x) ? (x < 0 ? "−∞" : "∞") : fixed(x, digits).replace("-", "−"));
+  const nats = (x) => real(x, 2);
   const pText = (p) => (p === null ? "–" : p < 0.001 ? "< 0.001" : fixed(p, 3));
   const seconds = (x) => (x === null ? "–" : x < 0.01 ? fixed(x, 3) : x < 100 ? String(Number(x.toPrecision(2))) : fixed(x, 0));
   const mean = (values) => values.reduce((a, b) => a + b, 0) / values.length;
@@ -311,6 +314,7 @@
       return sign * (typeof x === "string" ? x.localeCompare(y) : x - y);
     });
   };
+  const none = (what) => h("p", {}, data.lines.length ? `No ${what} fits the filters.` : "Nothing has been measured.");
   const board = () => {
     const shown = data.lines.map((line, at) => ({ line, at })).filter(({ line }) => lineShown(line))
       .filter(({ line }) => !state.find || `${name(line)} ${line.model}`.toLowerCase().includes(state.find.toLowerCase()));
@@ -332,8 +336,8 @@
         "K: mean of symmetry and synonym. Ranked by the number of criteria that beat chance, then S, then K; equal ranks are ties."),
       ...[...groups].map(([title, rows]) => h("section", {}, h("h2", {}, title), h("p", { class: "legend counts" }, countsOf(rows)), h("div", { class: "sheet" },
         h("table", { class: "board" }, h("caption", { class: "sr" }, title), headed(columns, "sort"), h("tbody", {}, sorted(rows, "sort").map(boardRow)))))),
-      shown.length ? null : h("p", {}, "No row fits the filters."),
-      ...furtherTables(new Set(shown.map(({ line }) => `${name(line)} on ${line.model}`))),
+      shown.length ? null : none("row"),
+      ...furtherTables(new Set(shown.map(({ at }) => at))),
     ];
   };
   // The fewest and the most cases behind a figure of each criterion.
@@ -341,9 +345,11 @@
     const n = rows.map(({ found }) => found.figures[c][3]).filter(Boolean), [least, most] = [Math.min(...n), Math.max(...n)];
     return n.length ? `${criterion} ${least === most ? least : `${least} to ${most}`}` : `${criterion} none`;
   }).join(", ") + ".";
-  // What is in no score: portability, ripple effects, free generation; the rows of the lines shown.
-  const furtherTables = (names) => data.further.map((table) => {
-    const rows = table.rows.filter(([of]) => names.has(of.split(", ")[0]));
+  // What is in no score: portability, ripple effects, free generation; the rows of the lines shown,
+  // and where nothing is filtered those that have no line.
+  const furtherTables = (shown) => data.further.map((table) => {
+    const whole = !["task", "model", "method", "protocol", "find"].some((filter) => state[filter]);
+    const rows = table.rows.filter((_, i) => shown.has(table.lines[i]) || (whole && table.lines[i] < 0));
     return rows.length ? h("section", {}, h("h2", {}, table.title), h("p", { class: "legend" }, table.note), sheet(table.title, table.headers, rows)) : null;
   });
   const sheet = (title, headers, rows) => h("div", { class: "sheet" }, h("table", {}, h("caption", { class: "sr" }, title),
@@ -372,11 +378,11 @@
   const details = (line, at) => [
     h("div", { class: "grid" },
       list("By what was known before", data.strata.map((label, i) => [label, line.strata[i]])),
-      list("Outcomes of symmetry", data.parts.symmetry.map((label, i) => [label.replace("_", " "), line.symmetry[i]])),
-      list("Overturned answers, by reading", data.parts.overturn.map((label, i) => [label.replace("_", " "), line.overturn[i]])),
-      list("Locality by neighbour", Object.entries(line.neighbours).map(([kind, value]) => [kind.replace("_", " "), value])),
+      list("Outcomes of symmetry", data.parts.symmetry.map((label, i) => [label.replace(/_/g, " "), line.symmetry[i]])),
+      list("Overturned answers, by reading", data.parts.overturn.map((label, i) => [label.replace(/_/g, " "), line.overturn[i]])),
+      list("Locality by neighbour", Object.entries(line.neighbours).map(([kind, value]) => [kind.replace(/_/g, " "), value])),
       ...Object.entries(line.readings).map(([c, values]) => list(`Readings of ${c}`, data.parts.readings.map((r, i) => [r, values[i]]))),
-      h("div", {}, h("h3", {}, "Size of the change"), h("dl", {}, h("dt", {}, "mean KL of neighbours"), h("dd", {}, line.kl[0] === null ? "–" : `${fixed(line.kl[0], 3)} nats`),
+      h("div", {}, h("h3", {}, "Size of the change"), h("dl", {}, h("dt", {}, "mean KL of neighbours"), h("dd", {}, line.kl[0] === null ? "–" : `${real(line.kl[0], 3)} nats`),
         h("dt", {}, "shift within the pair"), h("dd", {}, span(line.shift))))),
     h("p", {}, h("button", { type: "button", class: "back", onclick: () => go({ view: "cases", task: line.task, model: line.model, method: line.method, at: "" }) }, "Show its cases"), " ",
       h("button", { type: "button", class: "back", onclick: () => go({ view: "compare", a: String(at) }) }, "Compare it with another")),
@@ -384,6 +390,7 @@
 
   // ---------------------------------------------------------------- a method against a method
   const compare = () => {
+    if (!data.lines.length) { say(""); return [none("row")]; }
     const a = data.lines[state.a] ? Number(state.a) : Math.max(0, data.lines.findIndex(lineShown));
     const fits = (at) => at !== a && data.lines[at].task === data.lines[a].task && data.lines[at].model === data.lines[a].model;
     let b = data.lines[state.b] && data.lines[state.b].task === data.lines[a].task ? Number(state.b) : -1;
@@ -486,7 +493,7 @@
       drawn.get(to).focus();
     });
     requestAnimationFrame(fill);
-    return [rows.length ? h("div", { class: "sheet" }, scroller) : h("p", {}, "No case fits the filters.")];
+    return [rows.length ? h("div", { class: "sheet" }, scroller) : none("case")];
   };
   const said = (table, texts, i, holds) => [h("div", { class: `said ${holds === undefined ? "" : holds ? "holds" : "missed"}` }, texts[table.generated[i]] || texts[table.argmax[i]] || "–"),
     h("small", {}, `log p ${nats(table.expected_log_prob[i])} / ${nats(table.rejected_log_prob[i])}, rank ${table.rank[i]}`)];
@@ -498,7 +505,8 @@
     const t = (column) => text[c[column][which]], e = data.edits;
     const edit = e.line.findIndex((l, i) => l === lineAt && e.case[i] === which && e.sequence[i] === sequence);
     say(`${t("id")}: ${full(line)}`);
-    const pattern = `${t("prompt")} ▁${t("suffix")}`.replace("{}", t("subject"));
+    // a text as the second argument would have its "$" read as a command
+    const pattern = `${t("prompt")} ▁${t("suffix")}`.replace("{}", () => t("subject"));
     const body = h("div", {}, h("p", {}, "Reading the answers…"));
     const others = data.rows.filter((r) => c.id[r.case] === c.id[which] && data.lines[r.line].task === line.task);
     const switcher = h("select", { id: "pick-line", onchange: (event) => { const o = others[event.target.value]; openCase(o.line, o.case, o.sequence); } },
@@ -519,7 +527,7 @@
             return h("tr", {}, h("th", { scope: "row" }, texts[probes.id[p]], h("small", {}, texts[probes.kind[p]].replace(/_/g, " "))),
               h("td", {}, texts[probes.left[p]] || texts[probes.right[p]] ? cloze(texts[probes.left[p]], texts[probes.right[p]]) : h("span", { class: "none" }, "not recorded")),
               h("td", {}, texts[probes.expected[p]]), h("td", {}, texts[probes.rejected[p]]), h("td", {}, said(probes, texts, p)), h("td", {}, said(after, texts, r)),
-              control.size ? h("td", {}, other === undefined ? "–" : said(after, texts, other)) : null, h("td", { class: "number" }, after.kl[r] === null ? "–" : fixed(after.kl[r], 3)));
+              control.size ? h("td", {}, other === undefined ? "–" : said(after, texts, other)) : null, h("td", { class: "number" }, real(after.kl[r], 3)));
           })))) : null);
     }).filter(Boolean);
     return [
@@ -529,7 +537,7 @@
         t("prompt") ? h("p", { class: "prompt" }, pattern) : null,
         t("target_new") ? h("p", {}, "Edit: ", h("b", {}, t("target_true")), " → ", h("b", {}, t("target_new"))) : null,
         h("dl", {}, h("dt", {}, "relation"), h("dd", {}, t("relation")), h("dt", {}, "cluster"), h("dd", {}, t("cluster")), h("dt", {}, "method"), h("dd", {}, full(line)),
-          edit < 0 ? null : [h("dt", {}, "edit"), h("dd", {}, `${text[e.description[edit]]}; norm ${e.norm[edit]}; ${e.seconds[edit]} s`)])),
+          edit < 0 ? null : [h("dt", {}, "edit"), h("dd", {}, `${text[e.description[edit]]}; norm ${infinite(e.norm[edit]) ? "∞" : e.norm[edit]}; ${e.seconds[edit]} s`)])),
       body,
     ];
   };
@@ -549,7 +557,7 @@
   const curveViews = () => {
     const rows = data.curves.filter((r) => (!state.model || r.model === state.model) && (!state.method || r.method === state.method) && (!state.protocol || r.protocol === state.protocol) && (!state.task || !r.task || r.task === state.task));
     say(rows.length ? `${rows.length} checkpoints` : "");
-    if (!rows.length) return [h("p", {}, "No run here edited in sequence: there are no curves.")];
+    if (!rows.length) return [data.curves.length ? none("checkpoint") : h("p", {}, "No run here edited in sequence: there are no curves.")];
     const measures = ["retained", "known", "blimp", "perplexity", "kl", "growth"].filter((m) => rows.some((r) => typeof r[m] === "number"));
     const labels = { retained: "edits retained", blimp: "BLiMP accuracy", known: "known facts still answered", perplexity: "perplexity (log scale)", kl: "mean KL from the unedited model (nats)", growth: "|dW| / |W| of the matrix that grew most" };
     const series = unique(rows.map(named));
@@ -557,25 +565,34 @@
       h("div", { class: "charts" }, measures.map((m) => chart(m, labels[m], rows, series)))];
   };
   const chart = (m, label, rows, series) => {
-    const log = m === "perplexity", of = (r) => (r[m] === null ? null : log ? Math.log10(Math.min(r[m], 1e12)) : r[m]);
-    const steps = rows.map((r) => r.edits ?? r.step), values = rows.map(of).filter((x) => x !== null), share = !["perplexity", "kl", "growth"].includes(m);
-    const most = Math.max(2, ...steps), low = log ? Math.min(...values) : 0, high = Math.max(low + 1e-6, share ? 1 : Math.max(...values));
+    const log = m === "perplexity", share = !["perplexity", "kl", "growth"].includes(m), edits = (r) => r.edits ?? r.step;
+    const known = rows.filter((r) => typeof r[m] === "number"), of = (r) => r[m];
+    // As in the figures: the mean over sequences, and no point where one of them is infinite.
+    const finite = (values) => values.length > 0 && !values.some(infinite);
+    const curves = series.map((s) => {
+      const own = known.filter((r) => named(r) === s), by = new Map();
+      for (const r of own.filter((row) => edits(row) > 0)) { if (!by.has(edits(r))) by.set(edits(r), []); by.get(edits(r)).push(of(r)); }
+      const all = [...by].sort((a, b) => a[0] - b[0]), points = all.filter(([, v]) => finite(v));
+      return { s, points, start: own.filter((r) => r.step === 0).map(of), beyond: all.length - points.length };
+    });
+    const scale = (value) => (log ? Math.log10(value) : value), beyond = curves.reduce((n, curve) => n + curve.beyond, 0);
+    const values = curves.flatMap(({ points, start }) => [...points.flatMap(([, v]) => v), ...(finite(start) ? start : [])]).map(scale);
+    const most = Math.max(2, ...rows.map(edits)), low = log && values.length ? Math.min(...values) : 0, high = Math.max(low + 1e-6, share || !values.length ? 1 : Math.max(...values));
     // edits on a log scale, as in the figures: what the unedited model does is the dashed line
-    const x = (s) => 44 + (330 * Math.log(s)) / Math.log(most), y = (value) => 178 - (160 * (value - low)) / (high - low);
+    const x = (s) => 44 + (330 * Math.log(s)) / Math.log(most), y = (value) => 178 - (160 * (scale(value) - low)) / (high - low);
     const picture = svg("svg", { viewBox: "0 0 390 210", role: "img", "aria-label": label }, svg("path", { class: "axis", d: "M44 18V178H374", fill: "none" }));
-    for (const at of [low, (low + high) / 2, high]) { const t = svg("text", { x: 40, y: y(at) + 4, "text-anchor": "end" }); t.textContent = log ? (10 ** at).toPrecision(2) : share ? percent(at) : fixed(at, 2); picture.append(t); }
+    for (const tick of [low, (low + high) / 2, high]) { const at = log ? 10 ** tick : tick, t = svg("text", { x: 40, y: y(at) + 4, "text-anchor": "end" }); t.textContent = log ? at.toPrecision(2) : share ? percent(at) : fixed(at, 2); picture.append(t); }
     for (let at = 1; at <= most; at *= 10) { const t = svg("text", { x: x(at), y: 194, "text-anchor": "middle" }); t.textContent = String(at); picture.append(t); }
-    series.forEach((s, i) => {
-      const own = rows.filter((r) => named(r) === s && of(r) !== null), by = new Map(), start = own.filter((r) => r.step === 0).map(of);
-      if (start.length) picture.append(svg("path", { class: "axis", "stroke-dasharray": "3 3", d: `M44 ${y(mean(start))}H374`, fill: "none" }));
-      for (const r of own.filter((row) => (row.edits ?? row.step) > 0)) { const step = r.edits ?? r.step; if (!by.has(step)) by.set(step, []); by.get(step).push(of(r)); }
-      const points = [...by].sort((a, b) => a[0] - b[0]), colour = colours[i % colours.length];
+    curves.forEach(({ s, points, start }, i) => {
+      if (finite(start)) picture.append(svg("path", { class: "axis", "stroke-dasharray": "3 3", d: `M44 ${y(mean(start))}H374`, fill: "none" }));
+      const colour = colours[i % colours.length];
       if (!points.length) return;
       const band = [...points.map(([at, v]) => `${x(at)} ${y(Math.max(...v))}`), ...points.map(([at, v]) => `${x(at)} ${y(Math.min(...v))}`).reverse()];
       picture.append(svg("path", { d: `M${band.join("L")}Z`, fill: colour, opacity: 0.15 }), svg("path", { d: `M${points.map(([at, v]) => `${x(at)} ${y(mean(v))}`).join("L")}`, fill: "none", stroke: colour, "stroke-width": 2 }));
-      for (const [at, v] of points) { const dot = svg("circle", { cx: x(at), cy: y(mean(v)), r: 2.5, fill: colour }), title = svg("title", {}); title.textContent = `${s}: ${label} ${log ? (10 ** mean(v)).toPrecision(3) : fixed(mean(v), 3)} after ${at} edits`; dot.append(title); picture.append(dot); }
+      for (const [at, v] of points) { const dot = svg("circle", { cx: x(at), cy: y(mean(v)), r: 2.5, fill: colour }), title = svg("title", {}); title.textContent = `${s}: ${label} ${log ? mean(v).toPrecision(3) : fixed(mean(v), 3)} after ${at} edits`; dot.append(title); picture.append(dot); }
     });
-    return h("figure", {}, h("figcaption", {}, label, h("span", { class: "n" }, " by number of edits (log); dashed: unedited; band: least and most over sequences")), picture);
+    return h("figure", {}, h("figcaption", {}, label, h("span", { class: "n" }, " by number of edits (log); dashed: unedited; band: least and most over sequences",
+      beyond ? `; not drawn: ${beyond} point${beyond === 1 ? "" : "s"} at ∞` : "")), picture);
   };
   const manifests = () => {
     say(`${data.runs.length} run${data.runs.length === 1 ? "" : "s"}`);
