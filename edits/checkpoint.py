@@ -79,12 +79,11 @@ class SavedEdits:
         Raises:
             EditFileError: for a file that cannot be used, or was made for another model.
         """
-        edits: list[Edit | NotApplicable] = []
-        for request in requests:
-            file = self.files.get(request.id) or self.files.get("")
-            missing = NotApplicable("no edit of this case was saved")
-            edits.append(missing if file is None else load_edit(file, model=self.lm))
-        return edits
+        files = [self.files.get(request.id) or self.files.get("") for request in requests]
+        # one that serves all is one object, put in place once
+        loaded = {file: load_edit(file, model=self.lm) for file in set(files) if file is not None}
+        missing = NotApplicable("no edit of this case was saved")
+        return [missing if file is None else loaded[file] for file in files]
 
     def whole(self) -> list[Edit]:
         """Return all that changes the model at once: every saved edit."""

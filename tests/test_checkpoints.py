@@ -17,15 +17,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, RobertaConfig
 from typer.testing import CliRunner
 
 import kn_bench as kn
-from kn_bench.commands import evaluate
+from kn_bench.commands import edit, evaluate
 from kn_bench.editing.adapters import check_adapter
 from kn_bench.editing.applying import in_place
 from kn_bench.editing.difference import checkpoint_edit, edit_of, low_rank
 from kn_bench.editing.edit import DenseEdit, LowRank, LowRankEdit, NoEdit, norm
+from kn_bench.editing.exporting import save_adapter, save_checkpoint
 from kn_bench.editing.provenance import Provenance
 from kn_bench.editing.registry import RegistryError
 from kn_bench.editing.saving import save_edit
 from kn_bench.edits.checkpoint import EditedCheckpoint
+from kn_bench.measure.drawing import EDITED
 from kn_bench.model import embedded
 from kn_bench.model.comparing import _other_fields, check_edited_copy, counterpart
 from kn_bench.results.rows import VerdictRow
@@ -504,6 +506,88 @@ def test_an_adapter_measures_as_what_it_adds(model, tmp_path):
 def test_an_adapter_without_peft_is_one_sentence(tmp_path):
     with pytest.raises(ValueError, match=r"needs peft: pip install 'kn_bench\[peft\]'"):
         check_adapter(tmp_path, installed=lambda name: find_spec("not_to_be_found"))
+
+
+# -- one edit that holds several cases ---------------------------------------------------------
+
+
+CAPITALS = (("Italy", "Rome", "Madrid"), ("France", "Paris", "Rome"), ("Spain", "Madrid", "Paris"))
+
+
+@pytest.fixture
+def capitals(tmp_path):
+    """Three facts, each of which has the other two for neighbours."""
+    path = tmp_path / "three.jsonl"
+    lines = (
+        {"subject": subject, "prompt": "The capital of {} is", "target_true": true,
+         "target_new": new, "neighbours": [
+             {"prompt": f"The capital of {s} is", "answer": t}
+             for s, t in (*((s, t) for s, t, _ in CAPITALS if s != subject), ("Peru", "Lima"))
+         ]}
+        for subject, true, new in CAPITALS
+    )  # fmt: skip
+    path.write_text("\n".join(map(json.dumps, lines)))
+    return path
+
+
+def named_neighbours(evaluation, cases):
+    """Whose locality was asked, and how many probes were left out, by case."""
+    clozes = {(case.id, p.id): p.cloze.left for case in cases for p in case.probes}
+    asked = {
+        (result.case.rpartition("/")[2], word)
+        for result in evaluation.results
+        for m in result.measurements
+        if m.kind == "same_relation"
+        for word in clozes[result.case, m.probe].split()
+    }
+    subjects = {subject for subject, _, _ in CAPITALS} | {"Peru"}
+    left_out = [sum(e.reason == EDITED for e in r.exclusions) for r in evaluation.results]
+    return {(case, subject) for case, subject in asked if subject in subjects}, left_out
+
+
+@pytest.mark.parametrize("form", ["checkpoint", "adapter", "saved for all", "saved for each"])
+def test_no_neighbour_is_asked_that_the_same_edit_changes(form, model, capitals, tmp_path):
+    cases = kn.load_cases(capitals)
+    source = Provenance(model=BASE, model_hash=model.content_hash, method="by hand")
+    edit, folder = LowRankEdit((rank_one(model),)), tmp_path / "edited"
+    if form == "checkpoint":
+        save_checkpoint(model, [edit], folder)
+    elif form == "adapter":
+        save_adapter(model, [edit], folder)
+    else:
+        folder.mkdir()
+        for number, id in enumerate([""] if form == "saved for all" else [c.id for c in cases]):
+            made_for = replace(source, case=id)
+            save_edit(edit, folder / f"{number}.safetensors", provenance=made_for)
+    evaluation = kn.evaluate(model, f"checkpoint:{folder}", cases)
+    assert not evaluation.errors
+    asked, left_out = named_neighbours(evaluation, cases)
+    everything = {(s, other) for s, _, _ in CAPITALS for other in ("Italy", "France", "Spain")
+                  if s != other}  # fmt: skip
+    own = {(subject, "Peru") for subject, _, _ in CAPITALS}
+    apart = form == "saved for each"
+    assert asked == (everything | own if apart else own)
+    assert left_out == ([0] * 3 if apart else [2] * 3)
+    rows = evaluation.verdicts.query("criterion == 'locality'")
+    assert (rows["verdict_left_out"] == (0 if apart else 2)).all()
+
+
+def test_the_commands_ask_no_neighbour_that_they_edited(capitals, tmp_path):
+    folder, run = tmp_path / "model", tmp_path / "run"
+    asked = ("--cases", str(capitals))
+    made = CliRunner().invoke(
+        edit.app, [BASE, "--method", "rome-no-c", "--measure", "-o", str(folder), *asked]
+    )
+    assert made.exit_code == 0, made.output
+    arguments = ("--base", BASE, "--edited", str(folder), "-o", str(run), *asked)
+    measured = CliRunner().invoke(evaluate.app, [*arguments, "--markdown"])
+    assert measured.exit_code == 0, measured.output
+    (row,) = [line for line in measured.output.splitlines() if line.startswith("|1 checkpoint:")]
+    assert row in (folder / "README.md").read_text()
+    from kn_bench.results import log
+
+    rows = [row for row in log.rows(run / log.LOG) if isinstance(row, VerdictRow)]
+    assert [r.verdict.left_out for r in rows if r.criterion == "locality"] == [2, 2, 2]
 
 
 # -- in the suites -----------------------------------------------------------------------------

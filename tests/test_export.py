@@ -134,6 +134,12 @@ def test_a_folder_with_files_is_left_alone(written):
         run(edit_command, BASE, "--method", "none", "-o", written)
 
 
+def test_writing_a_checkpoint_leaves_the_config_as_it_was(model, tmp_path):
+    before = repr(vars(model.hf.config))
+    save_checkpoint(model, [updates(model, 0)], tmp_path)
+    assert repr(vars(model.hf.config)) == before
+
+
 def test_peft_loads_the_adapter_with_equal_logits(model, tmp_path):
     peft = pytest.importorskip("peft")
     edits = [updates(model, 0), updates(model, 1, 0)]

@@ -129,7 +129,7 @@ def evaluate(
             f"bound to another one ({bound.model.name}); bind it by kn_bench.method"
         )
     with model.held.block():
-        unit = Engine(model).measure(bound.name, bound.inner, cases, writer=writer)
+        unit = Engine(model).measure(bound.name, bound.inner, cases, writer=writer, whole=True)
     results = tuple(unit.results[case.id] for case in cases)
     rows = "".join(_rows(model.name, bound.name, case, unit.results[case.id]) for case in cases)
     data = {"cases": sources.content_hash(cases)}

@@ -30,10 +30,12 @@ def save_checkpoint(lm: LanguageModel, edits: Sequence[Edit], folder: Path) -> N
         ValueError: for an edit that is not a change of weights.
     """
     _refuse_others(edits, (LowRankEdit, DenseEdit), "a change of weights")
+    config = dict(vars(lm.hf.config))
     with Composition(lm) as composition:
         composition.add(edits)
         with progress_on_terminals_only():
             lm.hf.save_pretrained(folder)
+    vars(lm.hf.config).update(config)  # transformers leaves the dtype as a text in it
     lm.tokens.tokenizer.save_pretrained(folder)
 
 

@@ -17,7 +17,7 @@ from kn_bench.cases.sampling import stable_hash
 from kn_bench.measure.encoded import EncodedCase
 from kn_bench.measure.protocols import Protocol
 
-EDITED = "its subject is edited by another case of the sequence"
+EDITED = "its subject is edited by another case in the same model"
 _WORD = re.compile(rf"(?=\w)[{RUN_ON}]|[^\W{RUN_ON}]+")
 
 

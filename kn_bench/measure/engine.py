@@ -34,6 +34,7 @@ from kn_bench.measure.answers import ALL, PAIRS, Asker, Question
 from kn_bench.measure.asked import Asked, content_of, measurement_of
 from kn_bench.measure.cache import AnswerCache
 from kn_bench.measure.calling import Caller
+from kn_bench.measure.drawing import without_edited_neighbours
 from kn_bench.measure.encoding import EncodedCase, EncodedProbe, encode_cases
 from kn_bench.measure.lookup import looked_up
 from kn_bench.measure.measurement import CaseResult, EditRecord, UnitResult, control_name
@@ -98,6 +99,7 @@ class Engine:
         *,
         control: bool = False,
         writer: Writer | None = None,
+        whole: bool = False,
     ) -> UnitResult:
         """Edit every case by ``method``, and ask all its probes before and after the edit.
 
@@ -106,13 +108,16 @@ class Engine:
 
         With ``control`` an edit of equal size is asked the same, see
         :mod:`kn_bench.editing.equal_size`; with ``writer`` the models also write freely, see
-        :mod:`kn_bench.measure.writing`.
+        :mod:`kn_bench.measure.writing`. With ``whole`` the cases are all that are measured: where
+        one edit serves several, locality is not asked about what it changes for another of them.
         """
         started = time.perf_counter()
         results: dict[str, CaseResult] = {}
         encoded = self.encode(cases, results)
         edited, failed = self._edit(method_name, method, encoded)
         results.update(failed)
+        if whole:
+            edited = _without_edited_neighbours(edited)
         middle = time.perf_counter()
         self._measure_all(method_name, edited, results)
         if control:
@@ -347,6 +352,19 @@ class Engine:
 def _encoded_key(case: Case) -> tuple[Any, ...]:
     """Return what an encoded case depends on: a case may be asked a part of its probes only."""
     return ("encoded", case.id, case.request, tuple(probe.id for probe in case.probes))
+
+
+def _without_edited_neighbours(edited: Sequence[_Edited]) -> list[_Edited]:
+    """Exclude locality probes about subjects that the same edit changes for another case."""
+    served: dict[int, list[EncodedCase]] = {}
+    for trial in edited:
+        served.setdefault(id(trial.edit), []).append(trial.encoded)
+    spared = {
+        each.case.id: each
+        for encoded in served.values()
+        for each in without_edited_neighbours(encoded, [one.case for one in encoded])
+    }
+    return [replace(trial, encoded=spared[trial.encoded.case.id]) for trial in edited]
 
 
 def _and(names: Sequence[str]) -> str:
