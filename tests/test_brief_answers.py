@@ -14,7 +14,24 @@ from kn_bench.measure.encoding import EncodedCase, encode_cases
 from kn_bench.model.loading import load_model
 
 PIECES = st.sampled_from(
-    [" Paris", " the", " St.", "Louis", ".", "!", "\n", " U.", "S.", " is", "ian", " a", " ", "+"]
+    [
+        " Paris",
+        " the",
+        " St.",
+        "Louis",
+        ".",
+        "!",
+        "\n",
+        " U.",
+        "S.",
+        " is",
+        "ian",
+        " a",
+        " ",
+        "+",
+        " लोम",
+        "े",
+    ]
 )
 TEXTS = st.lists(PIECES, max_size=8).map("".join)
 

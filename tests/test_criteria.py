@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import math
+import re
+import unicodedata
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from kn_bench.cases.case import CRITERIA, Cloze, Exclusion, Probe
-from kn_bench.cases.normalise import first_sentence, same_answer, starts_with_answer, words
+from kn_bench.cases.normalise import (
+    every_word,
+    first_sentence,
+    same_answer,
+    starts_with_answer,
+    words,
+)
 from kn_bench.measure.criteria import judge, overturn_outcome, unchanged
 from kn_bench.measure.verdict import KindCount, OverturnOutcome, SymmetryOutcome
 from tests.made_up import (
@@ -54,6 +62,54 @@ from tests.made_up import (
 )
 def test_answers_match_by_whole_words_from_the_start(generated, answer, expected):
     assert starts_with_answer(generated, answer) is expected
+
+
+@pytest.mark.parametrize(
+    ("word", "other"),
+    [
+        ("लोमे", "लीमा"),  # Devanagari: only the vowel signs differ
+        ("จูน", "จีน"),  # Thai
+        ("சென்னை", "சென்னா"),  # Tamil
+        ("שָׁלוֹם", "שֶׁלוֹם"),  # Hebrew points
+        ("عَلَم", "عِلْم"),  # Arabic vowels
+        ("ọ̀rọ̀", "ọ́rọ́"),  # Yoruba: no single character has both marks
+    ],
+)
+def test_marks_belong_to_their_word(word, other):
+    assert words(word) != words(other)
+    assert [len(words(text)) for text in (word, other)] == [1, 1]
+    assert not starts_with_answer(other, word)
+    assert not starts_with_answer(f"{word}पुर", word)
+    assert starts_with_answer(f" {word}. {other}", word)
+    assert same_answer(f"{word}. {other}", f"{word}! {word}")
+
+
+@pytest.mark.parametrize("unseen", ["\u200c", "\u200d", "\ufe0f", "\U000e0100"])
+def test_what_tells_how_a_letter_looks_is_no_end_of_its_word(unseen):
+    assert words(f"می{unseen}خواهم") == words("میخواهم")
+    assert words(f"Paris{unseen}") == words("Paris")
+
+
+def words_without_marks(text: str) -> list[str]:
+    """Return the words of a text as they are where no letter has a mark of its own."""
+    folded = re.sub(r"(?<=\b\w)\.(?=\w\b)", "", unicodedata.normalize("NFKC", text).casefold())
+    return re.findall(r"\w[\w+#]*", folded)
+
+
+PLAIN = st.text(
+    st.sampled_from("aAnthe U.S.!?+#_'-\n\té漢あßاไ1½ﬁ·") | st.characters(codec="utf-8"),
+    max_size=20,
+)
+
+
+@given(PLAIN)
+def test_texts_without_marks_are_compared_as_ever(text):
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    assume(not any(unicodedata.category(char)[0] == "M" for char in folded + text))
+    assume(not set(text) & {"\u200c", "\u200d"})
+    assert list(every_word(text)) == words_without_marks(text)
+    ends = re.compile(r"(?<=\w{3})[.!?](?=\s|$)|\n")
+    assert first_sentence(text) == ends.split(text.strip(), maxsplit=1)[0]
 
 
 def test_an_alias_counts_only_where_the_model_says_it():

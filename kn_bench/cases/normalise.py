@@ -1,6 +1,7 @@
 """When a free-running continuation counts as an answer, and when two of them are the same answer.
 
 Case, punctuation and articles do not matter; words do, so ``Paris`` is not found in ``Parisian``.
+Vowel signs and accents belong to their word, in every script.
 Only what the model generated is read, never the prompt, and the number of words or tokens of the
 answer plays no part in generating it.
 """
@@ -8,19 +9,51 @@ answer plays no part in generating it.
 from __future__ import annotations
 
 import re
+import sys
 import unicodedata
 from collections.abc import Iterable
 from functools import lru_cache
+from typing import NamedTuple
 
 ARTICLES = frozenset({"a", "an", "the"})
-WORD = re.compile(r"\w[\w+#]*")
-"""A word; ``C++`` and ``C#`` are not ``C``."""
-ACRONYM_STOP = re.compile(r"(?<=\b\w)\.(?=\w\b)")
-"""The stops of ``U.S.A.``, which is the word ``USA``."""
-SENTENCE_END = re.compile(r"(?<=\w{3})[.!?](?=\s|$)|\n")
-"""The end of an answer. Three characters before the stop: ``St. Louis`` goes on."""
-_ENDED = re.compile(r"(?<=\w{3})[.!?](?=\s)|\n")
-"""The same in a text that may go on: a stop at its end may be that of ``kn.bench``."""
+_UNSEEN = re.compile("[\u200c\u200d\ufe00-\ufe0f\U000e0100-\U000e01ef]")
+"""Joiners and variation selectors: they tell how a letter looks, not which it is."""
+
+
+class _Patterns(NamedTuple):
+    """What words and sentences are made of.
+
+    Attributes:
+        word: a word; ``C++`` and ``C#`` are not ``C``.
+        acronym_stop: the stops of ``U.S.A.``, which is the word ``USA``.
+        sentence_end: the end of an answer. Three characters before the stop: ``St. Louis`` goes on.
+        ended: the same in a text that may go on: a stop at its end may be that of ``kn.bench``.
+    """
+
+    word: re.Pattern[str]
+    acronym_stop: re.Pattern[str]
+    sentence_end: re.Pattern[str]
+    ended: re.Pattern[str]
+
+
+def _patterns(text: str) -> _Patterns:
+    r"""Return the patterns for ``text``: to Python, a vowel sign or an accent is no ``\w``."""
+    marked = not text.isascii() and any(unicodedata.category(char)[0] == "M" for char in text)
+    return _compiled(with_marks=marked)
+
+
+@lru_cache
+def _compiled(*, with_marks: bool) -> _Patterns:
+    every = map(chr, range(sys.maxunicode + 1)) if with_marks else ()
+    marks = "".join(char for char in every if unicodedata.category(char)[0] == "M")
+    letter = rf"\w{marks}"
+    ending = rf"(?<=[{letter}]{{3}})[.!?]"
+    return _Patterns(
+        re.compile(rf"\w[{letter}+#]*"),
+        re.compile(rf"(?<=\w)(?<![{letter}]\w)\.(?=\w(?![{letter}]))"),
+        re.compile(rf"{ending}(?=\s|$)|\n"),
+        re.compile(rf"{ending}(?=\s)|\n"),
+    )
 
 
 @lru_cache(maxsize=1 << 16)
@@ -40,8 +73,9 @@ def words(text: str) -> tuple[str, ...]:
 
 def every_word(text: str) -> tuple[str, ...]:
     """Return the words of ``text``, case folded, with its articles."""
-    text = ACRONYM_STOP.sub("", unicodedata.normalize("NFKC", text).casefold())
-    return tuple(WORD.findall(text))
+    text = _UNSEEN.sub("", unicodedata.normalize("NFKC", text).casefold())
+    patterns = _patterns(text)
+    return tuple(patterns.word.findall(patterns.acronym_stop.sub("", text)))
 
 
 def starts_with_answer(generated: str, answer: str, aliases: Iterable[str] = ()) -> bool:
@@ -70,7 +104,7 @@ def same_answer(first: str, second: str) -> bool:
 
 def first_sentence(text: str) -> str:
     """Return ``text`` up to its first sentence end or line break."""
-    return SENTENCE_END.split(text.strip(), maxsplit=1)[0]
+    return _patterns(text).sentence_end.split(text.strip(), maxsplit=1)[0]
 
 
 def is_settled(generated: str, n_words: int, *, sentence: bool) -> bool:
@@ -81,7 +115,7 @@ def is_settled(generated: str, n_words: int, *, sentence: bool) -> bool:
         n_words: words of the longest answer that it is compared with by :func:`starts_with_answer`.
         sentence: whether it is also compared by :func:`same_answer`.
     """
-    end = _ENDED.search(generated.lstrip())
+    end = _patterns(generated).ended.search(generated.lstrip())
     if end is None:
         return not sentence and _n_settled(generated) > n_words
     # the last word of a text may be a part of one, the last of a sentence is not
