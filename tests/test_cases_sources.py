@@ -50,6 +50,23 @@ def test_a_relation_of_another_source_is_passed_over(mine):
     assert len(sources.load(str(mine), relations=["P36", "R1"]).cases) == 1
 
 
+@pytest.mark.parametrize(
+    ("spec", "relation"),
+    [("embedded", "P36"), ("real-world", "anaphor_number_agreement"), ("{mine}", "R1")],
+)
+def test_a_relation_named_twice_is_loaded_once(mine, spec, relation):
+    spec = spec.format(mine=mine)
+    once = sources.load(spec, relations=[relation], limit=3)
+    assert once.cases
+    assert sources.load(spec, relations=[relation, relation], limit=3) == once
+    assert sources.load_all([spec, spec], relations=[relation] * 2, limit=3) == [*once.cases]
+
+
+def test_sources_with_a_case_of_the_same_id_are_refused_together(mine):
+    with pytest.raises(ValueError, match="two cases are called mine/R1/Canada: expected an id"):
+        sources.load_all([str(mine), f"jsonl={mine}"])
+
+
 def test_an_unknown_relation_is_told_those_known(mine):
     with pytest.raises(ValueError, match=r"^relation or paradigm 'P3': expected one of R1, R2, "):
         sources.load(str(mine), relations=["P3"])

@@ -448,3 +448,9 @@ def test_a_subject_that_stands_in_the_prompt_has_no_place_of_its_own():
     kn.EditRequest(
         subject="Can", prompt="The capital of Canada is", target_true="a", target_new="b"
     )
+
+
+def test_a_case_given_twice_is_named():
+    cases = kn.load_cases("embedded", relation="P36", limit=1)
+    with pytest.raises(ValueError, match=f"two are called {cases[0].id}; give each case once"):
+        kn.evaluate(kn.load_model("tiny-gpt2"), "none", cases * 2)

@@ -52,6 +52,19 @@ def test_commands_share_their_options():
     assert {name: len(texts[name]) for name in shared} == dict.fromkeys(shared, 1)
 
 
+@pytest.mark.parametrize("load", ["load_cases", "chosen_cases"])
+@pytest.mark.parametrize("twice", ["specs", "relations"])
+def test_commands_take_each_case_once(load, twice):
+    specs = ["embedded"] * (1 + (twice == "specs"))
+    wanted = ["P36"] * (1 + (twice == "relations"))
+    if load == "load_cases":
+        cases = runner.load_cases("tiny-gpt2", specs, wanted, 0)
+    else:
+        cases = runner.chosen_cases(specs, wanted, 3, 0)
+    assert cases
+    assert len({case.id for case in cases}) == len(cases)
+
+
 def test_a_section_that_is_not_known_is_refused_before_anything_is_loaded():
     from kn_bench.commands.control import app
 

@@ -41,6 +41,14 @@ def test_values_of_one_parameter_add_up_and_equal_ones_count_once(values):
 
 
 @pytest.mark.parametrize(
+    ("specs", "relations"), [(["embedded"] * 2, ["P36"]), (["embedded"], ["P36"] * 2)]
+)
+def test_what_is_named_twice_is_held_out_once(specs, relations):
+    once = held_out(["embedded"], ["P36"], 2, 0)
+    assert held_out(specs, relations, 2, 0) == once
+
+
+@pytest.mark.parametrize(
     ("spec", "text", "reason"),
     [
         (SPEC, "v_lr", "expected PARAMETER=V1|V2, such as v_lr=0.1|0.5"),

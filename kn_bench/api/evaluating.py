@@ -120,8 +120,12 @@ def evaluate(
     cases = listed_cases(cases)
     if not cases:
         raise ValueError("evaluate: expected at least one case, and there is none; load some")
-    if len({case.id for case in cases}) < len(cases):
-        raise ValueError("evaluate: expected cases with ids of their own, and two share one")
+    shared = [id for id, times in Counter(case.id for case in cases).items() if times > 1]
+    if shared:
+        raise ValueError(
+            f"evaluate: expected cases with ids of their own, and two are called {shared[0]}; give "
+            "each case once, and rename one of two that differ"
+        )
     bound = how if isinstance(how, BoundMethod) else method(how, model)
     if bound.model is not model:
         raise ValueError(

@@ -50,7 +50,8 @@ def command(
     from kn_bench.cases.case import by_label
 
     overview = Overview()
-    for spec in cases or [name for name, known in sources.SOURCES.items() if not known.needs_path]:
+    known = [name for name, known in sources.SOURCES.items() if not known.needs_path]
+    for spec in dict.fromkeys(cases or known):
         source, path = sources.parse(spec)
         if path is None and not fetch and not source.in_cache():
             overview.absent.append(spec)

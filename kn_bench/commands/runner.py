@@ -160,11 +160,7 @@ def load_cases(
         chosen, sentence = default_specs([model])
         if sentence:
             typer.echo(sentence, err=True)
-    cases = [
-        case
-        for spec in chosen
-        for case in sources.load(spec, limit=ALL_CASES, relations=wanted or None, seed=seed).cases
-    ]
+    cases = sources.load_all(chosen, limit=ALL_CASES, relations=wanted or None, seed=seed)
     if not cases:
         raise ValueError(
             f"{', '.join(chosen)}: no cases of {', '.join(wanted)}; name relations or paradigms "
@@ -181,14 +177,10 @@ def chosen_cases(
     Raises:
         ValueError: when there are none.
     """
-    from kn_bench.api.evaluating import load_cases
+    from kn_bench.cases import sources
 
     chosen = specs or ["embedded"]
-    cases = [
-        case
-        for spec in chosen
-        for case in load_cases(spec, relation=relations, limit=limit, seed=seed)
-    ]
+    cases = sources.load_all(chosen, limit=limit, relations=relations, seed=seed)
     if not cases:
         raise ValueError(f"{', '.join(chosen)}: expected a case, and there is none")
     return cases

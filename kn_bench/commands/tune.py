@@ -186,9 +186,8 @@ def held_out(
     from kn_bench.cases.sampling import stable_hash
 
     by_relation: dict[str, list[Case]] = {}
-    for spec in specs:
-        for case in sources.load(spec, relations=relations, seed=seed).cases:
-            by_relation.setdefault(case.relation, []).append(case)
+    for case in sources.load_all(specs, relations=relations, seed=seed):
+        by_relation.setdefault(case.relation, []).append(case)
     held: list[Case] = []
     apart = None
     for group in by_relation.values():

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from kn_bench.cases.case import Case, Selection
+from kn_bench.cases.case import Case, Selection, by_label
 from kn_bench.cases.reading import without_collecting
 from kn_bench.cases.sources import blimp, embedded, forms, jsonl, mpararel, pararel
 from kn_bench.cases.sources.records import names_of, read_records
@@ -129,6 +129,26 @@ def load(
         return source.load(path, limit=limit, relations=wanted, seed=seed)
 
 
+def load_all(
+    specs: Sequence[str],
+    *,
+    limit: int | None = None,
+    relations: Sequence[str] | None = None,
+    seed: int = 0,
+) -> list[Case]:
+    """Return the cases of several sources, each source once; see :func:`load`.
+
+    Raises:
+        ValueError: as :func:`load`, and when two sources have a case of the same id.
+    """
+    cases = [
+        case
+        for spec in dict.fromkeys(specs)
+        for case in load(spec, limit=limit, relations=relations, seed=seed).cases
+    ]
+    return list(by_label(cases).values())
+
+
 def content_hash(cases: Sequence[Case]) -> str:
     """Return SHA-256 over all that ``cases`` hold: what a run's manifest says of its data."""
     total = hashlib.sha256()
@@ -206,7 +226,7 @@ def allowed() -> str:
 
 
 def _wanted(relations: Sequence[str], known: Sequence[str]) -> list[str]:
-    """Return those of ``relations`` that this source has."""
+    """Return those of ``relations`` that this source has, each once."""
     elsewhere = all_relation_ids()
     for relation in relations:
         if relation not in known and relation not in elsewhere:
@@ -214,7 +234,7 @@ def _wanted(relations: Sequence[str], known: Sequence[str]) -> list[str]:
                 f"relation or paradigm {relation!r}: expected one of "
                 + ", ".join(dict.fromkeys([*known, *elsewhere]))
             )
-    return [relation for relation in relations if relation in known]
+    return [relation for relation in dict.fromkeys(relations) if relation in known]
 
 
 def all_relation_ids() -> tuple[str, ...]:
