@@ -42,7 +42,7 @@ def _patterns(text: str) -> _Patterns:
     return _compiled(with_marks=marked)
 
 
-@lru_cache
+@lru_cache(maxsize=2)
 def _compiled(*, with_marks: bool) -> _Patterns:
     every = map(chr, range(sys.maxunicode + 1)) if with_marks else ()
     marks = "".join(char for char in every if unicodedata.category(char)[0] == "M")

@@ -358,7 +358,9 @@ def _without_edited_neighbours(edited: Sequence[_Edited]) -> list[_Edited]:
     """Exclude locality probes about subjects that the same edit changes for another case."""
     served: dict[int, list[EncodedCase]] = {}
     for trial in edited:
-        served.setdefault(id(trial.edit), []).append(trial.encoded)
+        # what changes nothing changes nothing for another case
+        serving = trial if isinstance(trial.edit, NoEdit | LookupEdit) else trial.edit
+        served.setdefault(id(serving), []).append(trial.encoded)
     spared = {
         each.case.id: each
         for encoded in served.values()

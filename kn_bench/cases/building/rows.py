@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from sys import intern
 from types import MappingProxyType
 from typing import NamedTuple
@@ -268,7 +268,7 @@ def _backgrounds(rows: Sequence[FactRow], relation: str) -> Callable[[str], Back
     All facts have the same, one tuple, but those whose subject is among the rows first drawn.
     """
 
-    @cache
+    @lru_cache(maxsize=BACKGROUND + 1)
     def without(subject: str | None) -> Background:
         others = draw(
             rows, BACKGROUND, "background", relation, where=lambda row: row.subject != subject
