@@ -12,7 +12,9 @@ def test_a_logarithmic_axis_has_ticks_whatever_it_spans(last):
     edits = [0, 1, 10, 100]
     curves = pd.DataFrame(
         {
+            "run": "one",
             "method": "rome",
+            "variant": "",
             "step": edits,
             "sequence": 0,
             "checkpoint_edits": edits,

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import math
 import re
+import shutil
 import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -12,19 +16,25 @@ from typer.testing import CliRunner
 
 from kn_bench.cases.case import CRITERIA, Criterion, Exclusion
 from kn_bench.commands.app import group
-from kn_bench.measure.criteria import UNKNOWN
+from kn_bench.measure.criteria import UNKNOWN, judge
+from kn_bench.measure.measurement import Checkpoint, Written
+from kn_bench.measure.protocols import ONCE, Occasion
 from kn_bench.measure.statistics import Interval
 from kn_bench.results import tables
+from kn_bench.results.abilities import ability_tables
 from kn_bench.results.accounting import accounts
 from kn_bench.results.board import _alike, board
+from kn_bench.results.curves import curve_rows
 from kn_bench.results.files import StoreError
-from kn_bench.results.leaderboard import leaderboard, terminal_table, write_leaderboard
-from kn_bench.results.loading import load_runs
+from kn_bench.results.further import further_tables
+from kn_bench.results.leaderboard import TITLES, leaderboard, terminal_table, write_leaderboard
+from kn_bench.results.loading import Runs, load_runs
 from kn_bench.results.manifest import read_manifest
 from kn_bench.results.payload import payload
-from kn_bench.results.rows import CrashRow, encode_row
+from kn_bench.results.rows import CrashRow, Key, encode_row, encode_rows
 from kn_bench.results.store import RunStore, find_runs
 from kn_bench.results.summary import append_summary, junit_properties, summary
+from kn_bench.results.texts import write_texts
 from tests.made_up import (
     NEW,
     OTHER,
@@ -36,6 +46,7 @@ from tests.made_up import (
     result_of,
     rows_of,
     says,
+    whole_case,
     write_run,
 )
 
@@ -336,6 +347,182 @@ def test_a_run_keeps_its_figures_beside_another(tmp_path):
     assert alone.items() <= beside.items()
 
 
+def write_asked(
+    reports: Path,
+    run: str,
+    *,
+    sequences: int = 0,
+    cases: Iterable[int] = range(8),
+    methods: Sequence[str] = ("rome",),
+    worse: bool = False,
+    further: bool = True,
+    **made_of: object,
+) -> Path:
+    """A run whose cases are asked in turn in so many sequences (0: each edit on its own).
+
+    Args:
+        worse: the method holds less, and leaves less of the model.
+        further: with portability and free generation.
+    """
+    scores = (WEAK if worse else GOOD) | ({"portability": [1.0 - worse] * 16} if further else {})
+    written = Written((), 5.0, 2.0 if worse else 4.0) if further else None
+    with RunStore.create(reports, manifest(run, **made_of)) as store:
+        texts = []
+        for i, method in product(cases, methods):
+            if not sequences:
+                times = [ONCE]
+            else:
+                asked = ("immediate", "retained")
+                times = [Occasion("sequence:16", i % sequences, when) for when in asked]
+            for at, name in product(times, (method, f"control:{method}")):
+                control = name != method
+                outcomes = {c: v[i] for c, v in (CHANCE if control else scores).items()}
+                about = {"id": f"embedded/P36/c{i}", "cluster": f"k{i // 2}", "method": name}
+                case, result = whole_case(outcomes, **about)
+                result = replace(result, written=None if control else written)
+                curve = [] if control or at == ONCE else left(at.sequence, worse=worse)
+                for criterion in outcomes:
+                    key = Key("tiny-gpt2", name, case.id, criterion, at)
+                    verdict = judge(criterion, case, result)
+                    store.append(encode_rows(key, case, result, verdict, curve=curve))
+                texts.append(case)
+        write_texts(store.folder, texts)
+        store.finish({})
+    return store.folder
+
+
+def left(sequence: int, *, worse: bool) -> list[Checkpoint]:
+    """What the unedited and the edited model can do; each sequence ends elsewhere."""
+    known = (0.3 if worse else 0.8) + 0.05 * sequence
+    about = (0.5, 4, 0.9, 10, 6.0, 100, 0.1, 8)
+    return [Checkpoint(0, 0, *about, 1.0, 20), Checkpoint(16, 16, *about, known, 20)]
+
+
+def all_figures(runs: Runs, run: str) -> list[str]:
+    """Every figure of the method rome that ``run`` has, whatever the run is called there."""
+    lines = board(runs)
+    own = ("", run)
+    figures: list[object] = [
+        replace(line, name=line.name._replace(variant=""), rank=0)
+        for line in lines
+        if line.name.method == "rome" and line.name.variant in own
+    ]
+    figures += [
+        (table.title, row.name._replace(variant=""), row.figures)
+        for table in further_tables(runs)
+        for row in table.rows
+        if row.name.method == "rome" and row.name.variant in own
+    ]
+    figures += [
+        row[1:]
+        for table in ability_tables(runs, lines, TITLES)
+        for row in table.rows
+        if row[0] in ("rome", f"rome ({run})", "unedited", f"unedited ({run})")
+    ]
+    figures += [
+        sorted((key, value) for key, value in row.items() if key != "variant")
+        for row in curve_rows(runs)
+        if row["method"] == "rome" and row["variant"] in own
+    ]
+    return [repr(figure) for figure in figures]
+
+
+@pytest.mark.parametrize(
+    ("sequences", "further", "neighbour"),
+    [
+        (0, True, {"seed": 1}),
+        (0, True, {"cases": range(4)}),  # made of the same, and less full
+        (0, False, {"cases": range(4)}),
+        (1, True, {"seed": 1}),
+        (1, True, {"seed": 1, "sequences": 3}),
+        (1, False, {"methods": ("kn",), "sequences": 2}),
+        (2, True, {"seed": 1, "sequences": 1}),
+        (2, True, {"seed": 1, "sequences": 3}),
+        (2, True, {"cases": range(4), "methods": ("rome", "kn")}),
+        (2, False, {"cases": range(4)}),
+    ],
+)
+def test_a_run_keeps_every_figure_beside_any_other(tmp_path, sequences, further, neighbour):
+    one = write_asked(tmp_path, "one", sequences=sequences, further=further)
+    two = write_asked(tmp_path, "two", **{"sequences": sequences, "worse": True, **neighbour})
+    alone = all_figures(load_runs([one]), "one")
+    assert any("locality" in figure for figure in alone)
+    assert set(all_figures(load_runs([two, one]), "one")) == set(alone)
+
+
+@pytest.mark.parametrize("sequences", [0, 1, 2])
+def test_questions_in_no_score_have_the_clusters_of_the_criteria(tmp_path, sequences):
+    runs = load_runs([write_asked(tmp_path, "one", sequences=sequences)])
+    asked = {line.name: line.criteria["reliability"].interval for line in board(runs)}
+    portability = next(further_tables(runs))
+    assert {row.name: row.figures for row in portability.rows} == {
+        name: (interval,) * len(portability.parts) for name, interval in asked.items()
+    }
+    clusters = sequences if sequences > 1 else 4
+    assert {interval.low for interval in asked.values()} == {pytest.approx(0.025 ** (1 / clusters))}
+
+
+def test_a_copy_of_a_run_adds_nothing(tmp_path):
+    one = write_asked(tmp_path, "one", sequences=2)
+    copy = shutil.copytree(one, one.with_name("a copy"))
+    both, turned = load_runs([one, copy]), load_runs([copy, one])
+    assert all_figures(both, "") == all_figures(load_runs([one]), "")
+    assert leaderboard(both) == leaderboard(turned)
+    assert [*both.folders] == [*turned.folders] == ["a copy", "one"]
+    assert not both.cut
+
+
+@pytest.mark.parametrize("sequences", [0, 2])
+@pytest.mark.parametrize(
+    ("first", "second", "repeated", "lacking"),
+    [
+        (range(2), range(2, 4), 0, 2),
+        (range(4), range(4, 5), 0, 1),
+        (range(4), range(3, 6), 1, 2),
+        (range(4), range(2), 2, 0),
+    ],
+)
+def test_what_only_a_run_that_is_not_kept_has_is_counted_and_told(
+    tmp_path, sequences, first, second, repeated, lacking
+):
+    kept, other = ("b", "a") if len(first) == len(second) else ("a", "b")
+    a = write_asked(tmp_path, "a", cases=first, sequences=sequences)
+    b = write_asked(tmp_path, "b", cases=second, sequences=sequences)
+    runs = load_runs([a, b])
+    assert {*runs.verdicts["run"]} == {kept}
+    a_case = 7 * (2 if sequences else 1)  # verdicts: the six criteria and portability, when asked
+    assert runs.doubled == repeated * a_case
+    sentence = f"verdicts that {kept} lacks are left out ({lacking * a_case}); draw a board of each"
+    assert [sentence in cut for cut in runs.cut] == [True] * bool(lacking)
+    for text in (leaderboard(runs), terminal_table(runs), *payload(runs)["notes"]):
+        assert (sentence in " ".join(text.split())) == bool(lacking)
+        assert (f"{kept} and {other} are made of the same" in text) == bool(lacking)
+    assert leaderboard(runs) == leaderboard(load_runs([b, a]))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("x", "x", "x (2)"), ("x (2)", "x", "x"), ("x", "x (2)", "x", "x"), ("x (2)", "x", "x (2)")],
+)
+def test_every_run_has_a_label_of_its_own_whatever_its_folder_is_called(tmp_path, names):
+    folders = []
+    for i, name in enumerate(names):
+        folder = write_run(tmp_path / str(i), {f"m{i}": SCORES}, run="x")
+        folders.append(folder.rename(folder.with_name(name)))
+    runs = load_runs(folders)
+    assert {*runs.folders.values()} == {*folders}
+    assert len(board(runs)) == len(names)
+    for order in (folders[::-1], [*folders[1:], folders[0]]):
+        assert load_runs(order).folders == runs.folders
+
+
+def test_two_settings_of_one_value_are_two_settings(tmp_path):
+    one = write_run(tmp_path, {"rome": SCORES}, run="one", options={"layer": "5"})
+    two = write_run(tmp_path, {"rome": SCORES}, run="two", options={"steps": "5"})
+    runs = load_runs([one, two])
+    assert runs.apart == ("one, two differ in layer, steps for tiny-gpt2: shown apart.",)
+
+
 def test_a_folder_of_runs_is_a_leaderboard(tmp_path):
     for name in ("one", "two"):
         write_run(tmp_path, {name: SCORES}, run=name)
@@ -491,8 +678,6 @@ def test_the_summary_page_has_the_gate_and_the_board(folder, tmp_path):
 
 def test_a_junit_report_says_what_was_found():
     row = measured("reliability", says(TRUE), says(NEW))
-    from kn_bench.measure.criteria import judge
-
     properties = dict(junit_properties(judge("reliability", case_of([row]), result_of([row]))))
     assert properties == {
         "kn_bench.status": "holds",

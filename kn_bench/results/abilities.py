@@ -19,6 +19,7 @@ import pandas as pd
 from kn_bench.cases.case import CRITERIA, Task
 from kn_bench.measure.statistics import Interval, mean_interval
 from kn_bench.results import tables
+from kn_bench.results.beside import shown
 from kn_bench.results.board import Line
 from kn_bench.results.curves import curves_of, over_sequences
 from kn_bench.results.loading import Runs
@@ -82,20 +83,31 @@ def _rows(lines: Sequence[Line], curves: pd.DataFrame) -> Iterator[tuple[str, ..
         points = curves[curves["model"] == model]
         yield (tables.short(model, NAME_WIDTH - 2), *[""] * (len(HEADERS) - 1))
         blank = [""] * len(CRITERIA)
-        first = points[points["step"] == 0].drop_duplicates("sequence")
-        yield (UNEDITED, *blank, *_abilities(first), tables.NOTHING)
+        for name, cells in _unedited(points):
+            yield (tables.short(name, NAME_WIDTH), *blank, *cells, tables.NOTHING)
         for late in (line for line in retained if line.name.model == model):
-            method = points[points["method"] == late.name.method]
+            own = points["variant"] == late.name.variant
+            method = points[own & (points["method"] == late.name.method)]
             early = next(
                 (n for n in lines if n.name == late.name._replace(asked="immediate")), late
             )
-            last = method.sort_values("step").drop_duplicates(["run", "sequence"], keep="last")
+            last = method.sort_values("step").drop_duplicates("sequence", keep="last")
             yield (
                 tables.short(late.name.shown, NAME_WIDTH),
                 *(_early_and_late(early, late, criterion) for criterion in CRITERIA),
                 *_abilities(last),
                 _collapse(last),
             )
+
+
+def _unedited(points: pd.DataFrame) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield the unedited model's name and figures, once a run where runs have different ones."""
+    first = points[points["step"] == 0].drop_duplicates(["run", "sequence"])
+    cells = {str(run): tuple(_abilities(own)) for run, own in first.groupby("run", sort=False)}
+    if len(set(cells.values())) == 1:
+        cells = {"": next(iter(cells.values()))}
+    for run, figures in cells.items():
+        yield shown(UNEDITED, run), figures
 
 
 def _early_and_late(early: Line, late: Line, criterion: str) -> str:
@@ -153,16 +165,20 @@ def _collapse(last: pd.DataFrame) -> str:
     return f"{len(steps)}/{len(last)}, {min(steps)}"
 
 
+def _span(n: pd.Series[int]) -> str:
+    low, high = int(n.min()), int(n.max())
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
 def _sentence(curves: pd.DataFrame) -> str:
     """Return what the figures are, and the number of questions behind each."""
-    last = curves.sort_values("step").drop_duplicates(["model", "method", "sequence"], keep="last")
+    name = ["run", "model", "method"]
+    last = curves.sort_values("step").drop_duplicates([*name, "sequence"], keep="last")
 
     def span(column: str) -> str:
-        n = last[f"checkpoint_n_{column}"]
-        low, high = int(n.min()), int(n.max())
-        return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+        return _span(last[f"checkpoint_n_{column}"])
 
-    sequences = last["sequence"].nunique()
+    sequences = last.groupby(name)["sequence"].nunique()
     pairs = (
         f"BLiMP on {span('blimp')} pairs"
         if last["checkpoint_n_blimp"].max()
@@ -172,6 +188,6 @@ def _sentence(curves: pd.DataFrame) -> str:
         "Criteria: percent right after a step → after the last one (intervals above). Abilities "
         f"after the last step: {pairs}, {span('known')} known facts, perplexity (ppl) on "
         f"{span('tokens')} tokens, KL at {span('neutral')} prompts, norm growth of the matrix that "
-        f"grew most; {sequences} sequence{'s' if sequences > 1 else ''}. Collapse: the first "
-        "checkpoint with a perplexity over 10 times the unedited model's."
+        f"grew most; {_span(sequences)} sequence{'s' if sequences.max() > 1 else ''}. Collapse: "
+        "the first checkpoint with a perplexity over 10 times the unedited model's."
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain, count
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,29 +31,34 @@ class Merged(NamedTuple):
 
     Attributes:
         verdicts: with a column ``variant``: the run's name where it is shown apart, else "".
-        repeated: verdicts that another run has too, made of the same, and that are not counted.
+        places: of each name and run, the ``kept`` run that stands for it and the ``variant``.
+        repeated: verdicts that are not counted, as the run that is kept has them too.
         apart: sentences on what is shown apart, and why.
+        uncounted: sentences on verdicts that are not counted, and that the run kept lacks.
     """
 
     verdicts: pd.DataFrame
+    places: pd.DataFrame
     repeated: int
     apart: tuple[str, ...]
+    uncounted: tuple[str, ...]
 
 
 def canonical(folders: Sequence[Path], manifests: Sequence[Manifest]) -> dict[str, int]:
     """Return label -> index of the runs, oldest first, each once, whatever the order given.
 
-    The label is the run's name; runs of one name in several folders are numbered.
+    The label is the run's name; where it is taken, by the first number that makes it free.
     """
     first: dict[Path, int] = {}
     for index, folder in enumerate(folders):
         first.setdefault(folder.resolve(), index)
-    order = sorted(first.values(), key=lambda i: (manifests[i].created, manifests[i].run))
+    # a copy has the name and the age of its original: their folders put them in order
+    order = sorted(first, key=lambda f: (manifests[first[f]].created, manifests[first[f]].run, f))
     labels: dict[str, int] = {}
-    for index in order:
-        name = folders[index].resolve().name
-        same = sum(label.partition(" (")[0] == name for label in labels)
-        labels[f"{name} ({same + 1})" if same else name] = index
+    for folder in order:
+        numbered = (f"{folder.name} ({number})" for number in count(2))
+        label = next(n for n in chain([folder.name], numbered) if n not in labels)
+        labels[label] = first[folder]
     return labels
 
 
@@ -64,34 +70,65 @@ def merge(verdicts: pd.DataFrame, manifests: Mapping[str, Manifest]) -> Merged:
         manifests: by the runs' labels, oldest first.
     """
     verdicts = verdicts.drop_duplicates(["run", *KEY], keep="last")
-    if verdicts["run"].nunique() <= 1:
-        return Merged(verdicts.assign(variant="").reset_index(drop=True), 0, ())
-    counts = verdicts.groupby([*NAMED, "run"], sort=False).size()
+    names = verdicts.groupby([*NAMED, "run"], sort=False).size()
     by_name: defaultdict[tuple[str, ...], dict[str, int]] = defaultdict(dict)
-    for key, count in zip(counts.index.to_list(), counts.to_list(), strict=True):
-        by_name[tuple(key[:-1])][key[-1]] = int(count)
-    variant: dict[tuple[str, ...], str] = {}
+    for key, size in zip(names.index.to_list(), names.to_list(), strict=True):
+        by_name[tuple(key[:-1])][key[-1]] = int(size)
+    rows: list[tuple[str, ...]] = []
     sentences: dict[str, None] = {}
     for name, runs in by_name.items():
-        kept = _kept(name[1], runs, manifests)
-        variant |= {(*name, run): run if len(kept) > 1 else "" for run in kept}
-        if len(kept) > 1:
+        kept_of = _kept(name[1], runs, manifests)
+        kept = sorted(set(kept_of.values()), key=[*manifests].index)
+        apart = len(kept) > 1
+        rows += [(*name, run, best, best if apart else "") for run, best in kept_of.items()]
+        if apart:
             sentences[_why(name[1], kept, manifests)] = None
-    keys = zip(*(verdicts[column] for column in (*NAMED, "run")), strict=True)
-    variants = [variant.get(key) for key in keys]
-    counted = pd.Series([v is not None for v in variants], index=verdicts.index)
-    result = verdicts.assign(variant=[v or "" for v in variants])[counted]
-    return Merged(result.reset_index(drop=True), int((~counted).sum()), tuple(sentences))
+    places = pd.DataFrame(rows, columns=[*NAMED, "run", "kept", "variant"], dtype=object)
+    counted = told_apart(verdicts, places)
+    repeated, uncounted = _not_counted(verdicts, counted, places)
+    return Merged(counted, places, repeated, tuple(sentences), uncounted)
 
 
-def _kept(model: str, runs: Mapping[str, int], manifests: Mapping[str, Manifest]) -> list[str]:
-    """Return the fullest, then newest, of runs that are made of the same; oldest first."""
+def shown(method: str, variant: str) -> str:
+    """Return the method as tables and figures name it."""
+    return f"{method} ({variant})" if variant else method
+
+
+def told_apart(rows: pd.DataFrame, places: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of the runs that are kept, with their ``variant``; see :class:`Merged`."""
+    kept = places.loc[places["run"] == places["kept"], [*NAMED, "run", "variant"]]
+    return rows.merge(kept, on=[*NAMED, "run"])
+
+
+def _not_counted(
+    verdicts: pd.DataFrame, counted: pd.DataFrame, places: pd.DataFrame
+) -> tuple[int, tuple[str, ...]]:
+    """Return how many verdicts the run that is kept has too, and sentences on all others."""
+    others = verdicts.merge(places[places["run"] != places["kept"]], on=[*NAMED, "run"])
+    known = pd.MultiIndex.from_frame(counted[["run", *KEY]])
+    repeated = pd.MultiIndex.from_frame(others[["kept", *KEY]]).isin(known)
+    lacking = others[~repeated]
+    sentences = (
+        f"{kept} and {', '.join(dict.fromkeys(group['run']))} are made of the same, and the "
+        f"fullest, else the newest, counts: verdicts that {kept} lacks are left out "
+        f"({len(group)}); draw a board of each run to see them"
+        for kept, group in lacking.groupby("kept", sort=False)
+    )
+    return int(repeated.sum()), tuple(sentences)
+
+
+def _kept(model: str, runs: Mapping[str, int], manifests: Mapping[str, Manifest]) -> dict[str, str]:
+    """Return run -> the fullest, then newest, of the runs that are made of the same."""
     alike: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
     age = {run: index for index, run in enumerate(manifests)}
     for run in runs:
-        alike[tuple(_made_of(manifests[run], model).values())].append(run)
-    best = [max(same, key=lambda run: (runs[run], age[run])) for same in alike.values()]
-    return sorted(best, key=age.__getitem__)
+        made_of = _made_of(manifests[run], model)
+        alike[tuple(f"{aspect} {value}" for aspect, value in made_of.items() if value)].append(run)
+    return {
+        run: max(same, key=lambda run: (runs[run], age[run]))
+        for same in alike.values()
+        for run in same
+    }
 
 
 def _made_of(manifest: Manifest, model: str) -> dict[str, str]:

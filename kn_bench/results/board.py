@@ -28,6 +28,7 @@ from kn_bench.measure.statistics import (
     mean_intervals,
     sign_flip_p,
 )
+from kn_bench.results.beside import shown
 from kn_bench.results.loading import Runs, control_scores
 
 SCORED: tuple[Criterion, ...] = CRITERIA[:5]
@@ -99,7 +100,7 @@ class Name(NamedTuple):
     @property
     def shown(self) -> str:
         """The method as tables name it."""
-        return f"{self.method} ({self.variant})" if self.variant else self.method
+        return shown(self.method, self.variant)
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,14 +214,15 @@ def _alike(first: Interval, second: Interval) -> bool:
     return first.low <= second.mean <= first.high and second.low <= first.mean <= second.high
 
 
-def _clusters(verdicts: pd.DataFrame) -> pd.Series[Any]:
+def clusters_of(verdicts: pd.DataFrame) -> pd.Series[Any]:
     """Return what is resampled: the cases' clusters, or the sequences where there are several."""
     return verdicts["cluster"].where(~in_sequences(verdicts), verdicts["sequence"].astype(str))
 
 
 def in_sequences(verdicts: pd.DataFrame) -> pd.Series[bool]:
     """Tell of each verdict whether its method has several sequences, which are then clusters."""
-    result: pd.Series[bool] = verdicts.groupby(GROUP[:4])["sequence"].transform("nunique") > 1
+    names = [name for name in GROUP if name != "asked"]
+    result: pd.Series[bool] = verdicts.groupby(names)["sequence"].transform("nunique") > 1
     return result
 
 
@@ -242,7 +244,7 @@ def _in_numbers(
         {
             "line": grouped.ngroup(),
             # in the order of names, so that resamples do not depend on what else was measured
-            "cluster": pd.factorize(_clusters(verdicts), sort=True)[0],
+            "cluster": pd.factorize(clusters_of(verdicts), sort=True)[0],
             "criterion": verdicts["criterion"].map(CRITERIA.index).astype(int),
             "out": verdicts["verdict_status"].isin(("excluded", "error")),
             "not_applicable": verdicts["verdict_status"] == "not_applicable",

@@ -1,7 +1,8 @@
 """Figures of sequences: what is retained, and what the model can still do, by number of edits.
 
-One figure a protocol, model and task, a line a method. Where there are several sequences the line
-is their mean, with a 95 % interval over sequences; the dotted line is the unedited model.
+One figure a protocol, model and task, a line a method, as the board names it. Where there are
+several sequences the line is their mean, with a 95 % interval over sequences; the dotted line is
+the unedited model, one a run where they differ.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import pandas as pd
 from kn_bench.cases.sampling import slug as plain
 from kn_bench.measure.protocols import checkpoints
 from kn_bench.measure.statistics import Interval, mean_interval
+from kn_bench.results.beside import shown
 from kn_bench.results.loading import Runs
 
 if TYPE_CHECKING:
@@ -83,7 +85,8 @@ def _written(curves: pd.DataFrame, title: str, path: Path) -> Iterator[Path]:
 def _panel(panel: Axes, curves: pd.DataFrame, column: str, label: str, scale: Any) -> None:
     from matplotlib.ticker import LogFormatter, LogFormatterMathtext, LogLocator
 
-    for number, (method, group) in enumerate(curves.groupby("method", sort=False)):
+    names = np.array([*map(shown, curves["method"], curves["variant"])], dtype=object)
+    for number, (name, group) in enumerate(curves.groupby(names, sort=False)):
         style: dict[str, Any] = {
             "color": COLOURS[number % len(COLOURS)],
             "marker": MARKERS[number % len(MARKERS)],
@@ -92,12 +95,12 @@ def _panel(panel: Axes, curves: pd.DataFrame, column: str, label: str, scale: An
         points = _points(group[group["checkpoint_edits"] > 0], column)
         # what is not finite is off every scale: shown by its absence
         edits, mean, low, high = points[:, np.isfinite(points[1])]
-        panel.plot(edits, mean, label=str(method), markersize=4, linewidth=1.3, **style)
+        panel.plot(edits, mean, label=str(name), markersize=4, linewidth=1.3, **style)
         if np.isfinite(low).any():
             panel.fill_between(edits, low, high, color=style["color"], alpha=0.2, linewidth=0)
-    before = curves.loc[curves["step"] == 0, column].dropna()
-    if len(before):
-        panel.axhline(float(before.mean()), color="#8C8C8C", linestyle=":", linewidth=1)
+    unedited = curves[curves["step"] == 0].groupby("run")[column].mean().dropna()
+    for before in unedited.unique():
+        panel.axhline(float(before), color="#8C8C8C", linestyle=":", linewidth=1)
     panel.set_xscale("log")
     panel.set_yscale(scale)
     most = int(curves["checkpoint_edits"].max())
@@ -158,7 +161,7 @@ def curve_rows(runs: Runs) -> list[dict[str, Any]]:
     frame = with_growth(runs.curves)
     names = [
         name for name in frame.columns
-        if name in ("model", "method", "protocol", "sequence", "step", "task", "growth")
+        if name in ("model", "method", "variant", "protocol", "sequence", "step", "task", "growth")
         or (name.startswith("checkpoint_") and name != "checkpoint_norms")
     ]  # fmt: skip
     rows = frame[names].rename(columns=lambda name: name.removeprefix("checkpoint_"))

@@ -15,7 +15,7 @@ import pandas as pd
 
 from kn_bench.measure.statistics import Interval, mean_interval
 from kn_bench.results import tables
-from kn_bench.results.board import GROUP, Name
+from kn_bench.results.board import GROUP, Name, clusters_of
 from kn_bench.results.loading import Runs
 
 RIPPLE = "ripple"
@@ -53,7 +53,10 @@ class FurtherTable(NamedTuple):
 def further_tables(runs: Runs) -> Iterator[FurtherTable]:
     """Yield the tables that have rows."""
     if len(runs.optional):
-        verdicts = runs.optional[runs.optional["criterion"] == "portability"]
+        # whether a method has several sequences is told by its verdicts on all criteria
+        clusters = clusters_of(pd.concat([runs.optional, runs.verdicts], ignore_index=True))
+        verdicts = runs.optional.assign(cluster=clusters[: len(runs.optional)].to_numpy())
+        verdicts = verdicts[verdicts["criterion"] == "portability"]
         of_ripple = verdicts["source"] == RIPPLE
         follow = "where the unedited model meets their conditions. They are in no score."
         yield from _questions(

@@ -12,7 +12,7 @@ import pandas as pd
 
 from kn_bench.cases.case import OPTIONAL_CRITERIA, Exclusion
 from kn_bench.measure.measurement import CONTROL
-from kn_bench.results.beside import KEY, canonical, merge
+from kn_bench.results.beside import KEY, canonical, merge, told_apart
 from kn_bench.results.codec import FormatError, decode
 from kn_bench.results.columns import frame_of, read_frames
 from kn_bench.results.files import StoreError
@@ -51,9 +51,10 @@ class Runs:
         left_out: what the sources of cases could not offer, each once.
         doubled: verdicts that another run has too, made of the same.
         apart: sentences on results of one name that are shown apart.
-        cut: sentences on runs whose log is not what they ended with.
+        cut: sentences on runs whose log is not what they ended with, and on verdicts that are
+            not counted.
         folders: of the runs, by the name in the column ``run``.
-        curves: checkpoints of all sequences, one row each.
+        curves: checkpoints of all sequences, one row each, with a ``variant``.
         generations: what was written freely, one row a model, method and case.
         memo: what was computed from the rows: the terminal, the file and the page show the same.
     """
@@ -105,15 +106,15 @@ def load_runs(folders: Sequence[Path], *, judge_again: bool = False) -> Runs:
         raise _doubled_verdict(by_label[repeated["run"].iloc[0]] / LOG)
     is_control = every["method"].str.startswith(CONTROL)
     is_optional = every["criterion"].isin(OPTIONAL_CRITERIA)
-    merged = merge(every[~is_control & ~is_optional], manifests)
-    optional = every[~is_control & is_optional].drop_duplicates(["run", *KEY], keep="last")
+    merged = merge(every[~is_control], manifests)
+    in_no_score = merged.verdicts["criterion"].isin(OPTIONAL_CRITERIA)
     controls = every[is_control & ~is_optional].drop_duplicates(["run", *KEY], keep="last")
     controls = controls.assign(method=controls["method"].str.removeprefix(CONTROL))
     lost, crashes = crashes, crashes.drop_duplicates(["run", *KEY])
     measured = pd.MultiIndex.from_frame(every[["run", *KEY]])
     return Runs(
         manifests=tuple(manifests.values()),
-        verdicts=merged.verdicts,
+        verdicts=merged.verdicts[~in_no_score].reset_index(drop=True),
         controls=controls.reset_index(drop=True),
         edits=edits.drop_duplicates(["run", *EDIT_KEY], keep="last"),
         exclusions=exclusions[~exclusions["method"].str.startswith(CONTROL)],
@@ -121,11 +122,13 @@ def load_runs(folders: Sequence[Path], *, judge_again: bool = False) -> Runs:
         left_out=tuple(dict.fromkeys(e for folder in by_label.values() for e in left_out(folder))),
         doubled=merged.repeated,
         apart=merged.apart,
-        cut=tuple(_cut_off(manifests, by_label, every, lost)),
+        cut=(*_cut_off(manifests, by_label, every, lost), *merged.uncounted),
         folders=by_label,
-        curves=curves.drop_duplicates(["run", *POINT], keep="last").reset_index(drop=True),
-        optional=_told_apart(optional, merged.verdicts, KEY),
-        generations=_told_apart(generations, merged.verdicts, EDIT_KEY),
+        curves=told_apart(curves.drop_duplicates(["run", *POINT], keep="last"), merged.places),
+        optional=merged.verdicts[in_no_score].reset_index(drop=True),
+        generations=told_apart(
+            generations.drop_duplicates(["run", *EDIT_KEY], keep="last"), merged.places
+        ),
     )
 
 
@@ -191,14 +194,6 @@ def _check_scores(verdicts: pd.DataFrame, log: Path) -> None:
                 f"{column.removeprefix('verdict_')} {row[column]:g}: expected {low:g} to {high:g}; "
                 "the log was altered: use --judge-again, or measure again"
             )
-
-
-def _told_apart(frame: pd.DataFrame, verdicts: pd.DataFrame, key: Sequence[str]) -> pd.DataFrame:
-    """Return the rows with the ``variant`` of their case's verdicts, those of one key once."""
-    about = verdicts[["run", *EDIT_KEY, "variant"]].drop_duplicates(["run", *EDIT_KEY])
-    named = frame.merge(about, on=["run", *EDIT_KEY], how="left")
-    named["variant"] = named["variant"].fillna("")
-    return named.drop_duplicates([*key, "variant"], keep="last").reset_index(drop=True)
 
 
 def _joined(frames: Mapping[str, Mapping[str, pd.DataFrame]], kind: str) -> pd.DataFrame:
