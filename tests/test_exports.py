@@ -3,17 +3,22 @@
 import json
 import shutil
 import subprocess
+from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
 
 from kn_bench.cases.case import Criterion
+from kn_bench.cases.sampling import slug
+from kn_bench.results.board import board
 from kn_bench.results.exports import chosen
-from kn_bench.results.exports.naming import distinct
+from kn_bench.results.exports.every_eval_ever import _references
+from kn_bench.results.exports.naming import distinct, identity
 from kn_bench.results.files import StoreError
 from kn_bench.results.loading import load_runs
-from tests.made_up import write_run
+from tests.made_up import TRUE, write_run
 from tests.test_leaderboard import CHANCE, GOOD
 
 FORMULA = "=cmd"
@@ -125,6 +130,8 @@ MODELS = {
     "two developers": ("org-a/x", "org-b/x"),
     "two spellings": ("org/x-1", "org/x_1"),
     "two cases": ("org/x", "org/X"),
+    "two revisions": ("org/x@step-1", "org/x@step_1"),
+    "a model and its revision": ("org/x", "org/x@main"),
 }
 
 
@@ -151,6 +158,14 @@ def test_no_result_takes_the_place_of_another(tmp_path, format, models, methods)
     if format == "every-eval-ever":
         assert len(files) == 2 * len(models)
         assert all(sum(f'"name": "{model}"' in text for text in texts) == 1 for model in models)
+        wholes = [json.loads(text) for text in texts if text.startswith("{\n")]
+        assert len({whole["evaluation_id"] for whole in wholes}) == len(models)
+        ids = {whole["model_info"]["name"]: whole["model_info"]["id"] for whole in wholes}
+        assert len({id.lower() for id in ids.values()}) == len({m.split("@")[0] for m in models})
+        instances = [json.loads(line) for text in texts if not text.startswith("{\n")
+                     for line in text.splitlines()]  # fmt: skip
+        named = {(row["evaluation_id"], row["model_id"]) for row in instances}
+        assert named == {(whole["evaluation_id"], whole["model_info"]["id"]) for whole in wholes}
         return
     assert len(files) == lines
     for method in methods:
@@ -161,6 +176,108 @@ def test_no_result_takes_the_place_of_another(tmp_path, format, models, methods)
     again = [path.read_bytes() for path in alone.rglob("*") if path.is_file()]
     assert len(again) == len(methods)
     assert set(again) <= {path.read_bytes() for path in files}
+
+
+@pytest.mark.parametrize(
+    ("model", "called"),
+    [
+        ("EleutherAI/pythia-160m", "EleutherAI/pythia-160m"),
+        ("org-1/A_b.c-d", "org-1/A_b.c-d"),
+        ("EleutherAI/pythia-160m@step-143", "EleutherAI/pythia-160m"),
+        ("org/x@refs/pr/1", "org/x"),
+        ("gpt2@main", "kn_bench/gpt2"),
+        ("tiny-gpt2", "kn_bench/tiny-gpt2"),
+        ("/data/my models/gpt2 (1)", "kn_bench/gpt2_1"),
+        ("out/a/gpt2", "kn_bench/gpt2"),
+        ("../gpt2", "kn_bench/gpt2"),
+        ("out/x.gguf", "kn_bench/x.gguf"),
+    ],
+)
+def test_a_model_of_the_hub_has_its_own_id(tmp_path, model, called):
+    runs = load_runs([write_run(tmp_path, {"rome": GOOD}, model=model, models={model: "a" * 64})])
+    assert identity(model) == called
+    for format in ("hub", "every-eval-ever"):
+        chosen(tmp_path / format, format)(runs, tmp_path / format)
+    (file,) = (tmp_path / "hub").rglob("*.yaml")
+    assert file.parent.parent == tmp_path / "hub" / called
+    (aggregate,) = (tmp_path / "every-eval-ever" / "data" / "kn_bench" / called).glob("*.json")
+    whole = json.loads(aggregate.read_text())
+    assert whole["model_info"]["id"] == called
+    revision = model.partition("@")[2]
+    assert whole["model_info"]["additional_details"].get("revision", "") == revision
+    assert (f"revision {revision}, " in file.read_text()) == bool(revision)
+
+
+def test_models_of_one_name_do_not_hide_behind_another(tmp_path):
+    """An evaluation's id is its own, whether models, revisions or runs are called the same."""
+    ended = {"created": "2026-01-01T00:00:00+00:00", "finished": "2026-01-01T01:00:00+00:00"}
+    folders = [write_run(tmp_path / str(i), {"rome": GOOD}, run=f"r{i}", seed=i) for i in range(2)]
+    for folder in folders:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        (folder / "manifest.json").write_text(json.dumps({**manifest, **ended}))
+    chosen(tmp_path / "eee", "every-eval-ever")(load_runs(folders), tmp_path / "eee")
+    wholes = [json.loads(f.read_text()) for f in (tmp_path / "eee").rglob("*.json")]
+    assert len({whole["evaluation_id"] for whole in wholes}) == len(wholes) == 2
+    assert {whole["model_info"]["id"] for whole in wholes} == {"kn_bench/tiny-gpt2"}
+
+
+def test_the_hubs_figures_have_the_dates_of_their_runs(tmp_path):
+    dates = {"ft-l": "2026-01-01", "rome": "2026-03-05"}
+    folders = []
+    for method, date in dates.items():
+        folder = write_run(tmp_path, {method: GOOD}, run=f"of-{method}")
+        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest |= dict.fromkeys(("created", "finished"), f"{date}T00:00:00+00:00")
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+        folders.append(folder)
+    chosen(tmp_path / "hub", "hub")(load_runs(folders), tmp_path / "hub")
+    for method, date in dates.items():
+        (file,) = (tmp_path / "hub").rglob(f"kn_bench_{slug(method)}_facts.yaml")
+        assert {entry["date"] for entry in yaml.safe_load(file.read_text())} == {date}
+
+
+def test_a_method_that_is_not_applicable_has_no_empty_file(runs, tmp_path):
+    verdicts = runs.verdicts
+    lost = {"verdict_score": np.nan, "verdict_status": "not_applicable"}
+    rome = verdicts["method"] == "rome_1"
+    other = replace(
+        runs, verdicts=pd.concat([verdicts[~rome], verdicts[rome].assign(**lost)]), memo={}
+    )
+    assert len(board(other)) == 2
+    chosen(tmp_path / "hub", "hub")(other, tmp_path / "hub")
+    (file,) = (tmp_path / "hub").rglob("*.yaml")
+    assert "rome" not in file.name
+    assert yaml.safe_load(file.read_text())
+
+
+def test_the_reference_of_an_instance_is_what_would_be_right(runs, tmp_path):
+    chosen(tmp_path / "eee", "every-eval-ever")(runs, tmp_path / "eee")
+    (samples,) = (tmp_path / "eee").rglob("*_samples.jsonl")
+    rows = [json.loads(line) for line in samples.read_text().splitlines()]
+    overturned = [row for row in rows if row["metadata"]["criterion"] == "overturn"]
+    assert {row["evaluation"]["is_correct"] for row in overturned} == {True, False}
+    for row in overturned:
+        assert row["input"]["reference"] == []
+        assert row["metadata"]["unwanted"] == TRUE
+        said = row["output"]["raw"][0]
+        assert row["evaluation"]["is_correct"] == (said != TRUE)
+    others = [row for row in rows if row["metadata"]["criterion"] != "overturn"]
+    assert all(len(row["input"]["reference"]) == 1 for row in others)
+    assert not any("unwanted" in row["metadata"] for row in others)
+
+
+@pytest.mark.parametrize(
+    ("criterion", "kind", "expected"),
+    [
+        ("reliability", "", (["Paris"], "")),
+        ("symmetry", "new_inverse", (["Paris"], "")),
+        ("symmetry", "old_inverse", ([], "Paris")),
+        ("overturn", "", ([], "Ottawa")),
+    ],
+)
+def test_an_answer_that_must_not_come_is_no_reference(criterion, kind, expected):
+    probe = {"kind": kind, "expected": "Paris", "rejected": "Ottawa"}
+    assert _references(criterion, probe) == expected
 
 
 def test_a_name_does_not_depend_on_the_order_of_names():

@@ -16,15 +16,16 @@ import uuid
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from kn_bench.cases.case import CRITERIA
+from kn_bench.measure.criteria import asked_as
 from kn_bench.measure.measurement import CONTROL
 from kn_bench.measure.statistics import Interval
 from kn_bench.results.board import GROUP, Line, board
-from kn_bench.results.exports.naming import identity as identity_of
+from kn_bench.results.exports.naming import distinct, identities, revision_of
 from kn_bench.results.files import write_text
 from kn_bench.results.loading import Runs
 from kn_bench.results.manifest import Manifest
@@ -42,7 +43,28 @@ ABOUT = {
     "synonym": "Reworded prompts and answers follow the edit.",
     "overturn": "The old answer no longer stands.",
 }
+PROBE = ("method", "case", "criterion", "protocol", "sequence", "asked")
+"""What an instance has in common with its measurement."""
+SAID = ("probe", "kind", "expected", "rejected", "after_generated")
+"""What an instance takes from its measurement."""
+MADE_OF = ("run", "model")
+"""What two files are about."""
 NAMESPACE = uuid.UUID("6f0c7d9a-4d52-4f0e-9d0b-1f6a4f1c2b7e")
+
+
+class _Evaluation(NamedTuple):
+    """One model in one run.
+
+    Attributes:
+        run, model: by their own names.
+        model_id: what the model is called, ``developer/model``.
+        id: what the evaluation is called: no other has it.
+    """
+
+    run: str
+    model: str
+    model_id: str
+    id: str
 
 
 def write(runs: Runs, folder: Path) -> None:
@@ -53,23 +75,37 @@ def write(runs: Runs, folder: Path) -> None:
     """
     lines = {tuple(line.name): line for line in board(runs)}
     manifests = dict(zip(runs.folders, runs.manifests, strict=True))
-    for (run, model), verdicts in runs.verdicts.groupby(["run", "model"], sort=False):
-        names = verdicts[GROUP].drop_duplicates().itertuples(index=False, name=None)
-        _write(runs, folder, manifests[str(run)], str(run), str(model), [lines[n] for n in names])
+    for evaluation in _evaluations(runs, manifests):
+        of_run, of_model = (runs.verdicts[name] == evaluation[i] for i, name in enumerate(MADE_OF))
+        names = runs.verdicts.loc[of_run & of_model, GROUP].drop_duplicates()
+        shown = [lines[name] for name in names.itertuples(index=False, name=None)]
+        _write(runs, folder, manifests[evaluation.run], evaluation, shown)
+
+
+def _evaluations(runs: Runs, manifests: Mapping[str, Manifest]) -> Iterator[_Evaluation]:
+    """Yield the models of each run; those that would be called the same get a hash as well."""
+    models = identities(runs.verdicts["model"].unique().tolist())
+    pairs = runs.verdicts[[*MADE_OF]].drop_duplicates().itertuples(index=False, name=None)
+    named = {json.dumps(pair): pair for pair in pairs}
+    short = {
+        key: f"kn_bench/{models[model]}/{_epoch(manifests[run])}"
+        for key, (run, model) in named.items()
+    }
+    for key, id in distinct(named, short.__getitem__).items():
+        run, model = named[key]
+        yield _Evaluation(run, model, models[model], id)
 
 
 def _write(
-    runs: Runs, folder: Path, manifest: Manifest, run: str, model: str, lines: list[Line]
+    runs: Runs, folder: Path, manifest: Manifest, evaluation: _Evaluation, lines: list[Line]
 ) -> None:
-    developer, name = identity_of(model).split("/")
-    identity = f"kn_bench/{identity_of(model)}/{_epoch(manifest)}"
-    key = _uuid4(f"{run} {manifest.created} {model}")
-    path = f"data/kn_bench/{developer}/{name}/{key}"
+    key = _uuid4(f"{evaluation.run} {manifest.created} {evaluation.model}")
+    path = f"data/kn_bench/{evaluation.model_id}/{key}"
     samples = "".join(
         json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
-        for row in _samples(runs, run, model, identity)
+        for row in _samples(runs, evaluation)
     )
-    aggregate = _aggregate(manifest, model, identity, lines)
+    aggregate = _aggregate(manifest, evaluation, lines)
     aggregate["detailed_evaluation_results"] = {
         "format": "jsonl",
         "file_path": f"{path}_samples.jsonl",
@@ -93,10 +129,12 @@ def _epoch(manifest: Manifest) -> str:
     return str(int(datetime.fromisoformat(manifest.finished or manifest.created).timestamp()))
 
 
-def _aggregate(manifest: Manifest, model: str, identity: str, lines: list[Line]) -> dict[str, Any]:
+def _aggregate(manifest: Manifest, evaluation: _Evaluation, lines: list[Line]) -> dict[str, Any]:
+    model = evaluation.model
+    revision = revision_of(model)
     return {
         "schema_version": SCHEMA,
-        "evaluation_id": identity,
+        "evaluation_id": evaluation.id,
         "evaluation_timestamp": str(int(datetime.fromisoformat(manifest.created).timestamp())),
         "retrieved_timestamp": _epoch(manifest),
         "source_metadata": {
@@ -112,7 +150,7 @@ def _aggregate(manifest: Manifest, model: str, identity: str, lines: list[Line])
         },
         "model_info": {
             "name": model,
-            "id": identity_of(model),
+            "id": evaluation.model_id,
             "inference_engine": {
                 "name": "transformers",
                 "version": manifest.versions.get("transformers", "unknown"),
@@ -121,6 +159,7 @@ def _aggregate(manifest: Manifest, model: str, identity: str, lines: list[Line])
                 "deployment_type": "self_deployed",
                 "model_availability": "open_weights",
                 "sha256": manifest.models.get(model, ""),
+                **({"revision": revision} if revision else {}),
             },
         },
         "evaluation_results": [result for line in lines for result in _results(manifest, line)],
@@ -180,39 +219,36 @@ def result_id(name: tuple[str, ...], figure: str) -> str:
     return f"{_evaluation(name)}/{figure.lower()}"
 
 
-def _samples(runs: Runs, run: str, model: str, identity: str) -> Iterator[dict[str, Any]]:
-    """Yield one record per scored verdict, with its criterion's first question and answer."""
+def _samples(runs: Runs, evaluation: _Evaluation) -> Iterator[dict[str, Any]]:
+    """Yield one record per scored verdict, with its criterion's first question and answer.
+
+    Where the answer must not come, any other is right: then there is no reference, and the answer
+    stands among the metadata.
+    """
+    run, model, *_ = evaluation
     verdicts = runs.verdicts
     ours = verdicts[(verdicts["run"] == run) & (verdicts["model"] == model)]
     scored = ours[ours["verdict_score"].notna()]
     asked = {case.id: case for case in read_texts(runs.folders[run])}
     said = _first_probes(runs, run, model)
     for row in scored.to_dict("records"):
-        criterion = "reliability" if row["criterion"] == "overturn" else row["criterion"]
-        key = (
-            row["method"],
-            row["case"],
-            criterion,
-            row["protocol"],
-            row["sequence"],
-            row["asked"],
-        )
-        probe = said.get(key, {})
+        named = {**row, "criterion": asked_as(row["criterion"])}
+        probe = said.get(tuple(named[name] for name in PROBE), {})
         case = asked.get(str(row["case"]))
         prompts = {p.id: f"{p.left} ___{p.right}" for p in case.probes} if case else {}
         raw = prompts.get(str(probe.get("probe", "")), str(row["case"]))
-        reference = str(probe.get("expected", ""))
+        reference, unwanted = _references(str(row["criterion"]), probe)
         name = tuple(str(row[column]) for column in GROUP)
         yield {
             "schema_version": SCHEMA,
-            "evaluation_id": identity,
-            "model_id": identity_of(model),
+            "evaluation_id": evaluation.id,
+            "model_id": evaluation.model_id,
             "evaluation_name": _evaluation(name),
             "evaluation_result_id": result_id(name, str(row["criterion"])),
             "sample_id": f"{row['case']}#{row['criterion']}#{row['sequence']}",
-            "sample_hash": hashlib.sha256((raw + reference).encode()).hexdigest(),
+            "sample_hash": hashlib.sha256("".join([raw, *reference]).encode()).hexdigest(),
             "interaction_type": "single_turn",
-            "input": {"raw": raw, "reference": [reference]},
+            "input": {"raw": raw, "reference": reference},
             "output": {"raw": [str(probe.get("after_generated", ""))]},
             "answer_attribution": [
                 {
@@ -231,17 +267,26 @@ def _samples(runs: Runs, run: str, model: str, identity: str) -> Iterator[dict[s
                 "relation": str(row["relation"]),
                 "criterion": str(row["criterion"]),
                 "explanation": str(row["verdict_explanation"]),
+                **({"unwanted": unwanted} if unwanted else {}),
             },
         }
 
 
+def _references(criterion: str, probe: Mapping[str, Any]) -> tuple[list[str], str]:
+    """Return the answers that are right, and the one that is not to come, if there is one."""
+    if criterion == "overturn":
+        return [], str(probe.get("rejected", ""))
+    expected = str(probe.get("expected", ""))
+    return ([], expected) if probe.get("kind") == "old_inverse" else ([expected], "")
+
+
 def _first_probes(runs: Runs, run: str, model: str) -> Mapping[tuple[Any, ...], dict[str, Any]]:
-    key = ["method", "case", "criterion", "protocol", "sequence", "asked"]
     probes: dict[tuple[Any, ...], dict[str, Any]] = {}
     for frame in measurements(runs):
         own = frame[(frame["run"] == run) & (frame["model"] == model)]
         own = own[~own["method"].str.startswith(CONTROL)]
-        columns: pd.DataFrame = own[[*key, "probe", "expected", "after_generated"]]
+        columns: pd.DataFrame = own[[*PROBE, *SAID]]
         for row in columns.to_dict("records"):
-            probes.setdefault(tuple(row[name] for name in key), {str(k): v for k, v in row.items()})
+            key = tuple(row[name] for name in PROBE)
+            probes.setdefault(key, {str(name): value for name, value in row.items()})
     return probes
