@@ -1,18 +1,20 @@
 """The board's page served from the log, for runs that no page can carry whole.
 
-Loopback only, GET only, three addresses: the page, its columns, and the answers of one case. A
-request under another host's name is refused, so that no web page elsewhere can read the answers
-through the reader's own browser.
+Loopback only, GET and HEAD only, three addresses: the page, its columns, and the answers of one
+case. A request under another host's name is refused, so that no web page elsewhere can read the
+answers through the reader's own browser.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from kn_bench.results.board import GROUP
@@ -51,6 +53,7 @@ class Server(ThreadingHTTPServer):
         }
         self._verdicts = every_verdict(runs)
         self._cases = Cases(runs, self._verdicts, TextPool())
+        self._ids = frozenset(case for _, case in self._cases.number)
         self._places = _places(runs)
         try:
             super().__init__((HOST, port), _Handler)
@@ -63,6 +66,15 @@ class Server(ThreadingHTTPServer):
     def address(self) -> str:
         """Where the page is."""
         return f"http://{HOST}:{self.server_address[1]}/"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of a reader who went away; what else fails is for the terminal."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+    def has(self, case: str) -> bool:
+        """Tell whether ``case`` is among those that are shown."""
+        return case in self._ids
 
     def answers(self, case: str) -> bytes:
         """Return all answers of ``case`` as JSON, read from the logs.
@@ -105,7 +117,7 @@ def _places(runs: Runs) -> dict[str, dict[str, list[int]]]:
             for _, line in lines(folder / LOG):
                 if kind_of(line) == "measurement":
                     _, _, rest = line.partition(b'"case":')
-                    case = json.JSONDecoder().raw_decode(rest[:4096].decode("utf-8", "ignore"))[0]
+                    case, _ = json.JSONDecoder().raw_decode(rest.decode())
                     places[str(case)].setdefault(run, []).append(at)
                 at += len(line)
     return places
@@ -122,7 +134,11 @@ class _Handler(BaseHTTPRequestHandler):
         if self.headers.get("Host") not in (f"{HOST}:{port}", f"localhost:{port}"):
             self.send_error(HTTPStatus.FORBIDDEN, "this page is for this machine only")
             return
-        address = urlsplit(self.path)
+        try:
+            address = urlsplit(self.path)
+        except ValueError:
+            self.send_error(HTTPStatus.BAD_REQUEST, "this is no address")
+            return
         if address.path == "/":
             self._send(self.server.page, "text/html; charset=utf-8")
         elif address.path == "/data.gz":
@@ -133,14 +149,23 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self.send_error(HTTPStatus.NOT_FOUND)
 
+    def do_HEAD(self) -> None:
+        """Answer as to GET, without the body."""
+        self.do_GET()
+
     def _send_answers(self, case: str) -> None:
+        if not self.server.has(case):
+            self._send_text("expected a case of these runs", HTTPStatus.NOT_FOUND)
+            return
         try:
             answers = self.server.answers(case)
         except StoreError as error:
-            fault = f"{error}\n".encode()
-            self._send(fault, "text/plain; charset=utf-8", HTTPStatus.INTERNAL_SERVER_ERROR)
+            self._send_text(str(error), HTTPStatus.INTERNAL_SERVER_ERROR)
         else:
             self._send(answers, "application/json; charset=utf-8")
+
+    def _send_text(self, text: str, status: HTTPStatus) -> None:
+        self._send(f"{text}\n".encode(), "text/plain; charset=utf-8", status)
 
     def _send(self, body: bytes, kind: str, status: HTTPStatus = HTTPStatus.OK) -> None:
         self.send_response(status)
@@ -149,7 +174,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("X-Content-Type-Options", "nosniff")
         self.send_header("Cache-Control", "no-store")
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:
         """Say nothing: a line a request would bury the address."""
