@@ -194,6 +194,61 @@ def test_shards_from_before_tests_were_counted(tmp_path, spoil, sentence):
         assert read_manifest(merge(folders, tmp_path, "all")).tests == 24
 
 
+HUB = "Salesforce/wikitext:wikitext-2-raw-v1, 900 tokens, SHA-256 0123456789ab"
+SELF = "self, 900 tokens, SHA-256 0123456789ab"
+TEXTS = {
+    "the hub's and its own": (HUB, SELF, False),
+    "two texts of one name": (HUB, HUB.replace("0123", "4567"), False),
+    "one text": (HUB, HUB, True),
+    "more of one text": (HUB, HUB.replace("900", "1000"), True),
+    "drawn on another kind of machine": (SELF, SELF.replace("0123", "4567"), True),
+    "a note of a method's own": ("mine", "yours", True),
+}
+
+
+def _noting(folder: Path, corpus: str) -> None:
+    """Note the text of C with the edits of a run."""
+    path = folder / log.LOG
+    content = path.read_text().replace('"loss":0.1', f'"loss":0.1,"corpus":"{corpus}"')
+    assert corpus in content
+    path.write_text(content)
+
+
+@pytest.mark.parametrize(("first", "second", "alike"), TEXTS.values(), ids=TEXTS)
+def test_shards_with_c_over_two_texts_are_refused(tmp_path, first, second, alike):
+    """Where no text is named, each machine takes the hub's or lets the model write one."""
+    folders = _two_shards(tmp_path)
+    _noting(folders[0], first)
+    _noting(folders[1], second)
+    merge(folders, tmp_path, "of-two-methods")
+    path = folders[1] / log.LOG
+    path.write_text(path.read_text().replace('"no-edit"', '"rome"').replace("P36/c", "P36/d"))
+    for order in (folders, folders[::-1]):
+        if alike:
+            merge(order, tmp_path, f"all-{order[0].name}")
+            continue
+        last = order[1].name
+        sentence = rf"^{last} cannot be merged.* rome on tiny-gpt2: expected C over .* --corpus$"
+        with pytest.raises(StoreError, match=sentence):
+            merge(order, tmp_path, "all")
+        assert not (tmp_path / "runs/all").exists()
+
+
+@pytest.mark.parametrize(("first", "second", "alike"), TEXTS.values(), ids=TEXTS)
+def test_a_run_goes_on_with_c_over_the_same_text(tmp_path, first, second, alike):
+    rome, other = _two_shards(tmp_path)
+    _noting(rome, first)
+    _noting(other, second)
+    more = (other / log.LOG).read_text().replace('"no-edit"', '"rome"').replace("P36/c", "P36/d")
+    with RunStore.resume(tmp_path, "a", read_manifest(rome)) as store:
+        if alike:
+            store.append(more)
+            return
+        with pytest.raises(StoreError, match=r"expected C over .*, as for the edits before"):
+            store.append(more)
+    assert log.closed_tests(rome / log.LOG) == 12
+
+
 def test_a_merge_that_breaks_off_leaves_no_run(tmp_path, monkeypatch):
     folders = _two_shards(tmp_path)
 

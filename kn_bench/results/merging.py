@@ -13,7 +13,7 @@ from kn_bench.results.loading import left_out
 from kn_bench.results.log import CLOSING, LOG, checked_tests, closed_tests
 from kn_bench.results.manifest import Manifest, differences, read_manifest
 from kn_bench.results.rows import kind_of
-from kn_bench.results.store import RunStore
+from kn_bench.results.store import OtherTextError, RunStore
 from kn_bench.results.texts import join_texts, read_texts
 
 SHARD = "shard"
@@ -36,9 +36,9 @@ def merge(folders: Sequence[Path], reports: Path, run: str) -> Path:
         The folder of the merged run.
 
     Raises:
-        StoreError: when shards differ in weights, data, settings or code, when one is unfinished,
-            cut off or altered, when some are missing (naming them), or when the run cannot be
-            written. Nothing is left of the merged run then.
+        StoreError: when shards differ in weights, data, settings, code or the text that C was taken
+            over, when one is unfinished, cut off or altered, when some are missing (naming them),
+            or when the run cannot be written. Nothing is left of the merged run then.
     """
     manifests = [read_manifest(folder) for folder in folders]
     _check_alike(folders, manifests)
@@ -64,8 +64,11 @@ def _write(store: RunStore, folders: Sequence[Path]) -> None:
     store.leave_out(left_out(folders[0]))
     join_texts(folders, store.folder)
     for folder in folders:
-        for text in _tests(folder / LOG):
-            store.append(text)
+        try:
+            for text in _tests(folder / LOG):
+                store.append(text)
+        except OtherTextError as error:
+            raise StoreError(f"{folder.name} cannot be merged with the others: {error}") from None
 
 
 def _check_alike(folders: Sequence[Path], manifests: Sequence[Manifest]) -> None:

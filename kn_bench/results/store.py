@@ -21,10 +21,20 @@ from types import TracebackType
 from typing import BinaryIO
 
 from kn_bench.cases.case import Exclusion
+from kn_bench.model.corpus import SELF
 from kn_bench.results.codec import encode
 from kn_bench.results.escaping import terminal
 from kn_bench.results.files import StoreError, unwritable, write_text
-from kn_bench.results.log import CLOSING, KEYED, LOG, Contents, closed_tests, head, repaired
+from kn_bench.results.log import (
+    CLOSING,
+    KEYED,
+    LOG,
+    Contents,
+    closed_tests,
+    head,
+    lines_of,
+    repaired,
+)
 from kn_bench.results.manifest import (
     FILE,
     Manifest,
@@ -33,7 +43,7 @@ from kn_bench.results.manifest import (
     read_manifest,
     write_manifest,
 )
-from kn_bench.results.rows import Key, kind_of
+from kn_bench.results.rows import EditRow, Key, decode_row, kind_of
 
 RUNS = "runs"
 EXCLUSIONS = "exclusions.jsonl"
@@ -41,6 +51,12 @@ PARQUET = "measurements.parquet"
 LAST = "last"
 """The name that means the newest run."""
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_CORPUS = re.compile(r"(?P<name>.+), \d+ tokens, SHA-256 (?P<digest>[0-9a-f]{12})")
+"""A note of the text that C was taken over, as the methods of ROME's family make it."""
+
+
+class OtherTextError(StoreError):
+    """C was taken over another text than for the edits before."""
 
 
 class RunStore:
@@ -57,6 +73,7 @@ class RunStore:
         self.manifest = manifest
         self.done: frozenset[Key] = contents.done
         self._heads = set(contents.heads)
+        self._texts: dict[tuple[str, str], str] = {}
         self._log = _open(folder / LOG)
 
     @classmethod
@@ -102,11 +119,10 @@ class RunStore:
         manifest = then.going_on()
         store = cls(folder, manifest, Contents())  # takes the log before it is repaired
         try:
-            contents = repaired(folder / LOG)
+            store._continue(repaired(folder / LOG))
         except BaseException:
             store.close()
             raise
-        store._continue(contents)
         write_manifest(folder, manifest)
         return store
 
@@ -116,6 +132,7 @@ class RunStore:
         if contents.rewritten:
             self._log.close()
             self._log = _open(self.folder / LOG)
+        self._check_texts(lines_of(self.folder / LOG, "edit"))
 
     def append(self, text: str) -> None:
         """Add the rows of a test (see :func:`~kn_bench.results.rows.encode_rows`).
@@ -125,10 +142,31 @@ class RunStore:
 
         Raises:
             StoreError: when the disk is full or gone; the log then ends where it ended before.
+            OtherTextError: when a method's C was taken over another text than before.
         """
         lines, heads = self._new(text.encode().splitlines(keepends=True))
+        self._check_texts(lines)
         self._write(b"".join(lines))
         self._heads |= heads
+
+    def _check_texts(self, lines: Iterable[bytes]) -> None:
+        """Refuse edits of one method with C over two texts: where none is named, machines differ.
+
+        Text that a model writes is one text; two kinds of machine may draw other tokens of it.
+        """
+        for line in lines:
+            row = decode_row(line) if kind_of(line) == "edit" and b'"corpus":' in line else None
+            note = row.record.notes.get("corpus") if isinstance(row, EditRow) else None
+            if not isinstance(row, EditRow) or not (made := _CORPUS.fullmatch(str(note))):
+                continue
+            text = SELF if made["name"] == SELF else f"{made['name']} (SHA-256 {made['digest']})"
+            was = self._texts.setdefault((row.model, row.method), text)
+            if was != text:
+                raise OtherTextError(
+                    f"{row.method} on {row.model}: expected C over {was}, as for the edits before, "
+                    f"and it was taken over {text}; measure this where that text can be had, or "
+                    "all of it with one named by --corpus"
+                )
 
     def _write(self, data: bytes) -> None:
         """Write all of ``data``, or nothing."""
