@@ -18,7 +18,7 @@ import pytest
 
 from kn_bench.cases import sources
 from kn_bench.cases.building.rows import CONDITION, REPEATED, UNCONDITIONED
-from kn_bench.cases.case import HALF_A_CHARACTER, Cloze
+from kn_bench.cases.case import HALF_A_CHARACTER, Cloze, Probe
 from kn_bench.cases.sources import forms
 from kn_bench.cases.sources.forms.common import NO_ANSWER, UNKNOWN_GROUP
 from kn_bench.cases.sources.records import read_records
@@ -692,3 +692,59 @@ def test_relatives_of_blimp_are_minimal_pairs():
             assert case.task == "pair"
             good = case.request.cloze.fill(case.request.target_true)
             assert good.replace(" ", "") in path.read_text(encoding="utf-8").replace(" ", "")
+
+
+ASIDE = [["Eternal City", "Urbs"]]
+SEVERAL = [
+    ("knowedit", KNOWEDIT | {"ground_truth": ["Rome", ASIDE]}),
+    ("counterfact", FLAT | {"ground_truth": ["Rome", ASIDE]}),
+    ("zsre", ZSRE | {"answers": ["Rome", "Eternal City", "Urbs"]}),
+]
+
+
+@pytest.mark.parametrize(("source", "record"), SEVERAL)
+def test_every_true_answer_of_the_data_counts(tmp_path, source, record):
+    (case, *_) = sources.load(f"{source}={written(tmp_path / 'd.json', [record])}").cases
+    asked = [p for name in ("reliability", "generality") for p in probes(case, name)]
+    assert len(asked) == 2
+    assert {(p.rejected, p.rejected_aliases) for p in asked} == {("Rome", ("Eternal City", "Urbs"))}
+
+
+@pytest.mark.parametrize(
+    ("source", "record"),
+    [
+        ("knowedit", KNOWEDIT | {"locality": {"Forgetfulness": [
+            {"prompt": "Italy has a city called", "ground_truth": [["Milan", "Milano"]]}]}}),
+        ("counterfact", FLAT | {"locality_ground_truth": [["Milan", "Milano"]]}),
+        ("zsre", ZSRE | {"loc_ans": ["Milan", "Milano"]}),
+        ("wikibigedit", WIKIBIGEDIT | {"loc_ans": ["Milan", "Milano"]}),
+        ("qaedit", QAEDIT | {"locality": [{"loc": "who", "loc_ans": ["Milan", "Milano"]}]}),
+    ],
+)  # fmt: skip
+def test_every_answer_of_a_neighbour_counts(tmp_path, source, record):
+    text = json.dumps(record).replace("Ann Lee", "Cy Fox")
+    other = json.loads(text.replace("Paris", "Oslo").replace("Kent", "Surrey"))
+    cases = sources.load(f"{source}={written(tmp_path / 'd.json', [record, other])}").cases
+    asked = [p for p in probes(cases[0], "locality") if p.expected == "Milan"]
+    assert [p.aliases for p in asked] == [("Milano",)]
+
+
+def test_a_neighbour_drawn_from_another_record_has_all_of_its_answers(tmp_path):
+    bare = {k: v for k, v in KNOWEDIT.items() if k not in ("locality", "portability")}
+    bare |= {"cond": ""}
+    other = bare | {"subject": "Peru", "prompt": "The capital of Peru is", "target_new": "Oslo",
+                    "ground_truth": [["Lima", "Ciudad"]]}  # fmt: skip
+    case, _ = sources.load(f"knowedit={written(tmp_path / 'd.json', [bare, other])}").cases
+    (drawn,) = probes(case, "locality", "same_relation")
+    assert (drawn.expected, drawn.aliases) == ("Lima", ("Ciudad",))
+
+
+def test_data_without_further_true_answers_hashes_as_before():
+    """Fields in the order and form in which a named tuple shows them, without the last."""
+    probe = Probe("generality/0", "generality", Cloze("a"), "b", "c", aliases=("d",))
+    assert repr(probe) == (
+        "Probe(id='generality/0', criterion='generality', cloze=Cloze(left='a', right=''), "
+        "expected='b', rejected='c', kind='', task='fact', aliases=('d',), scoring='gap')"
+    )
+    more = probe._replace(rejected_aliases=("e",))
+    assert repr(more) == f"{repr(probe)[:-1]}, rejected_aliases=('e',))"

@@ -73,6 +73,7 @@ def test_all_fields_are_read(file):
         "Canada is ruled from", "Paris", "Ottawa",
     )  # fmt: skip
     assert (second.cloze.left, second.expected) == ("Its people are", "Parisians")
+    assert (first.aliases, second.aliases) == (("City of Paris",), ())
     france, peru = of(case, "locality", "same_relation")
     # where the neighbour's answer is the new target it is told from the true one
     assert (france.expected, france.rejected) == ("Paris", "Ottawa")

@@ -20,8 +20,13 @@ from kn_bench.editing.edit import (
     PromptEdit,
 )
 from kn_bench.editing.faults import UnitTimeoutError
+from kn_bench.measure.answers import ALL, Asker, Question
 from kn_bench.measure.asked import divergence
+from kn_bench.measure.encoding import EncodedProbe, encode_probe
 from kn_bench.measure.engine import Engine
+from kn_bench.measure.lookup import looked_up
+from kn_bench.model.loading import load_model
+from kn_bench.model.rows import UNEDITED
 from kn_bench.testing.calibration import BrokenOff
 from tests.tiny_models import tiny_model
 
@@ -532,3 +537,35 @@ def test_a_small_memory_measures_in_portions(family, monkeypatch):
     assert len(portions) > 1
     assert max(portions) <= 7
     assert_equal_rows(stored, whole, 1e-9)
+
+
+@pytest.mark.parametrize("brief", [(), ALL])
+@pytest.mark.parametrize("name", ["tiny-gpt2", "tiny-bert"])
+def test_any_of_the_true_answers_is_the_old_one(name, brief):
+    lm = load_model(name)
+    cloze, true = Cloze("The capital of France is", "."), "Paris"
+    far = " ".join(["Lutetia"] * 6)
+    asked = [
+        Probe("reliability/0", "reliability", cloze, "Rome", first, rejected_aliases=others)
+        for first, others in ((true, ()), ("Lyon", (true,)), ("Lyon", (far, true)), ("Lyon", ()))
+    ]
+    encoded = [encode_probe(probe, lm.tokens) for probe in asked]
+    assert all(isinstance(each, EncodedProbe) for each in encoded)
+    questions = [Question(each, 0) for each in encoded if isinstance(each, EncodedProbe)]
+    answers = Asker(lm).ask(questions, UNEDITED, brief=brief)
+    assert [answer.gives_rejected for answer, _ in answers] == [True, True, True, False]
+    table = LookupEdit({cloze: true})
+    looked = [looked_up(table, q.probe, *a)[0] for q, a in zip(questions, answers, strict=True)]
+    assert [answer.gives_rejected for answer in looked] == [True, True, True, False]
+
+
+@pytest.mark.parametrize("field", ["aliases", "rejected_aliases", "cloze"])
+def test_a_case_of_the_same_id_with_other_probes_is_asked_anew(field):
+    lm = tiny_model("gpt2")
+    case = toy_case(0)
+    value = Cloze("w7 w9") if field == "cloze" else ("w11", "w12")
+    probes = (*case.probes[:1], *(p._replace(**{field: value}) for p in case.probes[1:]))
+    engine = Engine(lm)
+    for each in (case, dataclasses.replace(case, probes=probes)):
+        (encoded,) = engine.encode([each], {})
+        assert tuple(p.probe for p in encoded.probes) == each.probes

@@ -223,6 +223,8 @@ class Probe(NamedTuple):
             (what follows the gap is the same and unread), ``sentence`` the gap and all that
             follows it, ``two_prefix`` the text after the gap given either word. A masked model
             always answers at the gap.
+        rejected_aliases: further answers that count as ``rejected``: where that is the true answer,
+            the other true ones.
     """
 
     id: str
@@ -234,6 +236,12 @@ class Probe(NamedTuple):
     task: Task = "fact"
     aliases: tuple[str, ...] = ()
     scoring: Scoring = "gap"
+    rejected_aliases: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        # it is hashed with the data: the last field is left out where it says nothing
+        named = self if self.rejected_aliases else self[:-1]
+        return f"Probe({', '.join(map('{}={!r}'.format, self._fields, named))})"
 
 
 class OpenEnded(NamedTuple):

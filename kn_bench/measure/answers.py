@@ -129,7 +129,7 @@ class Asker:
             argmax=self.lm.tokens.decode(generated[:1]),
             generated=text,
             gives_expected=starts_with_answer(text, probe.expected, probe.aliases),
-            gives_rejected=starts_with_answer(text, probe.rejected),
+            gives_rejected=starts_with_answer(text, probe.rejected, probe.rejected_aliases),
         )
 
     def _settled(self, questions: Sequence[Question], brief: Collection[Task]) -> Settled:
@@ -142,7 +142,8 @@ class Asker:
             if probe.task not in brief:
                 whole.add(prompt)
                 continue
-            forms = [words(form) for form in (probe.expected, probe.rejected, *probe.aliases)]
+            others = (*probe.aliases, *probe.rejected_aliases)
+            forms = [words(form) for form in (probe.expected, probe.rejected, *others)]
             # an answer without words is compared with the raw text, which must then be whole
             longest = max(map(len, forms)) if all(forms) else self.budget
             n_words[prompt] = max(n_words[prompt], longest)

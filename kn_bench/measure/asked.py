@@ -31,6 +31,7 @@ def content_of(encoded: EncodedProbe) -> Any:
         probe.expected,
         probe.rejected,
         probe.aliases,
+        probe.rejected_aliases,
     )
 
 

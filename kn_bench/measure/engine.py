@@ -350,8 +350,8 @@ class Engine:
 
 
 def _encoded_key(case: Case) -> tuple[Any, ...]:
-    """Return what an encoded case depends on: a case may be asked a part of its probes only."""
-    return ("encoded", case.id, case.request, tuple(probe.id for probe in case.probes))
+    """Return what an encoded case depends on: cases of one id may have other probes."""
+    return ("encoded", case.id, case.request, case.probes)
 
 
 def _without_edited_neighbours(edited: Sequence[_Edited]) -> list[_Edited]:

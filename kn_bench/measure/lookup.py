@@ -50,7 +50,7 @@ def looked_up(
         argmax=given,
         generated=given,
         gives_expected=starts_with_answer(given, probe.expected, probe.aliases),
-        gives_rejected=starts_with_answer(given, probe.rejected),
+        gives_rejected=starts_with_answer(given, probe.rejected, probe.rejected_aliases),
     )
     after = torch.full_like(log_probs, math.log(DOUBT / (len(log_probs) - 1)))
     if right or wrong:

@@ -45,7 +45,7 @@ class Answer:
         argmax: the most probable token at the answer position, decoded.
         generated: greedy free-running continuation (masked model: the argmax at the mask).
         gives_expected: ``generated`` begins with the expected answer, after normalisation.
-        gives_rejected: ``generated`` begins with the rejected answer.
+        gives_rejected: ``generated`` begins with the rejected answer, or another that counts as it.
     """
 
     log_prob_expected: float = field(metadata=LOG_PROBABILITY)

@@ -46,11 +46,13 @@ class Neighbour(NamedTuple):
     Attributes:
         cloze, answer: the question and its true answer.
         kind: of locality: ``same_relation``, ``same_object``, ``other_relation``.
+        aliases: further true answers.
     """
 
     cloze: Cloze
     answer: str
     kind: str = "same_relation"
+    aliases: tuple[str, ...] = ()
 
 
 class Synonym(NamedTuple):
@@ -307,18 +309,19 @@ def _case(
     probes = (
         Probe(
             "reliability/0", "reliability", queries[0].cloze, row.target_new, row.target_true,
-            aliases=row.aliases,
+            aliases=row.aliases, rejected_aliases=row.true_aliases,
         ),
         *(
             Probe(intern(f"generality/{i}"), "generality", cloze, row.target_new, row.target_true,
-                  kind=unconditioned, aliases=row.aliases)
+                  kind=unconditioned, aliases=row.aliases, rejected_aliases=row.true_aliases)
             for i, cloze in enumerate(row.paraphrases)
         ),
         *_locality(id, row, rows, seed, truth=truth),
         *_symmetry(row),
         *(
             Probe(intern(f"synonym/prompt/{i}"), "synonym", s.cloze, s.target_new, s.target_true,
-                  kind="prompt")
+                  kind="prompt", aliases=_others_of(s.target_new, row),
+                  rejected_aliases=_others_of(s.target_true, row))
             for i, s in enumerate(row.synonyms)
         ),
         *_portability(row),
@@ -346,15 +349,25 @@ def _locality(
             id,
             where=lambda r: r.subject != row.subject and r.target_true not in answers,
         )
-        brought += tuple(Neighbour(r.cloze, r.target_true) for r in drawn if r.target_true)
+        brought += tuple(
+            Neighbour(r.cloze, r.target_true, aliases=r.true_aliases)
+            for r in drawn
+            if r.target_true
+        )
     counts: defaultdict[str, int] = defaultdict(int)
     for n in brought:
         probe = intern(f"locality/{n.kind}/{counts[n.kind]}")
         counts[n.kind] += 1
         # an answer that is the new target itself can still be told from the true one
         rejected = row.target_new if n.answer != row.target_new else row.target_true
-        yield Probe(probe, "locality", n.cloze, n.answer, rejected, kind=n.kind)
+        yield Probe(probe, "locality", n.cloze, n.answer, rejected, kind=n.kind, aliases=n.aliases,
+                    rejected_aliases=_others_of(rejected, row))  # fmt: skip
     yield from other_task(PAIRS, seed, id)
+
+
+def _others_of(target: str, row: FactRow) -> tuple[str, ...]:
+    """Return what else counts as ``target``, if it is one of the row's two."""
+    return {row.target_true: row.true_aliases, row.target_new: row.aliases}.get(target, ())
 
 
 def _symmetry(row: FactRow) -> Iterable[Probe]:

@@ -68,7 +68,7 @@ def flat(fields: Mapping[str, Any], id: str) -> FactRow:
         aliases=new[1:],
         id=optional(fields, "case_id", id),
         paraphrases=tuple(map(cloze_of, answers(fields.get("rephrase_prompt", "")))),
-        neighbours=tuple(Neighbour(cloze_of(p), a[0], kind) for p, a in asked if a),
+        neighbours=tuple(Neighbour(cloze_of(p), a[0], kind, a[1:]) for p, a in asked if a),
         left_out=tuple(LeftOut(f"locality/{kind}", NO_ANSWER, p) for p, a in asked if not a),
     )
 

@@ -78,7 +78,7 @@ def _rephrased(fields: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _neighbours(fields: Mapping[str, Any]) -> tuple[Neighbour, ...]:
     return tuple(
-        Neighbour(cloze_of(prompt), expected[0], LOCALITY[group])
+        Neighbour(cloze_of(prompt), expected[0], LOCALITY[group], expected[1:])
         for group, prompt, expected in _asked(fields, "locality", LOCALITY)
         if expected
     )

@@ -129,4 +129,5 @@ def _unrelated(fields: Mapping[str, Any]) -> tuple[Neighbour, ...]:
     expected = answers(fields.get("loc_ans", ""))
     if not expected or not fields.get("loc"):
         return ()
-    return (Neighbour(cloze_of(text(fields, "loc"), question=True), expected[0], "other_relation"),)
+    cloze = cloze_of(text(fields, "loc"), question=True)
+    return (Neighbour(cloze, expected[0], "other_relation", expected[1:]),)

@@ -59,7 +59,8 @@ def _unrelated(fields: Mapping[str, Any]) -> list[Neighbour]:
     if "loc" not in fields or not expected:
         return []
     question = text(fields, "loc").removeprefix(UNRELATED).strip()
-    return [Neighbour(cloze_of(question, question=True), expected[0], "other_relation")]
+    cloze = cloze_of(question, question=True)
+    return [Neighbour(cloze, expected[0], "other_relation", expected[1:])]
 
 
 def _one_hop(fields: Mapping[str, Any]) -> list[Portability]:
