@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from kn_bench import edited
 from kn_bench.cases.case import Cloze
 from kn_bench.editing.edit import (
     DenseEdit,
@@ -238,6 +240,57 @@ def test_notes_that_are_no_plain_values_are_refused(tmp_path):
     with pytest.raises(ValueError, match="expected notes and settings that JSON can hold"):
         save_edit(edit, tmp_path / "e", provenance=SOURCE)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("edit", "source"),
+    [
+        *((NoEdit(notes={"a": value}), {}) for value in (  # type: ignore[dict-item]
+            [1, 2], (1, 2), {"b": 1}, {"number": "nan"}, np.ones(2), torch.ones(2), None.__class__
+        )),
+        (NoEdit(notes=None), {}),  # type: ignore[arg-type]
+        (PromptEdit("a"), {"settings": {"x": [1, 2]}}),
+        (PromptEdit("a"), {"settings": {"x": {"number": "inf"}}}),
+        (PromptEdit("a"), {"model": None, "model_hash": 3}),
+        (PromptEdit("a"), {"case": None}),
+        (PromptEdit(None), {}),  # type: ignore[arg-type]
+        (LookupEdit({Cloze("a"): 3}), {}),  # type: ignore[dict-item]
+        (DenseEdit({"w": [1, 2]}), {}),  # type: ignore[dict-item]
+        (DenseEdit({"w": torch.eye(2).to_sparse()}), {}),
+        (NeuronEdit((NeuronScale(0, [1], 2.0),)), {}),  # type: ignore[arg-type]
+    ],
+)  # fmt: skip
+def test_what_could_not_be_read_back_is_refused_and_a_good_file_kept(tmp_path, edit, source):
+    path = tmp_path / "e"
+    save_edit(RANK_ONE, path, provenance=SOURCE)
+    with pytest.raises(ValueError, match=f"^{type(edit).__name__}: expected ") as refused:
+        save_edit(edit, path, provenance=replace(SOURCE, **source))
+    assert "\n" not in str(refused.value)
+    assert exactly(load_edit(path)) == exactly(RANK_ONE)
+    assert [file.name for file in tmp_path.iterdir()] == ["e"]
+
+
+@pytest.mark.parametrize("value", [np.float32(0.5), np.int64(3), np.bool_(True), torch.tensor(0.5)])
+def test_a_number_of_another_library_is_a_plain_note(tmp_path, value):
+    save_edit(NoEdit(notes={"a": value}), tmp_path / "e", provenance=SOURCE)
+    assert exactly(load_edit(tmp_path / "e").notes) == exactly({"a": value.item()})
+
+
+@pytest.mark.parametrize("path", ["", ".", "/"])
+def test_a_path_without_a_name_is_refused(path):
+    with pytest.raises(ValueError, match="expected the path of a file; name one"):
+        save_edit(NoEdit(), path, provenance=SOURCE)
+
+
+def test_an_edit_of_a_model_that_holds_another_is_told_so(tmp_path):
+    model = tiny_model("gpt2")
+    own = replace(SOURCE, model_hash=model.content_hash)
+    save_edit(RANK_ONE, tmp_path / "e", provenance=own)
+    update = LowRank(0, torch.ones(model.d_mlp, 1), torch.ones(1, model.d_model))
+    refused = pytest.raises(EditFileError, match="without an edit, and one is in force")
+    with edited(model, LowRankEdit((update,))), refused:
+        load_edit(tmp_path / "e", model=model)
+    assert exactly(load_edit(tmp_path / "e", model=model)) == exactly(RANK_ONE)
 
 
 def test_tensors_that_share_memory_are_saved_apart(tmp_path):

@@ -42,6 +42,7 @@ from kn_bench.editing.provenance import Provenance
 from kn_bench.model.given import PATH, check_type
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.loaded import check_model
+from kn_bench.model.source import first_line
 
 FORMAT = 1
 """Of the file; a reader refuses a newer one."""
@@ -145,24 +146,31 @@ def save_edit(edit: Edit, path: str | Path, *, provenance: Provenance) -> None:
     check_type("path", path, PATH, "the path of a file")
     wanted = "a kn_bench.Provenance, such as that of a bound method: method.provenance"
     check_type("provenance", provenance, Provenance, wanted)
-    kind, tensors = _plain(edit), _owned(tensors_of(edit))
-    header = _Header(
-        format=FORMAT,
-        edit=kind,
-        notes=_stored(edit.notes),
-        model=provenance.model,
-        model_hash=provenance.model_hash,
-        method=provenance.method,
-        settings=_stored(provenance.settings),
-        case=provenance.case,
-        kn_bench=provenance.kn_bench,
-    )
+    if not Path(path).name:
+        raise ValueError(f"path {str(path)!r}: expected the path of a file; name one")
+    kind = _plain(edit)
     try:
+        tensors = _owned(tensors_of(edit))
+        header = _Header(
+            format=FORMAT,
+            edit=kind,
+            notes=_stored(edit.notes),
+            model=provenance.model,
+            model_hash=provenance.model_hash,
+            method=provenance.method,
+            settings=_stored(provenance.settings),
+            case=provenance.case,
+            kn_bench=provenance.kn_bench,
+        )
         header = msgspec.structs.replace(header, sha256=_sha256(header, tensors))
         text = msgspec.json.encode(header).decode()
-    except (TypeError, ValueError, OverflowError) as error:
+        read = msgspec.json.decode(text, type=_Header)
+        if (read.notes, read.settings) != (header.notes, header.settings):
+            raise ValueError("one of them would be read as another value")
+    except (TypeError, ValueError, OverflowError, AttributeError, RuntimeError) as error:
         raise ValueError(
-            f"{type(edit).__name__}: expected notes and settings that JSON can hold; {error}"
+            f"{type(edit).__name__}: expected notes and settings that JSON can hold as single "
+            f"values, and all else of its own type; {first_line(error)}"
         ) from None
     _write(Path(path), tensors, text)
 
@@ -225,6 +233,9 @@ def _owned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     owned: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
+            kind = tensor.layout if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise TypeError(f"tensor {name} is a {kind}, and only a dense tensor can be saved")
         tensor = tensor.detach().cpu().contiguous()
         storage = tensor.untyped_storage()
         # a view would be written whole, and a storage may be written once only
@@ -289,6 +300,11 @@ def load_edit(path: str | Path, *, model: LanguageModel | None = None) -> Edit:
         check_model(model)
     header, tensors = _read(Path(path))
     if model is not None and header.model_hash != model.content_hash:
+        if header.model_hash == model.original_hash:
+            raise EditFileError(
+                f"{path}: expected {model.name} without an edit, and one is in force "
+                "(kn_bench.edited); load the edit outside of that block"
+            )
         raise EditFileError(
             f"{path}: expected an edit of {model.name} ({model.content_hash[:12]}), and this one "
             f"was made for {header.model} ({header.model_hash[:12]}); load that model"
