@@ -25,7 +25,7 @@ from kn_bench.editing.method import State
 from kn_bench.editing.registry import edit_method
 from kn_bench.editing.saving import load_edit, saved_provenance
 from kn_bench.model.comparing import check_edited_copy
-from kn_bench.model.folder import ADAPTER, CONFIG
+from kn_bench.model.folder import ADAPTER, CONFIG, INDEX, WEIGHTS
 from kn_bench.model.language_model import LanguageModel
 
 
@@ -125,7 +125,17 @@ def check(path: str, model: str) -> None:
             f"{path}: expected a checkpoint, an adapter or saved edits, and there is nothing; "
             "give the path of one"
         )
+    if folder.suffix.lower() == ".gguf":
+        raise ValueError(
+            f"{path}: expected a checkpoint, an adapter or saved edits, and it is a GGUF file, "
+            "whose weights are rounded; give the folder that it was made from"
+        )
     if (folder / ADAPTER).is_file():
+        if any((folder / name).is_file() for name in (WEIGHTS, INDEX)):
+            raise ValueError(
+                f"{path}: expected whole weights or an adapter, and it holds both; keep one of "
+                f"{WEIGHTS} and {ADAPTER} in a folder of its own"
+            )
         check_adapter(folder)
         check_adapter_of(model, folder)
     elif (folder / CONFIG).is_file():

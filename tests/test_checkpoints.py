@@ -30,6 +30,7 @@ from kn_bench.edits.checkpoint import EditedCheckpoint
 from kn_bench.measure.drawing import EDITED
 from kn_bench.model import embedded
 from kn_bench.model.comparing import _other_fields, check_edited_copy, counterpart
+from kn_bench.model.source import source_of
 from kn_bench.results.rows import VerdictRow
 from tests.conftest import PLUGINS, plain
 
@@ -459,6 +460,35 @@ def test_a_checkpoint_with_a_broken_tokenizer_is_refused_by_its_file(copy, conte
 def test_a_missing_folder_is_said(model, name, sentence):
     with pytest.raises((ValueError, RegistryError), match=sentence):
         kn.method(name, model)
+
+
+@pytest.mark.parametrize("name", ["edited[1]", "edited*", "ed?ted", "[abc]"])
+def test_a_path_is_no_pattern(model, copy, name):
+    folder = copy(edited_by(model, rank_one(model)))
+    folder = folder.rename(folder.with_name(name))
+    assert kn.method(f"checkpoint:{folder}", model).name == f"checkpoint:{name}"
+
+
+@pytest.mark.parametrize("name", ["edited.gguf", "EDITED.GGUF"])
+def test_a_gguf_file_is_refused_as_one(model, tmp_path, name):
+    (tmp_path / name).write_bytes(b"GGUF")
+    with pytest.raises(ValueError, match=f"{name}: expected a checkpoint, .* it is a GGUF file"):
+        kn.method(f"checkpoint:{tmp_path / name}", model)
+
+
+@pytest.mark.parametrize("name", ["MODEL.GGUF", "Model.Gguf"])
+def test_a_gguf_file_is_one_in_any_case(tmp_path, name):
+    with pytest.raises(ValueError, match=f"{name}: expected a GGUF file, and the path does not"):
+        source_of(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("weights", ["model.safetensors", "model.safetensors.index.json"])
+def test_whole_weights_beside_an_adapter_are_refused(model, copy, weights):
+    folder = copy(edited_by(model, rank_one(model)))
+    (folder / "model.safetensors").rename(folder / weights)
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match="whole weights or an adapter, and it holds both; keep"):
+        kn.method(f"checkpoint:{folder}", model)
 
 
 # -- saved edits and adapters ------------------------------------------------------------------

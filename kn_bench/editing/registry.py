@@ -276,8 +276,9 @@ def expand(names: Sequence[str], known: Iterable[str]) -> list[str]:
 
 
 def is_pattern(name: str) -> bool:
-    """Return whether ``name`` may name several methods."""
-    return name == "all" or any(character in name for character in "*?[")
+    """Return whether ``name`` may name several methods; what follows a colon is a path."""
+    pattern, _, _ = name.partition(":")
+    return name == "all" or any(character in pattern for character in "*?[")
 
 
 def bind(

@@ -33,7 +33,7 @@ def source_of(name: str) -> tuple[str, str | None]:
     if name in packaged.PACKAGED:
         return str(packaged.folder(name)), None
     path = Path(name)
-    if path.suffix == ".gguf":
+    if path.suffix.lower() == ".gguf":
         return str(_gguf(path)), None
     if path.is_dir():
         check_folder(path)
