@@ -17,10 +17,17 @@ from typing import Any
 import pytest
 
 from kn_bench.cases import sources
-from kn_bench.cases.building.rows import CONDITION, REPEATED, UNCONDITIONED
+from kn_bench.cases.building.rows import (
+    CONDITION,
+    JOINED,
+    OTHER_INVERSE,
+    REPEATED,
+    UNCONDITIONED,
+)
 from kn_bench.cases.case import HALF_A_CHARACTER, Cloze, Probe
 from kn_bench.cases.sources import forms
 from kn_bench.cases.sources.forms.common import NO_ANSWER, UNKNOWN_GROUP
+from kn_bench.cases.sources.jsonl import REPEATED_PAIR
 from kn_bench.cases.sources.records import read_records
 from tests.published_forms import (
     COUNTERFACT,
@@ -615,6 +622,71 @@ def test_a_fact_listed_twice_is_kept_once(tmp_path):
     selection = sources.load(str(written(tmp_path / "f.json", [FACT, FACT, FACT])))
     assert len(selection.cases) == 1
     assert Counter(e.reason for e in selection.exclusions) == {REPEATED: 2}
+
+
+@pytest.mark.parametrize(
+    ("record", "more", "criterion"),
+    [
+        (COUNTERFACT, {"paraphrase_prompts": ["Ann Lee, a speaker of"]}, "generality"),
+        (COUNTERFACT, {"neighborhood_prompts": ["Di Orr speaks"]}, "locality"),
+        (ZSRE, {"loc": "who played the son"}, "locality"),
+        (MQUAKE, {"questions": ["In which city does her country end?"]}, "portability"),
+        (KNOWEDIT, {"portability": {"Reasoning": [{"prompt": "It is in", "ground_truth": "X"}]}},
+         "portability"),
+        (FACT, {"paraphrases": ["{} is ruled from"]}, "generality"),
+        (FACT, {"synonyms": ["{}'s seat is"]}, "synonym"),
+        (FACT, {"inverse": {"prompt": "{} is the capital of", "displaced": "Malta"}}, "symmetry"),
+    ],
+)  # fmt: skip
+def test_a_fact_listed_again_adds_its_other_questions(tmp_path, record, more, criterion):
+    copy = {**record, **more, **({"case_id": 99} if "case_id" in record else {})}
+    (once,) = sources.load(str(written(tmp_path / "f.json", [record]))).cases
+    (alone,) = sources.load(str(written(tmp_path / "f.json", [copy]))).cases
+    for third, repeated in (([], 0), ([copy], 1)):
+        selection = sources.load(str(written(tmp_path / "f.json", [record, copy, *third])))
+        (case,) = selection.cases
+        assert case.id == once.id
+        reasons = Counter({JOINED: 1}) + Counter({REPEATED: repeated})
+        assert Counter(e.reason for e in selection.exclusions) == reasons
+        asked, first, second = (
+            [
+                (p.cloze, p.expected)
+                for p in probes(c, criterion)
+                if p.task == "fact" and p.kind != CONDITION
+            ]
+            for c in (case, once, alone)
+        )
+        assert set(second) - set(first)
+        assert set(asked) == {*first, *second}
+        assert len(asked) == len(set(asked))
+
+
+def test_a_second_inverse_question_of_a_fact_is_counted(tmp_path):
+    inverse = {"prompt": "{} is the capital of", "displaced": "Malta"}
+    other = {**inverse, "prompt": "{} is the seat of"}
+    records = [{**FACT, "inverse": one} for one in (inverse, other)]
+    selection = sources.load(str(written(tmp_path / "f.json", records)))
+    assert Counter(e.reason for e in selection.exclusions) == {JOINED: 1, OTHER_INVERSE: 1}
+
+
+PAIR = {"good": "He sold this cup.", "bad": "He sold this cups.", "agreeing": "this"}
+
+
+@pytest.mark.parametrize(
+    ("copy", "repeats"),
+    [
+        ({**PAIR}, 1),
+        ({**PAIR, "id": "b"}, 1),
+        ({**PAIR, "agreeing": "He"}, 0),
+        ({**PAIR, "scoring": "sentence"}, 0),
+        ({**PAIR, "paradigm": "other"}, 0),
+    ],
+)
+def test_a_minimal_pair_listed_again_is_counted_out(tmp_path, copy, repeats):
+    selection = sources.load(str(written(tmp_path / "f.json", [PAIR, copy])))
+    assert len(selection.cases) == 2 - repeats
+    reasons = [e.reason for e in selection.exclusions]
+    assert reasons == [REPEATED_PAIR] * repeats
 
 
 def test_two_new_targets_for_one_fact_are_two_cases(tmp_path):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from sys import intern
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from kn_bench.cases.building.neighbours import NEIGHBOURS, PAIRS, other_task
 from kn_bench.cases.case import (
@@ -32,6 +32,8 @@ from kn_bench.cases.sampling import draw, limited, slug, unique_slugs
 BACKGROUND = 8
 Background = tuple[tuple[Query, ...], ...]
 REPEATED = "the same fact is listed again; its first copy is kept"
+JOINED = "the same fact is listed again with other questions; its first copy asks them all"
+OTHER_INVERSE = "the same fact is listed again with another inverse question"
 CONDITION = "condition"
 """Kind of the portability probes that the unedited model has to answer for another to count; the id
 of one is the other's with ``/condition/<n>`` after it."""
@@ -180,8 +182,8 @@ def row_cases(
         members, repeats = _without_repeats(members)
         ids = [f"{slug(source)}/{slug(relation)}/{name}" for name in _names(members)]
         excluded += [
-            Exclusion(f"{slug(source)}/{slug(relation)}/{slug(row.id or row.subject)}", REPEATED)
-            for row in repeats
+            Exclusion(f"{slug(source)}/{slug(relation)}/{slug(row.id or row.subject)}", reason)
+            for row, reason in repeats
         ]
         background_of = _backgrounds(members, relation)
         for i in limited(ids, limit, seed):
@@ -201,19 +203,40 @@ def row_cases(
     return Selection(tuple(cases), tuple(excluded))
 
 
-def _without_repeats(rows: Sequence[FactRow]) -> tuple[list[FactRow], list[FactRow]]:
-    """Return each fact once, at its first place, and the copies.
+def _without_repeats(rows: Sequence[FactRow]) -> tuple[list[FactRow], list[tuple[FactRow, str]]]:
+    """Return each fact once, at its first place, with the questions of all its copies; and those.
 
-    Two new targets for one fact are two facts.
+    Two new targets for one fact are two facts. A copy comes with the reason why it is no case.
     """
     first: dict[tuple[str, ...], FactRow] = {}
     repeats = []
     for row in rows:
         key = (row.subject, row.prompt, row.suffix, row.target_true, row.target_new)
-        if key in first:
-            repeats.append(row)
-        first.setdefault(key, row)
+        known = first.setdefault(key, row)
+        if known is not row:
+            first[key] = _with_questions(known, row)
+            repeats.append((row, REPEATED if first[key] == known else JOINED))
     return list(first.values()), repeats
+
+
+def _with_questions(row: FactRow, copy: FactRow) -> FactRow:
+    """Return ``row`` with what ``copy``, the same fact, asks and accepts beyond it."""
+
+    def both(name: str) -> Any:
+        return tuple(dict.fromkeys((*getattr(row, name), *getattr(copy, name))))
+
+    names = ("paraphrases", "synonyms", "neighbours", "aliases", "true_aliases", "portability")
+    left_out = both("left_out")
+    if copy.inverse is not None and row.inverse not in (None, copy.inverse):
+        lost = LeftOut("symmetry", OTHER_INVERSE, copy.inverse.about_new.left)
+        left_out = tuple(dict.fromkeys((*left_out, lost)))
+    prompts = dict.fromkeys((*row.open_ended.prompts, *copy.open_ended.prompts))
+    return row._replace(
+        **{name: both(name) for name in names},
+        inverse=row.inverse or copy.inverse,
+        open_ended=row.open_ended._replace(prompts=tuple(prompts)),
+        left_out=left_out,
+    )
 
 
 def _names(rows: Sequence[FactRow]) -> list[str]:

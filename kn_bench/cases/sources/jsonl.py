@@ -36,6 +36,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from sys import intern
@@ -85,6 +86,8 @@ RELATIVES = (
 )
 PARADIGM_COLUMNS = ("UID", "paradigm", "PID", "phenomenon", "linguistic_phenomenon")
 
+REPEATED_PAIR = "the same minimal pair is listed again; its first copy is kept"
+
 FileRow = FactRow | MinimalPair | Exclusion
 
 
@@ -112,7 +115,12 @@ def load(
         rows = read(file)
         excluded += [row for row in rows if isinstance(row, Exclusion)]
         facts = [row for row in rows if isinstance(row, FactRow)]
-        pairs = [row for row in rows if isinstance(row, MinimalPair)]
+        pairs, repeats = _each_once(row for row in rows if isinstance(row, MinimalPair))
+        excluded += [
+            Exclusion(f"{slug(file.stem)}/{slug(pair.paradigm)}/{slug(pair.id)}", REPEATED_PAIR)
+            for pair in repeats
+            if relations is None or pair.paradigm in relations
+        ]
         paradigms = [Paradigm(name, name) for name in dict.fromkeys(p.paradigm for p in pairs)]
         for part in (
             row_cases(facts, source=file.stem, limit=limit, relations=relations, seed=seed),
@@ -130,6 +138,16 @@ def load(
             cases += part.cases
             excluded += part.exclusions
     return Selection(tuple(cases), tuple(excluded))
+
+
+def _each_once(pairs: Iterable[MinimalPair]) -> tuple[list[MinimalPair], list[MinimalPair]]:
+    """Return each pair at its first place, and the copies, whatever their ids."""
+    first: dict[MinimalPair, MinimalPair] = {}
+    repeats = []
+    for pair in pairs:
+        if first.setdefault(replace(pair, id=""), pair) is not pair:
+            repeats.append(pair)
+    return list(first.values()), repeats
 
 
 def relation_ids(path: Path | None = None) -> tuple[str, ...]:
