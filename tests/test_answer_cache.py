@@ -1,5 +1,6 @@
 """The unedited model's answers on disk: the same numbers, without asking again."""
 
+import copy
 import sqlite3
 import warnings
 from contextlib import closing
@@ -11,7 +12,11 @@ from hypothesis import strategies as st
 
 from kn_bench.measure.cache import AnswerCache, TargetScores, content_key
 from kn_bench.measure.engine import Engine
+from kn_bench.model.corpus import Texts
+from kn_bench.model.language_model import LanguageModel
+from kn_bench.model.own_text import own_text
 from kn_bench.model.scoring import Reading
+from kn_bench.model.second_moment import second_moments
 from tests.test_engine import Toy, _Nothing, assert_equal_rows, rows, toy_case
 from tests.tiny_models import tiny_model
 
@@ -47,18 +52,45 @@ def test_two_models_share_a_folder_and_no_answer(tmp_path):
         )
 
 
+def test_equal_weights_under_another_config_share_no_answer_and_nothing_else_on_disk(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("KN_BENCH_CACHE", str(tmp_path))
+    plain, odd = (tiny_model.__wrapped__("llama", torch.float32) for _ in range(2))
+    odd = LanguageModel(odd.name, _with_epsilon(odd.hf, 0.5), odd.tokens.tokenizer)
+    assert plain.content_hash == odd.content_hash
+    cases = [toy_case(i) for i in range(3)]
+    for lm in (plain, odd, plain):
+        assert rows(Engine(lm, cache=tmp_path), _Nothing(), cases) == rows(
+            Engine(lm), _Nothing(), cases
+        )
+    texts = Texts(("w5 w6 w7", "w8 w9"))
+    kept, other = (second_moments(lm, [1], texts, cache=tmp_path)[1].matrix for lm in (plain, odd))
+    assert not torch.allclose(kept, other)
+    assert own_text(plain, 8) != own_text(odd, 8)
+
+
+def _with_epsilon(hf, epsilon):
+    """The model as transformers builds it from a config with another epsilon of its norms."""
+    config = copy.deepcopy(hf.config)
+    config.rms_norm_eps = epsilon
+    other = type(hf)(config).to(hf.dtype)
+    other.load_state_dict(hf.state_dict())
+    return other
+
+
 SAID = r"^the cache .*sqlite cannot be used \(.*\): the unedited model is asked anew; remove"
 
 
 def test_a_broken_file_is_done_without(tmp_path):
     lm = tiny_model("gpt2", torch.float32)
     cases = [toy_case(0)]
-    path = tmp_path / f"{lm.content_hash}-cpu.sqlite"
+    path = tmp_path / f"{lm.content_hash}-{lm.behaviour_hash}-cpu.sqlite"
     path.write_bytes(b"this is no database, and longer than a header of sixteen bytes" * 20)
     with pytest.warns(UserWarning, match=SAID):
         assert rows(Engine(lm, cache=tmp_path), _Nothing(), cases)
     with pytest.warns(UserWarning, match="file is not a database"):
-        assert not AnswerCache(tmp_path, f"{lm.content_hash}-cpu").usable
+        assert not AnswerCache(tmp_path, f"{lm.content_hash}-{lm.behaviour_hash}-cpu").usable
 
 
 def test_a_folder_that_cannot_be_made_is_done_without(tmp_path):
@@ -98,7 +130,7 @@ def test_an_altered_answer_is_asked_anew_with_one_warning(tmp_path, statement):
     lm = tiny_model.__wrapped__("gpt2", torch.float32)
     cases = [toy_case(index) for index in range(4)]
     first = rows(Engine(lm, cache=tmp_path), _Nothing(), cases)
-    file = tmp_path / f"{lm.content_hash}-cpu.sqlite"
+    file = tmp_path / f"{lm.content_hash}-{lm.behaviour_hash}-cpu.sqlite"
     with closing(sqlite3.connect(file)) as connection, connection:
         assert connection.execute(statement).rowcount > 1
     lm.memo.clear()

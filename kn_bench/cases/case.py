@@ -22,6 +22,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
+from kn_bench.model.given import HALF_A_CHARACTER as HALF_A_CHARACTER
+
 Task = Literal["fact", "pair"]
 """A fact (PARAREL) or a grammatical minimal pair (BLiMP)."""
 
@@ -40,9 +42,6 @@ CRITERIA: tuple[Criterion, ...] = (
 OPTIONAL_CRITERIA: tuple[Criterion, ...] = ("portability",)
 """Measured only where the data asks for it, and never part of a score."""
 ALL_CRITERIA = (*CRITERIA, *OPTIONAL_CRITERIA)
-
-HALF_A_CHARACTER = "the text holds half a character (a lone surrogate)"
-"""Why a record or probe is left out that JSON can hold and no model can be asked."""
 
 Scoring = Literal["gap", "two_prefix", "sentence"]
 """How a causal model compares the two members of a pair; see :class:`Probe`."""

@@ -45,7 +45,7 @@ def measured_norm(
     assert not free.norm_anchor, "a norm that is anchored cannot be measured"
     layer, lengths = settings.layers[-1], settings.context_template_length_params
     asked = (free, layer, place, lengths, settings.context_seed, solves)
-    text = json.dumps([lm.original_hash, repr(asked), lm.device.type])
+    text = json.dumps([lm.original_hash, lm.behaviour_hash, repr(asked), lm.device.type])
     name = hashlib.sha256(text.encode()).hexdigest()[:32]
 
     def measured() -> float:

@@ -1,6 +1,6 @@
 """What the unedited model said, kept on disk by content, so that no run and no method asks again.
 
-    cache/answers/<model content hash>-<device>.sqlite
+    cache/answers/<content hash>-<behaviour hash>-<device>.sqlite
     ├── readings   prompt ids, answer position, budget -> log-probabilities, greedy continuation
     └── scores     ids, positions, targets             -> log p and argmax of each target
 
@@ -55,7 +55,7 @@ class AnswerCache:
 
     Args:
         folder: folder of the cache files; created if it is missing.
-        model: the model's content hash, to which the caller appends the device type.
+        model: what tells the model apart: its hashes and the type of its device.
     """
 
     def __init__(self, folder: Path, model: str) -> None:

@@ -78,8 +78,8 @@ class Engine:
         self.seed = seed
         self._hash = model.verified_hash
         self._surroundings = Surroundings(model)
-        device = model.device.type
-        self._cache = AnswerCache(cache, f"{model.content_hash}-{device}") if cache else None
+        key = f"{model.content_hash}-{model.behaviour_hash}-{model.device.type}"
+        self._cache = AnswerCache(cache, key) if cache else None
         self.asker = Asker(model)
         if memory is not None:
             model.batcher.memory = memory

@@ -7,6 +7,8 @@ neurons (the keys of ROME), its outputs their values. One row here is all that a
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -284,6 +286,18 @@ def _number(config: Any, name: str) -> int:
 def submodule(module: nn.Module, path: str) -> nn.Module:
     """Return ``module`` at a dotted path; ``AttributeError`` names a path that is missing."""
     return module.get_submodule(path) if path else module
+
+
+_ASIDE = ("_name_or_path", "transformers_version", "dtype")
+"""Entries of a config that say nothing of what its model computes from its weights."""
+
+
+def config_hash(config: Any, architecture: Architecture) -> str:
+    """Return SHA-256 of what a config and a row, beside the weights, decide about the answers."""
+    entries = {name: value for name, value in config.to_dict().items() if name not in _ASIDE}
+    entries["attention"] = getattr(config, "_attn_implementation", None)
+    entries["row"] = repr(architecture)
+    return hashlib.sha256(json.dumps(entries, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def window_of(config: Any) -> int | None:

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from kn_bench.model.tokens import Tokens
+
 Choose = Callable[[Float[Tensor, " vocabulary"]], int]
 """Picks a token by its logits."""
 
@@ -30,6 +32,45 @@ def top_k(k: int, seed: int) -> Choose:
         return int(tokens[torch.multinomial(best.softmax(0), 1, generator=generator)])
 
     return choose
+
+
+def prompt_ids(model: str, tokens: Tokens, prompt: str, new: int) -> list[int]:
+    """Return the ids of a prompt that the model can go on from, or fill in.
+
+    Args:
+        model: its name.
+        new: tokens that are to follow in a causal model.
+
+    Raises:
+        ValueError: for a prompt that is empty or leaves no room in the model, or that holds half a
+            character; for a masked model's without exactly one mask.
+    """
+    ids = list(tokens.encode(prompt).ids)
+    what = f"{prompt[:40]!r}"
+    if tokens.kind == "masked":
+        if (masks := sum(id == tokens.mask_id for id in ids)) != 1:
+            raise ValueError(
+                f"{prompt!r}: expected one {tokens.mask_token} in a prompt for the masked model "
+                f"{model}, got {masks}"
+            )
+        if len(ids) > tokens.max_length:
+            raise ValueError(
+                f"{what}: expected at most {tokens.max_length} tokens in a prompt for {model}, "
+                f"got {len(ids)}; shorten it"
+            )
+        return ids
+    ids = ids[: len(ids) - tokens.n_closing]
+    room = tokens.max_length - new
+    if room < 1:
+        raise ValueError(
+            f"max_new_tokens {new}: expected at most {tokens.max_length - 1}, since {model} has "
+            f"room for {tokens.max_length} tokens with the prompt"
+        )
+    if not 1 <= len(ids) <= room:
+        raise ValueError(
+            f"{what}: expected 1 to {room} tokens before {new} new ones, got {len(ids)}"
+        )
+    return ids
 
 
 @torch.no_grad()

@@ -8,6 +8,9 @@ from collections.abc import Iterable
 from numbers import Integral, Real
 from typing import Any
 
+HALF_A_CHARACTER = "the text holds half a character (a lone surrogate)"
+"""Why a text is left out or refused that JSON can hold and no model can be asked."""
+
 PATH = (str, os.PathLike)
 """What a path may be given as."""
 

@@ -29,12 +29,13 @@ from torch import Tensor, nn
 from kn_bench.model.architecture import (
     Architecture,
     architecture_of,
+    config_hash,
     positions_of,
     submodule,
 )
 from kn_bench.model.batching import Batcher, default_memory
 from kn_bench.model.corpus import NamedCorpus
-from kn_bench.model.generating import Choose, continued, most_probable
+from kn_bench.model.generating import Choose, continued, most_probable, prompt_ids
 from kn_bench.model.given import check_type, whole
 from kn_bench.model.held import HeldEdits
 from kn_bench.model.memo import Memo
@@ -87,6 +88,7 @@ class LanguageModel:
         self.hf = fused(hf.eval().requires_grad_(False))
         self.held = HeldEdits(name, self.hf)
         self.architecture = architecture or architecture_of(hf.config)
+        self._config_hash = config_hash(hf.config, self.architecture)
         self.tokens = Tokens(
             tokenizer, self.architecture.kind, positions_of(hf.config, self.architecture)
         )
@@ -196,6 +198,15 @@ class LanguageModel:
         digest.update(self.tokens.content_hash.encode())
         return digest.hexdigest()
 
+    @property
+    def behaviour_hash(self) -> str:
+        """Hash of what decides the model's answers beside its weights: config and end of a text.
+
+        What is kept on disk goes by it and by :attr:`content_hash` or :attr:`original_hash`.
+        """
+        ends = sorted(self.end_ids)
+        return hashlib.sha256(f"{self._config_hash}+{ends}".encode()).hexdigest()[:32]
+
     @cached_property
     def verified_hash(self) -> str:
         """:meth:`parameter_hash` of the model as it was loaded."""
@@ -303,8 +314,7 @@ class LanguageModel:
 
         Raises:
             TypeError: for a prompt that is not text, or a number of tokens that is not whole.
-            ValueError: for a masked model's prompt without exactly one mask, or a prompt that is
-                empty or leaves no room in the model.
+            ValueError: for a prompt that :func:`~kn_bench.model.generating.prompt_ids` refuses.
 
         Examples:
             >>> import kn_bench as kn
@@ -315,23 +325,11 @@ class LanguageModel:
         max_new_tokens = whole("max_new_tokens", max_new_tokens, least=1)
         if self.prompt_prefix:
             prompt = f"{self.prompt_prefix} {prompt}"
-        ids = list(self.tokens.encode(prompt).ids)
-        if not self.is_causal:
-            masks = [i for i, id in enumerate(ids) if id == self.tokens.mask_id]
-            if len(masks) != 1:
-                raise ValueError(
-                    f"{prompt!r}: expected one {self.tokens.mask_token} in a prompt for the masked "
-                    f"model {self.name}, got {len(masks)}"
-                )
-            filled = self.forward(self.tensor([ids]), self.tensor([masks]))[0, 0].argmax()
-            return self.tokens.decode([int(filled)]).strip()
-        ids = ids[: len(ids) - self.tokens.n_closing]
-        if not ids or len(ids) + max_new_tokens > self.tokens.max_length:
-            raise ValueError(
-                f"{prompt[:40]!r}: expected 1 to {self.tokens.max_length - max_new_tokens} tokens "
-                f"before {max_new_tokens} new ones, got {len(ids)}"
-            )
+        ids = prompt_ids(self.name, self.tokens, prompt, max_new_tokens)
         row = self.tensor([ids])
+        if not self.is_causal:
+            mask = self.tensor([[ids.index(self.tokens.mask_id or 0)]])
+            return self.tokens.decode([int(self.forward(row, mask)[0, 0].argmax())]).strip()
         new = continued(self.hf, row, max_new_tokens, ends=self.end_ids, choose=choose)
         return self.tokens.decode(new)
 

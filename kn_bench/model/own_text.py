@@ -80,7 +80,8 @@ def own_text(lm: LanguageModel, tokens: int, *, seed: int = 0) -> Path:
             f"{lm.name}: expected a causal model to write the text for C; give --corpus FILE, one "
             "document per line"
         )
-    recipe = [lm.original_hash, str(lm.dtype), tokens, seed, LENGTH, ROWS, TOP_K, OPENINGS]
+    model = [lm.original_hash, lm.behaviour_hash, str(lm.dtype)]
+    recipe = [*model, tokens, seed, LENGTH, ROWS, TOP_K, OPENINGS]
     digest = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:24]
     path = cache_folder() / "corpora" / f"self-{digest}.txt"
     path.parent.mkdir(parents=True, exist_ok=True)

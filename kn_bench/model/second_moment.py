@@ -216,9 +216,8 @@ def _padded(
 def _key(
     lm: LanguageModel, layer: int, corpus: Corpus, max_tokens: int | None, dtype: torch.dtype
 ) -> str:
-    return _digest(
-        [lm.content_hash, layer, corpus.content_hash, max_tokens, str(dtype), str(lm.dtype)]
-    )
+    model = [lm.content_hash, lm.behaviour_hash, str(lm.dtype)]
+    return _digest([*model, layer, corpus.content_hash, max_tokens, str(dtype)])
 
 
 def _digest(parts: Sequence[object]) -> str:

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 from transformers import PreTrainedTokenizerFast
+
+from kn_bench.model.given import HALF_A_CHARACTER
 
 Kind = Literal["causal", "masked"]
 """How a model answers: after the prompt, or at a mask."""
@@ -114,13 +118,19 @@ class Tokens:
         return hashlib.sha256(self._backend.to_str().encode()).hexdigest()
 
     def encode(self, text: str) -> Encoding:
-        """Return ``text`` as ids with offsets, the tokenizer's own special tokens included."""
-        encoded = self._backend.encode(text)
+        """Return ``text`` as ids with offsets, the tokenizer's own special tokens included.
+
+        Raises:
+            ValueError: for a text that holds half a character, as the other methods do.
+        """
+        with _whole_characters([text]):
+            encoded = self._backend.encode(text)
         return Encoding(tuple(encoded.ids), tuple(encoded.offsets))
 
     def encode_many(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
         """Return the ids of each text, as :meth:`encode` does, in one call and without offsets."""
-        return [tuple(e.ids) for e in self._backend.encode_batch_fast(list(texts))]
+        with _whole_characters(texts):
+            return [tuple(e.ids) for e in self._backend.encode_batch_fast(list(texts))]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of ``ids``, special tokens left out, its spaces as they are."""
@@ -140,8 +150,26 @@ class Tokens:
 
     def encode_spans(self, texts: Sequence[str], spans: Sequence[Span]) -> list[Spanned]:
         """Return each text's ids with the tokens of one span in it; one call for all."""
-        encoded = self._backend.encode_batch(list(texts))
+        with _whole_characters(texts):
+            encoded = self._backend.encode_batch(list(texts))
         return [_spanned(e, span) for e, span in zip(encoded, spans, strict=True)]
+
+
+@contextmanager
+def _whole_characters(texts: Sequence[str]) -> Iterator[None]:
+    """Say which text holds half a character, where the tokenizer only says that it is no text."""
+    try:
+        yield
+    except TypeError:
+        halved = next((t for t in texts if isinstance(t, str) and re.search(_HALF, t)), None)
+        if halved is None:
+            raise
+        raise ValueError(
+            f"{halved[:60]!a}: expected whole characters, and {HALF_A_CHARACTER}; leave it out"
+        ) from None
+
+
+_HALF = "[\ud800-\udfff]"
 
 
 def last_token_of(encoding: Encoding, start: int, end: int) -> int:
