@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import os
@@ -183,10 +184,18 @@ def test_counterfact_brings_its_own_prompts_and_ids(tmp_path, model):
 def test_references_of_ones_own_and_published_weights(tmp_path):
     path = tmp_path / "references.jsonl"
     path.write_text(json.dumps({"relation": "P36", "target": "Rome", "texts": ["Rome is old."]}))
-    assert set(read_references(path).weights.vocabulary) == {"rome", "is", "old"}
+    own = read_references(path)
+    assert set(own.weights.vocabulary) == {"rome", "is", "old"}
+    assert own.content_hash == hashlib.sha256(path.read_bytes()).hexdigest()
     (tmp_path / "tfidf_vocab.json").write_text(json.dumps({"rome": 0, "old": 1}))
     np.save(tmp_path / "idf.npy", np.array([2.0, 1.0]))
     assert read_references(path).weights.idf.tolist() == [2.0, 1.0]
+    hashes = [own.content_hash, read_references(path).content_hash]
+    np.save(tmp_path / "idf.npy", np.array([2.0, 3.0]))
+    hashes.append(read_references(path).content_hash)
+    (tmp_path / "tfidf_vocab.json").write_text(json.dumps({"rome": 1, "old": 0}))
+    hashes.append(read_references(path).content_hash)
+    assert len(set(hashes)) == 4  # with other weights, a run is made of something else
     np.save(tmp_path / "idf.npy", np.array([2.0]))
     with pytest.raises(ValueError, match=r"expected a word for each of the 1 weights of idf\.npy"):
         read_references(path)

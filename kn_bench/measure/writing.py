@@ -40,7 +40,7 @@ class References:
     Attributes:
         texts: (relation, target's id or name) -> texts.
         weights: of their words.
-        content_hash: SHA-256 of the file.
+        content_hash: SHA-256 of the file, and of the weights where these stand beside it.
     """
 
     texts: Mapping[tuple[str, str], tuple[str, ...]]
@@ -87,11 +87,14 @@ def read_references(path: Path) -> References:
             ) from None
     texts = {target: tuple(each) for target, each in by_target.items()}
     vocabulary, idf = path.with_name(VOCABULARY), path.with_name(IDF)
+    content = hashlib.sha256(path.read_bytes())
     if vocabulary.is_file() and idf.is_file():
         weights = TfIdf.read(vocabulary, idf)
+        for file in (vocabulary, idf):
+            content.update(hashlib.sha256(file.read_bytes()).digest())
     else:
         weights = TfIdf.of([text for each in texts.values() for text in each])
-    return References(texts, weights, hashlib.sha256(path.read_bytes()).hexdigest())
+    return References(texts, weights, content.hexdigest())
 
 
 def _target(fields: Mapping[str, Any]) -> tuple[str, str]:
