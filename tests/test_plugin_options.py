@@ -177,3 +177,11 @@ def test_the_options_are_there_where_the_suites_are(pytester):
 def test_markers_are_registered(pytester):
     result = pytester.runpytest_subprocess("--markers")
     result.stdout.fnmatch_lines(["@pytest.mark.facts: *", "@pytest.mark.pairs: *"])
+
+
+@pytest.mark.parametrize("option", ["--sequences=3", "--allow-conflicts", "--stop-at-collapse"])
+def test_what_only_several_edits_can_have_is_refused_under_single(bench, option):
+    """Two of them were passed over."""
+    refused = bench.run("-p", "no:xdist", option)
+    assert refused.ret == pytest.ExitCode.USAGE_ERROR
+    assert "expected a --protocol of several edits" in refused.stderr.str()

@@ -305,6 +305,15 @@ def _refuse_contradictions(options: Options, config: pytest.Config) -> None:
             f"--sequences {options.sequences}: expected a --protocol of several edits, such as "
             "sequence:100; under single every case is measured once"
         )
+    for given, option in (
+        (options.allow_conflicts, "--allow-conflicts"),
+        (options.stop_at_collapse, "--stop-at-collapse"),
+    ):
+        if given and options.protocol == SINGLE:
+            raise pytest.UsageError(
+                f"{option}: expected a --protocol of several edits, such as sequence:100; under "
+                "single no two edits meet; leave it out"
+            )
     if options.generations and options.protocol != SINGLE:
         raise pytest.UsageError(
             f"--generations {options.generations}: expected --protocol single, which this is "
