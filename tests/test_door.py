@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import doctest
+import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
 import torch
 
 import kn_bench as kn
+from kn_bench.cases.case import Query
 from tests.tiny_models import tiny_model
 
 DOOR = {
@@ -454,3 +459,77 @@ def test_a_case_given_twice_is_named():
     cases = kn.load_cases("embedded", relation="P36", limit=1)
     with pytest.raises(ValueError, match=f"two are called {cases[0].id}; give each case once"):
         kn.evaluate(kn.load_model("tiny-gpt2"), "none", cases * 2)
+
+
+@pytest.mark.parametrize("relation", ["P36", "determiner_noun_agreement_1"])
+def test_a_case_can_be_copied_sent_and_hashed(relation):
+    """A read-only view in it could be neither."""
+    (case,) = kn.load_cases("embedded", relation=relation, limit=1)
+    viewed = replace(case, not_applicable=MappingProxyType({"symmetry": "no inverse"}))
+    stated = replace(case, not_applicable={"symmetry": "no inverse"})
+    for each in (case, viewed, stated):
+        assert repr(pickle.loads(pickle.dumps(each))) == repr(each)  # the data's hash is made of it
+        assert copy.deepcopy(each) == pickle.loads(pickle.dumps(each)) == each
+        assert len({each, copy.deepcopy(each)}) == 1
+
+
+@pytest.mark.parametrize(("field", "value", "error"), [
+    ("queries", ["x"], TypeError), ("queries", None, TypeError), ("queries", "x", TypeError),
+    ("background", None, TypeError), ("background", ["x"], TypeError),
+    ("background", [["x"]], TypeError), ("relation", 3, TypeError), ("relation", None, TypeError),
+    ("task", 3, TypeError), ("task", "nope", ValueError),
+])  # fmt: skip
+def test_a_request_has_fields_of_their_types(field, value, error):
+    with pytest.raises(error, match=f"^{field} .*: expected "):
+        replace(FACT, **{field: value})
+
+
+def test_queries_of_a_request_may_be_listed():
+    query = Query(FACT.cloze, "Ottawa")
+    listed: Any = replace(FACT, queries=[query], background=[[query]])  # type: ignore[arg-type]
+    assert (listed.queries, listed.background) == ((query,), ((query,),))
+    assert hash(listed) == hash(replace(FACT, queries=(query,), background=((query,),)))
+
+
+def test_noise_that_the_model_cannot_compute_with_is_refused():
+    """The scores were NaN, without a word."""
+    (case,) = kn.load_cases("embedded", relation="P36", limit=1)
+    with pytest.raises(ValueError, match=r"multiplier 1e\+30: expected noise that tiny-gpt2 can"):
+        kn.trace(kn.load_model("tiny-gpt2"), case.request, samples=1, multiplier=1e30)
+
+
+@pytest.mark.parametrize(("apply", "sentence"), [
+    (None, "WrapperEdit of a NoneType: expected a function"),
+    (3, "WrapperEdit of a int: expected a function"),
+    (lambda hf: 3, "WrapperEdit returned a int: expected a context manager"),
+    (lambda hf: None, "WrapperEdit returned a NoneType: expected a context manager"),
+])  # fmt: skip
+def test_a_wrapper_that_wraps_nothing_is_refused_in_a_sentence(apply, sentence):
+    model = tiny_model("gpt2")
+    with pytest.raises(ValueError, match=sentence):
+        kn.edited(model, API.WrapperEdit(apply)).__enter__()
+    assert model.parameter_hash() == model.verified_hash
+
+
+def test_edits_are_equal_by_what_they_hold():
+    """To compare two raised an error: the truth of a tensor is ambiguous."""
+    model = tiny_model("gpt2")
+    dense = {model.weight_name(0): torch.ones(2)}
+    for make in (low_rank, neurons, lambda _: kn.DenseEdit(dict(dense))):
+        edit, same = make(model), make(model)
+        assert edit == same
+        assert edit != replace(same, notes={"a": 1})
+        assert edit != kn.NoEdit()
+    (update,) = low_rank(model).updates
+    assert low_rank(model) != kn.LowRankEdit((kn.LowRank(1, update.u, -update.v),))
+    assert kn.DenseEdit(dense) != kn.DenseEdit({model.weight_name(0): torch.zeros(2)})
+
+
+def test_an_evaluation_is_not_saved_in_no_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    evaluation = kn.evaluate(
+        kn.load_model("tiny-gpt2"), "none", kn.load_cases("embedded", relation="P36", limit=1)
+    )
+    with pytest.raises(ValueError, match="folder '': expected the path of a folder"):
+        evaluation.save("")
+    assert not list(tmp_path.iterdir())

@@ -232,9 +232,11 @@ class Evaluation:
         Raises:
             TypeError: for a folder that is no path.
             StoreError: when the folder cannot be written.
-            ValueError: when it holds a run already.
+            ValueError: when it holds a run already, or for an empty path.
         """
         check_type("folder", folder, PATH, "the path of a folder")
+        if folder == "":
+            raise ValueError("folder '': expected the path of a folder; name one")
         folder = Path(folder)
         check_no_run(folder)
         options = {"method": self.method}

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
+
+import torch
 
 from kn_bench.api.arguments import check_requests
 from kn_bench.api.methods import with_queries
@@ -79,7 +82,7 @@ def trace(
         TypeError: for a model that is not loaded, anything but one edit request, or an option of
             another type.
         ValueError: when the prompt cannot be put to this model, for an unknown kind or one that is
-            named twice, fewer than one sample or layer, or noise below 0 or not finite.
+            named twice, fewer than one sample or layer, or noise below 0, not finite or too large.
 
     Examples:
         >>> import kn_bench as kn
@@ -101,6 +104,11 @@ def trace(
     width = model.input_embeddings.shape[1]
     noises = [noise(prompt, std, width, samples=samples, seed=seed)]
     (traced,) = tracing.trace(model, [prompt], noises, kinds=chosen, window=window)
+    if math.isfinite(traced.clean) and not bool(torch.isfinite(traced.scores).all()):
+        raise ValueError(
+            f"multiplier {multiplier:g}: expected noise that {model.name} can compute with, and "
+            "probabilities under it are not finite (NaN or infinity); give a smaller one"
+        )
     return traced
 
 

@@ -20,7 +20,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from kn_bench.model.given import HALF_A_CHARACTER as HALF_A_CHARACTER
 
@@ -124,9 +124,9 @@ class EditRequest:
             record's answer, to compare with, and says nothing of what the model knows.
 
     Raises:
-        TypeError: for a field that is to be a text and is none.
-        ValueError: for a prompt with several ``{}``, or with the subject in its place, an empty
-            subject or answer, or two answers that are the same.
+        TypeError: for a field that is to be a text, or queries, and is none.
+        ValueError: for a task that is neither, a prompt with several ``{}``, or with the subject in
+            its place, an empty subject or answer, or two answers that are the same.
 
     Examples:
         >>> import kn_bench as kn
@@ -149,10 +149,7 @@ class EditRequest:
     true_is_known: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("id", "subject", "prompt", "suffix", "target_true", "target_new"):
-            value = getattr(self, name)
-            if not isinstance(value, str):
-                raise TypeError(f"{name} {value!r}: expected a text, got {type(value).__name__}")
+        self._check_types()
         if not self.id:
             content = (self.subject, self.prompt, self.suffix, self.target_true, self.target_new)
             digest = hashlib.sha256(repr(content).encode()).hexdigest()
@@ -183,6 +180,21 @@ class EditRequest:
                 "target_true"
             )
 
+    def _check_types(self) -> None:
+        texts = ("id", "task", "relation", "subject", "prompt", "suffix", "target_true")
+        for name in (*texts, "target_new"):
+            value = getattr(self, name)
+            if not isinstance(value, str):
+                raise TypeError(f"{name} {value!r}: expected a text, got {type(value).__name__}")
+        if self.task not in get_args(Task):
+            raise ValueError(f"task {self.task!r}: expected one of {', '.join(get_args(Task))}")
+        object.__setattr__(self, "queries", _queries("queries", self.queries))
+        background: Any = self.background
+        if not isinstance(background, tuple | list):
+            raise TypeError(f"background {background!r}: expected a tuple of tuples of queries")
+        each = tuple(_queries("background", queries) for queries in background)
+        object.__setattr__(self, "background", each)
+
     @property
     def _names_its_subject(self) -> bool:
         """Whether the subject stands in the prompt as a word, and no ``{}`` in its place."""
@@ -196,6 +208,17 @@ class EditRequest:
         return Cloze(
             self.prompt.replace("{}", self.subject), self.suffix.replace("{}", self.subject)
         )
+
+
+def _queries(name: str, given: Any) -> tuple[Query, ...]:
+    """Return queries as a tuple.
+
+    Raises:
+        TypeError: for anything else.
+    """
+    if not isinstance(given, tuple | list) or not all(isinstance(q, Query) for q in given):
+        raise TypeError(f"{name} {given!r}: expected kn_bench.cases.case.Query, several in a tuple")
+    return tuple(given)
 
 
 class Probe(NamedTuple):
@@ -274,8 +297,16 @@ class Case:
     probes: tuple[Probe, ...]
     cluster: str
     source: str
-    not_applicable: Mapping[Criterion, str] = field(default_factory=lambda: MappingProxyType({}))
+    not_applicable: Mapping[Criterion, str] = field(
+        default_factory=lambda: MappingProxyType({}), hash=False
+    )
     open_ended: OpenEnded = field(default_factory=OpenEnded, repr=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Take the case apart for a copy or pickle: a read-only view can be neither by itself."""
+        view = isinstance(self.not_applicable, MappingProxyType)
+        first = (self.request, self.probes, self.cluster, self.source)
+        return _put_together, (*first, dict(self.not_applicable), self.open_ended, view)
 
     @property
     def id(self) -> str:
@@ -288,6 +319,12 @@ class Case:
     @property
     def relation(self) -> str:
         return self.request.relation
+
+
+def _put_together(*values: Any) -> Case:
+    request, probes, cluster, source, missing, open_ended, view = values
+    shown = MappingProxyType(missing) if view else missing
+    return Case(request, probes, cluster, source, shown, open_ended)
 
 
 def check_request(request: object) -> None:

@@ -260,7 +260,8 @@ def in_place(lm: LanguageModel, edit: Edit) -> Iterator[dict[str, Tensor]]:
         The changed parameters as they were before, by name.
 
     Raises:
-        ValueError: a delta names no parameter, or has another shape.
+        ValueError: a delta names no parameter, or has another shape; or a wrapper is no context
+            manager.
         EditOutlivedError: some parameter or buffer differs afterwards.
     """
     before = lm.parameter_hash() if lm.held_edits else lm.verified_hash
@@ -272,7 +273,13 @@ def in_place(lm: LanguageModel, edit: Edit) -> Iterator[dict[str, Tensor]]:
             for name, delta in deltas.items():
                 parameters[name].add_(delta.to(parameters[name]))
         wrapper = edit if isinstance(edit, MemoryEdit | WrapperEdit) else None
-        with wrapper.apply(lm.hf) if wrapper else nullcontext():
+        applied = wrapper.apply(lm.hf) if wrapper else nullcontext()
+        if not isinstance(applied, AbstractContextManager):
+            raise ValueError(
+                f"the apply of a WrapperEdit returned a {type(applied).__name__}: expected a "
+                "context manager; decorate it with contextlib.contextmanager"
+            )
+        with applied:
             yield saved
     finally:
         with torch.no_grad():

@@ -35,9 +35,17 @@ Notes = dict[str, float | int | str | bool]
 
 @dataclass(frozen=True, kw_only=True)
 class Edit:
-    """Base of all edits. ``notes`` are recorded with the run (loss, norms, ...)."""
+    """Base of all edits. ``notes`` are recorded with the run (loss, norms, ...).
+
+    Two edits are equal when their notes and all that they hold are, tensors included.
+    """
 
     notes: Notes = field(default_factory=dict)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Edit) or type(other) is not type(self):
+            return NotImplemented
+        return self.notes == other.notes and content_of(self) == content_of(other)
 
 
 @dataclass(frozen=True)
@@ -45,7 +53,7 @@ class NoEdit(Edit):
     """Changes nothing."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LowRank:
     """W' = W + u v at one site, W taken as the map key [d_mlp] -> value [d_model]."""
 
@@ -54,14 +62,14 @@ class LowRank:
     v: Float[Tensor, "rank d_model"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LowRankEdit(Edit):
     """Low-rank updates of down-projections, at most one a layer."""
 
     updates: tuple[LowRank, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class NeuronScale:
     """Neurons of one site, multiplied by ``factor`` (0 suppresses, 2 enhances)."""
 
@@ -70,14 +78,14 @@ class NeuronScale:
     factor: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class NeuronEdit(Edit):
     """Scales neurons at the answer position: the mask, or the last prompt token and all after."""
 
     scales: tuple[NeuronScale, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DenseEdit(Edit):
     """Deltas by parameter name, as in ``model.named_parameters()``, in the weight's own layout."""
 
@@ -103,7 +111,7 @@ class LookupEdit(Edit):
     answers: Mapping[Cloze, str | tuple[str, ...]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MemoryEdit(Edit):
     """A side memory beside one linear module; in a sequence it holds all steps so far.
 

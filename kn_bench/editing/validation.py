@@ -21,6 +21,7 @@ from kn_bench.editing.edit import (
     NoEdit,
     NotApplicable,
     PromptEdit,
+    WrapperEdit,
     apart,
     tensors_of,
     with_notes,
@@ -119,6 +120,11 @@ def _complaints(edit: Edit, model: LanguageModel) -> Iterator[str]:
                 yield f"returned a delta of {name!r}: expected the name of a parameter"
             yield from _real(f"delta of {name!r}", delta)
             yield from _finite(f"delta of {name!r}", delta)
+    if isinstance(edit, WrapperEdit) and not callable(edit.apply):
+        yield (
+            f"returned a WrapperEdit of a {type(edit.apply).__name__}: expected a function that "
+            "takes the model and returns a context manager"
+        )
     if isinstance(edit, MemoryEdit):
         if edit.module not in dict(model.hf.named_modules()):
             yield f"has a memory beside {edit.module!r}, which is no module of {model.name}"
