@@ -193,8 +193,38 @@ def test_what_is_like_chance_is_marked_and_named(tmp_path):
     rome = next(line for line in text.split("\n") if "1 rome" in line)
     assert "0° 0–21" in rome  # symmetry
     assert rome.count("°") == 1
-    assert "Like chance damage in every criterion on tiny-gpt2: noise." in text
+    assert "Like chance damage in every criterion on tiny-gpt2: the method noise." in text
     assert not [line for line in text.split("\n") if line.startswith("|") and "noise" in line]
+
+
+def test_a_board_without_controls_says_so_and_has_no_mark(folder):
+    runs = load_runs([folder])
+    for text in (leaderboard(runs), terminal_table(runs)):
+        assert "°" not in text
+        assert "Nothing was compared with a random edit of equal size." in " ".join(text.split())
+        assert "No control" not in text
+    assert "Ranked by S, then K;" in " ".join(leaderboard(runs).split())
+
+
+def test_a_method_without_a_control_comes_after_those_with_one_and_is_named(tmp_path):
+    run = write_run(
+        tmp_path,
+        {
+            "code": GOOD | {"symmetry": [1.0] * 16},
+            "weak": WEAK,
+            "control:weak": WEAK | {"reliability": [0.0] * 16},
+            "noise": WEAK,
+            "control:noise": WEAK,
+        },
+    )
+    runs = load_runs([run])
+    *others, last = board(runs)
+    assert (last.name.method, last.rank, last.controlled) == ("code", 3, False)
+    assert all(line.controlled for line in others)
+    for text in (leaderboard(runs), terminal_table(runs)):
+        assert "no ° and a rank after all that have one: the method code." in text
+        assert "not significantly better than a random edit" in " ".join(text.split())
+        assert "criterion on tiny-gpt2: the method noise." in text
 
 
 # --- 60 lines of 120 characters ----------------------------------------------------------------
@@ -297,7 +327,7 @@ def test_what_is_left_out_is_counted_with_its_reason(tmp_path):
     } <= rows  # fmt: skip
     text = leaderboard(runs)
     assert "## Facts" in text.split("## Syntax")[0]
-    assert "1 verdicts excluded, 3 errors" in text
+    assert "1 verdicts excluded, 3 errors: reasons are on the page." in text
 
 
 # --- several runs ------------------------------------------------------------------------------
@@ -372,13 +402,17 @@ def write_asked(
             if not sequences:
                 times = [ONCE]
             else:
-                asked = ("immediate", "retained")
-                times = [Occasion("sequence:16", i % sequences, when) for when in asked]
+                number = i % sequences
+                times = [
+                    Occasion("sequence:16", number, "immediate"),
+                    Occasion("sequence:16", number, "retained"),
+                ]
             for at, name in product(times, (method, f"control:{method}")):
                 control = name != method
                 outcomes = {c: v[i] for c, v in (CHANCE if control else scores).items()}
-                about = {"id": f"embedded/P36/c{i}", "cluster": f"k{i // 2}", "method": name}
-                case, result = whole_case(outcomes, **about)
+                case, result = whole_case(
+                    outcomes, id=f"embedded/P36/c{i}", cluster=f"k{i // 2}", method=name
+                )
                 result = replace(result, written=None if control else written)
                 curve = [] if control or at == ONCE else left(at.sequence, worse=worse)
                 for criterion in outcomes:
@@ -455,11 +489,9 @@ def test_questions_in_no_score_have_the_clusters_of_the_criteria(tmp_path, seque
     runs = load_runs([write_asked(tmp_path, "one", sequences=sequences)])
     asked = {line.name: line.criteria["reliability"].interval for line in board(runs)}
     portability = next(further_tables(runs))
-    assert {row.name: row.figures for row in portability.rows} == {
-        name: (interval,) * len(portability.parts) for name, interval in asked.items()
-    }
+    assert {row.name: row.figures[0] for row in portability.rows} == asked
     clusters = sequences if sequences > 1 else 4
-    assert {interval.low for interval in asked.values()} == {pytest.approx(0.025 ** (1 / clusters))}
+    assert [i.low for i in asked.values()] == pytest.approx([0.025 ** (1 / clusters)] * len(asked))
 
 
 def test_a_copy_of_a_run_adds_nothing(tmp_path):

@@ -87,6 +87,8 @@ def evaluate(
 ) -> Evaluation:
     """Edit every case by a method, and judge the edited model by the six criteria.
 
+    There are no controls: no figure is compared with that of a random edit of equal size.
+
     Args:
         model: the model; it is as it was afterwards.
         how: a method's name, a function decorated by ``@edit_method``, or what

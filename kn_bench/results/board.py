@@ -4,8 +4,9 @@ S    harmonic mean of reliability, generality and locality, over the cases that 
 K    mean of symmetry and synonym invariance: what an edit of knowledge would have to reach
 
 Every criterion is compared with the control of equal size on the same cases: paired by cluster,
-one-sided, Holm over the criteria of a line. Lines are ranked by the number of criteria that beat
-their control, then S, then K; lines whose S and K lie within each other's intervals are tied.
+one-sided, Holm over the criteria of a line. Lines are ranked by how many of the five criteria in S
+and K beat their control, then S, then K; lines without a control after all others. Lines whose S
+and K lie within each other's intervals are tied.
 """
 
 from __future__ import annotations
@@ -141,6 +142,11 @@ class Line:
         """How many of the five criteria are significantly better than the control."""
         return sum(self.criteria[criterion].beats_control for criterion in SCORED)
 
+    @property
+    def controlled(self) -> bool:
+        """Whether any of the five criteria was compared with the control's."""
+        return any(not np.isnan(self.criteria[criterion].p) for criterion in SCORED)
+
 
 GROUP = [*Name._fields]
 
@@ -193,12 +199,17 @@ def ranked(lines: Sequence[Line]) -> list[Line]:
 
 
 def _worth(line: Line) -> tuple[float, ...]:
-    return (-line.beating, *(-x.mean if x.mean == x.mean else 1.0 for x in (line.s, line.k)))
+    return (
+        not line.controlled,
+        -line.beating,
+        *(-x.mean if x.mean == x.mean else 1.0 for x in (line.s, line.k)),
+    )
 
 
 def _tied(better: Line, line: Line) -> bool:
     """Tell whether as many criteria beat their control, and S and K lie in each other's range."""
-    return better.beating == line.beating and all(
+    counts = ((n.controlled, n.beating) for n in (better, line))
+    return next(counts) == next(counts) and all(
         _alike(*both) for both in ((better.s, line.s), (better.k, line.k))
     )
 

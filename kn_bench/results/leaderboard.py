@@ -2,7 +2,7 @@
 
 One table for facts, one for syntax, one more of each for every further protocol. What no criterion
 shows to be better than chance damage is named in a line below its table. Everything else (strata,
-readings, exclusions, errors, every answer) is on the page and in the exports.
+readings, exclusions, errors, every answer) is on the page; the exports have all figures.
 """
 
 from __future__ import annotations
@@ -34,11 +34,13 @@ TITLES: dict[Task, str] = {"fact": "Facts", "pair": "Syntax"}
 HEADERS = (
     "method", "S", "K", "reliability", "generality", "locality", "symmetry", "synonym", "overturn",
 )  # fmt: skip
-HOW = f"""\
+HOW = """\
 Percent with 95 % interval. S: harmonic mean of reliability, generality and locality; K: mean of \
-symmetry and synonym, what an edit of knowledge would have to reach. {MARK}: not significantly \
-better than a random edit of equal size on the same cases (paired, Holm). Ranked by the number of \
-criteria that are, then S, then K; an equal rank is a tie."""
+symmetry and synonym, what an edit of knowledge would have to reach. {}; an equal rank is a tie."""
+COMPARED = f"""\
+{MARK}: not significantly better than a random edit of equal size on the same cases (paired, \
+Holm). Ranked by how many of the five in S and K are, then S, then K"""
+NOT_COMPARED = "Nothing was compared with a random edit of equal size."
 PAGE = "leaderboard.html"
 SHOWN_RUNS = 3
 
@@ -98,6 +100,7 @@ class BoardTable:
         name: what it is about.
         lines: the shown ones, by model.
         by_chance: of each model, the methods no better than chance damage in any criterion.
+        alone: of each model, the shown methods that have no control, where others have one.
         further: lines that there is no room for.
         counts: of each criterion the fewest and the most cases behind a figure.
     """
@@ -105,6 +108,7 @@ class BoardTable:
     name: TableName
     lines: tuple[Line, ...]
     by_chance: tuple[tuple[str, tuple[str, ...]], ...]
+    alone: tuple[tuple[str, tuple[str, ...]], ...]
     further: int
     counts: tuple[tuple[str, int, int], ...]
 
@@ -112,17 +116,20 @@ class BoardTable:
     def length(self) -> int:
         """Lines of text: title, n, header, rule, a row a line and model, what is only named."""
         models = len({line.name.model for line in self.lines})
-        return 8 + len(self.lines) + models + len(self.by_chance) + bool(self.further)
+        named = len(self.by_chance) + len(self.alone) + bool(self.further)
+        return 8 + len(self.lines) + models + named
 
 
 def board_tables(lines: Sequence[Line], room: int) -> list[BoardTable]:
     """Return the tables of the board in at most ``room`` lines of text, the best lines kept."""
     names = list(dict.fromkeys(_table_name(line) for line in lines))
     most = max(Counter((_table_name(n), n.name.model) for n in lines).values(), default=0)
+    compared = has_control(lines)
     result: list[BoardTable] = []
     for each in range(most, 0, -1):
         result = [
-            _table(name, [n for n in lines if _table_name(n) == name], each) for name in names
+            _table(name, [n for n in lines if _table_name(n) == name], each, compared=compared)
+            for name in names
         ]
         if sum(table.length for table in result) <= room:
             break
@@ -138,10 +145,15 @@ def _table_name(line: Line) -> TableName:
     return TableName(line.name.task, line.name.protocol, line.name.asked)
 
 
-def _table(name: TableName, lines: Sequence[Line], each: int) -> BoardTable:
-    """Return the table with ``each`` lines a model at the most."""
+def _table(name: TableName, lines: Sequence[Line], each: int, *, compared: bool) -> BoardTable:
+    """Return the table with ``each`` lines a model at the most.
+
+    Args:
+        compared: whether some lines of the board have a control.
+    """
     shown: list[Line] = []
     by_chance: dict[str, list[str]] = {}
+    alone: dict[str, list[str]] = {}
     taken: Counter[str] = Counter()
     some_are_better = any(line.beating for line in lines)
     for line in lines:
@@ -150,11 +162,14 @@ def _table(name: TableName, lines: Sequence[Line], each: int) -> BoardTable:
         elif taken[line.name.model] < each:
             taken[line.name.model] += 1
             shown.append(line)
+            if compared and _is_alone(line):
+                alone.setdefault(line.name.model, []).append(line.name.shown)
     named = sum(map(len, by_chance.values()))
     return BoardTable(
         name,
         tuple(shown),
         tuple((model, tuple(methods)) for model, methods in by_chance.items()),
+        tuple((model, tuple(methods)) for model, methods in alone.items()),
         len(lines) - named - len(shown),
         tuple(_counts(lines)),
     )
@@ -163,6 +178,11 @@ def _table(name: TableName, lines: Sequence[Line], each: int) -> BoardTable:
 def _is_by_chance(line: Line) -> bool:
     """Tell whether there is a control, and no criterion is significantly better."""
     return not line.beating and any(line.criteria[c].no_better for c in SCORED)
+
+
+def _is_alone(line: Line) -> bool:
+    """Tell whether there are scores, and no control to compare them with."""
+    return not line.controlled and any(line.criteria[c].interval.n for c in SCORED)
 
 
 def _counts(lines: Sequence[Line]) -> Iterator[tuple[str, int, int]]:
@@ -214,9 +234,19 @@ def n_sentence(table: BoardTable) -> str:
 def below(table: BoardTable) -> Iterator[str]:
     """Yield what is only named."""
     for model, methods in table.by_chance:
-        yield f"Like chance damage in every criterion on {model}: {', '.join(methods)}."
+        yield f"Like chance damage in every criterion on {model}: {_methods(methods)}."
+    for model, methods in table.alone:
+        yield (
+            f"No control on {model}, so no {MARK} and a rank after all that have one: "
+            f"{_methods(methods)}."
+        )
     if table.further:
         yield f"{table.further} further rows are on the page."
+
+
+def _methods(names: Sequence[str]) -> str:
+    """Return the names as such: one method is called none."""
+    return f"the method{'s' if len(names) > 1 else ''} {', '.join(names)}"
 
 
 def notes(runs: Runs) -> Iterator[str]:
@@ -224,14 +254,16 @@ def notes(runs: Runs) -> Iterator[str]:
     status = Counter(runs.verdicts["verdict_status"].value_counts().to_dict())
     failed = status["error"] + len(runs.crashes)
     if failed or status["excluded"]:
-        yield (
-            f"{status['excluded']} verdicts excluded, {failed} errors: reasons are on the page "
-            "and in the CSV."
-        )
+        yield (f"{status['excluded']} verdicts excluded, {failed} errors: reasons are on the page.")
     if runs.doubled:
         yield f"{runs.doubled} verdicts stand in several runs made of the same; each counts once."
     yield from runs.apart[:2]
     yield from runs.cut
+
+
+def has_control(lines: Iterable[Line]) -> bool:
+    """Tell whether any figure was compared with that of a random edit of equal size."""
+    return any(not math.isnan(value.p) for line in lines for value in line.criteria.values())
 
 
 # --- Markdown ----------------------------------------------------------------------------------
@@ -239,10 +271,11 @@ def notes(runs: Runs) -> Iterator[str]:
 
 def leaderboard(runs: Runs) -> str:
     """Return the whole document: at most 60 lines of at most 120 characters a protocol."""
-    head = ["# Leaderboard", "", *_wrapped(HOW), ""]
+    lines = board(runs)
+    ranked = COMPARED if has_control(lines) else f"{NOT_COMPARED} Ranked by S, then K"
+    head = ["# Leaderboard", "", *_wrapped(HOW.format(ranked)), ""]
     foot = [*(line for note in notes(runs) for line in _wrapped(escaping.markdown(note)))]
     foot += ["", *_runs(runs.manifests)]
-    lines = board(runs)
     if not lines:
         return "\n".join([*head, "Nothing has been measured.", *foot]) + "\n"
     body: list[str] = []
@@ -322,6 +355,7 @@ def terminal_table(runs: Runs) -> str:
         parts += [escaping.terminal(ability.title), "", *_wrapped(ability.sentence), ""]
         parts += [tables.plain(abilities.HEADERS, ability.rows, left=1), ""]
     if parts:
-        parts.append(f"{MARK} not significantly better than a random edit of equal size")
+        mark = f"{MARK} not significantly better than a random edit of equal size"
+        parts.append(mark if has_control(lines) else NOT_COMPARED)
     parts += [line for cut in runs.cut for line in _wrapped(escaping.terminal(cut))]
     return "\n".join(parts)
