@@ -27,6 +27,8 @@ from kn_bench.cases.building.rows import (
 from kn_bench.cases.case import HALF_A_CHARACTER, Cloze, Probe
 from kn_bench.cases.sources import forms
 from kn_bench.cases.sources.forms.common import NO_ANSWER, UNKNOWN_GROUP
+from kn_bench.cases.sources.forms.counterfact import UNPAIRED
+from kn_bench.cases.sources.forms.questions import CHOICE
 from kn_bench.cases.sources.jsonl import REPEATED_PAIR
 from kn_bench.cases.sources.records import read_records
 from tests.published_forms import (
@@ -45,6 +47,9 @@ from tests.published_forms import (
 SHARED = os.environ.get("KN_BENCH_SHARED")
 FACT = {"subject": "Italy", "prompt": "The capital of {} is", "target_true": "Rome",
         "target_new": "Paris"}  # fmt: skip
+
+ANSWERED = {k: v for k, v in HALLUEDITBENCH.items() if k != "locality_question"}
+"""Without the question that the data set brings no answer to."""
 
 
 def written(path: Path, records: object) -> Path:
@@ -444,7 +449,7 @@ def test_questions_that_knowedit_cannot_ask_are_counted(tmp_path, name, part, re
         (ZSRE, "loc_ans"),
         (WIKIBIGEDIT, "loc_ans"),
         (WIKIBIGEDIT, "mhop_ans"),
-        (HALLUEDITBENCH, "answer_2hop"),
+        (ANSWERED, "answer_2hop"),
         (WIKIBIO, "ground_truth"),
     ],
 )
@@ -474,6 +479,86 @@ def test_a_new_target_among_the_true_answers_is_excluded(tmp_path, record, given
     selection = sources.load(str(written(tmp_path / "f.json", [{**record, **given}])))
     assert not selection.cases
     assert "the new target is the true one" in selection.exclusions[0].reason
+
+
+@pytest.mark.parametrize(
+    ("asked", "given", "pairs", "unpaired"),
+    [
+        (["A is", "", "C is"], ["a", "b", "c"], [("A is", "a"), ("C is", "c")], 0),
+        (["A is", None, "C is"], ["a", "b", "c"], [("A is", "a"), ("C is", "c")], 0),
+        (["A is", "A is", " "], ["a", "b", "c"], [("A is", "a"), ("A is", "b")], 0),
+        (["A is", "B is"], ["a", "b", "c"], [], 2),
+        (["A is", "B is"], "a", [("A is", "a"), ("B is", "a")], 0),
+        ("A is", ["a", "b"], [("A is", "a")], 0),
+    ],
+)
+def test_neighbours_are_paired_with_their_answers_by_place(tmp_path, asked, given, pairs, unpaired):
+    record = {**FLAT, "locality_prompt": asked, "locality_ground_truth": given}
+    selection = sources.load(str(written(tmp_path / "f.json", [record])))
+    found = probes(selection.cases[0], "locality", "same_object")
+    assert [(p.cloze.left, p.expected) for p in found] == pairs
+    assert [e.reason for e in selection.exclusions] == [UNPAIRED] * unpaired
+
+
+@pytest.mark.parametrize(
+    ("record", "field"),
+    [
+        (FLAT, "rephrase_prompt"),
+        (FLAT, "locality_prompt"),
+        (KNOWEDIT, "rephrase_prompt"),
+        (WIKIBIGEDIT, "rephrase"),
+        (WIKIBIGEDIT, "personas"),
+        (QAEDIT, "rephrase"),
+        (HALLUEDITBENCH, "paraphrased_question"),
+        (HALLUEDITBENCH, "locality_question"),
+    ],
+)
+@pytest.mark.parametrize("value", [{"a": "Italy's capital is"}, 5, ["A is", {"b": 1}]])
+def test_what_is_no_prompt_is_refused(tmp_path, record, field, value):
+    path = written(tmp_path / "f.json", [{**record, field: value}])
+    with pytest.raises(ValueError, match=f"{field} is .*; expected a text or a list of texts"):
+        sources.load(str(path))
+
+
+def test_the_second_name_of_a_rephrased_prompt_stands_for_the_first(tmp_path):
+    record = {**KNOWEDIT, "rephrase_prompt": None, "rephrase": "Italy's capital is"}
+    (case,) = sources.load(str(written(tmp_path / "f.json", [record]))).cases
+    assert [p.cloze.left for p in probes(case, "generality")] == ["Italy's capital is"]
+
+
+def test_zsre_with_groups_of_questions(tmp_path):
+    asked = {"prompt": "The school's state is", "ground_truth": "Michigan"}
+    groups = {"Reasoning": [asked, {"prompt": "It is in"}], "Other": [asked]}
+    record = {**ZSRE, "portability": {**groups, "New Question": "Where?", "New Answer": "There"}}
+    selection = sources.load(str(written(tmp_path / "f.json", [record])))
+    assert [p.expected for p in probes(selection.cases[0], "portability")] == ["There", "Michigan"]
+    assert Counter(e.reason for e in selection.exclusions) == {NO_ANSWER: 1, UNKNOWN_GROUP: 1}
+
+
+@pytest.mark.parametrize(
+    ("field", "reason"),
+    [
+        ("locality_question", NO_ANSWER),
+        ("yes_question", CHOICE),
+        ("no_question", CHOICE),
+        ("multiple_choice_with_letters", CHOICE),
+    ],
+)
+def test_questions_that_hallueditbench_cannot_be_asked_are_counted(tmp_path, field, reason):
+    assert not sources.load(str(written(tmp_path / "f.json", [ANSWERED]))).exclusions
+    path = written(tmp_path / "f.json", [{**ANSWERED, field: "Is it?"}])
+    selection = sources.load(str(path))
+    assert [(e.reason, e.detail) for e in selection.exclusions] == [(reason, "Is it?")]
+
+
+@pytest.mark.parametrize("suffix", [".json", ".parquet"])
+def test_a_whole_number_is_the_same_answer_as_a_float(tmp_path, suffix):
+    records = [{**FLAT, "case_id": number, "target_new": number + 1} for number in (1949.0, 1.5)]
+    selection = sources.load(str(in_file(tmp_path / f"f{suffix}", records)))
+    assert [(c.id.split("/")[-1], c.request.target_new) for c in selection.cases] == [
+        ("1949", "1950"),
+        ("1.5", "2.5"),
+    ]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -736,7 +821,8 @@ def test_real_files_are_counted_whole(name):
     selection = sources.load(str(path))
     assert {c.source for c in selection.cases} == {source}
     assert len(selection.cases) == cases
-    assert len(selection.cases) + len(selection.exclusions) == len(read_records(path))
+    whole = [e for e in selection.exclusions if e.probe is None]
+    assert len(selection.cases) + len(whole) == len(read_records(path))
 
 
 @pytest.mark.skipif(not SHARED, reason="KN_BENCH_SHARED names no folder with the real files")

@@ -56,7 +56,7 @@ def optional(fields: Mapping[str, Any], name: str, default: str = "") -> str:
     if value is None:
         return default
     if isinstance(value, str) or _is_number(value):
-        return str(value).strip()
+        return value.strip() if isinstance(value, str) else _number(value)
     raise ValueError(f"{name} is {value!r}; expected a text")
 
 
@@ -79,6 +79,29 @@ def answers(value: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(answer.strip() for answer in _leaves(value) if answer.strip()))
 
 
+def prompts(fields: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    """Return the prompts of a field, a text or a list of them, without blanks and repeats.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    return tuple(dict.fromkeys(prompt for prompt in each_prompt(fields, name) if prompt))
+
+
+def each_prompt(fields: Mapping[str, Any], name: str) -> list[str]:
+    """Return the prompts of a field, each at its place; "" where there is none.
+
+    Raises:
+        ValueError: for what is neither a text, a list of texts nor null.
+    """
+    value = fields.get(name)
+    if isinstance(value, list | tuple):
+        return [prompt for item in value for prompt in each_prompt({name: item}, name)]
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"{name} is {value!r}; expected a text or a list of texts")
+    return [(value or "").strip()]
+
+
 def _leaves(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
@@ -89,7 +112,12 @@ def _leaves(value: Any) -> Iterator[str]:
         yield from _leaves(value.get("value", value.get("str", "")))
         yield from _leaves(value.get("aliases", []))
     elif _is_number(value):
-        yield str(value)
+        yield _number(value)
+
+
+def _number(value: int | float) -> str:
+    """Return a number as text, a whole one without the ``.0`` that tables give it."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def _is_number(value: Any) -> bool:

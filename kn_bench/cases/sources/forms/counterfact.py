@@ -17,12 +17,16 @@ from kn_bench.cases.sources.forms.common import (
     Unusable,
     answers,
     cloze_of,
+    each_prompt,
     edited_prompt,
     optional,
     place_subject,
+    prompts,
     text,
     texts,
 )
+
+UNPAIRED = "the data brings another number of answers than of questions"
 
 
 def published(fields: Mapping[str, Any], id: str) -> FactRow:
@@ -67,17 +71,25 @@ def flat(fields: Mapping[str, Any], id: str) -> FactRow:
         target_new=new[0],
         aliases=new[1:],
         id=optional(fields, "case_id", id),
-        paraphrases=tuple(map(cloze_of, answers(fields.get("rephrase_prompt", "")))),
+        paraphrases=tuple(map(cloze_of, prompts(fields, "rephrase_prompt"))),
         neighbours=tuple(Neighbour(cloze_of(p), a[0], kind, a[1:]) for p, a in asked if a),
-        left_out=tuple(LeftOut(f"locality/{kind}", NO_ANSWER, p) for p, a in asked if not a),
+        left_out=tuple(
+            LeftOut(f"locality/{kind}", NO_ANSWER if a is not None else UNPAIRED, p)
+            for p, a in asked
+            if not a
+        ),
     )
 
 
-def _neighbours(fields: Mapping[str, Any]) -> list[tuple[str, tuple[str, ...]]]:
-    """Return each neighbour's prompt with its answers."""
-    prompts = answers(fields.get("locality_prompt", ""))
+def _neighbours(fields: Mapping[str, Any]) -> list[tuple[str, tuple[str, ...] | None]]:
+    """Return each neighbour's prompt with its answers, None where it is not clear which."""
+    asked = each_prompt(fields, "locality_prompt")
     given = fields.get("locality_ground_truth", "")
-    each = (
-        given if isinstance(given, list) and len(given) == len(prompts) else [given] * len(prompts)
-    )
-    return list(zip(prompts, map(answers, each), strict=True))
+    if isinstance(given, list) and len(given) == len(asked):
+        paired: list[tuple[str, tuple[str, ...] | None]]
+        paired = list(zip(asked, map(answers, given), strict=True))
+    elif isinstance(given, list) and len(asked) > 1:
+        paired = [(prompt, None) for prompt in asked]
+    else:
+        paired = [(prompt, answers(given)) for prompt in asked]
+    return [pair for pair in dict.fromkeys(paired) if pair[0]]

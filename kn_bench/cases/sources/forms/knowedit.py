@@ -20,6 +20,7 @@ from kn_bench.cases.sources.forms.common import (
     cloze_of,
     edited_prompt,
     optional,
+    prompts,
     text,
 )
 
@@ -46,12 +47,8 @@ def facts(fields: Mapping[str, Any], id: str) -> FactRow:
         id=optional(fields, "case_id", id),
         paraphrases=tuple(map(cloze_of, _rephrased(fields))),
         neighbours=_neighbours(fields),
-        portability=tuple(
-            Portability(group, cloze_of(prompt), expected)
-            for group, prompt, expected in _asked(fields, "portability", PORTABILITY)
-            if expected
-        ),
-        left_out=tuple(_left_out(fields)),
+        portability=portability(fields),
+        left_out=tuple(left_out(fields)),
     )
 
 
@@ -68,12 +65,21 @@ def biography(fields: Mapping[str, Any], id: str) -> FactRow:
         target_new=text(fields, "labels"),
         id=id,
         neighbours=_neighbours(fields),
-        left_out=tuple(_left_out(fields)),
+        left_out=tuple(left_out(fields)),
     )
 
 
 def _rephrased(fields: Mapping[str, Any]) -> tuple[str, ...]:
-    return answers(fields.get("rephrase_prompt", fields.get("rephrase", "")))
+    return prompts(fields, "rephrase_prompt") or prompts(fields, "rephrase")
+
+
+def portability(fields: Mapping[str, Any]) -> tuple[Portability, ...]:
+    """Return the questions of portability that have an answer."""
+    return tuple(
+        Portability(group, cloze_of(prompt), expected)
+        for group, prompt, expected in _asked(fields, "portability", PORTABILITY)
+        if expected
+    )
 
 
 def _neighbours(fields: Mapping[str, Any]) -> tuple[Neighbour, ...]:
@@ -94,7 +100,7 @@ def _asked(
             yield group, text(entry, "prompt"), answers(entry.get("ground_truth", ""))
 
 
-def _left_out(fields: Mapping[str, Any]) -> Iterator[LeftOut]:
+def left_out(fields: Mapping[str, Any]) -> Iterator[LeftOut]:
     """Yield the questions without an answer, and those of groups that KnowEdit does not have."""
     for name, groups in (("portability", PORTABILITY), ("locality", tuple(LOCALITY))):
         for group, prompt, expected in _asked(fields, name, groups):

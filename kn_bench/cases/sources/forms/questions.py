@@ -5,19 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from kn_bench.cases.building.rows import FactRow, Inverse, Neighbour, Portability
+from kn_bench.cases.building.rows import FactRow, Inverse, LeftOut, Neighbour, Portability
 from kn_bench.cases.case import Cloze
 from kn_bench.cases.sources.forms.common import (
+    NO_ANSWER,
     Unusable,
     answers,
     cloze_of,
     edited_prompt,
     optional,
+    prompts,
     text,
     unanswered,
 )
 
 LOCALITY = "locality/other_relation"
+CHOICE = "the question offers answers to choose from, and an edit is not asked that way"
 
 
 def wikibigedit(fields: Mapping[str, Any], id: str) -> FactRow:
@@ -39,7 +42,7 @@ def wikibigedit(fields: Mapping[str, Any], id: str) -> FactRow:
         paraphrases=tuple(
             cloze_of(question, question=True)
             for name in ("rephrase", "personas")
-            for question in answers(fields.get(name, ""))
+            for question in prompts(fields, name)
         ),
         neighbours=_unrelated(fields),
         portability=(
@@ -66,7 +69,7 @@ def qaedit(fields: Mapping[str, Any], id: str) -> FactRow:
         target_new=text(fields, "target").rstrip("* "),
         id=optional(fields, "id", id),
         paraphrases=tuple(
-            cloze_of(question, question=True) for question in answers(fields.get("rephrase", ""))
+            cloze_of(question, question=True) for question in prompts(fields, "rephrase")
         ),
         neighbours=tuple(
             neighbour for entry in fields.get("locality") or [] for neighbour in _unrelated(entry)
@@ -106,16 +109,26 @@ def hallueditbench(fields: Mapping[str, Any], id: str) -> FactRow:
         id=id,
         paraphrases=tuple(
             cloze_of(question, question=True)
-            for question in answers(fields.get("paraphrased_question", ""))
+            for question in prompts(fields, "paraphrased_question")
         ),
         inverse=Inverse(about_new, None, "") if about_new is not None else None,
         portability=tuple(hops),
-        left_out=tuple(
-            left_out
-            for n in range(2, 7)
-            for left_out in unanswered(
-                f"portability/{n}hop", fields.get(f"question_{n}hop"), fields.get(f"answer_{n}hop")
-            )
+        left_out=(
+            *(
+                left_out
+                for n in range(2, 7)
+                for left_out in unanswered(
+                    f"portability/{n}hop",
+                    fields.get(f"question_{n}hop"),
+                    fields.get(f"answer_{n}hop"),
+                )
+            ),
+            *(LeftOut(LOCALITY, NO_ANSWER, q) for q in prompts(fields, "locality_question")),
+            *(
+                LeftOut(f"reliability/{name}", CHOICE, question)
+                for name in ("yes_question", "no_question", "multiple_choice_with_letters")
+                for question in prompts(fields, name)
+            ),
         ),
     )
 

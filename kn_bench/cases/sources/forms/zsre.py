@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kn_bench.cases.building.rows import FactRow, Neighbour, Portability
+from kn_bench.cases.sources.forms import knowedit
 from kn_bench.cases.sources.forms.common import (
     Unusable,
     answers,
@@ -24,10 +25,13 @@ UNRELATED = "nq question: "
 
 def mend(fields: Mapping[str, Any], id: str) -> FactRow:
     """Return the row of a record with ``src``, ``alt`` and ``answers``."""
+    if not isinstance(fields.get("portability") or {}, Mapping):
+        raise ValueError("portability: expected an object")
     subject, true = text(fields, "subject"), answers(fields["answers"])
     if not true:
         raise Unusable("the data brings no true answer")
     added = fields.get("portability") or {}
+    grouped = {"portability": {k: v for k, v in added.items() if isinstance(v, list)}}
     prompt, suffix, subject = edited_prompt(_question(text(fields, "src")), subject)
     return FactRow(
         relation="",
@@ -40,12 +44,13 @@ def mend(fields: Mapping[str, Any], id: str) -> FactRow:
         id=id,
         paraphrases=(cloze_of(text(fields, "rephrase"), question=True),),
         neighbours=tuple(_unrelated(fields)),
-        portability=tuple(_one_hop(fields)),
+        portability=(*_one_hop(fields), *knowedit.portability(grouped)),
         left_out=(
             *unanswered("locality/other_relation", fields.get("loc"), fields.get("loc_ans")),
             *unanswered(
                 "portability/Reasoning", added.get("New Question"), added.get("New Answer")
             ),
+            *knowedit.left_out(grouped),
         ),
     )
 
