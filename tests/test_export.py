@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 import torch
@@ -138,6 +139,19 @@ def test_writing_a_checkpoint_leaves_the_config_as_it_was(model, tmp_path):
     before = repr(vars(model.hf.config))
     save_checkpoint(model, [updates(model, 0)], tmp_path)
     assert repr(vars(model.hf.config)) == before
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+@pytest.mark.parametrize("save", [save_checkpoint, save_adapter])
+def test_exported_weights_are_as_private_as_other_new_files(model, tmp_path, save, mask):
+    before = os.umask(mask)
+    try:
+        save(model, [updates(model, 0)], tmp_path / "new")
+    finally:
+        os.umask(before)
+    files = list((tmp_path / "new").iterdir())
+    assert {file.stat().st_mode & 0o777 for file in files} == {0o666 & ~mask}
+    assert any(file.suffix == ".safetensors" for file in files)
 
 
 def test_peft_loads_the_adapter_with_equal_logits(model, tmp_path):

@@ -139,6 +139,8 @@ def _write_model(file: Path, folder: Path) -> None:
     from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from kn_bench.model.weights import with_usual_rights
+
     source: dict[str, Any] = {"gguf_file": file.name, "trust_remote_code": False}
     try:
         with progress_on_terminals_only():
@@ -157,6 +159,7 @@ def _write_model(file: Path, folder: Path) -> None:
     hf.config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     save_file(_untied(hf.state_dict()), folder / "model.safetensors", metadata={"format": "pt"})
+    with_usual_rights(folder)
 
 
 def _untied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
