@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from kn_bench.results.codec import FormatError, decode, encode
 from kn_bench.results.files import StoreError
 from kn_bench.results.loading import load_runs
 from kn_bench.testing.gate import EXIT_FELL, gate, gate_run, tolerances
+from kn_bench.testing.options import Options
+from kn_bench.testing.summary import end_run, show
 from tests.made_up import write_run
 
 N = 20
@@ -226,3 +229,22 @@ def test_any_text_is_read_or_refused(text):
 
 def test_a_baseline_is_plain_json(baseline):
     assert decode(Baseline, encode(read_baseline(baseline))) == read_baseline(baseline)
+
+
+@pytest.mark.parametrize("passes", [True, False])
+@pytest.mark.parametrize("same", [True, False])
+def test_a_run_becomes_the_baseline_only_where_the_gate_passes(tmp_path, passes, same):
+    held = tmp_path / "held.json"
+    save_baseline(load_runs([write_run(tmp_path, {"rome": GOOD}, run="held")]), held)
+    saved = held if same else tmp_path / "saved.json"
+    before = held.read_text()
+    run = write_run(tmp_path, {"rome": GOOD if passes else WORSE}, run="now")
+    options = Options(baseline=held, save_baseline=saved, reports=tmp_path)
+    ending = end_run(run, options)
+    assert ending.gate.passed == passes
+    assert (saved.exists() and saved.read_text() != before) == passes
+    said = mock.Mock()
+    show(said, ending, options)
+    written = [call.args[0] for call in said.write_line.call_args_list]
+    not_written = f"baseline not written to {saved}: the gate failed"
+    assert (f"baseline written to {saved}" if passes else not_written) in written

@@ -58,7 +58,7 @@ def end_run(folder: Path, options: Options) -> Ending:
         gate = gate_run(options.baseline, runs, options.gate)
     ending = Ending(runs, gate)
     try:
-        if options.save_baseline is not None:
+        if options.save_baseline is not None and (gate is None or gate.passed):
             from kn_bench.results.baseline import save_baseline
 
             save_baseline(runs, options.save_baseline)
@@ -93,6 +93,8 @@ def show(terminal: pytest.TerminalReporter, ending: Ending, options: Options) ->
     terminal.write_line(f"\nrun {run}; open {options.reports / PAGE} for every answer")
     if ending.failure:
         terminal.write_line(f"kn_bench: {ending.failure}", red=True)
+    elif options.save_baseline is not None and ending.gate and not ending.gate.passed:
+        terminal.write_line(f"baseline not written to {options.save_baseline}: the gate failed")
     elif options.save_baseline is not None:
         terminal.write_line(f"baseline written to {options.save_baseline}")
     if ending.gate is not None:
