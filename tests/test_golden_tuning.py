@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+import kn_bench as kn
 from kn_bench.editing.applying import in_place
 from kn_bench.editing.closed_form import Factors
 from kn_bench.editing.edit import DenseEdit, LowRank, LowRankEdit
@@ -17,6 +18,8 @@ from kn_bench.edits.locft import Locft, LocftSettings
 from kn_bench.edits.ultraedit import UltraEdit, UltraEditSettings
 from tests.golden import cases
 from tests.test_golden_rome import is_rounded, request_of
+from tests.test_kn_edit import request
+from tests.tiny_models import tiny_model
 
 
 def probabilities(lm, ids):
@@ -224,3 +227,9 @@ def test_ultraedit_is_warmed_up_or_says_why_not():
     assert "one answer token has no deviation; set ultraedit.warm_up" in str(refused)
     assert lm.parameter_hash() == before
     assert not any(p.requires_grad for p in lm.hf.parameters())
+
+
+def test_a_family_that_adds_in_place_to_what_a_site_gives_is_edited_by_ultraedit():
+    lm = tiny_model("falcon", torch.float32)
+    (edit,) = kn.method("ultraedit", lm).edit([request()])
+    assert isinstance(edit, LowRankEdit)

@@ -372,3 +372,21 @@ def test_methods_are_registered():
         "kn-random",
     }
     assert {spec.models for spec in marked(kn_bench.edits.kn)} == {"any"}
+
+
+@pytest.mark.parametrize("family", ["albert", "electra"])
+@pytest.mark.parametrize("by", ["edit", "unk", "random"])
+def test_embeddings_narrower_than_the_layers_are_no_values(family, by):
+    lm = tiny_model(family)
+    neurons = frozenset({Neuron(0, 1)})
+
+    def change():
+        if by == "edit":
+            return RewriteKN(lm)._embedding(request(), "w40")
+        return EraseKN(lm, by=by).updates(neurons, "a")
+
+    said = "output embeddings of width 12 and layers of width 16"
+    with pytest.raises(NotApplicable, match=said):
+        change()
+    zero = EraseKN(lm).updates(frozenset({Neuron(0, 1)}), "a")
+    assert [update.layer for update in zero] == [0]

@@ -113,7 +113,8 @@ def both_targets(lm: LanguageModel, request: EditRequest) -> tuple[Fitted, Fitte
 def rewritten(lm: LanguageModel, request: EditRequest, neurons: Neurons) -> Edit | None:
     """Return kn-edit's change, -e(old) + e(new), as an edit of the values of ``neurons``."""
     pair = both_targets(lm, request)
-    if pair is None or not neurons:
+    # an embedding narrower or wider than the layers can be no neuron's value
+    if pair is None or not neurons or lm.output_embeddings.shape[1] != lm.d_model:
         return None
     old, new = (lm.output_embeddings[list(query.answer_ids)].float().sum(0) for query in pair)
     updates: tuple[LowRank, ...] = knowledge_neurons(lm).updates(neurons, old, new)
