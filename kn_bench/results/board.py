@@ -11,7 +11,7 @@ and K lie within each other's intervals are tied.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -149,6 +149,11 @@ class Line:
 
 
 GROUP = [*Name._fields]
+
+
+def has_control(lines: Iterable[Line]) -> bool:
+    """Tell whether any figure was compared with that of a random edit of equal size."""
+    return any(not np.isnan(value.p) for line in lines for value in line.criteria.values())
 
 
 def board(runs: Runs) -> tuple[Line, ...]:

@@ -164,16 +164,3 @@ def _markdown(table: FurtherTable, n: int) -> list[str]:
     body = [(title_of(row.name), *cells(row, table.digits)) for row in shown]
     headers = ("method", *parts, "n")
     return tables.markdown(headers, body).rstrip("\n").split("\n")
-
-
-def as_payload(runs: Runs) -> list[dict[str, object]]:
-    """Return the tables for the page: every cell a text."""
-    return [
-        {
-            "title": table.title,
-            "note": table.note,
-            "headers": ["method", *table.parts, "n"],
-            "rows": [[title_of(row.name), *cells(row, table.digits)] for row in table.rows],
-        }
-        for table in further_tables(runs)
-    ]

@@ -19,7 +19,7 @@ from kn_bench.cases.case import CRITERIA, Task
 from kn_bench.measure.statistics import Interval
 from kn_bench.results import abilities, escaping, tables
 from kn_bench.results.abilities import ability_tables
-from kn_bench.results.board import SCORED, Figure, Line, board
+from kn_bench.results.board import SCORED, Figure, Line, board, has_control
 from kn_bench.results.files import unwritable, write_text
 from kn_bench.results.further import markdown_section
 from kn_bench.results.loading import Runs, load_runs
@@ -259,11 +259,6 @@ def notes(runs: Runs) -> Iterator[str]:
         yield f"{runs.doubled} verdicts stand in several runs made of the same; each counts once."
     yield from runs.apart[:2]
     yield from runs.cut
-
-
-def has_control(lines: Iterable[Line]) -> bool:
-    """Tell whether any figure was compared with that of a random edit of equal size."""
-    return any(not math.isnan(value.p) for line in lines for value in line.criteria.values())
 
 
 # --- Markdown ----------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ from kn_bench.results.board import (
     SYMMETRY,
     Line,
     board,
+    has_control,
     in_sequences,
 )
 from kn_bench.results.codec import plain
@@ -96,6 +97,7 @@ def payload(runs: Runs, *, embedded: int | None = EMBEDDED) -> dict[str, Any]:
             for name, line in zip(index, figures, strict=True)
         ],
         "unlike": unlike(runs, behind),
+        "controlled": has_control(figures),
         "tails": [round(widened_tail(n), 6) for n in range(1, TAILS + 1)],
         "cases": cases.columns,
         "verdicts": _verdicts(verdicts, runs.controls, index, cases, texts),

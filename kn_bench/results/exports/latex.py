@@ -11,10 +11,10 @@ from pathlib import Path
 
 from kn_bench.cases.case import CRITERIA
 from kn_bench.measure.statistics import Interval
-from kn_bench.results.board import Figure, Line, board
+from kn_bench.results.board import Figure, Line, board, has_control
 from kn_bench.results.escaping import terminal
 from kn_bench.results.files import write_text
-from kn_bench.results.leaderboard import TableName
+from kn_bench.results.leaderboard import NOT_COMPARED, TableName
 from kn_bench.results.loading import Runs
 
 SPECIAL = {
@@ -25,7 +25,9 @@ SPECIAL = {
 """LaTeX's default encoding has no double straight quote."""
 CAPTION = (
     r"{title}. Percent with 95\,\% intervals (bootstrap by cluster); {counts}. $S$: harmonic mean "
-    r"of reliability, generality and locality; $K$: mean of symmetry and synonym. "
+    r"of reliability, generality and locality; $K$: mean of symmetry and synonym. {compared}"
+)
+COMPARED = (
     r"$^\circ$: not significantly better than a random edit of equal size on the same cases "
     r"(paired permutation test, Holm)."
 )
@@ -58,7 +60,8 @@ def latex(runs: Runs) -> str:
 def _table(name: TableName, lines: Sequence[Line]) -> str:
     columns = ("$S$", "$K$", *(criterion.capitalize() for criterion in CRITERIA))
     label = "".join(c for c in f"kn-bench-{name.task}-{name.protocol}-{name.asked}" if c != ":")
-    caption = CAPTION.format(title=escaped(str(name)), counts=_counts(lines))
+    compared = COMPARED if has_control(lines) else NOT_COMPARED
+    caption = CAPTION.format(title=escaped(str(name)), counts=_counts(lines), compared=compared)
     parts = [
         r"\begin{table}",
         r"\centering\small\setlength{\tabcolsep}{4pt}",

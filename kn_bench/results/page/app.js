@@ -332,8 +332,8 @@
     return [
       h("p", { class: "legend" }, "Percent of cases. ", h("span", { class: "key" }), "mean ", h("span", { class: "key line" }),
         "95 % interval (bootstrap by cluster) ", h("span", { class: "key tick" }), " an edit of equal size on the same cases. ",
-        "° and grey: not significantly better than that (paired, one-sided, Holm). S: harmonic mean of reliability, generality, locality; ",
-        "K: mean of symmetry and synonym. Ranked by the number of criteria that beat chance, then S, then K; equal ranks are ties."),
+        data.controlled ? "° and grey: not significantly better than that (paired, one-sided, Holm). " : "Nothing was compared with such an edit. ", "S: harmonic mean of reliability, generality, locality; ",
+        "K: mean of symmetry and synonym. Ranked by how many of the five in S and K beat chance, then S, then K; equal ranks are ties."),
       ...[...groups].map(([title, rows]) => h("section", {}, h("h2", {}, title), h("p", { class: "legend counts" }, countsOf(rows)), h("div", { class: "sheet" },
         h("table", { class: "board" }, h("caption", { class: "sr" }, title), headed(columns, "sort"), h("tbody", {}, sorted(rows, "sort").map(boardRow)))))),
       shown.length ? null : none("row"),
@@ -553,7 +553,7 @@
       data.accounts.length ? null : h("p", {}, "Nothing was left out.")];
   };
   const colours = ["#3b7dd8", "#d1742c", "#3f9b57", "#b24a8f", "#7a68c7", "#a58a1f", "#c8484b", "#2f9aa5"];
-  const named = (r) => `${r.method} on ${r.model}, ${r.protocol}${r.task ? `, ${r.task}s` : ""}`;
+  const named = (r) => `${name(r)} on ${r.model}, ${r.protocol}${r.task ? `, ${r.task}s` : ""}`;
   const curveViews = () => {
     const rows = data.curves.filter((r) => (!state.model || r.model === state.model) && (!state.method || r.method === state.method) && (!state.protocol || r.protocol === state.protocol) && (!state.task || !r.task || r.task === state.task));
     say(rows.length ? `${rows.length} checkpoints` : "");
