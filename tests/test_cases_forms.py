@@ -17,13 +17,7 @@ from typing import Any
 import pytest
 
 from kn_bench.cases import sources
-from kn_bench.cases.building.rows import (
-    CONDITION,
-    JOINED,
-    OTHER_INVERSE,
-    REPEATED,
-    UNCONDITIONED,
-)
+from kn_bench.cases.building.rows import CONDITION, JOINED, OTHER_INVERSE, REPEATED, UNCONDITIONED
 from kn_bench.cases.case import HALF_A_CHARACTER, Cloze, Probe
 from kn_bench.cases.sources import forms
 from kn_bench.cases.sources.forms.common import NO_ANSWER, UNKNOWN_GROUP

@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 
 import kn_bench as kn
-from kn_bench.cases.building.rows import CONDITION, Condition, FactRow, Portability, row_cases
+from kn_bench.cases.building.fact_row import Condition, FactRow, Portability
+from kn_bench.cases.building.rows import CONDITION, row_cases
 from kn_bench.cases.case import Cloze, Exclusion
 from kn_bench.measure.criteria import Evidence, judge_evidence
 from kn_bench.measure.measurement import Answer, Measurement

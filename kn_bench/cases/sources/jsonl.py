@@ -42,10 +42,11 @@ from pathlib import Path
 from sys import intern
 from typing import Any, get_args
 
+from kn_bench.cases.building.fact_row import FactRow, Inverse, Neighbour, Synonym
 from kn_bench.cases.building.neighbours import FACTS
 from kn_bench.cases.building.pairs import pair_cases
 from kn_bench.cases.building.paradigms import Paradigm
-from kn_bench.cases.building.rows import FactRow, Inverse, Neighbour, Synonym, row_cases
+from kn_bench.cases.building.rows import row_cases
 from kn_bench.cases.building.spans import MinimalPair
 from kn_bench.cases.case import (
     HALF_A_CHARACTER,

@@ -10,7 +10,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kn_bench.cases.building.rows import FactRow, row_cases
+from kn_bench.cases.building.fact_row import FactRow
+from kn_bench.cases.building.rows import row_cases
 from kn_bench.cases.case import HALF_A_CHARACTER, Exclusion, Selection
 from kn_bench.cases.sampling import slug
 from kn_bench.cases.sources.forms import counterfact, knowedit, mquake, questions, ripple, zsre

@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from kn_bench.cases.building.rows import LeftOut
+from kn_bench.cases.building.fact_row import LeftOut
 from kn_bench.cases.case import RUN_ON, Cloze
 
 FRAME = "Q: {question} A:"

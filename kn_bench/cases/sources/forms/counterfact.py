@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from kn_bench.cases.building.rows import FactRow, LeftOut, Neighbour
+from kn_bench.cases.building.fact_row import FactRow, LeftOut, Neighbour
 from kn_bench.cases.case import OpenEnded
 from kn_bench.cases.sources.forms.common import (
     NO_ANSWER,

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from kn_bench.cases.building.rows import FactRow, LeftOut, Neighbour, Portability
+from kn_bench.cases.building.fact_row import FactRow, LeftOut, Neighbour, Portability
 from kn_bench.cases.sources.forms.common import (
     NO_ANSWER,
     UNKNOWN_GROUP,

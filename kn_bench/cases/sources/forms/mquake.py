@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from kn_bench.cases.building.rows import Condition, FactRow, Portability
+from kn_bench.cases.building.fact_row import Condition, FactRow, Portability
 from kn_bench.cases.normalise import words
 from kn_bench.cases.sources.forms.common import (
     Unusable,

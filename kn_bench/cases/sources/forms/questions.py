@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from kn_bench.cases.building.rows import FactRow, Inverse, LeftOut, Neighbour, Portability
+from kn_bench.cases.building.fact_row import FactRow, Inverse, LeftOut, Neighbour, Portability
 from kn_bench.cases.case import Cloze
 from kn_bench.cases.sources.forms.common import (
     NO_ANSWER,

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from itertools import takewhile
 from typing import Any
 
-from kn_bench.cases.building.rows import Condition, FactRow, LeftOut, Portability
+from kn_bench.cases.building.fact_row import Condition, FactRow, LeftOut, Portability
 from kn_bench.cases.sources.forms.common import (
     NO_ANSWER,
     UNKNOWN_GROUP,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from kn_bench.cases.building.rows import FactRow, Neighbour, Portability
+from kn_bench.cases.building.fact_row import FactRow, Neighbour, Portability
 from kn_bench.cases.sources.forms import knowedit
 from kn_bench.cases.sources.forms.common import (
     Unusable,
