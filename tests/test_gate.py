@@ -241,7 +241,7 @@ def test_a_run_becomes_the_baseline_only_where_the_gate_passes(tmp_path, passes,
     run = write_run(tmp_path, {"rome": GOOD if passes else WORSE}, run="now")
     options = Options(baseline=held, save_baseline=saved, reports=tmp_path)
     ending = end_run(run, options)
-    assert ending.gate
+    assert ending.gate is not None
     assert ending.gate.passed == passes
     assert (saved.exists() and saved.read_text() != before) == passes
     said = mock.Mock()
