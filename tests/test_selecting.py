@@ -14,10 +14,10 @@ from kn_bench.measure.known import known_ids, shown_by
 from kn_bench.model import hub
 from kn_bench.model.embedded import facts as taught
 from kn_bench.model.loading import load_model
-from kn_bench.testing.controller import WorkerConfig, pack, unpack
 from kn_bench.testing.options import EMBEDDED_LIMIT, Options
 from kn_bench.testing.plan import make_plan
 from kn_bench.testing.selecting import BLOCKS, select_known, settled
+from kn_bench.testing.worker_config import WorkerConfig, pack, unpack
 from tests.conftest import outcomes
 
 RELATIONS = ("P36", "determiner_noun_agreement_1")

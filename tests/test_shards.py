@@ -24,12 +24,13 @@ from kn_bench.results.loading import load_runs
 from kn_bench.results.manifest import read_manifest, write_manifest
 from kn_bench.results.merging import merge
 from kn_bench.results.store import RunStore
-from kn_bench.testing.node_ids import NodeId
+from kn_bench.testing.node_ids import NodeId, units
 from kn_bench.testing.shards import Shard, in_shard, parse_shard
 from tests.conftest import PLUGINS, comparable
 from tests.made_up import write_run
 
 WORKFLOW = Path(__file__).resolve().parents[1] / "docs/examples/shards.yml"
+SUITE = ("--pyargs", "kn_bench.suites.test_synonym")
 NODE_IDS = st.lists(
     st.builds(
         NodeId,
@@ -61,6 +62,25 @@ def test_a_units_tests_stay_together_and_shards_are_of_one_size(node_ids, count)
         units_of.append({node_id[1:4] for node_id in mine})
     assert sum(map(len, units_of)) == len(set().union(*units_of))
     assert max(map(len, units_of)) - min(map(len, units_of)) <= 1
+
+
+@given(node_ids=NODE_IDS, count=st.integers(1, 5), per_unit=st.integers(1, 5), data=st.data())
+def test_a_shard_does_not_depend_on_the_order_of_tests(node_ids, count, per_unit, data):
+    collected = sorted(node_ids, key=lambda node_id: (node_id.criterion, int(node_id.label)))
+    labels = list(map(str, range(31)))
+    shuffled = data.draw(st.permutations(collected))
+
+    def mine(order):
+        kept = in_shard(order, Shard(1, count), labels_per_unit=per_unit, labels=labels)
+        return {node_id for node_id, is_mine in zip(order, kept, strict=True) if is_mine}
+
+    assert mine(shuffled) == mine(collected)
+    # units are those of the order of collection: shards that were measured before stay valid
+    found = units(collected, labels_per_unit=per_unit)
+    here = mine(collected)
+    whole = {unit: {n in here for n, of in zip(collected, found, strict=True) if of == unit}
+             for unit in found}  # fmt: skip
+    assert all(len(sides) == 1 for sides in whole.values())
 
 
 def test_foreign_tests_are_in_every_shard():
@@ -105,6 +125,112 @@ def test_shards_merge_into_the_run(bench):
         StoreError, match=r"b, shard 2/3: expected a finished run; go on with it by"
     ):
         merge([runs / run for run in "abc"], bench.path / "reports", "some")
+
+
+ORDERS = {
+    "at random": """
+import os, random
+import pytest
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    random.Random(os.environ["ORDER"]).shuffle(items)
+""",
+    "afterwards": """
+import os, random
+import pytest
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection_modifyitems(items):
+    yield
+    random.Random(os.environ["ORDER"]).shuffle(items)
+""",
+}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_shards_measured_in_other_orders_merge_into_the_run(bench, order):
+    """As pytest-randomly has it, and --ff; one of them is gone on with in yet another order."""
+    bench.pytester.makepyfile(other_order=ORDERS[order])
+    # of several chunks, so that the cut could depend on the order
+    asked = ("-p", "other_order", "--limit", "15", "-k", "toy_gpt and toy_b")
+    bench.run("-p", "no:xdist", *asked, "--run", "whole", ORDER="0")
+    a = bench.run("-n", "2", *asked, "--run", "a", "--shard", "1/2", ORDER="1")
+    b = bench.run("-p", "no:xdist", *asked, "--run", "b", "--shard", "2/2", ORDER="2",
+                  TOY_RAISES="x")  # fmt: skip
+    c = bench.run("-p", "no:xdist", *asked, "--resume", "b", "--shard", "2/2", ORDER="3")
+    assert (a.ret, b.ret, c.ret) == (0, 1, 0), b.stdout.str()
+    runs = bench.path / "reports/runs"
+    folder = merge([runs / "a", runs / "b"], bench.path / "reports", "all")
+    assert comparable(without_times(log.rows(folder / log.LOG))) == comparable(
+        without_times(log.rows(runs / "whole" / log.LOG))
+    )
+
+
+TAKEN_AWAY = """
+import pytest
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection_modifyitems(items):
+    yield
+    del items[3:]
+"""
+NARROWED = {
+    "-k": ("-k", "synonym"),
+    "a suite": SUITE,
+    "after the cut": ("-p", "taken_away"),
+}
+
+
+@pytest.mark.parametrize("words", NARROWED.values(), ids=NARROWED)
+def test_shards_cut_from_different_tests_are_not_merged(bench, words):
+    bench.pytester.makepyfile(taken_away=TAKEN_AWAY)
+    asked = ("-p", "no:xdist", "--limit", "2")
+    runs, reports = bench.path / "reports/runs", bench.path / "reports"
+
+    def measure(run, shard, *narrowed):
+        suites = narrowed != SUITE
+        result = bench.run(*asked, "--run", run, "--shard", shard, *narrowed, suites=suites)
+        assert result.ret == 0, result.stdout.str()
+
+    measure("a", "1/2")
+    measure("b", "2/2", *words)
+    with pytest.raises(StoreError, match=r"b cannot be merged with a, for they were cut from diff"):
+        merge([runs / "a", runs / "b"], reports, "all")
+    if "taken_away" in words:  # each lacks others then
+        return
+    measure("c", "1/2", *words)
+    assert read_manifest(merge([runs / "b", runs / "c"], reports, "narrow")).selection == ""
+
+
+@pytest.mark.parametrize("workers", [("-p", "no:xdist"), ("-n", "2")], ids=["alone", "workers"])
+def test_a_shard_is_not_gone_on_with_by_another_selection(bench, workers):
+    asked = (*workers, "--limit", "2", "--shard", "1/2")
+    assert bench.run(*asked, "--run", "a").ret == 0
+    other = bench.run(*asked, "--resume", "a", "-k", "synonym")
+    assert other.ret == pytest.ExitCode.USAGE_ERROR
+    other.stderr.fnmatch_lines(["ERROR: --resume a: expected the tests that the shard was cut*"])
+    assert bench.run(*asked, "--resume", "a").ret == 0
+
+
+@pytest.mark.parametrize("workers", [("-p", "no:xdist"), ("-n", "2")], ids=["alone", "workers"])
+def test_a_shard_without_a_unit_is_a_finished_run(bench, workers):
+    """There are more shards than units."""
+    asked = (*workers, "--limit", "2", "--method", "toy-a", "--model", "toy-gpt")
+    runs = bench.path / "reports/runs"
+    for run, options in (("whole", ()), ("a", ("--shard", "1/2")), ("b", ("--shard", "2/2"))):
+        result = bench.run(*asked, "--run", run, *options, TOY_BOARD="1")
+        assert result.ret == 0, result.stdout.str()
+    counts = [read_manifest(runs / run).tests or 0 for run in ("whole", "a", "b")]
+    assert sorted(counts[1:]) == [0, counts[0]]
+    again = bench.run(*asked, "--resume", "ab"[counts.index(0) - 1], "--shard",
+                      f"{counts.index(0)}/2", TOY_BOARD="1")  # fmt: skip
+    assert again.ret == 0, again.stdout.str()
+    folder = merge([runs / "a", runs / "b"], bench.path / "reports", "all")
+    assert read_manifest(folder).tests == counts[0]
+    assert comparable(without_times(log.rows(folder / log.LOG))) == comparable(
+        without_times(log.rows(runs / "whole" / log.LOG))
+    )
 
 
 def _two_shards(reports: Path) -> list[Path]:

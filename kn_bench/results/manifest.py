@@ -54,6 +54,8 @@ class Manifest:
         format: of the folder's files.
         tests: how many the log had when the run ended; None while it runs, and for a run from
             before this was written down.
+        selection: of a shard, a digest of the tests that all its shards were cut from; "" for a
+            whole run, and for a shard from before this was written down.
     """
 
     run: str
@@ -70,6 +72,7 @@ class Manifest:
     timings: Mapping[str, float] = field(default_factory=dict, metadata=SECONDS)
     format: int = field(default=FORMAT, metadata=POSITIVE_COUNT)
     tests: int | None = field(default=None, metadata=COUNT)
+    selection: str = ""
 
     def __post_init__(self) -> None:
         times = {"created": self.created, "finished": self.finished or self.created}
@@ -109,6 +112,7 @@ def new_manifest(
     seed: int,
     code: str = "",
     devices: Iterable[str] = (),
+    selection: str = "",
 ) -> Manifest:
     """Return the manifest of a run that begins now, with this machine and its packages."""
     return Manifest(
@@ -127,6 +131,7 @@ def new_manifest(
             cpus=os.cpu_count() or 1,
             devices=tuple(devices),
         ),
+        selection=selection,
     )
 
 

@@ -36,13 +36,15 @@ def merge(folders: Sequence[Path], reports: Path, run: str) -> Path:
         The folder of the merged run.
 
     Raises:
-        StoreError: when shards differ in weights, data, settings, code or the text that C was taken
-            over, when one is unfinished, cut off or altered, when some are missing (naming them),
-            or when the run cannot be written. Nothing is left of the merged run then.
+        StoreError: when shards differ in weights, data, settings, code, the tests that they were
+            cut from or the text that C was taken over, when one is unfinished, cut off or altered,
+            when some are missing (naming them), or when the run cannot be written. Nothing is left
+            of the merged run then.
     """
     manifests = [read_manifest(folder) for folder in folders]
     _check_alike(folders, manifests)
     _check_complete(folders, manifests)
+    _check_selections(folders, manifests)
     for folder, manifest in zip(folders, manifests, strict=True):
         _check_whole(folder, manifest)
     first = _without_shard(manifests[0])
@@ -107,6 +109,17 @@ def _check_complete(folders: Sequence[Path], manifests: Sequence[Manifest]) -> N
         raise StoreError(f"shards are missing: {named}; measure them and merge again")
 
 
+def _check_selections(folders: Sequence[Path], manifests: Sequence[Manifest]) -> None:
+    """Refuse shards that were cut from different tests: together they are no run."""
+    for folder, manifest in zip(folders, manifests, strict=True):
+        if manifest.selection != manifests[0].selection:
+            raise StoreError(
+                f"{folder.name} cannot be merged with {folders[0].name}, for they were cut from "
+                "different tests: expected the same suites, -k, -m and --deselect for all shards; "
+                "measure one of them again"
+            )
+
+
 def _check_whole(folder: Path, manifest: Manifest) -> None:
     """Refuse a shard whose files cannot be read, or whose log is not what it ended with."""
     left_out(folder)
@@ -130,7 +143,7 @@ def _check_whole(folder: Path, manifest: Manifest) -> None:
 
 def _without_shard(manifest: Manifest) -> Manifest:
     options = {name: value for name, value in manifest.options.items() if name != SHARD}
-    return replace(manifest, options=options)
+    return replace(manifest, options=options, selection="")
 
 
 def _added(timings: Sequence[Mapping[str, float]]) -> dict[str, float]:

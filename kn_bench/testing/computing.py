@@ -14,7 +14,6 @@ from kn_bench.editing.faults import is_fault, reason_of
 from kn_bench.measure.measurement import UnitResult
 from kn_bench.results.escaping import terminal
 from kn_bench.testing import generations
-from kn_bench.testing.controller import WorkerConfig
 from kn_bench.testing.left_running import LeftRunning
 from kn_bench.testing.limits import no_exit, open_streams, time_limit
 from kn_bench.testing.models import Models
@@ -23,6 +22,7 @@ from kn_bench.testing.options import Options
 from kn_bench.testing.points import Work
 from kn_bench.testing.sequences import PlannedSequence
 from kn_bench.testing.unmeasured import all_cases, sentence, with_origin
+from kn_bench.testing.worker_config import WorkerConfig
 
 if TYPE_CHECKING:
     from kn_bench.measure.engine import Engine

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING
 
 import pytest
 
-from kn_bench.cases.case import Criterion, Exclusion
+from kn_bench.cases.case import Exclusion
 from kn_bench.cases.sampling import slug
 from kn_bench.editing import registry
 from kn_bench.editing.registry import Registry, RegistryError
-from kn_bench.measure.protocols import SINGLE, occasion_of
+from kn_bench.measure.protocols import SINGLE
 from kn_bench.model import embedded
 from kn_bench.model.chat_template import REQUEST, refuse_without, sentence
 from kn_bench.model.source import on_hub, origin
@@ -32,49 +31,11 @@ from kn_bench.testing.plan import TestPlan, limit_as_text, make_plan
 from kn_bench.testing.progress import progress_file
 from kn_bench.testing.selecting import settled
 from kn_bench.testing.sequences import Drawing
+from kn_bench.testing.worker_config import WorkerConfig
 
 if TYPE_CHECKING:
     from kn_bench.results.manifest import Manifest
-    from kn_bench.results.rows import Key
     from kn_bench.results.store import RunStore
-
-WORKER_INPUT = "kn_bench"
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerConfig:
-    """Where a process that runs tests stands in the run.
-
-    Attributes:
-        device: where it computes.
-        commits: of models on the hub, by name: all processes load the same, whatever happens there.
-        units: folder of the units that processes share; None: each has its own.
-        done: what a resumed run has measured already.
-        workers: processes that share the machine.
-        cases: sources that the controller settled on.
-        limit: of cases, as the controller settled it; None for all.
-        known: ids of the cases that are known, where only these are asked.
-        sequences: what was drawn for the protocol, packed; "" under ``single``.
-        edits: folder of the sequences' steps; None: they are not stored.
-        progress: file to report progress in; None for nobody.
-    """
-
-    device: str
-    commits: Mapping[str, str]
-    units: Path | None
-    done: frozenset[Key]
-    workers: int
-    cases: tuple[str, ...] = ()
-    limit: int | Literal["all"] | None = None
-    known: tuple[str, ...] = ()
-    sequences: str = ""
-    edits: Path | None = None
-    progress: Path | None = None
-
-    def applied(self, options: Options) -> Options:
-        """Return the options of a worker with what the controller settled."""
-        cases = self.cases or options.cases or ("embedded",)
-        return replace(options, cases=cases, limit=self.limit, known_ids=self.known)
 
 
 class RunController:
@@ -90,6 +51,7 @@ class RunController:
         self.options = options
         self._registry = methods
         self._manager = manager
+        self._selection = ""
         self.check()
 
     def check(self) -> None:
@@ -261,6 +223,24 @@ class RunController:
         except StoreError as error:
             raise pytest.UsageError(str(error)) from error
 
+    def begin(self, selection: str) -> RunStore:
+        """Return the run's log, opened for writing.
+
+        Args:
+            selection: of a shard, a digest of the tests that it is cut from.
+
+        Raises:
+            pytest.UsageError: when a shard that is gone on with was cut from other tests.
+        """
+        self._selection = selection
+        then = self.store.manifest.selection
+        if then and then != selection:
+            raise pytest.UsageError(
+                f"--resume {self.run}: expected the tests that the shard was cut from, and others "
+                "are selected now; give the same suites, -k, -m and --deselect as then"
+            )
+        return self.store
+
     def _not_defined(self) -> Iterator[Exclusion]:
         """Yield methods that have no tests on a model, as they are for models of the other kind."""
         kinds = registry.builtin_kinds()
@@ -295,6 +275,7 @@ class RunController:
             seed=self.options.seed,
             code=method_fixtures.code_hash(self._methods.values()),
             devices=self.options.devices,
+            selection=self._selection,
         )
 
     def _bearing_on_results(self) -> Mapping[str, str]:
@@ -363,56 +344,3 @@ def _check_writable(file: Path) -> None:
         or not os.access(nearest, os.W_OK)
     ):
         raise pytest.UsageError(f"--save-baseline {file} cannot be written: name another file")
-
-
-def pack(worker_config: WorkerConfig) -> dict[str, Any]:
-    """Return a place in the builtins that xdist sends to a worker."""
-    return {
-        "device": worker_config.device,
-        "commits": "\n".join("\t".join(pair) for pair in worker_config.commits.items()),
-        "units": str(worker_config.units),
-        "done": "\n".join(map(_packed_key, sorted(worker_config.done))),
-        "workers": worker_config.workers,
-        "cases": "\n".join(worker_config.cases),
-        "limit": str(worker_config.limit),
-        "known": "\n".join(worker_config.known),
-        "sequences": worker_config.sequences,
-        "edits": str(worker_config.edits),
-        "progress": str(worker_config.progress or ""),
-    }
-
-
-def _packed_key(key: Key) -> str:
-    return "\t".join((*key[:4], key.occasion.slug))
-
-
-def unpack(packed: Mapping[str, Any]) -> WorkerConfig:
-    """Return the place that :func:`pack` packed."""
-    return WorkerConfig(
-        packed["device"],
-        dict(line.split("\t") for line in packed["commits"].splitlines()),
-        Path(packed["units"]),
-        frozenset(_keys(packed["done"].split("\n"))),
-        packed["workers"],
-        tuple(packed["cases"].splitlines()),
-        _limit(packed["limit"]),
-        tuple(packed["known"].splitlines()),
-        packed["sequences"],
-        Path(packed["edits"]),
-        Path(packed["progress"]) if packed["progress"] else None,
-    )
-
-
-def _limit(text: str) -> int | Literal["all"] | None:
-    if text == "None":
-        return None
-    return "all" if text == "all" else int(text)
-
-
-def _keys(lines: Iterable[str]) -> Iterable[Key]:
-    from kn_bench.results.rows import Key
-
-    for line in lines:
-        if line:
-            model, method, case, criterion, occasion = line.split("\t")
-            yield Key(model, method, case, cast(Criterion, criterion), occasion_of(occasion))

@@ -153,10 +153,12 @@ class Collected(NamedTuple):
     Attributes:
         meanings: what the tests to be run ask, by id.
         done: how many more were left out, for a resumed run has them.
+        selection: of a shard, a digest of the tests that it was cut from; "" where there are none.
     """
 
     meanings: Mapping[str, NodeId]
     done: int = 0
+    selection: str = ""
 
 
 def tell(message: Path, collected: Collected) -> None:
@@ -182,10 +184,10 @@ def told(message: Path) -> Collected:
         return Collected({})
     message.unlink(missing_ok=True)
     try:
-        meanings, done = json.loads(text)
+        meanings, *rest = json.loads(text)
     except ValueError:
         raise ValueError(
             f"{message} cannot be written (no room for {len(text)} bytes and more); make room in "
             f"{message.parent}, or set TMPDIR"
         ) from None
-    return Collected({nodeid: NodeId(*fields) for nodeid, fields in meanings.items()}, done)
+    return Collected({nodeid: NodeId(*fields) for nodeid, fields in meanings.items()}, *rest)

@@ -10,8 +10,7 @@ heavy and does next to nothing until a suite of ours is collected.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Generator, Mapping
-from functools import partial
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -22,18 +21,15 @@ from kn_bench.testing.options import add_options, addressed, read_options, runs_
 from kn_bench.testing.others import Unrecorded, do_without
 
 if TYPE_CHECKING:
-    from kn_bench.editing.registry import MethodSpec
-    from kn_bench.editing.settings import Choices, Settings
-    from kn_bench.testing.controller import RunController, WorkerConfig
-    from kn_bench.testing.estimate import Timekeeper
+    from kn_bench.editing.settings import Settings
+    from kn_bench.testing.controller import RunController
     from kn_bench.testing.node_ids import Collected, NodeId
-    from kn_bench.testing.progress import Forecast
     from kn_bench.testing.session import SuiteSession
+    from kn_bench.testing.worker_config import WorkerConfig
 
 REGISTRY = pytest.StashKey[Registry]()
 RECORDER = "kn_bench recorder"
 SUITES = "kn_bench suites"
-DISPLAY = "kn_bench display"
 CONTROLLER: pytest.StashKey[RunController] = pytest.StashKey()
 IS_ADDRESSED: pytest.StashKey[bool] = pytest.StashKey()
 MEANINGS: pytest.StashKey[dict[str, NodeId]] = pytest.StashKey()
@@ -250,64 +246,23 @@ def pytest_xdist_node_collection_finished(node: Any, ids: list[str]) -> None:
 
 
 def _record(config: pytest.Config, collected: Collected) -> None:
-    """Begin to record; also where a resumed run has all its tests, and lacks only its end."""
-    if runs_nothing(config) or not (collected.meanings or collected.done):
+    """Begin to record; also where a resumed run or a shard has no test left but lacks its end."""
+    if runs_nothing(config) or not any(collected):
         return
     recorder = config.pluginmanager.get_plugin(RECORDER)
     if recorder is None:
         from kn_bench.testing.recording import Recorder
+        from kn_bench.testing.showing import show_progress
 
         controller = controller_of(config)
-        recorder = Recorder(
-            controller.store, controller.options, controller.plan, controller.method_names()
-        )
+        store = controller.begin(collected.selection)
+        methods = controller.method_names()
+        recorder = Recorder(store, controller.options, controller.plan, methods)
         recorder.expect(collected.meanings)
         config.pluginmanager.register(recorder, RECORDER)
         # registered later and so called earlier: the recorder takes the seconds off the reports
-        _show_progress(config, controller, collected.meanings)
-
-
-def _show_progress(
-    config: pytest.Config, controller: RunController, meanings: Mapping[str, NodeId]
-) -> None:
-    from kn_bench.testing import units
-    from kn_bench.testing.progress import Display, Forecast, terminal_file
-    from kn_bench.testing.sequences import cases_of
-
-    folder = controller.options.reports / "runs" / controller.run / units.FOLDER
-    terminal = config.pluginmanager.get_plugin("terminalreporter")
-    plan = controller.plan
-    sizes = partial(cases_of, plan, controller.drawing)
-    per_unit, shares = plan.labels_per_unit, shares_of(config)
-    forecast = Forecast(meanings, workers_of(config), None, sizes, per_unit, shares)
-    timekeeper = _timekeeper(config, controller, forecast)
-    timekeeper.state(terminal)
-    config.pluginmanager.register(timekeeper)
-    display = Display(folder, forecast, meanings, terminal_file())
-    config.pluginmanager.register(display, DISPLAY)
-    display.start(terminal)
-
-
-def _timekeeper(config: pytest.Config, controller: RunController, forecast: Forecast) -> Timekeeper:
-    """Estimate how long the run takes, from an earlier one or a calibration."""
-    from kn_bench.testing import estimate
-
-    options, workers = controller.options, workers_of(config)
-    names = list(controller.method_names().values())
-    kind = estimate.kind_of_run(options, controller.fingerprints, names, workers)
-
-    def builtin() -> tuple[list[MethodSpec], Choices]:
-        from kn_bench.editing import registry
-        from kn_bench.testing import method_fixtures
-
-        method_fixtures.load_builtin(config.pluginmanager)
-        specs = registry_of(config).select(options.methods)
-        known = registry.builtin_names()
-        ours = [spec for spec in specs if known.get(spec.name) == spec.origin]
-        return ours, method_fixtures.choices_of(options, specs)
-
-    stated = estimate.estimated(options, controller.plan, forecast, kind, builtin, workers)
-    return estimate.Timekeeper(stated, kind, forecast)
+        stated = (workers_of(config), shares_of(config))
+        show_progress(config, controller, registry_of(config), collected.meanings, *stated)
 
 
 def shares_of(config: pytest.Config) -> dict[str, str]:
@@ -335,7 +290,7 @@ def pytest_configure_node(node: Any) -> None:
     config = node.config
     node.workerinput[MESSAGE] = str(node_ids.new_message())
     if addressed(config):
-        from kn_bench.testing.controller import WORKER_INPUT, pack
+        from kn_bench.testing.worker_config import WORKER_INPUT, pack
 
         worker_config = controller_of(config).worker_config(
             node.gateway.id, node.workerinput["workercount"]
@@ -404,7 +359,7 @@ def _begin(config: pytest.Config) -> SuiteSession:
 
 def worker_config_of(config: pytest.Config) -> WorkerConfig:
     """Where this process stands in the run."""
-    from kn_bench.testing.controller import WORKER_INPUT, WorkerConfig, unpack
+    from kn_bench.testing.worker_config import WORKER_INPUT, WorkerConfig, unpack
 
     if not is_worker(config):
         return controller_of(config).worker_config("main", 1)

@@ -23,7 +23,6 @@ from kn_bench.measure.measurement import CaseResult, UnitResult, control_name
 from kn_bench.results.rows import Key, encode_rows
 from kn_bench.testing import node_ids, outcomes
 from kn_bench.testing.computing import UnitComputer, plan_of
-from kn_bench.testing.controller import WorkerConfig
 from kn_bench.testing.items import SuiteTest, can_stand_for_all, set_unit, suite_tests, unit_of
 from kn_bench.testing.models import Models, defined_for
 from kn_bench.testing.node_ids import NodeId, UnitKey
@@ -33,9 +32,10 @@ from kn_bench.testing.plan import TestPlan
 from kn_bench.testing.points import Point, Work
 from kn_bench.testing.progress import FileProgress
 from kn_bench.testing.sequences import tests_of, unpack_sequences
-from kn_bench.testing.shards import Shard, in_shard
+from kn_bench.testing.shards import Shard, in_shard, selection
 from kn_bench.testing.units import UnitResults
 from kn_bench.testing.unmeasured import all_cases, ended_workers
+from kn_bench.testing.worker_config import WorkerConfig
 
 if TYPE_CHECKING:
     from kn_bench.editing.settings import Choices, Settings
@@ -58,6 +58,8 @@ class SuiteSession:
         self._sampling = False
         self._plan = plan
         self._left_out = 0
+        self._of_all_shards: frozenset[NodeId] = frozenset()
+        self._mine: frozenset[NodeId] = frozenset()
         self._methods = methods
         self._by_name = bool(options.methods)  # who names a method is told why it does not apply
         self._done = worker_config.done
@@ -146,14 +148,19 @@ class SuiteSession:
             self._left_out = len(done)
             config.hook.pytest_deselected(items=done)
             left_out = set(done)
+            self._mine = self._mine.difference(map(_address, done))
             items[:] = [item for item in items if item not in left_out]
         per_unit = self._plan.labels_per_unit
         running = node_ids.order(list(map(_address, items)), labels_per_unit=per_unit)
         items[:] = [items[index] for index in running]
 
     def _keep_shard(self, config: pytest.Config, items: list[pytest.Item], shard: Shard) -> None:
-        kept = in_shard(
-            list(map(_address, items)), shard, labels_per_unit=self._plan.labels_per_unit
+        asked = list(map(_address, items))
+        per_unit = self._plan.labels_per_unit
+        kept = in_shard(asked, shard, labels_per_unit=per_unit, labels=self._plan.labels)
+        self._of_all_shards = frozenset(each for each in asked if each is not None)
+        self._mine = frozenset(
+            each for each, mine in zip(asked, kept, strict=True) if mine and each is not None
         )
         others = [item for item, mine in zip(items, kept, strict=True) if not mine]
         config.hook.pytest_deselected(items=others)
@@ -181,10 +188,16 @@ class SuiteSession:
             do_without(session.config)
 
     def collected(self, items: Sequence[pytest.Item]) -> node_ids.Collected:
-        """What the tests of ours among ``items`` ask, and how many a resumed run has already."""
+        """What the tests of ours among ``items`` ask, and how many a resumed run has already.
+
+        Of a shard also what it was cut from, less what a plug-in has taken away afterwards (--lf).
+        """
         known = ((item.nodeid, _address(item)) for item in items)
         meanings = {nodeid: node_id for nodeid, node_id in known if node_id is not None}
-        return node_ids.Collected(meanings, self._left_out)
+        lacking = self._mine.difference(meanings.values())
+        return node_ids.Collected(
+            meanings, self._left_out, selection(self._of_all_shards - lacking)
+        )
 
     # -- running ---------------------------------------------------------------------------
 

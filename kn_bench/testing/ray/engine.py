@@ -17,7 +17,7 @@ import pytest
 
 from kn_bench.cases.case import Case
 from kn_bench.model import embedded
-from kn_bench.testing.controller import RunController, pack
+from kn_bench.testing.controller import RunController
 from kn_bench.testing.items import unit_of
 from kn_bench.testing.node_ids import UnitKey
 from kn_bench.testing.options import Options, runs_nothing
@@ -34,6 +34,7 @@ from kn_bench.testing.ray.pool import (
 from kn_bench.testing.scheduling import Backlog, Unit, groups, shares_by_slug
 from kn_bench.testing.session import SuiteSession, point_of
 from kn_bench.testing.unmeasured import all_cases
+from kn_bench.testing.worker_config import pack
 
 CARRIED = ("HF_", "KMP_", "KN_BENCH_", "MKL_", "PYTEST_", "PYTHON", "TOKENIZERS_", "TORCH_")
 """Beginnings of the environment variables that workers on other machines are given."""

@@ -22,7 +22,7 @@ class Hello:
         arguments: pytest's.
         folder: where pytest was started.
         sys_path: where modules are found.
-        worker_config: packed, see :func:`kn_bench.testing.controller.pack`.
+        worker_config: packed, see :func:`kn_bench.testing.worker_config.pack`.
         models: names, by slug.
         sample: cases of one test: it shows a criterion that the session asks for.
         name: of the worker.

@@ -21,7 +21,6 @@ from kn_bench.editing.registry import MethodSpec
 from kn_bench.measure.verdict import Verdict
 from kn_bench.testing import plugin
 from kn_bench.testing.computing import Computed
-from kn_bench.testing.controller import WORKER_INPUT, WorkerConfig
 from kn_bench.testing.options import Options
 from kn_bench.testing.plan import TestPlan
 from kn_bench.testing.points import Work
@@ -29,6 +28,7 @@ from kn_bench.testing.processes import receive, send
 from kn_bench.testing.ray.messages import Hello, UnitDone, UnitWork, decode, encode
 from kn_bench.testing.sequences import PlannedSequence
 from kn_bench.testing.session import SuiteSession, point_of
+from kn_bench.testing.worker_config import WORKER_INPUT, WorkerConfig
 
 NEUTRAL: dict[str, Any] = {
     "keyword": "", "markexpr": "", "deselect": None, "lf": False, "failedfirst": False,
