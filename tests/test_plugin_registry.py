@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from types import ModuleType
 from unittest import mock
 
@@ -9,6 +10,7 @@ import pytest
 
 from kn_bench.editing import registry
 from kn_bench.editing.registry import Registry, RegistryError, edit_method, marked
+from kn_bench.results.manifest import read_manifest
 from tests.conftest import outcomes
 
 METHOD = """
@@ -110,6 +112,20 @@ def test_doubled_names_are_refused_with_both_places():
         registry.check()
 
 
+@pytest.mark.parametrize("argument", ["", "FOLDER"])
+def test_methods_of_one_name_from_one_line_are_refused(argument):
+    def made(strength):
+        @edit_method("mine", argument=argument)
+        def mine(language_model, argument=strength): ...
+
+        return mine
+
+    registry = Registry()
+    registry.add(plugin(made(1), made(2)))
+    with pytest.raises(RegistryError, match=r"called 'mine': .*py:\d+, two functions; rename one"):
+        registry.check()
+
+
 def test_names_that_are_the_same_in_a_test_id_are_refused():
     def one(language_model): ...
 
@@ -173,13 +189,79 @@ def test_an_entry_point_that_cannot_be_imported_is_an_error_and_the_others_run(b
     )
 
 
+BROKEN = {
+    "skips": ("mine = my_package", "import pytest\npytest.importorskip('nothing_of_it')",
+              "*cannot be imported: Skipped: could not import 'nothing_of_it'*"),
+    "exits": ("mine = my_package", "import sys\nsys.exit('no licence')",
+              "*cannot be imported: SystemExit: no licence*"),
+    "no name": ("my method! = my_package", "import nothing_of_it",
+                "*the entry point my method! = my_package of * cannot be imported: Mod*"),
+    "a number": ("thing = my_package:thing", "thing = 42",
+                 "*the entry point thing = my_package:thing of kn_bench.methods is no method: *"),
+    "no methods": ("thing = my_package", "", "*is no method: expected a function with @edit_me*"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("entry", "text", "sentence"), BROKEN.values(), ids=BROKEN)
+def test_an_entry_point_that_offers_no_method_is_an_error_and_the_others_run(
+    bench, entry, text, sentence
+):
+    _install(bench, entry, my_package=text)
+    result = bench.run("-p", "no:xdist", "-k", "reliability and toy_gpt", "--limit", "1")
+    assert (result.ret, outcomes(result)["errors"]) == (1, 3), result.stdout.str()
+    result.stdout.fnmatch_lines([sentence])
+    assert bench.run("-p", "no:xdist", "--method", "toy-a", "--limit", "1").ret == 0
+
+
+REFUSED = {
+    "a name that is taken": (
+        "x = my_package:mine",
+        METHOD.format(name="toy-a", function="mine"),
+        "ERROR: two methods are called 'toy-a': *",
+    ),
+    "one that cannot be imported": (
+        "toy-a = my_package",
+        "import nothing_of_it",
+        "ERROR: two methods are called 'toy-a': *the entry point toy-a = my_package of kn_bench*",
+    ),
+    "the same in a test id": (
+        "x = my_package:mine",
+        METHOD.format(name="toy_a", function="mine"),
+        "ERROR: two methods are called 'toy_a' or 'toy-a', the same in a test id: *",
+    ),
+    "an unknown fixture": (
+        "x = my_package:mine",
+        METHOD.format(name="mine", function="mine").replace("language_model", "wheel"),
+        "ERROR: the method mine asks for wheel (*), and there is no such fixture*",
+    ),
+}
+
+
+@pytest.mark.parametrize("workers", ["-n0", "-n2"])
+@pytest.mark.parametrize(("entry", "text", "sentence"), REFUSED.values(), ids=REFUSED)
+def test_an_entry_point_that_cannot_be_measured_is_one_sentence(
+    bench, workers, entry, text, sentence
+):
+    _install(bench, entry, my_package=text)
+    result = bench.run(workers)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([sentence])
+    assert "Traceback" not in result.stdout.str() + result.stderr.str()
+
+
+def test_the_code_of_an_entry_point_bears_on_the_run_by_default(bench):
+    _install(bench, "mine = my_package", my_package=METHOD.format(name="mine", function="mine"))
+    assert bench.run("-p", "no:xdist", "--limit", "1", "--run", "a").ret == 0
+    assert read_manifest(bench.path / "reports/runs/a").options["methods"] == "toy-a toy-b mine"
+
+
 def _install(bench, entry, **modules):
     """A package as pip leaves it."""
     bench.pytester.makepyfile(**modules)
     info = bench.pytester.mkdir("my_package-1.0.dist-info")
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(f"[kn_bench.methods]\n{entry}\n")
-    bench.monkeypatch.setenv("PYTHONPATH", str(bench.path))
+    bench.monkeypatch.setenv("PYTHONPATH", str(bench.path), prepend=os.pathsep)
 
 
 @pytest.mark.parametrize("workers", ["-n0", "-n2"])

@@ -13,7 +13,7 @@ from __future__ import annotations
 import ast
 import fnmatch
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path, PurePath
@@ -165,6 +165,16 @@ def edit_method(
     return mark
 
 
+def failing(name: str, reason: str, origin: str) -> Callable[[], Any]:
+    """Return a method that stands in for one that cannot be had: it raises ``reason``."""
+
+    def fail() -> Any:
+        raise ImportError(reason)
+
+    setattr(fail, _MARK, MethodSpec(name, "any", fail, origin))
+    return fail
+
+
 def _origin(function: Callable[..., Any]) -> str:
     code = inspect.unwrap(function).__code__
     return f"{code.co_filename}:{code.co_firstlineno}"
@@ -201,29 +211,24 @@ class Registry:
         """Take in what ``plugin`` marks, and return what is new."""
         new = []
         for spec in marked(plugin):
-            if spec.takes:
-                self.templates[spec.name] = spec
-                continue
-            known = self.methods.get(spec.name) or self._alike(spec)
+            known = self._alike(spec)
             if known is None:
-                self.methods[spec.name] = spec
-                new.append(spec)
-            elif known.origin != spec.origin:
+                (self.templates if spec.takes else self.methods)[spec.name] = spec
+                new += [] if spec.takes else [spec]
+            elif known.function is not spec.function:
                 self.doubled.append((known, spec))
         return new
 
     def _alike(self, spec: MethodSpec) -> MethodSpec | None:
-        """Return a method of another name with the same test ids."""
-        return next((s for n, s in self.methods.items() if slug(n) == slug(spec.name)), None)
+        """Return a method with the same test ids: of that name, or of another."""
+        known = self.methods | self.templates
+        same = (s for n, s in known.items() if slug(n) == slug(spec.name))
+        return known.get(spec.name) or next(same, None)
 
     def check(self) -> None:
         """Raise RegistryError for methods that share a name, or the form of it in test ids."""
         for first, second in self.doubled:
-            raise RegistryError(
-                f"two methods are called {second.name!r}"
-                + (f" or {first.name!r}, the same in a test id" * (first.name != second.name))
-                + f": {first.origin} and {second.origin}; rename one of them"
-            )
+            raise RegistryError(doubled(first.name, first.origin, second.name, second.origin))
 
     def select(self, names: Sequence[str]) -> list[MethodSpec]:
         """Return the methods that ``names`` name; when there are none, those by default.
@@ -313,12 +318,18 @@ def unknown_method(name: str, known: Iterable[str]) -> str:
     return f"unknown method {name!r}; known: {', '.join(sorted(known)) or 'none'}"
 
 
-def refuse_double(name: str, first: str, second: str) -> None:
-    """Raise RegistryError when two origins claim one name."""
-    if first != second:
-        raise RegistryError(
-            f"two methods are called {name!r}: {first} and {second}; rename one of them"
-        )
+def doubled(name: str, origin: str, other: str, of_other: str) -> str:
+    """Return the sentence on two methods that share a name, or the form of it in test ids."""
+    alike = f" or {name!r}, the same in a test id" * (name != other)
+    places = f"{origin} and {of_other}" if origin != of_other else f"{origin}, two functions"
+    return f"two methods are called {other!r}{alike}: {places}; rename one of them"
+
+
+def refuse_double(known: Mapping[str, str], name: str, origin: str) -> None:
+    """Raise RegistryError when another origin in ``known`` claims ``name``, or its test ids."""
+    for other, of_other in known.items():
+        if slug(other) == slug(name) and (other, of_other) != (name, origin):
+            raise RegistryError(doubled(other, of_other, name, origin))
 
 
 def builtin_files() -> list[Path]:

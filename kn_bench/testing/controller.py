@@ -129,13 +129,11 @@ class RunController:
     def _known_methods(self) -> dict[str, str]:
         """Return name -> origin of the methods to be measured.
 
-        The built-in ones are read from their source; only a name that is not found there, nor among
-        what pytest has loaded, makes the controller import what installed packages offer.
+        The built-in ones are read from their source; what installed packages offer is imported,
+        for its code and its names bear on the run as those of any other method.
         """
+        method_fixtures.load_entry_points(self._manager)
         names, known = list(self.options.methods), self._all_names()
-        if any(registry.is_pattern(n) or n not in known for n in names):
-            method_fixtures.load_entry_points(self._manager)
-            known = self._all_names()
         if not all(registry.is_pattern(n) or n in known for n in names):
             method_fixtures.load_builtin(self._manager)  # one of them may take an argument
             names = self._registry.fill(names)
@@ -190,7 +188,7 @@ class RunController:
     def _all_names(self) -> dict[str, str]:
         known = registry.builtin_names()
         for name, spec in self._registry.methods.items():
-            registry.refuse_double(name, known.get(name, spec.origin), spec.origin)
+            registry.refuse_double(known, name, spec.origin)
             known[name] = spec.origin
         return known
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 from collections.abc import Callable, Iterable
 from importlib import metadata
 from pathlib import Path
@@ -11,7 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from kn_bench.editing import registry
-from kn_bench.editing.registry import MethodSpec, RegistryError, edit_method
+from kn_bench.editing.registry import MethodSpec, RegistryError
 
 if TYPE_CHECKING:
     import pytest
@@ -126,32 +127,38 @@ def load_entry_points(manager: pytest.PytestPluginManager) -> None:
     """
     for entry in metadata.entry_points(group=ENTRY_POINTS):
         name = f"kn_bench method {entry.name} = {entry.value}"
-        if not manager.has_plugin(name):
-            manager.register(_loaded(entry), name)
+        if manager.has_plugin(name):
+            continue
+        module = _loaded(entry)
+        if not manager.is_registered(module):  # two of them may name one module
+            manager.register(module, name)
 
 
 def _loaded(entry: metadata.EntryPoint) -> ModuleType:
+    """Return a module with what ``entry`` offers, or with a method that says why it offers none."""
+    module = ModuleType(entry.name)
     try:
         offered = entry.load()
-    except Exception as error:  # a third party's module may raise anything
-        offered = _broken(entry, error)
-    if isinstance(offered, ModuleType):
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a third party's module may raise anything, and exit or skip
+        problem = f"cannot be imported: {type(error).__name__}: {error}"
+        module.__dict__["broken"] = _broken(entry, problem)
+        return module
+    if isinstance(offered, ModuleType) and any(registry.marked(offered)):
         return offered
-    module = ModuleType(entry.name)  # module:function names one method of the module
-    module.__dict__[entry.name] = offered
+    if registry.marked_spec(offered):
+        module.__dict__[entry.name] = offered  # module:function names one method of the module
+    else:
+        problem = "is no method: expected a function with @edit_method, or a module with some"
+        module.__dict__["broken"] = _broken(entry, problem)
     return module
 
 
-def _broken(entry: metadata.EntryPoint, error: Exception) -> Callable[..., Any]:
-    reason = (
-        f"the entry point {entry.name} = {entry.value} of {ENTRY_POINTS} cannot be imported: "
-        f"{type(error).__name__}: {error}"
-    )
-
-    def fail() -> None:
-        raise ImportError(reason)
-
-    return edit_method(entry.name)(fail)
+def _broken(entry: metadata.EntryPoint, problem: str) -> Callable[..., Any]:
+    origin = f"the entry point {entry.name} = {entry.value} of {ENTRY_POINTS}"
+    name = re.sub(r"[^A-Za-z0-9_.-]", "-", entry.name)
+    return registry.failing(name, f"{origin} {problem}", origin)
 
 
 def choices_of(options: Options, methods: Iterable[MethodSpec]) -> Choices:
