@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -275,6 +276,37 @@ def test_a_row_for_the_multimodal_class_itself_comes_first(tmp_path, monkeypatch
     architecture.register(row)
     assert architecture.registered() == (row,)
     assert load_model(str(tmp_path)).architecture is row
+
+
+@pytest.mark.parametrize(
+    ("family", "entry", "fields"),
+    [
+        ("cohere", {"logit_scale": 0.25}, {"scale": "logit_scale"}),
+        ("granite", {"logits_scaling": 4.0}, {"divisor": "logits_scaling"}),
+    ],
+)
+def test_a_registered_row_gives_the_models_logits_or_is_refused(
+    family, entry, fields, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(architecture, "_TABLE", dict(architecture._TABLE))
+    tokenizer = AutoTokenizer.from_pretrained(LLAMA)
+    sizes = {
+        "vocab_size": len(tokenizer), "hidden_size": 16, "intermediate_size": 24,
+        "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2,
+        "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    }  # fmt: skip
+    whole = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes, **entry))
+    whole.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    row = architecture._llama_like(family)
+    architecture.register(row)
+    with pytest.raises(ValueError, match=rf"a row for {family} that gives the model's logits"):
+        load_model(str(tmp_path))
+    architecture.register(replace(row, **fields))
+    model = load_model(str(tmp_path))
+    ids = model.tensor([[5, 6, 7, 8]])
+    ours = model.forward(ids, model.tensor([range(4)]))
+    torch.testing.assert_close(ours, model.hf(input_ids=ids).logits)
 
 
 # -- tokenizers ---------------------------------------------------------------------------------

@@ -36,6 +36,8 @@ class Architecture:
             others return a tensor.
         softcap: name of the config's entry that bounds the logits, ``cap * tanh(logits / cap)``;
             such an entry may be None.
+        scale, divisor: names of the config's entries that the logits are multiplied by (Cohere) or
+            divided by (Granite), before they are bounded.
         counts_from_padding: whether positions are counted from the padding token's id on, so that
             fewer tokens fit than the config says, by that id plus 1 (RoBERTa).
         unrolled: whether ``layers`` lists groups that are each run several times in a row, an equal
@@ -55,9 +57,16 @@ class Architecture:
     attention_output: str | None = None
     tuple_layers: bool = False
     softcap: str | None = None
+    scale: str | None = None
+    divisor: str | None = None
     counts_from_padding: bool = False
     unrolled: bool = False
     resumable: bool = True
+
+    def factor(self, config: Any) -> float:
+        """Return what the head's outputs are multiplied by."""
+        scale = getattr(config, self.scale) if self.scale else 1.0
+        return float(scale / (getattr(config, self.divisor) if self.divisor else 1.0))
 
 
 def _llama_like(family: str, softcap: str | None = None) -> Architecture:

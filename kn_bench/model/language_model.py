@@ -99,6 +99,7 @@ class LanguageModel:
         self._heads = [submodule(hf, path) for path in self.architecture.head]
         softcap = self.architecture.softcap
         self._softcap: float | None = getattr(hf.config, softcap) if softcap else None
+        self._factor = self.architecture.factor(hf.config)
         weight_bytes = sum(p.numel() * p.element_size() for p in hf.parameters())
         self.batcher = Batcher(default_memory(weight_bytes, self.device))
         self._digests = Weights(hf)
@@ -268,10 +269,12 @@ class LanguageModel:
         return torch.tensor(rows, dtype=torch.long, device=self.device)
 
     def logits(self, hidden: Float[Tensor, "... d_model"]) -> Float[Tensor, "... vocabulary"]:
-        """Return the logits of last hidden states: the head, and the family's soft cap if any."""
+        """Return the logits of last hidden states: the head, the family's scale and soft cap."""
         for head in self._heads:
             hidden = head(hidden)
         hidden = hidden.to(self.device)
+        if self._factor != 1.0:
+            hidden = hidden * self._factor
         cap = self._softcap
         return torch.tanh(hidden / cap) * cap if cap else hidden
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from kn_bench.model.architecture import architecture_of, language_part
+from kn_bench.model.architecture import architecture_of, language_part, registered
 from kn_bench.model.chat_template import begin_with_template
 from kn_bench.model.devices import devices_named
 from kn_bench.model.given import PATH, check_type
@@ -26,6 +26,8 @@ from kn_bench.model.output import progress_on_terminals_only
 from kn_bench.model.source import DTYPES, first_line, source_of
 from kn_bench.model.weights import named_tensors
 
+ROUNDING = 0.05
+"""How far the logits by a row may be from the model's, of the largest: bfloat16 rounds by 1 %."""
 WEIGHTS = (
     "a model that can be loaded",
     "correct its config.json or --attention, or download it again",
@@ -102,9 +104,28 @@ def load_model(
     check_tokenizer(name, tokenizer, hf.get_input_embeddings().weight.shape[0], Path(source))
     if chat_template:
         begin_with_template(name, tokenizer)
-    return LanguageModel(
+    model = LanguageModel(
         name, hf, tokenizer, architecture=architecture, weights=lambda: dict(named_tensors(load()))
     )
+    if architecture in registered():
+        _refuse_other_logits(model)
+    return model
+
+
+def _refuse_other_logits(model: LanguageModel) -> None:
+    """Refuse a registered row by which the logits of a sentence are not those of the model."""
+    ids = model.tokens.encode("The capital of France is Paris.").ids
+    row = model.tensor([ids])
+    with torch.no_grad():
+        ours = model.forward(row, model.tensor([range(len(ids))])).float()
+        theirs = model.hf(input_ids=row).logits.float()
+    off = float((ours - theirs.to(ours.device)).abs().max() / theirs.abs().max())
+    if not off < ROUNDING:
+        raise ValueError(
+            f"{model.name}: expected a row for {model.architecture.family} that gives the model's "
+            f"logits, and those of a sentence are off by {off:.0%} of the largest; name every "
+            "module of the head, and the config's scale, divisor or softcap"
+        )
 
 
 def _with_info(auto: Any, source: str, **options: Any) -> tuple[Any, Any]:
