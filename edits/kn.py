@@ -166,7 +166,7 @@ class RewriteKN:
         if encoded is None:
             return None
         # an answer of several tokens: their sum, as in the published baseline of ROME's authors
-        return _wide(self.model.output_embeddings[list(encoded.answer_ids)]).sum(0)
+        return _wide(answer_embeddings(self.model)[list(encoded.answer_ids)]).sum(0)
 
 
 @dataclass(frozen=True)
@@ -214,16 +214,32 @@ class EraseKN:
         model = self.model
         if self.by == "mean":
             return _wide(model.weight(layer)).mean(0)
-        embeddings = model.output_embeddings
+        if self.by == "zero":
+            return _wide(model.weight(layer)).new_zeros(model.d_model)
+        embeddings = answer_embeddings(model)
         if self.by == "unk":
             if model.tokens.unk_id is None:
                 raise NotApplicable(f"{model.name} has no unknown token to erase by")
             return _wide(embeddings[model.tokens.unk_id])
-        if self.by == "random":
-            generator = seeded(self.seed, "erase", case)
-            token = int(torch.randint(len(embeddings), (1,), generator=generator))
-            return _wide(embeddings[token])
-        return _wide(embeddings.new_zeros(model.d_model))
+        generator = seeded(self.seed, "erase", case)
+        token = int(torch.randint(len(embeddings), (1,), generator=generator))
+        return _wide(embeddings[token])
+
+
+def answer_embeddings(lm: LanguageModel) -> Float[Tensor, "vocabulary d_model"]:
+    """Return e of every token, as values of neurons.
+
+    Raises:
+        NotApplicable: where e and the values of neurons are of unequal width.
+    """
+    embeddings = lm.output_embeddings
+    width = embeddings.shape[1]
+    if width != lm.d_model:
+        raise NotApplicable(
+            f"{lm.name} has output embeddings of width {width} and layers of width {lm.d_model}, "
+            "so no answer's embedding can be a neuron's value"
+        )
+    return embeddings
 
 
 @dataclass(frozen=True)

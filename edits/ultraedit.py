@@ -190,7 +190,7 @@ class UltraEdit(AnswerMethod[UltraEditSettings]):
                 # the first edited module begins the graph: the weights ask for no gradient
                 started = output if output.requires_grad else output.detach().requires_grad_()
                 outputs[name] = started
-                return started
+                return started.clone()  # Falcon adds to it in place, which no leaf allows
 
             return hook
 

@@ -900,3 +900,13 @@ def test_data_without_further_true_answers_hashes_as_before():
     )
     more = probe._replace(rejected_aliases=("e",))
     assert repr(more) == f"{repr(probe)[:-1]}, rejected_aliases=('e',))"
+
+
+@pytest.mark.parametrize(("true", "new"), [("+", "-"), ("!", "?"), ("🇫🇷", "🇮🇹")])
+def test_answers_without_words_are_told_apart_as_verdicts_do(true, new, tmp_path):
+    row = {"subject": "Italy", "prompt": "The sign of {} is", "target_true": true}
+    path = tmp_path / "signs.jsonl"
+    path.write_text(json.dumps(row | {"target_new": new}))
+    selection = sources.load(str(path))
+    assert [case.request.target_new for case in selection.cases] == [new]
+    assert not selection.exclusions

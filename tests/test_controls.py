@@ -1,12 +1,13 @@
 """The reference editors: what they are by themselves; the board of criteria is tested elsewhere."""
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 
 from kn_bench.cases.case import Case, Cloze, EditRequest, Probe
-from kn_bench.editing.edit import LowRankEdit, NoEdit, NotApplicable, norm
+from kn_bench.editing.edit import LowRank, LowRankEdit, NoEdit, NotApplicable, norm
 from kn_bench.edits import controls
 from kn_bench.edits.controls import InContext, Nothing, Oracle, RandomRankOne
 from kn_bench.edits.rome import Rome, RomeSettings
@@ -43,6 +44,15 @@ def edits_of(method, requests=REQUESTS) -> list[LowRankEdit]:
 
 def probe(criterion, text, expected="w15", rejected="w16", kind=""):
     return Probe(f"{criterion}/{text}", criterion, Cloze(text), expected, rejected, kind)
+
+
+@pytest.mark.parametrize(("u", "v"), [(1e300, 1e-303), (1e-303, 1e300), (0.0, 1e300)])
+def test_the_norm_of_factors_that_cannot_be_squared(u, v):
+    """It was NaN, which no row can hold."""
+    wide = torch.float64
+    factors = torch.full((2, 1), u, dtype=wide), torch.full((1, 3), v, dtype=wide)
+    edit = LowRankEdit((LowRank(0, *factors), LowRank(1, *factors)))
+    assert norm(edit) == pytest.approx(u * v * math.sqrt(12), rel=1e-12)
 
 
 def test_nothing_is_one_no_edit_a_request():

@@ -17,6 +17,7 @@ are data: :func:`plain_of` and :func:`tensors_of` take them apart.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from copy import copy
@@ -203,7 +204,7 @@ def apart(edit: Edit) -> Edit:
     if isinstance(edit, LowRankEdit):
         return _with(edit, updates=tuple(_update_apart(up) for up in edit.updates))
     if isinstance(edit, NeuronEdit):
-        scales = (replace(s, neurons=s.neurons.detach().clone()) for s in edit.scales)
+        scales = (replace(s, neurons=_neurons_apart(s.neurons)) for s in edit.scales)
         return _with(edit, scales=tuple(scales))
     if isinstance(edit, DenseEdit):
         return _with(edit, deltas={n: d.detach().clone() for n, d in edit.deltas.items()})
@@ -211,6 +212,12 @@ def apart(edit: Edit) -> Edit:
         held = {name: tensor.detach().clone() for name, tensor in tensors_of(edit).items()}
         return _with(edit, memory=type(edit.memory)(**held))
     return edit
+
+
+def _neurons_apart(neurons: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+    copied = neurons.detach().clone()
+    # as an index torch takes neither of these, and others for a mask
+    return copied.long() if copied.dtype in (torch.int8, torch.int16, torch.int32) else copied
 
 
 def _update_apart(update: LowRank) -> LowRank:
@@ -268,10 +275,18 @@ def norm(edit: Edit) -> float:
             torch.sum((up.u.double().T @ up.u.double()) * (up.v.double() @ up.v.double().T))
             for up in edit.updates
         ]
-        return float(torch.stack(squares).sum().clamp_min(0).sqrt()) if squares else 0.0
+        whole = float(torch.stack(squares).sum().clamp_min(0).sqrt()) if squares else 0.0
+        return whole if math.isfinite(whole) else math.hypot(*map(_scaled_norm, edit.updates))
     if isinstance(edit, DenseEdit):
         return float(sum(float(d.double().square().sum()) for d in edit.deltas.values()) ** 0.5)
     return 0.0
+
+
+def _scaled_norm(update: LowRank) -> float:
+    """Return frobenius norm of an update whose factors are too large or small to be squared."""
+    largest = [max(float(factor.abs().max()), 1e-300) for factor in (update.u, update.v)]
+    u, v = (f.double() / n for f, n in zip((update.u, update.v), largest, strict=True))
+    return math.prod(largest) * float(torch.sum((u.T @ u) * (v @ v.T)).clamp_min(0).sqrt())
 
 
 def describe(edit: Edit) -> str:

@@ -29,8 +29,6 @@ from kn_bench.editing.edit import (
 from kn_bench.editing.faults import told, well_formed
 from kn_bench.model.language_model import LanguageModel
 
-_INDICES = (torch.int8, torch.int16, torch.int32, torch.int64)
-"""Not uint8, which torch takes for a mask."""
 LONGEST = 1000
 """Characters of a note that are kept."""
 

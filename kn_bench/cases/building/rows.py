@@ -158,7 +158,7 @@ def _with_truth(row: FactRow, rows: Sequence[FactRow], id: str, seed: int) -> Fa
         return row
     drawn = draw(
         rows, 1, "distractor", seed, id,
-        where=lambda other: words(other.target_new) != words(row.target_new),
+        where=lambda other: _compared(other.target_new) != _compared(row.target_new),
     )  # fmt: skip
     return row._replace(target_true=drawn[0].target_new) if drawn else row
 
@@ -167,10 +167,15 @@ def _problem(row: FactRow) -> str:
     """Return why a fact cannot be edited, by the normalisation that verdicts use; else ""."""
     if not row.target_true:
         return "the data brings no true answer, and no other record to draw one from"
-    new = {words(answer) for answer in (row.target_new, *row.aliases)}
-    if not new.isdisjoint(map(words, (row.target_true, *row.true_aliases))):
+    new = {_compared(answer) for answer in (row.target_new, *row.aliases)}
+    if not new.isdisjoint(map(_compared, (row.target_true, *row.true_aliases))):
         return "the new target is the true one, or one of its aliases, to a verdict"
     return ""
+
+
+def _compared(answer: str) -> tuple[str, ...]:
+    """Return what a verdict compares of an answer: its words, or all of it where it has none."""
+    return words(answer) or (answer.strip(),)
 
 
 def _backgrounds(rows: Sequence[FactRow], relation: str) -> Callable[[str], Background]:
