@@ -118,7 +118,11 @@ def test_suppressing_takes_from_the_answer_and_enhancing_adds(family):
     assert probabilities["suppress"] < p.item() < probabilities["enhance"]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+NARROW = ("albert", "electra")
+"""Families whose embeddings are narrower than their layers."""
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family not in NARROW])
 def test_answers_are_rows_of_the_output_embedding(family):
     lm = tiny_model(family)
     assert lm.output_embeddings.shape[0] == lm.input_embeddings.shape[0] == 64
@@ -374,7 +378,7 @@ def test_methods_are_registered():
     assert {spec.models for spec in marked(kn_bench.edits.kn)} == {"any"}
 
 
-@pytest.mark.parametrize("family", ["albert", "electra"])
+@pytest.mark.parametrize("family", NARROW)
 @pytest.mark.parametrize("by", ["edit", "unk", "random"])
 def test_embeddings_narrower_than_the_layers_are_no_values(family, by):
     lm = tiny_model(family)
