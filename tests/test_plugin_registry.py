@@ -237,7 +237,7 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("workers", ["-n0", "-n2"])
+@pytest.mark.parametrize("workers", ["-n0", pytest.param("-n2", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("entry", "text", "sentence"), REFUSED.values(), ids=REFUSED)
 def test_an_entry_point_that_cannot_be_measured_is_one_sentence(
     bench, workers, entry, text, sentence

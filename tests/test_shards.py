@@ -127,6 +127,11 @@ def test_shards_merge_into_the_run(bench):
         merge([runs / run for run in "abc"], bench.path / "reports", "some")
 
 
+each_way = pytest.mark.parametrize(
+    "workers",
+    [("-p", "no:xdist"), pytest.param(("-n", "2"), marks=pytest.mark.slow)],
+    ids=["alone", "workers"],
+)
 ORDERS = {
     "at random": """
 import os, random
@@ -148,7 +153,7 @@ def pytest_collection_modifyitems(items):
 }
 
 
-@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("order", ["at random", pytest.param("afterwards", marks=pytest.mark.slow)])
 def test_shards_measured_in_other_orders_merge_into_the_run(bench, order):
     """As pytest-randomly has it, and --ff; one of them is gone on with in yet another order."""
     bench.pytester.makepyfile(other_order=ORDERS[order])
@@ -203,7 +208,7 @@ def test_shards_cut_from_different_tests_are_not_merged(bench, words):
     assert read_manifest(merge([runs / "b", runs / "c"], reports, "narrow")).selection == ""
 
 
-@pytest.mark.parametrize("workers", [("-p", "no:xdist"), ("-n", "2")], ids=["alone", "workers"])
+@each_way
 def test_a_shard_is_not_gone_on_with_by_another_selection(bench, workers):
     asked = (*workers, "--limit", "2", "--shard", "1/2")
     assert bench.run(*asked, "--run", "a").ret == 0
@@ -213,7 +218,7 @@ def test_a_shard_is_not_gone_on_with_by_another_selection(bench, workers):
     assert bench.run(*asked, "--resume", "a").ret == 0
 
 
-@pytest.mark.parametrize("workers", [("-p", "no:xdist"), ("-n", "2")], ids=["alone", "workers"])
+@each_way
 def test_a_shard_without_a_unit_is_a_finished_run(bench, workers):
     """There are more shards than units."""
     asked = (*workers, "--limit", "2", "--method", "toy-a", "--model", "toy-gpt")
