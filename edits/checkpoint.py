@@ -27,6 +27,7 @@ from kn_bench.editing.saving import load_edit, saved_provenance
 from kn_bench.model.comparing import check_edited_copy
 from kn_bench.model.folder import ADAPTER, CONFIG, INDEX, WEIGHTS
 from kn_bench.model.language_model import LanguageModel
+from kn_bench.model.source import is_gguf
 
 
 class EditedCheckpoint:
@@ -125,7 +126,7 @@ def check(path: str, model: str) -> None:
             f"{path}: expected a checkpoint, an adapter or saved edits, and there is nothing; "
             "give the path of one"
         )
-    if folder.suffix.lower() == ".gguf":
+    if is_gguf(folder):
         raise ValueError(
             f"{path}: expected a checkpoint, an adapter or saved edits, and it is a GGUF file, "
             "whose weights are rounded; give the folder that it was made from"

@@ -489,8 +489,8 @@ def test_a_new_target_among_the_true_answers_is_excluded(tmp_path, record, given
 def test_neighbours_are_paired_with_their_answers_by_place(tmp_path, asked, given, pairs, unpaired):
     record = {**FLAT, "locality_prompt": asked, "locality_ground_truth": given}
     selection = sources.load(str(written(tmp_path / "f.json", [record])))
-    found = probes(selection.cases[0], "locality", "same_object")
-    assert [(p.cloze.left, p.expected) for p in found] == pairs
+    neighbours = probes(selection.cases[0], "locality", "same_object")
+    assert [(p.cloze.left, p.expected) for p in neighbours] == pairs
     assert [e.reason for e in selection.exclusions] == [UNPAIRED] * unpaired
 
 

@@ -492,7 +492,7 @@ def test_queries_of_a_request_may_be_listed():
 
 
 def test_noise_that_the_model_cannot_compute_with_is_refused():
-    """The scores were NaN, without a word."""
+    """The scores were NaN, and nothing said why."""
     (case,) = kn.load_cases("embedded", relation="P36", limit=1)
     with pytest.raises(ValueError, match=r"multiplier 1e\+30: expected noise that tiny-gpt2 can"):
         kn.trace(kn.load_model("tiny-gpt2"), case.request, samples=1, multiplier=1e30)

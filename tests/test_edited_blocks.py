@@ -111,7 +111,7 @@ KINDS = [opposite, dense, neurons, lambda _: kn.PromptEdit("a"), wrapper]
 @pytest.mark.parametrize("second", KINDS)
 @pytest.mark.parametrize("first", KINDS)
 def test_blocks_that_are_left_in_another_order_leave_the_model_as_it_was(first, second):
-    """It stayed edited for good, without a word."""
+    """It stayed edited for good, and nothing said so."""
     model = tiny_model("gpt2")
     ids, at = model.tensor([[5, 6, 7]]), model.tensor([[2]])
     plain = model.forward(ids, at)

@@ -191,6 +191,7 @@ def test_no_result_takes_the_place_of_another(tmp_path, format, models, methods)
         ("out/a/gpt2", "kn_bench/gpt2"),
         ("../gpt2", "kn_bench/gpt2"),
         ("out/x.gguf", "kn_bench/x.gguf"),
+        ("out/X.GGUF", "kn_bench/X.GGUF"),
     ],
 )
 def test_a_model_of_the_hub_has_its_own_id(tmp_path, model, called):

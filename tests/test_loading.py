@@ -114,17 +114,17 @@ from kn_bench.model.loading import load_model
 from kn_bench.testing.models import fingerprint
 answers = {{}}
 for name in {names!r}:
-    found = answers[name] = {{}}
+    answer = answers[name] = {{}}
     try:
-        found["commit"] = fingerprint(name)
+        answer["commit"] = fingerprint(name)
     except ValueError as error:
-        found["commit"] = str(error)
+        answer["commit"] = str(error)
     try:
         lm = load_model(name)
         with torch.no_grad():
-            found["logits"] = lm.forward(torch.tensor({IDS}), torch.tensor([[3]])).tolist()
+            answer["logits"] = lm.forward(torch.tensor({IDS}), torch.tensor([[3]])).tolist()
     except ValueError as error:
-        found["error"] = str(error)
+        answer["error"] = str(error)
 print(json.dumps(answers))
 """
     process = subprocess.run(

@@ -33,7 +33,7 @@ def source_of(name: str) -> tuple[str, str | None]:
     if name in packaged.PACKAGED:
         return str(packaged.folder(name)), None
     path = Path(name)
-    if path.suffix.lower() == ".gguf":
+    if is_gguf(path):
         return str(_gguf(path)), None
     if path.is_dir():
         check_folder(path)
@@ -44,6 +44,11 @@ def source_of(name: str) -> tuple[str, str | None]:
     if id.count("/") > 1 or id.startswith((".", "~")):
         raise ValueError(f"{name!r}: expected a model folder, and the path does not exist")
     return id, revision or None
+
+
+def is_gguf(name: str | Path) -> bool:
+    """Tell whether a model is named by its GGUF file."""
+    return Path(name).suffix.lower() == ".gguf"
 
 
 def _gguf(path: Path) -> Path:

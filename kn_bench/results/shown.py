@@ -103,9 +103,9 @@ def unlike(runs: Runs, behind: Mapping[tuple[Any, ...], str]) -> dict[str, str]:
     of_model: dict[str, set[int]] = {"": {places[run] for run in behind.values()}}
     for name, run in behind.items():
         of_model.setdefault(name[GROUP.index("model")], set()).add(places[run])
-    found = {}
+    differences: dict[str, str] = {}
     for model, at in of_model.items():
         for i, j in combinations(sorted(at), 2):
             if aspects := differing([runs.manifests[i], runs.manifests[j]], model):
-                found[f"{i} {j} {model}"] = ", ".join(aspects)
-    return found
+                differences[f"{i} {j} {model}"] = ", ".join(aspects)
+    return differences

@@ -150,7 +150,7 @@ def _loaded(entry: metadata.EntryPoint) -> ModuleType:
     if registry.marked_spec(offered):
         module.__dict__[entry.name] = offered  # module:function names one method of the module
     else:
-        problem = "is no method: expected a function with @edit_method, or a module with some"
+        problem = "is no method: expected a function with @edit_method, or a module that has one"
         module.__dict__["broken"] = _broken(entry, problem)
     return module
 

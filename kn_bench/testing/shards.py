@@ -79,9 +79,9 @@ def _units(
         return (node_id.criterion, rank.get(node_id.label, len(rank)), node_id.label)
 
     collected = sorted(range(len(node_ids)), key=place)
-    found = units([node_ids[index] for index in collected], labels_per_unit=labels_per_unit)
+    cut = units([node_ids[index] for index in collected], labels_per_unit=labels_per_unit)
     unit_of: list[UnitKey | None] = [None] * len(node_ids)
-    for index, unit in zip(collected, found, strict=True):
+    for index, unit in zip(collected, cut, strict=True):
         unit_of[index] = unit
     return unit_of
 

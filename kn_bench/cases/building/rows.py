@@ -90,9 +90,10 @@ def row_cases(
 
 
 def _without_repeats(rows: Sequence[FactRow]) -> tuple[list[FactRow], list[tuple[FactRow, str]]]:
-    """Return each fact once, at its first place, with the questions of all its copies; and those.
+    """Return each fact once, with the questions of all its copies; and the copies.
 
-    Two new targets for one fact are two facts. A copy comes with the reason why it is no case.
+    Rows with different new targets are different facts. Each copy is returned with the reason why
+    it is not a case of its own.
     """
     first: dict[tuple[str, ...], FactRow] = {}
     repeats = []

@@ -128,8 +128,7 @@ def used(
 ) -> dict[tuple[str, str], Preset]:
     """Return what ``presets`` say of each method on each model, where they say anything."""
     pairs = [(method, model) for method in methods for model in models]
-    found = {pair: preset_for(*pair, presets) for pair in pairs}
-    return {pair: preset for pair, preset in found.items() if preset is not None}
+    return {pair: preset for pair in pairs if (preset := preset_for(*pair, presets)) is not None}
 
 
 def refuse_unused(presets: Sequence[Preset], methods: Sequence[str], models: Sequence[str]) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from kn_bench.cases.sampling import slug, stable_hash
+from kn_bench.model.source import is_gguf
 
 ON_HUB = re.compile(r"((?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*)(?:@(.*))?", re.ASCII | re.DOTALL)
 """The hub's ids, with a revision or without; a path is one where it looks the same."""
@@ -41,8 +42,8 @@ def identities(models: Iterable[str]) -> dict[str, str]:
 
 def _parts(model: str) -> tuple[str, str]:
     """Return the hub's id and its revision, or the last part of a path."""
-    found = None if model.endswith(".gguf") else ON_HUB.fullmatch(model)
-    return (found[1], found[2] or "") if found else (Path(model).name, "")
+    on_hub = None if is_gguf(model) else ON_HUB.fullmatch(model)
+    return (on_hub[1], on_hub[2] or "") if on_hub else (Path(model).name, "")
 
 
 def distinct(names: Iterable[str], short: Callable[[str], str] = slug) -> dict[str, str]:
