@@ -17,7 +17,7 @@ def statuses(bench):
     return Counter((row.method, row.verdict.status) for row in bench.verdicts("r"))
 
 
-@pytest.mark.parametrize("workers", ["-n0", "-n2"])
+@pytest.mark.parametrize("workers", [pytest.param("-n0", marks=pytest.mark.slow), "-n2"])
 def test_a_method_that_exits_has_its_error_and_costs_no_worker(bench, workers):
     result = bench.run(*ASKED, workers, TOY_EXITS="toy-a")
     counted = statuses(bench)
@@ -29,7 +29,7 @@ def test_a_method_that_exits_has_its_error_and_costs_no_worker(bench, workers):
     assert not any(isinstance(row, CrashRow) for row in bench.rows("r"))
 
 
-@pytest.mark.parametrize("workers", ["-n0", "-n2"])
+@pytest.mark.parametrize("workers", [pytest.param("-n0", marks=pytest.mark.slow), "-n2"])
 def test_a_method_that_hangs_is_stopped(bench, workers):
     result = bench.run(*ASKED, workers, "--timeout-per-unit", "0.5", TOY_HANGS="toy-a")
     assert result.ret == 1

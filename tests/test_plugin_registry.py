@@ -178,38 +178,32 @@ def test_an_entry_point_that_names_the_function(bench):
     assert bench.run("--method", "m").ret == 0
 
 
-def test_an_entry_point_that_cannot_be_imported_is_an_error_and_the_others_run(bench):
-    _install(bench, "mine = my_package", my_package="import nothing_of_the_kind")
-    result = bench.run("-k", "reliability")
-    counted = outcomes(result)
-    assert (result.ret, counted["errors"]) == (1, 24)
-    assert counted["passed"] + counted["missed"] + counted["skipped"] == 48
-    result.stdout.fnmatch_lines(
-        ["*the entry point mine = my_package of kn_bench.methods cannot be imported: *nothing_of*"]
-    )
-
-
 BROKEN = {
-    "skips": ("mine = my_package", "import pytest\npytest.importorskip('nothing_of_it')",
+    "no_module": ("mine = no_module", "import nothing_of_the_kind",
+                  "*the entry point mine = no_module of kn_bench.methods cannot be imported: "
+                  "*nothing_of*"),
+    "skips": ("skipped = skips", "import pytest\npytest.importorskip('nothing_of_it')",
               "*cannot be imported: Skipped: could not import 'nothing_of_it'*"),
-    "exits": ("mine = my_package", "import sys\nsys.exit('no licence')",
-              "*cannot be imported: SystemExit: no licence*"),
-    "no name": ("my method! = my_package", "import nothing_of_it",
-                "*the entry point my method! = my_package of * cannot be imported: Mod*"),
-    "a number": ("thing = my_package:thing", "thing = 42",
-                 "*the entry point thing = my_package:thing of kn_bench.methods is no method: *"),
-    "no methods": ("thing = my_package", "", "*is no method: expected a function with @edit_me*"),
+    "leaves": ("exits = leaves", "import sys\nsys.exit('no licence')",
+               "*cannot be imported: SystemExit: no licence*"),
+    "nameless": ("my method! = nameless", "import nothing_of_it",
+                 "*the entry point my method! = nameless of * cannot be imported: Mod*"),
+    "number": ("thing = number:thing", "thing = 42",
+               "*the entry point thing = number:thing of kn_bench.methods is no method: *"),
+    "empty": ("nothing = empty", "", "*the entry point nothing = empty of * is no method: "
+              "expected a function with @edit_me*"),
 }  # fmt: skip
+"""Of a module: its entry point, its text, and what is said of it."""
 
 
-@pytest.mark.parametrize(("entry", "text", "sentence"), BROKEN.values(), ids=BROKEN)
-def test_an_entry_point_that_offers_no_method_is_an_error_and_the_others_run(
-    bench, entry, text, sentence
-):
-    _install(bench, entry, my_package=text)
-    result = bench.run("-p", "no:xdist", "-k", "reliability and toy_gpt", "--limit", "1")
-    assert (result.ret, outcomes(result)["errors"]) == (1, 3), result.stdout.str()
-    result.stdout.fnmatch_lines([sentence])
+def test_an_entry_point_that_offers_no_method_is_an_error_and_the_others_run(bench):
+    entries = "\n".join(entry for entry, _, _ in BROKEN.values())
+    _install(bench, entries, **{module: text for module, (_, text, _) in BROKEN.items()})
+    result = bench.run("-k", "reliability and toy_gpt", "--limit", "1")
+    assert (result.ret, outcomes(result)["errors"]) == (1, 3 * len(BROKEN)), result.stdout.str()
+    assert outcomes(result)["passed"] + outcomes(result)["missed"] == 6
+    for _, _, sentence in BROKEN.values():
+        result.stdout.fnmatch_lines([sentence])
     assert bench.run("-p", "no:xdist", "--method", "toy-a", "--limit", "1").ret == 0
 
 

@@ -90,7 +90,9 @@ def tiny_model(family: str, dtype: torch.dtype = torch.float64, seed: int = 0) -
     hf = auto.from_config(config).to(dtype).eval()
     with torch.no_grad():
         for parameter in hf.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
+            # drawn in half precision, the numbers would depend on the processor
+            drawn = torch.float32 if dtype.itemsize < 4 else dtype
+            parameter.add_(0.1 * torch.randn_like(parameter, dtype=drawn).to(dtype))
     saved = {name: tensor.clone() for name, tensor in hf.state_dict().items()}
     tokenizer = word_tokenizer(row.kind == "causal")
     return LanguageModel(f"random-{family}", hf, tokenizer, weights=lambda: saved)
