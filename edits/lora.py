@@ -95,8 +95,8 @@ class Lora(TunedWeights[LoraSettings]):
         h, lm = self.settings, self.lm
         for module in adapted.modules():
             dropout = getattr(module, "lora_dropout", None)
-            if isinstance(dropout, nn.Module):
-                dropout.train()
+            if isinstance(dropout, nn.ModuleDict):
+                dropout["default"] = _Dropout(h.lora_dropout)
         trained = [p for p in adapted.parameters() if p.requires_grad]
         adam = torch.optim.Adam(trained, lr=h.lr, weight_decay=h.weight_decay)
         ids = padded(lm, [row.ids for row in rows])
@@ -123,6 +123,18 @@ class Lora(TunedWeights[LoraSettings]):
                 parameter.grad = gradient
             adam.step()
         return losses
+
+
+class _Dropout(nn.Module):
+    """Dropout drawn on the CPU, so that the edit does not depend on where the model is."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.kept = 1 - p
+
+    def forward(self, x: Tensor) -> Tensor:
+        drawn = torch.empty_like(x, device="cpu").bernoulli_(self.kept).div_(self.kept)
+        return x * drawn.to(x.device)
 
 
 def _peft() -> Any:

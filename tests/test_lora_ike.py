@@ -63,6 +63,25 @@ def test_lora_returns_a_low_rank_change_and_leaves_the_model_as_it_was(family):
         assert log_p() > plain + 0.1
 
 
+def test_lora_draws_its_dropout_on_the_cpu_wherever_the_model_is(monkeypatch):
+    """The generator of a GPU would give another edit."""
+
+    def drawn(dropout, x):
+        torch.manual_seed(0)
+        return dropout(x), torch.get_rng_state()
+
+    wanted, state = drawn(torch.nn.Dropout(0.25), torch.ones(3, 4))
+    there, after = drawn(lora_module._Dropout(0.25), torch.ones(3, 4, device="meta"))
+    assert torch.equal(drawn(lora_module._Dropout(0.25), torch.ones(3, 4))[0], wanted)
+    assert (there.device.type, torch.equal(after, state)) == ("meta", True)
+
+    pytest.importorskip("peft")
+    lm = tiny_model("llama")  # without dropout of its own
+    monkeypatch.delattr(torch.nn.Dropout, "forward")
+    (edit,) = Lora(lm, SETTINGS).edit([REQUESTS[0]])
+    assert isinstance(edit, DenseEdit)
+
+
 def test_lora_without_peft_names_the_extra(monkeypatch):
     without(monkeypatch, "peft")
     with pytest.raises(NotApplicable, match=r"lora needs peft: pip install 'kn_bench\[peft\]'"):
