@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kn_bench.cases.building.grammar import NUMBER_CLASS, TENSE, number_of, verb_number
-from kn_bench.cases.building.pairs import MinimalPair, cluster, pair_cases, synonyms
+from kn_bench.cases.building.pairs import MinimalPair, ParadigmTable, cluster, pair_cases, synonyms
 from kn_bench.cases.building.paradigms import (
     AGREEMENT,
     BLIMP,
@@ -21,6 +21,7 @@ DN1, DN2 = "determiner_noun_agreement_1", "determiner_noun_agreement_2"
 SV1, SV2 = (f"regular_plural_subject_verb_agreement_{i}" for i in (1, 2))
 ANAPHOR = "anaphor_gender_agreement"
 PARADIGMS = tuple(p for p in BLIMP if p.id in (DN1, DN2, SV1, SV2, ANAPHOR))
+BY_ID = {paradigm.id: paradigm for paradigm in PARADIGMS}
 
 
 def minimal(paradigm, id, left, good, bad, right, agreeing, scoring="gap"):
@@ -86,6 +87,7 @@ def test_the_differing_span(good, bad, left, in_good, in_bad, right):
 
 NO_WORD = "the two sentences share no word around the differing span"
 NOT_AGAIN = "the sentences cannot be put together again from their parts"
+SPACED = "the two sentences are spaced differently"
 
 
 @pytest.mark.parametrize(
@@ -96,10 +98,30 @@ NOT_AGAIN = "the sentences cannot be put together again from their parts"
         ("Yes.", "No.", NO_WORD),
         ("", "No.", NO_WORD),
         ("He  sold it.", "He  sold him.", NOT_AGAIN),
+        ("He sold this cup .", "He sold this cup.", SPACED),
+        ("He sold this cup.", "He sold this cups .", SPACED),
+        ("Is this, he asks, it?", "Is this , he asks, it?", SPACED),
+        ("我喜欢书。", "我喜欢 书。", SPACED),
     ],
 )  # fmt: skip
 def test_what_has_no_span_says_why(good, bad, reason):
     assert differing_span(good, bad) == reason
+
+
+@pytest.mark.parametrize("text", ['" book', "... is", "— ? is"])
+def test_a_word_that_nothing_stands_beside_has_none_to_agree_with(text):
+    ((_, reason),) = ParadigmTable(BY_ID[DN1], [MinimalPair(DN1, "0", text, f"{text}s")]).unusable
+    assert reason == "the agreeing word does not stand in what both sentences share"
+
+
+SENTENCE = st.text(st.sampled_from("ab .,?\"'-{}我。\u3000\u00a0"), max_size=8)
+
+
+@given(st.lists(st.tuples(SENTENCE, SENTENCE), min_size=1, max_size=3))
+def test_whatever_two_sentences_are_they_are_a_case_or_left_out(sentences):
+    pairs = [MinimalPair(DN1, str(i), good, bad) for i, (good, bad) in enumerate(sentences)]
+    offered = selection(pairs, only=[DN1])
+    assert len(offered.cases) + len(offered.exclusions) == len(pairs)
 
 
 WORDS = st.lists(

@@ -122,6 +122,8 @@ def differing_span(good: str, bad: str) -> tuple[Cloze, str, str] | str:
         return "the two sentences share no word around the differing span"
     if in_good == in_bad or cloze.fill(in_good) != good or cloze.fill(in_bad) != bad:
         return "the sentences cannot be put together again from their parts"
+    if any(part != part.strip() for part in (in_good, in_bad)):
+        return "the two sentences are spaced differently"
     return cloze, in_good, in_bad
 
 
@@ -170,12 +172,17 @@ def _find(cloze: Cloze, word: str) -> int | None:
 
 
 def _neighbour_of_gap(cloze: Cloze) -> tuple[str, int | None]:
-    """Return the word before the gap, or the first after it, and where it begins in the cloze."""
-    if cloze.left and is_unspaced(cloze.left[-1]):  # segmenting is the tokenizer's business
-        return cloze.left[-1], len(cloze.left) - 1
-    word = cloze.left.rsplit(" ", 1)[-1].strip(PUNCTUATION)
+    """Return the word before the gap, or the first after it, and where it begins in the cloze.
+
+    None says that both sides have no word.
+    """
+    left = cloze.left.rstrip()  # an ideographic space is one
+    if left and is_unspaced(left[-1]):  # segmenting is the tokenizer's business
+        return left[-1], len(left) - 1
+    word = left.rsplit(" ", 1)[-1].strip(PUNCTUATION)
     if word:
-        return word, cloze.left.rindex(word)
-    before: list[str] = re.findall(r"\w[\w'’-]*", cloze.left)
-    word = before[-1] if before else re.findall(r"\w[\w'’-]*", cloze.right)[0]
-    return word, _find(cloze, word)
+        return word, left.rindex(word)
+    before, after = (re.findall(r"\w[\w'’-]*", side) for side in (left, cloze.right))
+    for word in (*before[-1:], *after[:1]):
+        return word, _find(cloze, word)
+    return "", None
