@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from kn_bench.cases import sources
+from kn_bench.cases.sources import forms
 
 SHARED = os.environ.get("KN_BENCH_SHARED")
 ALLOWED = (
@@ -95,6 +96,22 @@ def test_a_limit_is_of_each_relation():
         (f"a/{'x' * 300}.json", f"--cases a/{'x' * 300}.json: {ABSENT}"),
         ("~nobody_at_all/x.json", f"--cases ~nobody_at_all/x.json: {ABSENT}"),
         ("embedded=x", f"--cases 'embedded=x': expected {ALLOWED}"),
+        *(
+            (f"{name}={path}", f"--cases {name}={path}: expected no path, {name} has data of its "
+             f"own; give --cases {name}")
+            for name in ("embedded", "real-world") for path in ("{folder}", "{json}", "no/where")
+        ),
+        *(
+            (f"bilmp={path}", f"--cases bilmp={path}: expected a source before '=', 'bilmp' is "
+             f"none; give {ALLOWED}")
+            for path in ("{folder}", "{json}", "no/where")
+        ),
+        ("no/a=b.jsonl", f"--cases no/a=b.jsonl: {ABSENT}"),
+        *(
+            (f"{name}={{folder}}", f"--cases {name}={{folder}}: expected a file, it is a folder; "
+             f"give each of its files, --cases {name}=FILE")
+            for name in forms.SOURCES
+        ),
         ("zsre", "--cases zsre: expected a path, zsre has no data of its own; give --cases zsre="
          "FILE"),
         ("{json}", "facts.json: expected records, it holds none; give a fact or a minimal pair a "
@@ -105,8 +122,8 @@ def test_what_is_no_source_is_told(tmp_path, spec, message):
     path = tmp_path / "facts.json"
     path.write_text("[]")
     with pytest.raises(ValueError) as error:  # noqa: PT011 - the whole sentence is compared
-        sources.load(spec.format(json=path))
-    assert str(error.value) == message.format(json=path)
+        sources.load(spec.format(json=path, folder=tmp_path))
+    assert str(error.value) == message.format(json=path, folder=tmp_path)
 
 
 @pytest.mark.skipif(not SHARED, reason="KN_BENCH_SHARED names no folder with the real files")

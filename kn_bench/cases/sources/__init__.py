@@ -174,13 +174,28 @@ def parse(spec: str) -> tuple[Source, Path | None]:
             f"--cases {name}: expected a path, {name} has no data of its own; give "
             f"--cases {name}={source.path}"
         )
-    return source, _existing(path, spec) if equals else None
+    given = _existing(path, spec) if equals else None
+    if given is not None and source.path == "FILE" and given.is_dir():
+        raise ValueError(
+            f"--cases {spec}: expected a file, it is a folder; give each of its files, --cases "
+            f"{name}=FILE"
+        )
+    return source, given
 
 
 def _recognised(spec: str) -> tuple[Source, Path]:
     """Return a bare path, by what it holds."""
     if not spec or ("/" not in spec and "." not in spec and not _exists(Path(spec))):
         raise ValueError(f"--cases {spec!r}: expected {allowed()}")
+    name, equals, _ = spec.partition("=")
+    if equals and "/" not in name and not _exists(Path(spec)):
+        if name in SOURCES:
+            raise ValueError(
+                f"--cases {spec}: expected no path, {name} has data of its own; give --cases {name}"
+            )
+        raise ValueError(
+            f"--cases {spec}: expected a source before '=', {name!r} is none; give {allowed()}"
+        )
     path = _existing(spec, spec)
     if (path / "patterns").is_dir() and (path / "facts").is_dir():
         return SOURCES["pararel"], path
