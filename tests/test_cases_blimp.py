@@ -50,6 +50,18 @@ def test_a_folder_becomes_cases_and_exclusions(folder):
     assert left_out.detail == "Had Ann ever left? | Ann had ever left."
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_files_may_begin_with_a_byte_order_mark(folder, encoding, end):
+    plain = blimp.load(folder)
+    for path in folder.rglob("*.jsonl"):
+        path.write_bytes(path.read_text().replace("\n", end).encode(encoding))
+    assert blimp.load(folder) == plain
+    path.write_bytes(path.read_bytes()[2:])
+    with pytest.raises(ValueError, match=rf"^{path.name}: expected UTF-8 text, .*; save it as"):
+        blimp.load(folder)
+
+
 def test_a_paradigm_comes_with_what_its_probes_need(folder):
     (case,) = blimp.load(folder, relations=[DN2]).cases
     (probe,) = (p for p in case.probes if p.criterion == "symmetry")

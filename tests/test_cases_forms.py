@@ -19,7 +19,7 @@ import pytest
 from kn_bench.cases import sources
 from kn_bench.cases.building.rows import CONDITION, JOINED, OTHER_INVERSE, REPEATED, UNCONDITIONED
 from kn_bench.cases.case import HALF_A_CHARACTER, Cloze, Probe
-from kn_bench.cases.sources import forms
+from kn_bench.cases.sources import forms, jsonl
 from kn_bench.cases.sources.forms.common import NO_ANSWER, UNKNOWN_GROUP
 from kn_bench.cases.sources.forms.counterfact import UNPAIRED
 from kn_bench.cases.sources.forms.questions import CHOICE
@@ -555,6 +555,27 @@ def test_a_whole_number_is_the_same_answer_as_a_float(tmp_path, suffix):
     ]
 
 
+@pytest.mark.parametrize(
+    ("given", "answers"),
+    [
+        (1949, ("1949",)),
+        (1949.0, ("1949",)),
+        (["Kent", "County of Kent"], ("Kent", "County of Kent")),
+        ([["Kent", "Co. Kent"], [1949]], ("Kent", "Co. Kent", "1949")),
+    ],
+)
+@pytest.mark.parametrize(
+    ("record", "field"),
+    [(FLAT, "target_new"), (KNOWEDIT, "target_new"), (WIKIBIO, "labels"), (ZSRE, "alt"),
+     (WIKIBIGEDIT, "ans"), (QAEDIT, "target"), (HALLUEDITBENCH, "object")],
+)  # fmt: skip
+def test_a_new_answer_may_be_a_number_or_have_other_names(tmp_path, record, field, given, answers):
+    path = written(tmp_path / "f.json", [record, {**record, field: given}])
+    _, rows, _ = forms.read(path)
+    assert (rows[1].target_new, *rows[1].aliases) == answers
+    assert rows[0].aliases == ()
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("nested", [False, True])
 @pytest.mark.parametrize(
@@ -634,6 +655,12 @@ OWN = {
     "comma.csv": csv_text(",").encode(),
     "semicolon.csv": csv_text(";").encode("utf-8-sig"),
     "tab.tsv": csv_text("\t").encode(),
+    "empty-line.csv": b"\n\r\n" + csv_text(",").encode(),
+    "empty-row.csv": b";;;;\n" + csv_text(";").encode(),
+    "empty-row.tsv": b"\t\t\t\t\n" + csv_text("\t").encode(),
+    "declared.csv": b"sep=;\r\n" + csv_text(";").encode(),
+    "declared-comma.csv": b"\xef\xbb\xbfsep=,\n" + csv_text(",").encode(),
+    "declared-bar.csv": b"sep=|\n" + csv_text("|").encode(),
 }  # fmt: skip
 
 
@@ -646,6 +673,22 @@ def test_own_facts_in_any_form_on_disk(tmp_path, name):
     assert not selection.exclusions
     if name.endswith("sv"):
         assert len(probes(selection.cases[0], "generality")) == 2
+
+
+def test_a_cell_may_be_as_long_as_its_file(tmp_path):
+    """Up to what a list of paraphrases may hold; the limit for others stays as it was."""
+    limit = csv.field_size_limit()
+    paraphrases = [f"In {'far ' * 10_000}{i} the capital of Italy is" for i in range(6)]
+    text = csv_text(",").replace(json.dumps("a, b; c").replace('"', '""'), ", ".join(
+        json.dumps(p).replace('"', '""') for p in paraphrases))  # fmt: skip
+    assert len(text) > limit
+    (tmp_path / "f.csv").write_text(text)
+    case, _ = sources.load(str(tmp_path / "f.csv")).cases
+    assert [p.cloze.left for p in probes(case, "generality")][1:] == paraphrases
+    (tmp_path / "f.csv").write_text('a,b\n"x')
+    with pytest.raises(ValueError, match="expected CSV"):
+        read_records(tmp_path / "f.csv")
+    assert csv.field_size_limit() == limit
 
 
 def test_own_facts_in_parquet(tmp_path):
@@ -667,17 +710,66 @@ def test_own_facts_in_parquet(tmp_path):
         (b"subject,subject\nItaly,a\n", "column 'subject': expected once; rename one"),
         (b"\xff\xfe\x00", "expected UTF-16 text, not so at byte"),
         (b'{"subject": "\xff"}', "expected UTF-8 text, not so at byte 13; save it as UTF-8"),
+        (json.dumps(FACT).encode("utf-16-le"), "expected UTF-8 text, it holds a zero byte, as UTF"),
+        (json.dumps(FACT).encode("utf-16-be"), "without a byte order mark does; save it as UTF-8"),
+        (json.dumps(FACT).encode("utf-32-le"), "expected UTF-8 text, it holds a zero byte"),
+        (b"subject,prompt\n".decode().encode("utf-16-le"), "it holds a zero byte"),
         (gzip.compress(b"{}", mtime=0), "packed by gzip; unpack it"),
         (bz2.compress(b"{}"), "packed by bzip2; unpack it"),
         (lzma.compress(b"{}"), "packed by xz; unpack it"),
     ],
 )
 def test_a_bad_file_is_one_sentence(tmp_path, content, message):
-    path = tmp_path / ("f.csv" if content.startswith(b"subject") else "f.json")
+    path = tmp_path / ("f.csv" if content.startswith((b"subject", b"s\0")) else "f.json")
     path.write_bytes(content)
     with pytest.raises(ValueError, match=message) as error:
         read_records(path)
     assert path.name in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["f.json", "f.jsonl", "f.txt"])
+@pytest.mark.parametrize("indent", [0, 2])
+@pytest.mark.parametrize(
+    ("before", "value", "what", "first", "more"),
+    [
+        ("", FACT, "object", 1, 5),
+        ("\n\n", FACT, "object", 3, 5),
+        (json.dumps(FACT) + "\n", {**FACT, "subject": "Spain"}, "object", 2, 5),
+        (json.dumps(FACT) + "\n", [FACT], "list", 2, 7),
+    ],
+)
+def test_json_over_several_lines_is_told_where_it_ends(
+    tmp_path, name, indent, before, value, what, first, more
+):
+    path = tmp_path / name
+    path.write_text(before + json.dumps(value, indent=indent) + "\n" + json.dumps(FACT, indent=1))
+    sentence = (
+        f"f{path.suffix}, line {first}: expected one JSON object a line, this {what} goes on to "
+        f"line {first + more}; write each object on a line of its own, or all of them as one list "
+        "in a file named .json"
+    )
+    for read in (read_records, jsonl.load, forms.load):
+        with pytest.raises(ValueError) as error:  # noqa: PT011 - the whole sentence is compared
+            read(path)
+        assert str(error.value) == sentence
+
+
+@pytest.mark.parametrize("indent", [None, 0, 2])
+def test_a_list_in_a_json_file_may_stand_on_several_lines(tmp_path, indent):
+    path = tmp_path / "f.json"
+    path.write_text(json.dumps([FACT, {**FACT, "subject": "Spain"}], indent=indent))
+    assert len(sources.load(str(path)).cases) == 2
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_a_folder_of_published_files_is_told_to_be_given_file_by_file(tmp_path, name):
+    path = written(tmp_path / "data.json", FORMS[name])
+    form, _, _ = forms.read(path)
+    told = f"jsonl: data.json holds {form.title}; expected facts or minimal pairs of your own; "
+    for spec in (str(tmp_path), f"jsonl={tmp_path}", f"jsonl={path}"):
+        with pytest.raises(ValueError) as error:  # noqa: PT011 - the whole sentence is compared
+            sources.load(spec)
+        assert str(error.value) == f"{told}write {form.source}={path} or {path} alone"
 
 
 def test_a_folder_or_a_device_is_not_read():

@@ -106,6 +106,55 @@ def test_the_subject_may_stand_in_the_prompt_in_full(file):
     assert case.request.prompt == "The capital of {} is"
 
 
+@pytest.mark.parametrize(
+    ("subject", "prompt", "marked"),
+    [
+        ("Ali", "Alicia is the mother of Ali and lives in", "Alicia is the mother of {} and lives"),
+        ("Ali", "Ali's sister Alicia lives in", "{}'s sister Alicia lives"),
+        ("US", "The USA, or US, has", "The USA, or {}, has"),
+        ("New York", "York is not New York, which is in", "York is not {}, which is"),
+        ("C++", "Before C++ there was", "Before {} there"),
+        ("दिल", "दिल्ली और दिल में", "दिल्ली और {} में"),
+        ("法国", "法国的首都是", "{}的首都是"),
+        ("東京", "東京都の知事は", "{}都の知事は"),
+        ("ไทย", "เมืองหลวงของไทยคือ", "เมืองหลวงของ{}คือ"),
+    ],
+)
+def test_the_subject_is_not_cut_out_of_a_longer_word(file, subject, prompt, marked):
+    case = only(jsonl.load(file({**CANADA, "subject": subject, "prompt": prompt})))
+    assert case.request.prompt.startswith(marked)
+    assert case.request.cloze.left == prompt
+
+
+@pytest.mark.parametrize(
+    ("prompt", "what"),
+    [
+        ("Alicia lives in", "only within a longer word"),
+        ("Sali and Alibi live in", "only within a longer word"),
+        ("Ali and Ali live in", "more than once"),
+        ("Bo lives in", "not at all"),
+    ],
+)
+def test_a_subject_without_one_place_is_refused(file, prompt, what):
+    with pytest.raises(ValueError, match=rf"subject 'Ali' once, it stands there {what}; mark its"):
+        jsonl.load(file({**CANADA, "subject": "Ali", "prompt": prompt}))
+
+
+@pytest.mark.parametrize(
+    ("id", "name"), [(7, "7"), (7.0, "7"), (1.5, "1.5"), (0, "0"), ("a 7", "a_7"), (" 7 ", "7")]
+)
+def test_an_id_may_be_a_number(file, id, name):
+    fact, pair = (jsonl.load(file({**row, "id": id})) for row in (CANADA, PAIR))
+    assert (only(fact).id, only(pair).id) == (f"mine/mine/{name}", f"mine/mine/{name}")
+
+
+@pytest.mark.parametrize("row", [CANADA, PAIR])
+@pytest.mark.parametrize("id", [True, ["a"], {"a": "b"}])
+def test_what_is_no_id_is_refused(file, row, id):
+    with pytest.raises(ValueError, match=r"line 2: id is .*; expected a text"):
+        jsonl.load(file(CANADA, {**row, "id": id}))
+
+
 def test_a_question_needs_no_full_stop(file):
     case = only(jsonl.load(file({**CANADA, "prompt": "What is the capital of {}?"})))
     assert case.request.cloze == Cloze("What is the capital of Canada?", "")

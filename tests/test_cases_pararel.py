@@ -50,6 +50,18 @@ def write(path: Path, rows: list[dict[str, str]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_files_may_begin_with_a_byte_order_mark(folder, encoding, end):
+    plain = pararel.load(folder)
+    for path in folder.rglob("*.jsonl"):
+        path.write_bytes(path.read_text().replace("\n", end).encode(encoding))
+    assert pararel.load(folder) == plain
+    path.write_bytes(path.read_bytes()[2:])
+    with pytest.raises(ValueError, match=rf"^{path.name}: expected UTF-8 text, .*; save it as"):
+        pararel.load(folder)
+
+
 def test_a_folder_becomes_cases(folder):
     selection = pararel.load(folder)
     assert len(selection.cases) == 10

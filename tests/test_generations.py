@@ -199,9 +199,11 @@ def test_references_of_ones_own_and_published_weights(tmp_path):
     np.save(tmp_path / "idf.npy", np.array([2.0]))
     with pytest.raises(ValueError, match=r"expected a word for each of the 1 weights of idf\.npy"):
         read_references(path)
-    path.write_text(json.dumps({"relation": "P36", "target": "Rome", "texts": "Rome is old."}))
-    with pytest.raises(ValueError, match="expected relation, target and texts, or relation_id"):
-        read_references(path)
+    about = {"relation": "P36", "target": "Rome", "texts": ["Rome is old."]}
+    for wrong in ({"texts": "Rome is old."}, {"texts": None}, {"relation": None}, {"target": None}):
+        path.write_text(json.dumps(about | wrong))
+        with pytest.raises(ValueError, match="expected relation, target and texts, or relation_id"):
+            read_references(path)
 
 
 def test_a_masked_model_writes_nothing(tmp_path):

@@ -1,31 +1,73 @@
-"""Reading many records: line numbers in complaints, where downloads are kept, no collecting."""
+"""Reading many records: the text of a file, line numbers in complaints, no collecting."""
 
 from __future__ import annotations
 
+import codecs
 import gc
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+_LINE_END = re.compile(r"\r\n|\r|\n")
+_PACKED = {
+    b"\x1f\x8b": "gzip",
+    b"PK\x03\x04": "zip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\x00": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+}
+_BYTE_ORDER_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
 
-def lines_of(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield (number, text) of each line that is not blank.
+
+def content_of(path: Path) -> bytes:
+    """Return what a file holds.
 
     Raises:
-        ValueError: when the file cannot be read as UTF-8 text.
+        ValueError: when it cannot be read.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_bytes()
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def decoded(content: bytes, path: Path) -> str:
+    """Return the text of a file by its byte order mark, UTF-8 where it has none.
+
+    Raises:
+        ValueError: naming the first byte that is not text, or the tool that packed the file.
+    """
+    for magic, packed_by in _PACKED.items():
+        if content.startswith(magic):
+            raise ValueError(f"{path.name}: expected text, it is packed by {packed_by}; unpack it")
+    encoding = next((name for mark, name in _BYTE_ORDER_MARKS if content.startswith(mark)), "utf-8")
+    expected = f"expected {encoding.upper().removesuffix('-SIG')} text"
+    try:
+        text = content.decode(encoding)
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"{path}: expected UTF-8 text, not so at byte {error.start}; save it as UTF-8"
+            f"{path.name}: {expected}, not so at byte {error.start}; save it as UTF-8"
         ) from None
+    if "\0" in text:
+        line = 1 + len(_LINE_END.findall(text, 0, text.index("\0")))
+        raise ValueError(
+            f"{path.name}, line {line}: {expected}, it holds a zero byte, as UTF-16 without a byte "
+            "order mark does; save it as UTF-8"
+        )
+    return text
+
+
+def lines(text: str) -> Iterator[tuple[int, str]]:
+    """Yield (number, text) of each line that is not blank, whatever ends it."""
     # not splitlines: U+2028 may stand inside a JSON string
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in enumerate(_LINE_END.split(text), 1):
         if line.strip():
             yield number, line
 
@@ -36,10 +78,11 @@ def records(path: Path, *fields: str) -> Iterator[tuple[str, ...]]:
     A field may be given as ``name|other name``; numbers come as text.
 
     Raises:
-        ValueError: naming the line that is no JSON object or lacks a field.
+        ValueError: for a file that is not text, and naming the line that is no JSON object or lacks
+            a field.
     """
     names = [field.split("|") for field in fields]
-    for number, line in lines_of(path):
+    for number, line in lines(decoded(content_of(path), path)):
         where = f"{path.name}, line {number}"
         entry = parse_object(line, where)
         try:

@@ -183,6 +183,5 @@ def _neighbour_of_gap(cloze: Cloze) -> tuple[str, int | None]:
     if word:
         return word, left.rindex(word)
     before, after = (re.findall(r"\w[\w'’-]*", side) for side in (left, cloze.right))
-    for word in (*before[-1:], *after[:1]):
-        return word, _find(cloze, word)
-    return "", None
+    beside = [*before[-1:], *after[:1]]
+    return (beside[0], _find(cloze, beside[0])) if beside else ("", None)

@@ -8,7 +8,7 @@ A fact needs four fields:
 The answer's place in ``prompt`` is its end, or ``[Y]``. A fact may have
 
     relation     "P36"; the file's name when missing
-    id           name in test ids; the subject when missing
+    id           name in test ids, a text or a number; the subject when missing
     suffix       text after the answer; "." when missing ("" after a question)
     paraphrases  ["The seat of government of {} is", "[Y] is the capital of {}."]: generality;
                  the answer's place is [Y], or the end
@@ -26,10 +26,12 @@ governs; the gap's neighbour when missing), ``scoring`` (gap, two_prefix, senten
     {"good": "He sold this book.", "bad": "He sold this books.", "agreeing": "this"}
 
 The same names are the columns of CSV, TSV and Parquet; a cell that holds more than a text
-(paraphrases, neighbours, inverse) holds it as JSON. The published files of BLiMP's relatives
-(RuBLiMP, TurBLiMP, SLING, ZhoBLiMP, JBLiMP, BLiMP-NL, MultiBLiMP) are read as minimal pairs: the
-columns of :data:`RELATIVES` are taken for ``good`` and ``bad``, the others are passed over. They
-are scored as whole sentences, as their authors do.
+(paraphrases, neighbours, inverse) holds it as JSON. Null and an empty cell are no value. The
+subject may stand in the prompt in full, as a whole word, where ``{}`` is to stand.
+
+The published files of BLiMP's relatives (RuBLiMP, TurBLiMP, SLING, ZhoBLiMP, JBLiMP, BLiMP-NL,
+MultiBLiMP) are read as minimal pairs: the columns of :data:`RELATIVES` are taken for ``good`` and
+``bad``, the others are passed over. They are scored as whole sentences, as their authors do.
 """
 
 from __future__ import annotations
@@ -58,10 +60,13 @@ from kn_bench.cases.case import (
 )
 from kn_bench.cases.normalise import words
 from kn_bench.cases.sampling import slug
+from kn_bench.cases.sources import forms
+from kn_bench.cases.sources.forms.common import occurrences, optional
 from kn_bench.cases.sources.records import (
     FileRecord,
     has_half_a_character,
     json_cell,
+    names_of,
     read_records,
 )
 
@@ -188,6 +193,12 @@ def read(path: Path) -> list[FileRow]:
         ValueError: when any line is wrong.
     """
     rows, problems = _read(path)
+    form = forms.form_of(names_of(read_records(path, wrong=[]))) if problems else None
+    if form is not None:
+        raise ValueError(
+            f"jsonl: {path.name} holds {form.title}; expected facts or minimal pairs of your own; "
+            f"write {form.source}={path} or {path} alone"
+        )
     if problems:
         more = f" (and {len(problems) - 1} more lines are wrong)" if len(problems) > 1 else ""
         raise ValueError(f"{path.name}, {problems[0]}{more}")
@@ -202,14 +213,16 @@ def problems(path: Path) -> list[str]:
 def _read(path: Path) -> tuple[list[FileRow], list[str]]:
     rows: list[FileRow] = []
     wrong: list[str] = []
-    for number, record in enumerate(read_records(path, wrong=wrong), 1):
+    records = read_records(path, wrong=wrong)
+    names = names_of(records)
+    for number, record in enumerate(records, 1):
         where = record.where
         try:
             if has_half_a_character(record):
                 id = f"{slug(path.stem)}/{slug(path.stem)}/{number}"
                 rows.append(Exclusion(id, HALF_A_CHARACTER, detail=where))
                 continue
-            rows.append(_row(_cells(record), path.stem, number))
+            rows.append(_row(record, names, path.stem, number))
         except ValueError as error:
             wrong.append(f"{where}: {error}")
     return rows, sorted(wrong, key=_line_number)
@@ -221,24 +234,24 @@ def _line_number(problem: str) -> int:
 
 def _cells(record: FileRecord) -> dict[str, Any]:
     """Return the fields of a record, with the JSON read that a table has as text."""
-    if not record.columns:
+    if not record.in_table:
         return record.fields
-    return {
-        name: json_cell(name, cell) if name in NESTED_FIELDS and isinstance(cell, str) else cell
-        for name, cell in record.fields.items()
-    }
+    fields = {}
+    for name, cell in record.fields.items():
+        nested = name in NESTED_FIELDS and isinstance(cell, str)
+        value = (json_cell(name, cell) if cell.strip() else None) if nested else cell
+        if value is not None:
+            fields[name] = value
+    return fields
 
 
-def _relative(entry: dict[str, Any]) -> tuple[str, str] | None:
-    """Return the columns of the grammatical and the other sentence, if it is such a file."""
-    return next((pair for pair in RELATIVES if entry.keys() >= set(pair)), None)
-
-
-def _row(entry: dict[str, Any], stem: str, number: int) -> FileRow:
-    columns = _relative(entry)
+def _row(record: FileRecord, names: Sequence[str], stem: str, number: int) -> FileRow:
+    """Return the fact or pair of a record of a file whose records have ``names``."""
+    entry, relatives = _cells(record), (pair for pair in RELATIVES if set(pair).issubset(names))
+    columns = next((pair for pair in relatives if not entry.keys().isdisjoint(pair)), None)
     if columns is not None:
         named = next((column for column in PARADIGM_COLUMNS if entry.get(column)), None)
-        paradigm = _name(entry, named) if named else stem
+        paradigm = (optional(entry, named) if named else "") or stem
         good, bad = (_text(entry, column) for column in columns)
         # these data sets compare whole sentences; where a word is added ("人", "人吗") the shorter
         # one would always win at the gap alone
@@ -249,7 +262,7 @@ def _row(entry: dict[str, Any], stem: str, number: int) -> FileRow:
         if scoring not in get_args(Scoring):
             raise ValueError(f"scoring {scoring!r}: expected one of {', '.join(get_args(Scoring))}")
         return MinimalPair(
-            _text(entry, "paradigm", stem), _text(entry, "id", str(number)),
+            _text(entry, "paradigm", stem), optional(entry, "id") or str(number),
             _text(entry, "good"), _text(entry, "bad"), _text(entry, "agreeing", ""), scoring,
         )  # fmt: skip
     _only(entry, FACT_FIELDS)
@@ -277,7 +290,7 @@ def _fact(entry: dict[str, Any], stem: str) -> FactRow:
         target_true=true,
         target_new=new,
         suffix=suffix,
-        id=_text(entry, "id", ""),
+        id=optional(entry, "id"),
         paraphrases=tuple(cloze_of(text, subject) for text in _texts(entry, "paraphrases")),
         synonyms=tuple(_synonym(value, subject, new, true) for value in _list(entry, "synonyms")),
         neighbours=tuple(map(_neighbour, _list(entry, "neighbours"))),
@@ -287,19 +300,24 @@ def _fact(entry: dict[str, Any], stem: str) -> FactRow:
 
 
 def with_place(prompt: str, subject: str) -> str:
-    """Return ``prompt`` with ``{}`` for the subject, where it may stand in full.
+    """Return ``prompt`` with ``{}`` for the subject, where it may stand in full, as a whole word.
 
     Raises:
         ValueError: when the subject is not in it, or its place is not clear.
     """
-    named = prompt if "{}" in prompt else prompt.replace(subject, "{}")
-    if named.count("{}") != 1:
-        what = "more than once" if named.count("{}") else "not at all"
+    marked = prompt.count("{}")
+    places = [] if marked else occurrences(subject, prompt)
+    if marked + len(places) != 1:
+        within = "only within a longer word" if subject in prompt else "not at all"
+        what = "more than once" if marked or places else within
         raise ValueError(
             f"the prompt {prompt!r}: expected the subject {subject!r} once, it stands there "
             f"{what}; mark its place by one {{}}"
         )
-    return named
+    if marked:
+        return prompt
+    (place,) = places
+    return f"{prompt[: place.start()]}{{}}{prompt[place.end() :]}"
 
 
 def cloze_of(text: str, subject: str = "") -> Cloze:
@@ -361,8 +379,9 @@ def _inverse(value: object, subject: str, new: str, true: str) -> Inverse:
 def _object(value: object, field: str, fields: Sequence[str]) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{field} {value!r}: expected an object with {' and '.join(fields)}")
-    _only(value, fields)
-    return value
+    held = {name: part for name, part in value.items() if part is not None}  # as Parquet has them
+    _only(held, fields)
+    return held
 
 
 def _only(entry: dict[str, Any], fields: Iterable[str]) -> None:
@@ -381,14 +400,6 @@ def _text(entry: dict[str, Any], field: str, default: str | None = None) -> str:
     if not isinstance(text, str) or (not text.strip() and default != ""):
         raise ValueError(f"{field} {_shown(text)}: expected a text that is not empty")
     return text.strip()
-
-
-def _name(entry: dict[str, Any], field: str) -> str:
-    """Return the text or number of a published column as text."""
-    value = entry[field]
-    if isinstance(value, str | int) and not isinstance(value, bool):
-        return str(value)
-    raise ValueError(f"{field} {_shown(value)}: expected a text or a number")
 
 
 def _shown(value: object) -> str:

@@ -6,18 +6,20 @@ UTF-16 with one, with any line ends. Nothing here knows what the fields mean.
 
 from __future__ import annotations
 
-import codecs
 import csv
 import io
 import json
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from kn_bench.cases.reading import (
     RepeatedFieldError,
     as_object,
+    content_of,
+    decoded,
+    lines,
     parse_object,
     reason_of,
     without_repeats,
@@ -26,21 +28,10 @@ from kn_bench.cases.reading import (
 PARQUET = b"PAR1"
 DELIMITED = (".csv", ".tsv")
 _ESCAPE = "\\u"
-_LINE_END = re.compile(r"\r\n|\r|\n")
 _LIST = re.compile(r"""\s*(?=\[\s*["'\[{\]]|\{\s*["'])[\[{].*[\]}]\s*""", re.DOTALL)
 """A cell that holds a list or an object, in JSON or as Python writes them; ``[Y] …`` is a text."""
-_PACKED = {
-    b"\x1f\x8b": "gzip",
-    b"PK\x03\x04": "zip",
-    b"BZh": "bzip2",
-    b"\xfd7zXZ\x00": "xz",
-    b"\x28\xb5\x2f\xfd": "zstd",
-}
-_BYTE_ORDER_MARKS = (
-    (codecs.BOM_UTF8, "utf-8-sig"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-)
+_DECLARED = re.compile(r"\s*sep=([^\w\s\"]|\t)[\r\n]")
+"""The line by which spreadsheets say what separates the cells that follow."""
 
 
 class FileRecord(NamedTuple):
@@ -48,15 +39,25 @@ class FileRecord(NamedTuple):
 
     Attributes:
         where: where it stands, for complaints: ``line 3``, ``record 0``, ``row 2``.
-        fields: its fields by name. Cells of CSV and TSV are texts; empty cells are left out.
-        columns: the names of all columns, for a row of a table (CSV, TSV, Parquet).
+        fields: its fields by name, those that have a value: null and an empty cell are none. Cells
+            of CSV and TSV are texts.
+        names: the names of all its fields, with a value or without.
+        in_table: whether it is a row of a table: CSV, TSV, Parquet.
         escaped: whether its JSON writes a character by its number.
     """
 
     where: str
     fields: dict[str, Any]
-    columns: tuple[str, ...] = ()
+    names: tuple[str, ...]
+    in_table: bool = False
     escaped: bool = False
+
+
+def _record(
+    where: str, given: dict[str, Any], *, in_table: bool = False, escaped: bool = False
+) -> FileRecord:
+    fields = {name: value for name, value in given.items() if value is not None}
+    return FileRecord(where, fields, tuple(given), in_table, escaped)
 
 
 def read_records(path: Path, *, wrong: list[str] | None = None) -> list[FileRecord]:
@@ -78,8 +79,7 @@ def read_records(path: Path, *, wrong: list[str] | None = None) -> list[FileReco
 
 def names_of(records: Iterable[FileRecord]) -> tuple[str, ...]:
     """Return the fields that any of the records has: a file's first record may lack some."""
-    named = (name for record in records for name in (*record.columns, *record.fields))
-    return tuple(dict.fromkeys(named))
+    return tuple(dict.fromkeys(name for record in records for name in record.names))
 
 
 def json_cell(name: str, cell: str) -> Any:
@@ -106,7 +106,7 @@ def with_lists_read(record: FileRecord, names: Collection[str]) -> dict[str, Any
     Raises:
         ValueError: for a cell that looks like a list and is not JSON.
     """
-    if not record.columns:
+    if not record.in_table:
         return record.fields
     return {
         name: json_cell(name, value)
@@ -125,10 +125,7 @@ def _no_records(path: Path) -> ValueError:
 def _records(path: Path, wrong: list[str] | None) -> Iterator[FileRecord]:
     if not path.is_file():
         raise ValueError(f"{path}: expected a data file; it is a folder, a device or missing")
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+    content = content_of(path)
     if content[:4] == PARQUET:
         return _parquet(path)
     return _textual(decoded(content, path), path, wrong)
@@ -143,25 +140,6 @@ def has_half_a_character(record: FileRecord) -> bool:
     except UnicodeEncodeError:
         return True
     return False
-
-
-def decoded(content: bytes, path: Path) -> str:
-    """Return the text of a file by its byte order mark, UTF-8 where it has none.
-
-    Raises:
-        ValueError: naming the first byte that is not text, or the tool that packed the file.
-    """
-    for magic, packed_by in _PACKED.items():
-        if content.startswith(magic):
-            raise ValueError(f"{path.name}: expected text, it is packed by {packed_by}; unpack it")
-    encoding = next((name for mark, name in _BYTE_ORDER_MARKS if content.startswith(mark)), "utf-8")
-    try:
-        return content.decode(encoding)
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path.name}: expected {encoding.upper().removesuffix('-SIG')} text, not so at byte "
-            f"{error.start}; save it as UTF-8"
-        ) from None
 
 
 def _textual(text: str, path: Path, wrong: list[str] | None) -> Iterator[FileRecord]:
@@ -184,47 +162,73 @@ def _json_list(text: str, path: Path) -> Iterator[FileRecord]:
     escaped = _ESCAPE in text
     for index, entry in enumerate(entries):
         fields = as_object(entry, f"{path.name}, record {index}")
-        yield FileRecord(f"record {index}", fields, escaped=escaped)
+        yield _record(f"record {index}", fields, escaped=escaped)
 
 
 def _json_lines(text: str, path: Path, wrong: list[str] | None) -> Iterator[FileRecord]:
-    # not splitlines(): U+2028 may stand inside a JSON string
-    for number, line in enumerate(_LINE_END.split(text), 1):
-        if not line.strip():
-            continue
+    numbered = list(lines(text))
+    for at, (number, line) in enumerate(numbered):
         where = f"line {number}"
         try:
-            fields = parse_object(line, f"{path.name}, {where}")
-            yield FileRecord(where, fields, escaped=_ESCAPE in line)
+            fields = parse_object(line, where)
+            yield _record(where, fields, escaped=_ESCAPE in line)
         except ValueError as error:
+            spread = "" if wrong else _over_several_lines(numbered[at:])
             if wrong is None:
-                raise
-            wrong.append(str(error).removeprefix(f"{path.name}, "))
+                raise ValueError(f"{path.name}, {spread or error}") from None
+            wrong.append(spread or str(error))
+            if spread:
+                return
+
+
+def _over_several_lines(numbered: Sequence[tuple[int, str]]) -> str:
+    """Return what is wrong where JSON goes on beyond the first of the lines; else ""."""
+    text = "\n".join(line for _, line in numbered).lstrip()
+    try:
+        value, end = json.JSONDecoder().raw_decode(text)
+    except (ValueError, RecursionError):
+        return ""
+    (first, _), (last, _) = numbered[0], numbered[text.count("\n", 0, end)]
+    if first == last or not isinstance(value, dict | list):
+        return ""
+    what = "object" if isinstance(value, dict) else "list"
+    return (
+        f"line {first}: expected one JSON object a line, this {what} goes on to line {last}; write "
+        "each object on a line of its own, or all of them as one list in a file named .json"
+    )
 
 
 def _delimited(text: str, path: Path) -> Iterator[FileRecord]:
-    delimiter = max(",;\t", key=_LINE_END.split(text.lstrip(), 1)[0].count)  # by the header
+    declared = _DECLARED.match(text)
+    header_line = re.search(r"\S[^\r\n]*", text)
+    delimiter = (
+        declared[1] if declared else max(",;\t", key=(header_line[0] if header_line else "").count)
+    )
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    limit = csv.field_size_limit(max(len(text), csv.field_size_limit()))
     try:
-        header = tuple(name.strip() for name in next(reader, []))
+        rows = (cells for cells in reader if any(cell.strip() for cell in cells))
+        if declared:
+            next(rows)
+        header = tuple(name.strip() for name in next(rows, []))
         repeated = {name for name in header if header.count(name) > 1}
         if repeated:
             raise ValueError(
                 f"{path.name}: column {sorted(repeated)[0]!r}: expected once; rename one"
             )
-        for cells in reader:
+        for cells in rows:
             where = f"line {reader.line_num}"
-            if not any(cell.strip() for cell in cells):
-                continue
             if len(cells) != len(header):
                 raise ValueError(
                     f"{path.name}, {where}: expected {len(header)} cells, not {len(cells)}; quote "
                     "a cell that holds the delimiter"
                 )
-            filled = zip(header, cells, strict=True)
-            yield FileRecord(where, {name: cell for name, cell in filled if cell.strip()}, header)
+            filled = (cell if cell.strip() else None for cell in cells)
+            yield _record(where, dict(zip(header, filled, strict=True)), in_table=True)
     except csv.Error as error:
         raise ValueError(f"{path.name}, line {reader.line_num}: expected CSV ({error})") from None
+    finally:
+        csv.field_size_limit(limit)
 
 
 def _parquet(path: Path) -> Iterator[FileRecord]:
@@ -232,10 +236,8 @@ def _parquet(path: Path) -> Iterator[FileRecord]:
     import pyarrow.parquet
 
     try:
-        table = pyarrow.parquet.read_table(path)
-        rows, columns = table.to_pylist(), tuple(table.column_names)
+        rows = pyarrow.parquet.read_table(path).to_pylist()
     except (OSError, pyarrow.ArrowException) as error:
         raise ValueError(f"{path.name}: expected Parquet ({reason_of(error)})") from None
     for index, row in enumerate(rows):
-        filled = {name: value for name, value in row.items() if value is not None}
-        yield FileRecord(f"row {index}", filled, columns)
+        yield _record(f"row {index}", row, in_table=True)

@@ -79,6 +79,18 @@ def answers(value: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(answer.strip() for answer in _leaves(value) if answer.strip()))
 
 
+def new_answers(fields: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    """Return what a record is to be edited to, and its aliases.
+
+    Raises:
+        Unusable: when the record does not say.
+    """
+    new = answers(fields.get(name))
+    if not new:
+        raise Unusable("the data brings no new answer")
+    return new
+
+
 def prompts(fields: Mapping[str, Any], name: str) -> tuple[str, ...]:
     """Return the prompts of a field, a text or a list of them, without blanks and repeats.
 
@@ -131,11 +143,30 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def unanswered(group: str, prompts: Any, expected: Any) -> tuple[LeftOut, ...]:
-    """Return the questions that a record has and brings no answer to."""
-    if answers(expected):
+def answered(
+    fields: Mapping[str, Any], name: str, answer: str
+) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield the question of a field with its answers, where a record has both.
+
+    Raises:
+        ValueError: for a question that is no text.
+    """
+    expected = answers(fields.get(answer))
+    if expected and fields.get(name) not in (None, ""):
+        yield text(fields, name), expected
+
+
+def unanswered(
+    group: str, fields: Mapping[str, Any], name: str, answer: str
+) -> tuple[LeftOut, ...]:
+    """Return the questions of a field that a record brings no answer to.
+
+    Raises:
+        ValueError: for a question that is no text.
+    """
+    if answers(fields.get(answer)):
         return ()
-    return tuple(LeftOut(group, NO_ANSWER, prompt) for prompt in answers(prompts))
+    return tuple(LeftOut(group, NO_ANSWER, prompt) for prompt in prompts(fields, name))
 
 
 def is_question(prompt: str) -> bool:
@@ -182,12 +213,19 @@ def place_subject(prompt: str, subject: str) -> tuple[str, str]:
         raise ValueError(f"the prompt {prompt!r}: expected the answer at its end; remove [Y]")
     if "{}" in prompt:
         return prompt, subject
-    exact, folded = re.escape(subject), re.compile(re.escape(subject), re.IGNORECASE)
-    whole_words = [m for form in (exact, folded) for m in re.finditer(form, prompt) if _is_whole(m)]
-    match = whole_words[0] if whole_words else re.search(exact, prompt)
+    as_it_stands, in_any_case = (
+        occurrences(subject, prompt, flags) for flags in (0, re.IGNORECASE)
+    )
+    whole_words = [*as_it_stands, *in_any_case]
+    match = whole_words[0] if whole_words else re.search(re.escape(subject), prompt)
     if match is None:
         return prompt, subject
     return f"{prompt[: match.start()]}{{}}{prompt[match.end() :]}", match[0]
+
+
+def occurrences(name: str, text: str, flags: int = 0) -> list[re.Match[str]]:
+    """Return where ``name`` stands in ``text`` as a whole word, or as several."""
+    return [match for match in re.finditer(re.escape(name), text, flags) if _is_whole(match)]
 
 
 def _is_whole(match: re.Match[str]) -> bool:

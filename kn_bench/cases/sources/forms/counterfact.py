@@ -14,11 +14,11 @@ from kn_bench.cases.building.fact_row import FactRow, LeftOut, Neighbour
 from kn_bench.cases.case import OpenEnded
 from kn_bench.cases.sources.forms.common import (
     NO_ANSWER,
-    Unusable,
     answers,
     cloze_of,
     each_prompt,
     edited_prompt,
+    new_answers,
     optional,
     place_subject,
     prompts,
@@ -47,7 +47,7 @@ def published(fields: Mapping[str, Any], id: str) -> FactRow:
             for prompt in texts(fields, "neighborhood_prompts")
         ),
         open_ended=OpenEnded(
-            answers(fields.get("generation_prompts", ())),
+            prompts(fields, "generation_prompts"),
             str(rewrite["target_new"].get("id", "")),
         ),
     )
@@ -55,9 +55,7 @@ def published(fields: Mapping[str, Any], id: str) -> FactRow:
 
 def flat(fields: Mapping[str, Any], id: str) -> FactRow:
     """Return the row of a flat record: EasyEdit's CounterFact, WikiBigEdit as LocFT has it."""
-    subject, new = text(fields, "subject"), answers(fields["target_new"])
-    if not new:
-        raise Unusable("the data brings no new answer")
+    subject, new = text(fields, "subject"), new_answers(fields, "target_new")
     prompt, suffix, subject = edited_prompt(text(fields, "prompt"), subject)
     true = answers(fields.get("ground_truth", ""))
     kind, asked = "same_object" if true else "other_relation", _neighbours(fields)

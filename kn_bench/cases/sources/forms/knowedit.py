@@ -15,10 +15,10 @@ from kn_bench.cases.building.fact_row import FactRow, LeftOut, Neighbour, Portab
 from kn_bench.cases.sources.forms.common import (
     NO_ANSWER,
     UNKNOWN_GROUP,
-    Unusable,
     answers,
     cloze_of,
     edited_prompt,
+    new_answers,
     optional,
     prompts,
     text,
@@ -30,10 +30,8 @@ LOCALITY = {"Relation_Specificity": "other_relation", "Forgetfulness": "same_rel
 
 def facts(fields: Mapping[str, Any], id: str) -> FactRow:
     """Return the row of a record of ZsRE, wiki_recent or wiki_counterfact."""
-    subject, new = text(fields, "subject"), answers(fields["target_new"])
+    subject, new = text(fields, "subject"), new_answers(fields, "target_new")
     true = answers(fields.get("ground_truth", ""))
-    if not new:
-        raise Unusable("the data brings no new answer")
     prompt, suffix, subject = edited_prompt(text(fields, "prompt"), subject)
     return FactRow(
         relation=optional(fields, "relation"),
@@ -54,7 +52,7 @@ def facts(fields: Mapping[str, Any], id: str) -> FactRow:
 
 def biography(fields: Mapping[str, Any], id: str) -> FactRow:
     """Return the row of a record of WikiBio: a text to be continued by ``labels``."""
-    subject = text(fields, "concept")
+    subject, new = text(fields, "concept"), new_answers(fields, "labels")
     prompt, suffix, subject = edited_prompt(text(fields, "text"), subject)
     return FactRow(
         relation="",
@@ -62,7 +60,8 @@ def biography(fields: Mapping[str, Any], id: str) -> FactRow:
         prompt=prompt,
         suffix=suffix,
         target_true="",
-        target_new=text(fields, "labels"),
+        target_new=new[0],
+        aliases=new[1:],
         id=id,
         neighbours=_neighbours(fields),
         left_out=tuple(left_out(fields)),

@@ -10,14 +10,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from kn_bench.cases.building.fact_row import Condition, FactRow, Portability
+from kn_bench.cases.building.fact_row import Condition, FactRow, LeftOut, Portability
 from kn_bench.cases.normalise import words
 from kn_bench.cases.sources.forms.common import (
+    NO_ANSWER,
     Unusable,
     answers,
     cloze_of,
     optional,
     place_subject,
+    prompts,
     text,
 )
 
@@ -33,7 +35,8 @@ def record(fields: Mapping[str, Any], id: str) -> FactRow:
         raise Unusable("the record edits several facts at once", f"{len(rewrites)} edits")
     rewrite = rewrites[0]
     prompt, subject = place_subject(text(rewrite, "prompt"), text(rewrite, "subject"))
-    expected = answers([fields["new_answer"], fields.get("new_answer_alias") or []])
+    expected = answers([fields.get("new_answer"), fields.get("new_answer_alias")])
+    questions = prompts(fields, "questions")
     conditions = _other_hops(fields.get("new_single_hops") or [], rewrite)
     return FactRow(
         relation=text(rewrite, "relation_id"),
@@ -45,7 +48,13 @@ def record(fields: Mapping[str, Any], id: str) -> FactRow:
         paraphrases=(cloze_of(text(rewrite, "question"), question=True),),
         portability=tuple(
             Portability("Multi_hop", cloze_of(question, question=True), expected, conditions)
-            for question in answers(fields["questions"])
+            for question in questions
+            if expected
+        ),
+        left_out=tuple(
+            LeftOut("portability/Multi_hop", NO_ANSWER, question)
+            for question in questions
+            if not expected
         ),
     )
 

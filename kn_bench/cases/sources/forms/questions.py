@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kn_bench.cases.building.fact_row import FactRow, Inverse, LeftOut, Neighbour, Portability
 from kn_bench.cases.case import Cloze
 from kn_bench.cases.sources.forms.common import (
     NO_ANSWER,
-    Unusable,
-    answers,
+    answered,
     cloze_of,
     edited_prompt,
+    new_answers,
     optional,
     prompts,
     text,
@@ -25,11 +25,8 @@ CHOICE = "the question offers answers to choose from, and an edit is not asked t
 
 def wikibigedit(fields: Mapping[str, Any], id: str) -> FactRow:
     """Return the row of a record of WikiBigEdit (Thede et al. 2025)."""
-    subject, new = text(fields, "subject"), answers(fields["ans"])
-    if not new:
-        raise Unusable("the data brings no new answer")
+    subject, new = text(fields, "subject"), new_answers(fields, "ans")
     prompt, suffix, subject = edited_prompt(_question(fields, "update"), subject)
-    hop = answers(fields.get("mhop_ans", ""))
     return FactRow(
         relation=optional(fields, "tag"),
         subject=subject,
@@ -44,29 +41,28 @@ def wikibigedit(fields: Mapping[str, Any], id: str) -> FactRow:
             for name in ("rephrase", "personas")
             for question in prompts(fields, name)
         ),
-        neighbours=_unrelated(fields),
-        portability=(
-            (Portability("Reasoning", cloze_of(text(fields, "mhop"), question=True), hop),)
-            if hop
-            else ()
-        ),
+        neighbours=tuple(_unrelated(fields)),
+        portability=tuple(_asked("Reasoning", fields, "mhop", "mhop_ans")),
         left_out=(
-            *unanswered(LOCALITY, fields.get("loc"), fields.get("loc_ans")),
-            *unanswered("portability/Reasoning", fields.get("mhop"), hop),
+            *unanswered(LOCALITY, fields, "loc", "loc_ans"),
+            *unanswered("portability/Reasoning", fields, "mhop", "mhop_ans"),
         ),
     )
 
 
 def qaedit(fields: Mapping[str, Any], id: str) -> FactRow:
     """Return the row of a record of QAEdit (Yang et al. 2025)."""
-    prompt, suffix, subject = edited_prompt(_question(fields, "prompt"), text(fields, "subject"))
+    subject, given = text(fields, "subject"), new_answers(fields, "target")
+    new = [answer.rstrip("* ") for answer in given]
+    prompt, suffix, subject = edited_prompt(_question(fields, "prompt"), subject)
     return FactRow(
         relation=optional(fields, "source"),
         subject=subject,
         prompt=prompt,
         suffix=suffix,
         target_true="",
-        target_new=text(fields, "target").rstrip("* "),
+        target_new=new[0],
+        aliases=tuple(new[1:]),
         id=optional(fields, "id", id),
         paraphrases=tuple(
             cloze_of(question, question=True) for question in prompts(fields, "rephrase")
@@ -77,7 +73,7 @@ def qaedit(fields: Mapping[str, Any], id: str) -> FactRow:
         left_out=tuple(
             left_out
             for entry in fields.get("locality") or []
-            for left_out in unanswered(LOCALITY, entry.get("loc"), entry.get("loc_ans"))
+            for left_out in unanswered(LOCALITY, entry, "loc", "loc_ans")
         ),
     )
 
@@ -88,39 +84,37 @@ def hallueditbench(fields: Mapping[str, Any], id: str) -> FactRow:
     What the unedited model is to be cured of stands in a column named ``output_…``; it is taken
     for the answer before the edit. The reversed question asks for the inverse relation.
     """
-    subject, new = text(fields, "subject"), text(fields, "object")
+    subject, new = text(fields, "subject"), new_answers(fields, "object")
     output = next((name for name in fields if name.startswith("output_")), "output_")
     said = optional(fields, output)
     prompt, suffix, subject = edited_prompt(text(fields, "question"), subject)
     reverse = optional(fields, "reversed_relation_question")
     about_new: Cloze | None = cloze_of(reverse, question=True) if reverse else None
-    hops = [
-        Portability(f"{n}hop", cloze_of(text(fields, f"question_{n}hop"), question=True), expected)
-        for n in range(2, 7)
-        if f"question_{n}hop" in fields and (expected := answers(fields.get(f"answer_{n}hop", "")))
-    ]
     return FactRow(
         relation=optional(fields, "relation"),
         subject=subject,
         prompt=prompt,
         suffix=suffix,
-        target_true=said if said != new else "",
-        target_new=new,
+        target_true=said if said != new[0] else "",
+        target_new=new[0],
+        aliases=new[1:],
         id=id,
         paraphrases=tuple(
             cloze_of(question, question=True)
             for question in prompts(fields, "paraphrased_question")
         ),
         inverse=Inverse(about_new, None, "") if about_new is not None else None,
-        portability=tuple(hops),
+        portability=tuple(
+            question
+            for n in range(2, 7)
+            for question in _asked(f"{n}hop", fields, f"question_{n}hop", f"answer_{n}hop")
+        ),
         left_out=(
             *(
                 left_out
                 for n in range(2, 7)
                 for left_out in unanswered(
-                    f"portability/{n}hop",
-                    fields.get(f"question_{n}hop"),
-                    fields.get(f"answer_{n}hop"),
+                    f"portability/{n}hop", fields, f"question_{n}hop", f"answer_{n}hop"
                 )
             ),
             *(LeftOut(LOCALITY, NO_ANSWER, q) for q in prompts(fields, "locality_question")),
@@ -138,9 +132,12 @@ def _question(fields: Mapping[str, Any], name: str) -> str:
     return question if question.endswith("?") else f"{question}?"
 
 
-def _unrelated(fields: Mapping[str, Any]) -> tuple[Neighbour, ...]:
-    expected = answers(fields.get("loc_ans", ""))
-    if not expected or not fields.get("loc"):
-        return ()
-    cloze = cloze_of(text(fields, "loc"), question=True)
-    return (Neighbour(cloze, expected[0], "other_relation", expected[1:]),)
+def _unrelated(fields: Mapping[str, Any]) -> Iterator[Neighbour]:
+    for asked, expected in answered(fields, "loc", "loc_ans"):
+        cloze = cloze_of(asked, question=True)
+        yield Neighbour(cloze, expected[0], "other_relation", expected[1:])
+
+
+def _asked(kind: str, fields: Mapping[str, Any], name: str, answer: str) -> Iterator[Portability]:
+    for asked, expected in answered(fields, name, answer):
+        yield Portability(kind, cloze_of(asked, question=True), expected)

@@ -6,16 +6,18 @@ locality. EasyEdit's copy adds a question one hop on.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kn_bench.cases.building.fact_row import FactRow, Neighbour, Portability
 from kn_bench.cases.sources.forms import knowedit
 from kn_bench.cases.sources.forms.common import (
     Unusable,
+    answered,
     answers,
     cloze_of,
     edited_prompt,
+    new_answers,
     text,
     unanswered,
 )
@@ -27,7 +29,8 @@ def mend(fields: Mapping[str, Any], id: str) -> FactRow:
     """Return the row of a record with ``src``, ``alt`` and ``answers``."""
     if not isinstance(fields.get("portability") or {}, Mapping):
         raise ValueError("portability: expected an object")
-    subject, true = text(fields, "subject"), answers(fields["answers"])
+    subject, true = text(fields, "subject"), answers(fields.get("answers"))
+    new = new_answers(fields, "alt")
     if not true:
         raise Unusable("the data brings no true answer")
     added = fields.get("portability") or {}
@@ -40,16 +43,15 @@ def mend(fields: Mapping[str, Any], id: str) -> FactRow:
         suffix=suffix,
         target_true=true[0],
         true_aliases=true[1:],
-        target_new=text(fields, "alt"),
+        target_new=new[0],
+        aliases=new[1:],
         id=id,
         paraphrases=(cloze_of(text(fields, "rephrase"), question=True),),
         neighbours=tuple(_unrelated(fields)),
-        portability=(*_one_hop(fields), *knowedit.portability(grouped)),
+        portability=(*_one_hop(added), *knowedit.portability(grouped)),
         left_out=(
-            *unanswered("locality/other_relation", fields.get("loc"), fields.get("loc_ans")),
-            *unanswered(
-                "portability/Reasoning", added.get("New Question"), added.get("New Answer")
-            ),
+            *unanswered("locality/other_relation", fields, "loc", "loc_ans"),
+            *unanswered("portability/Reasoning", added, "New Question", "New Answer"),
             *knowedit.left_out(grouped),
         ),
     )
@@ -59,19 +61,12 @@ def _question(source: str) -> str:
     return source if source.endswith("?") else f"{source}?"
 
 
-def _unrelated(fields: Mapping[str, Any]) -> list[Neighbour]:
-    expected = answers(fields.get("loc_ans", ""))
-    if "loc" not in fields or not expected:
-        return []
-    question = text(fields, "loc").removeprefix(UNRELATED).strip()
-    cloze = cloze_of(question, question=True)
-    return [Neighbour(cloze, expected[0], "other_relation", expected[1:])]
+def _unrelated(fields: Mapping[str, Any]) -> Iterator[Neighbour]:
+    for asked, expected in answered(fields, "loc", "loc_ans"):
+        cloze = cloze_of(asked.removeprefix(UNRELATED).strip(), question=True)
+        yield Neighbour(cloze, expected[0], "other_relation", expected[1:])
 
 
-def _one_hop(fields: Mapping[str, Any]) -> list[Portability]:
-    added = fields.get("portability") or {}
-    expected = answers(added.get("New Answer", ""))
-    if not expected:
-        return []
-    cloze = cloze_of(text(added, "New Question"), question=True)
-    return [Portability("Reasoning", cloze, expected)]
+def _one_hop(added: Mapping[str, Any]) -> Iterator[Portability]:
+    for asked, expected in answered(added, "New Question", "New Answer"):
+        yield Portability("Reasoning", cloze_of(asked, question=True), expected)
