@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -22,6 +23,7 @@ from kn_bench.editing.adapters import adapter_edit, check_adapter, check_adapter
 from kn_bench.editing.difference import checkpoint_edit
 from kn_bench.editing.edit import Edit, NoEdit, NotApplicable
 from kn_bench.editing.method import State
+from kn_bench.editing.provenance import Provenance
 from kn_bench.editing.registry import edit_method
 from kn_bench.editing.saving import load_edit, saved_provenance
 from kn_bench.model.comparing import check_edited_copy
@@ -63,6 +65,13 @@ class EditedCheckpoint:
         return self.lm.memo.get(("difference", str(self.folder)), lambda: of(self.lm, self.folder))
 
 
+class SavedFile(NamedTuple):
+    """A file that ``save_edit`` wrote, and where its edit comes from."""
+
+    path: Path
+    source: Provenance
+
+
 class SavedEdits:
     """Each request's own edit, from files that ``save_edit`` wrote.
 
@@ -71,7 +80,7 @@ class SavedEdits:
         files: by the id of their case; "" for one that serves every request.
     """
 
-    def __init__(self, lm: LanguageModel, files: Mapping[str, Path]) -> None:
+    def __init__(self, lm: LanguageModel, files: Mapping[str, SavedFile]) -> None:
         self.lm, self.files = lm, files
 
     def edit(self, requests: Sequence[EditRequest]) -> list[Edit | NotApplicable]:
@@ -80,32 +89,38 @@ class SavedEdits:
         Raises:
             EditFileError: for a file that cannot be used, or was made for another model.
         """
-        files = [self.files.get(request.id) or self.files.get("") for request in requests]
+        found = [self._file_of(request) for request in requests]
         # one that serves all is one object, put in place once
-        loaded = {file: load_edit(file, model=self.lm) for file in set(files) if file is not None}
-        missing = NotApplicable("no edit of this case was saved")
-        return [missing if file is None else loaded[file] for file in files]
+        loaded = {path: load_edit(path, model=self.lm) for path in found if isinstance(path, Path)}
+        return [loaded[path] if isinstance(path, Path) else path for path in found]
+
+    def _file_of(self, request: EditRequest) -> Path | NotApplicable:
+        file = self.files.get(request.id) or self.files.get("")
+        if file is None:
+            return NotApplicable("no edit of this case was saved")
+        return file.path
 
     def whole(self) -> list[Edit]:
         """Return all that changes the model at once: every saved edit."""
-        return [load_edit(file, model=self.lm) for file in self.files.values()]
+        return [load_edit(file.path, model=self.lm) for file in self.files.values()]
 
 
-def saved_files(path: Path) -> dict[str, Path]:
+def saved_files(path: Path) -> dict[str, SavedFile]:
     """Return the saved edits at ``path``, a file or a folder, by the id of their case.
 
     Raises:
         ValueError: one sentence: none, one that cannot be read, or two of one case.
     """
-    files: dict[str, Path] = {}
+    files: dict[str, SavedFile] = {}
     for file in [path] if path.is_file() else sorted(path.glob("*.safetensors")):
-        case = saved_provenance(file).case
+        source = saved_provenance(file)
+        case = source.case
         if case in files:
             raise ValueError(
-                f"{path}: expected one edit a case, and {files[case].name} and {file.name} are "
-                f"both of {case or 'no case'}; keep one"
+                f"{path}: expected one edit a case, and {files[case].path.name} and {file.name} "
+                f"are both of {case or 'no case'}; keep one"
             )
-        files[case] = file
+        files[case] = SavedFile(file, source)
     if not files:
         raise ValueError(
             f"{path}: expected a model folder with {CONFIG}, a PEFT adapter folder with {ADAPTER}, "
@@ -114,8 +129,8 @@ def saved_files(path: Path) -> dict[str, Path]:
     return files
 
 
-def check(path: str, model: str) -> None:
-    """Refuse, before anything is loaded, what cannot be measured against ``model``.
+def check(path: str, model: str, dtype: str = "float32") -> None:
+    """Refuse, before anything is loaded, what cannot be measured against ``model`` in ``dtype``.
 
     Raises:
         ValueError: one sentence.
@@ -140,9 +155,19 @@ def check(path: str, model: str) -> None:
         check_adapter(folder)
         check_adapter_of(model, folder)
     elif (folder / CONFIG).is_file():
-        check_edited_copy(model, folder)
+        check_edited_copy(model, folder, dtype)
     else:
-        saved_files(folder)
+        _check_saved(folder, dtype)
+
+
+def _check_saved(folder: Path, dtype: str) -> None:
+    for saved in saved_files(folder).values():
+        made_in = saved.source.dtype
+        if made_in not in ("", dtype):
+            raise ValueError(
+                f"{saved.path}: expected an edit of a model in {dtype}, and it was made in "
+                f"{made_in}; measure it with --dtype {made_in}"
+            )
 
 
 @edit_method("checkpoint", by_default=False, argument="FOLDER", check=check)

@@ -130,6 +130,40 @@ def test_evaluate_measures_the_edits_one_by_one(written, model):
     assert saved.verdicts[columns].equals(evaluation.verdicts[columns])
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
+def test_what_was_edited_in_another_dtype_is_measured_in_it(dtype, tmp_path):
+    folder, asked = tmp_path / "model", ("--relation", "P36", "--limit", 2, "--dtype", dtype)
+    result = run(edit_command, BASE, "--method", "rome-no-c", "--measure", "-o", folder, *asked)
+    assert result.exit_code == 0, result.output
+    assert f"written to {folder} in {dtype}" in result.output
+    card = (folder / "README.md").read_text()
+    assert f"--edited FOLDER --cases FILE --dtype {dtype}`" in card
+    measured = run(evaluate_command, "--base", BASE, "--edited", folder, "--markdown", *asked)
+    assert measured.exit_code == 0, measured.output
+    assert "low rank: layer" in measured.output  # no weight differs by its rounding alone
+    (row,) = [line for line in measured.output.splitlines() if line.startswith("|1 checkpoint:")]
+    assert row in card
+
+
+@pytest.mark.parametrize(
+    ("what", "sentence"),
+    [
+        ("", "every weight would differ by its rounding; measure it with --dtype bfloat16, or"),
+        ("edits", "of a model in float32, and it was made in bfloat16; measure it with --dtype b"),
+    ],
+)
+def test_what_was_edited_in_another_dtype_is_refused_in_the_usual_one(
+    what, sentence, tmp_path, monkeypatch
+):
+    folder, asked = tmp_path / "model", ("--relation", "P36", "--limit", 1)
+    run(edit_command, BASE, "--method", "rome-no-c", "-o", folder, "--dtype", "bfloat16", *asked)
+    monkeypatch.setattr(
+        "kn_bench.model.loading.load_model", lambda *_, **__: pytest.fail("a model is loaded")
+    )
+    with pytest.raises(ValueError, match=sentence):
+        run(evaluate_command, "--base", BASE, "--edited", folder / what, *asked)
+
+
 def test_a_folder_with_files_is_left_alone(written):
     with pytest.raises(ValueError, match="expected a new or an empty folder"):
         run(edit_command, BASE, "--method", "none", "-o", written)

@@ -48,6 +48,7 @@ SOURCE = Provenance(
     method="rome",
     settings={"layer": 3, "lr": 0.5, "adjust": True, "corpus": None, "from": "swept"},
     case="pararel/P36/Canada",
+    dtype="bfloat16",
 )
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -221,6 +222,21 @@ def test_what_is_no_saved_edit_is_refused_in_one_sentence(tmp_path):
     save_file({}, foreign, {HEADER: json.dumps({"format": 1, "edit": {"type": "pickle"}})})
     with pytest.raises(EditFileError, match="expected the header of an edit"):
         load_edit(foreign)
+
+
+def test_an_edit_that_was_saved_before_a_field_came_is_read(tmp_path):
+    told = (
+        '{"format":1,"edit":{"type":"prompt","prefix":"Hi."},"notes":{"x":1.5},"model":"tiny-gpt2",'
+        f'"model_hash":"{"a" * 64}","method":"rome","settings":{{"a":1,"b":{{"number":"inf"}}}},'
+        '"case":"P36/1","kn_bench":"0.1.0","sha256":"'
+        '87419ea7e921a4173c1fe091bd666949e8d3559e13284a1a28947751db46800f"}'
+    )
+    save_file({}, tmp_path / "old", {HEADER: told})
+    assert load_edit(tmp_path / "old") == PromptEdit("Hi.", notes={"x": 1.5})
+    assert saved_provenance(tmp_path / "old") == Provenance(
+        model="tiny-gpt2", model_hash="a" * 64, method="rome", settings={"a": 1, "b": math.inf},
+        case="P36/1", kn_bench="0.1.0",
+    )  # fmt: skip
 
 
 def test_code_is_not_saved(tmp_path):

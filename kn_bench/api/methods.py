@@ -19,6 +19,7 @@ from kn_bench.editing.registry import MethodSpec, Registry, RegistryError
 from kn_bench.editing.validation import checked
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.loaded import check_model
+from kn_bench.model.source import dtype_name
 
 ENTRY_POINTS = "kn_bench.methods"
 MethodName = str | Callable[..., Any]
@@ -68,7 +69,7 @@ def method(name: MethodName, model: LanguageModel) -> BoundMethod:
             "fixtures"
         )
     if spec.check is not None:
-        spec.check(spec.argument, model.name)
+        spec.check(spec.argument, model.name, dtype_name(model.dtype))
     bound = registry.bind(spec, model)
     return BoundMethod(spec.name, model, bound)
 
@@ -147,6 +148,7 @@ class BoundMethod:
             model_hash=self.model.content_hash,
             method=self.name,
             settings=self.settings,
+            dtype=dtype_name(self.model.dtype),
         )
 
 

@@ -68,7 +68,7 @@ def command(
     for case_id, why in left_out.items():
         typer.echo(f"not edited: {case_id} ({why})", err=True)
     cases_edited = f"{len(facts)} case{'s' * (len(facts) != 1)}"
-    typer.echo(f"{cases_edited} edited by {bound.name}, written to {output}")
+    typer.echo(f"{cases_edited} edited by {bound.name}, written to {output} in {dtype}")
     if measure:
         # measuring is the long part: whatever ends it, the folder is complete already
         scores = measured_scores(lm, output, edited)

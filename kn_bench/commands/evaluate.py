@@ -67,7 +67,7 @@ def command(
     from kn_bench.results.leaderboard import terminal_table
 
     tasks = [task.strip() for task in lm_eval.split(",") if task.strip()]
-    check(str(edited), base)
+    check(str(edited), base, dtype)
     check_references(references, generations)
     if tasks:
         check_tasks(tasks)

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from kn_bench.editing.edit import DenseEdit, Edit, LowRank, LowRankEdit, NoEdit, Notes
-from kn_bench.model.comparing import counterpart, headers
+from kn_bench.model.comparing import LOADED, counterpart, headers
 from kn_bench.model.language_model import LanguageModel
 
 FULL = 4
@@ -91,10 +91,8 @@ def _same(stored: Mapping[str, Any], first: str, second: str) -> bool:
 
 def _resolution(lm: LanguageModel, folder: Path) -> float:
     """Return the coarsest rounding that the checkpoint's weights have been through."""
-    dtypes = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16,
-              "F16": torch.float16}  # fmt: skip
-    named = {dtypes[h.dtype] for h in headers(folder).values() if h.dtype in dtypes}
-    return max(torch.finfo(dtype).eps for dtype in (*named, lm.dtype))
+    named = {LOADED[h.dtype] for h in headers(folder).values() if h.dtype in LOADED}
+    return max(torch.finfo(dtype).eps for dtype in (*(getattr(torch, n) for n in named), lm.dtype))
 
 
 def edit_of(lm: LanguageModel, deltas: Mapping[str, Tensor], resolution: float) -> Edit:

@@ -114,6 +114,7 @@ def model_card(
         scores: a table of what was measured, in Markdown; "" where nothing was.
     """
     settings = [f"- {name}: `{value}`" for name, value in provenance.settings.items()]
+    measured_in = f" --dtype {provenance.dtype}" * (provenance.dtype not in ("", "float32"))
     n_facts = "1 fact was" if len(facts) == 1 else f"{len(facts)} facts were"
     lines = [
         "---",
@@ -123,10 +124,10 @@ def model_card(
         "",
         f"# {provenance.model}, edited by {provenance.method}",
         "",
-        f"{n_facts} edited by {provenance.method} (kn_bench {__version__}). The "
-        f"base's content hash is `{provenance.model_hash}`. The edits lie in `edits/`, each with "
-        "its provenance. Several edits were made on the unedited model and summed, unless the "
-        "method makes one edit of all.",
+        f"{n_facts} edited by {provenance.method} (kn_bench {__version__}) in {provenance.dtype}, "
+        f"in which the base's content hash is `{provenance.model_hash}`. The edits lie in "
+        "`edits/`, each with its provenance. Several edits were made on the unedited model and "
+        "summed, unless the method makes one edit of all.",
         "",
         "| case | the edited model is to say |",
         "|---|---|",
@@ -143,7 +144,8 @@ def model_card(
             if scores
             else ["The scores were not measured when this was written."]
         ),
-        f"To measure: `kn-bench evaluate --base {provenance.model} --edited FOLDER --cases FILE`.",
+        f"To measure: `kn-bench evaluate --base {provenance.model} --edited FOLDER --cases FILE"
+        f"{measured_in}`.",
     ]
     return "\n".join(lines) + "\n"
 

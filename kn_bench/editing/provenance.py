@@ -23,6 +23,7 @@ class Provenance:
         settings: the method's hyperparameters, by name.
         case: id of the request that the edit is for, where it is one.
         kn_bench: version of the package that made it.
+        dtype: of the model's weights as it was made, such as ``bfloat16``; ``""`` where unknown.
     """
 
     model: str
@@ -31,6 +32,7 @@ class Provenance:
     settings: Mapping[str, Scalar] = field(default_factory=dict)
     case: str = ""
     kn_bench: str = __version__
+    dtype: str = ""
 
 
 def settings_of(method: object) -> dict[str, Scalar]:

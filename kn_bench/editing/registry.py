@@ -31,8 +31,8 @@ KINDS: tuple[Kind, ...] = ("causal", "masked", "any")
 _MARK = "__kn_bench_method__"
 
 F = TypeVar("F", bound=Callable[..., Any])
-Check = Callable[[str, str], None]
-"""(argument, model's name) -> None, or a ValueError of one sentence."""
+Check = Callable[[str, str, str], None]
+"""(argument, model's name, dtype of its weights) -> None, or a ValueError of one sentence."""
 
 
 class RegistryError(Exception):
@@ -52,7 +52,8 @@ class MethodSpec:
         settings: dataclass of its parameters, which presets and ``--set`` fill; None for none.
         takes: what is to be named after a colon, ``FOLDER`` of ``checkpoint:FOLDER``; "" for
             nothing.
-        check: refuses, by a ValueError, an argument that does not suit a model, by its name.
+        check: refuses, by a ValueError, an argument that does not suit a model, by its name and
+            dtype.
         shares: what its edits have in common with those of other methods; "" for nothing.
         argument: what was named.
     """
@@ -123,7 +124,8 @@ def edit_method(
             receives one filled from presets, ``--preset`` and ``--set``.
         argument: what is to be named after a colon (``--method checkpoint:FOLDER``), for the help.
             The function then asks for ``argument`` too.
-        check: called before a run with the argument and the name of each model; raises ValueError.
+        check: called before a run with the argument, the name of each model and the dtype that it
+            is loaded in; raises ValueError.
         shares: a name for what takes most of the time and is the same for several methods, such as
             located neurons: methods that share it edit the same cases in the same process.
 

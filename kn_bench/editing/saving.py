@@ -14,6 +14,7 @@ import math
 import os
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,7 +43,7 @@ from kn_bench.editing.provenance import Provenance
 from kn_bench.model.given import PATH, check_type
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.loaded import check_model
-from kn_bench.model.source import first_line
+from kn_bench.model.source import dtype_name, first_line
 
 FORMAT = 1
 """Of the file; a reader refuses a newer one."""
@@ -104,17 +105,21 @@ class _Memory(_Kind, frozen=True, tag="memory"):
 _AnyKind = _None | _LowRank | _Neurons | _Dense | _Prompt | _Lookup | _Memory
 
 
-class _Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class _Header(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
     format: int
     edit: _AnyKind
     notes: dict[str, _Stored]
+    # what follows up to sha256 is Provenance, field by field; fields with a default came later
     model: str
     model_hash: str
     method: str
     settings: dict[str, _Stored]
     case: str
     kn_bench: str
-    sha256: str = ""
+    dtype: str = ""
+    sha256: str
 
 
 # -- saving ------------------------------------------------------------------------------------
@@ -151,17 +156,9 @@ def save_edit(edit: Edit, path: str | Path, *, provenance: Provenance) -> None:
     kind = _plain(edit)
     try:
         tensors = _owned(tensors_of(edit))
-        header = _Header(
-            format=FORMAT,
-            edit=kind,
-            notes=_stored(edit.notes),
-            model=provenance.model,
-            model_hash=provenance.model_hash,
-            method=provenance.method,
-            settings=_stored(provenance.settings),
-            case=provenance.case,
-            kn_bench=provenance.kn_bench,
-        )
+        source = _shared(provenance) | {"settings": _stored(provenance.settings)}
+        notes = _stored(edit.notes)
+        header = _Header(format=FORMAT, edit=kind, notes=notes, sha256="", **source)
         header = msgspec.structs.replace(header, sha256=_sha256(header, tensors))
         text = msgspec.json.encode(header).decode()
         read = msgspec.json.decode(text, type=_Header)
@@ -246,6 +243,11 @@ def _owned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return owned
 
 
+def _shared(source: Provenance | _Header) -> dict[str, Any]:
+    """Return the fields that a provenance and a header have in common."""
+    return {each.name: getattr(source, each.name) for each in fields(Provenance)}
+
+
 def _stored(values: Mapping[str, Any]) -> dict[str, _Stored]:
     return {str(name): _scalar(value) for name, value in values.items()}
 
@@ -305,9 +307,11 @@ def load_edit(path: str | Path, *, model: LanguageModel | None = None) -> Edit:
                 f"{path}: expected {model.name} without an edit, and one is in force "
                 "(kn_bench.edited); load the edit outside of that block"
             )
+        dtype = f" in {header.dtype}" if header.dtype else ""
         raise EditFileError(
-            f"{path}: expected an edit of {model.name} ({model.content_hash[:12]}), and this one "
-            f"was made for {header.model} ({header.model_hash[:12]}); load that model"
+            f"{path}: expected an edit of {model.name} in {dtype_name(model.dtype)} "
+            f"({model.content_hash[:12]}), and this one was made for {header.model}{dtype} "
+            f"({header.model_hash[:12]}); load that model"
         )
     return _unpacked(header, tensors)
 
@@ -319,14 +323,7 @@ def saved_provenance(path: str | Path) -> Provenance:
         EditFileError: as :func:`load_edit` does.
     """
     header, _ = _read(Path(path))
-    return Provenance(
-        model=header.model,
-        model_hash=header.model_hash,
-        method=header.method,
-        settings=_restored(header.settings),
-        case=header.case,
-        kn_bench=header.kn_bench,
-    )
+    return Provenance(**_shared(header) | {"settings": _restored(header.settings)})
 
 
 def _read(path: Path) -> tuple[_Header, dict[str, Tensor]]:

@@ -18,6 +18,7 @@ from kn_bench.editing.surroundings import own_random
 from kn_bench.editing.validation import checked
 from kn_bench.measure.steps import EditedStep, StepRecord, StepStore
 from kn_bench.model.language_model import LanguageModel
+from kn_bench.model.source import dtype_name
 
 
 class SequenceFailedError(Exception):
@@ -90,6 +91,7 @@ class StepMaker:
                 method=self.name,
                 settings=settings_of(self.method),
                 case=cases[0].id if len(cases) == 1 else "",
+                dtype=dtype_name(self.lm.dtype),
             )
             if not self.store.save(edited_step, origin):
                 self.store = None  # code is not stored, so the sequence cannot be resumed

@@ -20,6 +20,8 @@ from kn_bench.model.loading_tokens import config_from
 from kn_bench.model.source import first_line, source_of
 
 WIDTH = {"F64": 64, "F32": 32, "BF16": 16, "F16": 16}
+LOADED = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+"""What ``--dtype`` calls the dtypes of safetensors."""
 IDLE = (
     *("attn.bias", "attn.masked_bias", "attention.bias", "attention.masked_bias"),
     *("inv_freq", "position_ids", "token_type_ids"),
@@ -63,12 +65,14 @@ def local_folder(name: str) -> Path:
     return config_file(name, source, revision).parent
 
 
-def check_edited_copy(base: str, edited: Path) -> None:
+def check_edited_copy(base: str, edited: Path, dtype: str = "float32") -> None:
     """Refuse a checkpoint that cannot be compared with its base weight by weight.
 
     Args:
         base: a model, by any name that it can be loaded by.
         edited: folder of the checkpoint.
+        dtype: that both are loaded in. Of a checkpoint in that dtype, rounding the base to it gives
+            every weight that was not edited.
 
     Raises:
         ValueError: one sentence: another architecture, config, tokenizer, shape or dtype, or a
@@ -76,7 +80,7 @@ def check_edited_copy(base: str, edited: Path) -> None:
     """
     check_folder(edited)
     folder = local_folder(base)
-    for problem in _problems(base, folder, edited):
+    for problem in _problems(base, folder, edited, dtype):
         raise ValueError(f"{edited}: expected an edited copy of {base}, {problem}")
 
 
@@ -89,7 +93,7 @@ def config_of(name: str, folder: Path) -> Any:
     return language_part(config_from(name, folder, {"trust_remote_code": False}))
 
 
-def _problems(base: str, folder: Path, edited: Path) -> Iterator[str]:
+def _problems(base: str, folder: Path, edited: Path, dtype: str) -> Iterator[str]:
     mine, theirs = read_object(folder / CONFIG), read_object(edited / CONFIG)
     if mine.get("model_type") != theirs.get("model_type"):
         yield (
@@ -114,10 +118,12 @@ def _problems(base: str, folder: Path, edited: Path) -> Iterator[str]:
                 f"and its {match} has shape {new.shape}, in the base {old.shape}; name the base "
                 "that it was made from"
             )
-        if old.dtype in WIDTH and not _holds(new.dtype, old.dtype):
+        as_loaded = LOADED.get(new.dtype)
+        if old.dtype in WIDTH and as_loaded != dtype and not _holds(new.dtype, old.dtype):
+            measure = f"measure it with --dtype {as_loaded}, or " if as_loaded else ""
             yield (
                 f"and its {match} is {new.dtype}, in the base {old.dtype}: every weight would "
-                f"differ by its rounding; save it as {old.dtype}"
+                f"differ by its rounding; {measure}save it as {old.dtype}"
             )
     for name in after:
         if counterpart(name, before) is None and not name.endswith(IDLE):

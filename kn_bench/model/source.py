@@ -95,6 +95,11 @@ def first_line(error: Exception) -> str:
     return f"{first} {rest[0]}" if rest and first.endswith(":") else first
 
 
+def dtype_name(dtype: object) -> str:
+    """Return ``float32`` of ``torch.float32``: a dtype as :data:`DTYPES` names it."""
+    return str(dtype).removeprefix("torch.")
+
+
 def on_hub(name: str) -> bool:
     """Tell whether ``name`` is on the hub: not shipped with the package, and no folder."""
     return not Path(source_of(name)[0]).is_dir()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from kn_bench.model.source import dtype_name
 from kn_bench.study.material import Material
 from kn_bench.study.writing import WrittenSection, data_uri
 
@@ -33,7 +34,7 @@ def index_html(material: Material, sections: Sequence[WrittenSection], folder: P
             ("family", lm.architecture.family),
             ("layers", lm.n_layers),
             ("neurons a layer", lm.d_mlp),
-            ("precision", str(lm.dtype).removeprefix("torch.")),
+            ("precision", dtype_name(lm.dtype)),
             ("weights", lm.content_hash[:12]),
             ("cases", len(material.cases)),
             ("relations and paradigms", len({case.relation for case in material.cases})),

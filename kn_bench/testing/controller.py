@@ -151,7 +151,7 @@ class RunController:
                 continue
             for model in self.plan.models.values():
                 if spec.check is not None:
-                    spec.check(spec.argument, model)
+                    spec.check(spec.argument, model, self.options.dtype)
             hashes[spec.name] = content_of(Path(spec.argument))
         return hashes
 
