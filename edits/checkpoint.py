@@ -4,7 +4,7 @@
 
     config.json + safetensors    the difference from the model, the same for every request
     adapter_config.json          what the PEFT adapter adds, the same for every request
-    saved edits                  each request's own, by its case's id; one without a case serves all
+    saved edits                  each request's own, by id and content; one of no case serves all
 
 A checkpoint or adapter holds all of its edits: under ``batch`` and ``sequence`` it is applied once,
 in the first step.
@@ -98,6 +98,10 @@ class SavedEdits:
         file = self.files.get(request.id) or self.files.get("")
         if file is None:
             return NotApplicable("no edit of this case was saved")
+        if file.source.request not in ("", request.content_hash):
+            return NotApplicable(
+                f"the edit in {file.path.name} was made for another request of this id"
+            )
         return file.path
 
     def whole(self) -> list[Edit]:

@@ -508,6 +508,39 @@ def test_saved_edits_serve_the_cases_they_were_made_for(model, tmp_path):
     assert str(missing) == "no edit of this case was saved"
 
 
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"target_new": "Paris"},
+        {"target_true": "Paris"},
+        {"subject": "Peru"},
+        {"prompt": "{} has the capital"},
+        {"suffix": ", they say."},
+        {},
+    ],
+)
+def test_a_saved_edit_is_not_measured_on_another_request_of_its_id(model, tmp_path, other):
+    cases = kn.load_cases("embedded", relation="P36", limit=2)
+    source = Provenance(model=BASE, model_hash=model.content_hash, method="by hand")
+    for case in cases:
+        path = tmp_path / f"{case.request.subject}.safetensors"
+        save_edit(LowRankEdit((rank_one(model),)), path, provenance=source.of(case.request))
+    first, second = (case.request for case in cases)
+    bound = kn.method(f"checkpoint:{tmp_path}", model)
+    edits = bound.edit([replace(first, **other), replace(second, background=(), queries=())])
+    assert isinstance(edits[1], LowRankEdit)  # where neurons are located says nothing of the edit
+    if not other:
+        assert isinstance(edits[0], LowRankEdit)
+        return
+    said = f"the edit in {first.subject}.safetensors was made for another request of this id"
+    assert str(edits[0]) == said
+    evaluation = kn.evaluate(
+        model, f"checkpoint:{tmp_path}", [replace(cases[0], request=replace(first, **other))]
+    )
+    assert set(evaluation.verdicts["verdict_status"]) == {"not_applicable"}
+    assert said in set(evaluation.verdicts["verdict_explanation"])
+
+
 def test_an_adapter_measures_as_what_it_adds(model, tmp_path):
     peft = pytest.importorskip("peft")
     from transformers import AutoModelForCausalLM

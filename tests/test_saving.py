@@ -49,6 +49,7 @@ SOURCE = Provenance(
     settings={"layer": 3, "lr": 0.5, "adjust": True, "corpus": None, "from": "swept"},
     case="pararel/P36/Canada",
     dtype="bfloat16",
+    request="cd" * 32,
 )
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 

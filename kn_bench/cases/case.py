@@ -151,9 +151,7 @@ class EditRequest:
     def __post_init__(self) -> None:
         self._check_types()
         if not self.id:
-            content = (self.subject, self.prompt, self.suffix, self.target_true, self.target_new)
-            digest = hashlib.sha256(repr(content).encode()).hexdigest()
-            object.__setattr__(self, "id", f"request/{digest[:12]}")
+            object.__setattr__(self, "id", f"request/{self.content_hash[:12]}")
         if (self.prompt + self.suffix).count("{}") > 1:
             raise ValueError(
                 f"{self.id}: the prompt {self.prompt!r} with suffix {self.suffix!r}: expected the "
@@ -194,6 +192,12 @@ class EditRequest:
             raise TypeError(f"background {background!r}: expected a tuple of tuples of queries")
         each = tuple(_queries("background", queries) for queries in background)
         object.__setattr__(self, "background", each)
+
+    @property
+    def content_hash(self) -> str:
+        """SHA-256 over what the edit is to do, whatever its id: the prompt and both answers."""
+        content = (self.subject, self.prompt, self.suffix, self.target_true, self.target_new)
+        return hashlib.sha256(repr(content).encode()).hexdigest()
 
     @property
     def _names_its_subject(self) -> bool:

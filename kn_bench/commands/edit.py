@@ -11,7 +11,7 @@ from kn_bench.commands import options
 
 if TYPE_CHECKING:
     from kn_bench.api.methods import BoundMethod
-    from kn_bench.cases.case import Case
+    from kn_bench.cases.case import Case, EditRequest
     from kn_bench.editing.edit import Edit
     from kn_bench.model.language_model import LanguageModel
 
@@ -59,7 +59,8 @@ def command(
         raise ValueError(f"--method {method}: {reason}; name another method or model") from None
     if not edits:
         raise ValueError(f"--method {method}: no case has an edit; {next(iter(left_out.values()))}")
-    write_edited(bound, edits, output, as_adapter=as_adapter)
+    requests = {case.id: case.request for case in chosen}
+    write_edited(bound, edits, requests, output, as_adapter=as_adapter)
     edited = [case for case in chosen if case.id not in left_out]
     facts = {case.id: case.request.cloze.fill(case.request.target_new) for case in edited}
     named = {case or "all cases": edit for case, edit in edits.items()}
@@ -77,22 +78,23 @@ def command(
 
 
 def write_edited(
-    bound: BoundMethod, edits: dict[str, Edit], output: Path, *, as_adapter: bool
+    bound: BoundMethod,
+    edits: dict[str, Edit],
+    requests: dict[str, EditRequest],
+    output: Path,
+    *,
+    as_adapter: bool,
 ) -> None:
     """Write the edited model, or its adapter, and each edit with its provenance in ``edits/``."""
-    from dataclasses import replace
-
     from kn_bench.editing.exporting import save_adapter, save_checkpoint
     from kn_bench.editing.saving import save_edit
 
     (save_adapter if as_adapter else save_checkpoint)(bound.model, list(edits.values()), output)
     (output / "edits").mkdir()
+    source = bound.provenance
     for number, (case, edit) in enumerate(edits.items()):
-        save_edit(
-            edit,
-            output / "edits" / f"{number:04d}.safetensors",
-            provenance=replace(bound.provenance, case=case),
-        )
+        path = output / "edits" / f"{number:04d}.safetensors"
+        save_edit(edit, path, provenance=source.of(requests[case]) if case else source)
 
 
 def measured_scores(lm: LanguageModel, folder: Path, cases: list[Case]) -> str:

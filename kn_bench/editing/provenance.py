@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 from kn_bench import __version__
+from kn_bench.cases.case import EditRequest
 from kn_bench.model.language_model import LanguageModel
 
 Scalar = bool | int | float | str | None
@@ -21,9 +22,10 @@ class Provenance:
         model_hash: ``LanguageModel.content_hash`` of the model that the edit was made for.
         method: the method's name; ``""`` for an edit made by hand.
         settings: the method's hyperparameters, by name.
-        case: id of the request that the edit is for, where it is one.
+        case: id of the request that the edit is for, where it is one; see :meth:`of`.
         kn_bench: version of the package that made it.
         dtype: of the model's weights as it was made, such as ``bfloat16``; ``""`` where unknown.
+        request: ``EditRequest.content_hash`` of that request; ``""`` where unknown.
     """
 
     model: str
@@ -33,6 +35,19 @@ class Provenance:
     case: str = ""
     kn_bench: str = __version__
     dtype: str = ""
+    request: str = ""
+
+    def of(self, request: EditRequest) -> Provenance:
+        """Return the provenance of the edit that is for ``request``, and for no other.
+
+        Examples:
+            >>> import kn_bench as kn
+            >>> fact = kn.EditRequest(id="capital", subject="Canada", prompt="The capital of {} is",
+            ...                       target_true="Ottawa", target_new="Rome")
+            >>> kn.Provenance(model="tiny-gpt2", model_hash="").of(fact).case
+            'capital'
+        """
+        return replace(self, case=request.id, request=request.content_hash)
 
 
 def settings_of(method: object) -> dict[str, Scalar]:

@@ -119,6 +119,7 @@ class _Header(
     case: str
     kn_bench: str
     dtype: str = ""
+    request: str = ""
     sha256: str
 
 

@@ -90,9 +90,10 @@ class StepMaker:
                 model_hash=content,
                 method=self.name,
                 settings=settings_of(self.method),
-                case=cases[0].id if len(cases) == 1 else "",
                 dtype=dtype_name(self.lm.dtype),
             )
+            if len(cases) == 1:
+                origin = origin.of(cases[0].request)
             if not self.store.save(edited_step, origin):
                 self.store = None  # code is not stored, so the sequence cannot be resumed
         return edited_step
