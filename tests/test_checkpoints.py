@@ -335,6 +335,80 @@ def test_another_tokenizer_or_architecture_is_refused(model, copy):
         kn.method(f"checkpoint:{folder}", kn.load_model("tiny-llama"))
 
 
+def tokenizer_of(folder, function):
+    """Change the tokenizer of a checkpoint."""
+    path = folder / "tokenizer.json"
+    path.write_text(json.dumps(function(json.loads(path.read_text()))))
+
+
+TEMPLATE = {
+    "type": "TemplateProcessing", "pair": [],
+    "single": [{"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}},
+               {"Sequence": {"id": "A", "type_id": 0}}],
+    "special_tokens": {"<|endoftext|>": {"id": "<|endoftext|>", "ids": [0],
+                                         "tokens": ["<|endoftext|>"]}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("part", "change"),
+    [
+        ("normalizer", lambda t: t | {"normalizer": {"type": "Lowercase"}}),
+        ("normalizer", lambda t: t | {"normalizer": {"type": "Strip", "strip_left": True,
+                                                     "strip_right": True}}),
+        ("pre_tokenizer", lambda t: t | {"pre_tokenizer": {"type": "Whitespace"}}),
+        ("pre_tokenizer", lambda t: t | {"pre_tokenizer": None}),
+        ("post_processor", lambda t: t | {"post_processor": TEMPLATE}),
+        ("vocabulary", lambda t: t | {"model": t["model"] | {"ignore_merges": True}}),
+        ("vocabulary", lambda t: t | {"model": t["model"] | {"merges": t["model"]["merges"][1:]}}),
+        ("set of added tokens", lambda t: t | {"added_tokens": [
+            token | {"lstrip": True} for token in t["added_tokens"]]}),
+    ],
+)  # fmt: skip
+def test_a_tokenizer_that_splits_otherwise_is_refused_by_its_part(model, copy, part, change):
+    folder = copy(lambda tensors: tensors)
+    tokenizer_of(folder, change)
+    said = f"its tokenizer.json has another {part}, so that it is another tokenizer; name the base"
+    with pytest.raises(ValueError, match=said):
+        kn.method(f"checkpoint:{folder}", model)
+    (folder / "tokenizer.json").unlink()  # as the message says
+    check_edited_copy(BASE, folder)
+
+
+def in_other_words(content):
+    """The same tokenizer as another release writes it, trained and saved with padding."""
+    model, pad = content["model"], {"strategy": "BatchLongest", "direction": "Right",
+                                    "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0,
+                                    "pad_token": "<|endoftext|>"}  # fmt: skip
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+    kept = {key: value for key, value in model.items() if value is not None and value is not False}
+    return content | {"model": kept | {"merges": merges}, "padding": pad, "decoder": None}
+
+
+@pytest.mark.parametrize("base", ["tiny-gpt2", "tiny-llama", "tiny-bert"])
+@pytest.mark.parametrize("saved", [False, True])
+def test_the_same_tokenizer_in_other_words_is_no_other(base, saved, tmp_path):
+    folder = shutil.copytree(embedded.folder(base), tmp_path / "edited")
+    if saved:
+        AutoTokenizer.from_pretrained(folder).save_pretrained(folder)
+    tokenizer_of(folder, in_other_words)
+    assert (folder / "tokenizer.json").read_bytes() != (
+        embedded.folder(base) / "tokenizer.json"
+    ).read_bytes()
+    check_edited_copy(base, folder)
+
+
+@pytest.mark.parametrize("class_of", ["GPT2Tokenizer", "Qwen2Tokenizer", "GPTNeoXTokenizer"])
+def test_a_tokenizer_that_its_class_makes_anew_is_no_other(class_of, tmp_path):
+    """Transformers then ignores parts of the file, and saves what it made."""
+    base, edited = tmp_path / "base", tmp_path / "edited"
+    shutil.copytree(embedded.folder(BASE), base)
+    (base / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": class_of}))
+    shutil.copytree(base, edited)
+    AutoTokenizer.from_pretrained(base).save_pretrained(edited)
+    check_edited_copy(str(base), edited)
+
+
 def edited_config(name, folder, function):
     """A copy of an embedded model with another config."""
     shutil.copytree(embedded.folder(name), folder)

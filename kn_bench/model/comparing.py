@@ -103,8 +103,7 @@ def _problems(base: str, folder: Path, edited: Path, dtype: str) -> Iterator[str
     before, after = headers(folder), headers(edited)
     config = config_of(base, folder)
     yield from _other_fields(config, config_of(str(edited), edited), after)
-    if _vocabulary(folder) != (_vocabulary(edited) or _vocabulary(folder)):
-        yield "and it has another tokenizer; name the base that it was made from"
+    yield from _other_tokenizer(folder, edited)
     for name, old in before.items():
         match = counterpart(name, after)
         if match is None:
@@ -217,24 +216,41 @@ def tensors_of(file: Path) -> dict[str, Header]:
     }
 
 
-def _vocabulary(folder: Path) -> Any:
-    """Return what decides a text's ids; None where the folder has no tokenizer of its own.
+def _other_tokenizer(folder: Path, edited: Path) -> Iterator[str]:
+    """Report a tokenizer of the checkpoint's own that splits texts otherwise than the base's."""
+    if not (edited / TOKENIZER).is_file():
+        return
+    mine, theirs = _splitting(folder), _splitting(edited)
+    differing = next((part for part in mine if mine[part] != theirs[part]), None)
+    if differing is not None:
+        yield (
+            f"and its {TOKENIZER} has another {differing}, so that it is another tokenizer; name "
+            "the base that it was made from, or remove that file to ask with the base's tokens"
+        )
+
+
+def _splitting(folder: Path) -> dict[str, Any]:
+    """Return what decides a text's ids, by its name, as transformers reads it from ``folder``.
+
+    Releases write the same tokenizer in other words, so that files cannot be compared.
 
     Raises:
-        ValueError: for a file that is no tokenizer.
+        ValueError: for files that are no tokenizer.
     """
-    path = folder / TOKENIZER
-    if not path.is_file():
-        return None
-    content = read_object(path)
+    from transformers import AutoTokenizer
+
     try:
-        model = content["model"]
-        # newer releases of tokenizers write a merge as a pair, older ones as a text
-        merges = [m if isinstance(m, str) else " ".join(m) for m in model.get("merges") or []]
-        added = sorted((t["id"], t["content"]) for t in content.get("added_tokens") or [])
-        return model.get("type"), model.get("vocab"), merges, added
-    except (AttributeError, KeyError, TypeError) as error:
+        loaded = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, use_fast=True)
+        content = json.loads(loaded.backend_tokenizer.to_str())
+    except Exception as error:  # damaged files raise many types
         raise ValueError(
-            f"{path}: expected a vocabulary as tokenizers writes it ({type(error).__name__}: "
-            f"{first_line(error)}); save the tokenizer again by save_pretrained"
+            f"{folder / TOKENIZER}: expected a tokenizer that transformers reads "
+            f"({type(error).__name__}: {first_line(error)}); save it again by save_pretrained"
         ) from None
+    flags = ("id", "content", "lstrip", "rstrip", "single_word")
+    added = content["added_tokens"]
+    return {
+        "vocabulary": content["model"],
+        "set of added tokens": [[token[flag] for flag in flags] for token in added],
+        **{part: content[part] for part in ("normalizer", "pre_tokenizer", "post_processor")},
+    }
