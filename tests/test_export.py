@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from kn_bench.commands import evaluate as evaluate_command
 from kn_bench.editing.composition import Composition
 from kn_bench.editing.edit import DenseEdit, LowRank, LowRankEdit, PromptEdit
 from kn_bench.editing.exporting import save_adapter, save_checkpoint
+from kn_bench.measure.drawing import refuse_conflicts
 from kn_bench.model import embedded
 from kn_bench.results.files import StoreError
 
@@ -162,6 +164,45 @@ def test_what_was_edited_in_another_dtype_is_refused_in_the_usual_one(
     )
     with pytest.raises(ValueError, match=sentence):
         run(evaluate_command, "--base", BASE, "--edited", folder / what, *asked)
+
+
+FACT = {"subject": "Italy", "relation": "capital", "prompt": "The capital of {} is",
+        "target_true": "Rome", "target_new": "Cardiff"}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "meet"),
+    [
+        ({"target_new": "Madrid"}, False),
+        ({"target_new": "Madrid", "prompt": "{} has the capital"}, False),
+        ({"relation": "name of the capital", "target_new": "Madrid"}, True),
+        ({"subject": "Peru", "target_true": "Lima"}, True),
+    ],
+)
+def test_facts_that_contradict_each_other_are_edited_together_on_request_only(
+    change, meet, tmp_path
+):
+    cases, folder = tmp_path / "facts.jsonl", tmp_path / "model"
+    cases.write_text(f"{json.dumps(FACT)}\n{json.dumps(FACT | change)}\n")
+    asked = (BASE, "--method", "rome-no-c", "--cases", cases, "-o", folder)
+    first, second = (case.id for case in kn.load_cases(cases))
+    if not meet:
+        with pytest.raises(ValueError, match="add --allow-conflicts") as refused:
+            run(edit_command, *asked)
+        assert not list(folder.iterdir())
+        said = f"{first} and {second}: expected requests that can be met by one model, and both"
+        assert str(refused.value).startswith(f"{said} have the same subject and relation; ")
+    result = run(edit_command, *asked, *(() if meet else ("--allow-conflicts",)))
+    assert result.exit_code == 0, result.output
+    assert "2 cases edited by rome-no-c" in result.output
+
+
+def test_pairs_that_ask_for_the_same_text_are_edited_together_on_request_only(tmp_path):
+    pair = kn.load_cases("embedded")[-1]
+    assert pair.task == "pair"
+    refuse_conflicts([pair])
+    with pytest.raises(ValueError, match="and both have the same text around the answer; leave"):
+        refuse_conflicts([pair, replace(pair, request=replace(pair.request, id="another"))])
 
 
 def test_a_folder_with_files_is_left_alone(written):

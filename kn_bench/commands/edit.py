@@ -32,6 +32,13 @@ def command(
     measure: Annotated[
         bool, typer.Option("--measure", help="Measure the edited model, and put it in its card.")
     ] = False,
+    allow_conflicts: Annotated[
+        bool,
+        typer.Option(
+            "--allow-conflicts",
+            help="Let requests about the same subject and relation meet in the model.",
+        ),
+    ] = False,
     seed: options.Seed = 0,
     device: options.Device = "cpu",
     dtype: options.Dtype = "float32",
@@ -41,24 +48,19 @@ def command(
     The folder holds the edited weights and tokenizer (or the adapter), a model card, and the edits
     with their provenance in edits/.
     """
-    from kn_bench.api.methods import method as bind
     from kn_bench.commands.runner import chosen_cases, loaded
-    from kn_bench.editing.edit import NotApplicable
     from kn_bench.editing.exporting import model_card
+    from kn_bench.measure.drawing import refuse_conflicts
     from kn_bench.results.files import check_writable, write_text
 
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"{output}: expected a new or an empty folder; name another one")
     check_writable(output)
     chosen = chosen_cases(cases, relation, limit, seed)
+    if not allow_conflicts:
+        refuse_conflicts(chosen)
     lm = loaded(model, device, dtype)
-    try:
-        bound = bind(method, lm)
-        edits, left_out = make_edits(bound, chosen)
-    except NotApplicable as reason:
-        raise ValueError(f"--method {method}: {reason}; name another method or model") from None
-    if not edits:
-        raise ValueError(f"--method {method}: no case has an edit; {next(iter(left_out.values()))}")
+    bound, edits, left_out = bound_edits(method, lm, chosen)
     requests = {case.id: case.request for case in chosen}
     write_edited(bound, edits, requests, output, as_adapter=as_adapter)
     edited = [case for case in chosen if case.id not in left_out]
@@ -75,6 +77,27 @@ def command(
         scores = measured_scores(lm, output, edited)
         write_text(card, model_card(bound.provenance, named, facts, left_out, scores))
         typer.echo(f"measured, scores in {card}")
+
+
+def bound_edits(
+    name: str, lm: LanguageModel, cases: list[Case]
+) -> tuple[BoundMethod, dict[str, Edit], dict[str, str]]:
+    """Return the method called ``name`` on ``lm``, and what :func:`make_edits` makes by it.
+
+    Raises:
+        ValueError: where no case has an edit.
+    """
+    from kn_bench.api.methods import method
+    from kn_bench.editing.edit import NotApplicable
+
+    try:
+        bound = method(name, lm)
+        edits, left_out = make_edits(bound, cases)
+    except NotApplicable as reason:
+        raise ValueError(f"--method {name}: {reason}; name another method or model") from None
+    if not edits:
+        raise ValueError(f"--method {name}: no case has an edit; {next(iter(left_out.values()))}")
+    return bound, edits, left_out
 
 
 def write_edited(

@@ -125,6 +125,24 @@ def conflict_key(case: Case) -> Hashable:
     return request.relation, request.subject if case.task == "fact" else request.cloze
 
 
+def refuse_conflicts(cases: Iterable[Case]) -> None:
+    """Refuse cases that cannot all be edited in one model, see :func:`conflict_key`.
+
+    Raises:
+        ValueError: one sentence that names two of them.
+    """
+    first: dict[Hashable, Case] = {}
+    for case in cases:
+        other = first.setdefault(conflict_key(case), case)
+        if other is not case:
+            shared = "subject and relation" if case.task == "fact" else "text around the answer"
+            raise ValueError(
+                f"{other.id} and {case.id}: expected requests that can be met by one model, and "
+                f"both have the same {shared}; leave one of them out, name the relation of each "
+                "where these are two facts, or add --allow-conflicts"
+            )
+
+
 def by_task(cases: Iterable[Case]) -> dict[Task, list[Case]]:
     """Group cases by task; a sequence has cases of one task."""
     tasks: dict[Task, list[Case]] = {}
