@@ -132,6 +132,28 @@ def test_a_config_that_does_not_fit_the_weights_is_refused(copied, changes, said
     assert said in refusal(folder)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("name", ["transformer.h.3.ln_2.bias", "transformer.wte.weight"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_weights_that_are_not_finite_are_refused_as_they_are_loaded(copied, name, value, dtype):
+    folder = copied(GPT2)
+    tensors = load_file(folder / WEIGHTS)
+    tensors[name].view(-1)[-1] = value
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=rf"expected finite weights, and {name} holds NaN or inf"):
+        load_model(str(folder), dtype=dtype)
+
+
+def test_weights_that_a_dtype_cannot_hold_are_refused_in_it(copied):
+    folder = copied(GPT2)
+    tensors = {name: tensor.float() for name, tensor in load_file(folder / WEIGHTS).items()}
+    tensors["transformer.ln_f.bias"][0] = 1e5
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    assert load_model(str(folder)).dtype == torch.float32
+    with pytest.raises(ValueError, match="NaN or infinity; load it with --dtype float32, or down"):
+        load_model(str(folder), dtype="float16")
+
+
 def test_a_shard_that_is_missing_is_named(tmp_path):
     AutoModelForCausalLM.from_pretrained(GPT2).save_pretrained(tmp_path, max_shard_size="300KB")
     AutoTokenizer.from_pretrained(GPT2).save_pretrained(tmp_path)

@@ -7,10 +7,14 @@ were the model.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import nn
 
 from kn_bench.model.architecture import Architecture
 from kn_bench.model.loading_tokens import SENTENCE
@@ -61,6 +65,25 @@ def _layers_beyond(keys: Iterable[str], architecture: Architecture, config: Any)
     layer = re.compile(rf"^({re.escape(base)}\.)?{re.escape(rest)}\.(\d+)\.")
     numbers = {int(match[2]) for key in keys if (match := layer.match(key))}
     return {number for number in numbers if number >= config.num_hidden_layers}
+
+
+def refuse_not_finite(name: str, hf: nn.Module) -> None:
+    """Refuse weights that hold NaN or infinity: every answer of theirs would fail in the run.
+
+    The extremes of a weight show both, at a fraction of what its hash costs.
+
+    Raises:
+        ValueError: one sentence that names the weight.
+    """
+    for key, weight in hf.named_parameters():
+        extremes = torch.aminmax(weight.detach()) if weight.numel() else ()
+        if not all(math.isfinite(float(extreme)) for extreme in extremes):
+            # its numbers end at 65,504
+            wider = "load it with --dtype float32, or " * (weight.dtype == torch.float16)
+            raise ValueError(
+                f"{name}: expected finite weights, and {key} holds NaN or infinity; "
+                f"{wider}download it again"
+            )
 
 
 def check_tokenizer(name: str, tokenizer: Any, rows: int, folder: Path) -> None:

@@ -19,7 +19,7 @@ from kn_bench.model.chat_template import begin_with_template
 from kn_bench.model.devices import devices_named
 from kn_bench.model.given import PATH, check_type
 from kn_bench.model.hub import from_pretrained_options
-from kn_bench.model.integrity import check_tokenizer, refuse_incomplete
+from kn_bench.model.integrity import check_tokenizer, refuse_incomplete, refuse_not_finite
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.loading_tokens import config_from, in_one_sentence, tokenizer_from
 from kn_bench.model.output import progress_on_terminals_only
@@ -61,7 +61,7 @@ def load_model(
         TypeError: for a name, device or other option that is not a text.
         ValueError: one sentence: an unknown name, dtype, device, attention or family; missing
             safetensors or weights; a missing or foreign tokenizer; no accelerate; no room on the
-            device.
+            device; weights that are not finite.
 
     Examples:
         >>> import kn_bench as kn
@@ -101,6 +101,7 @@ def load_model(
     hf = load(device_map="auto") if device == "auto" else _moved(name, load(), device)
     tokenizer = tokenizer_from(name, source, options)
     _check_placed(name, hf)
+    refuse_not_finite(name, hf)
     check_tokenizer(name, tokenizer, hf.get_input_embeddings().weight.shape[0], Path(source))
     if chat_template:
         begin_with_template(name, tokenizer)
