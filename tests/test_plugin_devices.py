@@ -68,6 +68,41 @@ def test_settling_before_torch_is_imported(models, each):
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
 
 
+@pytest.mark.parametrize("allowed", ["", "1", " 1 ", "1,2", "1,", "many", "0", "-1", "1.5"])
+def test_the_header_states_the_threads_that_a_process_computes_with(allowed):
+    """It stated the cores where OMP_NUM_THREADS was set, and no number was set for a wrong one."""
+    code = (
+        "import re; from kn_bench.testing import devices; devices.cores = lambda: 7;"
+        "devices.settle(1, ['gpt2']); import torch; stated = devices.sharing(1);"
+        "assert re.findall(r'with (\\d+) thread', stated) == [str(torch.get_num_threads())], stated"
+    )
+    environment = {"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": allowed}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+
+
+@pytest.mark.parametrize(
+    ("given", "workers"),
+    [
+        (("-n2",), 2),
+        (("--tx", "2*popen", "--dist", "load"), 2),
+        (("--tx", "popen", "--tx", "popen"), 1),  # pytest runs the tests itself without --dist
+    ],
+)
+def test_the_workers_that_are_counted_are_those_that_xdist_starts(pytester, given, workers):
+    pytester.makeconftest(
+        "from kn_bench.testing.plugin import workers_of\n"
+        "def pytest_report_header(config):\n"
+        "    return f'counted {workers_of(config)}'\n"
+    )
+    pytester.makepyfile(
+        "import os\n"
+        "def test_count():\n"
+        f"    assert os.environ.get('PYTEST_XDIST_WORKER_COUNT', '1') == '{workers}'\n"
+    )
+    result = pytester.runpytest_subprocess("-p", "xdist", *given)
+    result.stdout.fnmatch_lines([f"counted {workers}", "*1 passed*"])
+
+
 @pytest.mark.parametrize(
     ("models", "given", "workers"),
     [((), "cpu", 2), (("tiny-bert",), "cpu", 2), (("a/folder",), "cpu", 4), ((), "cuda:0", 4)],

@@ -236,18 +236,26 @@ def test_workers_are_chosen_from_cores_and_memory(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("workers", "cores", "said"),
+    ("workers", "cores", "allowed", "said"),
     [
-        (2, 2, "2 workers with 1 thread each"),
-        (2, 8, "2 workers with 4 threads each"),
-        (4, 2, "4 workers with 1 thread each"),
-        (1, 8, "1 process with 8 threads (-n auto: as many as cores and memory allow)"),
-        (1, 1, "1 process with 1 thread (-n auto: as many as cores and memory allow)"),
+        (2, 2, "", "2 workers with 1 thread each"),
+        (2, 8, "", "2 workers with 4 threads each"),
+        (4, 2, "", "4 workers with 1 thread each"),
+        (1, 8, "", "1 process with 8 threads; "),
+        (1, 1, "", "1 process with 1 thread; "),
+        (1, 8, "1", "1 process with 1 thread (OMP_NUM_THREADS); "),
+        (1, 8, "6", "1 process with at most 6 threads (OMP_NUM_THREADS); "),
+        (2, 8, "1", "2 workers with 1 thread (OMP_NUM_THREADS) each"),
+        (2, 8, "3,1", "2 workers with at most 3 threads (OMP_NUM_THREADS) each"),
+        (2, 8, "many", "2 workers with 4 threads each"),
+        (2, 8, "0", "2 workers with 4 threads each"),
     ],
 )
-def test_the_header_states_workers_and_threads(monkeypatch, workers, cores, said):
+def test_the_header_states_workers_and_threads(monkeypatch, workers, cores, allowed, said):
+    monkeypatch.setenv("OMP_NUM_THREADS", allowed)
     monkeypatch.setattr(devices, "cores", lambda: cores)
-    assert devices.sharing(workers) == said
+    hint = "-n auto starts as many as cores and memory allow" if workers == 1 else ""
+    assert devices.sharing(workers) == said + hint
 
 
 def test_the_time_left_is_never_less_than_a_task_takes_at_its_own_pace(

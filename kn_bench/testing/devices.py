@@ -62,14 +62,15 @@ def settle(workers: int, models: Collection[str]) -> None:
     """Share the cores among ``workers`` processes of which this is one.
 
     To be called before torch is imported: an OpenMP thread that spins while it waits takes the core
-    another worker could use, and OpenMP reads that setting once. ``OMP_NUM_THREADS`` is respected.
+    another worker could use, and OpenMP reads that setting once. ``OMP_NUM_THREADS`` is respected
+    where it is a number.
 
     Embedded models (``models`` is empty, or names no other) get one thread: they are too small for
     a second to help, and the order of their sums does not depend on the number of workers.
     """
     if "torch" not in sys.modules:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    if os.environ.get("OMP_NUM_THREADS"):
+    if _allowed():
         return
     from kn_bench.model import embedded
 
@@ -102,13 +103,26 @@ def threads(workers: int) -> int:
     return max(1, cores() // max(1, workers))
 
 
+def _allowed() -> int | None:
+    """Return the threads that ``OMP_NUM_THREADS`` allows; None where OpenMP would ignore it."""
+    words = [word.strip() for word in os.environ.get("OMP_NUM_THREADS", "").split(",")]
+    counts = [int(word) if word.isdecimal() else 0 for word in words]
+    return counts[0] if all(counts) else None
+
+
 def sharing(workers: int) -> str:
-    """State how the cores are shared among ``workers`` processes."""
-    each = threads(workers)
-    plural = "s" if each > 1 else ""
+    """State with how many threads each of ``workers`` processes computes, as they settle it.
+
+    For models that are not embedded. More threads than there are cores OpenMP may refuse.
+    """
+    allowed = _allowed()
+    number = threads(workers) if allowed is None else allowed
+    each = f"{number} thread{'s' if number > 1 else ''}"
+    if allowed is not None:
+        each = f"{'at most ' if number > 1 else ''}{each} (OMP_NUM_THREADS)"
     if workers == 1:
-        return f"1 process with {each} thread{plural} (-n auto: as many as cores and memory allow)"
-    return f"{workers} workers with {each} thread{plural} each"
+        return f"1 process with {each}; -n auto starts as many as cores and memory allow"
+    return f"{workers} workers with {each} each"
 
 
 def cores() -> int:

@@ -279,7 +279,11 @@ def workers_of(config: pytest.Config) -> int:
     engine = config.pluginmanager.get_plugin(RAY)
     if engine is not None:
         return int(engine.size)
-    return max(1, len(config.getoption("tx", None) or ()))
+    if config.getoption("dist", "no") == "no" or not config.getoption("tx", None):
+        return 1
+    from xdist.workermanage import parse_tx_spec_config
+
+    return len(parse_tx_spec_config(config))  # --tx 2*popen is two
 
 
 @pytest.hookimpl(optionalhook=True)
