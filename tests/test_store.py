@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import fields, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pandas as pd
@@ -300,6 +301,34 @@ def test_last_is_the_newest_run(tmp_path):
         find_run(tmp_path, "d")
 
 
+@pytest.mark.parametrize(
+    ("change", "clear"),
+    [
+        (lambda text: text[:-20], True),
+        (lambda text: text.replace('"format": 1', '"format": 2'), True),
+        (lambda text: text.replace('"seed": 0', '"seed": "none"'), True),
+        (lambda text: text.replace('"created"', '"begun"'), False),
+        (lambda text: text.replace('+00:00"', '+02:00"')[:-20], False),
+    ],
+)
+@pytest.mark.parametrize("broken", ["a", "c"])
+def test_last_passes_over_a_broken_manifest_that_is_older(tmp_path, broken, change, clear):
+    for name in ("b", "c", "a"):
+        RunStore.create(tmp_path, manifest(name)).close()
+    path = tmp_path / "runs" / broken / "manifest.json"
+    path.write_text(change(path.read_text()))
+    with pytest.raises(StoreError, match="manifest"):
+        read_manifest(path.parent)
+    if clear and broken == "c":
+        with pytest.warns(
+            UserWarning, match=r"passed over .* older than run a: .*c/manifest\.json "
+        ):
+            assert find_run(tmp_path, "last").name == "a"
+    else:
+        with pytest.raises(StoreError, match=rf"'last' may be a run .*{broken}/manifest\.json"):
+            find_run(tmp_path, "last")
+
+
 @pytest.mark.parametrize("text", ["", "{}", '{"format":2}', '{"created":"yesterday"}'])
 @pytest.mark.parametrize("broken", ["a", "c"])
 def test_last_is_refused_where_a_manifest_is_broken(tmp_path, broken, text):
@@ -330,12 +359,20 @@ def test_what_a_newer_version_wrote_is_told(tmp_path, format, more):
             read()
 
 
-def test_unused_names_do_not_collide(tmp_path):
+@pytest.mark.parametrize(("apart", "begun"), [(0, True), (1, False), (1, True), (10**6, False)])
+def test_unused_names_do_not_collide(tmp_path, monkeypatch, apart, begun):
+    """Runs that drew their names in one second had one name, and the second refused to begin."""
+    begin = datetime(2026, 1, 31, 12, tzinfo=UTC)
+    times = [begin + timedelta(microseconds=apart * i) for i in range(3)]
+    texts = iter([time.isoformat(timespec="microseconds") for time in times])
+    monkeypatch.setattr("kn_bench.results.store.now", lambda: next(texts))
     names = []
     for _ in range(3):
         names.append(unused_name(tmp_path))
-        RunStore.create(tmp_path, manifest(names[-1])).close()
+        if begun:
+            RunStore.create(tmp_path, manifest(names[-1])).close()
     assert len(set(names)) == 3
+    assert sorted(names) == names
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -51,6 +53,7 @@ PARQUET = "measurements.parquet"
 LAST = "last"
 """The name that means the newest run."""
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_CREATED = re.compile(r'"created":\s*"(\d{4}-\d\d-\d\dT\d\d:\d\d:[\d.]+\+00:00)"')
 _CORPUS = re.compile(r"(?P<name>.+), \d+ tokens, SHA-256 (?P<digest>[0-9a-f]{12})")
 """A note of the text that C was taken over, as the methods of ROME's family make it."""
 
@@ -262,8 +265,12 @@ def checked_name(run: str) -> str:
 
 
 def unused_name(reports: Path) -> str:
-    """Return a name for a run that begins now: its time, UTC, with a number where that is taken."""
-    name = re.sub(r"\D", "-", now()[:19])
+    """Return a name for a run that begins now: its time, UTC, with a number where that is taken.
+
+    The time is to the microsecond: the folder is made when the tests are known, maybe minutes
+    later, and until then another run would draw the same second.
+    """
+    name = re.sub(r"\D", "-", now()[: len("2026-01-31T12:00:00.000000")])
     names = (name, *(f"{name}-{i}" for i in range(2, 1000)))
     return next(name for name in names if not (reports / RUNS / name).exists())
 
@@ -273,9 +280,11 @@ def find_run(reports: Path, run: str) -> Path:
 
     Raises:
         StoreError: when there is none, naming those there are; for ``last`` also when a manifest
-            cannot be read, as its run may be the newest.
+            cannot be read and its run may be the newest.
     """
-    known = runs(reports, without_broken=run != LAST)
+    known = runs(reports)
+    if run == LAST:
+        _refuse_newer_than(known, reports)
     if run == LAST and known:
         return known[-1]
     for folder in (reports / RUNS / run, Path(run)):
@@ -310,23 +319,41 @@ def _inside(folder: Path) -> Iterator[Path]:
     yield from (path.parent for path in manifests)
 
 
-def runs(reports: Path, *, without_broken: bool = True) -> list[Path]:
-    """Return the folders of the runs under ``reports/runs``, oldest first.
-
-    Raises:
-        StoreError: for a broken manifest, unless ``without_broken``.
-    """
+def runs(reports: Path) -> list[Path]:
+    """Return the folders of the runs under ``reports/runs`` that can be read, oldest first."""
     dated = []
     for path in (reports / RUNS).glob(f"*/{FILE}"):
-        try:
+        with suppress(StoreError):
             dated.append((read_manifest(path.parent).created, path.parent))
+    return [folder for _, folder in sorted(dated)]
+
+
+def _refuse_newer_than(known: Sequence[Path], reports: Path) -> None:
+    """Refuse a manifest that cannot be read, unless it still says that its run is an older one.
+
+    Args:
+        known: the runs that can be read, the newest last.
+    """
+    newest = read_manifest(known[-1]).created if known else ""
+    for path in sorted((reports / RUNS).glob(f"*/{FILE}")):
+        try:
+            read_manifest(path.parent)
         except StoreError as error:
-            if not without_broken:
+            if not "" < _created(path) < newest:
                 raise StoreError(
                     f"{LAST!r} may be a run whose manifest cannot be read (mend or remove it, or "
                     f"name the run that you mean): {error}"
                 ) from None
-    return [folder for _, folder in sorted(dated)]
+            older = f"passed over a run that is older than run {known[-1].name}"
+            warnings.warn(f"{LAST!r} {older}: {error}", stacklevel=3)
+
+
+def _created(path: Path) -> str:
+    """Return when a run began as a broken manifest has it, or "" where it does not say so."""
+    with suppress(OSError):
+        if found := _CREATED.search(path.read_text("utf-8", "replace")):
+            return found[1]
+    return ""
 
 
 def _open(path: Path) -> BinaryIO:
