@@ -61,6 +61,24 @@ def test_what_pytest_would_refuse_is_refused_before_anything_is_submitted(bench)
     assert not list((bench.path / "reports/jobs/all").glob("shard*"))
 
 
+def test_a_launch_is_not_gone_on_with_by_other_arguments(bench, monkeypatch):
+    """Its shards were measured to the last, and then could not be merged."""
+    monkeypatch.chdir(bench.path)
+    monkeypatch.setenv("PYTEST_ADDOPTS", " ".join(PLUGINS))
+    launching.refuse_bad_input(Launch(SUITES, "all", 2, Path("reports")))
+    bench.run(*SUITES, "--shard", "1/2", "--run", "all-1-of-2", suites=False)
+    harmless = ("-v", "--memory", "1G", "--device", "cpu")
+    launching.refuse_bad_input(Launch((*SUITES, *harmless), "all", 2, Path("reports")))
+    for other, said in {
+        ("--limit", "1"): "options: limit 2 then, 1 now",
+        ("--seed", "3"): "seed: 0 then, 3 now",
+        ("-k", "synonym"): "the suites, -k, -m or --deselect",
+    }.items():
+        again = Launch((*SUITES, *other), "all", 2, Path("reports"))
+        with pytest.raises(LaunchError, match=rf"^all-1-of-2 was begun .*{re.escape(said)}"):
+            launching.refuse_bad_input(again)
+
+
 def test_the_script_for_slurm_is_shown(bench):
     pytest.importorskip("submitit")
     result = launched(

@@ -47,7 +47,7 @@ def merge(folders: Sequence[Path], reports: Path, run: str) -> Path:
     _check_selections(folders, manifests)
     for folder, manifest in zip(folders, manifests, strict=True):
         _check_whole(folder, manifest)
-    first = _without_shard(manifests[0])
+    first = without_shard(manifests[0])
     timings = _added([manifest.timings for manifest in manifests])
     created = min(manifest.created for manifest in manifests)
     new = replace(first, run=run, created=created, resumed=())
@@ -74,9 +74,9 @@ def _write(store: RunStore, folders: Sequence[Path]) -> None:
 
 
 def _check_alike(folders: Sequence[Path], manifests: Sequence[Manifest]) -> None:
-    first = _without_shard(manifests[0])
+    first = without_shard(manifests[0])
     for folder, manifest in zip(folders[1:], manifests[1:], strict=True):
-        clauses = differences(first, _without_shard(manifest))
+        clauses = differences(first, without_shard(manifest))
         if clauses:
             raise StoreError(
                 f"{folder.name} cannot be merged with {folders[0].name}, for they were made of "
@@ -141,7 +141,8 @@ def _check_whole(folder: Path, manifest: Manifest) -> None:
     checked_tests(folder / LOG)
 
 
-def _without_shard(manifest: Manifest) -> Manifest:
+def without_shard(manifest: Manifest) -> Manifest:
+    """Return what the manifests of all shards of a run have in common."""
     options = {name: value for name, value in manifest.options.items() if name != SHARD}
     return replace(manifest, options=options, selection="")
 

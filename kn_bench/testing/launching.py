@@ -10,6 +10,7 @@ what is in them is :class:`~kn_bench.testing.shard_job.ShardJob`, text and paths
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -37,6 +38,10 @@ OWN = ("--shard", "--run", "--resume", "--reports")
 OF_THE_WHOLE = ("--baseline", "--save-baseline", "--gate")
 """Options of pytest that speak of a run's scores, which a shard does not have."""
 SHORT = {"gpus": "gpus_per_node", "cpus": "cpus_per_task"}
+BEGUN = "KN_BENCH_BEGUN"
+"""Variable with the folders of the shards that an earlier launch has begun, as JSON."""
+SELECTED = "KN_BENCH_SELECTED"
+"""Variable with the file that says which tests were asked for when the first of them was begun."""
 A_WEEK = 7 * 24 * 60
 """Minutes that a local job may take; a Slurm queue has limits of its own."""
 
@@ -130,6 +135,7 @@ class Ended(NamedTuple):
 def refuse_bad_input(launch: Launch) -> None:
     """Let pytest check its arguments here, rather than in every job after an hour in the queue.
 
+    Shards of an earlier launch must have been begun with the same: they are merged with the others.
     Devices are left out: a login node may have none.
 
     Raises:
@@ -140,8 +146,14 @@ def refuse_bad_input(launch: Launch) -> None:
         del words[(at := words.index("--device")) : at + 2]
     arguments = [word for word in words if not word.startswith("--device=")]
     checked = ("-p", "kn_bench.testing.checking", "-p", "no:cacheprovider", "--shard", "1/1")
+    folders = [path for path in launch.folders if manifest_of(launch.reports, path.name)]
+    begun = [str(path.absolute()) for path in folders]
+    selected = str(launch.job_folder.absolute() / "selected.json")
     ended = subprocess.run(
-        [sys.executable, "-m", "pytest", *arguments, *checked], capture_output=True, text=True
+        [sys.executable, "-m", "pytest", *arguments, *checked],
+        capture_output=True,
+        text=True,
+        env={**os.environ, BEGUN: json.dumps(begun), SELECTED: selected},
     )
     if ended.returncode == BAD_INPUT:
         raise LaunchError(last_words(ended.stderr or ended.stdout))
