@@ -8,7 +8,7 @@ import pytest
 
 from kn_bench.localise.attribution import attribute
 from kn_bench.model.batching import Batcher
-from kn_bench.model.progress import Bars, Silent, meter
+from kn_bench.model.progress import STEP, Bars, Silent, meter, stepwise
 from kn_bench.testing import devices, progress
 from kn_bench.testing.devices import workers_for
 from kn_bench.testing.node_ids import NodeId
@@ -285,3 +285,33 @@ def test_the_time_left_is_never_less_than_a_task_takes_at_its_own_pace(
         now[0] += 60
         advance(8)
         assert left() == "0:00 left"
+
+
+@pytest.mark.parametrize("steps", [1, 5, 10])
+def test_the_edits_of_a_sequence_are_counted_step_by_step(tmp_path, always, steps):
+    """A sequence of an hour had none until its end."""
+    at = [NodeId("reliability", "rome", "m", str(i), "sequence_10.0.retained") for i in range(10)]
+    meanings = {node_id.label: node_id for node_id in at}
+    display = Display(tmp_path, Forecast(meanings, 1), meanings, io.StringIO())
+
+    def made():
+        return display.line(200).split(" edits")[0]
+
+    worker = FileProgress(tmp_path / "progress-gw0.json")
+    with worker.unit("rome on m, 10 cases", 10):
+        seen = []
+        for _ in stepwise(worker, STEP, range(steps)):
+            seen.append(made())
+            with worker.task("editing, fact", 4) as advance:
+                advance(3)
+                assert made() == seen[-1]
+        assert seen == [f"{10 // steps * step}/10" for step in range(steps)]
+        assert made() == "10/10"
+        for _ in stepwise(worker, STEP, range(steps)):  # the edits of equal size
+            assert made() == "10/10"
+    report = SimpleNamespace(nodeid="0", user_properties=[(SECONDS, "{}")], when="call")
+    display.pytest_runtest_logreport(report)  # type: ignore[arg-type]
+    assert made() == "10/10"
+    with worker.unit("ft on m, 10 cases", 10), worker.task("editing, fact", 10) as advance:
+        advance(4)
+        assert states(tmp_path)[0].edits == 0

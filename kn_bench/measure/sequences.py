@@ -55,7 +55,7 @@ from kn_bench.measure.reader import Reader
 from kn_bench.measure.sequence_controls import ControlMethod, StepEdits, beside
 from kn_bench.measure.steps import EditedStep, StepStore, shared
 from kn_bench.model.held import EditOutlivedError
-from kn_bench.model.progress import stepwise
+from kn_bench.model.progress import STEP, stepwise
 from kn_bench.model.rows import RowContext
 
 BLOCK_RANK = 64
@@ -211,7 +211,7 @@ class _Run:
             self.model = model
             brief = ALL if self.is_control else PAIRS
             self.reader = Reader(self.engine, self.name, model, brief=brief)
-            for step, cases in stepwise(self.lm.progress, "step", list(self.plan.steps())):
+            for step, cases in stepwise(self.lm.progress, STEP, list(self.plan.steps())):
                 edited_step = maker.make(step, [c for c in cases if c.id in self.encoded], state)
                 self.edit_seconds = maker.seconds
                 state = edited_step.state

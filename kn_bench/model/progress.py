@@ -22,6 +22,8 @@ T = TypeVar("T")
 Advance = Callable[[float], object]
 LINE_EVERY = 60.0
 """Seconds between two lines where there is no terminal."""
+STEP = "step"
+"""The task whose parts are the steps of a sequence of edits."""
 
 
 class Progress(Protocol):

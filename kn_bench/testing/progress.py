@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, NamedTuple, TextIO
 import pytest
 
 from kn_bench.measure.protocols import occasion_of
-from kn_bench.model.progress import Advance
+from kn_bench.model.progress import STEP, Advance
 from kn_bench.testing.node_ids import CASES_PER_UNIT, units
 from kn_bench.testing.outcomes import SECONDS
 
@@ -52,12 +52,14 @@ class State(NamedTuple):
     Attributes:
         least: seconds that the outermost task still takes, by its share done; 0 if it cannot be
             told. More may follow it.
+        edits: those of its unit that are made, where its steps are told.
     """
 
     what: str
     done: float
     total: float | None
     least: float = 0.0
+    edits: float = 0.0
 
 
 class FileProgress:
@@ -71,12 +73,13 @@ class FileProgress:
         self._file = file
         self._open: list[State] = []
         self._unit = ""
+        self._cases, self._edits = 0, 0.0
         self._began = self._written = 0.0
 
     @contextmanager
-    def unit(self, name: str) -> Iterator[None]:
-        """Name what is computed while open; told at once."""
-        self._unit = name
+    def unit(self, name: str, cases: int = 0) -> Iterator[None]:
+        """Name what is computed while open, told at once, and say how many cases it has."""
+        self._unit, self._cases, self._edits = name, cases, 0.0
         self._write(now=True)
         try:
             yield
@@ -94,7 +97,10 @@ class FileProgress:
 
         def advance(part: float) -> None:
             state = self._open[depth]
-            self._open[depth] = state._replace(done=state.done + part)
+            done = state.done + part
+            self._open[depth] = state._replace(done=done)
+            if what == STEP and total:  # of the edits of equal size again: they make no others
+                self._edits = max(self._edits, self._cases * done / total)
             self._write()
 
         try:
@@ -112,7 +118,8 @@ class FileProgress:
         part = self._file.with_suffix(".part")
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
-            told = inner._replace(what=what, least=self._least(self._written))
+            least = self._least(self._written)
+            told = inner._replace(what=what, least=least, edits=self._edits)
             part.write_text(json.dumps(told), encoding="utf-8")
             part.replace(self._file)
         except OSError:  # a full disk: the run goes on unseen
@@ -269,7 +276,7 @@ class Display:
     ) -> None:
         self._folder, self._forecast, self._meanings, self._file = folder, forecast, meanings, file
         self._terminal: pytest.TerminalReporter | None = None
-        self._drawn = 0
+        self._drawn = self._made = 0
         self._quiet_until = 0.0
         self._lock = threading.Lock()
         self._stopped = threading.Event()
@@ -289,7 +296,9 @@ class Display:
         left = self._ticking(forecast.left(), now)
         if left is not None:  # no estimate is believed against a task's own pace
             left = max([left, *(state.least for state in doing)])
-        parts = [f"{forecast.done}/{forecast.total} edits"]
+        made = forecast.done + int(sum(state.edits for state in doing))
+        self._made = max(self._made, min(made, forecast.total))  # a unit's tests are heard after it
+        parts = [f"{self._made}/{forecast.total} edits"]
         parts.append(f"{clock(left)} left" if left is not None else f"{clock(now)} so far")
         for state in doing:
             share = f" {state.done:.0f}/{state.total:.0f}" if state.total else ""

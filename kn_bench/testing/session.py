@@ -251,7 +251,8 @@ class SuiteSession:
 
         def compute() -> UnitResult:
             work = self.work(point, unit)
-            with self._progress.unit(f"{point.method.name} on {unit.model}, {len(cases)} cases"):
+            name = f"{point.method.name} on {unit.model}, {len(cases)} cases"
+            with self._progress.unit(name, len(cases)):
                 result, self._seconds[unit] = self._computer.compute(request, work)
             return result
 

@@ -49,7 +49,7 @@ class UnitSession(SuiteSession):
         work = self.current
         assert work is not None
         name = f"{work.method.name} on {work.model}, {len(work.cases)} cases"
-        with self._progress.unit(name):
+        with self._progress.unit(name, len(work.cases)):
             self.computed = self._computer.compute(request, work)
         pytest.skip("computed")
 
