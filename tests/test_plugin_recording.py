@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -242,3 +243,59 @@ def test_a_gate_that_cannot_be_is_refused_before_the_run(bench, args, sentence):
     assert result.ret == 4
     result.stderr.fnmatch_lines([f"ERROR: {sentence}"])
     assert not bench.computed
+
+
+ODD = """
+import os
+from dataclasses import replace
+
+import toy_bench
+
+real = toy_bench.Engine.measure
+deep = []
+for _ in range(5000):
+    deep = [deep]
+CHANGES = {
+    "norm": lambda r: replace(r, edit=replace(r.edit, norm=float("nan"))),
+    "note": lambda r: replace(r, edit=replace(r.edit, notes={"at": object()})),
+    "deep": lambda r: replace(r, edit=replace(r.edit, notes={"at": deep})),
+    "control": lambda r: replace(r, control=replace(r, edit=replace(r.edit, norm=float("nan")))),
+    "judged": lambda r: replace(r, measurements=(None,)),
+}
+
+def measure(self, name, method, cases, **more):
+    result = real(self, name, method, cases, **more)
+    if name == "toy-a" and self.model.name == "toy-gpt":
+        id = cases[0].id
+        result.results[id] = CHANGES[os.environ["ODD"]](result.results[id])
+    return result
+
+toy_bench.Engine.measure = measure
+"""
+
+
+@pytest.mark.parametrize(
+    ("odd", "workers", "said"),
+    [
+        ("norm", "-n0", r"ValueError: norm is NaN"),
+        ("note", "-n2", r"TypeError: .*object"),
+        ("deep", "-n0", r"RecursionError: "),
+        ("control", "-n0", r"ValueError: norm is NaN"),
+        ("judged", "-n0", r"AttributeError: "),
+    ],
+)
+def test_what_cannot_be_stored_is_an_error_of_its_tests(bench, odd, workers, said):
+    """Its rows were missing from the log without a word."""
+    bench.pytester.makepyfile(odd=ODD)
+    few = ("-q", workers, "--limit", "2", "--relation", "P36")
+    bench.run(*few, "--run", "plain")
+    result = bench.run(*few, "--run", "odd", "-p", "odd", ODD=odd)
+    assert result.ret == 1
+    before, after = ({v.key: v.verdict for v in bench.verdicts(run)} for run in ("plain", "odd"))
+    assert before.keys() == after.keys()
+    changed = {key for key in before if before[key] != after[key]}
+    assert {(key.model, key.method) for key in changed} == {("toy-gpt", "toy-a")}
+    assert len({key.case for key in changed}) == 1
+    assert all(after[key].status == "error" for key in changed)
+    expected = rf"^toy-a on toy-gpt could not be measured: {said}.*\(.*conftest\.py:\d+\)$"
+    assert all(re.match(expected, after[key].explanation) for key in changed)

@@ -19,7 +19,7 @@ from kn_bench.cases.case import ALL_CRITERIA, OPTIONAL_CRITERIA, Case, Criterion
 from kn_bench.cases.sampling import slug
 from kn_bench.editing.registry import MethodSpec
 from kn_bench.measure.criteria import judge
-from kn_bench.measure.measurement import CaseResult, UnitResult, control_name
+from kn_bench.measure.measurement import CaseResult, Checkpoint, UnitResult, control_name
 from kn_bench.results.rows import Key, encode_rows
 from kn_bench.testing import node_ids, outcomes
 from kn_bench.testing.computing import UnitComputer, plan_of
@@ -34,7 +34,7 @@ from kn_bench.testing.progress import FileProgress
 from kn_bench.testing.sequences import tests_of, unpack_sequences
 from kn_bench.testing.shards import Shard, in_shard, selection
 from kn_bench.testing.units import UnitResults
-from kn_bench.testing.unmeasured import all_cases, ended_workers
+from kn_bench.testing.unmeasured import all_cases, ended_workers, sentence
 from kn_bench.testing.worker_config import WorkerConfig
 
 if TYPE_CHECKING:
@@ -264,20 +264,23 @@ class SuiteSession:
         retained = point.occasion.asked == "retained"
         results = computed.retained if retained else computed.results
         steps = plan_of(self._options, point.sequence).step_of() if point.sequence else {}
+        curve = () if unit in self._curves_told else computed.checkpoints
         verdicts, rows = [], []
         for case in point.cases:
-            result = results[case.id]
-            verdict = judge(point.criterion, case, result)
-            curve = () if unit in self._curves_told else computed.checkpoints
-            self._curves_told.add(unit)
-            step = steps.get(case.id, 0)
-            key = point.key(case)
-            if result.control is not None:
-                rows.append(_control_rows(key, case, result.control))
-            rows.append(encode_rows(key, case, result, verdict, step=step, curve=curve))
+            result, step = results[case.id], steps.get(case.id, 0)
+            try:
+                verdict, text = _judged(point, case, result, step, curve)
+            except Exception as error:  # what a method leaves may have no form in the log
+                said = sentence(self.work(point, unit), error)
+                unstored = CaseResult(case.id, None, (), error=said)
+                verdict, text = _judged(point, case, unstored, step, ())
+            else:
+                self._curves_told.add(unit)
+                curve = ()
+                if result.edit or result.written:  # these go with the first test of the case
+                    results[case.id] = replace(result, edit=None, written=None)
             verdicts.append(verdict)
-            if result.edit or result.written:  # these go with the first test of the case
-                results[case.id] = replace(result, edit=None, written=None)
+            rows.append(text)
         concluded = outcomes.conclude(verdicts)
         seconds = self._seconds.pop(unit, "")
         item.stash[outcomes.RECORD] = outcomes.Record(concluded, "".join(rows), seconds)
@@ -288,6 +291,15 @@ class SuiteSession:
         """Return what the unit of a test asks for."""
         cases = tuple(self._members[unit].values())
         return Work(point.method, point.model, cases, point.sequence)
+
+
+def _judged(
+    point: Point, case: Case, result: CaseResult, step: int, curve: Sequence[Checkpoint]
+) -> tuple[Verdict, str]:
+    """Return what the criterion of a test says of a case, and the rows that keep it."""
+    key, verdict = point.key(case), judge(point.criterion, case, result)
+    control = "" if result.control is None else _control_rows(key, case, result.control)
+    return verdict, control + encode_rows(key, case, result, verdict, step=step, curve=curve)
 
 
 def _control_rows(key: Key, case: Case, control: CaseResult) -> str:

@@ -173,5 +173,6 @@ def _read(path: Path) -> UnitResult | None:
 def _write(path: Path, result: UnitResult) -> None:
     try:
         path.write_text(codec.encode(result), encoding="utf-8")
-    except (OSError, ValueError):  # no room, or a NaN: it is judged where it was measured
+    except (OSError, ValueError, TypeError, RecursionError):
+        # no room, or what JSON has no form for: it is judged where it was measured
         path.unlink(missing_ok=True)

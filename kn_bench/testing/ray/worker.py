@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 
 import pytest
 
+from kn_bench.editing.faults import told
 from kn_bench.editing.registry import MethodSpec
 from kn_bench.measure.verdict import Verdict
 from kn_bench.testing import plugin
@@ -107,7 +108,7 @@ class Worker:
             work = decode(UnitWork, message)
             test = tests.get((work.method, work.model))
             done = UnitDone(None, failure="no test of it was collected")
-            send(self._outbox, encode(self._computed(test, work) if test else done))
+            send(self._outbox, _encoded(self._computed(test, work) if test else done))
         return True
 
     def _computed(self, test: pytest.Item, work: UnitWork) -> UnitDone:
@@ -127,6 +128,14 @@ class Worker:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.failed and not self._failure:
             self._failure = str(report.longrepr)
+
+
+def _encoded(done: UnitDone) -> bytes:
+    """Return a message with ``done``, or with why there is none that could hold it."""
+    try:
+        return encode(done)
+    except Exception as error:  # what a method leaves may be anything
+        return encode(UnitDone(None, failure=told(error)))
 
 
 def _beside(item: pytest.Item, tests: dict[tuple[str, str], pytest.Item]) -> bool:
