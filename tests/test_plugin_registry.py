@@ -60,9 +60,14 @@ async def waits(language_model):
     return Bound()
 
 
+def positional(language_model, /):
+    return Bound()
+
+
 @pytest.mark.parametrize(
     ("function", "kind"),
     [
+        (positional, "positional is a function with parameters before '/'"),
         (Bound, "Bound is a class"),
         (Bound(), "a Bound is a Bound"),
         (waits, "waits is an async function"),
@@ -227,6 +232,11 @@ REFUSED = {
         "x = my_package:mine",
         METHOD.format(name="mine", function="mine").replace("language_model", "wheel"),
         "ERROR: the method mine asks for wheel (*), and there is no such fixture*",
+    ),
+    "settings without any": (
+        "x = my_package:mine",
+        METHOD.format(name="mine", function="mine").replace("language_model", "settings"),
+        "ERROR: the method mine asks for settings (*), and has none: name their dataclass by *",
     ),
 }
 

@@ -50,6 +50,8 @@ def refuse_function(name: str, function: Callable[..., Any]) -> None:
         kind = f"a {type(function).__name__}"
     elif inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
         kind = "an async function"
+    elif any(p.kind is p.POSITIONAL_ONLY for p in inspect.signature(function).parameters.values()):
+        kind = "a function with parameters before '/', which cannot be given by name"
     else:
         return
     raise ValueError(

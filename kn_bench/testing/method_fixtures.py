@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 ENTRY_POINTS = "kn_bench.methods"
 GIVEN = frozenset({"language_model", "settings", "request"})
-"""What a method's function may always ask for."""
+"""What a method's function may always ask for; for ``settings`` where it has any."""
 
 
 def fixtures_of(
@@ -86,10 +86,16 @@ def refuse_unknown_fixtures(
             for p in asked
             if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
         ]
-        if set(required) <= GIVEN:
+        given = GIVEN if spec.settings is not None else GIVEN - {"settings"}
+        if set(required) <= given:
             continue
         names = names if names is not None else _fixture_names(manager)
-        unknown = [name for name in required if name not in GIVEN and name not in names]
+        unknown = [name for name in required if name not in given and name not in names]
+        if unknown == ["settings"]:
+            raise RegistryError(
+                f"the method {spec.name} asks for settings ({spec.origin}), and has none: name "
+                "their dataclass by @edit_method(..., settings=...)"
+            )
         if unknown:
             raise RegistryError(
                 f"the method {spec.name} asks for {', '.join(unknown)} ({spec.origin}), and there "
