@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.conftest import outcomes
+from tests.conftest import comparable, outcomes
 
 # 2 models x 2 methods x 12 facts x 6 criteria; of P37 no symmetry; toy-b not on the masked model
 TESTS = 288
@@ -158,3 +158,15 @@ def test_what_only_shows_something_begins_no_run(bench, showing, workers):
     assert result.ret == 0, result.stdout.str()
     result.stdout.no_fnmatch_line("*--resume*")
     assert not (bench.path / "reports").exists()
+
+
+@pytest.mark.parametrize("workers", ["-n0", "-n2"])
+def test_suites_are_collected_whatever_the_names_of_the_users_own_tests(bench, workers):
+    """A session ended with "no tests ran" where python_files or python_functions was set."""
+    plain = bench.run("-q", workers, "--limit", "1", "--run", "plain")
+    bench.pytester.makeini("[pytest]\npython_files = check_*.py\npython_functions = check_*")
+    bench.pytester.makepyfile(check_own="def check_one(): pass\ndef test_no(): assert 0")
+    bench.pytester.makepyfile(test_no="def check_no(): assert 0")
+    result = bench.run("-q", workers, "--limit", "1", "--run", "named", ".")
+    assert outcomes(result) == outcomes(plain) | {"passed": outcomes(plain)["passed"] + 1}
+    assert comparable(bench.rows("named")) == comparable(bench.rows("plain"))

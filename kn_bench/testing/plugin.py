@@ -10,6 +10,7 @@ heavy and does next to nothing until a suite of ours is collected.
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -17,7 +18,13 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from kn_bench.editing.registry import Registry
-from kn_bench.testing.options import add_options, addressed, read_options, runs_nothing
+from kn_bench.testing.options import (
+    add_options,
+    addressed,
+    read_options,
+    runs_nothing,
+    suites_folder,
+)
 from kn_bench.testing.others import Unrecorded, do_without
 
 if TYPE_CHECKING:
@@ -58,8 +65,22 @@ def pytest_configure(config: pytest.Config) -> None:
         "pairs: cases that are grammatical minimal pairs",
     ):
         config.addinivalue_line("markers", line)
+    if addressed(config):
+        _collect_suites_by_any_name(config)
     if not is_worker(config):
         config.pluginmanager.register(Unrecorded())
+
+
+def _collect_suites_by_any_name(config: pytest.Config) -> None:
+    """Have the suites collected where the user's tests go by names of their own."""
+    from glob import escape
+
+    from kn_bench.cases.case import ALL_CRITERIA
+
+    for folder in (suites_folder(), Path("kn_bench", "suites")):  # a link, in a checkout
+        config.addinivalue_line("python_files", f"{escape(str(folder))}{os.sep}test_*.py")
+    for criterion in ALL_CRITERIA:
+        config.addinivalue_line("python_functions", f"test_{criterion}")
 
 
 def pytest_plugin_registered(plugin: object, manager: pytest.PytestPluginManager) -> None:
