@@ -19,6 +19,7 @@ FRAME = "Q: {question} A:"
 """How a question is put to a base model."""
 NO_ANSWER = "the data brings no answer to the question"
 _RUNS_ON = re.compile(f"[{RUN_ON}]")
+_HANGUL = re.compile("[가-힣]")
 UNKNOWN_GROUP = "the group of questions is not one that its data set has"
 
 
@@ -229,10 +230,11 @@ def occurrences(name: str, text: str, flags: int = 0) -> list[re.Match[str]]:
 
 
 def _is_whole(match: re.Match[str]) -> bool:
-    """Tell whether no word goes on beyond the match."""
+    """Tell whether no word goes on beyond the match; a Korean particle may follow it."""
     text, start, end = match.string, match.start(), match.end()
     before, after = text[max(0, start - 1) : start + 1], text[end - 1 : end + 1]
-    return not any(len(pair) == 2 and all(map(_spells, pair)) for pair in (before, after))
+    pairs = (before, "" if _HANGUL.match(after[1:]) else after)
+    return not any(len(pair) == 2 and all(map(_spells, pair)) for pair in pairs)
 
 
 def _spells(char: str) -> bool:
