@@ -1,13 +1,15 @@
 """Methods that end the process, kill their worker or hang: the others are measured all the same."""
 
+import os
 import re
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from kn_bench.editing.faults import UnitTimeoutError
 from kn_bench.results.rows import CrashRow
-from kn_bench.testing.limits import ProcessExitError, no_exit, time_limit
+from kn_bench.testing.limits import ProcessExitError, no_exit, open_streams, time_limit
 
 TESTS = 6 * 4  # a method's tests on a model: criteria times cases
 ASKED = ("-q", "--model", "toy-gpt", "--relation", "P36", "--run", "r")
@@ -159,3 +161,21 @@ def test_no_limit_is_left_behind():
     time.sleep(0.1)
     with time_limit(None):
         pass
+
+
+@pytest.mark.skipif(not Path("/dev/fd").is_dir(), reason="open descriptors are not listed")
+@pytest.mark.parametrize("fails", [False, True])
+def test_streams_that_are_put_back_leave_no_descriptor_open(fails, monkeypatch):
+    def refused(*_):
+        raise OSError("refused")
+
+    def descriptors():
+        return sorted(Path("/dev/fd").iterdir())
+
+    before = descriptors()
+    with open_streams():
+        assert len(descriptors()) > len(before)
+        if fails:
+            monkeypatch.setattr(os, "dup2", refused)
+    monkeypatch.undo()
+    assert descriptors() == before

@@ -66,6 +66,7 @@ def open_streams() -> Iterator[None]:
 def _put_back(number: int, copy: int) -> None:
     with suppress(OSError):
         os.dup2(copy, number)
+    with suppress(OSError):
         os.close(copy)
 
 
