@@ -475,6 +475,22 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
     assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_a_file_is_as_private_as_other_new_ones_and_the_umask_is_left_alone(
+    tmp_path, monkeypatch, mask
+):
+    before = os.umask(mask)
+    try:
+        with monkeypatch.context() as patched:
+            # between two calls other threads would make files that all may write
+            patched.setattr(os, "umask", lambda _: pytest.fail("the umask is changed"))
+            write_text(tmp_path / "file", "a")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o666 & ~mask
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def _write_together(*paths: Path) -> None:
     with together():
         write_text(paths[0], "new")

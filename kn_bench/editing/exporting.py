@@ -21,7 +21,7 @@ from kn_bench.editing.edit import DenseEdit, Edit, LowRank, LowRankEdit, describ
 from kn_bench.editing.provenance import Provenance
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.output import progress_on_terminals_only
-from kn_bench.model.weights import with_usual_rights
+from kn_bench.model.rights import with_usual_rights
 
 
 def save_checkpoint(lm: LanguageModel, edits: Sequence[Edit], folder: Path) -> None:
@@ -36,7 +36,7 @@ def save_checkpoint(lm: LanguageModel, edits: Sequence[Edit], folder: Path) -> N
         composition.add(edits)
         with progress_on_terminals_only():
             lm.hf.save_pretrained(folder)
-    with_usual_rights(folder)
+    with_usual_rights(*folder.glob("*.safetensors"))
     vars(lm.hf.config).update(config)  # transformers leaves the dtype as a text in it
     lm.tokens.tokenizer.save_pretrained(folder)
 
@@ -63,8 +63,9 @@ def save_adapter(lm: LanguageModel, edits: Sequence[Edit], folder: Path) -> None
         tensors[f"base_model.model.{name}.lora_A.weight"] = a
         tensors[f"base_model.model.{name}.lora_B.weight"] = b
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
-    with_usual_rights(folder)
+    weights = folder / "adapter_model.safetensors"
+    save_file(tensors, weights, {"format": "pt"})
+    with_usual_rights(weights)
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM" if lm.is_causal else None,

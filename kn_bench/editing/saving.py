@@ -43,6 +43,7 @@ from kn_bench.editing.provenance import Provenance
 from kn_bench.model.given import PATH, check_type
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.loaded import check_model
+from kn_bench.model.rights import with_usual_rights
 from kn_bench.model.source import dtype_name, first_line
 
 FORMAT = 1
@@ -179,10 +180,8 @@ def _write(path: Path, tensors: dict[str, Tensor], text: str) -> None:
         raise FileNotFoundError(f"{path.parent}: expected a folder to save the edit in")
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.touch()
-        mode = temporary.stat().st_mode
         save_file(tensors, temporary, {HEADER: text})
-        temporary.chmod(mode)  # safetensors makes private files, whatever the umask
+        with_usual_rights(temporary)
         temporary.replace(path)
     except IsADirectoryError:
         raise IsADirectoryError(

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from kn_bench.model.cache_folder import cache_folder
 from kn_bench.model.output import progress_on_terminals_only
+from kn_bench.model.rights import with_usual_rights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -139,8 +140,6 @@ def _write_model(file: Path, folder: Path) -> None:
     from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from kn_bench.model.weights import with_usual_rights
-
     source: dict[str, Any] = {"gguf_file": file.name, "trust_remote_code": False}
     try:
         with progress_on_terminals_only():
@@ -158,8 +157,9 @@ def _write_model(file: Path, folder: Path) -> None:
         del hf.config.quantization_config
     hf.config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    save_file(_untied(hf.state_dict()), folder / "model.safetensors", metadata={"format": "pt"})
-    with_usual_rights(folder)
+    weights = folder / "model.safetensors"
+    save_file(_untied(hf.state_dict()), weights, metadata={"format": "pt"})
+    with_usual_rights(weights)
 
 
 def _untied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -67,13 +65,3 @@ def reset(module: nn.Module, loaded: Mapping[str, Tensor]) -> None:
             if (tensor.dtype, tensor.shape) != (like.dtype, like.shape):
                 tensor.data = torch.empty_like(like, device=tensor.device)
             tensor.copy_(like)
-
-
-def with_usual_rights(folder: Path) -> None:
-    """Give a folder's weights the rights of other new files: safetensors makes private ones."""
-    other = folder / f".{os.getpid()}"
-    other.touch()
-    mode = other.stat().st_mode
-    other.unlink()
-    for file in folder.glob("*.safetensors"):
-        file.chmod(mode)

@@ -11,6 +11,8 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import BinaryIO
 
+from kn_bench.model.rights import with_usual_rights
+
 _WAITING: ContextVar[dict[Path, Path] | None] = ContextVar("waiting", default=None)
 """Files that are written together: path -> where its content waits."""
 
@@ -47,7 +49,7 @@ def atomically(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())  # mkstemp makes private files
+        with_usual_rights(temporary)
         if waiting is None:
             temporary.replace(path)
         else:
@@ -116,9 +118,3 @@ def unwritable(path: Path, error: OSError) -> StoreError:
         f"{path} cannot be written ({error.strerror or error}): make room or give the right to "
         "write there, or name another folder"
     )
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
