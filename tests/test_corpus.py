@@ -7,6 +7,8 @@ import torch
 
 from kn_bench.cases import sources
 from kn_bench.editing.rome import remembered
+from kn_bench.edits.ultraedit import UltraEdit, UltraEditSettings
+from kn_bench.edits.wise import OTHER_TEXTS, Wise, WiseSettings
 from kn_bench.model import corpus, own_text
 from kn_bench.model.corpus import NamedCorpus, Texts, check_corpus, file_named
 from kn_bench.model.loading import load_model
@@ -14,6 +16,7 @@ from kn_bench.model.own_text import corpus_named
 from kn_bench.model.second_moment import second_moments
 from kn_bench.testing.models import Models
 from kn_bench.testing.options import Options
+from tests.test_rome import REQUESTS
 from tests.tiny_models import tiny_model
 
 
@@ -166,6 +169,22 @@ def test_every_edit_names_the_text_its_c_was_taken_over(tmp_path, monkeypatch):
     limited = NamedCorpus("few", Texts(("w5 w6 w7 w8",)), max_tokens=2)
     monkeypatch.setattr(lm, "corpus", limited)
     assert remembered.covariance_of(lm, 1, None, None).source.startswith("few, 2 tokens")
+
+
+@pytest.mark.parametrize(
+    ("make", "number"),
+    [
+        (lambda lm: Wise(lm, WiseSettings(layer=1, n_iter=1)), OTHER_TEXTS),
+        (lambda lm: UltraEdit(lm, UltraEditSettings(layers=(1,), warm_up=4)), 4),
+    ],
+)
+def test_edits_that_read_text_without_c_note_which(make, number):
+    """They noted none: runs of two machines with two texts were joined without a word."""
+    lm = tiny_model("llama")
+    lm.corpus = NamedCorpus("made up", Texts(tuple(f"w5 w6 w{i}" for i in range(7, 40))))
+    (edit,) = make(lm).edit(REQUESTS[:1])
+    digest = lm.corpus.corpus.content_hash[:12]
+    assert edit.notes["corpus"] == f"made up, {number} texts, SHA-256 {digest}"
 
 
 @pytest.mark.parametrize("model", ["tiny-gpt2", "tiny-llama", "tiny-bert"])

@@ -380,6 +380,21 @@ def test_a_run_goes_on_with_c_over_the_same_text(tmp_path, first, second, alike)
     assert log.closed_tests(rome / log.LOG) == 12
 
 
+@pytest.mark.parametrize("alike", [True, False])
+def test_a_run_goes_on_with_the_texts_that_a_method_without_c_reads(tmp_path, alike):
+    rome, other = _two_shards(tmp_path)
+    texts = HUB.replace("tokens", "texts")
+    _noting(rome, texts)
+    _noting(other, texts if alike else SELF.replace("tokens", "texts"))
+    more = (other / log.LOG).read_text().replace('"no-edit"', '"rome"').replace("P36/c", "P36/d")
+    with RunStore.resume(tmp_path, "a", read_manifest(rome)) as store:
+        if alike:
+            store.append(more)
+            return
+        with pytest.raises(StoreError, match=r"expected texts of Salesforce/.* and found self; "):
+            store.append(more)
+
+
 def test_a_merge_that_breaks_off_leaves_no_run(tmp_path, monkeypatch):
     folders = _two_shards(tmp_path)
 

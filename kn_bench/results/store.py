@@ -54,12 +54,12 @@ LAST = "last"
 """The name that means the newest run."""
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _CREATED = re.compile(r'"created":\s*"(\d{4}-\d\d-\d\dT\d\d:\d\d:[\d.]+\+00:00)"')
-_CORPUS = re.compile(r"(?P<name>.+), \d+ tokens, SHA-256 (?P<digest>[0-9a-f]{12})")
-"""A note of the text that C was taken over, as the methods of ROME's family make it."""
+_CORPUS = re.compile(r"(?P<name>.+), \d+ (?P<of>tokens|texts), SHA-256 (?P<digest>[0-9a-f]{12})")
+"""A note of the text that C was taken over, in tokens, or that a method read otherwise."""
 
 
 class OtherTextError(StoreError):
-    """C was taken over another text than for the edits before."""
+    """A method has read another text than for the edits before."""
 
 
 class RunStore:
@@ -145,7 +145,7 @@ class RunStore:
 
         Raises:
             StoreError: when the disk is full or gone; the log then ends where it ended before.
-            OtherTextError: when a method's C was taken over another text than before.
+            OtherTextError: when a method has read another text than before, for C or else.
         """
         lines, heads = self._new(text.encode().splitlines(keepends=True))
         self._check_texts(lines)
@@ -153,7 +153,7 @@ class RunStore:
         self._heads |= heads
 
     def _check_texts(self, lines: Iterable[bytes]) -> None:
-        """Refuse edits of one method with C over two texts: where none is named, machines differ.
+        """Refuse edits of one method that read two texts: where none is named, machines differ.
 
         Text that a model writes is one text; two kinds of machine may draw other tokens of it.
         """
@@ -165,10 +165,11 @@ class RunStore:
             text = SELF if made["name"] == SELF else f"{made['name']} (SHA-256 {made['digest']})"
             was = self._texts.setdefault((row.model, row.method), text)
             if was != text:
+                what = "C over" if made["of"] == "tokens" else "texts of"
                 raise OtherTextError(
-                    f"{row.method} on {row.model}: expected C over {was}, as for the edits before, "
-                    f"and it was taken over {text}; measure this where that text can be had, or "
-                    "all of it with one named by --corpus"
+                    f"{row.method} on {row.model}: expected {what} {was}, as for the edits before, "
+                    f"and found {text}; measure this where that text can be had, or all of it with "
+                    "one named by --corpus"
                 )
 
     def _write(self, data: bytes) -> None:

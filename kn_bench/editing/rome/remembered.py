@@ -99,6 +99,15 @@ def corpus_for(lm: LanguageModel) -> NamedCorpus:
     return lm.corpus
 
 
+def noted_texts(lm: LanguageModel, texts: int) -> str:
+    """Return how an edit notes that the first ``texts`` documents of :func:`corpus_for` were read.
+
+    Like the note of C, which counts tokens.
+    """
+    chosen = corpus_for(lm)
+    return f"{chosen.name}, {texts} texts, SHA-256 {chosen.corpus.content_hash[:12]}"
+
+
 def covariance_of(
     lm: LanguageModel, layer: int, corpus: Corpus | None, max_tokens: int | None
 ) -> Covariance:
