@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,10 @@ from kn_bench.results.loading import SEQUENCE, Runs
 
 FORMAT = 1
 """Of a baseline's file: the newest that can be read."""
+PRESET = "preset "
+"""The beginning of the options of a manifest that hold the values of a preset."""
+_SETTING = re.compile(r"\s+(?=\S+=)")
+"""What parts the settings of a manifest's option ``set``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +61,8 @@ class Baseline:
         versions: package -> version.
         scores: the scored cases.
         format: of this file.
+        settings: what ``--set`` and ``--preset`` said, by :func:`settings_of`; None in a file from
+            before this was written down.
     """
 
     runs: tuple[str, ...]
@@ -64,6 +71,7 @@ class Baseline:
     versions: Mapping[str, str]
     scores: tuple[Scores, ...]
     format: int = field(default=FORMAT, metadata=POSITIVE_COUNT)
+    settings: Mapping[str, str] | None = None
 
     def frame(self) -> pd.DataFrame:
         """Return the scores as :func:`kn_bench.results.comparison.compare` takes them."""
@@ -120,7 +128,21 @@ def baseline_of(runs: Runs) -> Baseline:
             )
             for group, rows in grouped(_stored(scores_of(runs)).sort_values("case"))
         ),
+        settings={k: v for m in runs.manifests for k, v in settings_of(m.options).items()},
     )
+
+
+def settings_of(options: Mapping[str, str]) -> dict[str, str]:
+    """Return how methods are set: ``rome.layer`` -> value, ``preset rome gpt2`` -> its values.
+
+    Args:
+        options: of a manifest.
+    """
+    said = {name: text for name, text in options.items() if name.startswith(PRESET)}
+    for word in _SETTING.split(options.get("set", "")):
+        name, equals, value = word.partition("=")
+        said |= {name: value} if equals else {}
+    return said
 
 
 def save_baseline(runs: Runs, path: Path) -> Baseline:

@@ -7,14 +7,14 @@ criteria of the method, at 5 %.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
 from kn_bench.cases.case import CRITERIA, Criterion
 from kn_bench.results import escaping, tables
-from kn_bench.results.baseline import Baseline, read_baseline
+from kn_bench.results.baseline import PRESET, Baseline, read_baseline, settings_of
 from kn_bench.results.comparison import (
     HEADERS,
     Comparison,
@@ -169,6 +169,45 @@ def tolerances(texts: Iterable[str]) -> dict[Criterion, float]:
             )
         falls[criterion] = value
     return falls
+
+
+def refuse_other_settings(
+    path: Path, options: Mapping[str, str], methods: Collection[str], models: Collection[str]
+) -> None:
+    """Refuse a run whose methods are set otherwise than those of the baseline in ``path``.
+
+    Args:
+        options: of the run's manifest.
+        methods, models: what the run measures; settings of others are not compared.
+
+    Raises:
+        StoreError: one sentence; also for a baseline that cannot be read.
+    """
+    baseline = read_baseline(path)
+    then, now = baseline.settings, settings_of(options)
+    if then is None:
+        return
+    methods = {scores.method for scores in baseline.scores if scores.method in methods}
+    models = set(models) & set(baseline.models)
+    clauses = [
+        f"{name} {then.get(name, 'absent')} then, {now.get(name, 'absent')} now"
+        for name in sorted(then.keys() | now.keys())
+        if then.get(name) != now.get(name) and _concerns(name, methods, models)
+    ]
+    if clauses:
+        raise StoreError(
+            f"--baseline {path}: expected the settings that it was made with, and they differ "
+            f"({'; '.join(clauses)}); give the same --set and --preset, or make another baseline "
+            "by --save-baseline"
+        )
+
+
+def _concerns(name: str, methods: Collection[str], models: Collection[str]) -> bool:
+    """Whether a setting, or a preset's values, bear on what is measured."""
+    if name.startswith(PRESET):
+        _, method, model = name.split(" ", 2)
+        return method in methods and model in models
+    return name.rpartition(".")[0] in methods
 
 
 def gate_run(path: Path, runs: Runs, texts: Sequence[str] = ()) -> GateReport:
