@@ -34,7 +34,7 @@ from kn_bench.editing.edit import DenseEdit, Edit, LowRank, LowRankEdit, NotAppl
 from kn_bench.editing.finetuning import TunedRow
 from kn_bench.editing.method import State
 from kn_bench.editing.registry import edit_method
-from kn_bench.editing.rome.remembered import corpus_for
+from kn_bench.editing.rome.remembered import corpus_for, noted_texts
 from kn_bench.editing.settings import SettingError, Settings, recorded
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.precision import wide_dtype
@@ -175,7 +175,9 @@ class UltraEdit(AnswerMethod[UltraEditSettings]):
             keys = torch.cat([batch[name].keys for batch in seen])
             grads = torch.cat([batch[name].grads for batch in seen])
             factors[name] = self.update(keys, grads, moments[self._shape(name)])
-        return self._edit(factors, {**recorded(self.settings)}), _state_of(moments)
+        warm_up = self.settings.warm_up
+        text: Notes = {"corpus": noted_texts(self.lm, warm_up)} if warm_up else {}
+        return self._edit(factors, {**text, **recorded(self.settings)}), _state_of(moments)
 
     def seen(self, rows: Sequence[TunedRow]) -> dict[str, Seen]:
         """Return inputs and gradients of the answer tokens at every edited module."""

@@ -38,7 +38,7 @@ from kn_bench.editing.finetuning import PreparedRows, TunedRow
 from kn_bench.editing.memories import SideWeights
 from kn_bench.editing.method import State
 from kn_bench.editing.registry import edit_method
-from kn_bench.editing.rome.remembered import corpus_for
+from kn_bench.editing.rome.remembered import corpus_for, noted_texts
 from kn_bench.editing.settings import SettingError, Settings, recorded
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.precision import wide_dtype
@@ -140,6 +140,7 @@ class Wise(SideMemories[WiseSettings]):
         notes: Notes = {
             "copies": len(memory.deltas),
             "final_loss": sum(losses) / len(losses),
+            "corpus": noted_texts(self.lm, OTHER_TEXTS),
             **recorded(self.settings),
         }
         module = self.lm.weight_name(self.settings.layer).removesuffix(".weight")

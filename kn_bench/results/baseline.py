@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from kn_bench.results.codec import FormatError, decode, encode
 from kn_bench.results.comparison import COLUMNS, grouped, scores_of, several
 from kn_bench.results.files import StoreError, write_text
 from kn_bench.results.loading import SEQUENCE, Runs
+from kn_bench.results.manifest import Manifest
 
 FORMAT = 1
 """Of a baseline's file: the newest that can be read."""
@@ -128,20 +129,19 @@ def baseline_of(runs: Runs) -> Baseline:
             )
             for group, rows in grouped(_stored(scores_of(runs)).sort_values("case"))
         ),
-        settings={k: v for m in runs.manifests for k, v in settings_of(m.options).items()},
+        settings=settings_of(runs.manifests),
     )
 
 
-def settings_of(options: Mapping[str, str]) -> dict[str, str]:
-    """Return how methods are set: ``rome.layer`` -> value, ``preset rome gpt2`` -> its values.
-
-    Args:
-        options: of a manifest.
-    """
-    said = {name: text for name, text in options.items() if name.startswith(PRESET)}
-    for word in _SETTING.split(options.get("set", "")):
-        name, equals, value = word.partition("=")
-        said |= {name: value} if equals else {}
+def settings_of(manifests: Iterable[Manifest]) -> dict[str, str]:
+    """Return how methods are set: ``rome.layer`` -> value, ``preset rome gpt2`` -> its values."""
+    said: dict[str, str] = {}
+    for manifest in manifests:
+        options = manifest.options
+        said |= {name: text for name, text in options.items() if name.startswith(PRESET)}
+        for word in _SETTING.split(options.get("set", "")):
+            name, equals, value = word.partition("=")
+            said |= {name: value} if equals else {}
     return said
 
 

@@ -41,7 +41,8 @@ class GateReport:
         compared: every criterion that both have.
         fallen: those of them that fell.
         missing: what the baseline has and the run has not.
-        notes: further sentences: models or data that changed, cases that are not compared.
+        notes: further sentences: models, data or settings that changed, cases that are not
+            compared.
     """
 
     compared: tuple[Comparison, ...]
@@ -105,7 +106,9 @@ def gate(
     fallen = tuple(c for c in compared if _fell(c, accepted.get(c.group.criterion, 0.0)))
     lacking = missing(before, after)
     others = set(before["case"]) != set(after["case"])
-    notes = (*_changed(baseline, runs, others), *remarks(compared, "less"))
+    methods, models = ({getattr(c.group, what) for c in compared} for what in ("method", "model"))
+    changed = (*_changed(baseline, runs, others), *_otherwise_set(baseline, runs, methods, models))
+    notes = (*changed, *remarks(compared, "less"))
     return GateReport(compared, fallen, lacking, notes)
 
 
@@ -148,6 +151,35 @@ def _changed(baseline: Baseline, runs: Runs, others: bool) -> Iterable[str]:
                 yield f"{name} is not what the baseline was measured on ({what} differ)."
 
 
+def _otherwise_set(
+    baseline: Baseline, runs: Runs, methods: Collection[str], models: Collection[str]
+) -> Iterator[str]:
+    """Yield what ``--set`` and ``--preset`` said otherwise for the baseline.
+
+    Args:
+        baseline: what is held against; one from before this was written down yields nothing.
+        runs: the run.
+        methods, models: those that are compared; settings of others are not.
+    """
+    if baseline.settings is None:
+        return
+    then, now = baseline.settings, settings_of(runs.manifests)
+    for name in sorted(then.keys() | now.keys()):
+        if then.get(name) != now.get(name) and _concerns(name, methods, models):
+            yield (
+                f"{name}: {then.get(name, 'not set')} in the baseline, "
+                f"{now.get(name, 'not set')} now."
+            )
+
+
+def _concerns(name: str, methods: Collection[str], models: Collection[str]) -> bool:
+    """Tell whether a setting, or a preset's values, bear on what is compared."""
+    if name.startswith(PRESET):
+        _, method, model = name.split(" ", 2)
+        return method in methods and model in models
+    return name.rpartition(".")[0] in methods
+
+
 def tolerances(texts: Iterable[str]) -> dict[Criterion, float]:
     """Return ``["symmetry:0.05,locality:0.01"]`` as criterion -> tolerated fall.
 
@@ -169,45 +201,6 @@ def tolerances(texts: Iterable[str]) -> dict[Criterion, float]:
             )
         falls[criterion] = value
     return falls
-
-
-def refuse_other_settings(
-    path: Path, options: Mapping[str, str], methods: Collection[str], models: Collection[str]
-) -> None:
-    """Refuse a run whose methods are set otherwise than those of the baseline in ``path``.
-
-    Args:
-        options: of the run's manifest.
-        methods, models: what the run measures; settings of others are not compared.
-
-    Raises:
-        StoreError: one sentence; also for a baseline that cannot be read.
-    """
-    baseline = read_baseline(path)
-    then, now = baseline.settings, settings_of(options)
-    if then is None:
-        return
-    methods = {scores.method for scores in baseline.scores if scores.method in methods}
-    models = set(models) & set(baseline.models)
-    clauses = [
-        f"{name} {then.get(name, 'absent')} then, {now.get(name, 'absent')} now"
-        for name in sorted(then.keys() | now.keys())
-        if then.get(name) != now.get(name) and _concerns(name, methods, models)
-    ]
-    if clauses:
-        raise StoreError(
-            f"--baseline {path}: expected the settings that it was made with, and they differ "
-            f"({'; '.join(clauses)}); give the same --set and --preset, or make another baseline "
-            "by --save-baseline"
-        )
-
-
-def _concerns(name: str, methods: Collection[str], models: Collection[str]) -> bool:
-    """Whether a setting, or a preset's values, bear on what is measured."""
-    if name.startswith(PRESET):
-        _, method, model = name.split(" ", 2)
-        return method in methods and model in models
-    return name.rpartition(".")[0] in methods
 
 
 def gate_run(path: Path, runs: Runs, texts: Sequence[str] = ()) -> GateReport:
