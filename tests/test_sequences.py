@@ -27,6 +27,8 @@ from kn_bench.editing.edit import (
     WrapperEdit,
 )
 from kn_bench.editing.family import ClosedFormSettings
+from kn_bench.editing.method import begin, edit_step
+from kn_bench.editing.provenance import Provenance
 from kn_bench.editing.rome.remembered import values_of
 from kn_bench.editing.settings import settings_for
 from kn_bench.edits.controls import InContext, Nothing, Oracle, RandomRankOne
@@ -48,6 +50,7 @@ from kn_bench.measure.engine import Engine
 from kn_bench.measure.measurement import Answer
 from kn_bench.measure.protocols import parse_protocol
 from kn_bench.measure.sequences import STOPPED, Plan, measure_sequence
+from kn_bench.measure.steps import EditedStep, StepRecord, StepStore
 from kn_bench.model.context_templates import contexts
 from kn_bench.model.loading import load_model
 from kn_bench.results.codec import encode
@@ -315,6 +318,97 @@ def test_what_a_method_carries_is_stored_with_its_steps(lm, engine, cases, tmp_p
     again = measure_sequence(engine, "m", resumed, plan("sequence:3", cases), folder=tmp_path)
     assert resumed.calls == 1
     assert rows(again.retained) == rows(wanted.retained)
+
+
+class Carrying:
+    """Carries ``states[i]`` after step i, and remembers the states that it was given."""
+
+    def __init__(self, lm, states, first=1, dies_at=None):
+        self.lm, self.states, self.first, self.dies_at = lm, states, first, dies_at
+        self.given = []
+
+    def begin(self):
+        return state_of(self.states[0])
+
+    def edit_together(self, requests, state):
+        step = self.first + len(self.given)
+        if step == self.dies_at:
+            raise Killed
+        self.given.append({name: float(value) for name, value in state.items()})
+        return random_edit(self.lm, seed=step, size=0.01), state_of(self.states[step])
+
+
+def state_of(numbers):
+    return {name: torch.tensor(number) for name, number in numbers.items()}
+
+
+@pytest.mark.parametrize(
+    "states",
+    [
+        ({"n": 0.0}, {}, {}, {}),
+        ({"n": 0.0}, {"n": 1.0}, {}, {}),
+        ({"n": 0.0}, {}, {"n": 2.0}, {}),
+        ({}, {"n": 1.0}, {}, {"n": 3.0}),
+        ({"n": 0.0}, {"m": 1.0}, {"n": 2.0, "m": 3.0}, {"n": 4.0}),
+    ],
+)
+@pytest.mark.parametrize("dies_at", [2, 3])
+def test_a_method_goes_on_from_the_state_that_it_had_also_if_that_was_empty(
+    states, dies_at, lm, engine, cases, tmp_path
+):
+    asked = plan("sequence:3", cases)
+    dying = Carrying(lm, states, dies_at=dies_at)
+    with pytest.raises(Killed):
+        measure_sequence(engine, "m", dying, asked, folder=tmp_path)
+    resumed = Carrying(lm, states, first=dies_at)
+    again = measure_sequence(engine, "m", resumed, asked, folder=tmp_path)
+    assert not any(result.error for result in again.results.values())
+    assert dying.given + resumed.given == list(states[:3])
+
+
+@pytest.mark.parametrize("states", [({}, {"n": 1.0}), ({"n": 1.0}, {}), ({"n": 1.0}, {"m": 1.0})])
+def test_a_stored_state_is_that_of_its_step_whatever_was_left(states, tmp_path):
+    """The first of ``states`` was stored without its record, and the second with it."""
+    store = StepStore(tmp_path)
+    record = StepRecord(1, ("a",), 1, 0.0)
+    for values in states:
+        (tmp_path / "00001.json").unlink(missing_ok=True)
+        source = Provenance(model="m", model_hash="", method="m")
+        assert store.save(EditedStep(record, (NoEdit(),), state_of(values)), source)
+    loaded = store.load(1, device="cpu")
+    assert loaded is not None
+    assert loaded.state == state_of(states[1])
+
+
+ODD = {
+    "whole": torch.tensor(True),
+    "": torch.zeros(0, 3),
+    "wide": torch.ones(1, 2).expand(3, 2),
+    "turned": torch.arange(6.0).view(2, 3).T,
+    "part": torch.ones(4, requires_grad=True)[1:],
+    "long name é": torch.arange(3, dtype=torch.uint8),
+    "half": torch.ones(2, dtype=torch.bfloat16),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_any_dense_tensor_is_a_state_that_is_read_as_it_was(name, tmp_path):
+    class Keeps:
+        def begin(self):
+            return {name: ODD[name]}
+
+        def edit_together(self, requests, state):
+            return NoEdit(), state
+
+    made = edit_step(Keeps(), [], begin(Keeps()))
+    store = StepStore(tmp_path)
+    source = Provenance(model="m", model_hash="", method="m")
+    assert store.save(EditedStep(StepRecord(1, ("a",), 1, 0.0), *made), source)
+    loaded = store.load(1, device="cpu")
+    assert loaded is not None
+    assert loaded.state.keys() == {name}
+    assert loaded.state[name].dtype == ODD[name].dtype
+    assert torch.equal(loaded.state[name], ODD[name])
 
 
 def test_a_stored_step_that_was_changed_is_refused(lm, engine, cases, tmp_path):

@@ -60,7 +60,7 @@ class StepMaker:
         if self.store is not None:
             stored = self.store.load(step, device=self.lm.device)
             if stored is not None:
-                return replace(stored, state=stored.state or state)
+                return stored
         started = time.perf_counter()
         content, before = self.lm.content_hash, _checksum(self.lm)
         try:

@@ -2,7 +2,7 @@
 
     edits/<sequence>/
     ├── 00001.0.safetensors       the first edit of step 1; 00001.1 a second one
-    ├── 00001.state.safetensors   the method's state, if it has one; kept for the last step only
+    ├── 00001.state.safetensors   the method's state, unless empty; kept for the last step only
     └── 00001.json                written last: step 1 is complete
 
 A killed sequence resumes at the step after the last complete one. An edit that is code (a
@@ -49,7 +49,10 @@ class StepRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True)
 class EditedStep:
-    """The edits of one step, new or loaded, and the method's state after it."""
+    """The edits of one step, new or loaded, and the method's state after it.
+
+    The state of a loaded step that is not the last one is empty: only the last one's is kept.
+    """
 
     record: StepRecord
     edits: tuple[Edit, ...]
@@ -102,10 +105,13 @@ class StepStore:
                 save_edit(edit, path, provenance=provenance)
         except ValueError:
             return False
+        stored = self._path(step, "state.safetensors")
         if edited_step.state:
             tensors = {name: tensor.detach().cpu().contiguous().clone()
                        for name, tensor in edited_step.state.items()}  # fmt: skip
-            self._put(self._path(step, "state.safetensors"), tensors)
+            self._put(stored, tensors)
+        else:  # a file without its record is of a run that was killed before it stored the step
+            stored.unlink(missing_ok=True)
         path = self._path(step, "json")
         fresh = path.with_suffix(f".{os.getpid()}")
         fresh.write_bytes(msgspec.json.encode(edited_step.record))
