@@ -635,6 +635,16 @@ def fails_to_begin():
     raise RuntimeError("no begin")
 
 
+UNSTORABLE = [
+    (lambda: torch.eye(2).to_sparse(), "tensor of the layout torch.sparse_coo"),
+    (lambda: torch.eye(2).to_mkldnn(), "tensor of the layout torch._mkldnn"),
+    (lambda: torch.eye(2, device="meta"), "tensor on the device meta"),
+    (lambda: torch.ones(2, dtype=torch.complex128), "tensor of torch.complex128"),
+    (lambda: torch.nested.nested_tensor([torch.ones(1)], layout=torch.jagged), "nested tensor"),
+]
+"""Makers of tensors that a safetensors file cannot hold, and what is said of each."""
+
+
 @pytest.mark.parametrize(
     ("begun", "after", "wanted"),
     [
@@ -644,6 +654,13 @@ def fails_to_begin():
         (dict, None, "edit_together(requests, state) returned a NoneType as its state"),
         (dict, {"n": 3}, "returned a state whose 'n' is a int: expected a tensor"),
         (dict, {1: torch.ones(1)}, "returned a state with the key 1: expected a text"),
+        (dict, {"__metadata__": torch.ones(1)}, "with the key '__metadata__', which a safetensors"),
+        (dict, {"\ud800": torch.ones(1)}, r"a state with the key '\ud800', which a safetensors"),
+        *(
+            (dict, {"n": tensor()}, f"returned a state whose 'n' is a {kind}: expected a dense")
+            for tensor, kind in UNSTORABLE
+        ),
+        (lambda: {"n": torch.eye(2).to_sparse()}, {}, "begin() returned a state whose 'n' is a t"),
     ],
 )
 @pytest.mark.parametrize("protocol", ["single", "sequence:2"])

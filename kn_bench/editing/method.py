@@ -21,16 +21,25 @@ from copy import copy
 from dataclasses import replace
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
+import safetensors.torch as safetensors
+import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from kn_bench.cases.case import Case, EditRequest
 from kn_bench.editing.edit import Edit, NotApplicable
+from kn_bench.editing.faults import well_formed
 
 State = Mapping[str, Tensor]
 """What a method carries from step to step: tensors by name, numbers as tensors without dimensions.
 
 ``{"sigma.4": ...}`` for a sum of K K^T at layer 4. Names and shapes may change from step to step.
+A state is stored as a safetensors file, so its tensors are dense, hold values (not on the device
+meta), and are of a dtype that such a file can hold, as all real ones are; complex128 is none.
 """
+
+RESERVED = "__metadata__"
+"""The name that a safetensors file keeps for itself."""
 
 Kind = Literal["apart", "together", "carried"]
 """How a method makes the edit of a step; see :func:`kind_of`."""
@@ -126,12 +135,41 @@ def _state(given: object, source: str) -> dict[str, Tensor]:
     for name, value in given.items():
         if not isinstance(name, str):
             raise TypeError(f"{source} returned a state with the key {name!r}: expected a text")
+        if name == RESERVED or well_formed(name) != name:
+            raise TypeError(
+                f"{source} returned a state with the key {name!r}, which a safetensors file cannot "
+                "hold: give it another name"
+            )
         if not isinstance(value, Tensor):
             raise TypeError(
                 f"{source} returned a state whose {name!r} is a {type(value).__name__}: expected a "
                 "tensor; make a number one by torch.tensor"
             )
+        if obstacle := _obstacle(value):
+            raise TypeError(
+                f"{source} returned a state whose {name!r} is {obstacle}: expected a dense tensor "
+                "with values, of a dtype that a safetensors file can hold"
+            )
     return dict(given)
+
+
+def _obstacle(tensor: Tensor) -> str:
+    """Return what keeps ``tensor`` from being stored; "" if nothing does."""
+    if tensor.is_nested:
+        return "a nested tensor"
+    if tensor.layout != torch.strided:
+        return f"a tensor of the layout {tensor.layout}"
+    if tensor.is_meta:
+        return "a tensor on the device meta"
+    return "" if _can_be_stored(tensor.dtype) else f"a tensor of {tensor.dtype}"
+
+
+def _can_be_stored(dtype: torch.dtype) -> bool:
+    try:
+        safetensors.load(safetensors.save({"": torch.empty(0, dtype=dtype)}))
+    except (KeyError, ValueError, SafetensorError):
+        return False
+    return True
 
 
 def edit_cases(method: object, cases: Sequence[Case]) -> Sequence[Edit | NotApplicable]:
