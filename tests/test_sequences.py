@@ -3,6 +3,7 @@
 import hashlib
 import math
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import fields, replace
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from kn_bench.cases import sources
 from kn_bench.cases.case import Cloze
+from kn_bench.cases.normalise import starts_with_answer
 from kn_bench.editing import family
 from kn_bench.editing.applying import in_place
 from kn_bench.editing.composition import CannotCompose, Composition, UpToStep, joined, summed
@@ -257,6 +259,49 @@ def test_a_wrapper_that_fails_is_to_blame(lm, engine, cases, where):
     errors = {r.error for r in result.results.values()}
     assert errors == {"failing failed under its edits: ZeroDivisionError: by nothing"}
     assert engine.put_back() == ()
+
+
+def test_a_masked_models_abilities_are_those_of_the_model_by_itself(monkeypatch):
+    """By definition: a pair's pieces are masked in turn, a fact's answers are one piece each."""
+    monkeypatch.setattr(ability, "A_RELATION", 8)
+    lm = load_model("tiny-bert")
+    hf, tokenizer = deepcopy(lm.hf).double(), lm.tokens.tokenizer
+    asked = sources.load("embedded", limit=8).cases
+
+    def at_mask(ids, start, stop):
+        masked = [*ids[:start], tokenizer.mask_token_id, *ids[stop:]]
+        with torch.no_grad():
+            return hf(torch.tensor([masked])).logits[0, start].log_softmax(-1)
+
+    def filled(probe, answer):
+        text = probe.cloze.fill(answer)
+        start = len(probe.cloze.left) + len(probe.cloze.gap_space)
+        encoded = tokenizer(text, return_offsets_mapping=True)
+        at = [i for i, (first, last) in enumerate(encoded["offset_mapping"])
+              if first < start + len(answer) and last > max(first, start)]  # fmt: skip
+        return encoded["input_ids"], at
+
+    def log_prob(probe, answer):
+        ids, at = filled(probe, answer)
+        return sum(float(at_mask(ids, i, i + 1)[ids[i]]) for i in at)
+
+    def preferred(probe):
+        return log_prob(probe, probe.rejected) > log_prob(probe, probe.expected)
+
+    def answered(probe):
+        ids, (at,) = filled(probe, probe.rejected)
+        return tokenizer.decode([int(at_mask(ids, at, at + 1).argmax())])
+
+    pairs = [case.probes[0] for case in asked if case.task == "pair"]
+    facts = [case.probes[0] for case in asked if case.task == "fact"]
+    single = [p for p in facts if all(len(filled(p, a)[1]) == 1 for a in (p.expected, p.rejected))]
+    known = [p for p in single if starts_with_answer(answered(p), p.rejected, p.rejected_aliases)]
+    assert any(len(filled(probe, probe.expected)[1]) > 1 for probe in pairs)
+    assert len(known) < len(single) < len(facts)
+    questions = ability.Ability(Engine(lm), [])
+    assert (questions.unedited.n_blimp, questions.unedited.n_known) == (len(pairs), len(known))
+    assert questions.unedited.blimp == sum(map(preferred, pairs)) / len(pairs)
+    assert [encoded.probe for encoded in questions.facts] == known
 
 
 # -- killed and continued ------------------------------------------------------------------------
