@@ -62,12 +62,21 @@ def test_a_study_resumes_where_all_is_as_it_was(tmp_path, material):
     assert [dataclasses.replace(section, seconds=0) for section in first] == [
         dataclasses.replace(section, seconds=0) for section in again
     ]
-    (out / "made_up" / "f.svg").unlink()  # a section that is not whole is made anew
-    run_study(material, [part], out)
     part.sources[0].write_text("two")
     run_study(material, [part], out)
     run_study(material, [part], out, again=True)
-    assert len(calls) == 4
+    assert len(calls) == 3
+
+
+@pytest.mark.parametrize("name", ["section.json", "t.csv", "f.svg", "f.png"])
+def test_a_section_without_one_of_its_files_is_made_anew(name, tmp_path, material):
+    calls: list[Material] = []
+    part = counted_part(calls, tmp_path)
+    run_study(material, [part], tmp_path / "out")
+    (tmp_path / "out" / "made_up" / name).unlink()
+    run_study(material, [part], tmp_path / "out")
+    assert len(calls) == 2
+    assert (tmp_path / "out" / "made_up" / name).is_file()
 
 
 def test_a_section_depends_on_model_cases_and_settings(material, tmp_path):
@@ -82,6 +91,22 @@ def test_a_section_depends_on_model_cases_and_settings(material, tmp_path):
     assert len(keys) == 4
     in_another_order = Material(material.lm, cases[::-1], SETTINGS)
     assert section_key(origin_of(in_another_order), part) in keys
+
+
+def test_a_section_depends_on_what_the_corpus_says_not_on_its_place(material, tmp_path):
+    first, moved = tmp_path / "first.txt", tmp_path / "moved.txt"
+
+    def basis(path):
+        settings = dataclasses.replace(SETTINGS, corpus=path)
+        return origin_of(Material(material.lm, material.cases, settings)).basis
+
+    first.write_text("These dogs bark.\n")
+    before = basis(first)
+    assert before not in (basis(None), basis(moved))
+    first.rename(moved)
+    assert basis(moved) == before
+    moved.write_text("This dogs bark.\n")
+    assert basis(moved) != before
 
 
 def another_part(folder):

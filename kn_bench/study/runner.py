@@ -15,7 +15,14 @@ from kn_bench.study.html import index_html
 from kn_bench.study.markdown import index_markdown
 from kn_bench.study.material import Material
 from kn_bench.study.page import NothingToShow, Section
-from kn_bench.study.writing import WORDS, Origin, WrittenSection, read_section, write_section
+from kn_bench.study.writing import (
+    WORDS,
+    Origin,
+    WrittenSection,
+    is_whole,
+    read_section,
+    write_section,
+)
 
 
 @dataclass(frozen=True)
@@ -78,7 +85,7 @@ def run_study(
     for number, part in enumerate(parts):
         key = section_key(origin, part)
         kept = None if again else read_section(folder / part.id)
-        if kept is not None and kept.key == key:
+        if kept is not None and kept.key == key and is_whole(kept, folder / part.id):
             tell(StudyStep(part, number, "kept", kept.seconds))
             written.append(kept)
             continue
@@ -147,7 +154,8 @@ def origin_of(material: Material) -> Origin:
     """Return what all sections of ``material`` depend on."""
     digest = hashlib.sha256(repr(sorted(case.id for case in material.cases)).encode())
     digest.update(repr(sorted(hash_of(case) for case in material.cases)).encode())
-    digest.update(repr(asdict(material.settings)).encode())
+    settings = {name: _content(value) for name, value in asdict(material.settings).items()}
+    digest.update(repr(settings).encode())
     package = Path(kn_bench.__file__).parent
     # the code: the library below the study, and the study's own modules
     below = ("cases", "model", "editing", "localise", "measure")
@@ -155,6 +163,14 @@ def origin_of(material: Material) -> Origin:
     files |= {*(package / "study").glob("*.py"), *(package / "edits").glob("*.py")}
     digest.update(hash_files(sorted(files), package.parent).encode())
     return Origin(material.lm.name, material.lm.content_hash, digest.hexdigest())
+
+
+def _content(value: object) -> object:
+    """Return the hash of a file's bytes in place of its path, any other setting as it is."""
+    if not isinstance(value, Path) or not value.is_file():
+        return value
+    with value.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def section_key(origin: Origin, part: Part) -> str:

@@ -105,13 +105,20 @@ def write_section(
 
 
 def read_section(folder: Path) -> WrittenSection | None:
-    """Read what :func:`write_section` wrote to ``folder``; None if it is missing or incomplete."""
+    """Read what :func:`write_section` wrote to ``folder``; None if the page cannot show it."""
     try:
         written = decode(WrittenSection, (folder / WORDS).read_text(encoding="utf-8"))
     except (OSError, FormatError):
         return None
     files = [folder / f"{figure.name}.svg" for figure in written.figures]
     return written if all(path.is_file() for path in files) else None
+
+
+def is_whole(written: WrittenSection, folder: Path) -> bool:
+    """Return whether ``folder`` holds all files of a section."""
+    files = [f"{table.name}.csv" for table in written.tables]
+    files += [f"{f.name}.{ending}" for f in written.figures for ending in ("svg", "png")]
+    return all((folder / name).is_file() for name in files)
 
 
 def data_uri(path: Path) -> str:
