@@ -132,6 +132,30 @@ def test_sections_that_need_words_run_on_an_embedded_model(name):
         ET.fromstring(render(figure.draw).svg)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("words", "is_drawn"),
+    [((), False), (("those",), True), (("these", "this", "every", "many", "few", "no"), True)],
+)
+def test_a_corpus_may_have_few_of_the_modifiers_or_none(words, is_drawn, tmp_path):
+    """What it has none of is not drawn, and the text says so and holds no nan."""
+    from kn_bench.cases import sources
+
+    wanted = ["determiner_noun_agreement_1", "determiner_noun_agreement_2"]
+    chosen = sources.load("embedded", relations=wanted, limit=8).cases
+    noun = next(c.request.target_true for c in chosen if c.relation == wanted[0])
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("".join(f"We saw {word} {noun} there.\n" for word in words or ["silent"]))
+    settings = dataclasses.replace(SETTINGS, corpus=corpus, neurons=(Neuron(1, 3),))
+    section = parts(["modifiers"])[0].run(Material(load_model("tiny-bert"), chosen, settings))
+    assert ("co_occurrence" in [figure.name for figure in section.figures]) == is_drawn
+    assert any("figure of co-occurrence is left out" in note for note in section.notes) != is_drawn
+    assert "nan" not in " ".join(section.findings)
+    for figure in section.figures:
+        ET.fromstring(render(figure.draw).svg)
+        assert not any("nan" in axes.get_title() for axes in figure.draw().axes)
+
+
 def test_number_neurons_may_be_named():
     from kn_bench.study.sections.determiners import number_neurons
 

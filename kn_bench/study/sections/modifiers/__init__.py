@@ -8,11 +8,13 @@ from functools import partial
 import numpy as np
 from jaxtyping import Float
 
+from kn_bench.results.tables import number
 from kn_bench.study.material import Material
 from kn_bench.study.page import NothingToShow, Section, SectionFigure, SectionTable, TableRow
 from kn_bench.study.sections.determiners import label, number_neurons
 from kn_bench.study.sections.modifiers.co_occurrence import NounCounts
 from kn_bench.study.sections.modifiers.modifier_figures import (
+    compared,
     draw_change,
     draw_co_occurrence,
     draw_probabilities,
@@ -20,6 +22,11 @@ from kn_bench.study.sections.modifiers.modifier_figures import (
 )
 from kn_bench.study.sections.modifiers.modifier_shifts import BLOCKS
 from kn_bench.study.sections.modifiers.silencing import SilencedNeuron, corpus_of, count, silence
+
+NONE_COUNTED = (
+    "The corpus has none of the modifiers before a noun of the cases: the figure of co-occurrence "
+    "is left out. Give a text that has them by --corpus FILE."
+)
 
 
 def run(material: Material) -> Section:
@@ -49,6 +56,7 @@ def run(material: Material) -> Section:
             "Figure 6",
         ),
     )
+    is_drawn = any(compared(neuron, counted) for neuron in silenced)
     co_occurrence_figure = SectionFigure(
         "co_occurrence",
         "Change of each modifier against its co-occurrence: log odds of a plural against a "
@@ -67,8 +75,8 @@ def run(material: Material) -> Section:
         "prompts for independent samples and corrects nothing; it stands beside it.",
         tuple(sentence for neuron in silenced for sentence in _findings(neuron)),
         tables=(_table(silenced), *((_co_occurrence_table(silenced, counted),) if counted else ())),
-        figures=(*figures, *((co_occurrence_figure,) if counted else ())),
-        notes=_notes(material, silenced),
+        figures=(*figures, *((co_occurrence_figure,) if is_drawn else ())),
+        notes=(*_notes(material, silenced), *((NONE_COUNTED,) if counted and not is_drawn else ())),
     )
 
 
@@ -76,10 +84,13 @@ def _findings(silenced: SilencedNeuron) -> list[str]:
     sentences = []
     for block in BLOCKS:
         shifts = [s for s in whole(silenced) if s.modifier.block == block]
+        if not shifts:
+            sentences.append(f"no {block} word")
+            continue
         falls = sum(s.p_holm < 0.05 and s.change < 0 for s in shifts)
         rises = sum(s.p_holm < 0.05 and s.change > 0 for s in shifts)
         published = sum(s.p_published < 0.05 for s in shifts)
-        median = float(np.median([s.change for s in shifts])) if shifts else float("nan")
+        median = float(np.median([s.change for s in shifts]))
         sentences.append(
             f"{block} words {median:+.2f} at the median, {falls} fall and {rises} rise of "
             f"{len(shifts)} ({published} by the published test)"
@@ -88,12 +99,18 @@ def _findings(silenced: SilencedNeuron) -> list[str]:
         f"The {silenced.name} neuron ({label(silenced.neuron)}), {silenced.study.shifts[0].n} "
         "prompts, words of one token: " + "; ".join(sentences) + "."
     ]
-    if silenced.association:
-        a = silenced.association
+    a = silenced.association
+    if a and np.isnan(a.spearman):
+        text.append(
+            f"Its shift has no rank correlation with the co-occurrence counts (n = {a.n} "
+            "modifiers): one takes at least four whose shifts and counts are not all equal."
+        )
+    elif a:
         text.append(
             f"Its shift and the co-occurrence counts have rank correlation {a.spearman:.2f} "
-            f"(p = {a.p:.3f}, n = {a.n} modifiers), and within blocks by {a.partial:.2f} "
-            f"(p = {a.partial_p:.3f}); the block alone explains {a.by_block:.0%} of the ranks."
+            f"(p = {a.p:.3f}, n = {a.n} modifiers), and within blocks by {number(a.partial)} "
+            f"(p = {number(a.partial_p, 3)}); the block alone explains {a.by_block:.0%} of the "
+            "ranks."
         )
     return text
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kn_bench.results.tables import number
 from kn_bench.study.plots import BLUE, GREEN, GREY, HATCHES, RED, legend_below, panels
 from kn_bench.study.sections.determiners import label
 from kn_bench.study.sections.modifiers.co_occurrence import NounCounts
@@ -107,17 +108,22 @@ def draw_probabilities(silenced: Sequence[SilencedNeuron]) -> Drawing:
     return figure
 
 
+def compared(silenced: SilencedNeuron, counted: Sequence[NounCounts]) -> list[tuple[float, Shift]]:
+    """Return the modifiers that the corpus has before a known noun, with their log odds."""
+    known = {counts.word: counts for counts in counted if counts.plural + counts.singular}
+    return [(known[s.modifier.word].bias, s) for s in whole(silenced) if s.modifier.word in known]
+
+
 def draw_co_occurrence(
     silenced: Sequence[SilencedNeuron], counted: Sequence[NounCounts]
 ) -> Drawing:
-    known = {counts.word: counts for counts in counted if counts.plural + counts.singular}
     figure, axes = panels(len(silenced), width=8.0, height=3.4)
     for ax, neuron in zip(axes, silenced, strict=True):
         for block, marker in zip(BLOCKS, ("s", "o", "^"), strict=True):
             mine = [
-                (known[s.modifier.word].bias, s.change, s.modifier.word)
-                for s in whole(neuron)
-                if s.modifier.block == block and s.modifier.word in known
+                (bias, s.change, s.modifier.word)
+                for bias, s in compared(neuron, counted)
+                if s.modifier.block == block
             ]
             if mine:
                 x, y, _ = zip(*mine, strict=True)
@@ -128,11 +134,12 @@ def draw_co_occurrence(
         ax.axhline(0, color="black", linewidth=0.8)
         ax.set_xlabel("log odds of a plural noun after it")
         ax.set_ylabel("change of probability")
-        if neuron.association:
-            a = neuron.association
-            ax.set_title(
-                f"{neuron.name} neuron {label(neuron.neuron)}: rank r = {a.spearman:.2f},\n"
-                f"within blocks {a.partial:.2f} (p = {a.partial_p:.2f})"
+        a, title = neuron.association, f"{neuron.name} neuron {label(neuron.neuron)}"
+        if a and np.isfinite(a.spearman):
+            title += (
+                f": rank r = {a.spearman:.2f},\n"
+                f"within blocks {number(a.partial)} (p = {number(a.partial_p)})"
             )
+        ax.set_title(title)
     axes[0].legend()
     return figure
