@@ -141,5 +141,6 @@ def draw_co_occurrence(
                 f"within blocks {number(a.partial)} (p = {number(a.partial_p)})"
             )
         ax.set_title(title)
-    axes[0].legend()
+    labelled = (ax for ax in axes if ax.get_legend_handles_labels()[0])
+    next(labelled, axes[0]).legend()
     return figure
