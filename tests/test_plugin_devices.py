@@ -88,7 +88,10 @@ def test_the_header_states_the_threads_that_a_process_computes_with(allowed):
         (("--tx", "popen", "--tx", "popen"), 1),  # pytest runs the tests itself without --dist
     ],
 )
-def test_the_workers_that_are_counted_are_those_that_xdist_starts(pytester, given, workers):
+def test_the_workers_that_are_counted_are_those_that_xdist_starts(
+    pytester, monkeypatch, given, workers
+):
+    monkeypatch.delenv("PYTEST_XDIST_WORKER_COUNT", raising=False)  # of the session around it
     pytester.makeconftest(
         "from kn_bench.testing.plugin import workers_of\n"
         "def pytest_report_header(config):\n"
