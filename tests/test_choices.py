@@ -21,7 +21,7 @@ def test_every_embedded_relation_and_paradigm_gives_two_cases(name):
 
 
 @needs_data
-@pytest.mark.parametrize("source", ["blimp", "pararel"])
+@pytest.mark.parametrize("source", [pytest.param("blimp", marks=pytest.mark.slow), "pararel"])
 def test_every_relation_of_the_real_files_is_reached_by_its_name(source):
     spec = f"{source}={Path(SHARED or '') / 'data' / source}"
     reached = {

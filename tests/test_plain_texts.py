@@ -20,7 +20,9 @@ from tests.made_up import write_run
 ODD = "\x1b[31mred\x1b[0m\x07 \u202eabc <script>alert(1)</script>"
 
 
-@pytest.mark.parametrize(("shown", "workers"), [("-rA", "-n0"), ("-v", "-n2")])
+@pytest.mark.parametrize(
+    ("shown", "workers"), [("-rA", "-n0"), pytest.param("-v", "-n2", marks=pytest.mark.slow)]
+)
 def test_what_a_method_raises(bench, shown, workers):
     odd = ODD.replace("\x07", "")  # an environment variable is what carries it here
     result = bench.run(

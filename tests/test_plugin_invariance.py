@@ -114,7 +114,8 @@ def differences(ours, theirs):
     ("name", "args", "environment"),
     [
         ("workers", ("-n2",), {"PYTHONHASHSEED": "2"}),
-        ("order", ("-n0", "-p", "backwards"), {}),
+        # shards in other orders have a test of their own
+        pytest.param("order", ("-n0", "-p", "backwards"), {}, marks=pytest.mark.slow),
         ("batch", ("-p", "no:xdist", "--memory", "4M"), {"OMP_NUM_THREADS": "2"}),
     ],
 )

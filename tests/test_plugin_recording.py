@@ -68,7 +68,7 @@ def test_junit_xml_has_the_verdict_and_not_the_rows(bench):
     assert "log_prob" not in text
 
 
-@pytest.mark.parametrize("workers", ["-n0", "-n2"])
+@pytest.mark.parametrize("workers", [pytest.param("-n0", marks=pytest.mark.slow), "-n2"])
 def test_resume_after_the_controller_is_killed(bench, workers):
     assert bench.run("-q", "--run", "whole").ret == 0
     command = [sys.executable, "-m", "pytest", *PLUGINS, "--pyargs", "kn_bench.suites", workers]
@@ -93,7 +93,7 @@ def test_resume_after_the_controller_is_killed(bench, workers):
     assert comparable(bench.rows("r")) == comparable(bench.rows("whole"))
 
 
-@pytest.mark.parametrize("workers", ["-n0", "-n2"])
+@pytest.mark.parametrize("workers", ["-n0", pytest.param("-n2", marks=pytest.mark.slow)])
 def test_a_run_that_lacks_only_its_end_is_ended(bench, workers):
     """Killed between its last row and its board, or not allowed to write it."""
     asked = ("-q", workers, "--limit", "1", "--save-baseline", "base.json", "--strict-criteria")

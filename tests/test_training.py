@@ -162,6 +162,7 @@ for name in ("tiny-gpt2", "tiny-bert"):
 """
 
 
+@pytest.mark.slow
 def test_corpus_and_tokenizer_are_the_same_in_every_process():
     outputs = [
         subprocess.run(
