@@ -89,10 +89,10 @@ class SavedEdits:
         Raises:
             EditFileError: for a file that cannot be used, or was made for another model.
         """
-        found = [self._file_of(request) for request in requests]
+        files = [self._file_of(request) for request in requests]
         # one that serves all is one object, put in place once
-        loaded = {path: load_edit(path, model=self.lm) for path in found if isinstance(path, Path)}
-        return [loaded[path] if isinstance(path, Path) else path for path in found]
+        loaded = {path: load_edit(path, model=self.lm) for path in files if isinstance(path, Path)}
+        return [loaded[path] if isinstance(path, Path) else path for path in files]
 
     def _file_of(self, request: EditRequest) -> Path | NotApplicable:
         file = self.files.get(request.id) or self.files.get("")

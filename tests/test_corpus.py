@@ -179,7 +179,7 @@ def test_every_edit_names_the_text_its_c_was_taken_over(tmp_path, monkeypatch):
     ],
 )
 def test_edits_that_read_text_without_c_note_which(make, number):
-    """They noted none: runs of two machines with two texts were joined without a word."""
+    """They noted none, and runs of two machines that read two texts were merged."""
     lm = tiny_model("llama")
     lm.corpus = NamedCorpus("made up", Texts(tuple(f"w5 w6 w{i}" for i in range(7, 40))))
     (edit,) = make(lm).edit(REQUESTS[:1])

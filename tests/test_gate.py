@@ -192,8 +192,8 @@ def test_a_broken_baseline_is_one_sentence(tmp_path, text, message):
 @pytest.mark.parametrize("old", [True, False])
 def test_settings_that_are_not_those_of_the_baseline_are_told(tmp_path, now, said, old):
     """As other models and data are; the gate passed or failed without a sign of it."""
-    made = {"set": "rome.layer=3 kn.steps=[1, 2]", "methods": "rome kn"}
-    run = write_run(tmp_path, {"rome": GOOD, "kn": GOOD}, run="good", options=made)
+    then = {"set": "rome.layer=3 kn.steps=[1, 2]", "methods": "rome kn"}
+    run = write_run(tmp_path, {"rome": GOOD, "kn": GOOD}, run="good", options=then)
     path = tmp_path / "baseline.json"
     save_baseline(load_runs([run]), path)
     assert read_baseline(path).settings == {"rome.layer": "3", "kn.steps": "[1, 2]"}

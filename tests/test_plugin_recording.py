@@ -285,7 +285,7 @@ toy_bench.Engine.measure = measure
     ],
 )
 def test_what_cannot_be_stored_is_an_error_of_its_tests(bench, odd, workers, said):
-    """Its rows were missing from the log without a word."""
+    """Its rows were missing from the log, and nothing said so."""
     bench.pytester.makepyfile(odd=ODD)
     few = ("-q", workers, "--limit", "2", "--relation", "P36")
     bench.run(*few, "--run", "plain")

@@ -445,10 +445,10 @@ def test_any_dense_tensor_is_a_state_that_is_read_as_it_was(name, tmp_path):
         def edit_together(self, requests, state):
             return NoEdit(), state
 
-    made = edit_step(Keeps(), [], begin(Keeps()))
+    edit_and_state = edit_step(Keeps(), [], begin(Keeps()))
     store = StepStore(tmp_path)
     source = Provenance(model="m", model_hash="", method="m")
-    assert store.save(EditedStep(StepRecord(1, ("a",), 1, 0.0), *made), source)
+    assert store.save(EditedStep(StepRecord(1, ("a",), 1, 0.0), *edit_and_state), source)
     loaded = store.load(1, device="cpu")
     assert loaded is not None
     assert loaded.state.keys() == {name}

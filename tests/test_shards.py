@@ -76,10 +76,10 @@ def test_a_shard_does_not_depend_on_the_order_of_tests(node_ids, count, per_unit
 
     assert mine(shuffled) == mine(collected)
     # units are those of the order of collection: shards that were measured before stay valid
-    found = units(collected, labels_per_unit=per_unit)
+    unit_of = units(collected, labels_per_unit=per_unit)
     here = mine(collected)
-    whole = {unit: {n in here for n, of in zip(collected, found, strict=True) if of == unit}
-             for unit in found}  # fmt: skip
+    whole = {unit: {n in here for n, of in zip(collected, unit_of, strict=True) if of == unit}
+             for unit in unit_of}  # fmt: skip
     assert all(len(sides) == 1 for sides in whole.values())
 
 
@@ -367,32 +367,31 @@ def test_shards_with_c_over_two_texts_are_refused(tmp_path, first, second, alike
 
 @pytest.mark.parametrize(("first", "second", "alike"), TEXTS.values(), ids=TEXTS)
 def test_a_run_goes_on_with_c_over_the_same_text(tmp_path, first, second, alike):
+    _goes_on(
+        tmp_path, first, second, "" if alike else r"expected C over .*, as for the edits before"
+    )
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_a_run_goes_on_with_the_texts_that_a_method_without_c_reads(tmp_path, alike):
+    first, second = (text.replace("tokens", "texts") for text in (HUB, HUB if alike else SELF))
+    refusal = r"expected texts of Salesforce/.* and found self; "
+    _goes_on(tmp_path, first, second, "" if alike else refusal)
+
+
+def _goes_on(tmp_path: Path, first: str, second: str, refusal: str) -> None:
+    """Append edits that note the text ``second`` to a run of edits that note ``first``."""
     rome, other = _two_shards(tmp_path)
     _noting(rome, first)
     _noting(other, second)
     more = (other / log.LOG).read_text().replace('"no-edit"', '"rome"').replace("P36/c", "P36/d")
     with RunStore.resume(tmp_path, "a", read_manifest(rome)) as store:
-        if alike:
+        if not refusal:
             store.append(more)
             return
-        with pytest.raises(StoreError, match=r"expected C over .*, as for the edits before"):
+        with pytest.raises(StoreError, match=refusal):
             store.append(more)
     assert log.closed_tests(rome / log.LOG) == 12
-
-
-@pytest.mark.parametrize("alike", [True, False])
-def test_a_run_goes_on_with_the_texts_that_a_method_without_c_reads(tmp_path, alike):
-    rome, other = _two_shards(tmp_path)
-    texts = HUB.replace("tokens", "texts")
-    _noting(rome, texts)
-    _noting(other, texts if alike else SELF.replace("tokens", "texts"))
-    more = (other / log.LOG).read_text().replace('"no-edit"', '"rome"').replace("P36/c", "P36/d")
-    with RunStore.resume(tmp_path, "a", read_manifest(rome)) as store:
-        if alike:
-            store.append(more)
-            return
-        with pytest.raises(StoreError, match=r"expected texts of Salesforce/.* and found self; "):
-            store.append(more)
 
 
 def test_a_merge_that_breaks_off_leaves_no_run(tmp_path, monkeypatch):

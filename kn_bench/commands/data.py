@@ -71,8 +71,8 @@ class Overview:
     Attributes:
         rows: the rows of the table of sources.
         excluded: for each source and reason, how many cases or probes were left out.
-        lacking: how many of the user's own cases have no question for a criterion, by source,
-            criterion and reason.
+        lacking: for each source, criterion and reason, how many of the user's own cases bring no
+            question.
         shown: the cases to print as they will be asked.
         absent: the sources that are not in the cache.
     """

@@ -15,12 +15,10 @@ from kn_bench.results.codec import FormatError, decode, encode
 from kn_bench.results.comparison import COLUMNS, grouped, scores_of, several
 from kn_bench.results.files import StoreError, write_text
 from kn_bench.results.loading import SEQUENCE, Runs
-from kn_bench.results.manifest import Manifest
+from kn_bench.results.manifest import PRESET, Manifest
 
 FORMAT = 1
 """Of a baseline's file: the newest that can be read."""
-PRESET = "preset "
-"""The beginning of the options of a manifest that hold the values of a preset."""
 _SETTING = re.compile(r"\s+(?=\S+=)")
 """What parts the settings of a manifest's option ``set``."""
 

@@ -15,6 +15,9 @@ from kn_bench.measure.ranges import COUNT, POSITIVE_COUNT, SECONDS
 from kn_bench.results.codec import FormatError, decode, encode
 from kn_bench.results.files import StoreError, write_text
 
+PRESET = "preset "
+"""The beginning of the options that hold the values of a preset: ``preset rome gpt2``."""
+
 FILE = "manifest.json"
 FORMAT = 1
 """Of a run's files: the newest that can be read."""

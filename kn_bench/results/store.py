@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -283,11 +283,12 @@ def find_run(reports: Path, run: str) -> Path:
         StoreError: when there is none, naming those there are; for ``last`` also when a manifest
             cannot be read and its run may be the newest.
     """
-    known = runs(reports)
+    dated, broken = _dated(reports)
+    known = [folder for _, folder in dated]
     if run == LAST:
-        _refuse_newer_than(known, reports)
-    if run == LAST and known:
-        return known[-1]
+        _refuse_newer(broken, *(dated[-1] if dated else ("", Path())))
+        if known:
+            return known[-1]
     for folder in (reports / RUNS / run, Path(run)):
         if run != LAST and (folder / FILE).is_file():
             return folder
@@ -322,38 +323,43 @@ def _inside(folder: Path) -> Iterator[Path]:
 
 def runs(reports: Path) -> list[Path]:
     """Return the folders of the runs under ``reports/runs`` that can be read, oldest first."""
-    dated = []
-    for path in (reports / RUNS).glob(f"*/{FILE}"):
-        with suppress(StoreError):
+    return [folder for _, folder in _dated(reports)[0]]
+
+
+def _dated(reports: Path) -> tuple[list[tuple[str, Path]], list[tuple[Path, StoreError]]]:
+    """Return when each run began with its folder, oldest first; and the broken manifests."""
+    dated, broken = [], []
+    for path in sorted((reports / RUNS).glob(f"*/{FILE}")):
+        try:
             dated.append((read_manifest(path.parent).created, path.parent))
-    return [folder for _, folder in sorted(dated)]
+        except StoreError as error:
+            broken.append((path, error))
+    return sorted(dated), broken
 
 
-def _refuse_newer_than(known: Sequence[Path], reports: Path) -> None:
+def _refuse_newer(broken: Iterable[tuple[Path, StoreError]], created: str, newest: Path) -> None:
     """Refuse a manifest that cannot be read, unless it still says that its run is an older one.
 
     Args:
-        known: the runs that can be read, the newest last.
+        broken: the manifests that cannot be read, and why.
+        created: when the newest run that can be read began; "" where there is none.
+        newest: its folder.
     """
-    newest = read_manifest(known[-1]).created if known else ""
-    for path in sorted((reports / RUNS).glob(f"*/{FILE}")):
-        try:
-            read_manifest(path.parent)
-        except StoreError as error:
-            if not "" < _created(path) < newest:
-                raise StoreError(
-                    f"{LAST!r} may be a run whose manifest cannot be read (mend or remove it, or "
-                    f"name the run that you mean): {error}"
-                ) from None
-            older = f"passed over a run that is older than run {known[-1].name}"
-            warnings.warn(f"{LAST!r} {older}: {error}", stacklevel=3)
+    for path, error in broken:
+        if not "" < _created(path) < created:
+            raise StoreError(
+                f"{LAST!r} may be a run whose manifest cannot be read (mend or remove it, or "
+                f"name the run that you mean): {error}"
+            )
+        older = f"passed over a run that is older than run {newest.name}"
+        warnings.warn(f"{LAST!r} {older}: {error}", stacklevel=3)
 
 
 def _created(path: Path) -> str:
     """Return when a run began as a broken manifest has it, or "" where it does not say so."""
     with suppress(OSError):
-        if found := _CREATED.search(path.read_text("utf-8", "replace")):
-            return found[1]
+        if stated := _CREATED.search(path.read_text("utf-8", "replace")):
+            return stated[1]
     return ""
 
 

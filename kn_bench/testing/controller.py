@@ -164,6 +164,7 @@ class RunController:
         if not options.sets and not options.presets:
             return {}
         from kn_bench.editing.presets import refuse_unused, used
+        from kn_bench.results.manifest import PRESET
 
         method_fixtures.load_builtin(self._manager)
         specs = [self._registry.methods[name] for name in self._methods]
@@ -175,7 +176,7 @@ class RunController:
         return {
             **({"set": " ".join(options.sets)} if options.sets else {}),
             **{
-                f"preset {method} {model}": " ".join(f"{n}={v}" for n, v in preset.values.items())
+                f"{PRESET}{method} {model}": " ".join(f"{n}={v}" for n, v in preset.values.items())
                 for (method, model), preset in chosen.items()
             },
         }

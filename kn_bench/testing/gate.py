@@ -14,7 +14,7 @@ from pathlib import Path
 
 from kn_bench.cases.case import CRITERIA, Criterion
 from kn_bench.results import escaping, tables
-from kn_bench.results.baseline import PRESET, Baseline, read_baseline, settings_of
+from kn_bench.results.baseline import Baseline, read_baseline, settings_of
 from kn_bench.results.comparison import (
     HEADERS,
     Comparison,
@@ -27,6 +27,7 @@ from kn_bench.results.comparison import (
 )
 from kn_bench.results.files import StoreError
 from kn_bench.results.loading import Runs
+from kn_bench.results.manifest import PRESET
 
 EXIT_FELL = 10
 """Exit status of a run that fell behind its baseline; pytest takes 0 to 6 for itself."""

@@ -296,8 +296,9 @@ class Display:
         left = self._ticking(forecast.left(), now)
         if left is not None:  # no estimate is believed against a task's own pace
             left = max([left, *(state.least for state in doing)])
-        made = forecast.done + int(sum(state.edits for state in doing))
-        self._made = max(self._made, min(made, forecast.total))  # a unit's tests are heard after it
+        edits = forecast.done + int(sum(state.edits for state in doing))
+        # a unit's tests are heard after it
+        self._made = max(self._made, min(edits, forecast.total))
         parts = [f"{self._made}/{forecast.total} edits"]
         parts.append(f"{clock(left)} left" if left is not None else f"{clock(now)} so far")
         for state in doing:

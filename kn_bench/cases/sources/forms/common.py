@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from kn_bench.cases.building.fact_row import LeftOut
+from kn_bench.cases.building.fact_row import LeftOut, Neighbour, Portability
 from kn_bench.cases.case import RUN_ON, Cloze
 
 FRAME = "Q: {question} A:"
@@ -144,14 +144,34 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def answered(
-    fields: Mapping[str, Any], name: str, answer: str
-) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Yield the question of a field with its answers, where a record has both.
+def unrelated(fields: Mapping[str, Any], prefix: str = "") -> Iterator[Neighbour]:
+    """Yield the question of ``loc`` with the answers of ``loc_ans``, where a record has both.
+
+    Args:
+        fields: of the record.
+        prefix: what stands before each question of the data set.
 
     Raises:
         ValueError: for a question that is no text.
     """
+    for question, expected in _answered(fields, "loc", "loc_ans"):
+        cloze = cloze_of(question.removeprefix(prefix).strip(), question=True)
+        yield Neighbour(cloze, expected[0], "other_relation", expected[1:])
+
+
+def follows(kind: str, fields: Mapping[str, Any], name: str, answer: str) -> Iterator[Portability]:
+    """Yield a question whose answer should follow from the edit, where a record has both.
+
+    Raises:
+        ValueError: for a question that is no text.
+    """
+    for question, expected in _answered(fields, name, answer):
+        yield Portability(kind, cloze_of(question, question=True), expected)
+
+
+def _answered(
+    fields: Mapping[str, Any], name: str, answer: str
+) -> Iterator[tuple[str, tuple[str, ...]]]:
     expected = answers(fields.get(answer))
     if expected and fields.get(name) not in (None, ""):
         yield text(fields, name), expected

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from kn_bench.cases.building.fact_row import FactRow, Inverse, LeftOut, Neighbour, Portability
+from kn_bench.cases.building.fact_row import FactRow, Inverse, LeftOut
 from kn_bench.cases.case import Cloze
 from kn_bench.cases.sources.forms.common import (
     NO_ANSWER,
-    answered,
     cloze_of,
     edited_prompt,
+    follows,
     new_answers,
     optional,
     prompts,
     text,
     unanswered,
+    unrelated,
 )
 
 LOCALITY = "locality/other_relation"
@@ -41,8 +42,8 @@ def wikibigedit(fields: Mapping[str, Any], id: str) -> FactRow:
             for name in ("rephrase", "personas")
             for question in prompts(fields, name)
         ),
-        neighbours=tuple(_unrelated(fields)),
-        portability=tuple(_asked("Reasoning", fields, "mhop", "mhop_ans")),
+        neighbours=tuple(unrelated(fields)),
+        portability=tuple(follows("Reasoning", fields, "mhop", "mhop_ans")),
         left_out=(
             *unanswered(LOCALITY, fields, "loc", "loc_ans"),
             *unanswered("portability/Reasoning", fields, "mhop", "mhop_ans"),
@@ -68,7 +69,7 @@ def qaedit(fields: Mapping[str, Any], id: str) -> FactRow:
             cloze_of(question, question=True) for question in prompts(fields, "rephrase")
         ),
         neighbours=tuple(
-            neighbour for entry in fields.get("locality") or [] for neighbour in _unrelated(entry)
+            neighbour for entry in fields.get("locality") or [] for neighbour in unrelated(entry)
         ),
         left_out=tuple(
             left_out
@@ -107,7 +108,7 @@ def hallueditbench(fields: Mapping[str, Any], id: str) -> FactRow:
         portability=tuple(
             question
             for n in range(2, 7)
-            for question in _asked(f"{n}hop", fields, f"question_{n}hop", f"answer_{n}hop")
+            for question in follows(f"{n}hop", fields, f"question_{n}hop", f"answer_{n}hop")
         ),
         left_out=(
             *(
@@ -130,14 +131,3 @@ def hallueditbench(fields: Mapping[str, Any], id: str) -> FactRow:
 def _question(fields: Mapping[str, Any], name: str) -> str:
     question = text(fields, name)
     return question if question.endswith("?") else f"{question}?"
-
-
-def _unrelated(fields: Mapping[str, Any]) -> Iterator[Neighbour]:
-    for asked, expected in answered(fields, "loc", "loc_ans"):
-        cloze = cloze_of(asked, question=True)
-        yield Neighbour(cloze, expected[0], "other_relation", expected[1:])
-
-
-def _asked(kind: str, fields: Mapping[str, Any], name: str, answer: str) -> Iterator[Portability]:
-    for asked, expected in answered(fields, name, answer):
-        yield Portability(kind, cloze_of(asked, question=True), expected)

@@ -6,20 +6,21 @@ locality. EasyEdit's copy adds a question one hop on.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from kn_bench.cases.building.fact_row import FactRow, Neighbour, Portability
+from kn_bench.cases.building.fact_row import FactRow
 from kn_bench.cases.sources.forms import knowedit
 from kn_bench.cases.sources.forms.common import (
     Unusable,
-    answered,
     answers,
     cloze_of,
     edited_prompt,
+    follows,
     new_answers,
     text,
     unanswered,
+    unrelated,
 )
 
 UNRELATED = "nq question: "
@@ -27,13 +28,13 @@ UNRELATED = "nq question: "
 
 def mend(fields: Mapping[str, Any], id: str) -> FactRow:
     """Return the row of a record with ``src``, ``alt`` and ``answers``."""
-    if not isinstance(fields.get("portability") or {}, Mapping):
+    added = fields.get("portability") or {}
+    if not isinstance(added, Mapping):
         raise ValueError("portability: expected an object")
     subject, true = text(fields, "subject"), answers(fields.get("answers"))
     new = new_answers(fields, "alt")
     if not true:
         raise Unusable("the data brings no true answer")
-    added = fields.get("portability") or {}
     grouped = {"portability": {k: v for k, v in added.items() if isinstance(v, list)}}
     prompt, suffix, subject = edited_prompt(_question(text(fields, "src")), subject)
     return FactRow(
@@ -47,8 +48,11 @@ def mend(fields: Mapping[str, Any], id: str) -> FactRow:
         aliases=new[1:],
         id=id,
         paraphrases=(cloze_of(text(fields, "rephrase"), question=True),),
-        neighbours=tuple(_unrelated(fields)),
-        portability=(*_one_hop(added), *knowedit.portability(grouped)),
+        neighbours=tuple(unrelated(fields, UNRELATED)),
+        portability=(
+            *follows("Reasoning", added, "New Question", "New Answer"),
+            *knowedit.portability(grouped),
+        ),
         left_out=(
             *unanswered("locality/other_relation", fields, "loc", "loc_ans"),
             *unanswered("portability/Reasoning", added, "New Question", "New Answer"),
@@ -59,14 +63,3 @@ def mend(fields: Mapping[str, Any], id: str) -> FactRow:
 
 def _question(source: str) -> str:
     return source if source.endswith("?") else f"{source}?"
-
-
-def _unrelated(fields: Mapping[str, Any]) -> Iterator[Neighbour]:
-    for asked, expected in answered(fields, "loc", "loc_ans"):
-        cloze = cloze_of(asked.removeprefix(UNRELATED).strip(), question=True)
-        yield Neighbour(cloze, expected[0], "other_relation", expected[1:])
-
-
-def _one_hop(added: Mapping[str, Any]) -> Iterator[Portability]:
-    for asked, expected in answered(added, "New Question", "New Answer"):
-        yield Portability("Reasoning", cloze_of(asked, question=True), expected)

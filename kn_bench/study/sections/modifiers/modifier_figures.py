@@ -119,11 +119,10 @@ def draw_co_occurrence(
 ) -> Drawing:
     figure, axes = panels(len(silenced), width=8.0, height=3.4)
     for ax, neuron in zip(axes, silenced, strict=True):
+        shifts = compared(neuron, counted)
         for block, marker in zip(BLOCKS, ("s", "o", "^"), strict=True):
             mine = [
-                (bias, s.change, s.modifier.word)
-                for bias, s in compared(neuron, counted)
-                if s.modifier.block == block
+                (bias, s.change, s.modifier.word) for bias, s in shifts if s.modifier.block == block
             ]
             if mine:
                 x, y, _ = zip(*mine, strict=True)
