@@ -11,7 +11,7 @@ import pytest
 from kn_bench.editing import registry
 from kn_bench.editing.registry import Registry, RegistryError, edit_method, marked
 from kn_bench.results.manifest import read_manifest
-from tests.conftest import outcomes
+from tests.conftest import PLUGINS, outcomes
 
 METHOD = """
 import toy_bench
@@ -150,15 +150,45 @@ def test_unknown_names_are_answered_with_the_known():
     assert [spec.name for spec in registry.select(["b", "b"])] == ["b"]
 
 
-def test_the_names_of_builtin_methods_are_read_without_importing_them():
+def test_what_bears_on_test_ids_is_read_without_importing_the_builtin_methods():
     pytest.importorskip("torch")
     methods = Registry()
     import importlib
 
     for path in registry.builtin_files():
         methods.add(importlib.import_module(f"kn_bench.edits.{path.stem}"))
-    specs = methods.methods | methods.templates
-    assert {name: spec.origin for name, spec in specs.items()} == registry.builtin_names()
+
+    def told(methods):
+        return [
+            (spec.name, spec.origin, spec.models, spec.by_default, spec.takes, spec.shares)
+            for spec in (*methods.methods.values(), *methods.templates.values())
+        ]
+
+    declared = Registry()
+    declared.add(registry.builtin_declared())
+    assert told(declared) == told(methods)  # in one order: test ids come in it
+
+
+@pytest.mark.parametrize("chosen", [(), ("--method", "all")])
+def test_a_session_that_only_collects_does_not_import_torch(pytester, chosen):
+    pytester.makepyfile(
+        told="""
+        import sys
+
+        def pytest_sessionfinish():
+            print("torch was imported:", "torch" in sys.modules)
+        """
+    )
+    session = (*PLUGINS, "-p", "told", "--pyargs", "kn_bench.suites", "--limit", "1", *chosen,
+               "--collect-only", "-q")  # fmt: skip
+    declared = pytester.runpytest_subprocess(*session)
+    # a setting is checked by its method, which is imported for it
+    imported = pytester.runpytest_subprocess(*session, "--set", "rome.v_lr=0.5")
+    told = [result.outlines[:] for result in (declared, imported)]
+    assert "torch was imported: False" in told[0]
+    assert "torch was imported: True" in told[1]
+    tests = [[line for line in lines if "::" in line] for lines in told]
+    assert tests[0] == tests[1] != []
 
 
 # -- in sessions of their own -----------------------------------------------------------------

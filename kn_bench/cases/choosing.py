@@ -1,8 +1,8 @@
 """Choosing few cases that show much: enough of them behind every criterion, and no more.
 
-A plain draw of facts has few that can show symmetry, which only one-to-one facts can. So each
-criterion is served in turn, the rarest first: relation by relation, a relation's most telling case
-first, until enough cases can show it.
+A plain draw of facts has few that can show symmetry, which only one-to-one facts can. So the next
+case is always the one that shows most of the criteria that lack cases still: relation by relation,
+a relation's most telling case first.
 """
 
 from __future__ import annotations
@@ -50,13 +50,16 @@ def _of_task(cases: Sequence[Case], seed: int) -> list[Case]:
 
 def _serve(pool: Sequence[Case], chosen: dict[str, Case]) -> None:
     """Add cases of ``pool`` until each criterion that it can show has its share of them."""
-    able = {case.id: shows(case) for case in pool}
-    offered = Counter(criterion for criteria in able.values() for criterion in criteria)
-    for criterion in sorted(offered, key=lambda c: (offered[c], CRITERIA.index(c))):
-        have = sum(criterion in able.get(id, ()) for id in chosen)
-        wanted = (c for c in pool if c.id not in chosen and criterion in able[c.id])
-        for _, case in zip(range(ENOUGH + SPARE - have), wanted, strict=False):
-            chosen[case.id] = case
+    have = Counter(criterion for case in chosen.values() for criterion in shows(case))
+    left = [(case, shows(case)) for case in pool if case.id not in chosen]
+
+    def lacking(criteria: frozenset[Criterion]) -> int:
+        return sum(have[criterion] < ENOUGH + SPARE for criterion in criteria)
+
+    while left and (best := max(left, key=lambda item: lacking(item[1]))) and lacking(best[1]):
+        left.remove(best)
+        chosen[best[0].id] = best[0]
+        have.update(best[1])
 
 
 def _in_turn(cases: Sequence[Case], seed: int) -> Iterator[Case]:

@@ -17,7 +17,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from kn_bench.cases.sampling import slug
 from kn_bench.editing.registering import refuse_function, refuse_name, refuse_settings
@@ -167,13 +168,15 @@ def edit_method(
     return mark
 
 
-def failing(name: str, reason: str, origin: str) -> Callable[[], Any]:
+def failing(
+    name: str, reason: str, origin: str, *, models: Kind = "any", **declared: Any
+) -> Callable[[], Any]:
     """Return a method that stands in for one that cannot be had: it raises ``reason``."""
 
     def fail() -> Any:
         raise ImportError(reason)
 
-    setattr(fail, _MARK, MethodSpec(name, "any", fail, origin))
+    setattr(fail, _MARK, MethodSpec(name, models, fail, origin, **declared))
     return fail
 
 
@@ -344,12 +347,17 @@ def builtin_files() -> list[Path]:
 
 def builtin_names() -> dict[str, str]:
     """Return name -> ``file:line`` of each built-in method."""
-    return {name: method.origin for name, method in _builtin().items()}
+    return {spec.name: spec.origin for spec in marked(builtin_declared())}
 
 
 def builtin_on_request() -> set[str]:
     """Return the built-in methods that are measured only when they are named."""
-    return {name for name, method in _builtin().items() if not method.by_default}
+    return {spec.name for spec in marked(builtin_declared()) if not spec.by_default}
+
+
+def builtin_templates() -> set[str]:
+    """Return the built-in methods that are nothing without an argument."""
+    return {spec.name for spec in marked(builtin_declared()) if spec.takes}
 
 
 def only_defined_for(name: str, kind: Kind) -> str:
@@ -359,43 +367,37 @@ def only_defined_for(name: str, kind: Kind) -> str:
 
 def builtin_kinds() -> dict[str, Kind]:
     """Return the kind of model that each built-in method is defined for."""
-    return {name: method.kind for name, method in _builtin().items()}
+    return {spec.name: spec.models for spec in marked(builtin_declared())}
 
 
 def builtin_shares() -> dict[str, str]:
     """Return what each built-in method has in common with others, of those that do."""
-    return {name: method.shares for name, method in _builtin().items() if method.shares}
-
-
-class _Decorated(NamedTuple):
-    """What a built-in method's decorator says, read from its source."""
-
-    origin: str
-    by_default: bool
-    kind: Kind
-    shares: str
+    return {spec.name: spec.shares for spec in marked(builtin_declared()) if spec.shares}
 
 
 @cache
-def _builtin() -> dict[str, _Decorated]:
-    """Return the built-in methods by name.
+def builtin_declared() -> ModuleType:
+    """Return a module of what the source of the built-in methods says; they cannot edit.
 
     The files import torch: this costs milliseconds where importing them costs seconds.
     """
-    methods = {}
+    module = ModuleType("kn_bench.edits, not imported")
     for path in builtin_files():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             for call in getattr(node, "decorator_list", []):
                 name = _decorated_name(call)
                 if name:
                     given = _keywords(call)
-                    methods[name] = _Decorated(
+                    vars(module)[name] = failing(
+                        name,
+                        f"{name} was not imported",
                         f"{path}:{call.lineno}",
-                        given.get("by_default") is not False,
-                        given.get("models") or "any",
-                        given.get("shares") or "",
+                        models=given.get("models") or "any",
+                        by_default=given.get("by_default") is not False,
+                        takes=given.get("argument") or "",
+                        shares=given.get("shares") or "",
                     )
-    return methods
+    return module
 
 
 def _keywords(call: ast.Call) -> dict[str | None, Any]:

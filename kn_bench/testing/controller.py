@@ -191,7 +191,8 @@ class RunController:
         for name, spec in self._registry.methods.items():
             registry.refuse_double(known, name, spec.origin)
             known[name] = spec.origin
-        return known
+        # without its argument a method is none
+        return {name: known[name] for name in known if name not in registry.builtin_templates()}
 
     # -- the run ---------------------------------------------------------------------------
 

@@ -125,6 +125,13 @@ def load_builtin(manager: pytest.PytestPluginManager) -> None:
             manager.register(module, module.__name__)
 
 
+def declare_builtin(manager: pytest.PytestPluginManager) -> None:
+    """Register the built-in methods by what their source says, for a session that runs no test."""
+    module = registry.builtin_declared()
+    if not manager.is_registered(module):
+        manager.register(module, module.__name__)
+
+
 def load_entry_points(manager: pytest.PytestPluginManager) -> None:
     """Register what installed packages offer under ``kn_bench.methods``.
 

@@ -360,7 +360,10 @@ def _begin(config: pytest.Config) -> SuiteSession:
     worker_config = worker_config_of(config)
     options = worker_config.applied(read_options(config))
     settle(worker_config.workers, options.models)
-    method_fixtures.load_builtin(config.pluginmanager)
+    if _asks_for_names_alone(config, options):
+        method_fixtures.declare_builtin(config.pluginmanager)
+    else:
+        method_fixtures.load_builtin(config.pluginmanager)
     method_fixtures.load_entry_points(config.pluginmanager)
     registry_of(config).check()
     methods = registry_of(config).select(options.methods)
@@ -380,6 +383,12 @@ def _begin(config: pytest.Config) -> SuiteSession:
     from kn_bench.testing.session import SuiteSession
 
     return SuiteSession(options, plan, methods, worker_config, choices)
+
+
+def _asks_for_names_alone(config: pytest.Config, options: Any) -> bool:
+    """Whether the session only collects: editors do so at each change, and torch takes seconds."""
+    with_argument = any(":" in name for name in options.methods)
+    return config.option.collectonly and not (options.sets or options.presets or with_argument)
 
 
 def worker_config_of(config: pytest.Config) -> WorkerConfig:

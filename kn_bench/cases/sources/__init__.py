@@ -85,6 +85,8 @@ def _embedded_ids(path: Path | None = None) -> Sequence[str]:
     return [r.id for r in embedded.relations()] + [p.id for p in embedded.paradigms()]
 
 
+LOOKED_AT = 1000
+"""The records that show a file's form: a file may hold millions."""
 SOURCES = {
     "embedded": Source(_embedded, _embedded_ids),
     "real-world": Source(_real_world, _embedded_ids),
@@ -205,7 +207,8 @@ def _recognised(spec: str) -> tuple[Source, Path]:
         return SOURCES["blimp"], path
     if path.is_dir():
         return SOURCES["jsonl"], path
-    fields = names_of(read_records(path, wrong=[]))  # what is wrong, the source itself says
+    # what is wrong, the source itself says
+    fields = names_of(read_records(path, wrong=[], first=LOOKED_AT))
     form = forms.form_of(fields)
     if form is not None:
         return SOURCES[form.source], path

@@ -11,6 +11,7 @@ import io
 import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,18 +61,21 @@ def _record(
     return FileRecord(where, fields, tuple(given), in_table, escaped)
 
 
-def read_records(path: Path, *, wrong: list[str] | None = None) -> list[FileRecord]:
-    """Read all records of a file.
+def read_records(
+    path: Path, *, wrong: list[str] | None = None, first: int | None = None
+) -> list[FileRecord]:
+    """Read the records of a file.
 
     Args:
         path: the file.
         wrong: where to note the lines that are not JSON objects, instead of raising at the first.
+        first: how many of them; None for all.
 
     Raises:
         ValueError: one sentence, for a file that cannot be read, holds no records, or repeats a
             field within a record.
     """
-    records = list(_records(path, wrong))
+    records = list(islice(_records(path, wrong), first))
     if not records and not wrong:
         raise _no_records(path)
     return records
