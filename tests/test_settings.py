@@ -333,7 +333,10 @@ def test_the_command_line_sets_and_refuses(pytester):
     assert "rome-no-c has no parameter 'lr'; expected one of" in refused.stderr.str()
     assert "Traceback" not in refused.stderr.str() + refused.stdout.str()
     assert not (pytester.path / "reports").exists()
-    for name, text in (("a", "v_num_grad_steps = 3\nv_lr = 1"), ("b", "kl_factor = 0.5\nv_lr = 2")):
+    for name, text in (
+        ("a", "v_num_grad_steps = 3\nv_lr = 1"),
+        ("b", 'kl_factor = 0.5\nv_lr = 2\nmom2_n_tokens = "none"'),
+    ):
         file = pytester.path / f"{name}.toml"
         file.write_text(f'methods = ["rome-no-c"]\n[models.tiny]\n{text}\n')
     run("--set", "rome-no-c.layer=1", "--set", "rome-no-c.v_num_grad_steps=2",
@@ -341,7 +344,8 @@ def test_the_command_line_sets_and_refuses(pytester):
     folder = pytester.path / "reports/runs/r"
     manifest = (folder / "manifest.json").read_text()
     assert '"set": "rome-no-c.layer=1 rome-no-c.v_num_grad_steps=2"' in manifest
-    assert '"preset rome-no-c tiny-gpt2": "v_num_grad_steps=3 v_lr=2 kl_factor=0.5"' in manifest
+    values = "v_num_grad_steps=3 v_lr=2 kl_factor=0.5 mom2_n_tokens=none"
+    assert f'"preset rome-no-c tiny-gpt2": "{values}"' in manifest
     log = (folder / LOG).read_text()
     assert "a.toml and b.toml for tiny; set: layer, v_num_grad_steps" in log
     assert '"passes":2' in log.replace(" ", "")

@@ -1,6 +1,7 @@
 """``kn-bench tune``: what it tries, what it keeps apart, what it writes."""
 
 import dataclasses
+from typing import get_args
 
 import pytest
 
@@ -9,9 +10,15 @@ from kn_bench.commands import tune
 from kn_bench.commands.tune import as_toml, held_out, points
 from kn_bench.editing.presets import read_presets
 from kn_bench.editing.registry import MethodSpec, marked_spec
-from kn_bench.editing.settings import Choices, SettingError, settings_for
+from kn_bench.editing.settings import (
+    Choices,
+    SettingError,
+    checked_choices,
+    parameters,
+    settings_for,
+)
 from kn_bench.edits.rome import RomeSettings, rome
-from tests.test_settings import model
+from tests.test_settings import model, specs
 
 _found = marked_spec(rome)
 assert _found is not None
@@ -86,6 +93,30 @@ def test_what_is_written_is_a_preset(tmp_path):
     made = settings_for("rome", RomeSettings, model(), Choices(presets=(preset,)))
     assert (made.v_lr, made.context_template_length_params) == (2.5, ((5, 1),))
     assert made.settings_from == "mine.toml for tiny-gpt2"
+
+
+NONE = [
+    (method, name, None if type(None) in get_args(hint) else "none")
+    for method, spec in specs().items()
+    if spec.settings is not None
+    for name, hint in parameters(spec.settings).items()
+    if {type(None), "none"} & set(get_args(hint))
+]
+"""Each parameter that can be none, and what that is: no value, or a choice of this name."""
+
+
+@pytest.mark.parametrize(("method", "name", "value"), NONE)
+def test_none_that_wins_is_written_and_read_again(tmp_path, method, name, value):
+    """The package's own preset may have a number there, which would come back."""
+    spec = specs()[method]
+    (point,) = points([f"{name}=none"], spec)
+    assert point == {name: value}
+    file = tmp_path / "mine.toml"
+    file.write_text(as_toml(method, "tiny-gpt2", point, [{**point, "score": 0.5}], "4 cases"))
+    presets = read_presets(file)
+    assert presets[0].curve == ({name: "none", "score": 0.5},)
+    choices = checked_choices((), presets, {method: spec.settings})
+    assert getattr(settings_for(method, spec.settings, model(), choices), name) == value
 
 
 def test_a_sweep_that_is_stopped_leaves_the_points_that_it_had(tmp_path, monkeypatch):

@@ -247,5 +247,8 @@ def as_toml(
 
 
 def _pairs(values: Mapping[str, Any]) -> list[str]:
-    # JSON's numbers, texts, booleans and lists are TOML's too
-    return [f"{name} = {json.dumps(value)}" for name, value in values.items() if value is not None]
+    # JSON's numbers, texts, booleans and lists are TOML's too, but TOML has no null
+    return [
+        f"{name} = {json.dumps('none' if value is None else value)}"
+        for name, value in values.items()
+    ]

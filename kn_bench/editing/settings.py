@@ -134,8 +134,6 @@ def parameters(cls: type[Settings]) -> dict[str, Any]:
 def check_assignment(assignment: Assignment, cls: type[Settings] | None) -> Any:
     """Return the value of ``assignment`` in its parameter's type.
 
-    ``none`` is no value, or the word where the parameter has it as a choice.
-
     Raises:
         SettingError: for a method without settings, an unknown parameter, or another type.
     """
@@ -144,21 +142,21 @@ def check_assignment(assignment: Assignment, cls: type[Settings] | None) -> Any:
             f"{assignment.as_given}: expected a method with parameters, {assignment.method} "
             "has none; leave it out"
         )
-    value = assignment.value
-    if value is None and "none" in get_args(parameters(cls).get(assignment.parameter)):
-        value = "none"
     try:
-        return _typed(assignment.parameter, value, cls, assignment.method)
+        return _typed(assignment.parameter, assignment.value, cls, assignment.method)
     except SettingError as error:
         raise SettingError(f"{assignment.as_given}: {error}") from None
 
 
 def _typed(name: str, value: Any, cls: type[Settings], method: str) -> Any:
+    """Return a value in its parameter's type: None is the word where that is one of the choices."""
     known = parameters(cls)
     if name not in known:
         raise SettingError(
             f"{method} has no parameter {name!r}; expected one of {', '.join(sorted(known))}"
         )
+    if value is None and "none" in get_args(known[name]):
+        value = "none"
     if isinstance(value, float) and not math.isfinite(value):
         raise SettingError(f"{method}.{name} is {value}: expected a finite number")
     try:

@@ -176,7 +176,9 @@ class RunController:
         return {
             **({"set": " ".join(options.sets)} if options.sets else {}),
             **{
-                f"{PRESET}{method} {model}": " ".join(f"{n}={v}" for n, v in preset.values.items())
+                f"{PRESET}{method} {model}": " ".join(
+                    f"{n}={'none' if v is None else v}" for n, v in preset.values.items()
+                )
                 for (method, model), preset in chosen.items()
             },
         }

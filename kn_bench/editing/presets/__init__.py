@@ -5,7 +5,7 @@ base = "rome"                      optional: whose presets are taken first, wher
 
 [models."gpt2-xl"]                 by the beginning of a model's name, its organisation left out
 source = "..."                     where the numbers come from
-layers = [13, 14, 15, 16, 17]      parameters of the methods' settings
+layers = [13, 14, 15, 16, 17]      parameters of the methods' settings; "none" as for ``--set``
 
 [[models."gpt2-xl".curve]]         optional: the sweep that chose them, a table a point
 """
@@ -31,7 +31,7 @@ class Preset:
     Attributes:
         methods: names of the methods.
         model: the beginning of the model's name.
-        values: parameter -> value, as TOML has them.
+        values: parameter -> value, as TOML has them; None for "none".
         source: where the numbers come from.
         origin: the file's name.
         base: whose presets are taken first; "" for none.
@@ -71,7 +71,7 @@ def read_presets(path: Path) -> tuple[Preset, ...]:
     for model, table in models.items():
         if not isinstance(table, dict):
             raise PresetError(f"--preset {path}: expected a table [models.{model!r}]")
-        values = {n: v for n, v in table.items() if n not in ("source", "curve")}
+        values = {n: _read(v) for n, v in table.items() if n not in ("source", "curve")}
         presets.append(
             Preset(
                 tuple(map(str, methods)),
@@ -85,6 +85,11 @@ def read_presets(path: Path) -> tuple[Preset, ...]:
             )
         )
     return tuple(presets)
+
+
+def _read(value: Any) -> Any:
+    """Return a value of a table: TOML has no word for none."""
+    return None if isinstance(value, str) and value.lower() == "none" else value
 
 
 @cache
