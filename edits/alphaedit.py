@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kn_bench.editing.bounds import Rate
 from kn_bench.editing.closed_form import Covariance, Prior
 from kn_bench.editing.family import Carried, ClosedFormSettings, Past
 from kn_bench.editing.registry import edit_method
@@ -20,8 +21,8 @@ from kn_bench.model.language_model import LanguageModel
 class AlphaEditSettings(ClosedFormSettings):
     """The family's (lambda is not used), the threshold of the null space, and the ridge L2."""
 
-    nullspace_threshold: float = 2e-2
-    L2: float = 10.0
+    nullspace_threshold: Rate = 2e-2
+    L2: Rate = 10.0
 
 
 class AlphaEdit(Carried[AlphaEditSettings]):

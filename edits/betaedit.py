@@ -15,9 +15,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kn_bench.editing.bounds import Count, Rate, Weight
 from kn_bench.editing.closed_form import Covariance, Prior
 from kn_bench.editing.family import Carried, ClosedFormSettings, Past
 from kn_bench.editing.registry import edit_method
+from kn_bench.editing.settings import refuse_zeros
 from kn_bench.model.language_model import LanguageModel
 
 
@@ -25,10 +27,14 @@ from kn_bench.model.language_model import LanguageModel
 class BetaEditSettings(ClosedFormSettings):
     """The family's (lambda is not used), lambda_1, lambda_2, tau and the null space's threshold."""
 
-    lambda_1: float = 3_000.0
-    lambda_2: float = 10.0
-    tau: int = 1_000
-    nullspace_threshold: float = 2e-2
+    lambda_1: Weight = 3_000.0
+    lambda_2: Weight = 10.0
+    tau: Count = 1_000
+    nullspace_threshold: Rate = 2e-2
+
+    def check(self, lm: LanguageModel) -> None:
+        super().check(lm)
+        refuse_zeros(self, "lambda_1", "lambda_2")
 
 
 class BetaEdit(Carried[BetaEditSettings]):

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kn_bench.editing.answer_rows import TunedWeights
-from kn_bench.editing.bounds import Count
+from kn_bench.editing.bounds import Count, Weight
 from kn_bench.editing.edit import DenseEdit, Notes
 from kn_bench.editing.finetuning import (
     Tuned,
@@ -48,7 +48,7 @@ class FtMSettings(TuningSettings, Settings):
 class FtLSettings(FtMSettings):
     """As FT-M's, with the bound that makes it FT-L: ROME's authors' choice for gpt2-xl."""
 
-    norm_constraint: float | None = 5e-4
+    norm_constraint: Weight | None = 5e-4
 
 
 class FineTuning(TunedWeights[FtMSettings]):

@@ -28,13 +28,13 @@ from torch import Tensor, nn
 
 from kn_bench.cases.case import EditRequest
 from kn_bench.editing.answer_rows import SideMemories
-from kn_bench.editing.bounds import Count, Rate
+from kn_bench.editing.bounds import Count, Rate, Weight
 from kn_bench.editing.edit import MemoryEdit, Notes
 from kn_bench.editing.finetuning import TunedRow
 from kn_bench.editing.memories import Codebook
 from kn_bench.editing.method import State
 from kn_bench.editing.registry import edit_method
-from kn_bench.editing.settings import Settings, recorded
+from kn_bench.editing.settings import Settings, recorded, refuse_modules
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.precision import wide_dtype
 from kn_bench.model.progress import stepwise
@@ -57,7 +57,7 @@ class GraceSettings(Settings):
 
     layer: int
     module: str = ""
-    eps: float = 1.0
+    eps: Weight = 1.0
     edit_lr: Rate = 1.0
     n_iter: Count = 50
     val_init: Literal["cold", "warm"] = "cold"
@@ -68,6 +68,10 @@ class GraceSettings(Settings):
     def defaults_for(cls, lm: LanguageModel) -> dict[str, Any]:
         """Return a layer at two thirds of the depth."""
         return {"layer": 2 * lm.n_layers // 3, "settings_from": "default: two thirds of the depth"}
+
+    def check(self, lm: LanguageModel) -> None:
+        super().check(lm)
+        refuse_modules(lm, "module", [self.module] if self.module else [])
 
 
 class Learnt(NamedTuple):

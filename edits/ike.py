@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kn_bench.cases.case import EditRequest, Query
-from kn_bench.editing.bounds import Share
+from kn_bench.editing.bounds import Share, Whole
 from kn_bench.editing.edit import NotApplicable, PromptEdit
 from kn_bench.editing.registry import edit_method
 from kn_bench.editing.settings import Settings, recorded
@@ -38,7 +38,7 @@ class IkeSettings(Settings):
         context_share: the prefix takes at most this share of the model's positions.
     """
 
-    demonstrations: int = 8
+    demonstrations: Whole = 8
     context_share: Share = 0.5
 
 

@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kn_bench.cases.case import EditRequest, Query
-from kn_bench.editing.bounds import Share
+from kn_bench.editing.bounds import Count, Share, Whole
 from kn_bench.editing.edit import (
     Edit,
     LowRank,
@@ -34,7 +34,7 @@ from kn_bench.editing.edit import (
     Notes,
 )
 from kn_bench.editing.registry import edit_method
-from kn_bench.editing.settings import Settings
+from kn_bench.editing.settings import SettingError, Settings
 from kn_bench.localise.alternatives import activation
 from kn_bench.localise.locating import AttributionName, Bag, Located, Locating, locate
 from kn_bench.localise.matching import matched
@@ -63,9 +63,16 @@ class KnSettings(Settings):
     attribution: AttributionName = "integrated-gradients"
     t: Share = 0.2
     p: Share = 0.7
-    fewest: int = 2
-    most: int = 5
+    fewest: Whole = 2
+    most: Count = 5
     capped: bool = True
+
+    def check(self, lm: LanguageModel) -> None:
+        super().check(lm)
+        if self.capped and self.fewest > self.most:
+            raise SettingError(
+                f"fewest {self.fewest}: expected no more than most, which is {self.most}; set both"
+            )
 
     @property
     def locating(self) -> Locating:

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from kn_bench.editing.answer_rows import TunedWeights
-from kn_bench.editing.bounds import Count, Rate, Share
+from kn_bench.editing.bounds import Count, Dropped, Rate, Seed, Weight
 from kn_bench.editing.edit import DenseEdit, NotApplicable
 from kn_bench.editing.finetuning import TunedRow
 from kn_bench.editing.registry import edit_method
-from kn_bench.editing.settings import Settings, recorded
+from kn_bench.editing.settings import SettingError, Settings, recorded, refuse_modules
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.precision import wide_dtype
 from kn_bench.model.prefixed import padded
@@ -43,13 +43,13 @@ class LoraSettings(Settings):
 
     target_modules: tuple[str, ...]
     rank: Count = 8
-    lora_alpha: int = 32
-    lora_dropout: Share = 0.1
+    lora_alpha: Count = 32
+    lora_dropout: Dropped = 0.1
     lr: Rate = 5e-3
     num_steps: Count = 30
-    weight_decay: float = 0.0
-    stop_loss: float = 1e-2
-    init_seed: int = 0
+    weight_decay: Weight = 0.0
+    stop_loss: Weight = 1e-2
+    init_seed: Seed = 0
 
     @classmethod
     def defaults_for(cls, lm: LanguageModel) -> dict[str, Any]:
@@ -60,6 +60,15 @@ class LoraSettings(Settings):
                 return {"target_modules": modules, "settings_from": "EasyEdit's modules"}
         down = lm.architecture.down.rpartition(".")[2]
         return {"target_modules": (down,), "settings_from": "default: down-projections"}
+
+    def check(self, lm: LanguageModel) -> None:
+        super().check(lm)
+        if not self.target_modules:
+            raise SettingError("target_modules is []: expected ends of modules' names; name one")
+        names = [f".{name}" for name, _ in lm.hf.named_modules()]
+        for end in self.target_modules:
+            named = [name[1:] for name in names if name.endswith(f".{end}")]
+            refuse_modules(lm, "target_modules", named or [end])
 
 
 class Lora(TunedWeights[LoraSettings]):

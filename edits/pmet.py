@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kn_bench.editing.bounds import Count, Rate
+from kn_bench.editing.bounds import Count, Rate, Weight
 from kn_bench.editing.family import ClosedFormSettings
 from kn_bench.editing.registry import edit_method
 from kn_bench.model.language_model import LanguageModel
@@ -23,12 +23,12 @@ from .memit import Memit
 class PmetSettings(ClosedFormSettings):
     """The family's, with PMET's published optimisation (gpt-j)."""
 
-    mom2_update_weight: float = 6_000.0
+    mom2_update_weight: Rate = 6_000.0
     v_lr: Rate = 0.2
     v_num_grad_steps: Count = 30
-    kl_factor: float = 1.0
+    kl_factor: Weight = 1.0
     clamp_norm_factor: Rate = 0.75
-    settled_nll_factor: float = 0.1
+    settled_nll_factor: Weight = 0.1
 
 
 class Pmet(Memit):

@@ -21,11 +21,12 @@ from typing import Any
 import torch
 
 from kn_bench.cases.case import EditRequest
+from kn_bench.editing.bounds import Count, Lengths
 from kn_bench.editing.closed_form import Covariance
 from kn_bench.editing.edit import LowRankEdit, NotApplicable, Notes, norm
 from kn_bench.editing.registry import edit_method
 from kn_bench.editing.rome.problem import Value, ValueProblem, ValueSettings
-from kn_bench.editing.rome.remembered import covariance_of, read_requests, values_of
+from kn_bench.editing.rome.remembered import covariance_of, read_requests, refuse_lengths, values_of
 from kn_bench.editing.rome.update import KeyChoice, rank_one
 from kn_bench.editing.settings import Settings, recorded, settings_for
 from kn_bench.model.context_templates import LENGTHS
@@ -47,10 +48,10 @@ class RomeSettings(ValueSettings, Settings):
     """
 
     layer: int
-    context_template_length_params: tuple[tuple[int, int], ...] = LENGTHS
+    context_template_length_params: Lengths = LENGTHS
     context_seed: int = 0
     mom2_adjustment: bool = True
-    mom2_n_tokens: int | None = None
+    mom2_n_tokens: Count | None = None
     u_from: KeyChoice = "mean"
     k_p_from: KeyChoice = "bare"
 
@@ -66,6 +67,10 @@ class RomeSettings(ValueSettings, Settings):
             "settings_from": "default: a third of the depth",
             **({"v_weight_decay": 1e-3, "v_num_grad_steps": 25} if gated else {}),
         }
+
+    def check(self, lm: LanguageModel) -> None:
+        super().check(lm)
+        refuse_lengths(lm, self.context_template_length_params)
 
 
 class Rome:

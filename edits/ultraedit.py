@@ -28,14 +28,14 @@ from torch import Tensor, nn
 
 from kn_bench.cases.case import EditRequest
 from kn_bench.editing.answer_rows import AnswerMethod
-from kn_bench.editing.bounds import Count, Rate
+from kn_bench.editing.bounds import Count, Rate, Whole
 from kn_bench.editing.closed_form import Factors, closed_form
 from kn_bench.editing.edit import DenseEdit, Edit, LowRank, LowRankEdit, NotApplicable, Notes
 from kn_bench.editing.finetuning import TunedRow
 from kn_bench.editing.method import State
 from kn_bench.editing.registry import edit_method
 from kn_bench.editing.rome.remembered import corpus_for, noted_texts
-from kn_bench.editing.settings import SettingError, Settings, recorded
+from kn_bench.editing.settings import Settings, recorded, refuse_modules
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.precision import wide_dtype
 from kn_bench.model.prefixed import padded
@@ -58,7 +58,7 @@ class UltraEditSettings(Settings):
     modules: tuple[str, ...] = ()
     lr: Rate = 1e-6
     batch_size: Count = 100
-    warm_up: int = 32
+    warm_up: Whole = 32
 
     @classmethod
     def defaults_for(cls, lm: LanguageModel) -> dict[str, Any]:
@@ -66,6 +66,22 @@ class UltraEditSettings(Settings):
         first = 2 * lm.n_layers // 3
         layers = tuple(range(first, max(first + 1, lm.n_layers - 2)))
         return {"layers": layers, "settings_from": "default: down-projections of the last third"}
+
+    def check(self, lm: LanguageModel) -> None:
+        super().check(lm)
+        if self.modules:
+            refuse_modules(lm, "modules", self.names(lm))
+
+    def names(self, lm: LanguageModel) -> tuple[str, ...]:
+        """Return the names of the edited modules."""
+        patterns = self.modules or tuple(
+            lm.weight_name(layer).removesuffix(".weight") for layer in self.layers
+        )
+        names = [p.replace("{}", str(i)) for p in patterns for i in self._layers_of(p)]
+        return tuple(dict.fromkeys(names))
+
+    def _layers_of(self, pattern: str) -> tuple[int, ...]:
+        return self.layers if "{}" in pattern else (0,)
 
 
 class Moments(NamedTuple):
@@ -104,18 +120,8 @@ class UltraEdit(AnswerMethod[UltraEditSettings]):
 
     def __init__(self, lm: LanguageModel, settings: UltraEditSettings) -> None:
         super().__init__(lm, settings)
-        patterns = settings.modules or tuple(
-            lm.weight_name(layer).removesuffix(".weight") for layer in settings.layers
-        )
-        names = [p.format(i) for p in patterns for i in (settings.layers if "{}" in p else (0,))]
-        self.names = tuple(dict.fromkeys(names))
-        known = dict(lm.hf.named_modules())
-        for name in self.names:
-            if not hasattr(known.get(name), "weight"):
-                raise SettingError(
-                    f"ultraedit.modules {name!r}: expected a linear module of {lm.name}; name "
-                    "another"
-                )
+        settings.check(lm)
+        self.names = settings.names(lm)
 
     def edit(self, requests: Sequence[EditRequest]) -> list[Edit | NotApplicable]:
         """Return one update a request, each a first turn of its own.

@@ -24,15 +24,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
+from msgspec import Meta
 from torch import Tensor, nn
 
 from kn_bench.cases.case import EditRequest
 from kn_bench.editing.answer_rows import SideMemories
-from kn_bench.editing.bounds import Count, Rate, Share
+from kn_bench.editing.bounds import Count, Rate, Share, Weight
 from kn_bench.editing.edit import MemoryEdit, Notes
 from kn_bench.editing.finetuning import PreparedRows, TunedRow
 from kn_bench.editing.memories import SideWeights
@@ -70,15 +71,15 @@ class WiseSettings(Settings):
 
     layer: int
     mask_ratio: Share = 0.2
-    alpha: float = 5.0
-    beta: float = 20.0
-    gamma: float = 10.0
+    alpha: Weight = 5.0
+    beta: Weight = 20.0
+    gamma: Weight = 10.0
     edit_lr: Rate = 1.0
     n_iter: Count = 40
     density: Share = 0.53
     save_freq: Count = 500
     merge_freq: Count = 1000
-    others: int = 8
+    others: Annotated[int, Meta(ge=1, le=OTHER_TEXTS)] = 8
     mask_seed: int = 0
 
     @classmethod

@@ -240,6 +240,19 @@ def test_a_subject_after_the_answer_is_not_applicable():
     assert isinstance(edits[1], NotApplicable)
 
 
+@pytest.mark.parametrize("words", [20, 200])
+def test_a_prompt_that_does_not_fit_after_a_context_is_not_applicable(words):
+    """It ended the unit with an IndexError of the position embedding."""
+    tokens = tiny_model("gpt2").tokens
+    context = " ".join(["w1"] * words) + " "
+    if words < tokens.max_length:
+        assert len(encode_problem(request(), tokens, (context,)).contexts) == 2
+        return
+    sentence = f"after a generated context has .* tokens, and the model takes {tokens.max_length}"
+    with pytest.raises(NotApplicable, match=sentence):
+        encode_problem(request(), tokens, (context,))
+
+
 def test_positions_out_of_order_are_refused():
     with pytest.raises(ValueError, match="the subject must come before the answer"):
         ValueRow((1, 2, 3), 2, (1,), (3,))
@@ -351,7 +364,9 @@ def test_the_three_methods_share_one_optimisation(monkeypatch):
 def named(name, family="gpt2", layers=48):
     """What settings ask of a model."""
     like = tiny_model(family)
-    return SimpleNamespace(name=name, n_layers=layers, architecture=like.architecture)
+    return SimpleNamespace(
+        name=name, n_layers=layers, architecture=like.architecture, tokens=like.tokens
+    )
 
 
 def settings_of(lm) -> RomeSettings:

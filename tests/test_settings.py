@@ -27,6 +27,7 @@ from kn_bench.editing.registry import (
     marked,
 )
 from kn_bench.editing.settings import (
+    LAYERS,
     Choices,
     SettingError,
     check_layers,
@@ -39,6 +40,7 @@ from kn_bench.editing.settings import (
 from kn_bench.edits.ft import FtLSettings
 from kn_bench.edits.rome import RomeSettings
 from kn_bench.edits.ultraedit import UltraEditSettings
+from kn_bench.model.loading import load_model
 from kn_bench.results.log import LOG
 from kn_bench.testing.models import refuse_layers
 from tests.conftest import PLUGINS
@@ -46,7 +48,10 @@ from tests.tiny_models import tiny_model
 
 
 def model(name="tiny-gpt2", layers=4, family="gpt2"):
-    return SimpleNamespace(name=name, n_layers=layers, architecture=tiny_model(family).architecture)
+    shape = tiny_model(family)
+    return SimpleNamespace(
+        name=name, n_layers=layers, architecture=shape.architecture, tokens=shape.tokens
+    )
 
 
 def specs():
@@ -400,6 +405,126 @@ def test_values_out_of_range_are_refused(text, reason):
     with pytest.raises(SettingError) as refused:
         checked_choices([text], [], methods)
     assert reason.replace("`", "") in str(refused.value)
+
+
+SIGNED = {*LAYERS, "context_seed", "order_seed", "init_seed", "mask_seed"}
+"""Numbers that may be below 0; a layer below 0 is refused by its model's depth."""
+
+
+def numbers() -> list[tuple[str, str]]:
+    """Method and name of each parameter that takes a number, where it may not be below 0."""
+
+    def takes(hint: Any, value: float) -> bool:
+        try:
+            msgspec.convert(value, hint)
+        except msgspec.ValidationError:
+            return False
+        return True
+
+    return [
+        (method, name)
+        for method, spec in specs().items()
+        if spec.settings is not None
+        for name, hint in parameters(spec.settings).items()
+        if name not in SIGNED and (takes(hint, 0) or takes(hint, 1))
+    ]
+
+
+@pytest.mark.parametrize(("method", "name"), numbers())
+@pytest.mark.parametrize("value", ["-1", "-1e-9"])
+def test_no_number_is_below_0_but_seeds(method, name, value):
+    """Weights, decays, margins, radii, counts: as the methods are defined, they cannot be."""
+    with pytest.raises(SettingError) as refused:
+        checked_choices([f"{method}.{name}={value}"], (), {method: specs()[method].settings})
+    assert str(refused.value).startswith(f"--set '{method}.{name}={value}': {method}.{name} is of ")
+    assert "\n" not in str(refused.value)
+
+
+def test_the_walk_over_numbers_meets_what_it_is_to_meet():
+    walked = set(numbers())
+    assert {("rome", "mom2_n_tokens"), ("ft-l", "norm_constraint"), ("wise", "others")} <= walked
+    assert {("lora", "lora_dropout"), ("kn-edit", "fewest"), ("betaedit", "tau")} <= walked
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        # 0 is none of it, and defined
+        "rome.kl_factor=0", "rome.stop_loss=0", "rome.context_seed=-1", "ft-l.weight_decay=0",
+        "rome.context_template_length_params=[]", "rome.context_template_length_params=[[5,0]]",
+        "betaedit.lambda_1=0", "emmet.emmet_lambda=0", "encore.mom2_update_weight=0",
+        "grace.eps=0", "ike.demonstrations=0", "kn-edit.fewest=0", "ultraedit.warm_up=0",
+        "lora.lora_dropout=0", "wise.gamma=0", "wise.others=32", "lora.init_seed=-1",
+        "lora.target_modules=[\"attn.c_attn\",\"c_proj\"]", "grace.module=transformer.h.0.mlp.c_fc",
+        "ultraedit.modules=[\"transformer.h.{}.attn.c_proj\"]", "kn-edit.most=2",
+    ],
+)  # fmt: skip
+def test_the_least_values_are_taken(text):
+    method = text.partition(".")[0]
+    cls = specs()[method].settings
+    assert cls is not None
+    settings_for(method, cls, load_model("tiny-gpt2"), checked_choices([text], (), {method: cls}))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        # nothing could be solved, or computed
+        "memit.mom2_update_weight=0", "pmet.mom2_update_weight=0", "alphaedit.L2=0",
+        "alphaedit.nullspace_threshold=0", "nas.L2=0", "betaedit.tau=0", "lora.lora_dropout=1",
+        "lora.lora_alpha=0", "lora.init_seed=100000000000000000000", "kn-edit.most=0",
+        "rome.mom2_n_tokens=0", "wise.others=0", "wise.others=33",
+        *(
+            f"{method}.context_template_length_params={lengths}"
+            for method in ("rome", "memit", "alphaedit")
+            for lengths in ("[[-1,2]]", "[[0,1]]", "[[5,-1]]", "[[5]]", "[[5,1],[-3,1]]")
+        ),
+    ],
+)  # fmt: skip
+def test_values_with_which_nothing_works_are_refused_before_the_run(text):
+    method = text.partition(".")[0]
+    with pytest.raises(SettingError, match=r"expected (int|float|array)"):
+        checked_choices([text], (), {method: specs()[method].settings})
+
+
+@pytest.mark.parametrize(
+    ("texts", "sentence"),
+    [
+        (["kn-edit.fewest=6"], "fewest 6: expected no more than most, which is 5; set"),
+        (["kn-erase.most=1"], "fewest 2: expected no more than most, which is 1; set"),
+        (["emmet.mom2_update_weight=0"], "mom2_update_weight and update_norm_lambda are 0: "),
+        (
+            ["encore.mom2_update_weight=0", "encore.update_norm_lambda=0"],
+            "mom2_update_weight and update_norm_lambda are 0: ",
+        ),
+        (["betaedit.lambda_1=0", "betaedit.lambda_2=0"], "lambda_1 and lambda_2 are 0: expected"),
+        (["lora.target_modules=[]"], "target_modules is []: expected "),
+        *(
+            ([f"{method}.context_template_length_params=[[5,1],[{n},1]]"], f"and got {n}; set")
+            for method in ("rome", "r-rome", "memit", "nas")
+            for n in (96, 100000)
+        ),
+        *(
+            ([text.format(name)], f"{name!r}: expected a linear module of tiny-gpt2")
+            for text in ("grace.module={}", 'lora.target_modules=["c_attn","{}"]',
+                         'ultraedit.modules=["{}"]')
+            for name in ("nope", "transformer.h.0", "transformer.wte", "transformer.ln_f",
+                         "lm_head", "transformer.h.0.ln_1")
+        ),
+        (['ultraedit.modules=["transformer.h.{"]'], "'transformer.h.{': expected a linear"),
+        (['ultraedit.modules=["h.{}.{x}"]'], "'h.1.{x}': expected a linear module"),
+    ],
+)  # fmt: skip
+def test_what_a_model_cannot_have_is_refused_when_its_settings_are_made(texts, sentence):
+    """Each was an exception from inside an edit, or an edit that changed nothing."""
+    method = texts[0].partition(".")[0]
+    cls = specs()[method].settings
+    assert cls is not None
+    choices = checked_choices(texts, (), {method: cls})
+    with pytest.raises(SettingError) as refused:
+        settings_for(method, cls, load_model("tiny-gpt2"), choices)
+    assert str(refused.value).startswith(f"{method} on tiny-gpt2: ")
+    assert sentence in str(refused.value)
 
 
 def test_every_default_is_in_range():

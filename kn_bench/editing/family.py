@@ -21,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kn_bench.cases.case import EditRequest
+from kn_bench.editing.bounds import Count, Lengths, Rate
 from kn_bench.editing.closed_form import Covariance, Factors, Prior, joined
 from kn_bench.editing.edit import (
     DenseEdit,
@@ -33,7 +34,12 @@ from kn_bench.editing.edit import (
 from kn_bench.editing.maps import UpdateMap, prune, rect, sphere
 from kn_bench.editing.method import State
 from kn_bench.editing.rome.problem import Value, ValueProblem, ValueSettings
-from kn_bench.editing.rome.remembered import covariances_of, read_requests, values_of
+from kn_bench.editing.rome.remembered import (
+    covariances_of,
+    read_requests,
+    refuse_lengths,
+    values_of,
+)
 from kn_bench.editing.rome.spread import Mean, Share, Spread, spread
 from kn_bench.editing.settings import Settings, recorded
 from kn_bench.model.context_templates import LENGTHS
@@ -58,11 +64,11 @@ class ClosedFormSettings(ValueSettings, Settings):
     """
 
     layers: tuple[int, ...]
-    mom2_update_weight: float = 15_000.0
-    context_template_length_params: tuple[tuple[int, int], ...] = LENGTHS
+    mom2_update_weight: Rate = 15_000.0
+    context_template_length_params: Lengths = LENGTHS
     context_seed: int = 0
     context_mean: Mean = "grouped"
-    mom2_n_tokens: int | None = None
+    mom2_n_tokens: Count | None = None
     update_map: UpdateMap = "none"
 
     @classmethod
@@ -75,6 +81,10 @@ class ClosedFormSettings(ValueSettings, Settings):
             "settings_from": "default: up to five layers ending at a third of the depth",
             **({"v_weight_decay": 1e-3, "v_num_grad_steps": 25} if gated else {}),
         }
+
+    def check(self, lm: LanguageModel) -> None:
+        super().check(lm)
+        refuse_lengths(lm, self.context_template_length_params)
 
 
 S = TypeVar("S", bound=ClosedFormSettings)

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from kn_bench.editing.bounds import Count, Rate
+from kn_bench.editing.bounds import Count, Rate, Weight
 from kn_bench.model.costs import graph_bytes
 from kn_bench.model.language_model import LanguageModel, SiteHook
 from kn_bench.model.precision import wide_dtype
@@ -51,9 +51,9 @@ class TuningSettings:
 
     lr: Rate = 5e-4
     num_steps: Count = 25
-    weight_decay: float = 0.0
-    norm_constraint: float | None = None
-    stop_loss: float = 1e-2
+    weight_decay: Weight = 0.0
+    norm_constraint: Weight | None = None
+    stop_loss: Weight = 1e-2
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,25 @@ class Settings:
                 )
 
 
+def refuse_modules(lm: LanguageModel, parameter: str, names: Iterable[str]) -> None:
+    """Raise SettingError for the first name that is not of a linear module of ``lm``."""
+    from kn_bench.model.modules import linear_modules
+
+    known = linear_modules(lm.hf)
+    for name in names:
+        if name not in known:
+            raise SettingError(
+                f"{parameter} {name!r}: expected a linear module of {lm.name} below its output "
+                "layer; name another"
+            )
+
+
+def refuse_zeros(settings: Settings, *names: str) -> None:
+    """Raise SettingError where all of the parameters ``names`` are 0: nothing can be solved."""
+    if not any(getattr(settings, name) for name in names):
+        raise SettingError(f"{' and '.join(names)} are 0: expected one of them above 0; set it")
+
+
 S = TypeVar("S", bound=Settings)
 
 

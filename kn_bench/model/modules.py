@@ -1,4 +1,4 @@
-"""List the layers of a Hugging Face model in order, and fuse its GELUs."""
+"""List the layers and the linear modules of a Hugging Face model, and fuse its GELUs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 from transformers.activations import NewGELUActivation
+from transformers.pytorch_utils import Conv1D
 
 from kn_bench.model.architecture import Architecture, submodule
 
@@ -27,6 +28,19 @@ def layers_of(hf: Any, architecture: Architecture) -> list[nn.Module]:
         n = hf.config.num_hidden_layers
         return [layers[i * len(layers) // n] for i in range(n)]
     return layers
+
+
+def linear_modules(hf: Any) -> dict[str, nn.Module]:
+    """Return name -> module of what maps vectors linearly at every position: not the output layer.
+
+    The vocabulary is projected only where it is read.
+    """
+    head = hf.get_output_embeddings()
+    return {
+        name: module
+        for name, module in hf.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and module is not head
+    }
 
 
 def fused(hf: Any) -> Any:

@@ -23,14 +23,20 @@ def encode_problem(
         anchor: prompt of the KL term, ``{}`` for the subject; ``""`` for none.
 
     Raises:
-        NotApplicable: when the subject does not come before the answer, or an answer's tokens
-            are none of their own.
+        NotApplicable: when the subject does not come before the answer, an answer's tokens are
+            none of their own, or a row is longer than the model takes.
     """
     if "{}" not in request.prompt:
         raise NotApplicable(
             "ROME changes what the subject says to the answer: the subject must come before it"
         )
     rows = tuple(_row(request, tokens, context) for context in ("", *contexts))
+    longest = max(len(row.ids) for row in rows)
+    if longest > tokens.max_length:
+        raise NotApplicable(
+            f"the prompt after a generated context has {longest} tokens, and the model takes "
+            f"{tokens.max_length}"
+        )
     return ValueProblem(rows, _anchor(request, tokens, anchor) if anchor else None)
 
 

@@ -8,7 +8,7 @@ from itertools import accumulate
 from jaxtyping import Float
 from torch import Tensor
 
-from kn_bench.editing.bounds import Count, Rate
+from kn_bench.editing.bounds import Count, Rate, Weight, Whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,15 +89,15 @@ class ValueSettings:
 
     v_lr: Rate = 0.5
     v_num_grad_steps: Count = 20
-    v_weight_decay: float = 0.5
+    v_weight_decay: Weight = 0.5
     clamp_norm_factor: Rate = 4.0
-    kl_factor: float = 0.0625
-    stop_loss: float = 0.05
-    stop_after_rank_1: int = 0
-    rank_1_reads: int = 0
-    settled_nll_factor: float = 1.0
-    settled_kl: float = 0.01
-    norm_anchor: float = 0.0
+    kl_factor: Weight = 0.0625
+    stop_loss: Weight = 0.05
+    stop_after_rank_1: Whole = 0
+    rank_1_reads: Whole = 0
+    settled_nll_factor: Weight = 1.0
+    settled_kl: Weight = 0.01
+    norm_anchor: Weight = 0.0
 
     @property
     def value_settings(self) -> ValueSettings:

@@ -11,11 +11,13 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from kn_bench.cases.case import EditRequest
+from kn_bench.editing.bounds import Lengths
 from kn_bench.editing.closed_form import Covariance
 from kn_bench.editing.edit import NotApplicable
 from kn_bench.editing.rome.encoding import encode_problem
 from kn_bench.editing.rome.problem import Value, ValueProblem, ValueSettings
 from kn_bench.editing.rome.value import optimise_values
+from kn_bench.editing.settings import SettingError
 from kn_bench.model import embedded
 from kn_bench.model.cache_folder import cache_folder
 from kn_bench.model.context_templates import contexts
@@ -26,11 +28,21 @@ from kn_bench.model.ragged import Place
 from kn_bench.model.second_moment import second_moments
 
 
+def refuse_lengths(lm: LanguageModel, lengths: Lengths) -> None:
+    """Raise SettingError for generated contexts that leave no room in ``lm`` for a prompt."""
+    longest, room = max((n for n, _ in lengths), default=0), lm.tokens.max_length
+    if longest >= room:
+        raise SettingError(
+            f"context_template_length_params: expected contexts of less than the {room} tokens "
+            f"that {lm.name} takes, and got {longest}; set others"
+        )
+
+
 def read_requests(
     lm: LanguageModel,
     requests: Sequence[EditRequest],
     *,
-    lengths: tuple[tuple[int, int], ...],
+    lengths: Lengths,
     seed: int,
 ) -> list[ValueProblem | NotApplicable]:
     """Return each request's rows, the bare prompt first, or why there are none.
