@@ -108,6 +108,23 @@ def test_grain_unit_has_a_test_a_relation(bench):
     assert sorted(bench.verdicts("fine"), key=repr) == sorted(bench.verdicts("g"), key=repr)
 
 
+@pytest.mark.parametrize(
+    ("how", "tests", "counted"),
+    [
+        ((), TESTS, "84 tests"),
+        (("--grain=unit",), TESTS / 4, "84 verdicts"),
+        # a relation of one case is a test of one verdict
+        (("--grain=unit", "--limit=1"), TESTS / 4, "21 tests"),
+    ],
+    ids=str,
+)
+def test_what_has_no_figure_is_counted_as_what_it_is(bench, how, tests, counted):
+    """A test of a relation has a verdict a case: they were more tests than there were."""
+    result = bench.run("-q", *how, TOY_BOARD="1")
+    assert sum(outcomes(result).values()) == tests
+    result.stdout.fnmatch_lines([f"not applicable: {counted}"])
+
+
 def test_as_installed_without_xdist(bench, monkeypatch):
     monkeypatch.delenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD")
     named = ("--pyargs", "kn_bench.suites", "-p", "no:xdist", "-q")

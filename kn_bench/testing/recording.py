@@ -156,7 +156,7 @@ class Recorder:
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         if self.ending is not None:
-            summary.show(terminalreporter, self.ending, self._options)
+            summary.show(terminalreporter, self.ending, self._options, self._counted())
         elif self.failure:
             terminalreporter.write_line(f"kn_bench: {self.failure}", red=True)
         elif self.lost:
@@ -164,6 +164,10 @@ class Recorder:
         elif not self.finished:
             run = self.store.manifest.run
             terminalreporter.write_line(f"kn_bench: go on with this run by --resume {run}")
+
+    def _counted(self) -> str:
+        """Return what the log has a row of: a test of one case is one verdict."""
+        return "tests" if all(len(c) == 1 for c in self.plan.labels.values()) else "verdicts"
 
     def lost_sentence(self) -> str:
         """Return how many tests were collected and not measured, which, and what to do."""

@@ -79,15 +79,21 @@ def _write_page(ending: Ending) -> None:
         append_summary(Path(page), summary(leaderboard(ending.runs), gate))
 
 
-def show(terminal: pytest.TerminalReporter, ending: Ending, options: Options) -> None:
-    """Print the board, what it leaves out, and the gate."""
+def show(
+    terminal: pytest.TerminalReporter, ending: Ending, options: Options, counted: str = "tests"
+) -> None:
+    """Print the board, what it leaves out, and the gate.
+
+    Args:
+        counted: what a row of the log is to the reader: a test, or one of the verdicts of a test.
+    """
     from kn_bench.results.leaderboard import PAGE, terminal_table
 
     terminal.section("leaderboard")
     terminal.write_line("")
     for line in terminal_table(ending.runs).splitlines():
         terminal.write_line(line)
-    for line in left_out(ending.runs):
+    for line in left_out(ending.runs, counted):
         terminal.write_line(line)
     run = ending.runs.manifests[-1].run
     terminal.write_line(f"\nrun {run}; open {options.reports / PAGE} for every answer")
@@ -102,8 +108,8 @@ def show(terminal: pytest.TerminalReporter, ending: Ending, options: Options) ->
         terminal.write_line(ending.gate.text())
 
 
-def left_out(runs: Runs) -> Iterator[str]:
-    """Yield why tests have no figure, a line a reason, with counts."""
+def left_out(runs: Runs, counted: str = "tests") -> Iterator[str]:
+    """Yield why tests or verdicts have no figure, a line a reason, with counts."""
     from kn_bench.results import escaping
 
     verdicts = runs.verdicts
@@ -114,7 +120,7 @@ def left_out(runs: Runs) -> Iterator[str]:
     ):
         reasons = verdicts.loc[verdicts["verdict_status"] == status, "verdict_reason"]
         if len(reasons):
-            yield f"{title}: {len(reasons)} tests"
+            yield f"{title}: {len(reasons)} {counted}"
             for reason, count in reasons.value_counts().items():
                 yield f"{count:8d}  {escaping.terminal(str(reason))}"
     if runs.left_out:
