@@ -14,7 +14,7 @@ import pytest
 
 from kn_bench.results.manifest import read_manifest
 from kn_bench.results.rows import CrashRow, VerdictRow
-from tests.conftest import PLUGINS, comparable, measured, wait_for
+from tests.conftest import PLUGINS, comparable, measured, outcomes, wait_for
 
 ONE = "test_overturn[toy_b-toy_gpt-P37/subject_1]"
 TESTS = 288
@@ -105,12 +105,41 @@ def test_a_run_that_lacks_only_its_end_is_ended(bench, workers):
     rows = bench.rows("r")
     ended = bench.run(*asked, "--resume", "r", TOY_BOARD="1")
     assert ended.ret == 1  # some were missed: as the whole run would have ended
+    ended.stdout.fnmatch_lines([SAYS_WHY.format(f"{outcomes(blocked)['failed']} tests")])
     assert board.is_file()
     assert baseline.is_file()
     assert (bench.path / "reports/runs/r/measurements.parquet").is_file()
     assert read_manifest(bench.path / "reports/runs/r").finished
     assert bench.rows("r") == rows
     assert bench.run("-q", workers, "--limit", "1", "--resume", "r", "-k", "typo").ret == 5
+
+
+SAYS_WHY = "exit status 1 by --strict-criteria: {} missed a criterion before this run was resumed"
+
+
+@pytest.mark.parametrize(("now", "said"), [("holds", True), ("missed", False)])
+@pytest.mark.parametrize("workers", ["-n0", pytest.param("-n2", marks=pytest.mark.slow)])
+def test_a_resumed_run_says_why_it_ends_as_a_failure(bench, now, said, workers):
+    """All that it had left passed, the exit status was 1, and nothing said why."""
+    bench.run("-q", "--run", "whole")
+    rows = [row for row in bench.verdicts("whole") if row.criterion == "reliability"]
+    named = [
+        " and ".join(("reliability", row.method.replace("-", "_"), row.model.replace("-", "_"),
+                      *row.case.split("/")))
+        for row in (
+            next(row for row in rows if row.verdict.status == "missed"),
+            [row for row in rows if row.verdict.status == now][-1],
+        )
+    ]  # fmt: skip
+    asked = ("-q", "-rN", workers, "--strict-criteria")
+    assert bench.run(*asked, "--run", "r", "-k", named[0], "-x").ret == 1
+    result = bench.run(
+        *asked, "--resume", "r", "-k", f"({named[0]}) or ({named[1]})", TOY_BOARD="1"
+    )
+    assert result.ret == 1
+    assert outcomes(result).get("passed", 0) == said
+    assert (SAYS_WHY.format("1 test") in result.stdout.str()) == said
+    assert ("exit status" in result.stdout.str()) == said
 
 
 def test_resume_after_ctrl_c(bench):

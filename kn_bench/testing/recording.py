@@ -60,6 +60,7 @@ class Recorder:
         self.lost: list[str] = []
         self.failure = ""
         self.finished = False
+        self.missed_before = False
         self.ending: summary.Ending | None = None
 
     def expect(self, meanings: Mapping[str, NodeId]) -> None:
@@ -148,6 +149,7 @@ class Recorder:
         if session.exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED:
             session.exitstatus = pytest.ExitCode.OK  # the run had them all
         if self._options.resume and self._options.strict and self.ending and self.ending.missed:
+            self.missed_before = session.exitstatus == pytest.ExitCode.OK
             session.exitstatus = pytest.ExitCode.TESTS_FAILED  # as the whole run would have
         if self.failure or (self.ending and self.ending.failure):
             session.exitstatus = INCOMPLETE
@@ -156,7 +158,15 @@ class Recorder:
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         if self.ending is not None:
-            summary.show(terminalreporter, self.ending, self._options, self._counted())
+            counted = self._counted()
+            summary.show(terminalreporter, self.ending, self._options, counted)
+            if self.missed_before:
+                n = self.ending.missed
+                terminalreporter.write_line(
+                    f"exit status 1 by --strict-criteria: {n} {counted if n > 1 else counted[:-1]} "
+                    "missed a criterion before this run was resumed",
+                    red=True,
+                )
         elif self.failure:
             terminalreporter.write_line(f"kn_bench: {self.failure}", red=True)
         elif self.lost:

@@ -34,9 +34,9 @@ class Ending:
     failure: str = ""
 
     @property
-    def missed(self) -> bool:
-        """Whether any criterion was missed."""
-        return bool((self.runs.verdicts["verdict_status"] == "missed").any())
+    def missed(self) -> int:
+        """How often a criterion was missed."""
+        return int((self.runs.verdicts["verdict_status"] == "missed").sum())
 
 
 def end_run(folder: Path, options: Options) -> Ending:
