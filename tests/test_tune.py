@@ -1,6 +1,7 @@
 """``kn-bench tune``: what it tries, what it keeps apart, what it writes."""
 
 import dataclasses
+import sys
 from typing import get_args
 
 import pytest
@@ -185,6 +186,68 @@ def test_what_cannot_be_swept_is_refused_before_the_first_point(
     with pytest.raises(ValueError, match=reason):
         tune.command(method, name, values, tmp_path / "mine.toml", relation=["P36"], limit=1)
     assert not list(tmp_path.iterdir())
+
+
+PACKAGE = """
+from dataclasses import dataclass
+
+from kn_bench import PromptEdit, edit_method
+from kn_bench.editing.settings import Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repeated(Settings):
+    times: int = 1
+
+
+class Stated:
+    def __init__(self, times):
+        self.times = times
+
+    def edit(self, requests):
+        facts = [f"{r.cloze.left} {r.target_new}." for r in requests]
+        return [PromptEdit(" ".join([fact] * self.times)) for fact in facts]
+
+
+@edit_method("stated", settings=Repeated)
+def stated(language_model, settings):
+    return Stated(settings.times)
+
+
+@edit_method("asking", settings=Repeated)
+def asking(language_model, settings, tmp_path):
+    return Stated(settings.times)
+"""
+
+
+@pytest.mark.parametrize(
+    ("entry", "method", "reason"),
+    [
+        ("my_package", "stated", ""),
+        ("my_package:stated", "stated", ""),
+        ("my_package", "asking", "asking: expected a method that takes .* also takes tmp_path"),
+        ("my_package:typo", "stated", "mine = 'my_package:typo': expected a module with methods"),
+    ],
+)
+def test_a_method_of_an_installed_package_is_swept(tmp_path, monkeypatch, entry, method, reason):
+    (tmp_path / "my_package.py").write_text(PACKAGE)
+    info = tmp_path / "my_package-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[kn_bench.methods]\nmine = {entry}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_package", raising=False)
+    file = tmp_path / "mine.toml"
+    asked = (method, "tiny-gpt2", ["times=1|2"], file)
+    if reason:
+        with pytest.raises(ValueError, match=reason):
+            tune.command(*asked, relation=["P36"], limit=1)
+        assert not file.exists()
+        return
+    tune.command(*asked, relation=["P36"], limit=1)
+    (preset,) = read_presets(file)
+    assert [point["times"] for point in preset.curve] == [1, 2]
+    assert preset.methods == ("stated",)
 
 
 def test_a_share_of_no_case_is_no_share(tmp_path):

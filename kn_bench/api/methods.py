@@ -13,6 +13,7 @@ from kn_bench.api.arguments import check_requests
 from kn_bench.cases.case import EditRequest, Query
 from kn_bench.editing import registry
 from kn_bench.editing.edit import Edit, Method, NotApplicable
+from kn_bench.editing.faults import told
 from kn_bench.editing.method import edit_each
 from kn_bench.editing.provenance import Provenance, Scalar, settings_of
 from kn_bench.editing.registry import MethodSpec, Registry, RegistryError
@@ -34,7 +35,7 @@ def methods() -> tuple[str, ...]:
         >>> "rome" in kn.methods()
         True
     """
-    return tuple(_registered().methods)
+    return tuple(registered().methods)
 
 
 def method(name: MethodName, model: LanguageModel) -> BoundMethod:
@@ -61,13 +62,7 @@ def method(name: MethodName, model: LanguageModel) -> BoundMethod:
     spec = _spec(name)
     if reason := spec.not_defined_for(model.tokens.kind):
         raise NotApplicable(reason)
-    fixtures = set(inspect.signature(spec.function).parameters) - {"language_model", "settings"}
-    if fixtures:
-        raise ValueError(
-            f"{spec.name}: expected a method that takes language_model and settings alone, and it "
-            f"also takes {', '.join(sorted(fixtures))}; measure it by pytest, which has those "
-            "fixtures"
-        )
+    refuse_fixtures(spec)
     if spec.check is not None:
         spec.check(spec.argument, model.name, dtype_name(model.dtype))
     bound = registry.bind(spec, model)
@@ -169,7 +164,7 @@ def _spec(name: MethodName) -> MethodSpec:
             )
         return spec
     try:
-        chosen = _registered().select([name])
+        chosen = registered().select([name])
     except RegistryError as error:
         raise ValueError(str(error)) from None
     if len(chosen) > 1:
@@ -178,13 +173,38 @@ def _spec(name: MethodName) -> MethodSpec:
     return chosen[0]
 
 
-def _registered() -> Registry:
-    """Return the methods of kn_bench.edits and of installed packages."""
+def refuse_fixtures(spec: MethodSpec) -> None:
+    """Refuse a method that asks for what only pytest has.
+
+    Raises:
+        ValueError: one sentence that names it.
+    """
+    fixtures = set(inspect.signature(spec.function).parameters) - {"language_model", "settings"}
+    if fixtures:
+        raise ValueError(
+            f"{spec.name}: expected a method that takes language_model and settings alone, and it "
+            f"also takes {', '.join(sorted(fixtures))}; measure it by pytest, which has those "
+            "fixtures"
+        )
+
+
+def registered() -> Registry:
+    """Return the methods of kn_bench.edits and of installed packages.
+
+    Raises:
+        ValueError: for a package whose methods cannot be imported.
+    """
     known = Registry()
     for path in registry.builtin_files():
         known.add(importlib.import_module(f"kn_bench.edits.{path.stem}"))
     for entry in metadata.entry_points(group=ENTRY_POINTS):
-        loaded = entry.load()
+        try:
+            loaded = entry.load()
+        except Exception as error:  # a third party's module may raise anything
+            raise ValueError(
+                f"{ENTRY_POINTS}, {entry.name} = {entry.value!r}: expected a module with methods, "
+                f"and importing it raised {told(error)}; correct its package, or remove it"
+            ) from error
         # `module:function` names one method, `module` all of its methods
         known.add(loaded if inspect.ismodule(loaded) else _Only(loaded))
     known.check()

@@ -55,19 +55,19 @@ def command(
     seed; these are the last ones of the same order, so that no board up to the limit that is
     printed, and written into the preset, asks any of them.
     """
+    from kn_bench.api.methods import refuse_fixtures, registered
     from kn_bench.cases.sources.defaults import default_specs
     from kn_bench.commands.runner import loaded
-    from kn_bench.editing.registry import Registry, expand
+    from kn_bench.editing.registry import expand
     from kn_bench.measure.engine import Engine
     from kn_bench.results.files import write_text
 
-    registry = Registry()
-    for module in _builtin_modules():
-        registry.add(module)
-    names = expand([method], registry.methods)
+    known = registered().methods
+    names = expand([method], known)
     if len(names) != 1:
         raise ValueError(f"{method!r}: expected one method, and it names {', '.join(names)}")
-    spec = registry.methods[names[0]]
+    spec = known[names[0]]
+    refuse_fixtures(spec)
     grid = points(values, spec)
     if preset.is_dir() or not preset.resolve().parent.is_dir():
         raise ValueError(f"-o {preset}: expected a file in a folder that exists; name another")
@@ -105,14 +105,6 @@ def best_of(
     """Return the values of the first point with the highest score; none where every score is 0."""
     best = max(range(len(curve)), key=lambda i: curve[i]["score"])
     return grid[best] if curve[best]["score"] > 0 else {}
-
-
-def _builtin_modules() -> list[Any]:
-    from importlib import import_module
-
-    from kn_bench.editing.registry import builtin_files
-
-    return [import_module(f"kn_bench.edits.{path.stem}") for path in builtin_files()]
 
 
 def points(values: Sequence[str], spec: MethodSpec) -> list[dict[str, Any]]:
