@@ -2,14 +2,17 @@
 
 import json
 import os
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from kn_bench.cases import sources
 from kn_bench.cases.sources import embedded
 from kn_bench.commands import blimp, data
+from kn_bench.commands.app import COMMANDS, LEFT, group
 from kn_bench.testing.options import Options
 from kn_bench.testing.plan import make_plan
 
@@ -44,6 +47,26 @@ def test_data_lists_what_is_there_and_says_how_to_get_the_rest(no_cache):
     assert sources.content_hash(selection.cases) in result.output
     assert f" {len(selection.cases)} " in result.output
     assert "pararel is not in the cache: `kn-bench data pararel --fetch`" in result.output
+
+
+@pytest.mark.parametrize(
+    ("name", "left"),
+    [
+        *((name, "run it again") for name in COMMANDS if name not in LEFT),
+        ("study", "the same command without --again goes on after the finished sections"),
+        ("tune", "the preset, where one was written, holds the points measured so far"),
+    ],
+)
+def test_an_interrupted_command_says_so(monkeypatch, name, left):
+    def command():
+        raise KeyboardInterrupt
+
+    interrupted = typer.Typer()
+    interrupted.command()(command)
+    monkeypatch.setattr(import_module(COMMANDS[name].module), "app", interrupted)
+    result = CliRunner().invoke(group, [name])
+    assert result.exit_code == 130
+    assert result.stderr == f"kn-bench {name}: interrupted; {left}\n"
 
 
 def test_data_by_relation_adds_up(no_cache):

@@ -136,6 +136,7 @@ def test_a_sweep_that_is_stopped_leaves_the_points_that_it_had(tmp_path, monkeyp
     (preset,) = read_presets(file)
     assert [point["v_lr"] for point in preset.curve] == [1.0, 2.0]
     assert preset.values["v_lr"] == 2.0
+    assert preset.source.endswith("; stopped after 2 of 3 points")
 
 
 @pytest.mark.parametrize(
@@ -153,6 +154,7 @@ def test_values_are_written_and_advised_only_where_a_point_worked(
     said = capsys.readouterr().out.splitlines()[-1]
     (preset,) = read_presets(file)
     assert [point["score"] for point in preset.curve] == list(scores)
+    assert "stopped" not in preset.source
     assert preset.values == ({} if chosen is None else {"v_lr": chosen})
     if chosen is None:
         assert said.startswith(f"no point of {len(scores)} worked: ")

@@ -52,6 +52,14 @@ COMMANDS = {
 }
 """Name of a command -> its module, which has a typer app called ``app``."""
 
+INTERRUPTED = 130
+"""The exit status of a command that Ctrl-C ends: typer's."""
+LEFT = {
+    "study": "the same command without --again goes on after the finished sections",
+    "tune": "the preset, where one was written, holds the points measured so far",
+}
+"""What an interrupted command leaves behind."""
+
 AS_THEY_COME = {
     "allow_extra_args": True,
     "allow_interspersed_args": False,
@@ -69,7 +77,13 @@ def _handing_on(name: str) -> Callable[[typer.Context], None]:
     """Return a command that passes its arguments, ``--help`` too, to the app of its module."""
 
     def hand_on(ctx: typer.Context) -> None:
-        import_module(COMMANDS[name].module).app(ctx.args, prog_name=f"kn-bench {name}")
+        try:
+            import_module(COMMANDS[name].module).app(ctx.args, prog_name=f"kn-bench {name}")
+        except SystemExit as end:
+            if end.code == INTERRUPTED:
+                left = LEFT.get(name, "run it again")
+                typer.echo(f"kn-bench {name}: interrupted; {left}", err=True)
+            raise
 
     return hand_on
 

@@ -86,9 +86,9 @@ def command(
         typer.echo(" ".join(f"{key}={value}" for key, value in curve[-1].items()), err=True)
         sys.stderr.flush()
         # after every point: a sweep takes long, and one that is stopped leaves what it knows
-        text = as_toml(
-            spec.name, model, best_of(grid, curve), curve, f"{what}; boards up to {apart}"
-        )
+        left = f"; stopped after {len(curve)} of {len(grid)} points" * (len(curve) < len(grid))
+        source = f"{what}; boards up to {apart}{left}"
+        text = as_toml(spec.name, model, best_of(grid, curve), curve, source)
         write_text(preset, text)
     if best_of(grid, curve):
         typer.echo(f"written to {preset}: use it by --preset {preset}")
