@@ -33,6 +33,29 @@ def test_a_test_that_is_never_heard_of_is_missed(bench, workers):
     again.stdout.fnmatch_lines([f"kn_bench: run r has {TESTS - 1} tests already"])
 
 
+@pytest.mark.parametrize("workers", ["-n0", "-n2"])
+@pytest.mark.parametrize("written", ["kn_bench.results.store.RunStore.finish", "summary.end_run"])
+def test_ctrl_c_while_the_board_is_written_is_no_failed_test(bench, workers, written):
+    bench.pytester.makepyfile(
+        interrupting=f"""
+import kn_bench.results.store
+from kn_bench.testing import summary
+
+def interrupted(*_):
+    raise KeyboardInterrupt
+
+{written} = interrupted
+"""
+    )
+    result = bench.run("-p", "interrupting", "-q", workers, "--run", "r")
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    assert "Traceback" not in result.stdout.str() + result.stderr.str()
+    result.stdout.fnmatch_lines(["kn_bench: go on with this run by --resume r"])
+    again = bench.run(workers, "--resume", "r")
+    assert (again.ret, len(bench.verdicts())) == (0, TESTS)
+    again.stdout.fnmatch_lines([f"kn_bench: run r has {TESTS} tests already"])
+
+
 def test_a_value_that_xdist_cannot_send_is_no_success(bench):
     """With -n1 xdist ends such a session with status 0 and the words "no tests ran"."""
     result = bench.run("-q", "-n1", TOY_ODD=ONE)

@@ -146,6 +146,9 @@ class Recorder:
             self.finished = True
         except StoreError as error:
             self.failure = str(error)
+        except KeyboardInterrupt:  # the log is whole: a resumed run writes the board
+            session.exitstatus = pytest.ExitCode.INTERRUPTED
+            return
         if session.exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED:
             session.exitstatus = pytest.ExitCode.OK  # the run had them all
         if self._options.resume and self._options.strict and self.ending and self.ending.missed:
