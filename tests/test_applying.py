@@ -5,7 +5,8 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from kn_bench.editing.applying import RowEdits, in_place
+from kn_bench.editing.applying import RowEdits, deltas_of, in_place
+from kn_bench.editing.composition import Composition
 from kn_bench.editing.edit import (
     DenseEdit,
     LowRank,
@@ -112,6 +113,24 @@ def test_the_update_is_applied_once():
     assert float(change.norm()) == pytest.approx(norm(edit), rel=1e-9)
     up = edit.updates[0]
     torch.testing.assert_close(change, up.u @ up.v, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", ["dense", "low rank"])
+def test_a_change_of_16_bit_weights_is_rounded_once(dtype, kind):
+    lm, generator = tiny_model("gpt2", dtype), torch.Generator().manual_seed(0)
+    u = torch.randn(lm.d_mlp, 2, generator=generator)
+    v = torch.randn(2, lm.d_model, generator=generator)
+    low = LowRankEdit((LowRank(1, u, v),))
+    edit = low if kind == "low rank" else DenseEdit(deltas_of(lm, low))
+    expected = (lm.weight(1).float() + u @ v).to(dtype)
+    twice = lm.weight(1) + (u @ v).to(dtype)
+    assert not torch.equal(expected, twice)  # so that equal ones say something
+    with in_place(lm, edit):
+        assert torch.equal(lm.weight(1), expected)
+    with Composition(lm) as composition:
+        composition.add([edit])
+        assert torch.equal(lm.weight(1), expected)
 
 
 def test_the_model_is_restored_when_the_body_raises():

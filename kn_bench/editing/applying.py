@@ -35,6 +35,7 @@ from kn_bench.editing.validation import checked
 from kn_bench.model.held import EditOutlivedError
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.loaded import check_model
+from kn_bench.model.precision import wide_dtype
 
 IN_PLACE = (DenseEdit, MemoryEdit, WrapperEdit)
 """Edits that need the weights or the modules themselves: one at a time."""
@@ -256,6 +257,8 @@ def _scaled(model: LanguageModel, edit: NeuronEdit) -> Iterator[dict[str, Tensor
 def in_place(lm: LanguageModel, edit: Edit) -> Iterator[dict[str, Tensor]]:
     """Apply one edit to the model itself; on exit the model is as it was, to the bit.
 
+    A change is added in float32 or wider, and the sum alone is rounded to the weight's dtype.
+
     Yields:
         The changed parameters as they were before, by name.
 
@@ -271,7 +274,8 @@ def in_place(lm: LanguageModel, edit: Edit) -> Iterator[dict[str, Tensor]]:
     try:
         with torch.no_grad():
             for name, delta in deltas.items():
-                parameters[name].add_(delta.to(parameters[name]))
+                parameter = parameters[name]
+                parameter.add_(delta.to(parameter.device, wide_dtype(parameter.dtype)))
         wrapper = edit if isinstance(edit, MemoryEdit | WrapperEdit) else None
         applied = wrapper.apply(lm.hf) if wrapper else nullcontext()
         if not isinstance(applied, AbstractContextManager):
