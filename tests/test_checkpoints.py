@@ -282,6 +282,35 @@ def test_low_rank_finds_the_rank_through_rounding(rank):
     assert low_rank(torch.randn(120, 80, generator=generator), 1e-3) is None
 
 
+@pytest.mark.parametrize(
+    ("stored_as", "run_in"),
+    [("bfloat16", "bfloat16"), ("bfloat16", "float32"), ("float16", "float16")],
+)
+@pytest.mark.parametrize("sizes", [(1.0, 1.0), (20.0, 20.0, 20.0, 0.1), (50.0, 0.2)])
+def test_16_bits_hide_no_small_edit_beside_large_ones(copy, tmp_path, stored_as, run_in, sizes):
+    dtype, generator = getattr(torch, stored_as), torch.Generator().manual_seed(0)
+    folder = copy(lambda tensors: {n: t.to(dtype) for n, t in tensors.items()})
+    shutil.copytree(folder, tmp_path / "base")
+    lm = kn.load_model(str(tmp_path / "base"), dtype=run_in)
+    before = lm.weight(LAYER).float().clone()
+    u = torch.randn(lm.d_mlp, len(sizes), generator=generator)
+    v = torch.randn(len(sizes), lm.d_model, generator=generator)
+    u, v = u / u.norm(dim=0), v / v.norm(dim=1, keepdim=True)
+    change = u * torch.tensor(sizes) * before.norm() @ v
+    edited = (before + change).to(dtype)
+    layout = edited.T if lm.transposed(LAYER) else edited
+    copy(lambda tensors: tensors | {stored(lm, tensors): layout.contiguous()})
+    edit = checkpoint_edit(lm, folder)
+    assert isinstance(edit, LowRankEdit | DenseEdit)
+    if min(sizes) == max(sizes):  # what rounding leaves over is no reason to be dense
+        assert isinstance(edit, LowRankEdit)
+        assert edit.updates[0].u.shape[1] == len(sizes)
+    with in_place(lm, edit):
+        left = edited.float() - lm.weight(LAYER).float()
+    of_each = (u.T @ left).norm(dim=1) / before.norm()
+    assert (of_each < 0.1 * torch.tensor(sizes)).all()
+
+
 def test_a_checkpoint_in_a_sequence_is_applied_once(model, copy):
     folder = copy(edited_by(model, rank_one(model)))
     method = EditedCheckpoint(model, folder)

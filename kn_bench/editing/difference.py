@@ -3,6 +3,9 @@
     LowRankEdit   only down-projections differ, by a product of few columns and rows: row by row
     DenseEdit     anything else that differs: in place
 
+Rounding to 16 bits hides small edits beside large ones, so that a product there is taken only where
+it leaves nothing over that is stronger, in any direction, than rounding it leaves.
+
 The checkpoint is read tensor by tensor: in memory are one model and what differs.
 """
 
@@ -21,6 +24,11 @@ from kn_bench.editing.edit import DenseEdit, Edit, LowRank, LowRankEdit, NoEdit,
 from kn_bench.model.comparing import LOADED, counterpart, headers
 from kn_bench.model.language_model import LanguageModel
 
+FINE = torch.finfo(torch.float32).eps
+"""Relative rounding that hides nothing which a log-probability would show."""
+STRONGER = 2.0
+"""Two matrices of rounding errors differ by less than this in their strongest direction; an edit
+that a product lacks stands out by more."""
 FULL = 4
 """A difference is of low rank up to a quarter of the matrix's smaller side."""
 
@@ -120,6 +128,8 @@ def edit_of(lm: LanguageModel, deltas: Mapping[str, Tensor], resolution: float) 
             change = delta.T if lm.transposed(layer) else delta
             rounding = resolution * float((weight + change).double().norm())
             factors = low_rank(change, rounding)
+            if factors is not None and resolution > FINE:
+                factors = _all_but_rounding(weight, change, factors, resolution)
             if factors is None:
                 break
             updates.append(LowRank(layer, *factors))
@@ -159,3 +169,38 @@ def low_rank(matrix: Float[Tensor, "rows columns"], tolerance: float) -> RankFac
             return RankFactors(u.to(matrix.dtype), v.to(matrix.dtype))
         directions *= 2
     return None
+
+
+def _all_but_rounding(
+    weight: Tensor, change: Tensor, factors: RankFactors, resolution: float
+) -> RankFactors | None:
+    """Return ``factors`` refined, or None where they lack more of ``change`` than rounding.
+
+    One power step (Halko et al., algorithm 4.3) makes the product as close as its rank allows.
+    """
+    exact, before = change.double(), weight.double()
+    basis = torch.linalg.qr(exact @ factors.v.double().T).Q
+    U, S, Vh = torch.linalg.svd(basis.T @ exact, full_matrices=False)
+    u, v = basis @ U * S, Vh
+    product = u @ v
+    error = _rounded(before + product, resolution) - before - product
+    if _strength(exact - product) > STRONGER * _strength(error):
+        return None
+    return RankFactors(u.to(change.dtype), v.to(change.dtype))
+
+
+def _rounded(matrix: Tensor, resolution: float) -> Tensor:
+    """Return ``matrix`` in as many binary digits as a dtype of that ``eps`` has."""
+    digits, exponent = torch.frexp(matrix)  # digits from 1/2 to 1
+    return torch.ldexp((digits * 2 / resolution).round() * resolution / 2, exponent)
+
+
+def _strength(matrix: Float[Tensor, "rows columns"]) -> float:
+    """Return about the largest singular value, by power iteration from seeded directions."""
+    drawn = torch.randn(
+        matrix.shape[1], 8, generator=torch.Generator().manual_seed(0), dtype=matrix.dtype
+    )
+    directions = drawn.to(matrix.device)
+    for _ in range(8):
+        directions = torch.linalg.qr(matrix.T @ (matrix @ directions)).Q
+    return float(torch.linalg.matrix_norm(matrix @ directions, 2))
