@@ -1,9 +1,13 @@
 """The control of an edit: as large as the edit, of the same place, and drawn by the request."""
 
+from dataclasses import replace
+
+import pytest
 import torch
 
 from kn_bench.cases.case import Cloze, EditRequest, Query
 from kn_bench.editing import equal_size
+from kn_bench.editing.composition import summed
 from kn_bench.editing.edit import (
     DenseEdit,
     LookupEdit,
@@ -92,6 +96,70 @@ def test_where_most_neurons_are_chosen_the_rest_is_taken_first():
     (scale,) = control_of(NeuronEdit((NeuronScale(0, rows, 2.0),)), request(), D_MLP).scales
     assert scale.neurons.numel() == 30
     assert {30, 31} <= set(scale.neurons.tolist())
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [
+        ((2, [3, 7], 2.0), (2, [20], 4.0)),
+        ((2, [3, 7], 2.0), (1, [3, 9], 2.0), (2, [20, 1, 5], 8.0), (1, [4], 4.0)),
+        ((2, range(10), 0.0), (2, range(10, 15), 2.0)),
+        ((2, range(20), 0.0), (2, range(20, 30), 2.0)),  # more than there are others
+        ((2, range(D_MLP), 2.0), (2, [], 4.0)),
+    ],
+)
+def test_the_groups_of_one_layer_share_no_random_neuron(groups):
+    scales = tuple(NeuronScale(at, torch.tensor([*n]).long(), factor) for at, n, factor in groups)
+    drawn = control_of(NeuronEdit(scales), request(), D_MLP).scales
+
+    def shape(of):
+        return [(scale.layer, scale.factor, scale.neurons.numel()) for scale in of]
+
+    def places(of):
+        return [(scale.layer, neuron) for scale in of for neuron in scale.neurons.tolist()]
+
+    assert shape(drawn) == shape(scales)
+    assert len(set(places(drawn))) == len(places(scales))
+    most = max(sum(len(n) for at, n, _ in groups if at == layer) for layer in (1, 2))
+    if 2 * most <= D_MLP:
+        assert not set(places(drawn)) & set(places(scales))
+
+
+def test_the_draw_of_one_group_is_that_of_earlier_releases():
+    rows = torch.tensor([20, 3, 7])
+    (scale,) = control_of(NeuronEdit((NeuronScale(2, rows, 0.0),)), request(), D_MLP).scales
+    u = torch.nn.functional.one_hot(rows, D_MLP).T.float()
+    edit = LowRankEdit((LowRank(2, u, torch.randn(3, D_MODEL)),))
+    (update,) = control_of(edit, request(), D_MLP).updates
+    assert scale.neurons.tolist() == update.u.argmax(0).tolist() == [0, 4, 19]
+
+
+@pytest.mark.parametrize("form", ["one update", "an update each"])
+@pytest.mark.parametrize("neurons", [([3, 7], [7, 20]), ([3, 7], [3, 7]), ([5], [6])])
+def test_what_a_batch_changes_twice_is_changed_twice_in_the_control(neurons, form):
+    generator = torch.Generator().manual_seed(0)
+    updates = [
+        LowRank(
+            2,
+            torch.nn.functional.one_hot(torch.tensor(of_one), D_MLP).T.float(),
+            torch.randn(len(of_one), D_MODEL, generator=generator),
+        )
+        for of_one in neurons
+    ]
+    edit = LowRankEdit(tuple(updates))
+    batch = edit if form == "an update each" else summed([LowRankEdit((up,)) for up in updates])
+    control = control_of(batch, request(), D_MLP)
+    ours, theirs = (torch.stack([up.u @ up.v for up in e.updates]).sum(0) for e in (control, edit))
+    norms = ours.norm(dim=1).sort().values
+    torch.testing.assert_close(norms, theirs.norm(dim=1).sort().values)
+
+
+def test_two_updates_of_one_layer_are_drawn_as_one():
+    first, second = low_rank(), low_rank()
+    halves = [replace(up, v=-0.9 * up.v) for up in second.updates]
+    control = control_of(LowRankEdit((*first.updates, *halves)), request(), D_MLP)
+    for ours, theirs in zip(control.updates, first.updates, strict=True):
+        torch.testing.assert_close((ours.u @ ours.v).norm(), 0.1 * (theirs.u @ theirs.v).norm())
 
 
 def test_a_dense_edit_parameter_by_parameter():

@@ -263,6 +263,11 @@ def neurons(indices):
     return each(lambda lm: NeuronEdit((NeuronScale(0, torch.tensor(indices), 0.0),)))
 
 
+def grouped(*groups):
+    scales = [NeuronScale(layer, torch.tensor(n), factor) for layer, n, factor in groups]
+    return each(lambda lm: NeuronEdit(tuple(scales)))
+
+
 def neurons_of(indices):
     return each(lambda lm: NeuronEdit((NeuronScale(0, indices, 0.0),)))
 
@@ -378,6 +383,9 @@ TABLE = [
     Row(scaled(math.inf), "returned a factor at layer 0 that is not finite"),
     Row(scaled(torch.tensor(0.0)), None),
     Row(neurons([1, 1]), "scales a neuron of layer 0 twice: list each once"),
+    Row(grouped((0, [1, 2], 2.0), (0, [3, 1], 4.0)), "scales a neuron of layer 0 by two factors:"),
+    Row(grouped((1, [2], 0.0), (0, [2], 2.0), (1, [2], 0.0)), "neuron of layer 1 by two factors:"),
+    Row(grouped((0, [1, 2], 2.0), (0, [3], 4.0), (1, [1, 3], 2.0)), None),
     Row(neurons([[1, 2]]), "in 2 dimensions: expected one"),
     Row(neurons([-1]), "scales a neuron outside 0 to"),
     Row(each(lambda lm: PromptEdit(" ")), "returned a PromptEdit with an empty prefix"),

@@ -306,11 +306,12 @@ def summed(edits: Sequence[Edit]) -> Edit:
     if sum(parts) > 1:
         raise CannotCompose("edits of different kinds have no sum")
     if low_rank:
-        return LowRankEdit(_side_by_side(low_rank))
+        return LowRankEdit(side_by_side(low_rank))
     return DenseEdit(dense) if dense else whole
 
 
-def _side_by_side(updates: Sequence[LowRank]) -> tuple[LowRank, ...]:
+def side_by_side(updates: Sequence[LowRank]) -> tuple[LowRank, ...]:
+    """Return the same updates, one a layer."""
     by_layer: defaultdict[int, list[LowRank]] = defaultdict(list)
     for update in updates:
         by_layer[update.layer].append(update)

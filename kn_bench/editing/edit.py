@@ -81,7 +81,10 @@ class NeuronScale:
 
 @dataclass(frozen=True, eq=False)
 class NeuronEdit(Edit):
-    """Scales neurons at the answer position: the mask, or the last prompt token and all after."""
+    """Scales neurons at the answer position: the mask, or the last prompt token and all after.
+
+    Each neuron is in one scale at most.
+    """
 
     scales: tuple[NeuronScale, ...]
 

@@ -2,7 +2,7 @@
 
     LowRankEdit   random u and v of the same rank, layers and norms; where u picks neurons
                   (knowledge neurons), the same change at as many random neurons of the layer
-    NeuronEdit    as many random neurons of the same layers, scaled alike
+    NeuronEdit    as many random neurons of the same layers, scaled alike, each by one factor
     DenseEdit     a random change of the same parameters, each of the same norm
     MemoryEdit    the same memory, what it answers turned at random: a codebook's values drawn anew,
                   a side weight's change rotated, so that it is used where the method's is
@@ -16,7 +16,8 @@ The draw depends on the request's id and the layer alone, not on what else is me
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -24,6 +25,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from kn_bench.cases.case import EditRequest, Query
+from kn_bench.editing.composition import side_by_side
 from kn_bench.editing.edit import (
     DenseEdit,
     Edit,
@@ -62,9 +64,10 @@ def control_of(edit: Edit, request: EditRequest, d_mlp: int) -> Edit | None:
         d_mlp: neurons of a layer, to draw from.
     """
     if isinstance(edit, LowRankEdit):
-        return LowRankEdit(updates=tuple(_low_rank(up, request.id) for up in edit.updates))
+        updates = side_by_side(edit.updates)  # two of a layer would be drawn alike
+        return LowRankEdit(updates=tuple(_low_rank(up, request.id) for up in updates))
     if isinstance(edit, NeuronEdit):
-        return NeuronEdit(scales=tuple(_scale(s, request.id, d_mlp) for s in edit.scales))
+        return NeuronEdit(scales=tuple(_scales(edit.scales, request.id, d_mlp)))
     if isinstance(edit, DenseEdit):
         return DenseEdit({name: _dense(d, name, request.id) for name, d in edit.deltas.items()})
     if isinstance(edit, MemoryEdit):
@@ -85,10 +88,13 @@ def _low_rank(update: LowRank, request: str) -> LowRank:
     """Draw on the CPU in float64, so that every machine draws the same."""
     generator = _generator(request, update.layer)
     if _picks_neurons(update.u):
-        chosen = update.u.argmax(0).cpu()
-        drawn = _neurons(chosen, update.u.shape[0], generator)
+        chosen = update.u.argmax(0).tolist()
+        distinct = torch.tensor(list(dict.fromkeys(chosen)), dtype=torch.long)
+        drawn = _neurons(distinct, update.u.shape[0], generator).sort().values
+        # a neuron that a batch changes twice has one in its place, which is changed twice
+        in_place_of = dict(zip(distinct.tolist(), drawn.tolist(), strict=True))
         u = torch.zeros_like(update.u)
-        u[drawn.to(u.device), torch.arange(u.shape[1], device=u.device)] = 1
+        u[[in_place_of[n] for n in chosen], torch.arange(u.shape[1], device=u.device)] = 1
         return replace(update, u=u)
     u = torch.randn(update.u.shape, generator=generator, dtype=torch.float64)
     v = torch.randn(update.v.shape, generator=generator, dtype=torch.float64)
@@ -113,12 +119,21 @@ def _neurons(
     """Return as many neurons as are ``chosen``, others than those while there are others."""
     order = torch.randperm(d_mlp, generator=generator)
     taken = torch.isin(order, chosen)
-    return torch.cat([order[~taken], order[taken]])[: chosen.numel()].sort().values
+    return torch.cat([order[~taken], order[taken]])[: chosen.numel()]
 
 
-def _scale(scale: NeuronScale, request: str, d_mlp: int) -> NeuronScale:
-    drawn = _neurons(scale.neurons.cpu(), d_mlp, _generator(request, scale.layer))
-    return replace(scale, neurons=drawn.to(scale.neurons))
+def _scales(scales: Sequence[NeuronScale], request: str, d_mlp: int) -> Iterator[NeuronScale]:
+    """Draw once a layer and deal out to its groups, so that no neuron is in two of them."""
+    chosen: defaultdict[int, list[Tensor]] = defaultdict(list)
+    for scale in scales:
+        chosen[scale.layer].append(scale.neurons.cpu())
+    left = {
+        layer: _neurons(torch.cat(groups), d_mlp, _generator(request, layer))
+        for layer, groups in chosen.items()
+    }
+    for scale in scales:
+        dealt, left[scale.layer] = left[scale.layer].tensor_split([scale.neurons.numel()])
+        yield replace(scale, neurons=dealt.sort().values.to(scale.neurons))
 
 
 def _dense(delta: Tensor, name: str, request: str) -> Tensor:

@@ -102,6 +102,7 @@ def _complaints(edit: Edit, model: LanguageModel) -> Iterator[str]:
                 )
             yield from _finite(f"update of layer {up.layer}", up.u, up.v)
     if isinstance(edit, NeuronEdit):
+        seen: set[tuple[int, int]] = set()
         for scale in edit.scales:
             yield from _layer(scale.layer, model)
             yield from _indices(scale)
@@ -112,6 +113,13 @@ def _complaints(edit: Edit, model: LanguageModel) -> Iterator[str]:
             ):
                 yield f"scales a neuron outside 0 to {width - 1} of layer {scale.layer}"
             yield from _factor(scale)
+            places = {(scale.layer, neuron) for neuron in scale.neurons.tolist()}
+            if places & seen:
+                yield (
+                    f"scales a neuron of layer {scale.layer} by two factors: list each once, with "
+                    "their product"
+                )
+            seen |= places
     if isinstance(edit, DenseEdit):
         for name, delta in edit.deltas.items():
             if not isinstance(name, str):
