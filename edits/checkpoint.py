@@ -6,6 +6,9 @@
     adapter_config.json          what the PEFT adapter adds, the same for every request
     saved edits                  each request's own, by id and content; one of no case serves all
 
+What is measured is what lay there when the method was made: files that were written again since are
+refused, and a method made after that measures the new ones.
+
 A checkpoint or adapter holds all of its edits: under ``batch`` and ``sequence`` it is applied once,
 in the first step.
 """
@@ -30,6 +33,7 @@ from kn_bench.model.comparing import check_edited_copy
 from kn_bench.model.folder import ADAPTER, CONFIG, INDEX, WEIGHTS
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.source import is_gguf
+from kn_bench.model.written import Written, as_written
 
 
 class EditedCheckpoint:
@@ -41,7 +45,7 @@ class EditedCheckpoint:
     """
 
     def __init__(self, lm: LanguageModel, folder: Path) -> None:
-        self.lm, self.folder = lm, folder
+        self.lm, self.folder, self.files = lm, folder, _as_written(folder)
 
     def edit(self, requests: Sequence[EditRequest]) -> list[Edit]:
         """Return the same edit for each request."""
@@ -61,15 +65,21 @@ class EditedCheckpoint:
         return self._difference(), {"applied": torch.tensor(True)}
 
     def _difference(self) -> Edit:
+        return self.lm.memo.get(("difference", *self.files), self._read)
+
+    def _read(self) -> Edit:
         of = adapter_edit if (self.folder / ADAPTER).is_file() else checkpoint_edit
-        return self.lm.memo.get(("difference", str(self.folder)), lambda: of(self.lm, self.folder))
+        edit = of(self.lm, self.folder)
+        _refuse_rewritten(self.folder, self.files)
+        return edit
 
 
 class SavedFile(NamedTuple):
-    """A file that ``save_edit`` wrote, and where its edit comes from."""
+    """A file that ``save_edit`` wrote, where its edit comes from, and when it was written."""
 
     path: Path
     source: Provenance
+    files: tuple[Written, ...]
 
 
 class SavedEdits:
@@ -91,10 +101,16 @@ class SavedEdits:
         """
         files = [self._file_of(request) for request in requests]
         # one that serves all is one object, put in place once
-        loaded = {path: load_edit(path, model=self.lm) for path in files if isinstance(path, Path)}
-        return [loaded[path] if isinstance(path, Path) else path for path in files]
+        distinct = {file.path: file for file in files if isinstance(file, SavedFile)}
+        loaded = {path: self._load(file) for path, file in distinct.items()}
+        return [loaded[file.path] if isinstance(file, SavedFile) else file for file in files]
 
-    def _file_of(self, request: EditRequest) -> Path | NotApplicable:
+    def _load(self, file: SavedFile) -> Edit:
+        edit = load_edit(file.path, model=self.lm)
+        _refuse_rewritten(file.path, file.files)
+        return edit
+
+    def _file_of(self, request: EditRequest) -> SavedFile | NotApplicable:
         file = self.files.get(request.id) or self.files.get("")
         if file is None:
             return NotApplicable("no edit of this case was saved")
@@ -102,11 +118,27 @@ class SavedEdits:
             return NotApplicable(
                 f"the edit in {file.path.name} was made for another request of this id"
             )
-        return file.path
+        return file
 
     def whole(self) -> list[Edit]:
         """Return all that changes the model at once: every saved edit."""
-        return [load_edit(file.path, model=self.lm) for file in self.files.values()]
+        return [self._load(file) for file in self.files.values()]
+
+
+def _as_written(path: Path) -> tuple[Written, ...]:
+    """Return a saved edit, or the files of a checkpoint or adapter, as they were last written."""
+    named = (path / name for name in (CONFIG, INDEX, ADAPTER))
+    files = [path] if path.is_file() else sorted([*path.glob("*.safetensors"), *named])
+    return tuple(as_written(file) for file in files if file.is_file())
+
+
+def _refuse_rewritten(path: Path, files: tuple[Written, ...]) -> None:
+    """Refuse what was read from ``path`` where it is no more what lay there at first."""
+    if _as_written(path) != files:
+        raise ValueError(
+            f"{path}: expected what lay there when the method was made, and it was written again "
+            "since; measure it again"
+        )
 
 
 def saved_files(path: Path) -> dict[str, SavedFile]:
@@ -117,6 +149,7 @@ def saved_files(path: Path) -> dict[str, SavedFile]:
     """
     files: dict[str, SavedFile] = {}
     for file in [path] if path.is_file() else sorted(path.glob("*.safetensors")):
+        written = _as_written(file)
         source = saved_provenance(file)
         case = source.case
         if case in files:
@@ -124,7 +157,7 @@ def saved_files(path: Path) -> dict[str, SavedFile]:
                 f"{path}: expected one edit a case, and {files[case].path.name} and {file.name} "
                 f"are both of {case or 'no case'}; keep one"
             )
-        files[case] = SavedFile(file, source)
+        files[case] = SavedFile(file, source, written)
     if not files:
         raise ValueError(
             f"{path}: expected a model folder with {CONFIG}, a PEFT adapter folder with {ADAPTER}, "

@@ -320,6 +320,68 @@ def test_a_checkpoint_in_a_sequence_is_applied_once(model, copy):
     assert isinstance(second, NoEdit)
 
 
+def saved_alone(lm, edits, folder):
+    source = Provenance(model=BASE, model_hash=lm.content_hash, method="by hand")
+    folder.mkdir(exist_ok=True)
+    save_edit(edits[0], folder / "all.safetensors", provenance=source)
+
+
+def write_checkpoint(model, folder, scale, save=save_checkpoint, *, anew=True):
+    if anew:
+        shutil.rmtree(folder, ignore_errors=True)
+    save(model, [LowRankEdit((rank_one(model, scale),))], folder)
+
+
+WAYS = pytest.mark.parametrize("save", [save_checkpoint, save_adapter, saved_alone])
+
+
+def size_of(method):
+    (edit,) = method.edit([kn.load_cases("embedded", relation="P36", limit=1)[0].request])
+    return round(norm(edit), 2)
+
+
+@WAYS
+@pytest.mark.parametrize("anew", [True, False])
+def test_a_folder_that_was_written_again_is_measured_as_it_is_now(model, tmp_path, save, anew):
+    if save is save_adapter:
+        pytest.importorskip("peft")
+    for scale in (3.0, 5.0, 4.0):
+        write_checkpoint(model, tmp_path / "edited", scale, save, anew=anew)
+        for _ in range(2):
+            assert size_of(kn.method(f"checkpoint:{tmp_path / 'edited'}", model)) == scale
+
+
+@WAYS
+def test_a_relative_path_is_another_folder_elsewhere(model, tmp_path, save, monkeypatch):
+    if save is save_adapter:
+        pytest.importorskip("peft")
+    for scale in (3.0, 5.0):
+        place = tmp_path / f"{scale}"
+        place.mkdir()
+        write_checkpoint(model, place / "edited", scale, save)
+        monkeypatch.chdir(place)
+        assert size_of(kn.method("checkpoint:edited", model)) == scale
+
+
+@WAYS
+@pytest.mark.parametrize("anew", [True, False])
+def test_what_is_written_again_under_a_method_is_refused(model, tmp_path, save, anew):
+    if save is save_adapter:
+        pytest.importorskip("peft")
+    write_checkpoint(model, tmp_path / "edited", 3.0, save)
+    method = kn.method(f"checkpoint:{tmp_path / 'edited'}", model)
+    write_checkpoint(model, tmp_path / "edited", 5.0, save, anew=anew)
+    with pytest.raises(ValueError, match="written again since; measure it again"):
+        size_of(method)
+
+
+def test_an_unchanged_checkpoint_is_read_once(model, copy, monkeypatch):
+    folder = copy(edited_by(model, rank_one(model)))
+    first = EditedCheckpoint(model, folder).whole()[0]
+    monkeypatch.setattr("kn_bench.edits.checkpoint.checkpoint_edit", pytest.fail)
+    assert EditedCheckpoint(model, folder).whole()[0] is first
+
+
 # -- what cannot be compared -------------------------------------------------------------------
 
 

@@ -1,6 +1,10 @@
 """The text that C is taken over: named, found wrong before the run, or written by the model."""
 
+import hashlib
 import json
+import os
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,10 +14,11 @@ from kn_bench.editing.rome import remembered
 from kn_bench.edits.ultraedit import UltraEdit, UltraEditSettings
 from kn_bench.edits.wise import OTHER_TEXTS, Wise, WiseSettings
 from kn_bench.model import corpus, own_text
-from kn_bench.model.corpus import NamedCorpus, Texts, check_corpus, file_named
+from kn_bench.model.corpus import NamedCorpus, TextFile, Texts, check_corpus, file_named
 from kn_bench.model.loading import load_model
 from kn_bench.model.own_text import corpus_named
 from kn_bench.model.second_moment import second_moments
+from kn_bench.model.written import file_hash
 from kn_bench.testing.models import Models
 from kn_bench.testing.options import Options
 from tests.test_rome import REQUESTS
@@ -205,3 +210,19 @@ def test_the_users_text_comes_before_the_embedded_models_own(tmp_path, monkeypat
     assert remembered.corpus_for(lm).name == name
     if name == "notes.txt" and lm.is_causal:
         assert remembered.covariance_of(lm, 1, None, None).source.startswith("notes.txt, ")
+
+
+@pytest.mark.parametrize("where", ["elsewhere", "in place", "replaced"])
+def test_the_hash_of_a_file_is_that_of_what_it_holds_now(tmp_path, monkeypatch, where):
+    for number, text in enumerate(("one", "two", "six")):
+        folder = tmp_path / (str(number) if where == "elsewhere" else "here")
+        folder.mkdir(exist_ok=True)
+        monkeypatch.chdir(folder)
+        path = Path("text.txt")
+        if where == "replaced":
+            path.unlink(missing_ok=True)
+        time.sleep(0.02)  # a clock of files ticks every few milliseconds
+        path.write_text(text)
+        os.utime(path, ns=(0, 0))  # as tools do that copy or unpack
+        expected = hashlib.sha256(text.encode()).hexdigest()
+        assert [file_hash(path), TextFile(path).content_hash] == [expected, expected]

@@ -7,11 +7,11 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
 from kn_bench.model.cache_folder import cache_folder
+from kn_bench.model.written import file_hash
 
 HUB_TEXT = "Salesforce/wikitext:wikitext-2-raw-v1"
 """Data set and configuration, the default where the hub can be reached: two million tokens of
@@ -38,8 +38,7 @@ class _OfFile:
 
     @property
     def content_hash(self) -> str:
-        facts = self.path.stat()
-        return _file_hash(self.path, facts.st_size, facts.st_mtime_ns)
+        return file_hash(self.path)
 
 
 @dataclass(frozen=True)
@@ -78,12 +77,6 @@ class JsonTexts(_OfFile):
 def _text_of(record: Mapping[str, str]) -> str:
     """Return the text of a record in one line, whatever the case of the field's name."""
     return " ".join({name.lower(): value for name, value in record.items()}["text"].split())
-
-
-@lru_cache(maxsize=16)
-def _file_hash(path: Path, size: int, changed: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @dataclass(frozen=True)

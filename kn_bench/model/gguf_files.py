@@ -11,14 +11,12 @@ file share its pages. Weights are kept in float32: Q4_1 is not exact in 16 bits.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from kn_bench.model.cache_folder import cache_folder
 from kn_bench.model.output import progress_on_terminals_only
 from kn_bench.model.rights import with_usual_rights
+from kn_bench.model.written import file_hash
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -74,7 +73,7 @@ def converted(file: Path, expected_sha256: str = "") -> Path:
         folder = _folder(file, expected_sha256)
         if (folder / ORIGIN).is_file():
             return folder
-    sha256 = _sha256(file, file.stat().st_mtime_ns)
+    sha256 = file_hash(file)
     if expected_sha256 and sha256 != expected_sha256:
         raise ValueError(
             f"{file}: expected the pinned file with SHA-256 {expected_sha256}, got {sha256}; "
@@ -96,12 +95,6 @@ def origin_of(folder: Path) -> Origin | None:
 
 def _folder(file: Path, sha256: str) -> Path:
     return cache_folder() / "models" / f"{file.stem}-{sha256[:16]}"
-
-
-@lru_cache(maxsize=16)
-def _sha256(file: Path, changed: int) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _convert_once(file: Path, sha256: str, folder: Path) -> None:
