@@ -47,7 +47,7 @@ def interrupted(*_):
 {written} = interrupted
 """
     )
-    result = bench.run("-p", "interrupting", "-q", workers, "--run", "r")
+    result = bench.run("-p", "interrupting", "-q", workers, "--run", "r", TOY_BOARD="1")
     assert result.ret == pytest.ExitCode.INTERRUPTED
     assert "Traceback" not in result.stdout.str() + result.stderr.str()
     result.stdout.fnmatch_lines(["kn_bench: go on with this run by --resume r"])
