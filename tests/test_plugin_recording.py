@@ -33,8 +33,10 @@ def test_a_test_that_is_never_heard_of_is_missed(bench, workers):
     again.stdout.fnmatch_lines([f"kn_bench: run r has {TESTS - 1} tests already"])
 
 
-@pytest.mark.parametrize("workers", ["-n0", "-n2"])
-@pytest.mark.parametrize("written", ["kn_bench.results.store.RunStore.finish", "summary.end_run"])
+@pytest.mark.parametrize(
+    ("workers", "written"),
+    [("-n0", "kn_bench.results.store.RunStore.finish"), ("-n2", "summary.end_run")],
+)
 def test_ctrl_c_while_the_board_is_written_is_no_failed_test(bench, workers, written):
     bench.pytester.makepyfile(
         interrupting=f"""

@@ -169,8 +169,7 @@ def test_what_bears_on_test_ids_is_read_without_importing_the_builtin_methods():
     assert told(declared) == told(methods)  # in one order: test ids come in it
 
 
-@pytest.mark.parametrize("chosen", [(), ("--method", "all")])
-def test_a_session_that_only_collects_does_not_import_torch(pytester, chosen):
+def test_a_session_that_only_collects_does_not_import_torch(pytester):
     pytester.makepyfile(
         told="""
         import sys
@@ -179,8 +178,8 @@ def test_a_session_that_only_collects_does_not_import_torch(pytester, chosen):
             print("torch was imported:", "torch" in sys.modules)
         """
     )
-    session = (*PLUGINS, "-p", "told", "--pyargs", "kn_bench.suites", "--limit", "1", *chosen,
-               "--collect-only", "-q")  # fmt: skip
+    session = (*PLUGINS, "-p", "told", "--pyargs", "kn_bench.suites", "--limit", "1",
+               "--method", "all", "--collect-only", "-q")  # fmt: skip
     declared = pytester.runpytest_subprocess(*session)
     # a setting is checked by its method, which is imported for it
     imported = pytester.runpytest_subprocess(*session, "--set", "rome.v_lr=0.5")
