@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -19,7 +20,6 @@ from kn_bench.editing.bounds import Count, Rate, Weight
 from kn_bench.editing.closed_form import Covariance, Prior
 from kn_bench.editing.family import Carried, ClosedFormSettings, Past
 from kn_bench.editing.registry import edit_method
-from kn_bench.editing.settings import refuse_zeros
 from kn_bench.model.language_model import LanguageModel
 
 
@@ -27,14 +27,11 @@ from kn_bench.model.language_model import LanguageModel
 class BetaEditSettings(ClosedFormSettings):
     """The family's (lambda is not used), lambda_1, lambda_2, tau and the null space's threshold."""
 
+    solvable_by: ClassVar = ("lambda_1", "lambda_2")
     lambda_1: Weight = 3_000.0
     lambda_2: Weight = 10.0
     tau: Count = 1_000
     nullspace_threshold: Rate = 2e-2
-
-    def check(self, lm: LanguageModel) -> None:
-        super().check(lm)
-        refuse_zeros(self, "lambda_1", "lambda_2")
 
 
 class BetaEdit(Carried[BetaEditSettings]):

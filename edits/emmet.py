@@ -8,12 +8,12 @@ Gupta, Sajnani, Anumanchipalli, "A Unified Framework for Model Editing", EMNLP 2
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from kn_bench.editing.bounds import Weight
 from kn_bench.editing.closed_form import Covariance, Prior
 from kn_bench.editing.family import ClosedForm, ClosedFormSettings, Past
 from kn_bench.editing.registry import edit_method
-from kn_bench.editing.settings import refuse_zeros
 from kn_bench.model.language_model import LanguageModel
 
 
@@ -21,13 +21,10 @@ from kn_bench.model.language_model import LanguageModel
 class EmmetSettings(ClosedFormSettings):
     """The family's, and two ridges: of the batch's own keys, and mu, of all directions."""
 
+    solvable_by: ClassVar = ("mom2_update_weight", "update_norm_lambda")
     mom2_update_weight: Weight = 1.0
     emmet_lambda: Weight = 0.1
     update_norm_lambda: Weight = 0.0
-
-    def check(self, lm: LanguageModel) -> None:
-        super().check(lm)
-        refuse_zeros(self, "mom2_update_weight", "update_norm_lambda")
 
 
 class Emmet(ClosedForm[EmmetSettings]):

@@ -9,12 +9,12 @@ Gupta et al., "Lifelong Sequential Knowledge Editing without Model Degradation",
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from kn_bench.editing.bounds import Weight, Whole
 from kn_bench.editing.closed_form import Covariance, Prior
 from kn_bench.editing.family import Carried, ClosedFormSettings, Past
 from kn_bench.editing.registry import edit_method
-from kn_bench.editing.settings import refuse_zeros
 from kn_bench.model.language_model import LanguageModel
 
 
@@ -22,13 +22,10 @@ from kn_bench.model.language_model import LanguageModel
 class EncoreSettings(ClosedFormSettings):
     """The family's, and beta, the weight of the update's norm."""
 
+    solvable_by: ClassVar = ("mom2_update_weight", "update_norm_lambda")
     mom2_update_weight: Weight = 15_000.0
     update_norm_lambda: Weight = 10.0
     stop_after_rank_1: Whole = 4
-
-    def check(self, lm: LanguageModel) -> None:
-        super().check(lm)
-        refuse_zeros(self, "mom2_update_weight", "update_norm_lambda")
 
 
 class Encore(Carried[EncoreSettings]):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -65,10 +66,12 @@ class LoraSettings(Settings):
         super().check(lm)
         if not self.target_modules:
             raise SettingError("target_modules is []: expected ends of modules' names; name one")
-        names = [f".{name}" for name, _ in lm.hf.named_modules()]
-        for end in self.target_modules:
-            named = [name[1:] for name in names if name.endswith(f".{end}")]
-            refuse_modules(lm, "target_modules", named or [end])
+        names = [name for name, _ in lm.hf.named_modules()]
+        named = (
+            [name for name in names if f".{name}".endswith(f".{end}")] or [end]
+            for end in self.target_modules
+        )
+        refuse_modules(lm, "target_modules", chain.from_iterable(named))
 
 
 class Lora(TunedWeights[LoraSettings]):

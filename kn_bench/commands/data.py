@@ -71,8 +71,8 @@ class Overview:
     Attributes:
         rows: the rows of the table of sources.
         excluded: for each source and reason, how many cases or probes were left out.
-        lacking: for each source, criterion and reason, how many of the user's own cases bring no
-            question.
+        lacking: how many of the user's own cases have no question, counted by source, criterion
+            and reason.
         shown: the cases to print as they will be asked.
         absent: the sources that are not in the cache.
     """

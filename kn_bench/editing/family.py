@@ -41,7 +41,7 @@ from kn_bench.editing.rome.remembered import (
     values_of,
 )
 from kn_bench.editing.rome.spread import Mean, Share, Spread, spread
-from kn_bench.editing.settings import Settings, recorded
+from kn_bench.editing.settings import SettingError, Settings, recorded
 from kn_bench.model.context_templates import LENGTHS
 from kn_bench.model.corpus import Corpus
 from kn_bench.model.language_model import LanguageModel
@@ -61,8 +61,10 @@ class ClosedFormSettings(ValueSettings, Settings):
         context_mean: how keys are averaged over contexts.
         mom2_n_tokens: tokens of the corpus that C is taken over; None for all.
         update_map: RECT, PRUNE or SPHERE on the finished update.
+        solvable_by: parameters of which one must be above 0, or nothing can be solved.
     """
 
+    solvable_by: ClassVar[tuple[str, ...]] = ()
     layers: tuple[int, ...]
     mom2_update_weight: Rate = 15_000.0
     context_template_length_params: Lengths = LENGTHS
@@ -85,6 +87,9 @@ class ClosedFormSettings(ValueSettings, Settings):
     def check(self, lm: LanguageModel) -> None:
         super().check(lm)
         refuse_lengths(lm, self.context_template_length_params)
+        names = self.solvable_by
+        if names and not any(getattr(self, name) for name in names):
+            raise SettingError(f"{' and '.join(names)} are 0: expected one of them above 0; set it")
 
 
 S = TypeVar("S", bound=ClosedFormSettings)

@@ -72,12 +72,6 @@ def refuse_modules(lm: LanguageModel, parameter: str, names: Iterable[str]) -> N
             )
 
 
-def refuse_zeros(settings: Settings, *names: str) -> None:
-    """Raise SettingError where all of the parameters ``names`` are 0: nothing can be solved."""
-    if not any(getattr(settings, name) for name in names):
-        raise SettingError(f"{' and '.join(names)} are 0: expected one of them above 0; set it")
-
-
 S = TypeVar("S", bound=Settings)
 
 

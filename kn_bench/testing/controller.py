@@ -193,8 +193,8 @@ class RunController:
         for name, spec in self._registry.methods.items():
             registry.refuse_double(known, name, spec.origin)
             known[name] = spec.origin
-        # without its argument a method is none
-        return {name: known[name] for name in known if name not in registry.builtin_templates()}
+        templates = registry.builtin_templates()  # no methods without their argument
+        return {name: origin for name, origin in known.items() if name not in templates}
 
     # -- the run ---------------------------------------------------------------------------
 

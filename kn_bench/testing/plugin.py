@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from kn_bench.editing.settings import Settings
     from kn_bench.testing.controller import RunController
     from kn_bench.testing.node_ids import Collected, NodeId
+    from kn_bench.testing.options import Options
     from kn_bench.testing.session import SuiteSession
     from kn_bench.testing.worker_config import WorkerConfig
 
@@ -385,7 +386,7 @@ def _begin(config: pytest.Config) -> SuiteSession:
     return SuiteSession(options, plan, methods, worker_config, choices)
 
 
-def _asks_for_names_alone(config: pytest.Config, options: Any) -> bool:
+def _asks_for_names_alone(config: pytest.Config, options: Options) -> bool:
     """Whether the session only collects: editors do so at each change, and torch takes seconds."""
     with_argument = any(":" in name for name in options.methods)
     return config.option.collectonly and not (options.sets or options.presets or with_argument)
