@@ -30,7 +30,7 @@ from kn_bench.editing.settings import (
     LAYERS,
     Choices,
     SettingError,
-    check_layers,
+    check_assignment,
     checked_choices,
     parameters,
     parse_assignment,
@@ -38,11 +38,13 @@ from kn_bench.editing.settings import (
     settings_for,
 )
 from kn_bench.edits.ft import FtLSettings
+from kn_bench.edits.lora import LoraSettings
 from kn_bench.edits.rome import RomeSettings
 from kn_bench.edits.ultraedit import UltraEditSettings
-from kn_bench.model.loading import load_model
+from kn_bench.model import loading
+from kn_bench.model.loading import load_model, load_outline
 from kn_bench.results.log import LOG
-from kn_bench.testing.models import refuse_layers
+from kn_bench.testing.models import refuse_unfit
 from tests.conftest import PLUGINS
 from tests.tiny_models import tiny_model
 
@@ -356,37 +358,68 @@ def test_the_command_line_sets_and_refuses(pytester):
     assert '"passes":2' in log.replace(" ", "")
 
 
-@pytest.mark.parametrize(("name", "wrong"), [("rome.layer=-1", -1), ("ultraedit.layers=[1,7]", 7)])
-def test_layers_that_a_model_does_not_have_are_refused_before_it_is_loaded(name, wrong):
-    methods = {"rome": RomeSettings, "ultraedit": UltraEditSettings}
-    choices = checked_choices([name], [], methods)
-    method = name.partition(".")[0]
-    check_layers(choices, method, methods[method], {"deep": 8, "deeper": 12} if wrong == 7 else {})
-    with pytest.raises(SettingError, match=f"a layer of shallow, 0 to 3, and got {wrong};"):
-        check_layers(choices, method, methods[method], {"shallow": 4})
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ("rome.layer=-1", "layer -1: tiny-gpt2 has layers 0 to 3; set others"),
+        ("ultraedit.layers=[1,7]", "layer 7: tiny-gpt2 has layers 0 to 3; set others"),
+        ("memit.layers=[4]", "layer 4: tiny-gpt2 has layers 0 to 3; set others"),
+        ("lora.target_modules=[q_proj]", "target_modules 'q_proj': expected a linear module of"),
+        ("grace.module=transformer.h.9.mlp", "module 'transformer.h.9.mlp': expected a linear"),
+        ("ultraedit.modules=[mlp.{}]", "modules 'mlp.1': expected a linear module of tiny-gpt2"),
+        ("rome.context_template_length_params=[[900,2]]", "contexts of less than the 96 tokens"),
+        ("pmet.context_template_length_params=[[900,2]]", "contexts of less than the 96 tokens"),
+        ("kn-edit.fewest=9", "fewest 9: expected no more than most, which is"),
+    ],
+)
+def test_settings_that_a_model_cannot_have_are_refused_before_it_is_loaded(
+    given, reason, monkeypatch
+):
+    monkeypatch.setattr(loading, "load_model", None)
+    name = given.partition(".")[0]
+    spec = specs()[name]
+    choices = checked_choices([given], [], {name: spec.settings})
+    with pytest.raises(SettingError) as refused:
+        refuse_unfit(choices, [spec], ["tiny-gpt2"])
+    assert str(refused.value).startswith(f"{name} on tiny-gpt2: ")
+    assert reason in str(refused.value)
+
+
+@pytest.mark.parametrize("text", ['["q_proj", "v_proj"]', "[q_proj,v_proj]", "q_proj, v_proj"])
+def test_names_are_read_though_a_shell_took_their_quotes_away(text):
+    (given,) = checked_choices(
+        [f"lora.target_modules={text}"], [], {"lora": LoraSettings}
+    ).assignments
+    assert check_assignment(given, LoraSettings) == ("q_proj", "v_proj")
+
+
+def test_the_outline_of_a_model_is_the_model_without_its_weights(tmp_path):
+    model, outline = load_model("tiny-bert"), load_outline("tiny-bert")
+    assert all(p.is_meta for p in outline.hf.parameters())
+    shapes = {n: p.shape for n, p in model.hf.named_parameters()}
+    assert {n: p.shape for n, p in outline.hf.named_parameters()} == shapes
+    assert outline.tokens.content_hash == model.tokens.content_hash
+    with pytest.raises(ValueError, match="nowhere"):
+        load_outline(str(tmp_path / "nowhere"))
 
 
 def test_a_layer_is_held_against_the_models_that_the_method_is_defined_for():
     """tiny-bert has three layers, but ROME edits causal models."""
     spec = specs()["rome"]
     choices = checked_choices(["rome.layer=3"], [], {"rome": RomeSettings})
-    refuse_layers(choices, [spec], ["tiny-gpt2", "tiny-llama", "tiny-bert"])
-    with pytest.raises(SettingError, match="a layer of tiny-gpt2, 0 to 3, and got 4;"):
-        refuse_layers(
-            checked_choices(["rome.layer=4"], [], {"rome": RomeSettings}), [spec], ["tiny-gpt2"]
-        )
+    refuse_unfit(choices, [spec], ["tiny-gpt2", "tiny-llama", "tiny-bert"])
 
 
-def test_layers_of_a_preset_are_refused_too(tmp_path):
+def test_a_preset_is_held_against_its_model_before_that_is_loaded(tmp_path):
     file = tmp_path / "mine.toml"
-    file.write_text('methods = ["rome"]\n[models.shallow]\nsource = "me"\nlayer = 9\n')
-    choices = Choices(presets=tuple(read_presets(file)))
-    check_layers(choices, "rome", RomeSettings, {"other": 4})
-    with pytest.raises(SettingError, match=r"--preset .*mine\.toml.*: expected a layer of shallow"):
-        check_layers(choices, "rome", RomeSettings, {"shallow": 4})
+    file.write_text('methods = ["rome"]\n[models.tiny-gpt2]\nsource = "me"\nlayer = 9\n')
+    choices, rome = Choices(presets=tuple(read_presets(file))), specs()["rome"]
+    refuse_unfit(choices, [rome], ["tiny-llama"])
+    with pytest.raises(SettingError, match="rome on tiny-gpt2: layer 9: tiny-gpt2 has layers 0 to"):
+        refuse_unfit(choices, [rome], ["tiny-gpt2"])
     # what --set puts in its place is all that counts
     replaced = Choices((parse_assignment("rome.layer=1"),), choices.presets)
-    check_layers(replaced, "rome", RomeSettings, {"shallow": 4})
+    refuse_unfit(replaced, [rome], ["tiny-gpt2"])
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from kn_bench.model.language_model import LanguageModel
 
 _ASSIGNMENT = re.compile(r"(?P<method>[A-Za-z0-9_.-]+)\.(?P<parameter>\w+)=(?P<value>.*)", re.S)
+_WORD = re.compile(r"[\w.{}-]+")
 
 
 class SettingError(ValueError):
@@ -126,7 +127,7 @@ def parse_assignment(text: str) -> Assignment:
 
 
 def parse_value(text: str) -> Any:
-    """Read a value as in TOML, or ``none``, or a bare word."""
+    """Read a value as in TOML, or ``none``, or a bare word, or a list of bare words."""
     text = text.strip()
     if text.lower() == "none":
         return None
@@ -135,7 +136,10 @@ def parse_value(text: str) -> Any:
             return tomllib.loads(f"value = {spelled}")["value"]
         except tomllib.TOMLDecodeError:
             continue
-    return text
+    words = [word.strip() for word in text.removeprefix("[").removesuffix("]").split(",")]
+    # a shell takes the quotes of ["q_proj"] away
+    is_list = text.startswith("[") or len(words) > 1
+    return words if is_list and all(map(_WORD.fullmatch, words)) else text
 
 
 def parameters(cls: type[Settings]) -> dict[str, Any]:
@@ -229,38 +233,6 @@ def settings_for(method: str, cls: type[S], lm: LanguageModel, choices: Choices 
     except SettingError as error:
         raise SettingError(f"{method} on {lm.name}: {error}") from None
     return settings
-
-
-def check_layers(
-    choices: Choices, method: str, cls: type[Settings] | None, depths: Mapping[str, int]
-) -> None:
-    """Refuse layers that a model does not have, before it is loaded.
-
-    Args:
-        choices: what the user chose, valid for the method.
-        method: its name.
-        cls: its settings class.
-        depths: number of layers of each model that the method is measured on.
-
-    Raises:
-        SettingError: one sentence, for the first choice that names such a layer.
-    """
-    for model, depth in depths.items():
-        chosen: dict[str, tuple[str, Any]] = {}
-        preset = preset_for(method, model, choices.presets)
-        if preset is not None:
-            where = f"--preset {preset.origin}"
-            chosen = {n: (where, preset.values[n]) for n in LAYERS if n in preset.values}
-        for given in choices.assignments:  # they win over a preset, the later over the earlier
-            if given.method == method and given.parameter in LAYERS:
-                chosen[given.parameter] = given.as_given, check_assignment(given, cls)
-        for where, value in chosen.values():
-            layer = _outside(value, depth)
-            if layer is not None:
-                raise SettingError(
-                    f"{where}: expected a layer of {model}, 0 to {depth - 1}, and got {layer}; "
-                    "give another"
-                )
 
 
 LAYERS = ("layer", "layers")

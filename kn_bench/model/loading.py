@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from kn_bench.model.architecture import architecture_of, language_part, registered
+from kn_bench.model.architecture import Architecture, architecture_of, language_part, registered
 from kn_bench.model.chat_template import begin_with_template
 from kn_bench.model.devices import devices_named
 from kn_bench.model.given import PATH, check_type
@@ -69,8 +69,6 @@ def load_model(
         >>> model.is_causal, model.n_layers
         (False, 3)
     """
-    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
-
     check_type("name", name, PATH, "a model's name, a folder or a hub id")
     name = os.fspath(name)
     texts = {"device": device, "dtype": dtype, "attention": attention or "", "commit": commit or ""}
@@ -88,7 +86,7 @@ def load_model(
     whole = config_from(name, source, options)
     config = language_part(whole)
     architecture = architecture_of(config)
-    auto = AutoModelForCausalLM if architecture.kind == "causal" else AutoModelForMaskedLM
+    auto = _class_for(architecture)
     if config is not whole:
         kept |= {"config": config, "key_mapping": _INNER}
 
@@ -111,6 +109,32 @@ def load_model(
     if architecture in registered():
         _refuse_other_logits(model)
     return model
+
+
+def load_outline(name: str) -> LanguageModel:
+    """Load a model without its weights, to ask what it consists of: its modules and its tokenizer.
+
+    Its parameters have shapes and no values (torch's meta device), so that a model of any size
+    takes a second and next to no memory.
+
+    Raises:
+        ValueError: one sentence: an unknown name or family, a config or tokenizer that cannot be
+            read.
+    """
+    source, revision = source_of(name)
+    options = from_pretrained_options(source, revision)
+    config = language_part(config_from(name, source, options))
+    architecture = architecture_of(config)
+    with in_one_sentence(name, source, WEIGHTS), _quietly(), torch.device("meta"):
+        hf = _class_for(architecture).from_config(config)
+    tokenizer = tokenizer_from(name, source, options)
+    return LanguageModel(name, hf, tokenizer, architecture=architecture)
+
+
+def _class_for(architecture: Architecture) -> Any:
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+
+    return AutoModelForCausalLM if architecture.kind == "causal" else AutoModelForMaskedLM
 
 
 def _refuse_other_logits(model: LanguageModel) -> None:

@@ -25,7 +25,7 @@ from kn_bench.model.source import on_hub, origin
 from kn_bench.model.trial import refuse_unloadable
 from kn_bench.testing import generations, method_fixtures, sequences, units
 from kn_bench.testing.devices import DevicePool, expand, sharing
-from kn_bench.testing.models import content_of, defined_for, fingerprint, refuse_layers
+from kn_bench.testing.models import content_of, defined_for, fingerprint, refuse_unfit
 from kn_bench.testing.options import Options
 from kn_bench.testing.plan import TestPlan, limit_as_text, make_plan
 from kn_bench.testing.progress import progress_file
@@ -171,7 +171,7 @@ class RunController:
         choices = method_fixtures.choices_of(options, specs)
         models = options.models or embedded.NAMES
         refuse_unused(choices.presets, list(self._methods), models)
-        refuse_layers(choices, specs, models)
+        refuse_unfit(choices, specs, models)
         chosen = used(choices.presets, list(self._methods), models)
         return {
             **({"set": " ".join(options.sets)} if options.sets else {}),

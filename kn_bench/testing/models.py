@@ -156,40 +156,33 @@ def kind_of(name: str) -> Literal["causal", "masked"] | None:
     return "causal" if "ForCausalLM" in names or "LMHeadModel" in names else None
 
 
-def refuse_layers(choices: Choices, specs: Iterable[MethodSpec], names: Iterable[str]) -> None:
-    """Refuse layers that a model does not have, by its configuration, where that is here.
+def refuse_unfit(choices: Choices, specs: Iterable[MethodSpec], names: Iterable[str]) -> None:
+    """Refuse, before any weight is loaded, chosen settings that a model cannot have.
+
+    Such as a layer or a module that it does not have, or a context longer than it takes.
 
     Args:
         choices: the user's.
         specs: the methods that are measured.
-        names: the models; a method's choices are held against those that it is defined for.
+        names: the models; each method's settings are held against those that it is defined for.
 
     Raises:
-        SettingError: one sentence, for the first such layer.
+        SettingError: one sentence, for the first such setting.
+        ValueError: for a model whose config or tokenizer cannot be read.
     """
-    from kn_bench.editing.settings import LAYERS, check_layers
+    chosen = {given.method for given in choices.assignments}
+    chosen |= {method for preset in choices.presets for method in preset.methods}
+    methods = [(spec, cls) for spec in specs if spec.name in chosen and (cls := spec.settings)]
+    from kn_bench.editing.settings import settings_for
+    from kn_bench.model.loading import load_outline
 
-    if not choices.presets and not any(a.parameter in LAYERS for a in choices.assignments):
-        return  # no configuration is read for nothing
-    known = {name: depth for name in names if (depth := _depth_of(name)) is not None}
-    for spec in specs:
-        depths = {name: known[name] for name in known if defined_for(spec.models, name)}
-        check_layers(choices, spec.name, spec.settings, depths)
-
-
-def _depth_of(name: str) -> int | None:
-    from transformers import AutoConfig
-
-    from kn_bench.model.source import source_of
-
-    source = source_of(name)[0]
-    if not Path(source).is_dir():
-        return None
-    try:
-        depth = AutoConfig.from_pretrained(source).get_text_config().num_hidden_layers
-    except (OSError, ValueError, AttributeError, KeyError, TypeError):
-        return None
-    return depth if isinstance(depth, int) else None
+    for name in names:
+        fitting = [(spec, cls) for spec, cls in methods if defined_for(spec.models, name)]
+        if not fitting:
+            continue  # nothing is read for nothing
+        outline = load_outline(name)
+        for spec, cls in fitting:
+            settings_for(spec.name, cls, outline, choices)
 
 
 def defined_for(kind: Kind, model: str) -> bool:
