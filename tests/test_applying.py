@@ -18,6 +18,7 @@ from kn_bench.editing.edit import (
     describe,
     norm,
 )
+from kn_bench.editing.validation import checked
 from kn_bench.model.held import EditOutlivedError
 from tests.tiny_models import FAMILIES, tiny_model
 
@@ -189,3 +190,18 @@ def test_norm_is_frobenius_and_descriptions_name_the_site():
     assert describe(edit) == "low rank: layer 1 rank 3"
     assert norm(NoEdit()) == 0
     assert norm(DenseEdit({"a": torch.full((4,), 2.0)})) == pytest.approx(4.0)
+
+
+def test_updates_of_one_layer_are_one_update_whose_norm_is_that_of_their_sum():
+    lm = tiny_model("gpt2")
+    first, second = rank_one(lm, 1, seed=1).updates + rank_one(lm, 1, seed=2).updates
+    undone = LowRank(0, first.u, first.v), LowRank(0, first.u, -first.v)
+    (edit,) = checked([LowRankEdit((first, *undone, second))], 1, lm, "mine")
+    assert isinstance(edit, LowRankEdit)
+    assert [update.layer for update in edit.updates] == [0, 1]
+    whole = first.u.double() @ first.v.double() + second.u.double() @ second.v.double()
+    assert norm(edit) == pytest.approx(float(whole.norm()), rel=1e-6)
+    with in_place(lm, edit):
+        joined = lm.weight(1).clone()
+    with in_place(lm, LowRankEdit((first, second))):
+        torch.testing.assert_close(joined, lm.weight(1))

@@ -19,7 +19,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -39,6 +39,7 @@ from kn_bench.editing.edit import (
     PromptEdit,
     WrapperEdit,
     content_of,
+    side_by_side,
 )
 from kn_bench.model.held import EditOutlivedError
 from kn_bench.model.language_model import LanguageModel
@@ -308,14 +309,3 @@ def summed(edits: Sequence[Edit]) -> Edit:
     if low_rank:
         return LowRankEdit(side_by_side(low_rank))
     return DenseEdit(dense) if dense else whole
-
-
-def side_by_side(updates: Sequence[LowRank]) -> tuple[LowRank, ...]:
-    """Return the same updates, one a layer."""
-    by_layer: defaultdict[int, list[LowRank]] = defaultdict(list)
-    for update in updates:
-        by_layer[update.layer].append(update)
-    return tuple(
-        replace(part[0], u=torch.cat([p.u for p in part], 1), v=torch.cat([p.v for p in part]))
-        for _, part in sorted(by_layer.items())
-    )

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from copy import copy
@@ -65,7 +66,7 @@ class LowRank:
 
 @dataclass(frozen=True, eq=False)
 class LowRankEdit(Edit):
-    """Low-rank updates of down-projections, at most one a layer."""
+    """Low-rank updates of down-projections; of one layer they are joined once they are returned."""
 
     updates: tuple[LowRank, ...]
 
@@ -202,10 +203,10 @@ def tensors_of(edit: Edit) -> dict[str, Tensor]:
 def apart(edit: Edit) -> Edit:
     """Return ``edit`` with copies of its tensors, detached, which nobody else writes to.
 
-    The two factors of an update get the wider of their dtypes.
+    The two factors of an update get the wider of their dtypes, and updates of one layer are joined.
     """
     if isinstance(edit, LowRankEdit):
-        return _with(edit, updates=tuple(_update_apart(up) for up in edit.updates))
+        return _with(edit, updates=side_by_side([_update_apart(up) for up in edit.updates]))
     if isinstance(edit, NeuronEdit):
         scales = (replace(s, neurons=_neurons_apart(s.neurons)) for s in edit.scales)
         return _with(edit, scales=tuple(scales))
@@ -227,6 +228,17 @@ def _update_apart(update: LowRank) -> LowRank:
     wide = torch.promote_types(update.u.dtype, update.v.dtype)
     u, v = (factor.detach().to(wide, copy=True) for factor in (update.u, update.v))
     return replace(update, u=u, v=v)
+
+
+def side_by_side(updates: Sequence[LowRank]) -> tuple[LowRank, ...]:
+    """Return the same updates, one a layer."""
+    by_layer: defaultdict[int, list[LowRank]] = defaultdict(list)
+    for update in updates:
+        by_layer[update.layer].append(update)
+    return tuple(
+        replace(part[0], u=torch.cat([p.u for p in part], 1), v=torch.cat([p.v for p in part]))
+        for _, part in sorted(by_layer.items())
+    )
 
 
 def _with(edit: Edit, **fields: object) -> Edit:

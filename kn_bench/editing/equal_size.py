@@ -25,7 +25,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from kn_bench.cases.case import EditRequest, Query
-from kn_bench.editing.composition import side_by_side
 from kn_bench.editing.edit import (
     DenseEdit,
     Edit,
@@ -37,6 +36,7 @@ from kn_bench.editing.edit import (
     NeuronScale,
     NoEdit,
     PromptEdit,
+    side_by_side,
 )
 from kn_bench.editing.memories import Codebook, Memory
 
