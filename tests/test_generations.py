@@ -256,6 +256,19 @@ def test_generations_through_pytest(pytester, monkeypatch):
     assert "## Free generation" in (pytester.path / "reports" / "leaderboard.md").read_text()
 
 
+def test_the_seed_of_an_evaluation_is_that_of_its_texts_and_is_recorded(tmp_path, model):
+    cases = facts(tmp_path)[:1]
+    evaluations = [kn.evaluate(model, "none", cases, generations=1, seed=n) for n in (0, 1)]
+    first, second = (evaluation.results[0].written for evaluation in evaluations)
+    assert first is not None and second is not None
+    assert first.continuations != second.continuations
+    assert second == Writer(1, seed=1).written(model, cases[0], kn.NoEdit())
+    evaluations[1].save(tmp_path / "run")
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert manifest["seed"] == 1
+    assert manifest["options"] == {"method": "none", "generations": "1"}
+
+
 def test_what_cannot_be_written_is_refused_before_the_run(pytestconfig, tmp_path):
     batch = Options(generations=2, protocol=parse_protocol("batch:2"))
     with pytest.raises(pytest.UsageError, match=r"^--generations 2: expected --protocol single"):

@@ -9,6 +9,8 @@ import pytest
 from kn_bench.cases import sources
 from kn_bench.commands import tune
 from kn_bench.commands.tune import as_toml, held_out, points
+from kn_bench.editing import registry
+from kn_bench.editing.edit import NoEdit
 from kn_bench.editing.presets import read_presets
 from kn_bench.editing.registry import MethodSpec, marked_spec
 from kn_bench.editing.settings import (
@@ -19,6 +21,8 @@ from kn_bench.editing.settings import (
     settings_for,
 )
 from kn_bench.edits.rome import RomeSettings, rome
+from kn_bench.measure.engine import Engine
+from kn_bench.model.loading import load_model
 from tests.test_settings import model, specs
 
 _found = marked_spec(rome)
@@ -258,3 +262,26 @@ def test_a_share_of_no_case_is_no_share(tmp_path):
     with pytest.raises(ValueError, match="reliability: expected held-out cases that show it, and"):
         tune.command("rome", "tiny-gpt2", ["layer=1"], file, relation=[pairs], limit=1)
     assert not file.exists()
+
+
+class Fails:
+    """Changes nothing, and fails on the first ``n`` of the cases."""
+
+    def __init__(self, cases, n):
+        self.failing = {case.id for case in cases[:n]}
+
+    def edit(self, requests):
+        if any(request.id in self.failing for request in requests):
+            raise ArithmeticError("no inverse")
+        return [NoEdit() for _ in requests]
+
+
+@pytest.mark.parametrize("n", [0, 1, 3])
+def test_a_case_that_the_method_fails_on_counts_as_missed_and_is_told(monkeypatch, capsys, n):
+    cases = sources.load("embedded", relations=["P36"], limit=3).cases
+    monkeypatch.setattr(registry, "bind", lambda *_: Fails(cases, n))
+    point = tune.measured(Engine(load_model("tiny-gpt2")), SPEC, {"v_lr": 0.5}, cases)
+    assert point["locality"] == pytest.approx(1 - n / 3, abs=1e-4)
+    assert (point["reliability"], point["score"], point.get("errors", 0)) == (0, 0, n)
+    said = f"{n} of 3 cases failed: rome failed while editing: ArithmeticError: no inverse"
+    assert (said in capsys.readouterr().err) == (n > 0)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pandas as pd
 
@@ -84,6 +85,7 @@ def evaluate(
     *,
     generations: int = 0,
     references: str | Path | None = None,
+    seed: int = 0,
 ) -> Evaluation:
     """Edit every case by a method, and judge the edited model by the six criteria.
 
@@ -96,10 +98,11 @@ def evaluate(
         cases: what to edit and ask.
         generations: texts a case that the models write freely, for fluency and reference score.
         references: a file of texts about new targets, such as ROME's ``attribute_snippets.json``.
+        seed: of those texts.
 
     Raises:
         TypeError: for a model that is not loaded, for anything but cases, or for a number of texts
-            that is not whole.
+            or a seed that is not whole.
         ValueError: for no cases, two cases of one id, an unknown method, a method that is bound to
             another model, a model that holds an edit or that another thread uses, fewer than no
             texts, or references without texts to compare with them.
@@ -118,7 +121,7 @@ def evaluate(
             f"evaluate: expected {model.name} without an edit, and one is in force "
             "(kn_bench.edited); evaluate outside of that block"
         )
-    writer = _writer(generations, references)
+    writer = _writer(generations, references, whole("seed", seed))
     cases = listed_cases(cases)
     if not cases:
         raise ValueError("evaluate: expected at least one case, and there is none; load some")
@@ -138,11 +141,16 @@ def evaluate(
         unit = Engine(model).measure(bound.name, bound.inner, cases, writer=writer, whole=True)
     results = tuple(unit.results[case.id] for case in cases)
     rows = "".join(_rows(model.name, bound.name, case, unit.results[case.id]) for case in cases)
-    data = {"cases": sources.content_hash(cases)}
-    return Evaluation(model.name, bound.name, results, rows, {model.name: model.content_hash}, data)
+    made_of = {
+        "models": {model.name: model.content_hash},
+        "data": {"cases": sources.content_hash(cases)},
+        "options": {"method": bound.name, **(writer.described if writer else {})},
+        "seed": seed,
+    }
+    return Evaluation(model.name, bound.name, results, rows, made_of)
 
 
-def _writer(generations: int, references: str | Path | None) -> Writer | None:
+def _writer(generations: int, references: str | Path | None, seed: int) -> Writer | None:
     """Return what lets the models write, if they are to; before anything is measured."""
     generations = whole("generations", generations, least=0, of=" of texts a case")
     if references is not None:
@@ -151,7 +159,7 @@ def _writer(generations: int, references: str | Path | None) -> Writer | None:
     check_references(path, generations)
     if not generations:
         return None
-    return Writer(generations, None if path is None else read_references(path))
+    return Writer(generations, None if path is None else read_references(path), seed)
 
 
 def _rows(model: str, method: str, case: Case, result: CaseResult) -> str:
@@ -189,8 +197,7 @@ class Evaluation:
     method: str
     results: tuple[CaseResult, ...] = field(repr=False)
     _rows: str = field(repr=False)
-    _models: dict[str, str] = field(repr=False)
-    _data: dict[str, str] = field(repr=False)
+    _made_of: Mapping[str, Any] = field(repr=False)
 
     @property
     def runs(self) -> Runs:
@@ -241,10 +248,7 @@ class Evaluation:
             raise ValueError("folder '': expected the path of a folder; name one")
         folder = Path(folder)
         check_no_run(folder)
-        options = {"method": self.method}
-        manifest = new_manifest(
-            folder.name, models=self._models, data=self._data, options=options, seed=0
-        )
+        manifest = new_manifest(folder.name, **self._made_of)
         write_text(folder / LOG, self._rows)
         write_manifest(folder, manifest.ended({}, closed_tests(folder / LOG)))
 

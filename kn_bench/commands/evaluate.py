@@ -76,7 +76,12 @@ def command(
     chosen = chosen_cases(cases, relation, limit, seed)
     lm = loaded(base, device, dtype)
     evaluation = evaluate(
-        lm, f"checkpoint:{edited}", chosen, generations=generations, references=references
+        lm,
+        f"checkpoint:{edited}",
+        chosen,
+        generations=generations,
+        references=references,
+        seed=seed,
     )
     record = next((r.edit for r in evaluation.results if r.edit is not None), None)
     if record is not None:

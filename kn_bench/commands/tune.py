@@ -199,18 +199,23 @@ def measured(
 ) -> dict[str, Any]:
     """Return the point of the curve: the values, the share of each criterion, and the score.
 
+    Cases that the method failed on count as missed, and their number as ``errors``.
+
     Raises:
         ValueError: where no case shows a criterion: a share of nothing says nothing.
     """
     from kn_bench.editing.registry import bind
     from kn_bench.measure.criteria import judge
+    from kn_bench.results.escaping import terminal
 
     method = bind(spec, engine.model, _chosen(spec, point))
     results = engine.measure(spec.name, method, cases).results
     shares: dict[str, float] = {}
     for criterion in CRITERIA:
-        statuses = [judge(criterion, case, results[case.id]).status for case in cases]
-        scored = [status == "holds" for status in statuses if status in ("holds", "missed")]
+        asked = [case for case in cases if any(p.criterion == criterion for p in case.probes)]
+        statuses = [judge(criterion, case, results[case.id]).status for case in asked]
+        # an edit that failed has not done what was asked, and a point is no better for it
+        scored = [s == "holds" for s in statuses if s in ("holds", "missed", "error")]
         if not scored:
             raise ValueError(
                 f"{criterion}: expected held-out cases that show it, and none of the {len(cases)} "
@@ -219,7 +224,11 @@ def measured(
         shares[criterion] = round(sum(scored) / len(scored), 4)
     product = all(shares.values())
     score = len(shares) / sum(1 / share for share in shares.values()) if product else 0.0
-    return {**point, **shares, "score": round(score, 4)}
+    failed = [result.error for result in results.values() if result.error]
+    if failed:
+        typer.echo(f"{len(failed)} of {len(cases)} cases failed: {terminal(failed[0])}", err=True)
+    errors = {"errors": len(failed)} if failed else {}
+    return {**point, **shares, "score": round(score, 4), **errors}
 
 
 def as_toml(

@@ -131,6 +131,12 @@ class Writer:
     def __post_init__(self) -> None:
         check_tokenizer()
 
+    @property
+    def described(self) -> dict[str, str]:
+        """What a run's manifest says of it; its seed is the run's."""
+        compared = {"references": self.references.content_hash} if self.references else {}
+        return {"generations": str(self.prompts), **compared}
+
     def written(self, lm: LanguageModel, case: Case, edit: Edit) -> Written | None:
         """Return what the model writes without and under ``edit``.
 
