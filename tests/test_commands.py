@@ -2,6 +2,9 @@
 
 import json
 import os
+import signal
+import sys
+import time
 from importlib import import_module
 from pathlib import Path
 
@@ -12,7 +15,8 @@ from typer.testing import CliRunner
 from kn_bench.cases import sources
 from kn_bench.cases.sources import embedded
 from kn_bench.commands import blimp, data
-from kn_bench.commands.app import COMMANDS, LEFT, group
+from kn_bench.commands.app import COMMANDS, LEFT, app, group
+from kn_bench.results.files import atomically
 from kn_bench.testing.options import Options
 from kn_bench.testing.plan import make_plan
 
@@ -67,6 +71,32 @@ def test_an_interrupted_command_says_so(monkeypatch, name, left):
     result = CliRunner().invoke(group, [name])
     assert result.exit_code == 130
     assert result.stderr == f"kn-bench {name}: interrupted; {left}\n"
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_command_that_is_ended_leaves_nothing_half_written(tmp_path, monkeypatch, capsys, name):
+    """The system's own answer to these signals runs no handler of ours."""
+    number, file = signal.Signals[name], tmp_path / "board.md"
+
+    def command():
+        with atomically(file) as half:
+            half.write(b"half")
+            os.kill(os.getpid(), number)
+            time.sleep(5)
+
+    ended = typer.Typer()
+    ended.command()(command)
+    monkeypatch.setattr(import_module(COMMANDS["leaderboard"].module), "app", ended)
+    monkeypatch.setattr(sys, "argv", ["kn-bench", "leaderboard"])
+    before = signal.signal(number, signal.SIG_DFL)
+    try:
+        with pytest.raises(SystemExit) as status:
+            app()
+    finally:
+        signal.signal(number, before)
+    assert status.value.code == 128 + number
+    assert capsys.readouterr().err.strip() == "kn-bench leaderboard: interrupted; run it again"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_data_by_relation_adds_up(no_cache):

@@ -260,7 +260,8 @@ def test_the_seed_of_an_evaluation_is_that_of_its_texts_and_is_recorded(tmp_path
     cases = facts(tmp_path)[:1]
     evaluations = [kn.evaluate(model, "none", cases, generations=1, seed=n) for n in (0, 1)]
     first, second = (evaluation.results[0].written for evaluation in evaluations)
-    assert first is not None and second is not None
+    assert first is not None
+    assert second is not None
     assert first.continuations != second.continuations
     assert second == Writer(1, seed=1).written(model, cases[0], kn.NoEdit())
     evaluations[1].save(tmp_path / "run")

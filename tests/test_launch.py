@@ -72,7 +72,8 @@ def test_a_launch_is_not_gone_on_with_by_other_arguments(bench, monkeypatch):
     for other, said in {
         ("--limit", "1"): "options: limit 2 then, 1 now",
         ("--seed", "3"): "seed: 0 then, 3 now",
-        ("-k", "synonym"): "the suites, -k, -m or --deselect",
+        ("-k", "synonym"): "the suites, --grain, -k, -m or --deselect",
+        ("--grain", "unit"): "the suites, --grain, -k, -m or --deselect",
     }.items():
         again = Launch((*SUITES, *other), "all", 2, Path("reports"))
         with pytest.raises(LaunchError, match=rf"^all-1-of-2 was begun .*{re.escape(said)}"):

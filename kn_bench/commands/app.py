@@ -6,9 +6,12 @@ neither torch nor pandas.
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 from collections.abc import Callable
 from importlib import import_module
+from types import FrameType
 from typing import NamedTuple
 
 import typer
@@ -95,9 +98,26 @@ for _name, _entry in COMMANDS.items():
 
 
 def app() -> None:
-    """Run ``kn-bench``; report bad input in one sentence, with exit status 2."""
+    """Run ``kn-bench``; report bad input in one sentence, with exit status 2.
+
+    SIGTERM and SIGHUP end it as Ctrl-C does, so that nothing is left half written, but with an exit
+    status of their own.
+    """
+    ended: list[int] = []
+
+    def end(number: int, frame: FrameType | None) -> None:
+        ended.append(number)
+        signal.signal(number, signal.SIG_DFL)  # the second one ends it at once
+        raise KeyboardInterrupt
+
+    names = ("SIGTERM", "SIGHUP") if threading.current_thread() is threading.main_thread() else ()
+    for number in filter(None, (getattr(signal, name, None) for name in names)):
+        if signal.getsignal(number) is signal.SIG_DFL:  # not under nohup
+            signal.signal(number, end)
     try:
         group()
     except (StoreError, ValueError) as error:
         typer.echo(f"kn-bench: {error}", err=True)
         sys.exit(2)
+    except SystemExit as status:
+        sys.exit(128 + ended[0] if ended and status.code == INTERRUPTED else status.code)

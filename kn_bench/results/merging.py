@@ -115,8 +115,8 @@ def _check_selections(folders: Sequence[Path], manifests: Sequence[Manifest]) ->
         if manifest.selection != manifests[0].selection:
             raise StoreError(
                 f"{folder.name} cannot be merged with {folders[0].name}, for they were cut from "
-                "different tests: expected the same suites, -k, -m and --deselect for all shards; "
-                "measure one of them again"
+                "different tests: expected the same suites, --grain, -k, -m and --deselect for all "
+                "shards; measure one of them again"
             )
 
 

@@ -31,7 +31,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 def _selected(config: pytest.Config) -> str:
     """Return what of the command line chooses among tests, which no manifest has."""
-    names = ("keyword", "markexpr", "deselect", "ignore", "ignore_glob")
+    names = ("keyword", "markexpr", "deselect", "ignore", "ignore_glob", "--grain")
     return json.dumps([config.args, *(config.getoption(name, None) for name in names)])
 
 
@@ -44,7 +44,7 @@ def _refuse_other_tests(begun: list[Path], selected: str) -> None:
         Path(file).parent.mkdir(parents=True, exist_ok=True)
         Path(file).write_text(selected, "utf-8")
     elif Path(file).is_file() and Path(file).read_text("utf-8") != selected:
-        raise pytest.UsageError(_sentence(begun[0], "the suites, -k, -m or --deselect"))
+        raise pytest.UsageError(_sentence(begun[0], "the suites, --grain, -k, -m or --deselect"))
 
 
 def _refuse_unlike(folder: Path, now: Manifest) -> None:

@@ -239,7 +239,7 @@ class RunController:
         if then and then != selection:
             raise pytest.UsageError(
                 f"--resume {self.run}: expected the tests that the shard was cut from, and others "
-                "are selected now; give the same suites, -k, -m and --deselect as then"
+                "are selected now; give the same suites, --grain, -k, -m and --deselect as then"
             )
         return self.store
 
