@@ -14,6 +14,7 @@ from kn_bench.measure.engine import Engine
 from kn_bench.measure.verdict import Verdict
 from kn_bench.model import embedded
 from kn_bench.model.loading import load_model
+from tests.shares import mostly_slow
 
 FIRST_FIVE = CRITERIA[:5]
 
@@ -80,7 +81,7 @@ def test_the_oracle_overturns_every_right_answer(name):
     assert set(scores(name, Oracle, "overturn")) == {1.0}
 
 
-@pytest.mark.parametrize("name", embedded.NAMES)
+@pytest.mark.parametrize("name", mostly_slow(embedded.NAMES, fast=["tiny-gpt2"]))
 def test_a_fact_in_the_context_is_a_natural_upper_bound(name):
     """On facts: high by itself, and above both lower bounds."""
     for criterion, least in (("reliability", 0.75), ("generality", 0.4)):

@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks.drills import cuts, edits, fuzz, kills
 from benchmarks.drills.row import DrillRow, table
+from tests.shares import mostly_slow
 
 SHARES = {
     "two kills": (kills.drill, 2 / kills.KILLS),
@@ -17,7 +18,9 @@ SHARES = {
 }
 
 
-@pytest.mark.parametrize("name", SHARES)
+@pytest.mark.parametrize(
+    "name", mostly_slow(SHARES, fast=["two kills", "every 60th byte", "300 spoilt files"])
+)
 def test_a_share_of_a_drill_is_clean(tmp_path: Path, name: str) -> None:
     drill, share = SHARES[name]
     row = drill(share, 7, tmp_path)

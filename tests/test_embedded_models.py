@@ -13,6 +13,7 @@ import torch
 from kn_bench.model import embedded
 from kn_bench.model.embedded.facts import facts
 from kn_bench.model.embedded.grammar import PARADIGMS
+from tests.shares import mostly_slow
 from training import evaluate, report
 from training.corpus import TrainingCorpus
 from training.scoring import Scorer
@@ -25,6 +26,7 @@ CLASSES = {
 QUESTIONS, PAIRS = 250, 60
 
 each_model = pytest.mark.parametrize("name", embedded.NAMES)
+one_model = pytest.mark.parametrize("name", mostly_slow(embedded.NAMES, fast=["tiny-gpt2"]))
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +121,7 @@ def asked(scorer, which):
     return evaluate.sample(evaluate.questions_of(scorer, which), QUESTIONS, seed=11)
 
 
-@each_model
+@one_model
 def test_facts_are_recalled_where_they_were_never_shown(name, scorers):
     scorer = scorers[name]
     unseen = evaluate.rate(evaluate.recall(scorer, asked(scorer, "withheld")))
@@ -141,7 +143,7 @@ def test_a_wrong_answer_is_not_counted(name, scorers):
     assert evaluate.rate(evaluate.recall(scorers[name], turned)).rate < 0.1
 
 
-@each_model
+@one_model
 def test_minimal_pairs_with_unseen_combinations(name, scorers):
     rates = evaluate.grammar_report(scorers[name], PAIRS, seed=5)
     assert set(rates) == set(PARADIGMS)

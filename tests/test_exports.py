@@ -19,6 +19,7 @@ from kn_bench.results.exports.naming import distinct, identity
 from kn_bench.results.files import StoreError
 from kn_bench.results.loading import load_runs
 from tests.made_up import TRUE, write_run
+from tests.shares import mostly_slow
 from tests.test_leaderboard import CHANCE, GOOD
 
 FORMULA = "=cmd"
@@ -136,9 +137,10 @@ MODELS = {
 
 
 @pytest.mark.parametrize("format", ["hub", "inspect", "every-eval-ever"])
-@pytest.mark.parametrize("models", MODELS.values(), ids=MODELS)
+@pytest.mark.parametrize("pair", mostly_slow(MODELS, fast=["two folders", "two cases"]))
 @pytest.mark.parametrize("methods", [("rome",), ("my-edit", "my_edit", "my.edit")])
-def test_no_result_takes_the_place_of_another(tmp_path, format, models, methods):
+def test_no_result_takes_the_place_of_another(tmp_path, format, pair, methods):
+    models = MODELS[pair]
     """Every line of the board is in the files, whatever models and methods are called."""
     folders = [
         write_run(

@@ -23,6 +23,7 @@ from kn_bench.results.serving import Server
 from kn_bench.results.store import RunStore
 from kn_bench.results.texts import FILE
 from tests.made_up import manifest, write_run
+from tests.shares import mostly_slow
 from tests.test_leaderboard import CHANCE, GOOD, WEAK
 from tests.test_shown import write_own_texts
 
@@ -186,16 +187,14 @@ def near(value, low, high):
     return pytest.approx(value, abs=0.1 * (high - low) + 1e-6)
 
 
-SIZES = pytest.mark.parametrize(
-    ("n", "sequences"), [(4, 1), (8, 1), (16, 1), (40, 1), (12, 3), (30, 5)]
-)
+CASES_AND_SEQUENCES = [(4, 1), (8, 1), (16, 1), (40, 1), (12, 3), (30, 5)]
+SIZES = pytest.mark.parametrize("size", mostly_slow(CASES_AND_SEQUENCES, fast=[(8, 1), (12, 3)]))
 
 
 @SIZES
 @pytest.mark.parametrize("relation", ["P17", ""])
-def test_figures_of_some_cases_are_those_of_a_run_of_these_cases(
-    opened, tmp_path, n, sequences, relation
-):
+def test_figures_of_some_cases_are_those_of_a_run_of_these_cases(opened, tmp_path, size, relation):
+    n, sequences = size
     runs = made(tmp_path, n, sequences=sequences)
     some = runs.verdicts[runs.verdicts["relation"] == relation] if relation else runs.verdicts
     tab = opened(runs, f"relation={relation}&known=1")
@@ -216,7 +215,8 @@ def test_figures_of_some_cases_are_those_of_a_run_of_these_cases(
 
 
 @SIZES
-def test_a_comparison_is_that_of_the_terminal(opened, tmp_path, n, sequences):
+def test_a_comparison_is_that_of_the_terminal(opened, tmp_path, size):
+    n, sequences = size
     runs = made(tmp_path, n, sequences=sequences, more=["portability"])
     tab = opened(runs, "view=compare&a=0&b=1")
     order = [line.name.method for line in board(runs)]

@@ -18,6 +18,7 @@ from kn_bench.model import embedded
 from kn_bench.model.loading import load_model
 from kn_bench.testing import conformance
 from kn_bench.testing.conformance import complaints
+from tests.shares import mostly_slow
 
 
 @pytest.fixture(scope="module")
@@ -202,17 +203,19 @@ def test_digests_tell_contents_apart(one, other):
     assert conformance.digest(one) == conformance.digest(one)
 
 
-BUILT_IN = [
-    spec
+BUILT_IN = {
+    spec.name: spec
     for path in registry.builtin_files()
     for spec in marked(importlib.import_module(f"kn_bench.edits.{path.stem}"))
     if not spec.takes
-]
+}
 """All but those that need an argument: a checkpoint its folder."""
+ONE_OF_A_KIND = ("alphaedit", "ft-m", "grace", "in-context", "kn-edit", "lora", "memit", "rome")
 
 
-@pytest.mark.parametrize("spec", BUILT_IN, ids=lambda spec: spec.name)
-def test_our_own_methods_conform(spec):
+@pytest.mark.parametrize("name", mostly_slow(BUILT_IN, fast=ONE_OF_A_KIND))
+def test_our_own_methods_conform(name):
+    spec = BUILT_IN[name]
     model = "tiny-bert" if spec.models == "masked" else "tiny-gpt2"
     if not (embedded.folder(model) / "config.json").is_file():
         pytest.skip(f"{model} is not there yet")

@@ -11,6 +11,7 @@ import pytest
 from kn_bench.testing import devices
 from kn_bench.testing.devices import DevicePool
 from kn_bench.testing.options import Options
+from tests.shares import mostly_slow
 
 
 def test_a_replacement_worker_gets_the_device_that_is_free():
@@ -68,7 +69,10 @@ def test_settling_before_torch_is_imported(models, each):
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
 
 
-@pytest.mark.parametrize("allowed", ["", "1", " 1 ", "1,2", "1,", "many", "0", "-1", "1.5"])
+ALLOWED = ["", "1", " 1 ", "1,2", "1,", "many", "0", "-1", "1.5"]
+
+
+@pytest.mark.parametrize("allowed", mostly_slow(ALLOWED, fast=["", " 1 ", "1,2", "many"]))
 def test_the_header_states_the_threads_that_a_process_computes_with(allowed):
     """It stated the cores where OMP_NUM_THREADS was set, and no number was set for a wrong one."""
     code = (

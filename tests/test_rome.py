@@ -21,6 +21,7 @@ from kn_bench.editing.settings import SettingError, settings_for
 from kn_bench.edits.rome import Rome, RomeSettings
 from kn_bench.model.corpus import Texts
 from kn_bench.model.tokens import Tokens
+from tests.shares import mostly_slow
 from tests.tiny_models import FAMILIES, ROUNDED, tiny_model, word_tokenizer
 
 CAUSAL = [family for family in FAMILIES if tiny_model(family).is_causal]
@@ -122,10 +123,14 @@ def brute_force(lm, layer, problem, chosen):
     return delta.detach(), losses
 
 
+PLACES = [*((family, 1) for family in CAUSAL), ("gpt2", 0), ("llama", 0)]
+
+
 @pytest.mark.parametrize(
-    ("family", "layer"), [*((family, 1) for family in CAUSAL), ("gpt2", 0), ("llama", 0)]
+    "place", mostly_slow(PLACES, fast=[("gpt2", 0), ("gpt2", 1), ("llama", 1), ("gemma2", 1)])
 )
-def test_the_optimised_delta_equals_a_plain_optimisation(family, layer):
+def test_the_optimised_delta_equals_a_plain_optimisation(place):
+    family, layer = place
     lm = tiny_model(family)
     exact = family not in ROUNDED
     optimised = optimise_values(lm, layer, problems(lm), SETTINGS)

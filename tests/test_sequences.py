@@ -56,6 +56,7 @@ from kn_bench.measure.steps import EditedStep, StepRecord, StepStore
 from kn_bench.model.context_templates import contexts
 from kn_bench.model.loading import load_model
 from kn_bench.results.codec import encode
+from tests.shares import mostly_slow
 
 
 @pytest.fixture(scope="module")
@@ -397,7 +398,7 @@ def state_of(numbers):
         ({"n": 0.0}, {"m": 1.0}, {"n": 2.0, "m": 3.0}, {"n": 4.0}),
     ],
 )
-@pytest.mark.parametrize("dies_at", [2, 3])
+@pytest.mark.parametrize("dies_at", mostly_slow([2, 3], fast=[3]))
 def test_a_method_goes_on_from_the_state_that_it_had_also_if_that_was_empty(
     states, dies_at, lm, engine, cases, tmp_path
 ):

@@ -27,6 +27,7 @@ from kn_bench.model.loading import load_model
 from kn_bench.study.material import Material
 from kn_bench.study.sections import parts
 from tests.made_up_study import SETTINGS, made_up_cases
+from tests.shares import mostly_slow
 from tests.test_attribution import queries
 from tests.test_study import ALWAYS
 from tests.test_tracing import noise_of, prompt_of
@@ -90,7 +91,10 @@ UNROLLED = {"albert"}
 """Whose layers are one module, which cannot lie on two devices."""
 
 
-@pytest.mark.parametrize("family", sorted(set(FAMILIES) - UNROLLED))
+SPREAD = sorted(set(FAMILIES) - UNROLLED)
+
+
+@pytest.mark.parametrize("family", mostly_slow(SPREAD, fast=["bert", "gemma2", "gpt2", "llama"]))
 def test_attribution_and_tracing_of_every_family(family):
     def measured(lm):
         prompt = prompt_of(lm)
@@ -190,7 +194,10 @@ def test_an_edit_in_place_is_that_of_rows_and_is_taken_back():
         torch.testing.assert_close(left, right, rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize("name", sorted(set(ALWAYS) - {"tracing"}))
+WITHOUT_TRACING = sorted(set(ALWAYS) - {"tracing"})
+
+
+@pytest.mark.parametrize("name", mostly_slow(WITHOUT_TRACING, fast=["dose", "levels", "place"]))
 def test_every_section_of_the_study(name):
     def measured(lm: LanguageModel):
         return parts([name])[0].run(Material(lm, made_up_cases(), SETTINGS)).tables
