@@ -16,6 +16,7 @@ in the first step.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -71,7 +72,7 @@ class EditedCheckpoint:
         of = adapter_edit if (self.folder / ADAPTER).is_file() else checkpoint_edit
         edit = of(self.lm, self.folder)
         _refuse_rewritten(self.folder, self.files)
-        return edit
+        return replace(edit, for_all=True)
 
 
 class SavedFile(NamedTuple):
@@ -108,7 +109,7 @@ class SavedEdits:
     def _load(self, file: SavedFile) -> Edit:
         edit = load_edit(file.path, model=self.lm)
         _refuse_rewritten(file.path, file.files)
-        return edit
+        return edit if file.source.case else replace(edit, for_all=True)
 
     def _file_of(self, request: EditRequest) -> SavedFile | NotApplicable:
         file = self.files.get(request.id) or self.files.get("")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shutil
@@ -21,13 +22,14 @@ from kn_bench.commands import edit, evaluate
 from kn_bench.editing.adapters import check_adapter
 from kn_bench.editing.applying import in_place
 from kn_bench.editing.difference import checkpoint_edit, edit_of, low_rank
-from kn_bench.editing.edit import DenseEdit, LowRank, LowRankEdit, NoEdit, norm
+from kn_bench.editing.edit import DenseEdit, Edit, LowRank, LowRankEdit, NoEdit, norm
 from kn_bench.editing.exporting import save_adapter, save_checkpoint
 from kn_bench.editing.provenance import Provenance
 from kn_bench.editing.registry import RegistryError
 from kn_bench.editing.saving import save_edit
 from kn_bench.edits.checkpoint import EditedCheckpoint
 from kn_bench.measure.drawing import EDITED
+from kn_bench.measure.engine import Engine
 from kn_bench.model import embedded
 from kn_bench.model.comparing import _other_fields, check_edited_copy, counterpart
 from kn_bench.model.source import source_of
@@ -798,6 +800,34 @@ def test_no_neighbour_is_asked_that_the_same_edit_changes(form, model, capitals,
     assert left_out == ([0] * 3 if apart else [2] * 3)
     rows = evaluation.verdicts.query("criterion == 'locality'")
     assert (rows["verdict_left_out"] == (0 if apart else 2)).all()
+
+
+@pytest.mark.parametrize(
+    ("kind", "save"),
+    [
+        *itertools.product(("low rank", "dense"), (save_checkpoint, saved_alone)),
+        ("low rank", save_adapter),
+    ],
+)
+def test_a_case_has_the_same_control_whatever_else_is_measured(kind, save, model, tmp_path):
+    edit: Edit = LowRankEdit((rank_one(model, 60.0),))
+    if kind == "dense":
+        positions = model.hf.transformer.wpe.weight
+        edit = DenseEdit({"transformer.wpe.weight": torch.ones_like(positions)})
+    save(model, [edit], tmp_path / "edited")
+    method = kn.method(f"checkpoint:{tmp_path / 'edited'}", model)
+    cases, engine = kn.load_cases("embedded", relation="P36", limit=3), Engine(model)
+
+    def controls(cases):
+        results = engine.measure("elsewhere", method, cases, control=True).results.values()
+        drawn = [result.control for result in results if result.control]
+        return {(m.case, m.probe): m.kl for control in drawn for m in control.measurements}
+
+    alone = {key: kl for case in cases for key, kl in controls([case]).items()}
+    assert max(alone.values()) > 0.01
+    for together in (cases, cases[::-1]):
+        # the rows beside one change its last bits
+        assert controls(together) == pytest.approx(alone, abs=1e-5)
 
 
 def test_the_commands_ask_no_neighbour_that_they_edited(capitals, tmp_path):

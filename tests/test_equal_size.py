@@ -198,6 +198,48 @@ def test_a_memory_answers_at_random_where_the_methods_does():
     assert not torch.allclose(other.memory.values, values)
 
 
+ONE_HOT = torch.nn.functional.one_hot(torch.tensor([3, 7]), D_MLP).T.float()
+OF_EVERY_KIND = [
+    low_rank(),
+    LowRankEdit((LowRank(2, ONE_HOT, torch.ones(2, D_MODEL)),)),
+    NeuronEdit((NeuronScale(2, torch.tensor([3, 7]), 0.0),)),
+    DenseEdit({"a.weight": torch.ones(6, 4)}),
+    MemoryEdit("site", SideWeights(torch.ones(2, D_MLP, D_MODEL), torch.ones(2))),
+    MemoryEdit(
+        "site",
+        Codebook(torch.ones(1, 4), torch.ones(1, 4), torch.ones(1), torch.zeros(1, 1).long()),
+    ),
+]
+
+
+@pytest.mark.parametrize("edit", OF_EVERY_KIND, ids=lambda edit: type(edit).__name__)
+def test_an_edit_of_no_request_has_one_control_whatever_is_measured(edit):
+    requests = [request(f"mine/P36/{name}") for name in ("Canada", "France", "Peru")]
+
+    def controls(edit, requests):
+        return equal_size.controls_of([edit] * len(requests), requests, D_MLP)
+
+    whole = replace(edit, for_all=True)
+    first, *others = controls(whole, requests)
+    assert all(other is first for other in others)  # put in place once
+    for part in (requests[1:], requests[::-1]):
+        assert controls(whole, part)[0] == first
+    ours = controls(edit, requests)  # drawn by a request, as in earlier releases
+    assert ours[0] == control_of(edit, requests[0], D_MLP) != first
+    assert controls(edit, requests[1:])[0] == control_of(edit, requests[1], D_MLP) != ours[0]
+
+
+def test_the_control_of_a_prompt_for_all_is_still_about_each_requests_relation():
+    facts = [((Query(Cloze("The capital of Spain is", "."), "Madrid"),),),
+             ((Query(Cloze("Spain uses the", "."), "euro"),),)]  # fmt: skip
+    requests = [request(f"mine/{i}", background=fact) for i, fact in enumerate(facts)]
+    whole = PromptEdit("x", for_all=True)
+    assert equal_size.controls_of([whole, whole], requests, D_MLP) == [
+        PromptEdit("The capital of Spain is Madrid."),
+        PromptEdit("Spain uses the euro."),
+    ]
+
+
 def test_the_engine_puts_the_same_probes_under_edit_and_control():
     lm = tiny_model("gpt2")
 

@@ -155,8 +155,9 @@ def file(tmp_path_factory) -> Path:
     return folder / "edit.safetensors"
 
 
-@given(edit=edits)
-def test_an_edit_comes_back_as_it_was(file, edit):
+@given(edit=edits, for_all=st.booleans())
+def test_an_edit_comes_back_as_it_was(file, edit, for_all):
+    edit = replace(edit, for_all=for_all)
     save_edit(edit, file, provenance=SOURCE)
     assert exactly(load_edit(file)) == exactly(edit)
     assert saved_provenance(file) == SOURCE

@@ -56,9 +56,25 @@ def controls(results):
     return [m for case in results.values() for m in case.control.measurements]
 
 
+class MadeElsewhere:
+    """One edit of no request, as of a checkpoint."""
+
+    def __init__(self, lm):
+        update = LowRank(0, torch.ones(lm.d_mlp, 1), torch.ones(1, lm.d_model))
+        self._edit = LowRankEdit((update,), for_all=True)
+
+    def edit(self, requests):
+        return [self._edit] * len(requests)
+
+
 @pytest.mark.parametrize(
     ("name", "method"),
-    [("none", lambda lm: Nothing()), ("in-context", lambda lm: InContext()), ("rome", Rome)],
+    [
+        ("none", lambda lm: Nothing()),
+        ("in-context", lambda lm: InContext()),
+        ("rome", Rome),
+        ("elsewhere", MadeElsewhere),
+    ],
 )
 def test_a_sequence_of_one_has_the_control_of_single(name, method, lm, engine, cases, tmp_path):
     edits, asked = method(lm), plan("sequence:1", cases)

@@ -37,12 +37,17 @@ Notes = dict[str, float | int | str | bool]
 
 @dataclass(frozen=True, kw_only=True)
 class Edit:
-    """Base of all edits. ``notes`` are recorded with the run (loss, norms, ...).
+    """Base of all edits.
 
     Two edits are equal when their notes and all that they hold are, tensors included.
+
+    Attributes:
+        notes: recorded with the run (loss, norms, ...).
+        for_all: it belongs to no request: it was made elsewhere, and one control serves every case.
     """
 
     notes: Notes = field(default_factory=dict)
+    for_all: bool = field(default=False, repr=False, compare=False)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Edit) or type(other) is not type(self):

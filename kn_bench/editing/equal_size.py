@@ -10,7 +10,9 @@
     LookupEdit    nothing, as no weight changes; NoEdit alike
 
 A method is better than chance only where its figure beats that of its control on the same cases.
-The draw depends on the request's id and the layer alone, not on what else is measured.
+The draw depends on the request's id and the layer alone, not on what else is measured. An edit that
+belongs to no request (:attr:`Edit.for_all`: a checkpoint's, an adapter's) has one control for the
+whole run: its draw depends on the layer alone, and all cases share it.
 """
 
 from __future__ import annotations
@@ -44,12 +46,16 @@ from kn_bench.editing.memories import Codebook, Memory
 def controls_of(
     edits: Sequence[Edit], requests: Sequence[EditRequest], d_mlp: int
 ) -> list[Edit | None]:
-    """Return the control of each edit; one object that serves many requests has one control."""
+    """Return the control of each edit; one object that serves many requests has one control.
+
+    An edit that is applied row by row is drawn for each request, unless it belongs to none.
+    """
     controls: list[Edit | None] = []
     shared: dict[int, Edit | None] = {}
     for edit, request in zip(edits, requests, strict=True):
         control = shared[id(edit)] if id(edit) in shared else control_of(edit, request, d_mlp)
-        if isinstance(edit, DenseEdit | MemoryEdit):
+        drawn_once = edit.for_all and not isinstance(edit, PromptEdit)
+        if drawn_once or isinstance(edit, DenseEdit | MemoryEdit):
             shared[id(edit)] = control
         controls.append(control)
     return controls
@@ -60,18 +66,20 @@ def control_of(edit: Edit, request: EditRequest, d_mlp: int) -> Edit | None:
 
     Args:
         edit: what a method made of ``request``.
-        request: seeds the draw; a prompt's control states one of its background facts.
+        request: seeds the draw, unless the edit belongs to no request; a prompt's control states
+            one of its background facts.
         d_mlp: neurons of a layer, to draw from.
     """
+    drawn_for = "" if edit.for_all else request.id
     if isinstance(edit, LowRankEdit):
         updates = side_by_side(edit.updates)  # two of a layer would be drawn alike
-        return LowRankEdit(updates=tuple(_low_rank(up, request.id) for up in updates))
+        return LowRankEdit(updates=tuple(_low_rank(up, drawn_for) for up in updates))
     if isinstance(edit, NeuronEdit):
-        return NeuronEdit(scales=tuple(_scales(edit.scales, request.id, d_mlp)))
+        return NeuronEdit(scales=tuple(_scales(edit.scales, drawn_for, d_mlp)))
     if isinstance(edit, DenseEdit):
-        return DenseEdit({name: _dense(d, name, request.id) for name, d in edit.deltas.items()})
+        return DenseEdit({name: _dense(d, name, drawn_for) for name, d in edit.deltas.items()})
     if isinstance(edit, MemoryEdit):
-        return replace(edit, memory=_memory(edit.memory, request.id), notes={})
+        return replace(edit, memory=_memory(edit.memory, drawn_for), notes={})
     if isinstance(edit, PromptEdit):
         other = _other_fact(request)
         return PromptEdit(prefix=other) if other else None

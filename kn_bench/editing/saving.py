@@ -14,7 +14,7 @@ import math
 import os
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -121,6 +121,7 @@ class _Header(
     kn_bench: str
     dtype: str = ""
     request: str = ""
+    for_all: bool = False  # of the edit
     sha256: str
 
 
@@ -160,7 +161,9 @@ def save_edit(edit: Edit, path: str | Path, *, provenance: Provenance) -> None:
         tensors = _owned(tensors_of(edit))
         source = _shared(provenance) | {"settings": _stored(provenance.settings)}
         notes = _stored(edit.notes)
-        header = _Header(format=FORMAT, edit=kind, notes=notes, sha256="", **source)
+        header = _Header(
+            format=FORMAT, edit=kind, notes=notes, for_all=edit.for_all, sha256="", **source
+        )
         header = msgspec.structs.replace(header, sha256=_sha256(header, tensors))
         text = msgspec.json.encode(header).decode()
         read = msgspec.json.decode(text, type=_Header)
@@ -313,7 +316,7 @@ def load_edit(path: str | Path, *, model: LanguageModel | None = None) -> Edit:
             f"({model.content_hash[:12]}), and this one was made for {header.model}{dtype} "
             f"({header.model_hash[:12]}); load that model"
         )
-    return _unpacked(header, tensors)
+    return replace(_unpacked(header, tensors), for_all=header.for_all)
 
 
 def saved_provenance(path: str | Path) -> Provenance:
