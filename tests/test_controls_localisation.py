@@ -1,12 +1,24 @@
 """Controls of localisation: planted neurons are told from random ones, null effects are not."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from kn_bench.cases.case import Case, Cloze, EditRequest, Query
 from kn_bench.editing.edit import LowRank, LowRankEdit, NoEdit
-from kn_bench.localise.groups import class_of, gap_prompts, groups_of, profiles
+from kn_bench.localise.groups import (
+    NOTHING_BEFORE,
+    SAME,
+    UNFIT,
+    Group,
+    class_of,
+    encode_group,
+    gap_prompts,
+    groups_of,
+    profiles,
+)
 from kn_bench.localise.interventions import answers, suppress
 from kn_bench.localise.selection import Neuron
 from kn_bench.measure.encoding import EncodedQuery
@@ -308,3 +320,38 @@ def test_profiles_attribute_what_fits_and_rank_all_neurons():
     assert len(profile.ranked) == 192
     assert profile.select().neurons
     assert not profiles(lm, groups_of([]))
+
+
+ASKED = (
+    (Cloze("w9 w6"), "w8"),
+    (Cloze("", "w6"), "w8"),
+    (Cloze("w9 w6", "w7"), "w8"),  # the same as the first one to a causal model
+    (Cloze("w9 w6"), "w11"),
+    (Cloze("", "w9 w6"), "w8"),
+    (Cloze("w7"), "unheard"),
+    (Cloze("w9 w6"), "w8"),  # the same to any
+    (Cloze("w9 w7"), "w8"),
+)
+
+
+@pytest.mark.parametrize(
+    ("family", "kept", "left_out"),
+    [
+        ("gpt2", (0, 3, 7), {UNFIT: 1, NOTHING_BEFORE: 2, SAME: 2}),
+        ("llama", (0, 3, 7), {UNFIT: 1, NOTHING_BEFORE: 2, SAME: 2}),
+        ("bert", (0, 1, 2, 3, 4, 7), {UNFIT: 1, SAME: 1}),
+    ],
+)
+def test_a_prompt_counts_once_and_with_something_to_predict_it_from(family, kept, left_out):
+    lm = tiny_model(family)
+    queries = tuple(Query(cloze, answer) for cloze, answer in ASKED)
+    clusters = tuple(map(str, range(len(queries))))
+    group = Group("t/w8", "pair", "t", "w8", queries, clusters, ())
+    prompts = encode_group(lm, group)
+    assert (prompts.kept, dict(prompts.left_out)) == (kept, left_out)
+    assert len(set(prompts.encoded)) == len(kept)
+    (profile,) = profiles(lm, [group])
+    assert profile.clusters == [clusters[i] for i in kept]
+    assert len(profile.attributions) == len(kept)
+    only_first = replace(group, queries=queries[1:2])
+    assert len(profiles(lm, [only_first])) == (family == "bert")

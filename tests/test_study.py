@@ -20,7 +20,7 @@ from kn_bench.study.page import NothingToShow
 from kn_bench.study.plots import render
 from kn_bench.study.sections import CONTROLS, SECTIONS, parts
 from kn_bench.study.writing import cell
-from tests.made_up_study import SETTINGS, made_up_cases
+from tests.made_up_study import SETTINGS, made_up_cases, pair
 from tests.tiny_models import tiny_model
 
 
@@ -36,13 +36,18 @@ ALWAYS = sorted(set(SECTIONS) - {"determiners", "modifiers", "generations", "inv
 @pytest.mark.parametrize("family", ["bert", "gpt2"])
 @pytest.mark.parametrize("name", ALWAYS)
 def test_sections_run_on_any_model(name, family):
-    material = Material(tiny_model(family), made_up_cases(), SETTINGS)
+    leading = pair(9, "w51", "{}", "w9", "w10", "w13", "determiner_noun_agreement_1")
+    first = pair(8, "w10", "", "{} w35", "w50", "w52", "determiner_noun_agreement_2")
+    material = Material(tiny_model(family), [*made_up_cases(), leading, first], SETTINGS)
     try:
         section = parts([name])[0].run(material)
     except NothingToShow as reason:
         assert name == "tracing"  # a random model knows nothing
         assert "are not answered rightly" in str(reason)  # noqa: PT017
         return
+    assert SECTIONS[name].on_groups == ("profiles" in vars(material))
+    left_out = [note for note in section.notes if "1 with nothing before the gap" in note]
+    assert len(left_out) == (SECTIONS[name].on_groups and family == "gpt2")
     assert section.id == name
     assert section.findings
     assert section.tables
@@ -126,6 +131,7 @@ def test_sections_that_need_words_run_on_an_embedded_model(name):
     settings = dataclasses.replace(SETTINGS, facts=1, corpus_lines=300)
     material = Material(load_model("tiny-bert"), chosen, settings)
     section = parts([name])[0].run(material)
+    assert SECTIONS[name].on_groups == ("profiles" in vars(material))
     assert section.findings
     assert all(table.rows for table in section.tables)
     for figure in section.figures:

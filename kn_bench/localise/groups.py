@@ -9,10 +9,11 @@ determiner, all pairs with the same number.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -27,11 +28,14 @@ from kn_bench.localise.integration import Rule
 from kn_bench.localise.locating import Locating
 from kn_bench.localise.queries import Fitted
 from kn_bench.localise.selection import Neuron, Neurons, Refined, coarse
-from kn_bench.measure.encoding import encode_query
+from kn_bench.measure.encoding import EncodedQuery, encode_query
 from kn_bench.model.language_model import LanguageModel
 
 RANKED = 512
 """Number of neurons that are ranked: a large model has hundreds of thousands."""
+UNFIT = "not fitting the model"
+NOTHING_BEFORE = "with nothing before the gap from which a causal model could predict the answer"
+SAME = "the same to the model as another one of their group"
 FAMILY = {paradigm.id: paradigm.family for paradigm in BLIMP}
 
 
@@ -60,11 +64,11 @@ class Group:
 
 @dataclass(frozen=True)
 class Profile:
-    """A group with the attributions of those of its prompts that fit the model.
+    """A group with the attributions of those of its prompts that the model is asked.
 
     Attributes:
         group: the group.
-        encoded: those prompts in tokens.
+        encoded: those prompts in tokens, see :func:`encode_group`.
         kept: their indices in ``group.queries``.
         attributions: of each.
     """
@@ -92,7 +96,7 @@ class Profile:
 
     @property
     def clusters(self) -> list[str]:
-        """Of the fitting prompts."""
+        """Of those prompts."""
         return [self.group.clusters[i] for i in self.kept]
 
     def coarse_sets(self, t: float = 0.2) -> list[Neurons]:
@@ -176,27 +180,55 @@ def _cluster(request: EditRequest) -> str:
     return request.subject.lower()
 
 
-def encode_group(lm: LanguageModel, group: Group) -> tuple[tuple[int, ...], tuple[Fitted, ...]]:
-    """Return the indices of the group's prompts that fit the model, and these in tokens."""
-    encoded = [encode_query(query, lm.tokens, group.task) for query in group.queries]
-    kept = tuple(i for i, query in enumerate(encoded) if query is not None)
-    return kept, tuple(query for query in encoded if query is not None)
+class AskedPrompts(NamedTuple):
+    """The prompts of a group that the model is asked.
+
+    Attributes:
+        kept: their indices in ``group.queries``.
+        encoded: these in tokens.
+        left_out: number of the others, by reason.
+    """
+
+    kept: tuple[int, ...]
+    encoded: tuple[Fitted, ...]
+    left_out: Counter[str]
+
+
+def encode_group(lm: LanguageModel, group: Group) -> AskedPrompts:
+    """Encode the group's prompts; leave out those that say nothing about this group and model.
+
+    A causal model reads no more than what comes before the gap: prompts that differ after it alone
+    are one prompt, and one that begins with the gap asks how likely any text begins with the word.
+    """
+    places: dict[EncodedQuery, int] = {}
+    left_out: Counter[str] = Counter()
+    for i, query in enumerate(group.queries):
+        encoded = encode_query(query, lm.tokens, group.task)
+        if encoded is None:
+            left_out[UNFIT] += 1
+        elif lm.is_causal and not query.cloze.left:
+            left_out[NOTHING_BEFORE] += 1
+        elif encoded in places:
+            left_out[SAME] += 1
+        else:
+            places[encoded] = i
+    return AskedPrompts(tuple(places.values()), tuple(places), left_out)
 
 
 def profiles(
     lm: LanguageModel, groups: Sequence[Group], *, rule: Rule | None = None
 ) -> list[Profile]:
-    """Attribute every distinct prompt of every group; leave out groups that do not fit.
+    """Attribute every prompt of every group, each distinct one once; leave out groups without any.
 
     Args:
         rule: how the integral is taken.
     """
-    fits = [encode_group(lm, group) for group in groups]
-    distinct = list(dict.fromkeys(query for _, encoded in fits for query in encoded))
+    asked = [encode_group(lm, group) for group in groups]
+    distinct = list(dict.fromkeys(query for prompts in asked for query in prompts.encoded))
     attributions = dict(zip(distinct, attribute(lm, distinct, rule=rule), strict=True))
     return [
         Profile(group, encoded, kept, tuple(attributions[query] for query in encoded))
-        for group, (kept, encoded) in zip(groups, fits, strict=True)
+        for group, (kept, encoded, _) in zip(groups, asked, strict=True)
         if encoded
     ]
 

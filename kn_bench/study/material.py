@@ -15,7 +15,14 @@ from torch import Tensor
 from kn_bench.cases.case import Case, Cloze, EditRequest, Query, Task
 from kn_bench.cases.sampling import stable_hash
 from kn_bench.localise.alternatives import activation, direct_ablation, gradient_x_activation
-from kn_bench.localise.groups import Profile, gap_prompts, groups_of, profiles
+from kn_bench.localise.groups import (
+    Group,
+    Profile,
+    encode_group,
+    gap_prompts,
+    groups_of,
+    profiles,
+)
 from kn_bench.localise.locating import Locating
 from kn_bench.localise.queries import Fitted
 from kn_bench.localise.selection import Neuron, Neurons
@@ -98,17 +105,35 @@ class Material:
         return self.settings.window or max(1, round(self.lm.n_layers * 10 / 48))
 
     @cached_property
+    def groups(self) -> list[Group]:
+        """The facts and classes of pairs that are drawn from the cases."""
+        s = self.settings
+        return groups_of(self.cases, facts=s.facts, prompts=s.prompts)
+
+    @cached_property
     def profiles(self) -> list[Profile]:
-        """The attributed facts and classes of pairs that the model can encode.
+        """The attributed groups, with those of their prompts that the model is asked.
 
         Raises:
             NothingToShow: if there are none.
         """
-        s = self.settings
-        attributed = profiles(self.lm, groups_of(self.cases, facts=s.facts, prompts=s.prompts))
+        attributed = profiles(self.lm, self.groups)
         if not attributed:
-            raise NothingToShow("No fact and no class of pairs fits the model.")
+            reasons = ("No fact and no class of pairs fits the model.", *self.left_out)
+            raise NothingToShow(" ".join(reasons))
         return attributed
+
+    @cached_property
+    def left_out(self) -> tuple[str, ...]:
+        """How many prompts of the groups are left out, and why, in a sentence; none if none is."""
+        counted: Counter[str] = Counter()
+        for group in self.groups:
+            counted += encode_group(self.lm, group).left_out
+        if not counted:
+            return ()
+        prompts = sum(len(group.queries) for group in self.groups)
+        reasons = ", ".join(f"{n} {reason}" for reason, n in counted.items())
+        return (f"Of {prompts} prompts of facts and classes these are left out: {reasons}.",)
 
     def of_task(self, task: Task) -> list[Profile]:
         """Return the profiles of facts, or those of pairs."""

@@ -6,6 +6,7 @@ Each is a module or a small package with ``run(material) -> Section``.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
@@ -16,10 +17,17 @@ from kn_bench.study.runner import Part
 
 
 class SectionEntry(NamedTuple):
-    """The module of a section in this package, and its title."""
+    """A section in this package.
+
+    Attributes:
+        module: its module.
+        title: its title.
+        on_groups: whether it works on the groups of the material, and so says what is left out.
+    """
 
     module: str
     title: str
+    on_groups: bool = True
 
 
 PAPER = {
@@ -29,9 +37,11 @@ PAPER = {
         "modifiers", "Which words change when a number neuron is suppressed?"
     ),
     "overturn": SectionEntry("overturn", "Do shifts overturn answers?"),
-    "tracing": SectionEntry("tracing", "Where does causal tracing point?"),
-    "generations": SectionEntry("generations", "What does an edited model say?"),
-    "invariance": SectionEntry("invariance", "Do edits reach the inverse and the synonym?"),
+    "tracing": SectionEntry("tracing", "Where does causal tracing point?", on_groups=False),
+    "generations": SectionEntry("generations", "What does an edited model say?", on_groups=False),
+    "invariance": SectionEntry(
+        "invariance", "Do edits reach the inverse and the synonym?", on_groups=False
+    ),
 }
 """The sections that correspond to the paper's figures."""
 
@@ -42,7 +52,9 @@ CONTROLS = {
     "erasing": SectionEntry("erasing", "Control 4: is the fact gone, or the model?"),
     "choice": SectionEntry("choice", "Control 5: does the attribution matter?"),
     "place": SectionEntry("place", "Control 6: does the place of the edit matter?"),
-    "direction": SectionEntry("direction", "Control 7: is it easier to make right or wrong?"),
+    "direction": SectionEntry(
+        "direction", "Control 7: is it easier to make right or wrong?", on_groups=False
+    ),
     "activators": SectionEntry("activators", "Control 8: what makes a knowledge neuron fire?"),
 }
 SECTIONS = {**PAPER, **CONTROLS}
@@ -61,16 +73,18 @@ def parts(names: Sequence[str] | None = None) -> list[Part]:
 
 
 def _part(name: str) -> Part:
-    module, title = SECTIONS[name]
+    entry = SECTIONS[name]
     here = Path(__file__).parent
-    sources = sorted([*here.glob(f"{module}.py"), *here.glob(f"{module}/*.py")])
-    return Part(name, title, _runner(module), tuple(sources))
+    sources = sorted([*here.glob(f"{entry.module}.py"), *here.glob(f"{entry.module}/*.py")])
+    return Part(name, entry.title, _runner(entry), tuple(sources))
 
 
-def _runner(module: str) -> Callable[[Material], Section]:
+def _runner(entry: SectionEntry) -> Callable[[Material], Section]:
     def run(material: Material) -> Section:
         # imported when it is run: help on the command line needs none of it
-        section: Section = import_module(f"{__name__}.{module}").run(material)
+        section: Section = import_module(f"{__name__}.{entry.module}").run(material)
+        if entry.on_groups:
+            section = replace(section, notes=(*section.notes, *material.left_out))
         return section
 
     return run
