@@ -1,6 +1,7 @@
 """The board in other tools' formats, read back."""
 
 import json
+import re
 import shutil
 import subprocess
 from dataclasses import replace
@@ -111,6 +112,48 @@ def test_the_hubs_yaml_is_a_list_of_results(runs, tmp_path):
         for entry in yaml.safe_load(file.read_text()):
             assert {"dataset", "value", "date", "notes"} == set(entry)
             assert 0 <= entry["value"] <= 100
+
+
+def said_of_figures(file):
+    """What each figure in a file is said to be of; in one of tables, what each table is."""
+    if file.suffix in (".csv", ".parquet"):
+        frame = pd.read_csv(file) if file.suffix == ".csv" else pd.read_parquet(file)
+        names = ["task", "model", "method", "protocol", "asked", "figure", "part"]
+        return list(frame[names].fillna("").itertuples(index=False, name=None))
+    text = file.read_text()
+    if file.suffix == ".tex":
+        return re.findall(r"\\caption{.*", text)
+    if file.suffix == ".yaml":
+        entries = yaml.safe_load(text)
+        return [(e["dataset"]["task_id"], e["notes"].partition(", n =")[0]) for e in entries]
+    whole = json.loads(text)
+    if "eval" in whole:
+        return [(whole["eval"]["task"], *whole["eval"]["task_args"].values())]
+    results = whole["evaluation_results"]
+    return [(r["evaluation_name"], r["metric_config"]["metric_id"]) for r in results]
+
+
+OCCASIONS = (
+    ("single", "immediate"),
+    ("batch:4", "immediate"),
+    ("sequence:4/2", "immediate"),
+    ("sequence:4/2", "retained"),
+)
+
+
+@pytest.mark.parametrize(
+    "target", ["hub", "inspect", "every-eval-ever", "b.csv", "b.parquet", "b.tex"]
+)
+def test_what_was_asked_at_another_time_is_said_to_be_another_figure(runs, tmp_path, target):
+    rome = runs.verdicts[runs.verdicts["method"] == "rome_1"]
+    parts = [rome.assign(protocol=protocol, asked=asked) for protocol, asked in OCCASIONS]
+    asked = replace(runs, verdicts=pd.concat(parts, ignore_index=True), memo={})
+    assert len(board(asked)) == len(OCCASIONS)
+    chosen(tmp_path / target, "" if "." in target else target)(asked, tmp_path / target)
+    files = [f for f in tmp_path.rglob("*") if f.is_file() and f.suffix != ".jsonl"]
+    said = [figure for file in files for figure in said_of_figures(file)]
+    assert len(said) >= len(OCCASIONS)
+    assert len(set(said)) == len(said)
 
 
 def test_inspects_own_reader_opens_the_log(runs, tmp_path):

@@ -1,8 +1,8 @@
 """Results for a model's repository on the Hugging Face hub: ``.eval_results/*.yaml``.
 
 One file a model, method and task, as the hub wants variants of one benchmark kept apart; the
-method, the protocol and the revision stand in ``notes``. The hub shows ``value`` beside the model;
-the benchmark's data set is named by the user, as it must exist there.
+method, the protocol, when it was asked and the revision stand in ``notes``. The hub shows ``value``
+beside the model; the benchmark's data set is named by the user, as it must exist there.
 """
 
 from __future__ import annotations
@@ -63,6 +63,7 @@ def _entries(line: Line, date: str) -> Iterator[str]:
     values |= {criterion: line.criteria[criterion].interval for criterion in CRITERIA}
     revision = revision_of(line.name.model)
     what = f"{line.name.shown}, protocol {line.name.protocol}"
+    what += f", asked {line.name.asked}" if line.name.protocol != "single" else ""
     what += f", revision {revision}" if revision else ""
     for name, value in values.items():
         if not math.isnan(value.mean):
