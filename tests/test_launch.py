@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from kn_bench.cases.case import CRITERIA
+from kn_bench.commands import launch as launch_command
+from kn_bench.results.manifest import read_manifest
 from kn_bench.testing import launching
 from kn_bench.testing.launching import Launch, LaunchError
 from kn_bench.testing.processes import last_words
 from kn_bench.testing.shard_job import ShardJob
 from tests.conftest import PLUGINS, comparable
-from tests.test_shards import without_times
+from tests.made_up import write_run
+from tests.test_shards import KILLED, without_times
 
 SUITES = ("--pyargs", "kn_bench.suites", "--limit", "2", "-p", "no:xdist")
 
@@ -50,6 +55,22 @@ def test_shards_are_measured_and_merged_though_one_is_killed(bench):
     again = launched(bench, "--local", "--shards", "2", "--run", "all")
     assert again.returncode == 2
     assert "there is a run 'all' in reports/runs: choose another --run" in again.stderr
+
+
+def test_a_launch_that_was_killed_while_it_merged_is_gone_on_with(tmp_path):
+    launch = Launch(SUITES, "all", 2, tmp_path)
+    for number, method in enumerate(("rome", "none"), start=1):
+        scores = {method: {criterion: [1.0] for criterion in CRITERIA}}
+        options = {"shard": f"{number}/2"}
+        write_run(tmp_path, scores, run=launch.name_of(number), options=options)
+    killed = ("kn_bench.results.store:RunStore.append", "2", "SIGKILL")
+    words = [*killed, str(tmp_path), *map(str, launch.folders)]
+    ended = subprocess.run([sys.executable, "-c", KILLED, *words], capture_output=True, text=True)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    launch.check()
+    assert not launch.jobs()
+    launch_command._merge(launch)
+    assert read_manifest(tmp_path / "runs/all").tests == 12
 
 
 def test_what_pytest_would_refuse_is_refused_before_anything_is_submitted(bench):

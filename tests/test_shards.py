@@ -23,11 +23,12 @@ from kn_bench.results.files import StoreError
 from kn_bench.results.loading import load_runs
 from kn_bench.results.manifest import read_manifest, write_manifest
 from kn_bench.results.merging import merge
-from kn_bench.results.store import RunStore
+from kn_bench.results.store import RunStore, find_run, find_runs, runs
 from kn_bench.testing.node_ids import NodeId, units
 from kn_bench.testing.shards import Shard, in_shard, parse_shard
 from tests.conftest import PLUGINS, comparable
 from tests.made_up import write_run
+from tests.test_store import FullDisk
 
 WORKFLOW = Path(__file__).resolve().parents[1] / "docs/examples/shards.yml"
 SUITE = ("--pyargs", "kn_bench.suites.test_synonym")
@@ -409,6 +410,113 @@ def test_a_merge_that_breaks_off_leaves_no_run(tmp_path, monkeypatch):
     with pytest.raises(StoreError, match="there is a run 'all'"):
         merge(folders, tmp_path, "all")
     assert read_manifest(tmp_path / "runs/all").tests == 24
+
+
+KILLED = """
+import os, signal, sys
+from importlib import import_module
+from pathlib import Path
+
+place, number, name, reports, *shards = sys.argv[1:]
+module, function = place.split(":")
+owner = import_module(module)
+*path, function = function.split(".")
+for part in path:
+    owner = getattr(owner, part)
+whole, calls = getattr(owner, function), []
+
+def killed(*given, **named):
+    calls.append(function)
+    if len(calls) == int(number):
+        os.kill(os.getpid(), getattr(signal, name))
+    return whole(*given, **named)
+
+setattr(owner, function, killed)
+from kn_bench.results.merging import merge
+merge([Path(shard) for shard in shards], Path(reports), "all")
+"""
+
+
+@pytest.mark.parametrize(
+    ("place", "number", "name"),
+    [
+        ("kn_bench.results.store:RunStore.append", 1, "SIGTERM"),
+        ("kn_bench.results.store:RunStore.append", 2, "SIGKILL"),
+        ("kn_bench.results.store:RunStore.append", 2, "SIGINT"),
+        ("kn_bench.results.store:RunStore.finish", 1, "SIGKILL"),
+        ("pathlib:Path.replace", 3, "SIGKILL"),  # the first manifest, the exclusions and the texts
+        ("pathlib:Path.rmdir", 1, "SIGKILL"),
+        ("pathlib:Path.replace", 6, "SIGKILL"),  # also the columns, and the manifest at the end
+    ],
+)
+def test_a_merge_that_is_killed_leaves_no_run_and_is_done_again(tmp_path, place, number, name):
+    folders = _two_shards(tmp_path)
+    words = [place, str(number), name, str(tmp_path), *map(str, folders)]
+    ended = subprocess.run([sys.executable, "-c", KILLED, *words], capture_output=True, text=True)
+    assert ended.returncode == -getattr(signal, name), ended.stderr
+    assert runs(tmp_path) == folders
+    for where in (tmp_path, tmp_path / "runs"):
+        assert find_runs(tmp_path, [str(where)]) == folders
+    with pytest.raises(StoreError, match="there is no run 'all'"):
+        find_run(tmp_path, "all")
+    folder = merge(folders, tmp_path, "all")
+    merge(folders, tmp_path, "other")
+    for file in (log.LOG, "cases.jsonl", "exclusions.jsonl"):
+        assert (folder / file).read_bytes() == (tmp_path / "runs/other" / file).read_bytes()
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        path.name for path in (tmp_path / "runs/other").iterdir()
+    )
+    assert [path.name for path in sorted((tmp_path / "runs").iterdir())] == [
+        "a",
+        "all",
+        "b",
+        "other",
+    ]
+
+
+def test_what_a_killed_merge_of_other_shards_left_is_not_taken_over(tmp_path):
+    left = write_run(tmp_path / "runs/.all", {"rome": {c: [1.0] for c in CRITERIA}}, run="all")
+    (left / "further.txt").write_text("left")
+    folder = merge(_two_shards(tmp_path), tmp_path, "all")
+    assert log.closed_tests(folder / log.LOG) == read_manifest(folder).tests == 24
+    assert not (folder / "further.txt").exists()
+    assert not (tmp_path / "runs/.all").exists()
+
+
+def test_a_name_is_taken_while_shards_are_merged_into_it(tmp_path, monkeypatch):
+    pytest.importorskip("fcntl")
+    folders, said = _two_shards(tmp_path), []
+    whole = RunStore.append
+
+    def meanwhile(store, text):
+        for begin in (
+            lambda: merge(folders, tmp_path, "all"),
+            lambda: RunStore.create(tmp_path, replace(read_manifest(folders[0]), run="all")),
+        ):
+            with pytest.raises(StoreError, match="runs/all is being written by another process"):
+                begin()
+            said.append(begin)
+        whole(store, text)
+
+    monkeypatch.setattr(RunStore, "append", meanwhile)
+    merge(folders, tmp_path, "all")
+    assert len(said) == 4
+    assert read_manifest(tmp_path / "runs/all").tests == 24
+
+
+def test_a_full_disk_is_no_reason_to_resume_a_merge(tmp_path, monkeypatch):
+    made = RunStore.create
+
+    def on_a_full_disk(reports, manifest):
+        store = made(reports, manifest)
+        store._log = FullDisk(store._log, room=50)  # type: ignore[assignment]
+        return store
+
+    folders = _two_shards(tmp_path)
+    monkeypatch.setattr(RunStore, "create", on_a_full_disk)
+    with pytest.raises(StoreError, match=r"No space left on device\): make room and merge again$"):
+        merge(folders, tmp_path, "all")
+    assert [path.name for path in sorted((tmp_path / "runs").iterdir())] == ["a", "b"]
 
 
 def test_a_shard_that_was_killed_is_resumed_and_merged(bench):

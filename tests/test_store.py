@@ -234,7 +234,7 @@ def test_a_torn_last_line_is_passed_over_and_a_broken_one_inside_is_not(tmp_path
     assert _log(folder).read_bytes() == ill_typed
 
 
-class _FullDisk:
+class FullDisk:
     """A log on a disk that has room for a few bytes more."""
 
     def __init__(self, log, room: int) -> None:
@@ -256,7 +256,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_whole_rows(tmp_path):
     first, second, *_ = _tests(1)
     store.append(first)
     good = _log(store.folder).read_bytes()
-    store._log = _FullDisk(store._log, room=50)  # type: ignore[assignment]
+    store._log = FullDisk(store._log, room=50)  # type: ignore[assignment]
     with pytest.raises(StoreError) as error:
         store.append(second)
     assert str(error.value).endswith(

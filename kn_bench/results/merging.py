@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
-from kn_bench.results.files import StoreError
+from kn_bench.results.files import StoreError, unwritable
 from kn_bench.results.loading import left_out
 from kn_bench.results.log import CLOSING, LOG, checked_tests, closed_tests
 from kn_bench.results.manifest import Manifest, differences, read_manifest
@@ -39,7 +40,7 @@ def merge(folders: Sequence[Path], reports: Path, run: str) -> Path:
         StoreError: when shards differ in weights, data, settings, code, the tests that they were
             cut from or the text that C was taken over, when one is unfinished, cut off or altered,
             when some are missing (naming them), or when the run cannot be written. Nothing is left
-            of the merged run then.
+            of the merged run then; what is left by a merge that is killed is no run.
     """
     manifests = [read_manifest(folder) for folder in folders]
     _check_alike(folders, manifests)
@@ -52,14 +53,34 @@ def merge(folders: Sequence[Path], reports: Path, run: str) -> Path:
     created = min(manifest.created for manifest in manifests)
     new = replace(first, run=run, created=created, resumed=())
     merged = replace(new, finished="", timings={}, tests=None)
-    with RunStore.create(reports, merged) as store:
+    with RunStore.claim(reports, merged) as name:
+        # no run's name begins with a dot, and no run is looked for so deep
+        apart = name.folder.with_name(f".{run}")
+        shutil.rmtree(apart, ignore_errors=True)  # a merge that was killed left it
         try:
-            _write(store, folders)
-            store.finish(timings)
+            with RunStore.create(apart, merged) as store:
+                store.remedy = "merge again"
+                _write(store, folders)
+                store.finish(timings)
         except BaseException:
-            shutil.rmtree(store.folder, ignore_errors=True)  # it would block the name
+            shutil.rmtree(apart, ignore_errors=True)
             raise
-        return store.folder
+        finally:
+            _give_back(name)
+    try:
+        store.folder.replace(name.folder)
+    except OSError as error:
+        raise unwritable(name.folder, error) from None
+    shutil.rmtree(apart, ignore_errors=True)
+    return name.folder
+
+
+def _give_back(name: RunStore) -> None:
+    """Leave nothing under a name that was taken."""
+    name.close()
+    (name.folder / LOG).unlink(missing_ok=True)
+    with suppress(OSError):  # something was put there meanwhile
+        name.folder.rmdir()
 
 
 def _write(store: RunStore, folders: Sequence[Path]) -> None:

@@ -69,12 +69,14 @@ class RunStore:
         folder: the run's folder.
         manifest: what the run is made of.
         done: keys of the tests that a continued run has already measured, frozen at the start.
+        remedy: what is to be done, in a sentence, when the disk is full.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, contents: Contents) -> None:
         self.folder = folder
         self.manifest = manifest
         self.done: frozenset[Key] = contents.done
+        self.remedy = f"continue with --resume {manifest.run}"
         self._heads = set(contents.heads)
         self._texts: dict[tuple[str, str], str] = {}
         self._log = _open(folder / LOG)
@@ -86,6 +88,21 @@ class RunStore:
         Raises:
             StoreError: when the name is taken or none, or the folder cannot be written.
         """
+        store = cls.claim(reports, manifest)
+        try:
+            write_manifest(store.folder, manifest)
+        except BaseException:
+            store.close()
+            raise
+        return store
+
+    @classmethod
+    def claim(cls, reports: Path, manifest: Manifest) -> RunStore:
+        """Take the name ``manifest.run`` for a run that has no manifest yet, and so is none.
+
+        Raises:
+            StoreError: as for :meth:`create`.
+        """
         folder = reports / RUNS / checked_name(manifest.run)
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -95,7 +112,6 @@ class RunStore:
             raise unwritable(folder, error) from None
         try:
             _refuse_taken(folder)  # by one that began and ended meanwhile
-            write_manifest(folder, manifest)
         except BaseException:
             store.close()
             raise
@@ -181,8 +197,8 @@ class RunStore:
         except OSError as error:
             self._log.truncate(end)
             raise StoreError(
-                f"{self.folder / LOG} cannot be written ({error.strerror}): make room and continue "
-                f"with --resume {self.manifest.run}"
+                f"{self.folder / LOG} cannot be written ({error.strerror}): make room and "
+                f"{self.remedy}"
             ) from None
 
     def _new(self, lines: Iterable[bytes]) -> tuple[list[bytes], set[bytes]]:
