@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import fields, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,21 +20,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kn_bench.cases.case import CRITERIA, Criterion, Exclusion
-from kn_bench.measure.measurement import Answer, Measurement
+from kn_bench.measure.criteria import judge
+from kn_bench.measure.measurement import Answer, Checkpoint, Measurement, Written
+from kn_bench.measure.protocols import ONCE, Occasion
 from kn_bench.results import store as store_module
 from kn_bench.results.baseline import read_baseline, save_baseline
 from kn_bench.results.columns import read_frames
 from kn_bench.results.files import StoreError, atomically, together, write_text
 from kn_bench.results.loading import load_runs
-from kn_bench.results.log import LOG, repaired, rows
+from kn_bench.results.log import KEYED, LOG, repaired, rows
 from kn_bench.results.manifest import FORMAT, differences, hash_files, read_manifest, write_manifest
+from kn_bench.results.merging import merge
 from kn_bench.results.rejudging import rejudged
 from kn_bench.results.rows import (
+    KINDS,
     CrashRow,
     EditRow,
+    Key,
     VerdictRow,
     decode_rows,
     encode_row,
+    encode_rows,
+    kind_of,
 )
 from kn_bench.results.store import RunStore, find_run, runs, unused_name
 from tests.made_up import (
@@ -111,6 +119,58 @@ def test_edit_records_and_tests_are_stored_once(tmp_path):
     assert sum(isinstance(row, EditRow) for row in stored) == 2
     assert sum(isinstance(row, VerdictRow) for row in stored) == 12
     assert len(read_frames(_log(store.folder), ["measurement"])["measurement"]) == 32
+
+
+ONCE_A_CASE = frozenset({"edit", "curve", "generation"})
+"""What a worker sends with the first test of a case or a sequence that it measures itself."""
+ONCE_A_TEST = frozenset({"measurement", "exclusion", "verdict", "crash"})
+
+
+def _sent(criteria: Iterable[Criterion], occasion: Occasion) -> str:
+    """The rows of some tests of a case, with all that goes with the first of them."""
+    case, result = whole_case(ALL, id="embedded/P36/c0", cluster="c0")
+    left_out = Exclusion(case.id, "too long", "generality/0", "why")
+    result = replace(result, exclusions=(left_out,), written=Written((), 5.0, 4.0))
+    curve = [Checkpoint(step, step, 1.0, 1, None, 0, 9.0, 5, None, 0, None, 0) for step in (0, 1)]
+    texts = []
+    for criterion in criteria:
+        key = Key("tiny-gpt2", "rome", case.id, criterion, occasion)
+        verdict = judge(criterion, case, result)
+        texts.append(encode_rows(key, case, result, verdict, step=1, curve=curve))
+        result, curve = replace(result, edit=None, written=None), []
+    return "".join(texts)
+
+
+@pytest.mark.parametrize("occasion", [ONCE, Occasion("sequence:2", 1, "retained")])
+@pytest.mark.parametrize("by", ["resumed", "another worker", "merged"])
+def test_what_goes_with_the_first_test_is_kept_once_whoever_sends_it_again(tmp_path, by, occasion):
+    whole = _sent(CRITERIA, occasion)
+    assert {kind_of(line) for line in whole.encode().splitlines(keepends=True)} == KINDS.keys() - {
+        "crash"
+    }
+    first, second = _sent(CRITERIA[:2], occasion), _sent(CRITERIA[2:], occasion)
+    if by == "merged":
+        for run, sent in {"a": first, "b": second}.items():
+            shard = {"shard": f"{1 + (run == 'b')}/2"}
+            with RunStore.create(tmp_path, manifest(run, options=shard)) as store:
+                store.append(sent)
+                store.finish({})
+        folder = merge([tmp_path / "runs/a", tmp_path / "runs/b"], tmp_path, "one")
+    else:
+        with RunStore.create(tmp_path, manifest()) as store:
+            store.append(first)
+            if by == "another worker":
+                store.append(second)
+        folder = store.folder
+    if by == "resumed":
+        with RunStore.resume(tmp_path, "one", manifest()) as store:
+            store.append(second)
+    assert _log(folder).read_text() == whole
+
+
+def test_every_kind_of_row_goes_with_its_test_or_is_kept_once():
+    assert KINDS.keys() == ONCE_A_CASE | ONCE_A_TEST
+    assert ONCE_A_CASE | {"verdict"} == KEYED
 
 
 def test_a_unit_of_many_cases_is_one_text(tmp_path):

@@ -13,8 +13,8 @@ from kn_bench.results.rows import CrashRow, Key, Row, VerdictRow, decode_row, ki
 LOG = "measurements.jsonl"
 CLOSING = frozenset({"verdict", "crash"})
 """The kinds of row that close a test's rows."""
-KEYED = frozenset({"verdict", "edit", "curve"})
-"""The kinds of row of which a log has one a key."""
+KEYED = frozenset({"verdict", "edit", "curve", "generation"})
+"""The kinds of row of which a log has one a key; all but a verdict go with a case's first test."""
 
 
 REMEDY = "remove the lines of its test, down to the verdict, and --resume measures it again"
@@ -26,7 +26,7 @@ class Contents:
 
     Attributes:
         done: keys with a verdict other than an error.
-        heads: beginnings of the verdict, edit and curve lines, which hold their keys.
+        heads: beginnings of the lines of ``KEYED`` kinds, which hold their keys.
         rewritten: the file was replaced by another in the repair.
     """
 
@@ -170,7 +170,7 @@ def _tests(path: Path) -> Iterator[_Test]:
 
 
 def head(line: bytes) -> bytes:
-    """Return the beginning of a verdict, edit or curve line, up to its task: its kind and key."""
+    """Return the beginning of a line of a ``KEYED`` kind, up to its task: its kind and key."""
     return line.partition(b',"task":')[0]
 
 
