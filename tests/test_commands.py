@@ -57,6 +57,10 @@ def test_data_lists_what_is_there_and_says_how_to_get_the_rest(no_cache):
     ("name", "left"),
     [
         *((name, "run it again") for name in COMMANDS if name not in LEFT),
+        (
+            "edit",
+            "if it said what it wrote, that is whole; otherwise run it again",
+        ),
         ("study", "the same command without --again goes on after the finished sections"),
         ("tune", "the preset, where one was written, holds the points measured so far"),
     ],

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from dataclasses import replace
+from importlib import import_module
 
 import pytest
 import torch
@@ -14,12 +16,16 @@ from typer.testing import CliRunner
 import kn_bench as kn
 from kn_bench.commands import edit as edit_command
 from kn_bench.commands import evaluate as evaluate_command
+from kn_bench.commands.app import group
 from kn_bench.editing.composition import Composition
 from kn_bench.editing.edit import DenseEdit, LowRank, LowRankEdit, PromptEdit
 from kn_bench.editing.exporting import save_adapter, save_checkpoint
+from kn_bench.measure import harness
 from kn_bench.measure.drawing import refuse_conflicts
+from kn_bench.measure.harness import TaskFigure
 from kn_bench.model import embedded
 from kn_bench.results.files import StoreError
+from kn_bench.results.loading import load_runs
 
 BASE = "tiny-gpt2"
 IDS = torch.tensor([[5, 6, 7, 8]])
@@ -112,6 +118,119 @@ def test_a_measurement_that_fails_loses_nothing(written, tmp_path, monkeypatch):
     names = {file.relative_to(written) for file in written.rglob("*")}
     assert {file.relative_to(folder) for file in folder.rglob("*")} == names
     assert "The scores were not measured" in (folder / "README.md").read_text()
+
+
+def ending(monkeypatch, place, number=1):
+    """Have Ctrl-C end a command at a call of a function: ``module:name``, ``module:Class.name``."""
+    module, _, name = place.partition(":")
+    owner = import_module(module)
+    *path, name = name.split(".")
+    for part in path:
+        owner = getattr(owner, part)
+    whole, calls = getattr(owner, name), []
+
+    def ends(*given, **named):
+        calls.append(name)
+        if len(calls) == number:
+            raise KeyboardInterrupt
+        return whole(*given, **named)
+
+    monkeypatch.setattr(owner, name, ends)
+
+
+def edit(folder, *arguments):
+    return run(edit_command, BASE, "--method", "rome-no-c", "--relation", "P36", "--limit", 2,
+               "-o", folder, *arguments)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("place", "number", "form"),
+    [
+        ("kn_bench.editing.exporting:with_usual_rights", 1, ()),
+        ("kn_bench.editing.exporting:with_usual_rights", 1, ("--as-adapter",)),
+        ("kn_bench.editing.saving:save_file", 1, ("--as-adapter",)),
+        ("kn_bench.editing.saving:save_file", 2, ()),
+        ("kn_bench.editing.exporting:model_card", 1, ()),
+        ("kn_bench.results.files:os.fsync", 1, ("--as-adapter",)),
+    ],
+)
+def test_an_edit_that_is_ended_leaves_nothing_and_is_done_again(
+    tmp_path, monkeypatch, place, number, form
+):
+    folder = tmp_path / "model"
+    with monkeypatch.context() as patched:
+        ending(patched, place, number)
+        assert edit(folder, *form).exit_code == 130
+    assert not list(folder.iterdir())
+    assert edit(folder, *form).exit_code == 0
+    assert len(list((folder / "edits").iterdir())) == 2
+    assert not list(folder.glob(".*"))
+
+
+def test_what_a_killed_edit_left_is_no_edit_and_does_not_stand_in_the_way(written, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(written, folder / edit_command.PART)
+    (folder / edit_command.PART / "edits/0002.safetensors").write_bytes(b"left")
+    with pytest.raises(ValueError, match=f"^{folder}: expected "):
+        run(evaluate_command, "--base", BASE, "--edited", folder)
+    assert edit(folder).exit_code == 0
+    assert {path.relative_to(folder) for path in folder.rglob("*")} == {
+        path.relative_to(written) for path in written.rglob("*")
+    }
+
+
+@pytest.mark.parametrize("moved", range(6))
+def test_no_weights_are_in_place_before_all_else_is(written, tmp_path, monkeypatch, moved):
+    def end_while_they_are_moved():
+        ending(monkeypatch, "pathlib:Path.rename", 1 + moved)
+        with edit_command.filling(tmp_path) as part:
+            shutil.copytree(written, part, dirs_exist_ok=True)
+
+    with pytest.raises(KeyboardInterrupt):
+        end_while_they_are_moved()
+    assert len(list(tmp_path.iterdir())) == moved
+    with pytest.raises(ValueError, match=f"^{tmp_path}: expected "):
+        run(evaluate_command, "--base", BASE, "--edited", tmp_path)
+
+
+def test_a_measurement_that_is_ended_leaves_what_evaluate_measures(tmp_path, monkeypatch):
+    folder = tmp_path / "model"
+    ending(monkeypatch, "kn_bench.commands.edit:measured_scores")
+    result = CliRunner().invoke(
+        group,
+        [*("edit", BASE, "--method", "rome-no-c", "--relation", "P36", "--limit", "1"),
+         *("--measure", "-o", str(folder))],
+    )  # fmt: skip
+    assert result.exit_code == 130
+    assert f"written to {folder} in float32\n" in result.output
+    assert "if it said what it wrote, that is whole" in result.output
+    measured = run(evaluate_command, "--base", BASE, "--edited", folder, "--relation", "P36",
+                   "--limit", 1)  # fmt: skip
+    assert measured.exit_code == 0
+
+
+@pytest.mark.parametrize("number", [3, 4, 5])  # the table on the terminal writes two files first
+def test_an_evaluation_that_is_ended_leaves_no_run_and_is_done_again(
+    written, tmp_path, monkeypatch, number
+):
+    def ability(lm, edited, tasks):
+        return [TaskFigure("task", "acc", 0.5, 0.1, 0.5, 0.1, 10)]
+
+    monkeypatch.setattr(harness, "check_tasks", lambda tasks: None)
+    monkeypatch.setattr(evaluate_command, "general_ability", ability)
+    words = ["--base", BASE, "--edited", written, "--relation", "P36", "--limit", 1,
+             "--lm-eval", "task", "-o", tmp_path / "run"]  # fmt: skip
+    for place in ("kn_bench.results.files:os.fsync", "pathlib:Path.replace"):
+        with monkeypatch.context() as patched:
+            ending(patched, place, number)
+            assert run(evaluate_command, *words).exit_code == 130
+        with pytest.raises(StoreError, match="expected "):
+            load_runs([tmp_path / "run"])
+    assert run(evaluate_command, *words).exit_code == 0
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+        "lm_eval.json", "manifest.json", "measurements.jsonl"
+    ]  # fmt: skip
+    assert not load_runs([tmp_path / "run"]).cut
 
 
 def test_evaluate_measures_the_folder_against_its_base(written, model, tmp_path):

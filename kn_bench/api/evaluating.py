@@ -23,12 +23,12 @@ from kn_bench.model.given import PATH, check_type, listed, whole
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.loaded import check_model
 from kn_bench.results.escaping import terminal
-from kn_bench.results.files import check_writable, write_text
+from kn_bench.results.files import check_writable, together, write_text
 from kn_bench.results.leaderboard import leaderboard, terminal_table
 from kn_bench.results.loading import Runs, load_runs
-from kn_bench.results.log import LOG, closed_tests
+from kn_bench.results.log import CLOSING, LOG
 from kn_bench.results.manifest import new_manifest, write_manifest
-from kn_bench.results.rows import Key, encode_rows
+from kn_bench.results.rows import Key, encode_rows, kind_of
 
 
 def load_cases(
@@ -238,6 +238,8 @@ class Evaluation:
     def save(self, folder: str | Path) -> None:
         """Write a run's folder, which ``kn-bench leaderboard`` and ``kn-bench compare`` read.
 
+        Its files are all written, or none of them is.
+
         Raises:
             TypeError: for a folder that is no path.
             StoreError: when the folder cannot be written.
@@ -249,8 +251,10 @@ class Evaluation:
         folder = Path(folder)
         check_no_run(folder)
         manifest = new_manifest(folder.name, **self._made_of)
-        write_text(folder / LOG, self._rows)
-        write_manifest(folder, manifest.ended({}, closed_tests(folder / LOG)))
+        tests = sum(kind_of(line) in CLOSING for line in self._rows.encode().splitlines(True))
+        with together():
+            write_manifest(folder, manifest.ended({}, tests))
+            write_text(folder / LOG, self._rows)  # goes last, for it is what takes the folder
 
 
 def check_no_run(folder: Path) -> None:

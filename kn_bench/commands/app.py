@@ -58,6 +58,7 @@ COMMANDS = {
 INTERRUPTED = 130
 """The exit status of a command that Ctrl-C ends: typer's."""
 LEFT = {
+    "edit": "if it said what it wrote, that is whole; otherwise run it again",
     "study": "the same command without --again goes on after the finished sections",
     "tune": "the preset, where one was written, holds the points measured so far",
 }

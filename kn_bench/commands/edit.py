@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +19,9 @@ if TYPE_CHECKING:
     from kn_bench.model.language_model import LanguageModel
 
 app = typer.Typer(add_completion=False)
+CARD = "README.md"
+PART = ".part"
+"""Where the files of the folder lie until all of them are written."""
 
 
 @app.command()
@@ -53,7 +59,7 @@ def command(
     from kn_bench.measure.drawing import refuse_conflicts
     from kn_bench.results.files import check_writable, write_text
 
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+    if output.exists() and (not output.is_dir() or {p.name for p in output.iterdir()} - {PART}):
         raise ValueError(f"{output}: expected a new or an empty folder; name another one")
     check_writable(output)
     chosen = chosen_cases(cases, relation, limit, seed)
@@ -62,12 +68,12 @@ def command(
     lm = loaded(model, device, dtype)
     bound, edits, left_out = bound_edits(method, lm, chosen)
     requests = {case.id: case.request for case in chosen}
-    write_edited(bound, edits, requests, output, as_adapter=as_adapter)
     edited = [case for case in chosen if case.id not in left_out]
     facts = {case.id: case.request.cloze.fill(case.request.target_new) for case in edited}
     named = {case or "all cases": edit for case, edit in edits.items()}
-    card = output / "README.md"
-    write_text(card, model_card(bound.provenance, named, facts, left_out))
+    with filling(output) as folder:
+        write_edited(bound, edits, requests, folder, as_adapter=as_adapter)
+        write_text(folder / CARD, model_card(bound.provenance, named, facts, left_out))
     for case_id, why in left_out.items():
         typer.echo(f"not edited: {case_id} ({why})", err=True)
     cases_edited = f"{len(facts)} case{'s' * (len(facts) != 1)}"
@@ -75,8 +81,25 @@ def command(
     if measure:
         # measuring is the long part: whatever ends it, the folder is complete already
         scores = measured_scores(lm, output, edited)
-        write_text(card, model_card(bound.provenance, named, facts, left_out, scores))
-        typer.echo(f"measured, scores in {card}")
+        write_text(output / CARD, model_card(bound.provenance, named, facts, left_out, scores))
+        typer.echo(f"measured, scores in {output / CARD}")
+
+
+@contextmanager
+def filling(folder: Path) -> Iterator[Path]:
+    """Yield a place for the files of an empty ``folder``, which go there once all are written.
+
+    Weights go last: whatever ends the command, there is no edited model before it is whole.
+    """
+    part = folder / PART
+    try:
+        shutil.rmtree(part, ignore_errors=True)  # a command that was killed left it
+        part.mkdir()
+        yield part
+        for path in sorted(part.iterdir(), key=lambda path: path.suffix == ".safetensors"):
+            path.rename(folder / path.name)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def bound_edits(

@@ -64,6 +64,7 @@ def command(
     from kn_bench.edits.checkpoint import check
     from kn_bench.measure.harness import check_tasks
     from kn_bench.measure.writing import check_references
+    from kn_bench.results.files import together
     from kn_bench.results.leaderboard import terminal_table
 
     tasks = [task.strip() for task in lm_eval.split(",") if task.strip()]
@@ -93,9 +94,10 @@ def command(
     if ability:
         typer.echo(ability_table(ability, markdown=markdown))
     if output is not None:
-        evaluation.save(output)
-        if ability:
-            write_ability(ability, output / ABILITY)
+        with together():
+            if ability:
+                write_ability(ability, output / ABILITY)
+            evaluation.save(output)  # goes last, for a folder with a run is not written again
         typer.echo(f"written to {output}")
     for error, n in failed.items():
         typer.echo(f"kn-bench: {n} of {len(evaluation.results)} cases: {error}", err=True)
