@@ -11,6 +11,7 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 
+from kn_bench.cases.case import Cloze, Query
 from kn_bench.cases.sources import embedded
 from kn_bench.editing.edit import NoEdit
 from kn_bench.localise.selection import Neuron
@@ -19,6 +20,7 @@ from kn_bench.study.material import Material
 from kn_bench.study.page import NothingToShow
 from kn_bench.study.plots import render
 from kn_bench.study.sections import CONTROLS, SECTIONS, parts
+from kn_bench.study.sections.direction import directed
 from kn_bench.study.writing import cell
 from tests.made_up_study import SETTINGS, made_up_cases, pair
 from tests.tiny_models import tiny_model
@@ -168,6 +170,37 @@ def test_number_neurons_may_be_named():
     named = dataclasses.replace(SETTINGS, neurons=(Neuron(1, 3),))
     material = Material(tiny_model("bert"), made_up_cases(), named)
     assert number_neurons(material) == {"given 1:3": Neuron(1, 3)}
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2"])
+def test_turning_an_edit_round_changes_its_answers_alone(family):
+    """The neurons that a relation shares are left out in both directions."""
+    given = {
+        case.id: dataclasses.replace(
+            case.request,
+            queries=(*case.request.queries, Query(case.request.cloze, case.request.target_true),
+                     Query(Cloze("w3"), "w4")),
+            background=((Query(Cloze("w1"), "w2"),), (Query(Cloze("w9"), "w8"),)),
+        )
+        for case in made_up_cases()
+    }  # fmt: skip
+    cases = [dataclasses.replace(case, request=given[case.id]) for case in made_up_cases()]
+    turned = [
+        request
+        for direction, request in directed(Material(tiny_model(family), cases, SETTINGS))
+        if direction == "wrong to right"
+    ]
+    assert {request.task for request in turned} == {"fact", "pair"}
+    for request in turned:
+        own = given[request.id]
+        answers = {own.target_true: own.target_new}
+        assert request == dataclasses.replace(
+            own,
+            target_true=own.target_new,
+            target_new=own.target_true,
+            queries=tuple(Query(c, answers.get(a, a)) for c, a in own.queries),
+        )
+        assert request.background == own.background  # which equality may leave out
 
 
 def test_overturned_answers_are_counted_as_one_would_by_hand(material):

@@ -99,10 +99,13 @@ def directed(material: Material) -> list[tuple[str, EditRequest]]:
 
 
 def _swapped(request: EditRequest) -> EditRequest:
-    """Swap the targets, so that the edit leads from the wrong answer to the right one."""
-    return replace(
-        request, target_true=request.target_new, target_new=request.target_true, background=()
-    )
+    """Swap the targets, so that the edit leads from the wrong answer to the right one.
+
+    Neurons are located by the answer that the edit leaves, here the wrong one.
+    """
+    old, new = request.target_true, request.target_new
+    queries = tuple(q._replace(answer=new) if q.answer == old else q for q in request.queries)
+    return replace(request, target_true=new, target_new=old, queries=queries)
 
 
 def _edited(
