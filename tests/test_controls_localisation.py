@@ -118,6 +118,22 @@ def test_dose_and_response(lm):
         dose_response(lm, queries, order, doses=(1, 2))
 
 
+@pytest.mark.parametrize(("answer", "share"), [((20,), 1.0), ((20, 20), 1.0), ((20, 30), 0.0)])
+def test_an_answer_is_right_when_all_its_tokens_are(lm, answer, share):
+    """Not when its first token alone is the argmax, before or under an edit."""
+    queries = [replace(query, answer_ids=answer) for query in queries_of(4)]
+    elsewhere = Neuron(0, 5)
+    for edit in (NoEdit(), suppress([elsewhere])):
+        read = answers(lm, queries, [edit])
+        assert (read.rank == 0).all()
+        assert (read.right == share).all()
+    curve = dose_response(lm, queries, [elsewhere], doses=(0, 1))
+    assert curve.accuracy == (share, share)
+    assert curve.rank == (0.0, 0.0)
+    lost = erased(lm, queries, ["w5 w20"], ["w30 w31"], [("one", suppress([elsewhere]))])
+    assert [result.accuracy for result in lost] == [share, share]
+
+
 def test_doses_needed_for_a_share_of_the_loss():
     from kn_bench.study.sections.dose import DoseResponse
 

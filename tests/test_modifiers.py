@@ -123,9 +123,11 @@ def test_answers_under_edits_are_those_of_a_model_with_hooks(family):
     for index, asked in enumerate(queries * 2):
         expected = by_hooks(lm, asked, neurons if index > 2 else [])
         assert read.log_prob[index] == pytest.approx(expected, rel=1e-9)
-    again, ranks = crossed(lm, queries, [NoEdit(), scale(neurons, 0.0)])
-    assert again.ravel() == pytest.approx(read.log_prob, rel=1e-12)
-    assert (ranks.ravel() == read.rank).all()
+    again = crossed(lm, queries, [NoEdit(), scale(neurons, 0.0)])
+    assert again.log_prob.shape == again.rank.shape == again.right.shape == (2, 3)
+    assert again.log_prob.ravel() == pytest.approx(read.log_prob, rel=1e-12)
+    assert (again.rank.ravel() == read.rank).all()
+    assert (again.right.ravel() == read.right).all()
 
 
 def by_hooks(lm, query, neurons):

@@ -28,7 +28,7 @@ from kn_bench.model.scoring import TargetScore, score
 
 
 class Answers(NamedTuple):
-    """Scores of answers, one entry each.
+    """Scores of answers, one entry each: a vector of queries, or a row of them for each edit.
 
     Attributes:
         log_prob: of all the answer's tokens, teacher-forced.
@@ -36,14 +36,14 @@ class Answers(NamedTuple):
         right: whether every token is the argmax.
     """
 
-    log_prob: Float[np.ndarray, " n"]
-    rank: Int[np.ndarray, " n"]
-    right: Bool[np.ndarray, " n"]
+    log_prob: Float[np.ndarray, "*n"]
+    rank: Int[np.ndarray, "*n"]
+    right: Bool[np.ndarray, "*n"]
 
     @property
-    def probability(self) -> Float[np.ndarray, " n"]:
+    def probability(self) -> Float[np.ndarray, "*n"]:
         """P(answer)."""
-        result: Float[np.ndarray, " n"] = np.exp(self.log_prob)
+        result: Float[np.ndarray, "*n"] = np.exp(self.log_prob)
         return result
 
 
@@ -104,14 +104,12 @@ def _untargeted(question: TokenQuestion, query: Fitted, edit: int) -> Row:
     return Row(question.ids, (question.position,), (), query.answer_position, edit)
 
 
-def crossed(
-    lm: LanguageModel, queries: Sequence[Fitted], edits: Sequence[Edit]
-) -> tuple[Float[np.ndarray, "edits queries"], Int[np.ndarray, "edits queries"]]:
-    """Return log-probability and rank of every query's answer under every edit."""
+def crossed(lm: LanguageModel, queries: Sequence[Fitted], edits: Sequence[Edit]) -> Answers:
+    """Score every query's answer under every edit; the arrays are ``[edits, queries]``."""
     n = len(queries)
     edit_of = [edit for edit in range(len(edits)) for _ in range(n)]
     flat = answers(lm, list(queries) * len(edits), edits, edit_of)
-    return flat.log_prob.reshape(-1, n), flat.rank.reshape(-1, n)
+    return Answers(*(values.reshape(-1, n) for values in flat))
 
 
 def relative_change(before: ArrayLike, after: ArrayLike) -> Float[np.ndarray, "*n"]:

@@ -101,7 +101,7 @@ def choose(
     generator = seeded("choice", seed)
     random = [matched(mean, first, generator) for _ in range(draws)]
     edits = [NoEdit(), *map(suppress, sets.values()), *map(suppress, random)]
-    log_probs, _ = crossed(lm, [queries[i] for i in unseen], edits)
+    log_probs = crossed(lm, [queries[i] for i in unseen], edits).log_prob
     changes = (log_probs[1:] - log_probs[0]).mean(1)
     choices = [
         Choice(name, neurons, float(change), len(neurons & first) / k)

@@ -42,7 +42,7 @@ class DoseResponse:
     Attributes:
         doses: the values of k.
         probability: mean P(answer).
-        accuracy: share of prompts whose answer is the argmax.
+        accuracy: share of prompts whose answer is the argmax, every token of it.
         rank: mean rank of the answer's first token, 0 for the argmax.
     """
 
@@ -80,12 +80,9 @@ def dose_response(
     if not doses or doses[0] != 0:
         raise ValueError(f"doses {list(doses)}: expected 0, the unedited model, as the first")
     taken = [k for k in doses if k <= len(order)]
-    log_probs, ranks = crossed(lm, queries, [suppress(order[:k]) for k in taken])
+    left = crossed(lm, queries, [suppress(order[:k]) for k in taken])
     return DoseResponse(
-        tuple(taken),
-        _means(np.exp(log_probs)),
-        _means(ranks == 0),
-        _means(ranks),
+        tuple(taken), _means(left.probability), _means(left.right), _means(left.rank)
     )
 
 
@@ -109,9 +106,9 @@ def run(material: Material) -> Section:
         "dose",
         "Control 2: how many neurons hold an answer?",
         "Neurons are suppressed from the highest mean attribution down, and what is left is read "
-        "off: the answer's probability, its rank, and whether it is still given. A random order "
-        "over all neurons is the control. Needed for half (90 %) is the least dose that takes half "
-        "(90 %) of the greatest loss.",
+        "off: the answer's probability, whether it is still given, and the rank of its first "
+        "token. A random order over all neurons is the control. Needed for half (90 %) is the "
+        "least dose that takes half (90 %) of the greatest loss.",
         _findings(curves),
         tables=(_needed(material, curves), _left(curves)),
         figures=(
@@ -186,7 +183,8 @@ def _needed(material: Material, curves: Sequence[GroupResponses]) -> SectionTabl
     return SectionTable(
         "needed",
         "Neurons needed for half and for 90 % of the loss, and what is left after the first five: "
-        "share of probability, accuracy before and after, and mean rank (0 is the answer given).",
+        "share of probability, accuracy before and after, and the mean rank of the answer's first "
+        "token (0 is the argmax).",
         (
             "relation",
             "for half",
@@ -194,7 +192,7 @@ def _needed(material: Material, curves: Sequence[GroupResponses]) -> SectionTabl
             "probability left",
             "accuracy before",
             "after five",
-            "rank after five",
+            "first token's rank after five",
         ),
         tuple(rows),
         shown=50,
@@ -218,8 +216,9 @@ def _left(curves: Sequence[GroupResponses]) -> SectionTable:
                 ]
     return SectionTable(
         "left",
-        "What is left after the first k neurons of an order: share of probability, accuracy, rank.",
-        ("task", "order", "k", "probability", "accuracy", "rank"),
+        "What is left after the first k neurons of an order: share of probability, accuracy, and "
+        "the mean rank of the answer's first token.",
+        ("task", "order", "k", "probability", "accuracy", "first token's rank"),
         tuple(rows),
         left=2,
         shown=0,

@@ -47,7 +47,7 @@ class ErasureResult:
         at_answer: exp of minus the mean log P(answer) at the gap.
         own_texts: (pseudo-)perplexity of all tokens of the prompts with their answers filled in.
         other_texts: the same for unrelated texts.
-        accuracy: share of prompts whose answer is still the argmax.
+        accuracy: share of prompts whose answer is still the argmax, every token of it.
     """
 
     name: str
@@ -73,16 +73,16 @@ def erased(
         edits: pairs of name and edit.
     """
     names, applied = zip(*[("none", NoEdit()), *edits], strict=True)
-    log_probs, ranks = crossed(lm, queries, applied)
+    at_answer = crossed(lm, queries, applied)
     own = perplexity(token_log_probs(lm, own_texts, applied))
     other = perplexity(token_log_probs(lm, other_texts, applied))
     return [
         ErasureResult(
             name,
-            float(np.exp(-log_probs[i].mean())),
+            float(np.exp(-at_answer.log_prob[i].mean())),
             float(own[i]),
             float(other[i]),
-            float((ranks[i] == 0).mean()),
+            float(at_answer.right[i].mean()),
         )
         for i, name in enumerate(names)
     ]

@@ -87,7 +87,8 @@ def against_random(
     """
     generator = seeded("matched", seed)
     sets = [neurons, *(matched(activation, neurons, generator) for _ in range(draws))]
-    log_probs, _ = crossed(lm, queries, [NoEdit(), *(scale(scaled, factor) for scaled in sets)])
+    edits = [NoEdit(), *(scale(scaled, factor) for scaled in sets)]
+    log_probs = crossed(lm, queries, edits).log_prob
     changes = (log_probs[1:] - log_probs[0]).mean(1)
     return AgainstRandom(len(neurons), float(changes[0]), tuple(changes[1:].tolist()))
 

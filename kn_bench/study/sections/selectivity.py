@@ -82,7 +82,7 @@ def selectivity(
     """Measure all cells of the matrix; a group's own prompts get a cell apart from its relation."""
     queries = [query for question in asked for query in question.queries]
     edits = [NoEdit(), *(suppress(group.neurons) for group in suppressed)]
-    log_probs, _ = crossed(lm, queries, edits)
+    log_probs = crossed(lm, queries, edits).log_prob
     changes = log_probs[1:] - log_probs[0]
     names = np.array([question.name for question in asked for _ in question.queries])
     columns = np.array([question.column for question in asked for _ in question.queries])

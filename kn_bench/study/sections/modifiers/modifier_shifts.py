@@ -158,7 +158,7 @@ class AskedModifiers:
     def probabilities(self, edits: Sequence[Edit]) -> Float[np.ndarray, "edits modifiers prompts"]:
         """Return the probability of every modifier in every prompt, under each edit."""
         flat = [query for group in self.queries for query in group]
-        log_probs, _ = crossed(self.lm, flat, edits)
+        log_probs = crossed(self.lm, flat, edits).log_prob
         probabilities: Float[np.ndarray, "edits modifiers prompts"] = np.exp(log_probs).reshape(
             len(edits), len(self.modifiers), -1
         )
