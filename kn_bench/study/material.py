@@ -156,6 +156,11 @@ class Material:
     def task_of(self) -> dict[str, Task]:
         return {case.relation: case.task for case in self.cases}
 
+    @cached_property
+    def cluster_of(self) -> dict[str, str]:
+        """The cluster of every case by its id: what intervals over subjects or nouns resample."""
+        return {case.id: case.cluster for case in self.cases}
+
     def scores(self, profile: Profile, method: str) -> Float[Tensor, "n n_layers d_mlp"]:
         """Return the scores of the profile's prompts by one of :data:`METHODS`."""
         if method == "integrated gradients":

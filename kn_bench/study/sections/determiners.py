@@ -50,7 +50,7 @@ def run(material: Material) -> Section:
         "that, 9:1094 in all of these and those, and neither in the other number. Some neurons "
         "recur by chance: the null draws as many for each pair in each layer and keeps the "
         "highest share that any neuron reaches.",
-        _findings(recurring, number, sets, chance),
+        _findings(number, sets, chance),
         tables=(_table(material, recurring, sets, chance),),
         figures=(
             SectionFigure(
@@ -107,15 +107,14 @@ def label(neuron: Neuron) -> str:
 
 
 def _findings(
-    recurring: list[Recurrence],
     number: dict[str, Neuron],
     sets: dict[str, list[Neurons]],
     chance: dict[str, ByChance],
 ) -> tuple[str, ...]:
-    shares = {recurrence.neuron: recurrence.shares for recurrence in recurring}
     sentences = []
     for name, neuron in number.items():
-        of = dict(zip(DETERMINERS, shares.get(neuron, (0.0,) * 4), strict=True))
+        # counted anew: one that recurs too seldom to be listed may be a number neuron all the same
+        of = {word: sum(neuron in pair for pair in sets[word]) / len(sets[word]) for word in sets}
         sentences.append(
             f"The {name} neuron {label(neuron)} recurs in "
             + ", ".join(f"{of[word]:.0%} of the {len(sets[word])} pairs of {word}" for word in of)

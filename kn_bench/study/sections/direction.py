@@ -31,12 +31,12 @@ LOOKED_AT = 40
 
 @dataclass(frozen=True)
 class DirectedEdit:
-    """One edit with its direction."""
+    """One edit with its direction; ``cluster`` is its case's."""
 
     method: str
     direction: str
     task: Task
-    request: EditRequest
+    cluster: str
     outcome: EditOutcome
 
 
@@ -114,7 +114,7 @@ def _edited(
     asked = [request for _, request in requests]
     edits = method.edit(asked)
     return [
-        DirectedEdit(name, direction, request.task, request, outcome)
+        DirectedEdit(name, direction, request.task, material.cluster_of[request.id], outcome)
         for (direction, request), outcome in zip(
             requests, took(material.lm, asked, edits), strict=True
         )
@@ -124,7 +124,7 @@ def _edited(
 
 def _rate(mine: Sequence[DirectedEdit], name: str = "argmax") -> Interval:
     values = [getattr(trial.outcome, name) for trial in mine]
-    return mean_interval(values, [trial.request.subject for trial in mine])
+    return mean_interval(values, [trial.cluster for trial in mine])
 
 
 def _table(trials: Sequence[DirectedEdit]) -> SectionTable:

@@ -29,12 +29,12 @@ ROME_REQUESTS = 2
 
 @dataclass(frozen=True)
 class PlacedEdit:
-    """One edit in one place."""
+    """One edit in one place; ``cluster`` is its case's."""
 
     method: str
     place: str
     task: Task
-    request: EditRequest
+    cluster: str
     outcome: EditOutcome
 
 
@@ -104,7 +104,7 @@ def _placed(
 ) -> list[PlacedEdit]:
     outcomes = took(material.lm, [r for _, r, _ in edits], [e for _, _, e in edits])
     return [
-        PlacedEdit(method, place, request.task, request, outcome)
+        PlacedEdit(method, place, request.task, material.cluster_of[request.id], outcome)
         for (place, request, _), outcome in zip(edits, outcomes, strict=True)
         if outcome is not None
     ]
@@ -157,7 +157,7 @@ def _random_key(
 
 def _rate(mine: Sequence[PlacedEdit], name: str) -> Interval:
     values = [getattr(trial.outcome, name) for trial in mine]
-    return mean_interval(values, [trial.request.subject for trial in mine])
+    return mean_interval(values, [trial.cluster for trial in mine])
 
 
 def _grouped(trials: Sequence[PlacedEdit]) -> list[tuple[str, str, Task, list[PlacedEdit]]]:
