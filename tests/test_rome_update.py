@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kn_bench.editing.closed_form import Covariance
+from kn_bench.editing.closed_form import Covariance, SingularError
 from kn_bench.editing.rome.problem import Value
 from kn_bench.editing.rome.update import KeyChoice, rank_one
 
@@ -72,9 +72,20 @@ def test_the_solve_is_exact_where_float32_is_not():
     assert in_float32 / wanted.norm() > 1e-4
 
 
-def test_a_singular_c_is_refused():
+@pytest.mark.parametrize(
+    ("silent", "cause"),
+    [
+        (0, "too few tokens for its 4 dimensions; use more text, edit another layer"),
+        (1, "the text never activates 1 of its 4 neurons; edit another layer"),
+        (3, "the text never activates 3 of its 4 neurons; edit another layer"),
+    ],
+)
+def test_a_singular_c_is_refused(silent, cause):
+    """A neuron that never fires is another cause than too little text."""
     keys = torch.ones(3, 4, dtype=torch.float64)
+    keys[:, :silent] = 0
     with pytest.raises(
-        ValueError, match="C is not positive definite: too few tokens for its 4 dim"
+        SingularError,
+        match=f"C is not positive definite: {cause}, or set mom2_adjustment=false",
     ):
         Covariance(keys.T @ keys).solve(keys)

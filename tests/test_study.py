@@ -15,6 +15,7 @@ from kn_bench.cases.case import Cloze, Query
 from kn_bench.cases.sources import embedded
 from kn_bench.editing.edit import NoEdit
 from kn_bench.localise.selection import Neuron
+from kn_bench.model.corpus import NamedCorpus, Texts
 from kn_bench.model.loading import load_model
 from kn_bench.study.material import Material
 from kn_bench.study.page import NothingToShow
@@ -23,7 +24,7 @@ from kn_bench.study.sections import CONTROLS, SECTIONS, parts
 from kn_bench.study.sections.direction import directed
 from kn_bench.study.writing import cell
 from tests.made_up_study import SETTINGS, made_up_cases, pair
-from tests.tiny_models import tiny_model
+from tests.tiny_models import _CONFIGS, tiny_model
 
 
 def cells(table):
@@ -104,6 +105,46 @@ def test_one_fact_has_no_intervals_and_the_text_no_nan():
         text = " ".join([*section.findings, *map(cells, section.tables)])
         assert section.findings
         assert "nan" not in text
+
+
+ROME_S_TEXT = Texts(
+    tuple(" ".join(f"w{5 + (i * j * j + 7 * j) % 59}" for j in range(9)) for i in range(60))
+)
+
+
+@pytest.mark.parametrize(
+    ("wide", "silent"),
+    [(True, (2,)), (True, (1,)), (False, ()), (False, (1,)), (False, (0, 1, 2))],
+)
+@pytest.mark.parametrize("name", ["place", "direction"])
+def test_what_a_model_cannot_be_edited_by_is_left_out_and_said(name, wide, silent, monkeypatch):
+    """Embeddings narrower than the layers, and layers whose C has no inverse."""
+    monkeypatch.setitem(_CONFIGS, "opt", {"ffn_dim": 24, "word_embed_proj_dim": 16 if wide else 12})
+    lm = tiny_model.__wrapped__("opt", seed=10 * wide + sum(silent))
+    lm.corpus = NamedCorpus("made up", ROME_S_TEXT)
+    for layer in silent:  # its first neuron never fires
+        dict(lm.layers[layer].named_parameters())["fc1.bias"].data[0] = -1e4
+    cases = [dataclasses.replace(case, request=asked(case)) for case in made_up_cases()]
+    part, material = parts([name])[0], Material(lm, cases, SETTINGS)
+    edited = {"kn-edit"} if wide else set()
+    places = range(3) if name == "place" else [1]
+    edited |= {"rome"} if set(places) - set(silent) else set()
+    if not edited:
+        with pytest.raises(NothingToShow, match=r"Left out of kn-edit: .*Left out of rome: "):
+            part.run(material)
+        return
+    section = part.run(material)
+    assert {row[0] for row in section.tables[0].rows} == edited
+    told = " ".join(section.notes)
+    assert wide == ("output embeddings of width 12 and layers of width 16" not in told)
+    assert ("the text never activates 1 of its 24 neurons" in told) == bool(
+        set(places) & set(silent)
+    )
+    if name == "place":
+        shown = {str(row[1]).split(" (")[0] for row in section.tables[0].rows}
+        for layer in range(3):
+            assert (f"layer {layer}" in shown) == (layer not in silent)
+        assert ("last word" in shown) == (1 not in silent)
 
 
 def test_a_model_that_no_case_fits_has_nothing_to_show():

@@ -27,6 +27,10 @@ from torch import Tensor
 from kn_bench.model.memo import n_bytes
 
 
+class SingularError(ValueError):
+    """C, or a prior made of it, that is not positive definite; one sentence."""
+
+
 class Factors(NamedTuple):
     """An update D = u v of a weight taken as the map key -> value."""
 
@@ -54,7 +58,7 @@ def closed_form(
         slack: 1 for least squares, 0 for an equality.
 
     Raises:
-        ValueError: when the prior is not positive definite.
+        SingularError: when the prior is not positive definite.
     """
     prior = Prior(covariance, ridge, projector)
     return Factors(prior.coefficients(keys, past, slack), residual.double())
@@ -99,7 +103,7 @@ class Prior:
             return self._solve(k)
         if len(q) * WOODBURY > k.shape[1]:
             matrix = self._matrix(k) + q.T @ q
-            return _solve_with(_cholesky(matrix), k)
+            return _solve_with(_cholesky(matrix, OF_A_PRIOR), k)
         # (S + Q^T Q)^-1 k = S^-1 k - S^-1 Q^T (I + Q S^-1 Q^T)^-1 Q S^-1 k
         s_q = self._solve(q)
         inner = torch.eye(len(q), dtype=q.dtype, device=q.device) + q @ s_q.T
@@ -121,23 +125,33 @@ class Prior:
     def _factor(self) -> Float[Tensor, "rank rank"]:
         assert self.covariance is not None
         rank = self.covariance if self.projector is None else self.projector
-        return _cholesky(self._matrix(rank))
+        return _cholesky(self._matrix(rank), OF_A_PRIOR)
 
 
 WOODBURY = 4
 """With more earlier keys than a fourth of the dimensions, one dense factor is the cheaper."""
+OF_A_PRIOR = "edit other layers, or by a method with a ridge"
+OF_C = "edit another layer, or set mom2_adjustment=false"
+"""What to do where a matrix cannot be solved with."""
 
 
-def _cholesky(matrix: Float[Tensor, "d d"]) -> Float[Tensor, "d d"]:
-    """Return the factor of a positive definite matrix: C is ill-conditioned, so in float64."""
+def _cholesky(matrix: Float[Tensor, "d d"], otherwise: str) -> Float[Tensor, "d d"]:
+    """Return the factor of a positive definite matrix: C is ill-conditioned, so in float64.
+
+    Args:
+        otherwise: what to do where it is not positive definite.
+    """
     factor: Tensor
     failed: Tensor
     factor, failed = torch.linalg.cholesky_ex(matrix)
     if int(failed):
-        raise ValueError(
-            "C is not positive definite: too few tokens for its "
-            f"{len(matrix)} dimensions; use more text, or a ridge"
+        n, silent = len(matrix), int((matrix.diagonal() == 0).sum())
+        cause = (
+            f"the text never activates {silent} of its {n} neurons; "
+            if silent
+            else f"too few tokens for its {n} dimensions; use more text, "
         )
+        raise SingularError(f"C is not positive definite: {cause}{otherwise}")
     return factor
 
 
@@ -205,7 +219,7 @@ class Covariance:
 
     @cached_property
     def _factor(self) -> Float[Tensor, "d_mlp d_mlp"]:
-        return _cholesky(self.matrix.double())
+        return _cholesky(self.matrix.double(), OF_C)
 
 
 PRIORS_KEPT = 4

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from kn_bench.cases.case import EditRequest, Query
+from kn_bench.editing.closed_form import SingularError
 from kn_bench.editing.edit import Edit, LowRank, LowRankEdit, Method, NoEdit, NotApplicable
 from kn_bench.editing.rome.remembered import corpus_for
 from kn_bench.editing.settings import settings_for
-from kn_bench.edits.kn import Erased, EraseKN, RewriteKN
+from kn_bench.edits.kn import Erased, EraseKN, RewriteKN, answer_embeddings
 from kn_bench.edits.rome import Rome, RomeSettings
 from kn_bench.localise.interventions import answers
 from kn_bench.localise.queries import Fitted
@@ -56,6 +58,14 @@ def methods(lm: LanguageModel) -> list[tuple[str, Method]]:
     return named
 
 
+def edits_by(method: Method, requests: Sequence[EditRequest]) -> list[Edit | NotApplicable]:
+    """Return each request's edit, or why it has none: also what the method refuses them all for."""
+    try:
+        return list(method.edit(requests))
+    except (NotApplicable, SingularError) as reason:
+        return [NotApplicable(str(reason))] * len(requests)
+
+
 @dataclass(frozen=True)
 class EditOutcome:
     """Whether an edit succeeded.
@@ -76,20 +86,22 @@ class EditOutcome:
 def took(
     lm: LanguageModel,
     requests: Sequence[EditRequest],
-    edits: Sequence[Edit | NotApplicable | None],
-) -> list[EditOutcome | None]:
-    """Measure each request under its edit; None where it has no edit or cannot be encoded."""
+    edits: Sequence[Edit | NotApplicable],
+) -> list[EditOutcome | NotApplicable]:
+    """Measure each request under its edit; return why not where that is impossible."""
     encoded = [both_targets(lm, request) for request in requests]
+    outcomes: list[EditOutcome | NotApplicable] = [
+        edit if isinstance(edit, NotApplicable) else UNFIT for edit in edits
+    ]
     usable = [
         i
         for i, (pair, edit) in enumerate(zip(encoded, edits, strict=True))
-        if pair is not None and edit is not None and not isinstance(edit, NotApplicable)
+        if pair is not None and not isinstance(edit, NotApplicable)
     ]
     queries = [query for i in usable for query in (encoded[i] or ())]
     applied = [edit for i in usable if isinstance(edit := edits[i], Edit)]
     before = answers(lm, queries, [NoEdit()])
     after = answers(lm, queries, applied or [NoEdit()], np.arange(len(usable)).repeat(2).tolist())
-    outcomes: list[EditOutcome | None] = [None] * len(requests)
     for place, i in enumerate(usable):
         true, new = 2 * place, 2 * place + 1
         outcomes[i] = EditOutcome(
@@ -101,6 +113,27 @@ def took(
     return outcomes
 
 
+UNFIT = NotApplicable("the model cannot take the prompt with both answers")
+
+
+def left_out(
+    outcomes: Iterable[tuple[str, str, EditOutcome | NotApplicable]],
+) -> tuple[str, ...]:
+    """Say how many edits of each method are not measured, which, and why.
+
+    Args:
+        outcomes: of every edit, with its method and what kind of edit it is.
+    """
+    kinds: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for method, kind, outcome in outcomes:
+        if isinstance(outcome, NotApplicable):
+            kinds[method, str(outcome)].append(kind)
+    return tuple(
+        f"Left out of {method}: {len(each)} ({'; '.join(dict.fromkeys(each))}), as {reason}."
+        for (method, reason), each in kinds.items()
+    )
+
+
 def both_targets(lm: LanguageModel, request: EditRequest) -> tuple[Fitted, Fitted] | None:
     """Encode the edited prompt with target_true and with target_new; None if either fails."""
     true, new = (
@@ -110,12 +143,17 @@ def both_targets(lm: LanguageModel, request: EditRequest) -> tuple[Fitted, Fitte
     return None if true is None or new is None else (true, new)
 
 
-def rewritten(lm: LanguageModel, request: EditRequest, neurons: Neurons) -> Edit | None:
+def rewritten(
+    lm: LanguageModel, request: EditRequest, neurons: Neurons
+) -> LowRankEdit | NotApplicable:
     """Return kn-edit's change, -e(old) + e(new), as an edit of the values of ``neurons``."""
     pair = both_targets(lm, request)
-    # an embedding narrower or wider than the layers can be no neuron's value
-    if pair is None or not neurons or lm.output_embeddings.shape[1] != lm.d_model:
-        return None
-    old, new = (lm.output_embeddings[list(query.answer_ids)].float().sum(0) for query in pair)
+    if pair is None:
+        return UNFIT
+    try:
+        embeddings = answer_embeddings(lm)
+    except NotApplicable as reason:
+        return reason
+    old, new = (embeddings[list(query.answer_ids)].float().sum(0) for query in pair)
     updates: tuple[LowRank, ...] = knowledge_neurons(lm).updates(neurons, old, new)
     return LowRankEdit(updates)

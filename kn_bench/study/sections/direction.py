@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -10,11 +10,11 @@ import numpy as np
 
 from kn_bench.cases.case import EditRequest, Task
 from kn_bench.cases.sampling import stable_hash
-from kn_bench.editing.edit import Method
+from kn_bench.editing.edit import Method, NotApplicable
 from kn_bench.localise.interventions import answers
 from kn_bench.measure.statistics import Interval, mean_interval
 from kn_bench.results import tables
-from kn_bench.study.edited import EditOutcome, both_targets, methods, took
+from kn_bench.study.edited import EditOutcome, both_targets, edits_by, left_out, methods, took
 from kn_bench.study.material import Material
 from kn_bench.study.page import NothingToShow, Section, SectionFigure, SectionTable, TableRow
 from kn_bench.study.plots import COLOURS, MARKERS, TASK, panels, whiskers
@@ -47,11 +47,19 @@ def run(material: Material) -> Section:
         NothingToShow: if no request can be edited on the model.
     """
     requests = directed(material)
-    trials = []
-    for name, method in methods(material.lm):
-        trials += _edited(material, name, method, requests)
+    outcomes = [
+        (name, direction, request, outcome)
+        for name, method in methods(material.lm)
+        for (direction, request), outcome in _edited(material, method, requests)
+    ]
+    trials = [
+        DirectedEdit(name, direction, request.task, material.cluster_of[request.id], outcome)
+        for name, direction, request, outcome in outcomes
+        if isinstance(outcome, EditOutcome)
+    ]
+    missing = left_out((name, direction, outcome) for name, direction, _, outcome in outcomes)
     if not trials:
-        raise NothingToShow("No request could be edited on this model.")
+        raise NothingToShow(" ".join(["No request could be edited on this model.", *missing]))
     return Section(
         "direction",
         "Control 7: is it easier to make right or wrong?",
@@ -68,9 +76,12 @@ def run(material: Material) -> Section:
                 lambda: _draw(trials),
             ),
         ),
-        notes=tuple(
-            f"{direction}: {sum(d == direction for d, _ in requests)} requests."
-            for direction in DIRECTIONS
+        notes=(
+            *(
+                f"{direction}: {sum(d == direction for d, _ in requests)} requests."
+                for direction in DIRECTIONS
+            ),
+            *missing,
         ),
     )
 
@@ -109,17 +120,11 @@ def _swapped(request: EditRequest) -> EditRequest:
 
 
 def _edited(
-    material: Material, name: str, method: Method, requests: Sequence[tuple[str, EditRequest]]
-) -> list[DirectedEdit]:
+    material: Material, method: Method, requests: Sequence[tuple[str, EditRequest]]
+) -> Iterable[tuple[tuple[str, EditRequest], EditOutcome | NotApplicable]]:
     asked = [request for _, request in requests]
-    edits = method.edit(asked)
-    return [
-        DirectedEdit(name, direction, request.task, material.cluster_of[request.id], outcome)
-        for (direction, request), outcome in zip(
-            requests, took(material.lm, asked, edits), strict=True
-        )
-        if outcome is not None
-    ]
+    outcomes = took(material.lm, asked, edits_by(method, asked))
+    return zip(requests, outcomes, strict=True)
 
 
 def _rate(mine: Sequence[DirectedEdit], name: str = "argmax") -> Interval:

@@ -15,9 +15,9 @@ from kn_bench.localise.matching import matched
 from kn_bench.localise.selection import Neuron, Neurons
 from kn_bench.measure.statistics import Interval, mean_interval
 from kn_bench.model.seeding import seeded
-from kn_bench.study.edited import EditOutcome, rewritten, rome, took
+from kn_bench.study.edited import EditOutcome, edits_by, left_out, rewritten, rome, took
 from kn_bench.study.material import Material
-from kn_bench.study.page import Section, SectionFigure, SectionTable, TableRow
+from kn_bench.study.page import NothingToShow, Section, SectionFigure, SectionTable, TableRow
 from kn_bench.study.plots import TASK, panels, whiskers
 
 if TYPE_CHECKING:
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 
 ROME_REQUESTS = 2
 """Requests per relation; every layer is edited for each of them."""
+
+
+PlannedEdit = tuple[str, EditRequest, Edit | NotApplicable]
+"""A place, a request, and the edit for it there."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +43,24 @@ class PlacedEdit:
 
 
 def run(material: Material) -> Section:
-    """Compute this section of the study."""
-    trials = [*_in_columns(material), *_by_rome(material)]
+    """Compute this section of the study.
+
+    Raises:
+        NothingToShow: if no edit can be made on the model.
+    """
+    outcomes = [
+        *_measured(material, "kn-edit", _in_columns(material)),
+        *_measured(material, "rome", _by_rome(material)),
+    ]
+    trials = [
+        PlacedEdit(method, place, request.task, material.cluster_of[request.id], outcome)
+        for method, place, request, outcome in outcomes
+        if isinstance(outcome, EditOutcome)
+    ]
+    missing = left_out((method, place, outcome) for method, place, _, outcome in outcomes)
+    if not trials:
+        raise NothingToShow(" ".join(["No request could be edited on this model.", *missing]))
+    causal_alone = "ROME edits causal models only: its part is left out."
     return Section(
         "place",
         "Control 6: does the place of the edit matter?",
@@ -60,25 +80,32 @@ def run(material: Material) -> Section:
                 lambda: _draw(trials),
             ),
         ),
-        notes=()
-        if material.lm.is_causal
-        else ("ROME edits causal models only: its part is left out.",),
+        notes=missing if material.lm.is_causal else (causal_alone, *missing),
     )
 
 
-def _in_columns(material: Material) -> list[PlacedEdit]:
+def _measured(
+    material: Material, method: str, edits: Sequence[PlannedEdit]
+) -> list[tuple[str, str, EditRequest, EditOutcome | NotApplicable]]:
+    outcomes = took(material.lm, [r for _, r, _ in edits], [e for _, _, e in edits])
+    return [
+        (method, place, request, outcome)
+        for (place, request, _), outcome in zip(edits, outcomes, strict=True)
+    ]
+
+
+def _in_columns(material: Material) -> list[PlannedEdit]:
     pairs = [
         (profile, request)
         for profile in material.profiles
         for request in profile.group.requests[: max(1, material.settings.edited // 2)]
     ]
     named = [(p, r, _columns(material, p, r)) for p, r in pairs]
-    flat = [
+    return [
         (place, r, rewritten(material.lm, r, neurons))
         for _, r, columns in named
         for place, neurons in columns.items()
     ]
-    return _placed(material, "kn-edit", flat)
 
 
 def _columns(material: Material, profile: Profile, request: EditRequest) -> dict[str, Neurons]:
@@ -97,39 +124,26 @@ def _columns(material: Material, profile: Profile, request: EditRequest) -> dict
     }
 
 
-def _placed(
-    material: Material,
-    method: str,
-    edits: Sequence[tuple[str, EditRequest, Edit | NotApplicable | None]],
-) -> list[PlacedEdit]:
-    outcomes = took(material.lm, [r for _, r, _ in edits], [e for _, _, e in edits])
-    return [
-        PlacedEdit(method, place, request.task, material.cluster_of[request.id], outcome)
-        for (place, request, _), outcome in zip(edits, outcomes, strict=True)
-        if outcome is not None
-    ]
-
-
-def _by_rome(material: Material) -> list[PlacedEdit]:
+def _by_rome(material: Material) -> list[PlannedEdit]:
     lm = material.lm
     if not lm.is_causal:
         return []
     requests = material.requests("fact", ROME_REQUESTS)
     own = rome(lm)
     chosen = own.settings.layer
-    own_edits = own.edit(requests)
-    edits: list[tuple[str, EditRequest, Edit | NotApplicable | None]] = []
+    own_edits = edits_by(own, requests)
+    edits: list[PlannedEdit] = []
     for layer in range(lm.n_layers):
         name = f"layer {layer}" + (" (chosen)" if layer == chosen else "")
-        at_layer = own_edits if layer == chosen else rome(lm, layer).edit(requests)
+        at_layer = own_edits if layer == chosen else edits_by(rome(lm, layer), requests)
         edits += [(name, r, e) for r, e in zip(requests, at_layer, strict=True)]
     # edits computed at the wrong token, and tested on the original prompts
     moved = [(r, at_last) for r in requests if (at_last := _last_word(r)) is not None]
-    wrong = own.edit([at_last for _, at_last in moved])
+    wrong = edits_by(own, [at_last for _, at_last in moved])
     edits += [("last word", r, e) for (r, _), e in zip(moved, wrong, strict=True)]
     random = [_random_key(material, r, e) for r, e in zip(requests, own_edits, strict=True)]
     edits += [("random key", r, e) for r, e in zip(requests, random, strict=True)]
-    return _placed(material, "rome", edits)
+    return edits
 
 
 def _last_word(request: EditRequest) -> EditRequest | None:
