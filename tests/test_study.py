@@ -107,6 +107,23 @@ def test_one_fact_has_no_intervals_and_the_text_no_nan():
         assert "nan" not in text
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::scipy.stats.ConstantInputWarning")
+@pytest.mark.parametrize("family", ["bert", "gpt2"])
+@pytest.mark.parametrize("factor", [0.0, 1000.0])
+def test_findings_of_a_model_that_is_sure_of_all_or_of_nothing_hold_no_nan(factor, family):
+    """Where no effect varies, no answer is right, or no perplexity can be held."""
+    lm = tiny_model.__wrapped__(family, seed=3)
+    lm.output_embeddings.data.mul_(factor)
+    if family == "bert":
+        lm.hf.cls.predictions.decoder.bias.data.zero_()
+    material = Material(lm, made_up_cases(), SETTINGS)
+    names = ["overturn", "matched", "dose", "erasing", "choice", "selectivity", "activators"]
+    for part in parts(names):
+        findings = part.run(material).findings
+        assert findings
+        assert not re.search(r"\b(nan|inf|None)\b|x(nan|inf)|nan%", " ".join(findings)), part.id
+
+
 ROME_S_TEXT = Texts(
     tuple(" ".join(f"w{5 + (i * j * j + 7 * j) % 59}" for j in range(9)) for i in range(60))
 )

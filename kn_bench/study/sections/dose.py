@@ -233,11 +233,15 @@ def _findings(curves: Sequence[GroupResponses]) -> tuple[str, ...]:
             half, most = _doses_needed(members, 0.5), _doses_needed(members, 0.9)
             five = _curve(members, "probability", ranked=True, relative=True)[DOSES.index(5)]
             right = _curve(members, "accuracy", ranked=True, relative=False)
+            needed = (
+                f"half of the loss takes {half.mean:.1f} neurons, 90 % takes {most.mean:.1f}"
+                if half.n
+                else "no dose lowers the probability"
+            )
             sentences.append(
-                f"{name}: half of the loss takes {half.mean:.1f} neurons, 90 % takes "
-                f"{most.mean:.1f}; after the first five {five.mean:.0%} of the probability is left "
-                f"and {right[DOSES.index(5)].mean:.0%} of the answers are still right (before: "
-                f"{right[0].mean:.0%})."
+                f"{name}: {needed}; after the first five {five.mean:.0%} of the probability is "
+                f"left and {right[DOSES.index(5)].mean:.0%} of the answers are still right "
+                f"(before: {right[0].mean:.0%})."
             )
     return tuple(sentences)
 

@@ -23,6 +23,7 @@ from kn_bench.measure.sentences import perplexity, token_log_probs
 from kn_bench.measure.statistics import Interval, mean_interval
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.seeding import seeded
+from kn_bench.results import tables
 from kn_bench.study.edited import erasing
 from kn_bench.study.material import Material
 from kn_bench.study.page import Section, SectionFigure, SectionTable, TableRow
@@ -198,10 +199,11 @@ def _table(losses: Sequence[GroupErasures]) -> SectionTable:
 def _findings(losses: Sequence[GroupErasures]) -> tuple[str, ...]:
     parts = []
     for edit in _names(losses):
-        at, own, other = (
+        ratios = (
             _ratio(losses, edit, key).mean for key in ("at_answer", "own_texts", "other_texts")
         )
-        parts.append(f"{edit}: x{at:.2f}, x{own:.2f}, x{other:.2f}")
+        texts = (f"x{ratio:.2f}" if np.isfinite(ratio) else tables.NOTHING for ratio in ratios)
+        parts.append(f"{edit}: {', '.join(texts)}")
     return (
         "Perplexity at the answer, on own texts and on unrelated texts: " + "; ".join(parts) + ".",
     )

@@ -227,10 +227,11 @@ def _findings(comparisons: Sequence[GroupComparison]) -> tuple[str, ...]:
                 assert isinstance(effect, Interval)
                 assert isinstance(random, Interval)
                 assert isinstance(beyond, Interval)
+                spread = "no finite z" if z is None else f"median z {z:+.1f}"
                 sentences.append(
                     f"{name}, {how}: {effect.mean:+.2f} nats against {random.mean:+.2f} of random "
-                    f"neurons, median z {z:+.1f}, {beyond.mean:.0%} of {beyond.n} groups beyond "
-                    "95 % of their draws."
+                    f"neurons, {spread}, {beyond.mean:.0%} of {beyond.n} groups beyond 95 % of "
+                    "their draws."
                 )
     return tuple(sentences)
 

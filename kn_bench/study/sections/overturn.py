@@ -164,13 +164,16 @@ def _findings(outcomes: Sequence[GroupOverturn]) -> tuple[str, ...]:
         mine = [outcome for outcome in outcomes if outcome.profile.group.task == task]
         if not mine:
             continue
-        shift, pair = _mean(mine, "shift", None), _mean(mine, "pair", (0.0, 1.0))
-        argmax = _mean(mine, "argmax", (0.0, 1.0))
+        shift = _mean(mine, "shift", None)
+        rates = (
+            (what, _mean(mine, key, (0.0, 1.0)))
+            for what, key in (("preferences", "pair"), ("argmax answers", "argmax"))
+        )
+        turned = [f"{rate.mean:.1%} of the {what} (n={rate.n})" for what, rate in rates if rate.n]
         sentences.append(
             f"Suppressing the located neurons takes {tables.share(shift)} of the answer's "
-            f"probability from {name} (n={shift.n}); "
-            f"{pair.mean:.1%} of the preferences (n={pair.n}) and {argmax.mean:.1%} of the argmax "
-            f"answers (n={argmax.n}) that were right are overturned."
+            f"probability from {name} (n={shift.n})"
+            + (f"; {' and '.join(turned)} that were right are overturned." if turned else ".")
         )
     return tuple(sentences)
 
