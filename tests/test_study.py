@@ -5,6 +5,8 @@ them are (tests of localisation, modifiers, controls and tracing).
 """
 
 import dataclasses
+import itertools
+import math
 import re
 import xml.etree.ElementTree as ET
 
@@ -20,7 +22,7 @@ from kn_bench.model.loading import load_model
 from kn_bench.study.material import Material
 from kn_bench.study.page import NothingToShow
 from kn_bench.study.plots import render
-from kn_bench.study.sections import CONTROLS, SECTIONS, parts
+from kn_bench.study.sections import CONTROLS, SECTIONS, parts, place
 from kn_bench.study.sections.direction import directed
 from kn_bench.study.writing import cell
 from tests.made_up_study import SETTINGS, made_up_cases, pair
@@ -323,3 +325,15 @@ def test_overturned_answers_are_counted_as_one_would_by_hand(material):
             assert outcome.back[i] == has if not had else np.isnan(outcome.back[i])
             lost = 1 - after.probability[i] / before.probability[i]
             assert outcome.shift[i] == pytest.approx(lost)
+
+
+@pytest.mark.parametrize("n_layers", [1, 2, 3, 4, 9, 10, 11, 30, 48])
+def test_rome_is_made_at_its_own_layer_and_at_ten_others_from_the_first_to_the_last(n_layers):
+    chosen = n_layers // 3
+    layers = place.layers_beside(chosen, n_layers)
+    assert layers == sorted({*layers})
+    assert {0, chosen, n_layers - 1} <= {*layers}
+    assert n_layers > 10 or layers == list(range(n_layers))
+    assert len(layers) <= 11
+    gaps = [below - above for above, below in itertools.pairwise(layers)]
+    assert max(gaps, default=0) <= math.ceil((n_layers - 1) / 9)

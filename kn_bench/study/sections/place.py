@@ -10,6 +10,7 @@ import torch
 
 from kn_bench.cases.case import EditRequest, Task
 from kn_bench.editing.edit import Edit, LowRank, LowRankEdit, NotApplicable
+from kn_bench.editing.rome.remembered import covariances_of
 from kn_bench.localise.groups import Profile
 from kn_bench.localise.matching import matched
 from kn_bench.localise.selection import Neuron, Neurons
@@ -24,7 +25,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
 ROME_REQUESTS = 2
-"""Requests per relation; every layer is edited for each of them."""
+"""Requests per relation; every layer of :func:`layers_beside` is edited for each of them."""
+ROME_LAYERS = 10
+"""Layers that ROME edits beside its own: all of a small model, evenly spread in a deeper one."""
+TOGETHER = 5
+"""Layers whose C is taken in one pass over the text, as many as MEMIT's."""
 
 
 PlannedEdit = tuple[str, EditRequest, Edit | NotApplicable]
@@ -67,9 +72,9 @@ def run(material: Material) -> Section:
         "kn-edit's change, -e(old) + e(new) scaled to the values' norms, is made in all located "
         "columns (the method itself leaves out those that a relation shares), in matched random "
         "ones, in the most active ones, and in random ones of the last layer. If it works "
-        "anywhere, it says nothing of where knowledge is. ROME (causal models) is made at every "
-        "layer, at the prompt's last word instead of the subject, and with a random key and the "
-        "same norm.",
+        "anywhere, it says nothing of where knowledge is. ROME (causal models) is made at other "
+        "layers too (all of a small model, ten of a deeper one), at the prompt's last word instead "
+        "of the subject, and with a random key and the same norm.",
         _findings(trials),
         tables=(_table(trials),),
         figures=(
@@ -133,7 +138,11 @@ def _by_rome(material: Material) -> list[PlannedEdit]:
     chosen = own.settings.layer
     own_edits = edits_by(own, requests)
     edits: list[PlannedEdit] = []
-    for layer in range(lm.n_layers):
+    layers = layers_beside(chosen, lm.n_layers)
+    if own.settings.mom2_adjustment:
+        for i in range(0, len(layers), TOGETHER):  # kept on disk; each edit would read the text
+            covariances_of(lm, layers[i : i + TOGETHER], None, own.settings.mom2_n_tokens)
+    for layer in layers:
         name = f"layer {layer}" + (" (chosen)" if layer == chosen else "")
         at_layer = own_edits if layer == chosen else edits_by(rome(lm, layer), requests)
         edits += [(name, r, e) for r, e in zip(requests, at_layer, strict=True)]
@@ -144,6 +153,12 @@ def _by_rome(material: Material) -> list[PlannedEdit]:
     random = [_random_key(material, r, e) for r, e in zip(requests, own_edits, strict=True)]
     edits += [("random key", r, e) for r, e in zip(requests, random, strict=True)]
     return edits
+
+
+def layers_beside(chosen: int, n_layers: int) -> list[int]:
+    """Return the layers that are edited: first and last, what lies evenly between, and ROME's."""
+    spread = {round(i * (n_layers - 1) / (ROME_LAYERS - 1)) for i in range(ROME_LAYERS)}
+    return sorted({*spread, chosen})
 
 
 def _last_word(request: EditRequest) -> EditRequest | None:
