@@ -12,6 +12,7 @@ import xml.etree.ElementTree as ET
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from kn_bench.cases.case import Cloze, Query
 from kn_bench.cases.sources import embedded
@@ -19,6 +20,7 @@ from kn_bench.editing.edit import NoEdit
 from kn_bench.localise.selection import Neuron
 from kn_bench.model.corpus import NamedCorpus, Texts
 from kn_bench.model.loading import load_model
+from kn_bench.study import plots
 from kn_bench.study.material import Material
 from kn_bench.study.page import NothingToShow
 from kn_bench.study.plots import render
@@ -337,3 +339,15 @@ def test_rome_is_made_at_its_own_layer_and_at_ten_others_from_the_first_to_the_l
     assert len(layers) <= 11
     gaps = [below - above for above, below in itertools.pairwise(layers)]
     assert max(gaps, default=0) <= math.ceil((n_layers - 1) / 9)
+
+
+@pytest.mark.parametrize("n", [1, 4, 12, 13, 30, 48])
+def test_layers_are_labelled_so_that_no_label_lies_on_another(n):
+    places = plots.ticked(n)
+    assert len(places) <= 12
+    assert places[0] == 0
+    assert n > 12 or places == list(range(n))
+    figure = Figure()
+    axes = figure.subplots()
+    plots.heat_map(axes, np.zeros((2, n)), rows=["a", "b"], columns=[str(i) for i in range(n)])
+    assert [int(label.get_text()) for label in axes.get_xticklabels()] == places

@@ -7,6 +7,7 @@ global state of matplotlib is read or changed.
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,8 @@ BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PURPLE, SKY, BLACK, GREY = "#CC79A7", "#56B4E9", "#000000", "#8C8C8C"
 COLOURS = (BLUE, RED, GREEN, ORANGE, PURPLE, SKY, BLACK)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+LABELS = 12
+"""As many numbers find room below a panel."""
 HATCHES = ("", "///", "...", "xxx", "\\\\\\", "ooo", "++")
 TASK: dict[Task, tuple[str, str, str]] = {
     "fact": (BLUE, "o", "facts"),
@@ -174,6 +177,11 @@ def _arms(values: Sequence[Interval]) -> Float[np.ndarray, "2 n"]:
     return arms
 
 
+def ticked(n: int) -> list[int]:
+    """Return the places from 0 to below ``n`` that get a label: all, or every few of many."""
+    return list(range(0, n, math.ceil(n / LABELS) or 1))
+
+
 def heat_map(
     axes: Axes,
     values: Float[np.ndarray, "rows columns"],
@@ -198,7 +206,9 @@ def heat_map(
     )
     axes.grid(visible=False)
     slanted: dict[str, Any] = {"rotation": rotate, "ha": "right", "rotation_mode": "anchor"}
-    axes.set_xticks(range(len(columns)), columns, **(slanted if rotate else {}))
+    places = range(len(columns)) if rotate else ticked(len(columns))
+    labels = [columns[place] for place in places]
+    axes.set_xticks(places, labels, **(slanted if rotate else {}))
     axes.set_yticks(range(len(rows)), rows)
     if axes.figure:
         axes.figure.colorbar(image, ax=axes, label=label, shrink=0.85)

@@ -9,7 +9,17 @@ import numpy as np
 
 from kn_bench.measure.statistics import Interval, mean_interval
 from kn_bench.study.material import METHODS, Material
-from kn_bench.study.plots import BLACK, HATCHES, TASK, bars, legend_below, panels, short, whiskers
+from kn_bench.study.plots import (
+    BLACK,
+    HATCHES,
+    TASK,
+    bars,
+    legend_below,
+    panels,
+    short,
+    ticked,
+    whiskers,
+)
 from kn_bench.study.sections.levels.group_levels import MEASURES, GroupLevels, averaged, null_of
 
 if TYPE_CHECKING:
@@ -74,7 +84,7 @@ def draw_layers(material: Material, measured: Sequence[GroupLevels]) -> Drawing:
                 bars(ax, (layers + shift).tolist(), shares, colour=colour, hatch=hatch, width=0.4,
                      label=label)  # fmt: skip
         ax.axhline(1 / len(layers), color=BLACK, linewidth=1.2)
-        ax.set_xticks(layers)
+        ax.set_xticks(ticked(len(layers)))
         ax.set_title("2 to 5 neurons" if capped else "no cap")
         ax.set_xlabel("layer")
     axes[0].set_ylabel("share of located neurons")
