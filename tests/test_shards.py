@@ -505,10 +505,10 @@ def test_a_name_is_taken_while_shards_are_merged_into_it(tmp_path, monkeypatch):
 
 
 def test_a_full_disk_is_no_reason_to_resume_a_merge(tmp_path, monkeypatch):
-    made = RunStore.create
+    create = RunStore.create
 
     def on_a_full_disk(reports, manifest):
-        store = made(reports, manifest)
+        store = create(reports, manifest)
         store._log = FullDisk(store._log, room=50)  # type: ignore[assignment]
         return store
 

@@ -273,7 +273,7 @@ def test_intervals_over_subjects_or_nouns_resample_the_clusters_of_the_cases(nam
         resampled.update(clusters)
         return mean_interval(values, clusters, **options)
 
-    monkeypatch.setattr(f"kn_bench.study.sections.{name}.mean_interval", noted)
+    monkeypatch.setattr("kn_bench.study.edited.mean_interval", noted)
     parts([name])[0].run(Material(tiny_model("bert"), cases, SETTINGS))
     assert resampled <= {case.cluster for case in cases}
     assert {case.task for case in cases if case.cluster in resampled} == {"fact", "pair"}

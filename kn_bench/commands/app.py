@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import signal
 import sys
-import threading
 from collections.abc import Callable
 from importlib import import_module
 from types import FrameType
@@ -17,6 +16,7 @@ from typing import NamedTuple
 import typer
 
 from kn_bench.results.files import StoreError
+from kn_bench.testing.processes import ending_signals
 
 
 class Entry(NamedTuple):
@@ -111,10 +111,8 @@ def app() -> None:
         signal.signal(number, signal.SIG_DFL)  # the second one ends it at once
         raise KeyboardInterrupt
 
-    names = ("SIGTERM", "SIGHUP") if threading.current_thread() is threading.main_thread() else ()
-    for number in filter(None, (getattr(signal, name, None) for name in names)):
-        if signal.getsignal(number) is signal.SIG_DFL:  # not under nohup
-            signal.signal(number, end)
+    for number in ending_signals():
+        signal.signal(number, end)
     try:
         group()
     except (StoreError, ValueError) as error:

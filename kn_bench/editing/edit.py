@@ -242,6 +242,8 @@ def side_by_side(updates: Sequence[LowRank]) -> tuple[LowRank, ...]:
         by_layer[update.layer].append(update)
     return tuple(
         replace(part[0], u=torch.cat([p.u for p in part], 1), v=torch.cat([p.v for p in part]))
+        if len(part) > 1
+        else part[0]
         for _, part in sorted(by_layer.items())
     )
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from kn_bench.cases.case import EditRequest, Query
+from kn_bench.cases.case import EditRequest, Query, Task
 from kn_bench.editing.closed_form import SingularError
 from kn_bench.editing.edit import Edit, LowRank, LowRankEdit, Method, NoEdit, NotApplicable
 from kn_bench.editing.rome.remembered import corpus_for
@@ -19,7 +19,9 @@ from kn_bench.localise.interventions import answers
 from kn_bench.localise.queries import Fitted
 from kn_bench.localise.selection import Neurons
 from kn_bench.measure.encoding import encode_query
+from kn_bench.measure.statistics import Interval, mean_interval
 from kn_bench.model.language_model import LanguageModel
+from kn_bench.study.page import NothingToShow
 
 
 def knowledge_neurons(lm: LanguageModel) -> RewriteKN:
@@ -116,22 +118,59 @@ def took(
 UNFIT = NotApplicable("the model cannot take the prompt with both answers")
 
 
-def left_out(
-    outcomes: Iterable[tuple[str, str, EditOutcome | NotApplicable]],
-) -> tuple[str, ...]:
-    """Say how many edits of each method are not measured, which, and why.
+@dataclass(frozen=True)
+class EditTrial:
+    """One edit that was measured.
+
+    Attributes:
+        method: its method.
+        kind: the place or the direction of the edit.
+        task: of its case.
+        cluster: of its case.
+        outcome: whether it succeeded.
+    """
+
+    method: str
+    kind: str
+    task: Task
+    cluster: str
+    outcome: EditOutcome
+
+
+def trials_of(
+    outcomes: Sequence[tuple[str, str, EditRequest, EditOutcome | NotApplicable]],
+    cluster_of: Mapping[str, str],
+) -> tuple[list[EditTrial], tuple[str, ...]]:
+    """Return the edits that are measured, and how many of each method are not, which, and why.
 
     Args:
-        outcomes: of every edit, with its method and what kind of edit it is.
+        outcomes: of every edit, with its method, its kind and its request.
+        cluster_of: the cluster of every case by its id.
+
+    Raises:
+        NothingToShow: with the reasons, if none is measured.
     """
+    trials: list[EditTrial] = []
     kinds: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for method, kind, outcome in outcomes:
+    for method, kind, request, outcome in outcomes:
         if isinstance(outcome, NotApplicable):
             kinds[method, str(outcome)].append(kind)
-    return tuple(
+        else:
+            cluster = cluster_of[request.id]
+            trials.append(EditTrial(method, kind, request.task, cluster, outcome))
+    left_out = tuple(
         f"Left out of {method}: {len(each)} ({'; '.join(dict.fromkeys(each))}), as {reason}."
         for (method, reason), each in kinds.items()
     )
+    if not trials:
+        raise NothingToShow(" ".join(["No request could be edited on this model.", *left_out]))
+    return trials, left_out
+
+
+def rate(trials: Sequence[EditTrial], name: str = "argmax") -> Interval:
+    """Return the share of trials with what ``name`` is in :class:`EditOutcome`, over clusters."""
+    values = [getattr(trial.outcome, name) for trial in trials]
+    return mean_interval(values, [trial.cluster for trial in trials])
 
 
 def both_targets(lm: LanguageModel, request: EditRequest) -> tuple[Fitted, Fitted] | None:

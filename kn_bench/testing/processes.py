@@ -30,6 +30,19 @@ def end_with_parent() -> None:
     ctypes.CDLL(None).prctl(_SET_DEATH_SIGNAL, signal.SIGKILL)
 
 
+def ending_signals() -> list[int]:
+    """Return the signals, besides Ctrl-C's, that would end this process and can be handled here.
+
+    Under nohup SIGHUP is not among them, and in another than the main thread none is.
+    """
+    names = ("SIGTERM", "SIGHUP") if threading.current_thread() is threading.main_thread() else ()
+    return [
+        number
+        for number in (getattr(signal, name, None) for name in names)
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL
+    ]
+
+
 @contextmanager
 def ending_children() -> Iterator[None]:
     """Have this process's children killed first, should a signal end it within the block.
@@ -42,12 +55,7 @@ def ending_children() -> Iterator[None]:
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
 
-    names = ("SIGTERM", "SIGHUP") if threading.current_thread() is threading.main_thread() else ()
-    ours = [
-        number
-        for number in (getattr(signal, name, None) for name in names)
-        if number is not None and signal.getsignal(number) is signal.SIG_DFL
-    ]
+    ours = ending_signals()
     for number in ours:
         signal.signal(number, end)
     try:

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kn_bench.cases.case import EditRequest, Task
+from kn_bench.cases.case import EditRequest
 from kn_bench.cases.sampling import stable_hash
 from kn_bench.editing.edit import Method, NotApplicable
 from kn_bench.localise.interventions import answers
-from kn_bench.measure.statistics import Interval, mean_interval
 from kn_bench.results import tables
-from kn_bench.study.edited import EditOutcome, both_targets, edits_by, left_out, methods, took
+from kn_bench.study.edited import (
+    EditOutcome,
+    EditTrial,
+    both_targets,
+    edits_by,
+    methods,
+    rate,
+    took,
+    trials_of,
+)
 from kn_bench.study.material import Material
-from kn_bench.study.page import NothingToShow, Section, SectionFigure, SectionTable, TableRow
+from kn_bench.study.page import Section, SectionFigure, SectionTable, TableRow
 from kn_bench.study.plots import COLOURS, MARKERS, TASK, panels, whiskers
 
 if TYPE_CHECKING:
@@ -27,17 +35,6 @@ BIN_LABELS = ("< 1e-6", "1e-6 to 1e-4", "1e-4 to 0.01", "> 0.01")
 DIRECTIONS = ("right to wrong", "wrong to right")
 LOOKED_AT = 40
 """Requests per relation that are searched for wrong answers."""
-
-
-@dataclass(frozen=True)
-class DirectedEdit:
-    """One edit with its direction; ``cluster`` is its case's."""
-
-    method: str
-    direction: str
-    task: Task
-    cluster: str
-    outcome: EditOutcome
 
 
 def run(material: Material) -> Section:
@@ -52,14 +49,7 @@ def run(material: Material) -> Section:
         for name, method in methods(material.lm)
         for (direction, request), outcome in _edited(material, method, requests)
     ]
-    trials = [
-        DirectedEdit(name, direction, request.task, material.cluster_of[request.id], outcome)
-        for name, direction, request, outcome in outcomes
-        if isinstance(outcome, EditOutcome)
-    ]
-    missing = left_out((name, direction, outcome) for name, direction, _, outcome in outcomes)
-    if not trials:
-        raise NothingToShow(" ".join(["No request could be edited on this model.", *missing]))
+    trials, missing = trials_of(outcomes, material.cluster_of)
     return Section(
         "direction",
         "Control 7: is it easier to make right or wrong?",
@@ -127,24 +117,17 @@ def _edited(
     return zip(requests, outcomes, strict=True)
 
 
-def _rate(mine: Sequence[DirectedEdit], name: str = "argmax") -> Interval:
-    values = [getattr(trial.outcome, name) for trial in mine]
-    return mean_interval(values, [trial.cluster for trial in mine])
-
-
-def _table(trials: Sequence[DirectedEdit]) -> SectionTable:
+def _table(trials: Sequence[EditTrial]) -> SectionTable:
     rows: list[TableRow] = []
     for method in dict.fromkeys(trial.method for trial in trials):
         for direction in DIRECTIONS:
             for task, (_, _, label) in TASK.items():
                 mine = [
-                    o
-                    for o in trials
-                    if (o.method, o.direction, o.task) == (method, direction, task)
+                    o for o in trials if (o.method, o.kind, o.task) == (method, direction, task)
                 ]
                 if mine:
                     prior = float(np.exp(np.mean([np.log(o.outcome.prior) for o in mine])))
-                    rates = (_rate(mine, name) for name in ("argmax", "preferred", "before"))
+                    rates = (rate(mine, name) for name in ("argmax", "preferred", "before"))
                     rows.append((method, direction, label, prior, *rates))
     return SectionTable(
         "direction",
@@ -157,7 +140,7 @@ def _table(trials: Sequence[DirectedEdit]) -> SectionTable:
     )
 
 
-def _binned(mine: Sequence[DirectedEdit]) -> list[list[DirectedEdit]]:
+def _binned(mine: Sequence[EditTrial]) -> list[list[EditTrial]]:
     places = np.digitize([trial.outcome.prior for trial in mine], BINS[1:-1])
     return [
         [trial for trial, at in zip(mine, places, strict=True) if at == i]
@@ -165,12 +148,12 @@ def _binned(mine: Sequence[DirectedEdit]) -> list[list[DirectedEdit]]:
     ]
 
 
-def _by_prior(trials: Sequence[DirectedEdit]) -> SectionTable:
+def _by_prior(trials: Sequence[EditTrial]) -> SectionTable:
     rows: list[TableRow] = []
     for method in dict.fromkeys(trial.method for trial in trials):
         for direction in DIRECTIONS:
-            mine = [o for o in trials if (o.method, o.direction) == (method, direction)]
-            rates = [_rate(group) if group else None for group in _binned(mine)]
+            mine = [o for o in trials if (o.method, o.kind) == (method, direction)]
+            rates = [rate(group) if group else None for group in _binned(mine)]
             if mine:
                 rows.append((method, direction, *rates))
     return SectionTable(
@@ -182,28 +165,28 @@ def _by_prior(trials: Sequence[DirectedEdit]) -> SectionTable:
     )
 
 
-def _findings(trials: Sequence[DirectedEdit]) -> tuple[str, ...]:
+def _findings(trials: Sequence[EditTrial]) -> tuple[str, ...]:
     sentences = []
     for method in dict.fromkeys(trial.method for trial in trials):
         parts = []
         for direction in DIRECTIONS:
-            mine = [o for o in trials if (o.method, o.direction) == (method, direction)]
+            mine = [o for o in trials if (o.method, o.kind) == (method, direction)]
             if mine:
-                rate = _rate(mine)
-                parts.append(f"{direction} {tables.share(rate)} (n={rate.n})")
+                share = rate(mine)
+                parts.append(f"{direction} {tables.share(share)} (n={share.n})")
         sentences.append(f"{method} gives the new answer: {', '.join(parts)}.")
     return tuple(sentences)
 
 
-def _draw(trials: Sequence[DirectedEdit]) -> Drawing:
+def _draw(trials: Sequence[EditTrial]) -> Drawing:
     names = list(dict.fromkeys(trial.method for trial in trials))
     figure, axes = panels(len(names), width=3.6 * len(names) + 0.4, height=2.8, sharey=True)
     for ax, name in zip(axes, names, strict=True):
         for number, direction in enumerate(DIRECTIONS):
-            mine = [o for o in trials if (o.method, o.direction) == (name, direction)]
+            mine = [o for o in trials if (o.method, o.kind) == (name, direction)]
             groups = _binned(mine)
             places = [i + 0.12 * (2 * number - 1) for i, group in enumerate(groups) if group]
-            values = [_rate(group) for group in groups if group]
+            values = [rate(group) for group in groups if group]
             whiskers(ax, places, values, colour=COLOURS[number], marker=MARKERS[number],
                      label=direction)  # fmt: skip
         ax.set_xticks(range(len(BINS) - 1), BIN_LABELS, fontsize=7.5)

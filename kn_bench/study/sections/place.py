@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,11 +14,19 @@ from kn_bench.editing.rome.remembered import covariances_of
 from kn_bench.localise.groups import Profile
 from kn_bench.localise.matching import matched
 from kn_bench.localise.selection import Neuron, Neurons
-from kn_bench.measure.statistics import Interval, mean_interval
 from kn_bench.model.seeding import seeded
-from kn_bench.study.edited import EditOutcome, edits_by, left_out, rewritten, rome, took
+from kn_bench.study.edited import (
+    EditOutcome,
+    EditTrial,
+    edits_by,
+    rate,
+    rewritten,
+    rome,
+    took,
+    trials_of,
+)
 from kn_bench.study.material import Material
-from kn_bench.study.page import NothingToShow, Section, SectionFigure, SectionTable, TableRow
+from kn_bench.study.page import Section, SectionFigure, SectionTable, TableRow
 from kn_bench.study.plots import TASK, panels, whiskers
 
 if TYPE_CHECKING:
@@ -36,17 +44,6 @@ PlannedEdit = tuple[str, EditRequest, Edit | NotApplicable]
 """A place, a request, and the edit for it there."""
 
 
-@dataclass(frozen=True)
-class PlacedEdit:
-    """One edit in one place; ``cluster`` is its case's."""
-
-    method: str
-    place: str
-    task: Task
-    cluster: str
-    outcome: EditOutcome
-
-
 def run(material: Material) -> Section:
     """Compute this section of the study.
 
@@ -57,14 +54,7 @@ def run(material: Material) -> Section:
         *_measured(material, "kn-edit", _in_columns(material)),
         *_measured(material, "rome", _by_rome(material)),
     ]
-    trials = [
-        PlacedEdit(method, place, request.task, material.cluster_of[request.id], outcome)
-        for method, place, request, outcome in outcomes
-        if isinstance(outcome, EditOutcome)
-    ]
-    missing = left_out((method, place, outcome) for method, place, _, outcome in outcomes)
-    if not trials:
-        raise NothingToShow(" ".join(["No request could be edited on this model.", *missing]))
+    trials, missing = trials_of(outcomes, material.cluster_of)
     causal_alone = "ROME edits causal models only: its part is left out."
     return Section(
         "place",
@@ -184,28 +174,23 @@ def _random_key(
     return LowRankEdit(tuple(updates))
 
 
-def _rate(mine: Sequence[PlacedEdit], name: str) -> Interval:
-    values = [getattr(trial.outcome, name) for trial in mine]
-    return mean_interval(values, [trial.cluster for trial in mine])
-
-
-def _grouped(trials: Sequence[PlacedEdit]) -> list[tuple[str, str, Task, list[PlacedEdit]]]:
-    keys = dict.fromkeys((trial.method, trial.place, trial.task) for trial in trials)
+def _grouped(trials: Sequence[EditTrial]) -> list[tuple[str, str, Task, list[EditTrial]]]:
+    keys = dict.fromkeys((trial.method, trial.kind, trial.task) for trial in trials)
     return [
-        (*key, [trial for trial in trials if (trial.method, trial.place, trial.task) == key])
+        (*key, [trial for trial in trials if (trial.method, trial.kind, trial.task) == key])
         for key in keys
     ]
 
 
-def _table(trials: Sequence[PlacedEdit]) -> SectionTable:
+def _table(trials: Sequence[EditTrial]) -> SectionTable:
     rows: list[TableRow] = [
         (
             method,
             place,
             TASK[task][2],
-            _rate(mine, "argmax"),
-            _rate(mine, "preferred"),
-            _rate(mine, "before"),
+            rate(mine, "argmax"),
+            rate(mine, "preferred"),
+            rate(mine, "before"),
         )
         for method, place, task, mine in _grouped(trials)
     ]
@@ -219,24 +204,24 @@ def _table(trials: Sequence[PlacedEdit]) -> SectionTable:
     )
 
 
-def _findings(trials: Sequence[PlacedEdit]) -> tuple[str, ...]:
+def _findings(trials: Sequence[EditTrial]) -> tuple[str, ...]:
     sentences = []
     for method in dict.fromkeys(trial.method for trial in trials):
         parts = []
         for its, place, task, mine in _grouped(trials):
             if its == method:
-                parts.append(f"{place} ({TASK[task][2]}) {_rate(mine, 'argmax').mean:.0%}")
+                parts.append(f"{place} ({TASK[task][2]}) {rate(mine, 'argmax').mean:.0%}")
         sentences.append(f"{method} gives the new answer: {', '.join(parts)}.")
     return tuple(sentences)
 
 
-def _draw(trials: Sequence[PlacedEdit]) -> Drawing:
-    names = list(dict.fromkeys((trial.method, trial.place) for trial in trials))
+def _draw(trials: Sequence[EditTrial]) -> Drawing:
+    names = list(dict.fromkeys((trial.method, trial.kind) for trial in trials))
     figure, (axes,) = panels(1, width=7.0, height=1.0 + 0.27 * len(names))
     for shift, (task, (colour, marker, label)) in zip((-0.13, 0.13), TASK.items(), strict=True):
         groups = {(m, p): mine for m, p, t, mine in _grouped(trials) if t == task}
         places = [-i + shift for i, name in enumerate(names) if name in groups]
-        values = [_rate(groups[name], "argmax") for name in names if name in groups]
+        values = [rate(groups[name], "argmax") for name in names if name in groups]
         whiskers(axes, places, values, colour=colour, marker=marker, label=label, horizontal=True)
     axes.set_yticks([-i for i in range(len(names))], [f"{m}: {p}" for m, p in names])
     axes.set_xlim(-0.02, 1.02)

@@ -104,9 +104,9 @@ def _by_relation(material: Material, measured: Sequence[GroupLevels]) -> Section
         )
     return SectionTable(
         "levels_by_relation",
-        "Facts and syntax side by side: means over facts or classes with 95 % intervals, and of "
-        "their nulls; n is their number. Where no threshold leaves 2 to 5 neurons the published "
-        "rule goes to and fro and ends outside of them.",
+        "The levels of facts and of syntax, side by side: means over n facts or classes with their "
+        "95 % intervals, and the means of the nulls. Where no threshold leaves 2 to 5 neurons the "
+        "published rule goes to and fro and ends outside of them.",
         (
             "relation",
             "task",
