@@ -21,6 +21,7 @@ from kn_bench.localise.patching import PatchedRun, restore
 from kn_bench.localise.queries import TokenQuestion
 from kn_bench.localise.scaling import ask
 from kn_bench.localise.tracing import KINDS, windowed
+from kn_bench.measure import making
 from kn_bench.model.continuing import Going, continue_greedily
 from kn_bench.model.ragged import prepare
 from kn_bench.model.second_moment import _add_batch, _Sums
@@ -145,3 +146,11 @@ def test_second_moments_ask_nothing(family, on_meta, monkeypatch):
     state = _Sums({layer: torch.zeros(lm.d_mlp, lm.d_mlp, device="meta") for layer in (0, 1)})
     _add_batch(lm, state, [(5, 6, 7, 8), (9, 10)])
     assert state.n_tokens == 6
+
+
+def test_whether_a_method_changed_the_weights_is_asked_once_a_step(on_meta, monkeypatch):
+    host = Host(lambda shape: np.zeros(shape, np.int64))
+    monkeypatch.setattr(making, "to_host", host)
+    lm = on_meta(tiny_model("llama", torch.float32))
+    assert len(making._checksum(lm)) == len(list(lm.hf.parameters()))
+    assert host.asked == 1

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from kn_bench.cases.case import Case
 from kn_bench.editing.edit import Edit, NoEdit, NotApplicable
@@ -19,6 +22,7 @@ from kn_bench.editing.validation import checked
 from kn_bench.measure.steps import EditedStep, StepRecord, StepStore
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.source import dtype_name
+from kn_bench.model.transfer import to_host
 
 
 class SequenceFailedError(Exception):
@@ -153,16 +157,20 @@ class StepMaker:
         return [case for i, case in enumerate(cases) if i not in reasons]
 
 
-def _checksum(lm: LanguageModel) -> tuple[int, ...]:
+def _checksum(lm: LanguageModel) -> list[int]:
     """Sum the bits of every parameter: cheap enough for every step, unlike SHA-256."""
-    return tuple(_sum(parameter) for parameter in lm.hf.parameters())
+    sums = defaultdict(list)
+    for parameter in lm.hf.parameters():
+        sums[parameter.device].append(_sum(parameter))
+    # each device is asked once: to wait for every sum by itself would cost more than the sums
+    return [int(n) for of_device in sums.values() for n in to_host(torch.stack(of_device))[0]]
 
 
-def _sum(tensor: torch.Tensor) -> int:
+def _sum(tensor: Tensor) -> Int[Tensor, ""]:
     """Return the sum of a tensor's bytes, eight at a time, and of those left at its end."""
     plain = tensor.detach().contiguous().view(-1).view(torch.uint8)
     if plain.storage_offset() % 8:  # a view into a file; torch requires multiples of 8 bytes
         plain = plain.clone()
     whole = len(plain) - len(plain) % 8
     # adding int32 up as int64 would convert every number first, thirty times as slow
-    return int(plain[:whole].view(torch.int64).sum()) + int(plain[whole:].sum())
+    return plain[:whole].view(torch.int64).sum() + plain[whole:].sum()
