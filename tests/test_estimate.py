@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from kn_bench.cases import sources
-from kn_bench.editing.edit import NoEdit
+from kn_bench.editing.edit import NoEdit, NotApplicable
 from kn_bench.editing.registry import edit_method, marked_spec
 from kn_bench.editing.settings import Choices
 from kn_bench.measure.protocols import parse_protocol
 from kn_bench.model import embedded
 from kn_bench.model.progress import Silent
-from kn_bench.testing import calibration, estimate, plan
+from kn_bench.testing import calibration, estimate, plan, showing
 from kn_bench.testing.calibration import Rates, Stopwatch, calibrate
 from kn_bench.testing.estimate import Estimate, Timings, kind_of_run
 from kn_bench.testing.models import Models
@@ -25,6 +25,7 @@ from kn_bench.testing.options import Options
 from kn_bench.testing.sequences import cases_of
 from tests.tiny_models import tiny_model
 
+TINY = {"tiny_gpt2": "tiny-gpt2"}
 RATES = Rates({("rome", "m"): 6.0, ("kn-edit", "m"): 22.0}, 3.0, "one case each")
 
 
@@ -93,8 +94,10 @@ def test_timings_that_cannot_be_written_stop_nobody(tmp_path):
 def test_runs_of_one_kind_have_the_same_model_methods_settings_and_workers():
     base = (Options(models=("m",)), {"m": "hash"}, ["rome", "none"], 2)
 
-    def kind(options=base[0], fingerprints=base[1], methods=base[2], workers=base[3]):
-        return kind_of_run(options, fingerprints, methods, workers)
+    def kind(
+        options=base[0], fingerprints=base[1], methods=base[2], workers=base[3], selected=("", "")
+    ):
+        return kind_of_run(options, fingerprints, methods, workers, selected)
 
     assert kind() == kind(methods=["none", "rome"])
     assert kind() == kind(options=Options(models=("another name",), limit=3))
@@ -106,8 +109,10 @@ def test_runs_of_one_kind_have_the_same_model_methods_settings_and_workers():
         kind(options=Options(models=("m",), sets=("rome.layer=1",))),
         kind(options=Options(models=("m",), relations=("P36",))),
         kind(options=Options(models=("m",), cases=("mine.jsonl",))),
+        kind(selected=("facts", "")),
+        kind(selected=("", "facts")),
     ]
-    assert len({kind(), *others}) == 8
+    assert len({kind(), *others}) == 10
 
 
 def test_what_is_done_once_is_told_apart(monkeypatch):
@@ -119,6 +124,10 @@ def test_what_is_done_once_is_told_apart(monkeypatch):
             advance(1)
             now[0] += seconds
     assert (watch.once, watch.loading) == (43.0, 3.0)
+
+
+def models(progress):
+    return Models(Options(), "cpu", {}, progress=progress)
 
 
 @edit_method("plain")
@@ -151,11 +160,8 @@ def test_a_calibration_times_edits_and_answers_and_leaves_out_what_fails(monkeyp
         *sources.load("embedded", limit=3, relations=["P36"]).cases,
         *sources.load("embedded", limit=1, relations=["anaphor_number_agreement"]).cases,
     ]
-    planned = plan.TestPlan({"tiny_gpt2": "tiny-gpt2"}, {c.id: (c,) for c in cases}, (), {}, 8)
     specs = [spec for method in (plain, broken, slow) if (spec := marked_spec(method))]
-    rates = calibrate(
-        planned, specs, lambda progress: Models(Options(), "cpu", {}, progress=progress), Choices()
-    )
+    rates = calibrate(TINY, cases, specs, models, Choices())
     assert set(rates.seconds) == {("plain", "tiny_gpt2"), ("slow", "tiny_gpt2")}
     # a fact takes 0.2 s to edit and a pair 0.6: by their shares 0.3 s, and the asking
     assert 0.3 < rates.seconds["slow", "tiny_gpt2"] < 5
@@ -183,13 +189,9 @@ def test_a_calibration_makes_a_step_as_the_protocol_has_it(monkeypatch, text, si
     """A hundred steps of one edit were stated at the cost of edits made sixteen at a time."""
     monkeypatch.setattr(calibration, "embedded", type("None", (), {"NAMES": ()}))
     cases = sources.load("embedded", limit=20, relations=["P36"]).cases
-    planned = plan.TestPlan({"tiny_gpt2": "tiny-gpt2"}, {c.id: (c,) for c in cases}, (), {}, 8)
     specs = [spec for method in (in_steps,) if (spec := marked_spec(method))]
     together.clear()
-    rates = calibrate(
-        planned, specs, lambda progress: Models(Options(), "cpu", {}, progress=progress), Choices(),
-        protocol=parse_protocol(text),
-    )  # fmt: skip
+    rates = calibrate(TINY, cases, specs, models, Choices(), protocol=parse_protocol(text))
     assert together == [size]
     assert rates.seconds["stepwise", "tiny_gpt2"] > 0.5 / size
 
@@ -230,13 +232,9 @@ def test_what_methods_share_counts_once_in_a_batch_and_for_each_in_a_sequence(
     own model."""
     monkeypatch.setattr(calibration, "embedded", type("None", (), {"NAMES": ()}))
     cases = sources.load("embedded", limit=2, relations=["P36"]).cases
-    planned = plan.TestPlan({"tiny_gpt2": "tiny-gpt2"}, {c.id: (c,) for c in cases}, (), {}, 8)
     specs = [spec for method in (first_of_two, second_of_two) if (spec := marked_spec(method))]
     searched.clear()
-    calibrate(
-        planned, specs, lambda progress: Models(Options(), "cpu", {}, progress=progress), Choices(),
-        protocol=parse_protocol(text),
-    )  # fmt: skip
+    calibrate(TINY, cases, specs, models, Choices(), protocol=parse_protocol(text))
     assert {searched.count(key) for key in searched} == {times}
 
 
@@ -251,7 +249,6 @@ def test_a_calibration_allows_for_workers_that_slow_one_another_down(monkeypatch
     assert calibration.slowdown(2) >= 1
     monkeypatch.setattr(calibration, "embedded", type("None", (), {"NAMES": ()}))
     (case,) = sources.load("embedded", limit=1, relations=["P36"]).cases
-    planned = plan.TestPlan({"tiny_gpt2": "tiny-gpt2"}, {case.id: (case,)}, (), {}, 8)
     asked = []
 
     def slower(processes):
@@ -259,15 +256,66 @@ def test_a_calibration_allows_for_workers_that_slow_one_another_down(monkeypatch
         return 1000.0
 
     monkeypatch.setattr(calibration, "slowdown", slower)
-    rates = calibrate(
-        planned,
-        [spec for method in (slow,) if (spec := marked_spec(method))],
-        lambda progress: Models(Options(), "cpu", {}, progress=progress),
-        Choices(),
-        processes=2,
-    )
+    specs = [spec for method in (slow,) if (spec := marked_spec(method))]
+    rates = calibrate(TINY, [case], specs, models, Choices(), processes=2)
     assert asked == [2]
     assert rates.seconds["slow", "tiny_gpt2"] > 200  # 0.2 s and more
+
+
+@edit_method("choosy")
+def choosy(language_model):
+    class Choosy:
+        def edit(self, requests):
+            together.extend(r.id for r in requests)
+            if len(together) < 3:
+                raise NotApplicable("not the first two")
+            time.sleep(0.5)
+            return [NoEdit() for _ in requests]
+
+    return Choosy()
+
+
+def test_a_step_to_which_a_method_is_not_applicable_says_nothing_of_the_others(monkeypatch):
+    """The one pair that was tried had text after its answer: pairs were said to cost nothing."""
+    monkeypatch.setattr(calibration, "embedded", type("None", (), {"NAMES": ()}))
+    cases = sources.load("embedded", limit=20, relations=["P36"]).cases
+    specs = [spec for method in (choosy,) if (spec := marked_spec(method))]
+    together.clear()
+    protocol = parse_protocol("sequence:20")
+    rates = calibrate(TINY, cases, specs, models, Choices(), protocol=protocol)
+    assert len(together) == 3
+    assert rates.seconds["choosy", "tiny_gpt2"] > 0.5
+
+
+def test_only_what_is_selected_is_calibrated(monkeypatch):
+    """With ``-m facts`` pairs were timed too, and a run was stated at a quarter of its time."""
+    cases = {case.id: case for case in sources.load("embedded", limit=1).cases}
+    drawn = [case for case in cases.values() if case.task == "fact"][:3]
+    sequence = SimpleNamespace(number=0, cases=tuple(drawn))
+    labels = {case_id: (case,) for case_id, case in cases.items()}
+    controller: Any = SimpleNamespace(
+        options=Options(models=("m",)),
+        run="r",
+        plan=plan.TestPlan({"m": "m"}, labels, (), {}, 8),
+        drawing=SimpleNamespace(sequences={"m": [sequence]}),
+        fingerprints={},
+        method_names=lambda: {"rome": "rome"},
+    )
+    config: Any = SimpleNamespace(
+        pluginmanager=SimpleNamespace(get_plugin=lambda _: None, register=lambda *_: None),
+        getoption=lambda _: "facts",
+    )
+    told: list[Any] = []
+    monkeypatch.setattr(estimate, "estimated", lambda *given: told.append(given))
+
+    def asked(label, occasion=""):
+        told.clear()
+        meanings = {"t": NodeId("locality", "rome", "m", label, occasion)}
+        showing.show_progress(config, controller, None, meanings, 1, {})  # type: ignore[arg-type]
+        return told[0][2]()
+
+    assert asked("all", "sequence_3.0.retained") == drawn
+    assert asked(drawn[1].id) == [drawn[1]]
 
 
 def test_the_cases_of_a_calibration_stand_for_all():
@@ -357,9 +405,9 @@ def test_edits_are_counted_by_cases_whatever_a_test_is_about():
     plan: Any = SimpleNamespace(labels=labels)
 
     def counted(label, occasion="", drawing=None):
-        return cases_of(plan, drawing, NodeId("locality", "rome", "m", label, occasion))
+        return len(cases_of(plan, drawing, NodeId("locality", "rome", "m", label, occasion)))
 
-    assert [counted(label) for label in ("P36", "P36/France", "not-there")] == [3, 1, 1]
+    assert [counted(label) for label in ("P36", "P36/France", "not-there")] == [3, 1, 0]
     drawing: Any = SimpleNamespace(sequences={"m": drawn})
     assert counted("P36/France", "sequence_100.0.retained", drawing) == 1
     assert counted("all", "sequence_100.0.retained", drawing) == 100

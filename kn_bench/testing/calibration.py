@@ -13,7 +13,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -30,13 +30,14 @@ if TYPE_CHECKING:
     from kn_bench.measure.engine import Engine
     from kn_bench.model.memo import Memo
     from kn_bench.testing.models import Models
-    from kn_bench.testing.plan import TestPlan
 
 Pair = tuple[str, str]
 """Slugs of a method and a model, as test ids have them."""
 
 ASKED, EDITED = 8, 16
 """Cases that are asked together, and cases of a task that a method edits together."""
+STEPS = 4
+"""Steps of a batch or sequence that are tried until a method is applicable to one."""
 PATIENCE = 3.0
 """Seconds after which edits are broken off."""
 LOADING = "loading"
@@ -147,7 +148,8 @@ class Stopwatch:
 
 
 def calibrate(
-    plan: TestPlan,
+    names: Mapping[str, str],
+    cases: Sequence[Case],
     specs: Sequence[MethodSpec],
     models: Callable[[Progress], Models],
     choices: Choices,
@@ -155,20 +157,21 @@ def calibrate(
     protocol: Protocol = SINGLE,
     processes: int = 1,
 ) -> Rates:
-    """Take the time of a few cases on each model of ``plan``.
+    """Take the time of a few cases on each model.
 
     Asking a case costs the same under every edit that changes rows, so it is timed once.
 
     Args:
+        names: of the models, by slug.
+        cases: those that the run measures.
         models: makes the loaded models of this process, given the progress they report to.
         protocol: of the run.
         processes: how many compute at the same time in the run, on cores of one machine.
     """
     watch = Stopwatch(Bars())
     loaded = models(watch)
-    cases = [case for cases in plan.labels.values() for case in cases]
     seconds: dict[Pair, float] = {}
-    for model_slug, name in plan.models.items():
+    for model_slug, name in names.items():
         if name in embedded.NAMES:
             continue
         try:
@@ -266,8 +269,9 @@ class _Timer:
         self._engine, self._watch, self._protocol = engine, watch, protocol
         if protocol.name != "sequence":  # in one each method has a model of its own
             count_once(engine.model.memo)
-        together = EDITED if protocol == SINGLE else min(protocol.per_step, EDITED)
-        self._samples = task_samples(cases, together)
+        self._together = EDITED if protocol == SINGLE else min(protocol.per_step, EDITED)
+        tried = self._together if protocol == SINGLE else self._together * STEPS
+        self._samples = task_samples(cases, tried)
         asked = spread(cases, ASKED)
         self.unedited = self._asking(Unedited(), asked)
         self._per_case = self._asking(_Nudge(engine), asked)
@@ -290,24 +294,41 @@ class _Timer:
         )
 
     def _editing(self, method: Any, cases: Sequence[Case]) -> float:
-        """Return the seconds an edit of ``cases``, edited together as the engine has it done."""
-        from kn_bench.editing.edit import NotApplicable
-        from kn_bench.editing.method import begin, edit_cases, edit_step, kind_of
+        """Return the seconds an edit of ``cases``, edited together as the engine has it done.
+
+        They are those of the first step to which the method is applicable.
+        """
         from kn_bench.editing.surroundings import own_random
 
         kept = [encoded.case for encoded in self._engine.encode(cases, {})]
+        for first in range(0, len(kept), self._together):
+            step = kept[first : first + self._together]
+            applicable = True  # also where the edit is broken off
 
-        def edit() -> None:
-            with suppress(NotApplicable):
-                if self._protocol == SINGLE or kind_of(method) == "apart":
-                    edit_cases(method, kept)
-                else:
-                    edit_step(method, [case.request for case in kept], begin(method))
+            def edit(step: list[Case] = step) -> None:
+                nonlocal applicable
+                applicable = self._edited(method, step)
 
-        with own_random(self._engine.seed):
-            spent = self._watch.seconds(edit)
-        self._engine.put_back()
-        return spent / max(1, len(kept))
+            with own_random(self._engine.seed):
+                spent = self._watch.seconds(edit)
+            self._engine.put_back()
+            if applicable:
+                return spent / len(step)
+        return 0.0
+
+    def _edited(self, method: Any, cases: Sequence[Case]) -> bool:
+        """Edit ``cases`` together, and return whether the method is applicable to any."""
+        from kn_bench.editing.edit import NotApplicable
+        from kn_bench.editing.method import begin, edit_cases, edit_step, kind_of
+
+        try:
+            if self._protocol == SINGLE or kind_of(method) == "apart":
+                edits = edit_cases(method, cases)
+                return any(not isinstance(edit, NotApplicable) for edit in edits)
+            edit_step(method, [case.request for case in cases], begin(method))
+        except NotApplicable:
+            return False
+        return True
 
     def _looking(self, cases: Sequence[Case]) -> float:
         """Return the seconds that an edit's share of a sequence's checkpoints takes."""

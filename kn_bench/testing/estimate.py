@@ -30,11 +30,11 @@ from kn_bench.testing.devices import at_once, cores, settle, threads
 from kn_bench.testing.progress import Forecast, clock, shared_out
 
 if TYPE_CHECKING:
+    from kn_bench.cases.case import Case
     from kn_bench.editing.registry import MethodSpec
     from kn_bench.editing.settings import Choices
     from kn_bench.testing.models import Models
     from kn_bench.testing.options import Options
-    from kn_bench.testing.plan import TestPlan
 
 WORTH_SAYING = 60.0
 """Seconds from which on a run's length is stated."""
@@ -152,12 +152,20 @@ class Timings:
 
 
 def kind_of_run(
-    options: Options, fingerprints: Mapping[str, str], methods: Sequence[str], workers: int
+    options: Options,
+    fingerprints: Mapping[str, str],
+    methods: Sequence[str],
+    workers: int,
+    selected: Sequence[str] = ("", ""),
 ) -> str:
     """Return what runs have in common whose edits cost the same on one machine.
 
     The methods belong to it: what several share, such as located neurons, counts for the first.
-    So do sources and relations: facts have more prompts than pairs, and files of one's own few.
+    So do sources, relations and selections: facts have more prompts than pairs, and files of one's
+    own few.
+
+    Args:
+        selected: the expressions after ``-m`` and ``-k``.
     """
     parts: list[Any] = [
         FORMAT,
@@ -166,7 +174,7 @@ def kind_of_run(
         options.sets,
         options.dtype,
     ]
-    parts += [list(options.cases), list(options.relations), options.chat_template]
+    parts += [list(options.cases), list(options.relations), list(selected), options.chat_template]
     parts += [[str(p) for p in options.presets], str(options.protocol), list(options.devices)]
     parts += [workers, threads(workers), options.corpus, os.environ.get("OMP_NUM_THREADS", "")]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
@@ -177,7 +185,8 @@ def kind_of_run(
 
 def estimated(
     options: Options,
-    plan: TestPlan,
+    names: Mapping[str, str],
+    cases: Callable[[], list[Case]],
     forecast: Forecast,
     kind: str,
     methods: Callable[[], tuple[Sequence[MethodSpec], Choices]],
@@ -186,16 +195,17 @@ def estimated(
     """Return the estimate of a run; None where nothing is known and nothing is calibrated.
 
     Args:
+        names: of the models, by slug.
+        cases: returns those that are measured; called where some are calibrated.
         forecast: of the run; is told the estimated seconds.
         methods: returns those to calibrate with their settings; called where it is needed.
     """
     rates, edits = Timings().read(kind), forecast.counts
     if rates is None:
-        own = [name for name in plan.models.values() if name not in embedded.NAMES]
+        own = [name for name in names.values() if name not in embedded.NAMES]
         if not own or sum(edits.values()) < _worth_calibrating(own):
             return None
-        specs, choices = methods()
-        rates = _calibrated(options, plan, specs, choices, workers)
+        rates = _calibrated(options, names, cases(), *methods(), workers)
     forecast.assume(rates.seconds)
     return Estimate(rates, edits, at_once(workers, options), forecast.units, forecast.shares)
 
@@ -210,7 +220,8 @@ def _worth_calibrating(names: Sequence[str]) -> int:
 
 def _calibrated(
     options: Options,
-    plan: TestPlan,
+    names: Mapping[str, str],
+    cases: Sequence[Case],
     specs: Sequence[MethodSpec],
     choices: Choices,
     workers: int,
@@ -224,7 +235,7 @@ def _calibrated(
 
     processes = min(workers, cores()) if options.devices == ("cpu",) else 1
     protocol = options.protocol
-    return calibrate(plan, specs, models, choices, protocol=protocol, processes=processes)
+    return calibrate(names, cases, specs, models, choices, protocol=protocol, processes=processes)
 
 
 class Timekeeper:

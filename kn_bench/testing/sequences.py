@@ -64,15 +64,15 @@ class Drawing:
         return [Exclusion(case.id, NOT_DRAWN) for case in _cases(plan) if case.id not in drawn]
 
 
-def cases_of(plan: TestPlan, drawing: Drawing | None, node_id: NodeId) -> int:
-    """Return how many cases a test is about: those of its label, else of its sequence."""
+def cases_of(plan: TestPlan, drawing: Drawing | None, node_id: NodeId) -> tuple[Case, ...]:
+    """Return the cases that a test is about: those of its label, else of its sequence."""
     if node_id.label in plan.labels:
-        return len(plan.labels[node_id.label])
+        return plan.labels[node_id.label]
     if node_id.occasion and drawing is not None:
         number = occasion_of(node_id.occasion).sequence
         drawn = drawing.sequences.get(node_id.model, ())
-        return next((len(s.cases) for s in drawn if s.number == number), 1)
-    return 1
+        return next((s.cases for s in drawn if s.number == number), ())
+    return ()
 
 
 def draw(plan: TestPlan, options: Options, commits: Mapping[str, str]) -> Drawing:

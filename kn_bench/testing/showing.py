@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from kn_bench.testing.progress import Display, Forecast, terminal_file
 from kn_bench.testing.sequences import cases_of
 
 if TYPE_CHECKING:
+    from kn_bench.cases.case import Case
     from kn_bench.editing.registry import MethodSpec, Registry
     from kn_bench.editing.settings import Choices
     from kn_bench.testing.controller import RunController
@@ -39,9 +40,15 @@ def show_progress(
     folder = controller.options.reports / "runs" / controller.run / units.FOLDER
     terminal = config.pluginmanager.get_plugin("terminalreporter")
     plan = controller.plan
-    sizes = partial(cases_of, plan, controller.drawing)
-    forecast = Forecast(meanings, workers, None, sizes, plan.labels_per_unit, shares)
-    timekeeper = _timekeeper(config, controller, methods, forecast, workers)
+    about = partial(cases_of, plan, controller.drawing)
+    forecast = Forecast(
+        meanings, workers, None, lambda test: len(about(test)) or 1, plan.labels_per_unit, shares
+    )
+
+    def cases() -> list[Case]:  # those that -k and -m left
+        return list({c.id: c for test in meanings.values() for c in about(test)}.values())
+
+    timekeeper = _timekeeper(config, controller, methods, cases, forecast, workers)
     timekeeper.state(terminal)
     config.pluginmanager.register(timekeeper)
     display = Display(folder, forecast, meanings, terminal_file())
@@ -53,13 +60,15 @@ def _timekeeper(
     config: pytest.Config,
     controller: RunController,
     methods: Registry,
+    cases: Callable[[], list[Case]],
     forecast: Forecast,
     workers: int,
 ) -> estimate.Timekeeper:
     """Estimate how long the run takes, from an earlier one or a calibration."""
     options = controller.options
     names = list(controller.method_names().values())
-    kind = estimate.kind_of_run(options, controller.fingerprints, names, workers)
+    selected = config.getoption("markexpr"), config.getoption("keyword")
+    kind = estimate.kind_of_run(options, controller.fingerprints, names, workers, selected)
 
     def builtin() -> tuple[list[MethodSpec], Choices]:
         method_fixtures.load_builtin(config.pluginmanager)
@@ -68,5 +77,6 @@ def _timekeeper(
         ours = [spec for spec in specs if known.get(spec.name) == spec.origin]
         return ours, method_fixtures.choices_of(options, specs)
 
-    stated = estimate.estimated(options, controller.plan, forecast, kind, builtin, workers)
+    models = controller.plan.models
+    stated = estimate.estimated(options, models, cases, forecast, kind, builtin, workers)
     return estimate.Timekeeper(stated, kind, forecast)
