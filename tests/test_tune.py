@@ -6,6 +6,7 @@ from typing import get_args
 
 import pytest
 
+from kn_bench import evaluate
 from kn_bench.cases import sources
 from kn_bench.commands import tune
 from kn_bench.commands.tune import as_toml, held_out, points
@@ -23,6 +24,7 @@ from kn_bench.editing.settings import (
 from kn_bench.edits.rome import RomeSettings, rome
 from kn_bench.measure.engine import Engine
 from kn_bench.model.loading import load_model
+from kn_bench.results.board import board
 from tests.test_settings import model, specs
 
 _found = marked_spec(rome)
@@ -285,3 +287,16 @@ def test_a_case_that_the_method_fails_on_counts_as_missed_and_is_told(monkeypatc
     assert (point["reliability"], point["score"], point.get("errors", 0)) == (0, 0, n)
     said = f"{n} of 3 cases failed: rome failed while editing: ArithmeticError: no inverse"
     assert (said in capsys.readouterr().err) == (n > 0)
+
+
+def test_the_score_of_a_point_is_the_board_s(monkeypatch):
+    """A case counted only where all of its probes held: settings with S 73 had a score of 0."""
+    lm = load_model("tiny-gpt2")
+    cases = sources.load("embedded", relations=["P36", "P103"], limit=4).cases
+    point = tune.measured(Engine(lm), SPEC, {}, cases)
+    evaluation = evaluate(lm, "rome", cases)
+    (line,) = board(evaluation.runs)
+    for criterion in tune.CRITERIA:
+        assert point[criterion] == pytest.approx(evaluation.score(criterion), abs=1e-4)
+    assert point["score"] == pytest.approx(line.s.mean, abs=1e-4)
+    assert 0.3 < point["score"] < 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,12 +19,13 @@ if TYPE_CHECKING:
     from kn_bench.editing.registry import MethodSpec
     from kn_bench.editing.settings import Choices
     from kn_bench.measure.engine import Engine
+    from kn_bench.measure.measurement import CaseResult
     from kn_bench.model.language_model import LanguageModel
 
 app = typer.Typer(add_completion=False)
 
 CRITERIA: tuple[Criterion, ...] = ("reliability", "generality", "locality")
-"""What is balanced: their harmonic mean is the score."""
+"""What is balanced: the harmonic mean of their shares, a board's S, is the score."""
 
 
 @app.command()
@@ -197,38 +199,48 @@ def held_out(
 def measured(
     engine: Engine, spec: MethodSpec, point: Mapping[str, Any], cases: Sequence[Case]
 ) -> dict[str, Any]:
-    """Return the point of the curve: the values, the share of each criterion, and the score.
+    """Return the point of the curve: the values, the share of each criterion, and S as the score.
 
-    Cases that the method failed on count as missed, and their number as ``errors``.
+    Cases that the method failed on count as missed, and their number as ``errors``. S is that of a
+    board: the harmonic mean of the shares, over the cases that have all three.
 
     Raises:
         ValueError: where no case shows a criterion: a share of nothing says nothing.
     """
+    import numpy as np
+
     from kn_bench.editing.registry import bind
-    from kn_bench.measure.criteria import judge
+    from kn_bench.measure.statistics import harmonic_mean
     from kn_bench.results.escaping import terminal
 
     method = bind(spec, engine.model, _chosen(spec, point))
     results = engine.measure(spec.name, method, cases).results
-    shares: dict[str, float] = {}
-    for criterion in CRITERIA:
-        asked = [case for case in cases if any(p.criterion == criterion for p in case.probes)]
-        statuses = [judge(criterion, case, results[case.id]).status for case in asked]
-        # an edit that failed has not done what was asked, and a point is no better for it
-        scored = [s == "holds" for s in statuses if s in ("holds", "missed", "error")]
-        if not scored:
+    scores = np.array([[_score(c, case, results[case.id]) for c in CRITERIA] for case in cases])
+    for criterion, shown in zip(CRITERIA, ~np.isnan(scores).all(axis=0), strict=True):
+        if not shown:
             raise ValueError(
                 f"{criterion}: expected held-out cases that show it, and none of the {len(cases)} "
                 f"does under {spec.name}; give a larger --limit, or other relations"
             )
-        shares[criterion] = round(sum(scored) / len(scored), 4)
-    product = all(shares.values())
-    score = len(shares) / sum(1 / share for share in shares.values()) if product else 0.0
+    shares = dict(zip(CRITERIA, np.nanmean(scores, axis=0).round(4).tolist(), strict=True))
+    whole = scores[~np.isnan(scores).any(axis=1)]
+    score = harmonic_mean(whole.mean(axis=0)) if len(whole) else 0.0
     failed = [result.error for result in results.values() if result.error]
     if failed:
         typer.echo(f"{len(failed)} of {len(cases)} cases failed: {terminal(failed[0])}", err=True)
     errors = {"errors": len(failed)} if failed else {}
     return {**point, **shares, "score": round(score, 4), **errors}
+
+
+def _score(criterion: Criterion, case: Case, result: CaseResult) -> float:
+    """Return the share of the case's probes that hold; NaN where it cannot be judged."""
+    from kn_bench.measure.criteria import judge
+
+    verdict = judge(criterion, case, result)
+    # an edit that failed has not done what was asked, and a point is no better for it
+    if verdict.status == "error":
+        return 0.0
+    return math.nan if verdict.score is None else verdict.score
 
 
 def as_toml(
