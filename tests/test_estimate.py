@@ -163,6 +163,8 @@ def test_a_calibration_times_edits_and_answers_and_leaves_out_what_fails(monkeyp
     specs = [spec for method in (plain, broken, slow) if (spec := marked_spec(method))]
     rates = calibrate(TINY, cases, specs, models, Choices())
     assert set(rates.seconds) == {("plain", "tiny_gpt2"), ("slow", "tiny_gpt2")}
+    # what changes nothing is not asked again, but as the first method it asks the unedited model
+    assert rates.seconds["plain", "tiny_gpt2"] < 0.5 * rates.seconds["slow", "tiny_gpt2"]
     # a fact takes 0.2 s to edit and a pair 0.6: by their shares 0.3 s, and the asking
     assert 0.3 < rates.seconds["slow", "tiny_gpt2"] < 5
     assert 0 < rates.once < 60

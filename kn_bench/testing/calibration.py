@@ -288,47 +288,54 @@ class _Timer:
             self._engine.model.memo.clear()
         method = bind(spec, self._engine.model, choices)
         askings = 2 * len(self._protocol.asked)
-        return self._looks + sum(
-            share * (self._editing(method, cases) + askings * self._per_case)
-            for cases, share in self._samples
-        )
+        seconds = self._looks
+        for cases, share in self._samples:
+            editing, asked = self._editing(method, cases)
+            seconds += share * (editing + askings * asked * self._per_case)
+        return seconds
 
-    def _editing(self, method: Any, cases: Sequence[Case]) -> float:
-        """Return the seconds an edit of ``cases``, edited together as the engine has it done.
+    def _editing(self, method: Any, cases: Sequence[Case]) -> tuple[float, float]:
+        """Return the seconds an edit of ``cases``, and what share of them is then asked.
 
-        They are those of the first step to which the method is applicable.
+        They are edited together as the engine has it done; the seconds are those of the first step
+        to which the method is applicable.
         """
         from kn_bench.editing.surroundings import own_random
 
         kept = [encoded.case for encoded in self._engine.encode(cases, {})]
         for first in range(0, len(kept), self._together):
             step = kept[first : first + self._together]
-            applicable = True  # also where the edit is broken off
+            asked: float | None = 1.0  # also where the edit is broken off
 
             def edit(step: list[Case] = step) -> None:
-                nonlocal applicable
-                applicable = self._edited(method, step)
+                nonlocal asked
+                asked = self._edited(method, step)
 
             with own_random(self._engine.seed):
                 spent = self._watch.seconds(edit)
             self._engine.put_back()
-            if applicable:
-                return spent / len(step)
-        return 0.0
+            if asked is not None:
+                return spent / len(step), asked
+        return 0.0, 0.0
 
-    def _edited(self, method: Any, cases: Sequence[Case]) -> bool:
-        """Edit ``cases`` together, and return whether the method is applicable to any."""
-        from kn_bench.editing.edit import NotApplicable
+    def _edited(self, method: Any, cases: Sequence[Case]) -> float | None:
+        """Edit ``cases`` together, and return what share of them an edit changes.
+
+        Under no edit the answers are the unedited model's; None where the method is not applicable.
+        """
+        from kn_bench.editing.edit import NoEdit, NotApplicable
         from kn_bench.editing.method import begin, edit_cases, edit_step, kind_of
 
         try:
-            if self._protocol == SINGLE or kind_of(method) == "apart":
-                edits = edit_cases(method, cases)
-                return any(not isinstance(edit, NotApplicable) for edit in edits)
-            edit_step(method, [case.request for case in cases], begin(method))
+            if self._protocol != SINGLE and kind_of(method) != "apart":
+                edit_step(method, [case.request for case in cases], begin(method))
+                return 1.0
+            edits = edit_cases(method, cases)
         except NotApplicable:
-            return False
-        return True
+            return None
+        made = [edit for edit in edits if not isinstance(edit, NotApplicable)]
+        changed = sum(not isinstance(edit, NoEdit) for edit in made)
+        return changed / len(edits) if made else None
 
     def _looking(self, cases: Sequence[Case]) -> float:
         """Return the seconds that an edit's share of a sequence's checkpoints takes."""
