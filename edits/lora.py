@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from kn_bench.editing.answer_rows import TunedWeights
 from kn_bench.editing.bounds import Count, Dropped, Rate, Seed, Weight
-from kn_bench.editing.edit import DenseEdit, NotApplicable
+from kn_bench.editing.edit import DenseEdit, LowRankDeltas, NotApplicable, RankFactors
 from kn_bench.editing.finetuning import TunedRow
 from kn_bench.editing.registry import edit_method
 from kn_bench.editing.settings import SettingError, Settings, recorded, refuse_modules
@@ -92,15 +92,15 @@ class Lora(TunedWeights[LoraSettings]):
             adapted = peft.get_peft_model(hf, config)
             try:
                 losses = self._descend(adapted, rows)
-                deltas = {
-                    f"{name}.weight": module.get_delta_weight("default").detach().clone()
+                factors = {
+                    f"{name}.weight": _factors(module)
                     for name, module in hf.named_modules()
                     if hasattr(module, "get_delta_weight")
                 }
             finally:
                 adapted.unload()
         notes = {"final_loss": losses[-1], "passes": len(losses), **recorded(h)}
-        return DenseEdit(deltas=deltas, notes=notes)
+        return DenseEdit(deltas=LowRankDeltas(factors).copied(), notes=notes)
 
     def _descend(self, adapted: nn.Module, rows: Sequence[TunedRow]) -> list[float]:
         """Descend on the adapters; dropout is theirs alone, the model stays in eval mode."""
@@ -135,6 +135,13 @@ class Lora(TunedWeights[LoraSettings]):
                 parameter.grad = gradient
             adam.step()
         return losses
+
+
+def _factors(adapted: Any) -> RankFactors:
+    """Return the factors of what a module's adapter adds to its weight, in the weight's layout."""
+    a, b = adapted.lora_A["default"].weight, adapted.lora_B["default"].weight
+    b = b * adapted.scaling["default"]
+    return RankFactors(a.T, b.T) if adapted.fan_in_fan_out else RankFactors(b, a)
 
 
 class _Dropout(nn.Module):

@@ -10,10 +10,12 @@ from kn_bench.editing.composition import Composition
 from kn_bench.editing.edit import (
     DenseEdit,
     LowRank,
+    LowRankDeltas,
     LowRankEdit,
     NeuronEdit,
     NeuronScale,
     NoEdit,
+    RankFactors,
     WrapperEdit,
     describe,
     norm,
@@ -117,13 +119,15 @@ def test_the_update_is_applied_once():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("kind", ["dense", "low rank"])
+@pytest.mark.parametrize("kind", ["dense", "factored", "low rank"])
 def test_a_change_of_16_bit_weights_is_rounded_once(dtype, kind):
     lm, generator = tiny_model("gpt2", dtype), torch.Generator().manual_seed(0)
     u = torch.randn(lm.d_mlp, 2, generator=generator)
     v = torch.randn(2, lm.d_model, generator=generator)
     low = LowRankEdit((LowRank(1, u, v),))
-    edit = low if kind == "low rank" else DenseEdit(deltas_of(lm, low))
+    edit = low if kind == "low rank" else DenseEdit(dict(deltas_of(lm, low)))
+    if kind == "factored":
+        edit = DenseEdit(LowRankDeltas({lm.weight_name(1): RankFactors(u, v)}))
     expected = (lm.weight(1).float() + u @ v).to(dtype)
     twice = lm.weight(1) + (u @ v).to(dtype)
     assert not torch.equal(expected, twice)  # so that equal ones say something
@@ -188,6 +192,9 @@ def test_norm_is_frobenius_and_descriptions_name_the_site():
     edit = LowRankEdit((LowRank(1, u, v),))
     assert norm(edit) == pytest.approx(float((u @ v).norm()))
     assert describe(edit) == "low rank: layer 1 rank 3"
+    factored = DenseEdit(LowRankDeltas({"a": RankFactors(u, v), "b": RankFactors(v.T, u.T)}))
+    assert norm(factored) == pytest.approx(2**0.5 * float((u @ v).norm()))
+    assert describe(factored) == "low rank: a rank 3, b rank 3"
     assert norm(NoEdit()) == 0
     assert norm(DenseEdit({"a": torch.full((4,), 2.0)})) == pytest.approx(4.0)
 

@@ -24,12 +24,14 @@ from kn_bench.editing.applying import edited
 from kn_bench.editing.edit import (
     DenseEdit,
     LowRank,
+    LowRankDeltas,
     LowRankEdit,
     NeuronEdit,
     NeuronScale,
     NoEdit,
     NotApplicable,
     PromptEdit,
+    RankFactors,
     WrapperEdit,
 )
 from kn_bench.editing.faults import told
@@ -255,6 +257,10 @@ def changing(hf):
     yield
 
 
+def factored(lm, u):
+    return DenseEdit(LowRankDeltas({lm.weight_name(0): RankFactors(u, torch.full((1, 8), 10.0))}))
+
+
 def each(edit):
     return lambda lm, requests: [edit(lm) for _ in requests]
 
@@ -394,6 +400,11 @@ TABLE = [
     Row(each(lambda lm: DenseEdit({"nonsense": torch.zeros(1)})), "'nonsense': expected a param"),
     Row(each(lambda lm: DenseEdit({ODD_NAME: torch.zeros(1)})), "delta of 0: expected the name"),
     Row(each(lambda lm: DenseEdit({"nonsense": NONE})), "of NoneType: expected a tensor of"),
+    Row(each(lambda lm: factored(lm, torch.ones(2, 1))), "of shape (2, 8): expected the param"),
+    Row(each(lambda lm: factored(lm, torch.ones(2, 1).int())), "of torch.int32: expected a tensor"),
+    Row(each(lambda lm: factored(lm, torch.full((2, 1), 3e38))), "is not finite"),
+    Row(each(lambda lm: factored(lm, torch.ones(2, 3))), "a DenseEdit that cannot be read"),
+    Row(each(lambda lm: factored(lm, NONE)), "of NoneType: expected a tensor of"),
     Row(each(lambda lm: WrapperEdit(raising)), "failed under its edit: RuntimeError: on the way"),
     Row(each(lambda lm: WrapperEdit(NONE)), "returned a WrapperEdit of a NoneType: expected a"),
     Row(each(lambda lm: WrapperEdit(hooking)), "left the model's hooks changed after its edit"),
@@ -686,7 +697,7 @@ def test_what_is_no_state_is_one_sentence(begun, after, wanted, protocol):
         assert result.error.startswith("mine failed ")
 
 
-@pytest.mark.parametrize("kind", ["low rank", "dense", "parameter"])
+@pytest.mark.parametrize("kind", ["low rank", "dense", "factored", "parameter"])
 def test_a_buffer_that_a_method_uses_again_changes_no_earlier_edit(kind):
     engine = Engine(tiny_model("gpt2", dtype=torch.float32))
     lm = engine.model
@@ -706,6 +717,8 @@ def test_a_buffer_that_a_method_uses_again_changes_no_earlier_edit(kind):
                 return [DenseEdit({name: weight if self.again else weight.detach().clone()})]
             if kind == "dense":
                 return [DenseEdit({name: delta})]
+            if kind == "factored":
+                return [DenseEdit(LowRankDeltas({name: RankFactors(u, v)}))]
             return [LowRankEdit((LowRank(0, u, v),))]
 
     fresh, again = (in_sequence(engine, Fill(a), "sequence:3", control=True) for a in (False, True))

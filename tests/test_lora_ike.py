@@ -1,13 +1,14 @@
 """LoRA and IKE: what they leave alone, what they say, what they return."""
 
 import builtins
+from typing import Any
 
 import pytest
 import torch
 
 from kn_bench.cases import sources
 from kn_bench.editing.applying import in_place
-from kn_bench.editing.edit import DenseEdit, NotApplicable, PromptEdit
+from kn_bench.editing.edit import DenseEdit, NotApplicable, PromptEdit, tensors_of
 from kn_bench.edits import lora as lora_module
 from kn_bench.edits.ike import Ike, IkeSettings, most_similar
 from kn_bench.edits.lora import Lora, LoraSettings
@@ -61,6 +62,35 @@ def test_lora_returns_a_low_rank_change_and_leaves_the_model_as_it_was(family):
     plain = log_p()
     with in_place(lm, edit):
         assert log_p() > plain + 0.1
+
+
+@pytest.mark.parametrize(
+    ("family", "modules"), [("gpt2", ("c_attn", "mlp.c_proj")), ("llama", ("v_proj", "down_proj"))]
+)
+def test_lora_keeps_its_factors_and_changes_a_weight_as_peft_would(family, modules, monkeypatch):
+    """GPT-2's Conv1D holds its weight transposed; alpha / rank is no power of two."""
+    pytest.importorskip("peft")
+    lm = tiny_model(family, torch.float32)
+    own_factors = lora_module._factors
+    by_peft: list[torch.Tensor] = []
+
+    def factors(adapted):
+        by_peft.append(adapted.get_delta_weight("default").detach().clone())
+        return own_factors(adapted)
+
+    monkeypatch.setattr(lora_module, "_factors", factors)
+    settings = LoraSettings(target_modules=modules, num_steps=8, lr=2e-2, rank=3)
+    edit: Any = Lora(lm, settings).edit([REQUESTS[0]])[0]
+    assert len(edit.deltas) == 2 * lm.n_layers
+    for delta, peft_says in zip(edit.deltas.values(), by_peft, strict=True):
+        largest = float(peft_says.abs().max())
+        assert largest > 1e-3
+        rounding = 4 * torch.finfo(torch.float32).eps * largest
+        torch.testing.assert_close(delta, peft_says, rtol=0, atol=rounding)
+    shapes = [lm.hf.get_parameter(name).shape for name in edit.deltas]
+    held = sum(tensor.untyped_storage().nbytes() for tensor in tensors_of(edit).values())
+    assert held == sum(4 * 3 * sum(shape) for shape in shapes)
+    assert not any(tensor.requires_grad for tensor in tensors_of(edit).values())
 
 
 def test_lora_draws_its_dropout_on_the_cpu_wherever_the_model_is(monkeypatch):

@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from kn_bench import edited
@@ -23,12 +23,14 @@ from kn_bench.editing.edit import (
     DenseEdit,
     LookupEdit,
     LowRank,
+    LowRankDeltas,
     LowRankEdit,
     MemoryEdit,
     NeuronEdit,
     NeuronScale,
     NoEdit,
     PromptEdit,
+    RankFactors,
     WrapperEdit,
 )
 from kn_bench.editing.memories import Codebook, Memory, SideWeights
@@ -103,6 +105,15 @@ def dense(draw):
 
 
 @st.composite
+def factored(draw):
+    factors = {}
+    for name in draw(st.lists(text, max_size=3, unique=True)):
+        rank = draw(sizes)
+        factors[name] = RankFactors(draw(tensors(draw(sizes), rank)), draw(tensors(rank, 2)))
+    return DenseEdit(LowRankDeltas(factors), notes=draw(notes))
+
+
+@st.composite
 def memory(draw):
     n, d_in, d_out = draw(sizes), draw(sizes), draw(sizes)
     beside: Memory
@@ -127,6 +138,7 @@ edits = st.one_of(
     low_rank(),
     neurons(),
     dense(),
+    factored(),
     memory(),
     st.builds(PromptEdit, text, notes=notes),
     st.builds(LookupEdit, answers, notes=notes),
@@ -217,13 +229,25 @@ def test_what_is_no_saved_edit_is_refused_in_one_sentence(tmp_path):
     with pytest.raises(EditFileError, match="a safetensors file of another kind"):
         load_edit(weights)
     newer = tmp_path / "newer.safetensors"
-    save_file({}, newer, {HEADER: json.dumps({"format": 2})})
-    with pytest.raises(EditFileError, match="format 1 or older, and this one has 2; update"):
+    save_file({}, newer, {HEADER: json.dumps({"format": 3})})
+    with pytest.raises(EditFileError, match="format 2 or older, and this one has 3; update"):
         load_edit(newer)
     foreign = tmp_path / "foreign.safetensors"
     save_file({}, foreign, {HEADER: json.dumps({"format": 1, "edit": {"type": "pickle"}})})
     with pytest.raises(EditFileError, match="expected the header of an edit"):
         load_edit(foreign)
+
+
+def test_only_what_an_earlier_version_cannot_read_is_of_a_newer_format(tmp_path):
+    u, v = torch.ones(300, 2), torch.ones(2, 200)
+    sizes = []
+    for deltas, version in (({"a": u @ v}, 1), (LowRankDeltas({"a": RankFactors(u, v)}), 2)):
+        save_edit(DenseEdit(deltas), tmp_path / "e", provenance=SOURCE)
+        with safe_open(tmp_path / "e", framework="pt") as stored:
+            assert json.loads(stored.metadata()[HEADER])["format"] == version
+        sizes.append((tmp_path / "e").stat().st_size)
+    header = 1000
+    assert sizes[1] < 4 * 2 * (300 + 200) + header < 4 * 300 * 200 < sizes[0]
 
 
 def test_an_edit_that_was_saved_before_a_field_came_is_read(tmp_path):

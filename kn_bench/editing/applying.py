@@ -22,6 +22,7 @@ from kn_bench.editing.edit import (
     DenseEdit,
     Edit,
     LookupEdit,
+    LowRankDeltas,
     LowRankEdit,
     MemoryEdit,
     NeuronEdit,
@@ -269,12 +270,12 @@ def in_place(lm: LanguageModel, edit: Edit) -> Iterator[dict[str, Tensor]]:
     """
     before = lm.parameter_hash() if lm.held_edits else lm.verified_hash
     parameters = dict(lm.hf.named_parameters())
-    deltas = deltas_of(lm, edit)
-    saved = {name: parameters[name].detach().clone() for name in deltas}
+    saved: dict[str, Tensor] = {}
     try:
         with torch.no_grad():
-            for name, delta in deltas.items():
+            for name, delta in deltas_of(lm, edit):
                 parameter = parameters[name]
+                saved[name] = parameter.detach().clone()
                 parameter.add_(delta.to(parameter.device, wide_dtype(parameter.dtype)))
         wrapper = edit if isinstance(edit, MemoryEdit | WrapperEdit) else None
         applied = wrapper.apply(lm.hf) if wrapper else nullcontext()
@@ -296,8 +297,10 @@ def in_place(lm: LanguageModel, edit: Edit) -> Iterator[dict[str, Tensor]]:
             )
 
 
-def deltas_of(lm: LanguageModel, edit: Edit) -> dict[str, Tensor]:
-    """Return the change of weights of ``edit`` by parameter name; empty where there is none.
+def deltas_of(lm: LanguageModel, edit: Edit) -> Iterator[tuple[str, Tensor]]:
+    """Yield the name of each parameter that ``edit`` changes, with its delta.
+
+    Deltas that are not held in full, of a LoRA edit or a random one, are made one at a time.
 
     Raises:
         ValueError: a delta names no parameter, or has another shape; or the edit changes
@@ -310,13 +313,16 @@ def deltas_of(lm: LanguageModel, edit: Edit) -> dict[str, Tensor]:
             change = up.u.to(lm.device, wide) @ up.v.to(lm.device, wide)
             name = lm.weight_name(up.layer)
             deltas[name] = deltas.get(name, 0) + (change.T if lm.transposed(up.layer) else change)
-        return deltas
+        yield from deltas.items()
     if isinstance(edit, NeuronEdit):
         raise ValueError("a NeuronEdit changes activations, not weights: apply it row by row")
     if not isinstance(edit, DenseEdit):
-        return {}
+        return
     parameters = dict(lm.hf.named_parameters())
-    for name, delta in edit.deltas.items():
+    held = edit.deltas
+    # on the model's device, as saved edits lie on the CPU and devices round differently
+    held = held.copied(lm.device) if isinstance(held, LowRankDeltas) else held
+    for name, delta in held.items():
         if name not in parameters:
             raise ValueError(f"the edit changes {name!r}: expected a parameter of {lm.name}")
         if delta.shape != parameters[name].shape:
@@ -324,4 +330,4 @@ def deltas_of(lm: LanguageModel, edit: Edit) -> dict[str, Tensor]:
                 f"the edit's delta of {name!r}, of shape {tuple(delta.shape)}: expected the "
                 f"parameter's, {tuple(parameters[name].shape)}"
             )
-    return dict(edit.deltas)
+        yield name, delta

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
@@ -122,9 +122,9 @@ class Composition:
         self._wrappers.enter_context(edit.apply(self.lm.hf))
 
     @torch.no_grad()
-    def _add_to_weights(self, deltas: Mapping[str, Tensor]) -> None:
+    def _add_to_weights(self, deltas: Iterable[tuple[str, Tensor]]) -> None:
         parameters = dict(self.lm.hf.named_parameters())
-        for name, delta in deltas.items():
+        for name, delta in deltas:
             parameter = parameters[name]
             if name not in self._originals:
                 self._originals[name] = parameter.detach().clone()

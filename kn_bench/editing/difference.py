@@ -13,14 +13,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from safetensors import safe_open
 from torch import Tensor
 
-from kn_bench.editing.edit import DenseEdit, Edit, LowRank, LowRankEdit, NoEdit, Notes
+from kn_bench.editing.edit import (
+    DenseEdit,
+    Edit,
+    LowRank,
+    LowRankEdit,
+    NoEdit,
+    Notes,
+    RankFactors,
+)
 from kn_bench.model.comparing import LOADED, counterpart, headers
 from kn_bench.model.language_model import LanguageModel
 
@@ -31,13 +39,6 @@ STRONGER = 2.0
 that a product lacks stands out by more."""
 FULL = 4
 """A difference is of low rank up to a quarter of the matrix's smaller side."""
-
-
-class RankFactors(NamedTuple):
-    """A matrix as a product, up to what rounding explains."""
-
-    u: Float[Tensor, "rows rank"]
-    v: Float[Tensor, "rank columns"]
 
 
 def checkpoint_edit(lm: LanguageModel, folder: Path) -> Edit:

@@ -2,7 +2,7 @@
 
     LowRankEdit   out += (key @ u) @ v     at down-projections      ROME, KN-edit, MEMIT
     NeuronEdit    neurons scaled           at the answer position   KN suppress / enhance
-    DenseEdit     W += delta               any named parameters     fine-tuning
+    DenseEdit     W += delta               any named parameters     fine-tuning, LoRA
     PromptEdit    a prefix in the prompt   no weight                in-context editing
     LookupEdit    a table of answers       no weight                the oracle
     NoEdit        nothing                                           the control
@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from copy import copy
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from jaxtyping import Float, Int
@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from kn_bench.cases.case import Cloze, EditRequest
 from kn_bench.editing.memories import Memory
+from kn_bench.model.precision import wide_dtype
 
 Notes = dict[str, float | int | str | bool]
 
@@ -97,9 +98,50 @@ class NeuronEdit(Edit):
 
 @dataclass(frozen=True, eq=False)
 class DenseEdit(Edit):
-    """Deltas by parameter name, as in ``model.named_parameters()``, in the weight's own layout."""
+    """Deltas by parameter name, as in ``model.named_parameters()``, in the weight's own layout.
+
+    ``deltas`` may be :class:`LowRankDeltas`, which holds none of them in full.
+    """
 
     deltas: Mapping[str, Tensor]
+
+
+class RankFactors(NamedTuple):
+    """A matrix as the product of two."""
+
+    u: Float[Tensor, "rows rank"]
+    v: Float[Tensor, "rank columns"]
+
+
+@dataclass(frozen=True, eq=False)
+class LowRankDeltas(Mapping[str, Tensor]):
+    """Deltas that are held as their factors; looking one up multiplies, in float32 or wider."""
+
+    factors: Mapping[str, RankFactors]
+
+    def __getitem__(self, name: str) -> Float[Tensor, "rows columns"]:
+        u, v = self.factors[name]
+        wide = wide_dtype(torch.promote_types(u.dtype, v.dtype))
+        return u.to(wide) @ v.to(wide)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.factors)
+
+    def __len__(self) -> int:
+        return len(self.factors)
+
+    def copied(self, device: torch.device | None = None) -> LowRankDeltas:
+        """Return copies of the factors, row by row in memory, on ``device`` if one is given.
+
+        A product of factors that lie otherwise in memory may be rounded otherwise.
+        """
+        return LowRankDeltas({
+            name: RankFactors(*(
+                factor.detach().to(device, copy=True, memory_format=torch.contiguous_format)
+                for factor in pair
+            ))
+            for name, pair in self.factors.items()
+        })  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -200,6 +242,9 @@ def tensors_of(edit: Edit) -> dict[str, Tensor]:
         return {f"{i}.{name}": getattr(up, name) for i, up in pairs for name in ("u", "v")}
     if isinstance(edit, NeuronEdit):
         return {str(i): scale.neurons for i, scale in enumerate(edit.scales)}
+    if isinstance(edit, DenseEdit) and isinstance(edit.deltas, LowRankDeltas):
+        numbered = enumerate(edit.deltas.factors.values())
+        return {f"{i}.{n}": f for i, pair in numbered for n, f in zip("uv", pair, strict=True)}
     if isinstance(edit, DenseEdit):
         return {str(i): delta for i, delta in enumerate(edit.deltas.values())}
     return dict(vars(edit.memory)) if isinstance(edit, MemoryEdit) else {}
@@ -215,6 +260,8 @@ def apart(edit: Edit) -> Edit:
     if isinstance(edit, NeuronEdit):
         scales = (replace(s, neurons=_neurons_apart(s.neurons)) for s in edit.scales)
         return _with(edit, scales=tuple(scales))
+    if isinstance(edit, DenseEdit) and isinstance(edit.deltas, LowRankDeltas):
+        return _with(edit, deltas=edit.deltas.copied())
     if isinstance(edit, DenseEdit):
         return _with(edit, deltas={n: d.detach().clone() for n, d in edit.deltas.items()})
     if isinstance(edit, MemoryEdit):
@@ -319,6 +366,9 @@ def describe(edit: Edit) -> str:
     if isinstance(edit, NeuronEdit):
         parts = (f"layer {s.layer} x{s.factor:g} on {s.neurons.numel()}" for s in edit.scales)
         return "neurons: " + (", ".join(parts) or "none")
+    if isinstance(edit, DenseEdit) and isinstance(edit.deltas, LowRankDeltas):
+        parts = (f"{name} rank {u.shape[1]}" for name, (u, _) in edit.deltas.factors.items())
+        return "low rank: " + (", ".join(parts) or "nothing")
     if isinstance(edit, DenseEdit):
         return "dense: " + ", ".join(edit.deltas)
     if isinstance(edit, PromptEdit):

@@ -30,12 +30,14 @@ from kn_bench.editing.edit import (
     Edit,
     LookupEdit,
     LowRank,
+    LowRankDeltas,
     LowRankEdit,
     MemoryEdit,
     NeuronEdit,
     NeuronScale,
     NoEdit,
     PromptEdit,
+    RankFactors,
     tensors_of,
 )
 from kn_bench.editing.memories import Codebook, Memory, SideWeights
@@ -46,8 +48,8 @@ from kn_bench.model.loaded import check_model
 from kn_bench.model.rights import with_usual_rights
 from kn_bench.model.source import dtype_name, first_line
 
-FORMAT = 1
-"""Of the file; a reader refuses a newer one."""
+FORMAT = 2
+"""Of the file; a reader refuses a newer one. What format 1 can hold is written in it."""
 HEADER = "kn_bench"
 """The key of our JSON among a safetensors file's metadata."""
 
@@ -89,6 +91,10 @@ class _Dense(_Kind, frozen=True, tag="dense"):
     names: tuple[str, ...]
 
 
+class _Factored(_Kind, frozen=True, tag="factored"):  # format 2
+    names: tuple[str, ...]
+
+
 class _Prompt(_Kind, frozen=True, tag="prompt"):
     prefix: str
 
@@ -103,7 +109,7 @@ class _Memory(_Kind, frozen=True, tag="memory"):
     before_last: bool
 
 
-_AnyKind = _None | _LowRank | _Neurons | _Dense | _Prompt | _Lookup | _Memory
+_AnyKind = _None | _LowRank | _Neurons | _Dense | _Factored | _Prompt | _Lookup | _Memory
 
 
 class _Header(
@@ -161,8 +167,9 @@ def save_edit(edit: Edit, path: str | Path, *, provenance: Provenance) -> None:
         tensors = _owned(tensors_of(edit))
         source = _shared(provenance) | {"settings": _stored(provenance.settings)}
         notes = _stored(edit.notes)
+        version = FORMAT if isinstance(kind, _Factored) else 1
         header = _Header(
-            format=FORMAT, edit=kind, notes=notes, for_all=edit.for_all, sha256="", **source
+            format=version, edit=kind, notes=notes, for_all=edit.for_all, sha256="", **source
         )
         header = msgspec.structs.replace(header, sha256=_sha256(header, tensors))
         text = msgspec.json.encode(header).decode()
@@ -213,7 +220,8 @@ def _plain(edit: Edit) -> _AnyKind:
         layers = tuple(int(scale.layer) for scale in edit.scales)
         return _Neurons(layers, tuple(_finite(float(scale.factor)) for scale in edit.scales))
     if isinstance(edit, DenseEdit) and kind is DenseEdit:
-        return _Dense(tuple(edit.deltas))
+        factored = isinstance(edit.deltas, LowRankDeltas)
+        return (_Factored if factored else _Dense)(tuple(edit.deltas))
     if isinstance(edit, PromptEdit) and kind is PromptEdit:
         return _Prompt(edit.prefix)
     if isinstance(edit, LookupEdit) and kind is LookupEdit:
@@ -387,6 +395,10 @@ def _unpacked(header: _Header, tensors: Mapping[str, Tensor]) -> Edit:
     if isinstance(kind, _Dense):
         deltas = {name: tensors[str(i)] for i, name in enumerate(kind.names)}
         return DenseEdit(deltas, notes=notes)
+    if isinstance(kind, _Factored):
+        factors = {name: RankFactors(tensors[f"{i}.u"], tensors[f"{i}.v"])
+                   for i, name in enumerate(kind.names)}  # fmt: skip
+        return DenseEdit(LowRankDeltas(factors), notes=notes)
     if isinstance(kind, _Prompt):
         return PromptEdit(kind.prefix, notes=notes)
     if isinstance(kind, _Lookup):

@@ -14,6 +14,7 @@ from kn_bench.cases.case import HALF_A_CHARACTER
 from kn_bench.editing.edit import (
     DenseEdit,
     Edit,
+    LowRankDeltas,
     LowRankEdit,
     MemoryEdit,
     NeuronEdit,
@@ -70,17 +71,22 @@ def _own(edit: Any, model: LanguageModel) -> tuple[str, Edit]:
         ), NoEdit()
     try:
         problem = next(_complaints(edit, model), "")
-        if not problem and (not isinstance(edit, DenseEdit) or _holds_parameters(edit, model)):
-            edit = apart(edit)  # a dense delta may be as large as the model
+        if not problem and not _too_large(edit, model):
+            edit = apart(edit)
         return problem, with_notes(edit, plain_notes(edit.notes))
     except Exception as error:  # fields of any type: one malformed edit spares the others
         return f"returned a {type(edit).__name__} that cannot be read ({told(error)})", NoEdit()
 
 
-def _holds_parameters(edit: DenseEdit, model: LanguageModel) -> bool:
-    """Tell whether a delta is a parameter of the model, or a view of one."""
+def _too_large(edit: Edit, model: LanguageModel) -> bool:
+    """Tell whether an edit is not to be copied: dense deltas may be as large as the model.
+
+    A parameter of the model, or a view of one, is copied all the same.
+    """
+    if not isinstance(edit, DenseEdit) or isinstance(edit.deltas, LowRankDeltas):
+        return False
     parameters = {p.untyped_storage().data_ptr() for p in model.hf.parameters()}
-    return any(d.untyped_storage().data_ptr() in parameters for d in edit.deltas.values())
+    return all(d.untyped_storage().data_ptr() not in parameters for d in edit.deltas.values())
 
 
 def _complaints(edit: Edit, model: LanguageModel) -> Iterator[str]:
@@ -120,6 +126,9 @@ def _complaints(edit: Edit, model: LanguageModel) -> Iterator[str]:
                     "their product"
                 )
             seen |= places
+    if isinstance(edit, DenseEdit) and isinstance(edit.deltas, LowRankDeltas):
+        for name, factors in edit.deltas.factors.items():
+            yield from _real(f"delta of {name!r}", *factors)
     if isinstance(edit, DenseEdit):
         for name, delta in edit.deltas.items():
             if not isinstance(name, str):
