@@ -12,12 +12,14 @@ from kn_bench.editing.edit import (
     DenseEdit,
     LookupEdit,
     LowRank,
+    LowRankDeltas,
     LowRankEdit,
     MemoryEdit,
     NeuronEdit,
     NeuronScale,
     NoEdit,
     PromptEdit,
+    RankFactors,
     WrapperEdit,
     norm,
 )
@@ -170,6 +172,30 @@ def test_a_dense_edit_parameter_by_parameter():
     assert not control.deltas["b.weight"].any()
 
 
+def test_deltas_held_as_factors_have_the_control_of_their_products():
+    deltas = LowRankDeltas({"a.weight": RankFactors(torch.randn(6, 2), torch.randn(2, 4))})
+    control = control_of(DenseEdit(deltas), request(), D_MLP)
+    assert control == control_of(DenseEdit(dict(deltas)), request(), D_MLP)
+    assert torch.linalg.matrix_rank(control.deltas["a.weight"]) == 4
+
+
+def test_dense_controls_of_many_edits_are_drawn_when_they_are_put_in_place(monkeypatch):
+    edits = [DenseEdit({"a.weight": torch.randn(6, 4)}) for _ in range(2)]
+    requests = [request("mine/P36/Canada"), request("mine/P36/Peru")]
+    eager = [control_of(*pair, D_MLP) for pair in zip(edits, requests, strict=True)]
+    drawn = []
+    randn = torch.randn
+
+    def counted(*args, **kwargs):
+        drawn.append(args)
+        return randn(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "randn", counted)
+    controls = equal_size.controls_of(edits, requests, D_MLP)
+    assert drawn == []
+    assert controls == eager
+
+
 def test_a_prompt_about_another_fact_and_no_edit_for_a_table_of_answers():
     other = (Query(Cloze("The capital of Spain is", "."), "Madrid"),)
     control = control_of(PromptEdit(prefix="x"), request(background=((), other)), D_MLP)
@@ -204,6 +230,7 @@ OF_EVERY_KIND = [
     LowRankEdit((LowRank(2, ONE_HOT, torch.ones(2, D_MODEL)),)),
     NeuronEdit((NeuronScale(2, torch.tensor([3, 7]), 0.0),)),
     DenseEdit({"a.weight": torch.ones(6, 4)}),
+    DenseEdit(LowRankDeltas({"a.weight": RankFactors(torch.ones(6, 1), torch.ones(1, 4))})),
     MemoryEdit("site", SideWeights(torch.ones(2, D_MLP, D_MODEL), torch.ones(2))),
     MemoryEdit(
         "site",

@@ -19,8 +19,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -49,11 +49,17 @@ def controls_of(
     """Return the control of each edit; one object that serves many requests has one control.
 
     An edit that is applied row by row is drawn for each request, unless it belongs to none.
+    Dense deltas are drawn when they are put in place: those of many edits at once need no memory.
     """
     controls: list[Edit | None] = []
     shared: dict[int, Edit | None] = {}
     for edit, request in zip(edits, requests, strict=True):
-        control = shared[id(edit)] if id(edit) in shared else control_of(edit, request, d_mlp)
+        if id(edit) in shared:
+            control = shared[id(edit)]
+        elif isinstance(edit, DenseEdit):
+            control = DenseEdit(_Drawn(edit.deltas, _drawn_for(edit, request)))
+        else:
+            control = control_of(edit, request, d_mlp)
         drawn_once = edit.for_all and not isinstance(edit, PromptEdit)
         if drawn_once or isinstance(edit, DenseEdit | MemoryEdit):
             shared[id(edit)] = control
@@ -70,20 +76,24 @@ def control_of(edit: Edit, request: EditRequest, d_mlp: int) -> Edit | None:
             one of its background facts.
         d_mlp: neurons of a layer, to draw from.
     """
-    drawn_for = "" if edit.for_all else request.id
+    drawn_for = _drawn_for(edit, request)
     if isinstance(edit, LowRankEdit):
         updates = side_by_side(edit.updates)  # two of a layer would be drawn alike
         return LowRankEdit(updates=tuple(_low_rank(up, drawn_for) for up in updates))
     if isinstance(edit, NeuronEdit):
         return NeuronEdit(scales=tuple(_scales(edit.scales, drawn_for, d_mlp)))
     if isinstance(edit, DenseEdit):
-        return DenseEdit({name: _dense(d, name, drawn_for) for name, d in edit.deltas.items()})
+        return DenseEdit(dict(_Drawn(edit.deltas, drawn_for)))
     if isinstance(edit, MemoryEdit):
         return replace(edit, memory=_memory(edit.memory, drawn_for), notes={})
     if isinstance(edit, PromptEdit):
         other = _other_fact(request)
         return PromptEdit(prefix=other) if other else None
     return NoEdit() if isinstance(edit, LookupEdit | NoEdit) else None
+
+
+def _drawn_for(edit: Edit, request: EditRequest) -> str:
+    return "" if edit.for_all else request.id
 
 
 def _generator(*parts: str | int) -> torch.Generator:
@@ -144,11 +154,24 @@ def _scales(scales: Sequence[NeuronScale], request: str, d_mlp: int) -> Iterator
         yield replace(scale, neurons=dealt.sort().values.to(scale.neurons))
 
 
-def _dense(delta: Tensor, name: str, request: str) -> Tensor:
-    generator = _generator(request, name)
-    noise = torch.randn(delta.shape, generator=generator, dtype=torch.float32)
-    size = delta.double().norm().cpu() / noise.double().norm().clamp_min(1e-300)
-    return (noise * float(size)).to(delta)
+@dataclass(frozen=True, eq=False)
+class _Drawn(Mapping[str, Tensor]):
+    """Random deltas, each as large as that of ``deltas``, drawn when it is looked up."""
+
+    deltas: Mapping[str, Tensor]
+    request: str
+
+    def __getitem__(self, name: str) -> Tensor:
+        delta, generator = self.deltas[name], _generator(self.request, name)
+        noise = torch.randn(delta.shape, generator=generator, dtype=torch.float32)
+        size = delta.double().norm().cpu() / noise.double().norm().clamp_min(1e-300)
+        return (noise * float(size)).to(delta)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.deltas)
+
+    def __len__(self) -> int:
+        return len(self.deltas)
 
 
 def _memory(memory: Memory, request: str) -> Memory:
