@@ -136,3 +136,17 @@ def test_what_has_no_edit_of_equal_size_has_no_control(engine, cases, tmp_path):
         result = measure_sequence(engine, "w", Wrapping(), asked, control=True, folder=folder)
         assert own(result.results)
         assert all(case.control is None for case in result.results.values())
+
+
+def test_a_control_keeps_none_of_its_own_edits(lm, engine, cases, monkeypatch):
+    """Of a LoRA edit they are dense, and a sequence may have thousands."""
+    kept = []
+    add = StepEdits.add
+
+    def counted(self, step, *rest):
+        kept.append(step)
+        add(self, step, *rest)
+
+    monkeypatch.setattr(StepEdits, "add", counted)
+    measure_sequence(engine, "rome", Rome(lm), plan("sequence:2", cases), control=True)
+    assert kept == [1, 2]

@@ -252,7 +252,8 @@ class _Run:
         if len(edited_step.edits) > 1:  # each made by itself: the step is their sum
             edited_step = replace(edited_step, edits=(summed(edited_step.edits),))
         (edit,) = edited_step.edits
-        self.step_edits.add(step, record.edited, edit)
+        if not self.is_control:  # its own edits are never asked for
+            self.step_edits.add(step, record.edited, edit)
         waits = isinstance(edit, LowRankEdit | NoEdit) and isinstance(
             self.model.asked_under, NoEdit
         )
