@@ -29,7 +29,7 @@ from kn_bench.editing.edit import Edit, NoEdit, NotApplicable
 from kn_bench.editing.method import State
 from kn_bench.editing.provenance import Provenance
 from kn_bench.editing.registry import edit_method
-from kn_bench.editing.saving import load_edit, saved_provenance
+from kn_bench.editing.saving import check_made_for, load_edit, saved_provenance
 from kn_bench.model.comparing import check_edited_copy
 from kn_bench.model.folder import ADAPTER, CONFIG, INDEX, WEIGHTS
 from kn_bench.model.language_model import LanguageModel
@@ -107,7 +107,8 @@ class SavedEdits:
         return [loaded[file.path] if isinstance(file, SavedFile) else file for file in files]
 
     def _load(self, file: SavedFile) -> Edit:
-        edit = load_edit(file.path, model=self.lm)
+        check_made_for(file.path, file.source, self.lm)
+        edit = load_edit(file.path)
         _refuse_rewritten(file.path, file.files)
         return edit if file.source.case else replace(edit, for_all=True)
 

@@ -21,12 +21,13 @@ import kn_bench as kn
 from kn_bench.commands import edit, evaluate
 from kn_bench.editing.adapters import check_adapter
 from kn_bench.editing.applying import in_place
+from kn_bench.editing.composition import Composition
 from kn_bench.editing.difference import checkpoint_edit, edit_of, low_rank
 from kn_bench.editing.edit import DenseEdit, Edit, LowRank, LowRankEdit, NoEdit, norm
 from kn_bench.editing.exporting import save_adapter, save_checkpoint
 from kn_bench.editing.provenance import Provenance
 from kn_bench.editing.registry import RegistryError
-from kn_bench.editing.saving import save_edit
+from kn_bench.editing.saving import EditFileError, save_edit
 from kn_bench.edits.checkpoint import EditedCheckpoint
 from kn_bench.measure.drawing import EDITED
 from kn_bench.measure.engine import Engine
@@ -706,6 +707,21 @@ def test_a_saved_edit_is_not_measured_on_another_request_of_its_id(model, tmp_pa
     )
     assert set(evaluation.verdicts["verdict_status"]) == {"not_applicable"}
     assert said in set(evaluation.verdicts["verdict_explanation"])
+
+
+def test_a_saved_edit_is_checked_against_the_model_as_it_was_loaded(model, tmp_path):
+    """In a sequence every one after the first step was refused: it was made for another model."""
+    (case,) = kn.load_cases("embedded", relation="P36", limit=1)
+    saved_alone(model, [LowRankEdit((rank_one(model, 5.0),))], tmp_path)
+    foreign = Provenance(model="gpt2", model_hash="f" * 64, method="by hand").of(case.request)
+    save_edit(NoEdit(), tmp_path / "foreign.safetensors", provenance=foreign)
+    methods = [kn.method(f"checkpoint:{tmp_path / name}.safetensors", model)
+               for name in ("all", "foreign")]  # fmt: skip
+    with Composition(model) as edited:
+        edited.add([LowRankEdit((rank_one(model),))])
+        assert size_of(methods[0]) == 5.0
+        with pytest.raises(EditFileError, match=r"this one was made for gpt2 \(ffffffffffff\)"):
+            methods[1].edit([case.request])
 
 
 def test_an_adapter_measures_as_what_it_adds(model, tmp_path):

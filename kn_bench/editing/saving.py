@@ -312,19 +312,29 @@ def load_edit(path: str | Path, *, model: LanguageModel | None = None) -> Edit:
     if model is not None:
         check_model(model)
     header, tensors = _read(Path(path))
-    if model is not None and header.model_hash != model.content_hash:
-        if header.model_hash == model.original_hash:
+    if model is not None:
+        check_made_for(path, header, model)
+        if header.model_hash != model.content_hash:
             raise EditFileError(
                 f"{path}: expected {model.name} without an edit, and one is in force "
                 "(kn_bench.edited); load the edit outside of that block"
             )
-        dtype = f" in {header.dtype}" if header.dtype else ""
+    return replace(_unpacked(header, tensors), for_all=header.for_all)
+
+
+def check_made_for(path: str | Path, source: Provenance | _Header, model: LanguageModel) -> None:
+    """Refuse an edit that was made for neither ``model`` as it was loaded nor as it is.
+
+    Raises:
+        EditFileError: one sentence.
+    """
+    if source.model_hash not in (model.original_hash, model.content_hash):
+        dtype = f" in {source.dtype}" if source.dtype else ""
         raise EditFileError(
             f"{path}: expected an edit of {model.name} in {dtype_name(model.dtype)} "
-            f"({model.content_hash[:12]}), and this one was made for {header.model}{dtype} "
-            f"({header.model_hash[:12]}); load that model"
+            f"({model.content_hash[:12]}), and this one was made for {source.model}{dtype} "
+            f"({source.model_hash[:12]}); load that model"
         )
-    return replace(_unpacked(header, tensors), for_all=header.for_all)
 
 
 def saved_provenance(path: str | Path) -> Provenance:
