@@ -10,7 +10,7 @@ What is measured is what lay there when the method was made: files that were wri
 refused, and a method made after that measures the new ones.
 
 A checkpoint or adapter holds all of its edits: under ``batch`` and ``sequence`` it is applied once,
-in the first step.
+in the first step. So is a saved edit that serves all, in the first step that has use of it.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ import torch
 
 from kn_bench.cases.case import EditRequest
 from kn_bench.editing.adapters import adapter_edit, check_adapter, check_adapter_of
+from kn_bench.editing.composition import summed
 from kn_bench.editing.difference import checkpoint_edit
-from kn_bench.editing.edit import Edit, NoEdit, NotApplicable
+from kn_bench.editing.edit import Edit, NoEdit, NotApplicable, content_of
 from kn_bench.editing.method import State
 from kn_bench.editing.provenance import Provenance
 from kn_bench.editing.registry import edit_method
@@ -105,6 +106,33 @@ class SavedEdits:
         distinct = {file.path: file for file in files if isinstance(file, SavedFile)}
         loaded = {path: self._load(file) for path, file in distinct.items()}
         return [loaded[file.path] if isinstance(file, SavedFile) else file for file in files]
+
+    def begin(self) -> State:
+        return {}
+
+    def refusals(self, requests: Sequence[EditRequest]) -> list[NotApplicable | None]:
+        """Return why there is no edit of a request, or None, for each."""
+        files = [self._file_of(request) for request in requests]
+        return [file if isinstance(file, NotApplicable) else None for file in files]
+
+    def edit_together(self, requests: Sequence[EditRequest], state: State) -> tuple[Edit, State]:
+        """Return the sum of the requests' edits, without one for all that is in force already.
+
+        Raises:
+            NotApplicable: for a request without an edit.
+            CannotCompose: for edits that have no sum.
+        """
+        in_force, added = dict(state), []
+        for edit in {id(edit): edit for edit in self.edit(requests)}.values():
+            if isinstance(edit, NotApplicable):
+                raise edit
+            if edit.for_all:
+                content = content_of(edit)
+                if content in in_force:
+                    continue
+                in_force[content] = torch.tensor(True)
+            added.append(edit)
+        return summed(added), in_force
 
     def _load(self, file: SavedFile) -> Edit:
         check_made_for(file.path, file.source, self.lm)

@@ -21,16 +21,28 @@ import kn_bench as kn
 from kn_bench.commands import edit, evaluate
 from kn_bench.editing.adapters import check_adapter
 from kn_bench.editing.applying import in_place
-from kn_bench.editing.composition import Composition
+from kn_bench.editing.composition import Composition, summed
 from kn_bench.editing.difference import checkpoint_edit, edit_of, low_rank
-from kn_bench.editing.edit import DenseEdit, Edit, LowRank, LowRankEdit, NoEdit, norm
+from kn_bench.editing.edit import (
+    DenseEdit,
+    Edit,
+    LowRank,
+    LowRankEdit,
+    NeuronEdit,
+    NeuronScale,
+    NoEdit,
+    norm,
+)
 from kn_bench.editing.exporting import save_adapter, save_checkpoint
 from kn_bench.editing.provenance import Provenance
 from kn_bench.editing.registry import RegistryError
 from kn_bench.editing.saving import EditFileError, save_edit
 from kn_bench.edits.checkpoint import EditedCheckpoint
+from kn_bench.measure import ability
 from kn_bench.measure.drawing import EDITED
 from kn_bench.measure.engine import Engine
+from kn_bench.measure.protocols import parse_protocol
+from kn_bench.measure.sequences import Plan, measure_sequence
 from kn_bench.model import embedded
 from kn_bench.model.comparing import _other_fields, check_edited_copy, counterpart
 from kn_bench.model.source import source_of
@@ -52,6 +64,13 @@ def rank_one(model, scale=3.0):
 @pytest.fixture(scope="module")
 def model():
     return kn.load_model(BASE)
+
+
+@pytest.fixture
+def few_questions(monkeypatch):
+    """The curves of a test need not be precise."""
+    for name, count in {"A_RELATION": 1, "TEXT_LINES": 2, "NEUTRAL": 2}.items():
+        monkeypatch.setattr(ability, name, count)
 
 
 @pytest.fixture
@@ -707,6 +726,61 @@ def test_a_saved_edit_is_not_measured_on_another_request_of_its_id(model, tmp_pa
     )
     assert set(evaluation.verdicts["verdict_status"]) == {"not_applicable"}
     assert said in set(evaluation.verdicts["verdict_explanation"])
+
+
+FILES = {
+    "each": ({0: 1.0, 1: 2.0, 2: 4.0}, [1.0, 3.0, 7.0]),
+    "all": ({"": 8.0}, [8.0, 8.0, 8.0]),
+    "each and all": ({0: 1.0, "": 8.0}, [1.0, 9.0, 9.0]),
+    "all, a file each": ({0: 8.0, 1: 8.0, 2: 8.0}, [8.0, 8.0, 8.0]),
+    "only of the first": ({0: 1.0}, [1.0, 1.0, 1.0]),
+}
+"""Size of the edit of each case, "" for all; and of the change of the weights after each case."""
+
+
+def prompts(n):
+    """Cases that are asked on the edited prompt alone."""
+    cases = kn.load_cases("embedded", relation="P36", limit=n)
+    asked = [[p for p in case.probes if p.criterion == "reliability"] for case in cases]
+    return tuple(replace(case, probes=tuple(p)) for case, p in zip(cases, asked, strict=True))
+
+
+@pytest.mark.parametrize("files", FILES)
+def test_saved_edits_are_in_force_once_each_in_steps(files, model, tmp_path, few_questions):
+    """One for all was applied once a request, and none was read after the first step."""
+    sizes, changed = FILES[files]
+    cases = prompts(3)
+    source = Provenance(model=BASE, model_hash=model.content_hash, method="by hand")
+    for case, size in sizes.items():
+        made = LowRankEdit((rank_one(model, size),), for_all=files.startswith("all"))
+        of = source if case == "" else source.of(cases[case].request)
+        save_edit(made, tmp_path / f"{case}.safetensors", provenance=of)
+    bound = kn.method(f"checkpoint:{tmp_path}", model)
+    weight = float(model.weight(LAYER).double().norm())
+    for protocol, expected in (("sequence:3", changed), ("sequence:3/3", changed[-1:])):
+        asked = Plan(parse_protocol(protocol), cases)
+        result = measure_sequence(Engine(model), "saved", bound.inner, asked)
+        assert not any(r.error for r in (*result.results.values(), *result.retained.values()))
+        grown = [weight * sum(n.relative for n in point.norms) for point in result.checkpoints[1:]]
+        assert grown == pytest.approx(expected, rel=1e-4)
+        refused = [r.case for r in result.results.values() if r.not_applicable]
+        assert refused == [c.id for i, c in enumerate(cases) if not {i, ""} & set(sizes)]
+    edits, _ = edit.make_edits(bound, list(cases))
+    assert norm(summed(list(edits.values()))) == pytest.approx(changed[-1], rel=1e-4)
+
+
+def test_saved_edits_that_have_no_sum_are_refused_in_one_step(model, tmp_path, few_questions):
+    cases = prompts(2)
+    source = Provenance(model=BASE, model_hash=model.content_hash, method="by hand")
+    scaled = NeuronEdit((NeuronScale(LAYER, torch.tensor([3]), 2.0),))
+    for case, made in zip(cases, (LowRankEdit((rank_one(model),)), scaled), strict=True):
+        path = tmp_path / f"{case.request.subject}.safetensors"
+        save_edit(made, path, provenance=source.of(case.request))
+    method = kn.method(f"checkpoint:{tmp_path}", model).inner
+    asked = Plan(parse_protocol("batch:2"), cases)
+    result = measure_sequence(Engine(model), "saved", method, asked)
+    reasons = {r.not_applicable for r in result.results.values()}
+    assert reasons == {"batch:2: edits of different kinds have no sum"}
 
 
 def test_a_saved_edit_is_checked_against_the_model_as_it_was_loaded(model, tmp_path):

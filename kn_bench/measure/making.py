@@ -13,6 +13,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from kn_bench.cases.case import Case
+from kn_bench.editing.composition import CannotCompose
 from kn_bench.editing.edit import Edit, NoEdit, NotApplicable
 from kn_bench.editing.faults import is_fault, reason_of, told
 from kn_bench.editing.method import State, edit_cases, edit_step, kind_of, refusals, requests_of
@@ -118,6 +119,8 @@ class StepMaker:
                 edits, after = self._ask_method(left, state, refused)
         except SequenceFailedError as failure:
             raise SequenceFailedError(f"{failure} at step {step}") from None
+        except CannotCompose:
+            raise
         except BaseException as error:  # a plug-in's own code: anything may come
             if not is_fault(error):
                 raise
