@@ -432,6 +432,17 @@ def left(sequence: int, *, worse: bool) -> list[Checkpoint]:
     return [Checkpoint(0, 0, *about, 1.0, 20), Checkpoint(16, 16, *about, known, 20)]
 
 
+def test_a_method_without_a_step_has_no_abilities(tmp_path, monkeypatch):
+    """Those of the unedited model stood in its row."""
+    unedited, _ = left(0, worse=False)
+    monkeypatch.setattr(f"{__name__}.left", lambda *_, **__: [unedited])
+    runs = load_runs([write_asked(tmp_path, "one", sequences=1)])
+    (table,) = ability_tables(runs, board(runs), TITLES)
+    cells = {row[0]: row[-6:] for row in table.rows}
+    assert cells["unedited"][2:] == ("6.00", "0.10", "0.00", tables.NOTHING)
+    assert set(cells["rome"]) == {tables.NOTHING}
+
+
 def all_figures(runs: Runs, run: str) -> list[str]:
     """Every figure of the method rome that ``run`` has, whatever the run is called there."""
     lines = board(runs)

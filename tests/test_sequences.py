@@ -219,6 +219,7 @@ def test_what_a_method_leaves_behind_is_put_back_and_told(lm, engine, cases):
     for readings in (result.results, result.retained):
         assert all("hook" in r.error for r in readings.values())
         assert all(r.error.startswith("hooking changed") for r in readings.values())
+    assert [point.step for point in result.checkpoints] == [0]  # before the method did anything
     assert not lm.site(0)._forward_hooks
     assert engine.put_back() == ()
 

@@ -373,9 +373,10 @@ class _Run:
     # -- what was not measured -------------------------------------------------------------
 
     def _discard(self, error: str) -> None:
-        """Drop all results: the model was not what its edits say."""
+        """Drop all results but the unedited model's: it was not what its edits say."""
         unfit = {c: r for c, r in self.immediate.items() if c not in self.encoded}
         self.immediate, self.retained = unfit, {}
+        self.checkpoints = self.checkpoints[:1]  # taken before the method was asked for anything
         self._rest(error=error)
 
     def _empty(self, case: str, **why: Any) -> CaseResult:

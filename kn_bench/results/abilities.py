@@ -91,7 +91,8 @@ def _rows(lines: Sequence[Line], curves: pd.DataFrame) -> Iterator[tuple[str, ..
             early = next(
                 (n for n in lines if n.name == late.name._replace(asked="immediate")), late
             )
-            last = method.sort_values("step").drop_duplicates("sequence", keep="last")
+            steps = method[method["step"] > 0].sort_values("step")
+            last = steps.drop_duplicates("sequence", keep="last")
             yield (
                 tables.short(late.name.shown, NAME_WIDTH),
                 *(_early_and_late(early, late, criterion) for criterion in CRITERIA),
