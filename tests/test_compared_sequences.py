@@ -94,6 +94,17 @@ def test_few_sequences_cannot_fail_and_the_gate_says_so(single):
     )
 
 
+@pytest.mark.parametrize("protocol", ["batch:200", "sequence:200/200"])
+def test_a_gate_that_asks_for_more_batches_says_how_many_cases_they_take(single, protocol):
+    """No two batches have a case in common, and 8 of 200 need 1,600 cases."""
+    runs = sequences(single, {}, k=3, protocol=protocol)
+    report = gate(baseline_of(runs), runs)
+    assert report.notes == (
+        "rome: with 3 sequences no fall can be significant at 5 % among 12 figures; measure "
+        "--sequences 8 or more (1,600 cases: batches share none).",
+    )
+
+
 def test_one_sequence_is_paired_by_case(single):
     first, second = sequences(single, {}, k=1), sequences(single, {0: 7}, k=1)
     compared = compare(scores_of(first), scores_of(second))

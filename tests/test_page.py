@@ -156,7 +156,7 @@ def test_two_methods_are_compared_on_the_same_cases(page):
     assert page.locator("main table").first.locator("tbody tr").count() == 6
 
 
-def made(tmp_path, n, *, sequences=1, more=()):
+def made(tmp_path, n, *, sequences=1, more=(), protocol="sequence:2"):
     """A run of two methods on ``n`` cases of two relations, two to a cluster; scores of all sizes.
 
     Reliability of one and symmetry of the other are alike in all clusters.
@@ -176,7 +176,7 @@ def made(tmp_path, n, *, sequences=1, more=()):
         verdicts = verdicts.assign(relation=relation, verdict_score=score)
         if sequences == 1:
             return verdicts
-        return verdicts.assign(protocol="sequence:2", sequence=number % sequences)
+        return verdicts.assign(protocol=protocol, sequence=number % sequences)
 
     optional = changed(runs.optional) if more else runs.optional
     return replace(runs, verdicts=changed(runs.verdicts), optional=optional, memo={})
@@ -215,9 +215,10 @@ def test_figures_of_some_cases_are_those_of_a_run_of_these_cases(opened, tmp_pat
 
 
 @SIZES
-def test_a_comparison_is_that_of_the_terminal(opened, tmp_path, size):
+@pytest.mark.parametrize("protocol", ["sequence:2", "batch:4"])
+def test_a_comparison_is_that_of_the_terminal(opened, tmp_path, size, protocol):
     n, sequences = size
-    runs = made(tmp_path, n, sequences=sequences, more=["portability"])
+    runs = made(tmp_path, n, sequences=sequences, more=["portability"], protocol=protocol)
     tab = opened(runs, "view=compare&a=0&b=1")
     order = [line.name.method for line in board(runs)]
     ours, theirs = (scores_of(runs, method, "a / b", optional=True) for method in order)

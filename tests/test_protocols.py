@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kn_bench.cases import sources
 from kn_bench.editing.edit import NoEdit, NotApplicable
 from kn_bench.editing.method import begin, edit_step, kind_of, refusals
 from kn_bench.measure.protocols import (
@@ -18,6 +19,9 @@ from kn_bench.measure.protocols import (
     occasion_of,
     parse_protocol,
 )
+from kn_bench.testing import plan
+from kn_bench.testing.options import Options
+from kn_bench.testing.sequences import draw
 
 protocols = st.one_of(
     st.just(SINGLE),
@@ -115,3 +119,27 @@ def test_a_method_takes_part_by_what_its_object_offers():
 def test_the_requests_a_method_refuses_are_found_in_a_step(requests):
     refused = refusals(Together(), requests, {})
     assert set(refused) == {i for i, request in enumerate(requests) if request < 0}
+
+
+def planned(facts: int, pairs: int) -> plan.TestPlan:
+    cases = sources.load("embedded", limit=20).cases
+    of = {task: [case for case in cases if case.task == task] for task in ("fact", "pair")}
+    chosen = of["fact"][:facts] + of["pair"][:pairs]
+    return plan.TestPlan({"tiny_gpt2": "tiny-gpt2"}, {c.id: (c,) for c in chosen}, (), {}, 8)
+
+
+def test_a_task_with_too_few_cases_for_its_batches_is_left_out_with_a_line():
+    options = Options(protocol=parse_protocol("batch:10"), sequences=8)
+    drawing = draw(planned(85, 35), options, {})
+    assert [s.number for s in drawing.sequences["tiny_gpt2"]] == [*range(8)]
+    assert {c.task for s in drawing.sequences["tiny_gpt2"] for c in s.cases} == {"fact"}
+    (note,) = drawing.notes
+    assert note.startswith(
+        "tiny-gpt2, pairs: --sequences 8: expected at most 3, as the 35 cases that fit make 3 of 10"
+    )
+
+
+def test_more_batches_than_any_task_has_cases_for_are_refused():
+    options = Options(protocol=parse_protocol("batch:10"), sequences=8)
+    with pytest.raises(ValueError, match=r"^tiny-gpt2, facts: --sequences 8: expected at most 1, "):
+        draw(planned(10, 0), options, {})

@@ -686,6 +686,49 @@ def test_sequences_of_all_cases_are_orders_of_the_same(cases):
     }
 
 
+@pytest.mark.parametrize(
+    ("text", "count", "batches"),
+    [("batch:3", 3, 3), ("batch:3", 4, 3), ("batch:10", 8, 1), ("sequence:3/3", 4, 3),
+     ("sequence:1", 11, 10), ("batch:5", 2, 2), ("batch:5", 3, 2)],
+)  # fmt: skip
+def test_batches_never_share_a_case(text, count, batches):
+    """Their order means nothing, so a batch of the same cases is the same measurement again."""
+    pool = sources.load("embedded", limit=6, relations=("P36", "P37")).cases
+    facts = [case for case in pool if case.task == "fact"][:11]
+    protocol = parse_protocol(text)
+
+    def draw(n):
+        return draw_sequences(
+            facts, protocol, n, seed=0, fits=lambda case: case is not facts[4]
+        ).sequences
+
+    drawn = draw(min(count, batches))
+    assert len({case.id for batch in drawn for case in batch}) == len(drawn) * protocol.edits
+    if count > batches:
+        with pytest.raises(TooFewCases) as refusal:
+            draw(count)
+        assert str(refusal.value) == (
+            f"--sequences {count}: expected at most {batches}, as the 10 cases that fit make "
+            f"{batches} of {protocol.edits} with no case in two; ask for fewer, or raise --limit"
+        )
+
+
+def test_batches_that_contradictions_use_up_are_refused(cases):
+    first = cases[0]
+    others = [
+        replace(first, request=replace(first.request, id=name, target_new=name))
+        for name in ("Paris", "Madrid")
+    ]
+    pool, pairs = [first, *others, cases[1]], parse_protocol("batch:2")
+
+    def draw(**more):
+        return draw_sequences(pool, pairs, 2, seed=0, fits=lambda case: True, **more)
+
+    with pytest.raises(TooFewCases, match=r"at most 1, .* \(some contradict each other: --allow-"):
+        draw()
+    assert len({case.id for batch in draw(allow_conflicts=True).sequences for case in batch}) == 4
+
+
 def test_contradicting_requests_never_meet_unless_allowed(cases):
     first = cases[0]
     other = replace(first, request=replace(first.request, id="other", target_new="Paris"))

@@ -2,7 +2,8 @@
 
 A sequence is sampled by seed from the cases of one task that fit the model. Further sequences use
 the remaining cases; when too few remain, all are shuffled anew. So K sequences of N edits from N
-cases are K orders of the same cases, and from many cases they are K different samples.
+cases are K orders of the same cases, and from many cases they are K different samples. Under a
+protocol of one step the order means nothing, so such batches never share a case.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _WORD = re.compile(rf"(?=\w)[{RUN_ON}]|[^\W{RUN_ON}]+")
 
 
 class TooFewCases(ValueError):  # noqa: N818 - named as the sentence reads
-    """A protocol needs more edits than there are cases."""
+    """A protocol needs more cases than there are."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def draw_sequences(
         allow_conflicts: allow contradicting requests in a sequence, see :func:`conflict_key`.
 
     Raises:
-        TooFewCases: if a sequence cannot be filled.
+        TooFewCases: if a sequence cannot be filled, of one step without a case of another.
     """
     known: dict[str, bool] = {}
 
@@ -70,11 +71,13 @@ def draw_sequences(
     left: list[Case] = []
     while len(sequences) < count:
         chosen, rest, apart = _taken(left, protocol.edits, suits, allow_conflicts)
-        if len(chosen) < protocol.edits:
+        if len(chosen) < protocol.edits and (protocol.steps > 1 or not sequences):
             left = sorted(cases, key=lambda case: stable_hash(seed, shuffles, case.id))
             shuffles += 1
             chosen, rest, apart = _taken(left, protocol.edits, suits, allow_conflicts)
         if len(chosen) < protocol.edits:
+            if sequences:
+                raise TooFewCases(_too_many(protocol, count, len(sequences), sum(known.values())))
             raise TooFewCases(_too_few(protocol, len(chosen), apart))
         sequences.append(tuple(chosen))
         left, put_apart = rest, put_apart + apart
@@ -112,6 +115,16 @@ def _too_few(protocol: Protocol, n: int, apart: int) -> str:
     return (
         f"--protocol {protocol}: expected at least {protocol.edits} cases that fit, and there are "
         f"{n}{beside}; ask for fewer edits, or raise --limit"
+    )
+
+
+def _too_many(protocol: Protocol, count: int, batches: int, n: int) -> str:
+    apart = batches < n // protocol.edits
+    beside = " (some contradict each other: --allow-conflicts lets them meet)" if apart else ""
+    return (
+        f"--sequences {count}: expected at most {batches}, as the {n} cases that fit make "
+        f"{batches} of {protocol.edits} with no case in two{beside}; ask for fewer, or raise "
+        "--limit"
     )
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from kn_bench.cases.case import CRITERIA, OPTIONAL_CRITERIA, Criterion, Task
+from kn_bench.measure.protocols import parse_protocol
 from kn_bench.measure.statistics import (
     Alternative,
     Interval,
@@ -273,7 +274,7 @@ def remarks(
 ) -> Iterator[str]:
     """Yield what a reader must know beside the table; ``alternative`` as it was compared."""
     figures = Counter(c.group.family for c in comparisons)
-    few: dict[tuple[tuple[str, bool], int], None] = {}
+    few: dict[tuple[tuple[str, bool], int, int], None] = {}
     for c in comparisons:
         if not c.paired:
             yield f"{c.group}: no common cases; the two are compared as independent samples."
@@ -284,15 +285,23 @@ def remarks(
                 "the second are not compared."
             )
         if 0 < c.sequences < sequences_needed(figures[c.group.family], alternative):
-            few[c.group.family, c.sequences] = None
+            few[c.group.family, c.sequences, _batch(c.group.protocol)] = None
     change = "fall" if alternative == "less" else "difference"
-    for family, sequences in few:
+    for family, sequences, batch in few:
         needed = sequences_needed(figures[family], alternative)
         advice = f"measure --sequences {needed} or more" if needed <= MOST else "compare fewer"
+        if batch and needed <= MOST:
+            advice += f" ({needed * batch:,} cases: batches share none)"
         yield (
             f"{family[0]}: with {sequences} sequences no {change} can be significant at 5 % among "
             f"{figures[family]} figures; {advice}."
         )
+
+
+def _batch(protocol: str) -> int:
+    """Return how many cases a sequence takes that shares none with another; 0 where it may."""
+    parsed = parse_protocol(protocol.split(", ")[0])
+    return parsed.edits if parsed.steps == 1 else 0
 
 
 @lru_cache(maxsize=64)

@@ -167,9 +167,9 @@ def _add_protocol(group: _Group) -> None:
     option = group.option
     option("--protocol", "single, batch:N, sequence:N or sequence:N/B (N edits, B a step; default: "
            "single).", type=values.protocol, default=SINGLE, metavar="PROTOCOL")  # fmt: skip
-    option("--sequences", "Batches or sequences of the protocol, each drawn by the seed "
-           "(default: 1; 3 or more give intervals over sequences).", type=values.count, default=1,
-           metavar="K")  # fmt: skip
+    option("--sequences", "Batches (no case in two) or sequences of the protocol, each drawn by "
+           "the seed (default: 1; 3 or more give intervals over sequences).", type=values.count,
+           default=1, metavar="K")  # fmt: skip
     option("--allow-conflicts", "Let requests about the same subject and relation meet in one "
            "sequence.", action="store_true")  # fmt: skip
     option("--stop-at-collapse", "End a sequence when the model's perplexity exceeds 10 times the "

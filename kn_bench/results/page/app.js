@@ -425,7 +425,7 @@
           h("td", { class: "number" }, pText(row.p)), h("td", { class: "number" }, pText(adjusted[at])),
           h("td", { class: "number" }, row.change.filter((x) => x > 0).length), h("td", { class: "number" }, row.change.filter((x) => x < 0).length),
           h("td", { class: "number" }, row.change.filter((x) => x === 0).length)))))),
-      ...unlike(data.lines[a], data.lines[b]), ...families.flatMap((family) => (whole ? tooFew(family) : [])),
+      ...unlike(data.lines[a], data.lines[b]), ...families.flatMap((family) => (whole ? tooFew(family, data.lines[a].protocol) : [])),
       h("h2", {}, "Cases that differ"),
       changed.length ? h("div", { class: "sheet" }, h("table", {}, h("thead", {}, h("tr", {}, ["case", "criterion", "first", "second"].map((label) => h("th", { scope: "col" }, label)))),
         h("tbody", {}, changed.slice(0, 500).map(([i, j]) => h("tr", {}, h("th", { scope: "row" }, text[data.cases.id[v.case[i]]]), h("td", {}, data.asked[v.criterion[i]]),
@@ -441,10 +441,13 @@
     return aspects ? [h("p", { class: "note" }, `The first and the second differ in ${aspects}${model ? ` for ${model}` : ""}.`)] : [];
   };
   // No p of n sequences is below 2 / 2^n, and Holm multiplies the smallest by the number of figures.
-  const tooFew = (family) => {
+  // Batches of one step share no case.
+  const tooFew = (family, protocol) => {
+    const [, kind, edits, step = "1"] = protocol.match(/(batch|sequence):(\d+)(?:\/(\d+))?/);
+    const batch = kind === "batch" || edits === step ? Number(edits) : 0;
     const needed = Math.floor(Math.log2((2 * family.length) / 0.05)) + 1;
     return unique(family.map((row) => row.n)).filter((n) => n < needed).map((n) => h("p", { class: "note" },
-      `With ${n} sequence${n === 1 ? "" : "s"} no difference can be significant at 5 % among ${family.length} figure${family.length === 1 ? "" : "s"}; measure --sequences ${needed} or more.`));
+      `With ${n} sequence${n === 1 ? "" : "s"} no difference can be significant at 5 % among ${family.length} figure${family.length === 1 ? "" : "s"}; measure --sequences ${needed} or more${batch ? ` (${(needed * batch).toLocaleString("en")} cases: batches share none)` : ""}.`));
   };
 
   // ---------------------------------------------------------------- cases
