@@ -658,6 +658,17 @@ def test_a_failure_before_any_collapse_is_an_error(engine, cases):
     assert errors[1] == "failing failed at step 2: ZeroDivisionError: by nothing"
 
 
+def test_nothing_of_a_sequence_counts_that_left_a_hook(lm, engine, cases):
+    class Leaving:
+        def edit(self, requests):
+            lm.hf.register_forward_hook(lambda *_: None)
+            return [NoEdit() for _ in requests]
+
+    result = measure_sequence(engine, "leaving", Leaving(), plan("sequence:2", cases))
+    assert all("hooks" in each.error for each in result.results.values())
+    assert [checkpoint.step for checkpoint in result.checkpoints] == [0]
+
+
 # -- drawing -------------------------------------------------------------------------------------
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from kn_bench.cases.case import CRITERIA, Task
+from kn_bench.measure.protocols import parse_protocol
 from kn_bench.measure.statistics import Interval, mean_interval
 from kn_bench.results import tables
 from kn_bench.results.beside import shown
@@ -71,10 +72,20 @@ def ability_tables(
     for group in groups:
         curves = curves_of(runs, group.protocol)
         curves = curves[curves["task"] == group.task]
+        curves = curves.assign(ended=_ended(curves, group.protocol, runs))
         own = [n for n in lines if _Group(n.name.task, n.name.protocol) == group]
         title = f"{titles[group.task]}, {group.protocol}: what is left"
         result.append(AbilityTable(title, _sentence(curves), tuple(_rows(own, curves))))
     return result
+
+
+def _ended(curves: pd.DataFrame, protocol: str, runs: Runs) -> pd.Series[bool]:
+    """Tell of each checkpoint whether it is of the last step, or of a collapse that ended all."""
+    labelled = zip(runs.folders, runs.manifests, strict=True)
+    stopping = [label for label, manifest in labelled if "stop" in manifest.options]
+    collapsed = (curves["step"] > 0) & (curves["step"] == curves["checkpoint_collapsed_at"])
+    result: pd.Series[bool] = curves["step"] == parse_protocol(protocol).steps
+    return result | (collapsed & curves["run"].isin(stopping))
 
 
 def _rows(lines: Sequence[Line], curves: pd.DataFrame) -> Iterator[tuple[str, ...]]:
@@ -96,7 +107,7 @@ def _rows(lines: Sequence[Line], curves: pd.DataFrame) -> Iterator[tuple[str, ..
             yield (
                 tables.short(late.name.shown, NAME_WIDTH),
                 *(_early_and_late(early, late, criterion) for criterion in CRITERIA),
-                *_abilities(last),
+                *_abilities(method[method["ended"]]),
                 _collapse(last),
             )
 
@@ -175,14 +186,15 @@ def _sentence(curves: pd.DataFrame) -> str:
     """Return what the figures are, and the number of questions behind each."""
     name = ["run", "model", "method"]
     last = curves.sort_values("step").drop_duplicates([*name, "sequence"], keep="last")
+    asked = last[last["ended"]] if last["ended"].any() else last
 
     def span(column: str) -> str:
-        return _span(last[f"checkpoint_n_{column}"])
+        return _span(asked[f"checkpoint_n_{column}"])
 
     sequences = last.groupby(name)["sequence"].nunique()
     pairs = (
         f"BLiMP on {span('blimp')} pairs"
-        if last["checkpoint_n_blimp"].max()
+        if asked["checkpoint_n_blimp"].max()
         else "BLiMP not asked, as every paradigm is edited"
     )
     return (
@@ -191,4 +203,21 @@ def _sentence(curves: pd.DataFrame) -> str:
         f"{span('tokens')} tokens, KL at {span('neutral')} prompts, norm growth of the matrix that "
         f"grew most; {_span(sequences)} sequence{'s' if sequences.max() > 1 else ''}. Collapse: "
         "the first checkpoint with a perplexity over 10 times the unedited model's."
+        + _broken_off(last)
+    )
+
+
+def _broken_off(last: pd.DataFrame) -> str:
+    """Return how many sequences of each method ended early, in a sentence; "" for none."""
+    names = [*map(shown, last["method"], last["variant"])]
+    counts = [
+        f"{(~ended).sum()} of {len(ended)} ({name} on {model})"
+        for (name, model), ended in last.groupby([names, "model"], sort=False)["ended"]
+        if not ended.all()
+    ]
+    if not counts:
+        return ""
+    return (
+        " Sequences that broke off before their last step are left out of the abilities: "
+        f"{', '.join(counts)}."
     )

@@ -347,7 +347,8 @@ def terminal_table(runs: Runs) -> str:
         parts += [_cut(escaping.terminal(text)) for text in below(table)]
         parts.append("")
     for ability in ability_tables(runs, lines, TITLES):
-        parts += [escaping.terminal(ability.title), "", *_wrapped(ability.sentence), ""]
+        sentence = _wrapped(escaping.terminal(ability.sentence))
+        parts += [escaping.terminal(ability.title), "", *sentence, ""]
         parts += [tables.plain(abilities.HEADERS, ability.rows, left=1), ""]
     if parts:
         mark = f"{MARK} not significantly better than a random edit of equal size"
