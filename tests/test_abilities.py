@@ -5,6 +5,7 @@ from itertools import count
 
 import pandas as pd
 import pytest
+from scipy import stats
 
 from kn_bench.results.abilities import HEADERS, ability_tables
 from kn_bench.results.board import board
@@ -76,3 +77,11 @@ def test_a_sequence_that_a_collapse_ended_counts_where_it_was_to_end_there(left)
     assert "1 of 1" in said
     earlier, said = left(collapsed, collapsed_at=0, stop="at collapse")
     assert (earlier["known"], earlier["collapse"]) == ("–", "–")
+
+
+def test_sequences_that_agree_have_the_end_of_clopper_and_pearson(left):
+    """Three that kept every fact were stated at 100 to 100 %, one at 83 to 100."""
+    kept = {0: 1.0, LAST: 1.0}
+    assert left(kept)[0]["known"] == f"100 {100 * stats.beta.ppf(0.025, 20, 1):.0f}–100"
+    cells, _ = left(kept, kept, kept)
+    assert cells["known"] == f"100 {100 * stats.beta.ppf(0.025, 3, 1):.0f}–100" == "100 29–100"

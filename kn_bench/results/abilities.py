@@ -142,7 +142,7 @@ def _share(points: pd.DataFrame, column: str) -> Interval:
     counts = points.loc[shares.notna(), f"checkpoint_n_{column}"].astype(int)
     shares = shares.dropna()
     if len(shares) != 1:
-        return over_sequences(shares)
+        return over_sequences(shares, (0.0, 1.0))
     n = int(counts.iloc[0])
     right = round(float(shares.iloc[0]) * n)
     answers = np.repeat([1.0, 0.0], [right, n - right])

@@ -32,6 +32,8 @@ PANELS = (
     ("growth", "|dW| / |W|", "linear"),
 )
 """Column, title and scale of each panel."""
+SHARES = ("checkpoint_retained", "checkpoint_known", "checkpoint_blimp")
+"""The columns that go from 0 to 1."""
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000")
 """Of Okabe and Ito (2008)."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -121,7 +123,7 @@ def _panel(panel: Axes, curves: pd.DataFrame, column: str, label: str, scale: An
         panel.text(0.5, 0.5, reason, transform=panel.transAxes, ha="center", color="#595959")
     panel.set_xlabel("edits")
     panel.set_title(label, fontsize=10)
-    if column in ("checkpoint_retained", "checkpoint_known", "checkpoint_blimp"):
+    if column in SHARES:
         panel.set_ylim(-0.03, 1.03)
 
 
@@ -131,7 +133,7 @@ def _points(curves: pd.DataFrame, column: str) -> np.ndarray:
     for edits, group in curves.groupby("checkpoint_edits"):
         values = group[column].dropna()
         values = values.where(values < NOT_FINITE, np.inf)
-        interval = over_sequences(values)
+        interval = over_sequences(values, (0.0, 1.0) if column in SHARES else None)
         rows.append((float(str(edits)), interval.mean, interval.low, interval.high))
     return np.array(rows, dtype=float).reshape(-1, 4).T
 
@@ -172,7 +174,13 @@ def curve_rows(runs: Runs) -> list[dict[str, Any]]:
     ]
 
 
-def over_sequences(values: pd.Series[float]) -> Interval:
-    """Return the mean over sequences, with an interval where there are several."""
+def over_sequences(values: pd.Series[float], bounds: tuple[float, float] | None) -> Interval:
+    """Return the mean over sequences, with an interval where there are several.
+
+    Args:
+        bounds: range of the values, or None if it is unbounded.
+    """
     clusters = [str(i) for i in range(len(values))]
-    return mean_interval(values.to_numpy(float), clusters, bounds=None)
+    # without bounds the interval of a single sequence is NaN
+    bounds = bounds if len(values) > 1 else None
+    return mean_interval(values.to_numpy(float), clusters, bounds=bounds)
