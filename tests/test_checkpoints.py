@@ -728,7 +728,7 @@ def test_a_saved_edit_is_not_measured_on_another_request_of_its_id(model, tmp_pa
     assert said in set(evaluation.verdicts["verdict_explanation"])
 
 
-FILES = {
+FILES: dict[str, tuple[dict[int | str, float], list[float]]] = {
     "each": ({0: 1.0, 1: 2.0, 2: 4.0}, [1.0, 3.0, 7.0]),
     "all": ({"": 8.0}, [8.0, 8.0, 8.0]),
     "each and all": ({0: 1.0, "": 8.0}, [1.0, 9.0, 9.0]),
@@ -753,7 +753,7 @@ def test_saved_edits_are_in_force_once_each_in_steps(files, model, tmp_path, few
     source = Provenance(model=BASE, model_hash=model.content_hash, method="by hand")
     for case, size in sizes.items():
         made = LowRankEdit((rank_one(model, size),), for_all=files.startswith("all"))
-        of = source if case == "" else source.of(cases[case].request)
+        of = source.of(cases[case].request) if isinstance(case, int) else source
         save_edit(made, tmp_path / f"{case}.safetensors", provenance=of)
     bound = kn.method(f"checkpoint:{tmp_path}", model)
     weight = float(model.weight(LAYER).double().norm())
