@@ -443,6 +443,19 @@ def test_a_method_without_a_step_has_no_abilities(tmp_path, monkeypatch):
     assert set(cells["rome"]) == {tables.NOTHING}
 
 
+def test_a_prefix_behind_which_no_text_fits_leaves_dashes(tmp_path, monkeypatch):
+    unedited, edited = left(0, worse=False)
+    crowded = replace(edited, blimp=None, n_blimp=0, perplexity=None, n_tokens=0, kl=None)
+    monkeypatch.setattr(f"{__name__}.left", lambda *_, **__: [unedited, crowded])
+    folder = write_asked(tmp_path / "runs", "one", sequences=1)
+    runs = write_leaderboard([folder], tmp_path / "leaderboard.md")
+    (table,) = ability_tables(runs, board(runs), TITLES)
+    (cells,) = (row[-6:] for row in table.rows if row[0] == "rome")
+    measured = [cell != tables.NOTHING for cell in cells]
+    assert measured == [False, True, False, False, True, False]
+    assert "BLiMP on 0 pairs" in table.sentence
+
+
 def all_figures(runs: Runs, run: str) -> list[str]:
     """Every figure of the method rome that ``run`` has, whatever the run is called there."""
     lines = board(runs)

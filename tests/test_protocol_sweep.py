@@ -77,6 +77,7 @@ def check(engine, name, cases, protocol):
         assert all(r.not_applicable for r in result.results.values())
     if result.checkpoints:
         last = result.checkpoints[-1]
+        assert last.perplexity is not None
         assert math.isfinite(last.perplexity)
         if any(rows(part) for part in readings):
             assert [p.step for p in result.checkpoints][-1] == asked.protocol.steps

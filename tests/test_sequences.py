@@ -53,6 +53,7 @@ from kn_bench.measure.measurement import Answer
 from kn_bench.measure.protocols import parse_protocol
 from kn_bench.measure.sequences import STOPPED, Plan, measure_sequence
 from kn_bench.measure.steps import EditedStep, StepRecord, StepStore
+from kn_bench.model import embedded
 from kn_bench.model.context_templates import contexts
 from kn_bench.model.loading import load_model
 from kn_bench.results.codec import encode
@@ -304,6 +305,88 @@ def test_a_masked_models_abilities_are_those_of_the_model_by_itself(monkeypatch)
     assert (questions.unedited.n_blimp, questions.unedited.n_known) == (len(pairs), len(known))
     assert questions.unedited.blimp == sum(map(preferred, pairs)) / len(pairs)
     assert [encoded.probe for encoded in questions.facts] == known
+
+
+def abilities_under(questions, prefix):
+    with Composition(questions.lm) as model:
+        model.add([PromptEdit(prefix.strip())])
+        return questions.look(model)
+
+
+def tokens_by_themselves(hf, tokenizer, prefix, text):
+    """Return log p of each token behind a prefix by its place and id; {} where they do not fit."""
+    text = prefix + text
+    encoded = tokenizer(text, return_offsets_mapping=True)
+    ids, offsets = torch.tensor(encoded["input_ids"]), encoded["offset_mapping"]
+    read = [i for i, (start, stop) in enumerate(offsets) if len(prefix) <= start < stop]
+    if len(ids) > hf.config.max_position_embeddings:
+        return {}
+    with torch.no_grad():
+        if tokenizer.mask_token is None:
+            read = [i for i in read if i]
+            log_p = hf(ids[None]).logits[0, [i - 1 for i in read]].log_softmax(-1)
+        else:
+            rows = ids.repeat(len(read), 1)
+            rows[range(len(read)), read] = tokenizer.mask_token_id
+            log_p = hf(rows).logits[range(len(read)), read].log_softmax(-1)
+    return {
+        (offsets[i][0] - len(prefix), int(ids[i])): float(row[ids[i]])
+        for i, row in zip(read, log_p, strict=True)
+    }
+
+
+def next_token_by_itself(hf, tokenizer, text):
+    """Return log p after a text, or at its mask; None of one that is too long."""
+    ids = tokenizer(text, return_tensors="pt")["input_ids"]
+    if ids.shape[1] > hf.config.max_position_embeddings:
+        return None
+    masked = tokenizer.mask_token is not None
+    at = int((ids[0] == tokenizer.mask_token_id).nonzero()) if masked else -1
+    with torch.no_grad():
+        return hf(ids).logits[0, at].log_softmax(-1)
+
+
+@pytest.mark.parametrize("name", ["tiny-gpt2", "tiny-llama", "tiny-bert"])
+def test_abilities_under_a_prefix_are_those_of_the_model_by_itself(name, monkeypatch):
+    """Perplexity and KL were taken under the end of the prefix, cut to half of the context."""
+    for constant in ("TEXT_LINES", "MASKED_LINES", "NEUTRAL"):
+        monkeypatch.setattr(ability, constant, 6)
+    lm = load_model(name)
+    plain = deepcopy(lm.hf).double(), lm.tokens.tokenizer
+    questions = ability.Ability(Engine(lm), [])
+    lines = embedded.corpus_path().read_text("utf-8").splitlines()[-6:]
+    ending = "" if lm.is_causal else f" {lm.tokens.mask_token}."
+    n_tokens = [questions.unedited.n_tokens]
+    for times in (1, 11, 12):
+        prefix = "The capital of Canada is Paris. " * times
+        before, after, kl = [], [], []
+        for line in lines:
+            alone = tokens_by_themselves(*plain, "", line)
+            under = tokens_by_themselves(*plain, prefix, line)
+            both = [token for token in alone if token in under]
+            before += [alone[token] for token in both]
+            after += [under[token] for token in both]
+        for prompt in questions.neutral:
+            under = next_token_by_itself(*plain, prefix + prompt + ending)
+            if under is not None:
+                alone = next_token_by_itself(*plain, prompt + ending)
+                kl.append(float((alone.exp() * (alone - under)).sum()))
+        seen = abilities_under(questions, prefix)
+        assert (seen.n_tokens, seen.n_neutral) == (len(after), len(kl))
+        baseline = math.exp(-sum(before) / len(before))
+        assert seen.perplexity == pytest.approx(math.exp(-sum(after) / len(after)), rel=1e-4)
+        assert seen.baseline == pytest.approx(baseline, rel=1e-4)
+        assert seen.kl == pytest.approx(sum(kl) / len(kl), rel=1e-4)
+        for factor in (9.9, 10.1):
+            as_high = replace(seen, perplexity=factor * baseline)
+            assert questions.collapsed(as_high) == (factor > 10)
+        n_tokens.append(seen.n_tokens)
+    assert n_tokens[0] > n_tokens[1] > n_tokens[2] >= n_tokens[3]
+    assert seen.n_neutral < len(questions.neutral)
+    crowded = abilities_under(questions, "The capital of Canada is Paris. " * 14)
+    assert {crowded.blimp, crowded.perplexity, crowded.kl, crowded.known} == {None}
+    assert crowded.n_blimp == crowded.n_tokens == crowded.n_neutral == crowded.n_known == 0
+    assert not questions.collapsed(crowded)
 
 
 # -- killed and continued ------------------------------------------------------------------------

@@ -7,15 +7,19 @@
 
 The questions are fixed: the same for every method, at every checkpoint, in every run. A model whose
 logits are not numbers answers none of them: nothing is right, perplexity and KL are infinite.
+
+Under a prompt edit every text follows the whole prefix. A text that does not fit behind it is left
+out, and what is compared with the unedited model is compared on what is left.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -55,17 +59,38 @@ COLLAPSE = 10.0
 
 @dataclass(frozen=True)
 class Abilities:
-    """The abilities of a model at one point; None for what could not be measured."""
+    """The abilities of a model at one point; None for what could not be measured.
+
+    Attributes:
+        baseline: perplexity of the unedited model on the same tokens.
+    """
 
     blimp: float | None
     n_blimp: int
-    perplexity: float
+    perplexity: float | None
+    baseline: float | None
     n_tokens: int
     kl: float | None
     n_neutral: int
     known: float | None
     n_known: int
     norms: tuple[NormGrowth, ...] = ()
+
+
+class _Token(NamedTuple):
+    """A token of the text: its line, its place from the line's end, and its id."""
+
+    line: int
+    from_end: int
+    id: int
+
+
+class _Read(NamedTuple):
+    """The row and the position at which a token of the text is predicted."""
+
+    token: _Token
+    row: tuple[int, ...]
+    at: int
 
 
 class Ability:
@@ -114,23 +139,29 @@ class Ability:
             return self.unedited
         prefix = edit.prefix if isinstance(edit, PromptEdit) else ""
         rows = RowEdits(self.lm, [edit] if edit is not None else [])
-        perplexity, n_tokens = self._perplexity(rows, prefix)
+        perplexity, baseline, n_tokens = self._perplexity(rows, prefix)
         kl, n_neutral = (0.0, len(self.neutral)) if model is None else self._kl(rows, prefix)
         blimp, n_blimp = self._share(self.pairs, "pair", rows, prefix)
         known, n_known = self._share(self.facts, "fact", rows, prefix)
         growth = model.growth() if model is not None else {}
         norms = tuple(NormGrowth(name, value) for name, value in sorted(growth.items()))
-        return Abilities(blimp, n_blimp, perplexity, n_tokens, kl, n_neutral, known, n_known, norms)
+        return Abilities(
+            blimp, n_blimp, perplexity, baseline, n_tokens, kl, n_neutral, known, n_known, norms
+        )
 
     @cached_property
     def unedited(self) -> Abilities:
         """What the model could do before the first edit; ask for it before that."""
-        self._neutral_before = self._next_tokens(RowEdits(self.lm, []), "")
+        before = RowEdits(self.lm, [])
+        self._neutral_before = self._next_tokens(before, self._neutral_rows(""))
+        self._text_before = self._text_nll(before, self._text_reads(""))
         return self.look()
 
-    def collapsed(self, perplexity: float) -> bool:
-        """Return whether a model of this perplexity has collapsed."""
-        return not math.isfinite(perplexity) or perplexity > COLLAPSE * self.unedited.perplexity
+    def collapsed(self, seen: Abilities) -> bool:
+        """Return whether a model of these abilities has collapsed, as far as they show."""
+        if seen.perplexity is None or seen.baseline is None:
+            return False
+        return not math.isfinite(seen.perplexity) or seen.perplexity > COLLAPSE * seen.baseline
 
     def _share(
         self, probes: Sequence[EncodedProbe], task: Task, edits: RowContext, prefix: str
@@ -160,65 +191,75 @@ class Ability:
         lines = (line.split() for line in self._lines[-last:-TEXT_LINES])
         return [" ".join(words[: max(2, len(words) // 2)]) for words in lines]
 
-    @torch.no_grad()
-    def _perplexity(self, edits: RowContext, prefix: str) -> tuple[float, int]:
-        """Return exp of the mean -log p of each token, given those before (or around) it."""
+    def _perplexity(self, edits: RowContext, prefix: str) -> tuple[float | None, float | None, int]:
+        """Return perplexity, the unedited model's on the same tokens, and how many those are."""
+        reads = [read for read in self._text_reads(prefix) if read.token in self._text_before]
+        nll = self._text_nll(edits, reads)
+        if not nll:
+            return None, None, 0
+        before = [self._text_before[token] for token in nll]
+        return _perplexity_of(nll.values()), _perplexity_of(before), len(nll)
+
+    def _text_reads(self, prefix: str) -> Iterator[_Read]:
+        """Yield where each token of the lines is predicted, behind the prefix if there is any."""
         n_lines = TEXT_LINES if self.lm.is_causal else MASKED_LINES
-        before = self._prefix_ids(prefix)
-        rows: list[tuple[int, ...]] = []
-        reads: list[tuple[int, int, int]] = []  # row, position, token
-        for line in self._lines[-n_lines:]:
-            ids = (*before, *self.lm.tokens.encode(line).ids)[: self.lm.tokens.max_length]
-            if self.lm.is_causal:
-                start = max(1, len(before))
-                reads += [(len(rows), i - 1, ids[i]) for i in range(start, len(ids))]
-                rows.append(ids)
-                continue
+        for number, line in enumerate(self._lines[-n_lines:]):
+            ids = self._behind(prefix, line)[: self.lm.tokens.max_length]
             for i, token in enumerate(ids):
-                if token not in self.lm.tokens.special_ids and i >= len(before):
-                    reads.append((len(rows), i, token))
-                    rows.append((*ids[:i], self._mask, *ids[i + 1 :]))
-        if not reads:
-            return math.inf, 0
-        total = 0.0
-        for first in range(0, len(rows), AT_ONCE):
-            part = [(r - first, at, t) for r, at, t in reads if first <= r < first + AT_ONCE]
-            total += self._nll(rows[first : first + AT_ONCE], part, edits)
-        mean = total / len(reads)
-        return (math.exp(mean) if mean < 700 else math.inf), len(reads)
+                place = _Token(number, len(ids) - i, token)
+                if self.lm.is_causal and i:
+                    yield _Read(place, ids, i - 1)
+                elif not self.lm.is_causal and token not in self.lm.tokens.special_ids:
+                    yield _Read(place, (*ids[:i], self._mask, *ids[i + 1 :]), i)
 
-    def _nll(
-        self,
-        rows: Sequence[tuple[int, ...]],
-        reads: Sequence[tuple[int, int, int]],
-        edits: RowContext,
-    ) -> float:
-        hidden = self._hidden(rows, edits)
-        row, at, token = (torch.tensor(column, device=hidden.device)
-                          for column in zip(*reads, strict=True))  # fmt: skip
-        log_p = self.lm.logits(hidden[row, at]).float().log_softmax(-1)
-        return float(-log_p.gather(1, token[:, None]).double().sum())
+    def _behind(self, prefix: str, text: str) -> tuple[int, ...]:
+        """Return the ids of ``text`` behind ``prefix``; () where the two do not fit together."""
+        ids = self.lm.tokens.encode(f"{prefix} {text}" if prefix else text).ids
+        longest = self.lm.tokens.max_length
+        return () if prefix and len(ids) > longest else ids
 
     @torch.no_grad()
-    def _next_tokens(self, edits: RowContext, prefix: str) -> Float[Tensor, "prompts vocabulary"]:
+    def _text_nll(self, edits: RowContext, reads: Iterable[_Read]) -> dict[_Token, float]:
+        """Return -log p of each token, given those before (or around) it."""
+        by_row: defaultdict[tuple[int, ...], list[_Read]] = defaultdict(list)
+        for read in reads:
+            by_row[read.row].append(read)
+        rows = list(by_row)
+        nll: dict[_Token, float] = {}
+        for first in range(0, len(rows), AT_ONCE):
+            part = rows[first : first + AT_ONCE]
+            asked = [(row, read) for row, ids in enumerate(part) for read in by_row[ids]]
+            hidden = self._hidden(part, edits)
+            at = torch.tensor([(row, read.at) for row, read in asked], device=hidden.device)
+            log_p = self.lm.logits(hidden[at[:, 0], at[:, 1]]).float().log_softmax(-1)
+            wanted = torch.tensor([[read.token.id] for _, read in asked], device=log_p.device)
+            values = (-log_p.gather(1, wanted)[:, 0]).tolist()
+            nll |= {read.token: value for (_, read), value in zip(asked, values, strict=True)}
+        return nll
+
+    def _neutral_rows(self, prefix: str) -> dict[int, tuple[int, ...]]:
+        """Return the ids of the neutral prompts that fit, by number."""
+        ending = "" if self.lm.is_causal else f" {self._mask_text}."
+        rows = {i: self._behind(prefix, text + ending) for i, text in enumerate(self.neutral)}
+        return {i: ids[-self.lm.tokens.max_length :] for i, ids in rows.items() if ids}
+
+    @torch.no_grad()
+    def _next_tokens(
+        self, edits: RowContext, rows: Mapping[int, tuple[int, ...]]
+    ) -> Float[Tensor, "prompts vocabulary"]:
         """Return log-probabilities after each neutral prompt (masked model: at a final mask)."""
-        before = self._prefix_ids(prefix)
-        rows, at = [], []
-        for prompt in self.neutral:
-            if self.lm.is_causal:
-                ids = (*before, *self.lm.tokens.encode(prompt).ids)[-self.lm.tokens.max_length :]
-                at.append(len(ids) - 1)
-            else:
-                ids = (*before, *self.lm.tokens.encode(f"{prompt} {self._mask_text}.").ids)
-                at.append(ids.index(self._mask))
-            rows.append(ids)
-        hidden = self._hidden(rows, edits)
+        causal = self.lm.is_causal
+        at = [len(ids) - 1 if causal else ids.index(self._mask) for ids in rows.values()]
+        hidden = self._hidden([*rows.values()], edits)
         read = hidden[torch.arange(len(rows)), torch.tensor(at, device=hidden.device)]
         return self.lm.logits(read).float().log_softmax(-1).cpu()
 
     def _kl(self, edits: RowContext, prefix: str) -> tuple[float | None, int]:
-        kl = divergence(self._neutral_before, self._next_tokens(edits, prefix))
-        return (math.inf if math.isnan(kl) else kl), len(self.neutral)
+        rows = self._neutral_rows(prefix)
+        if not rows:
+            return None, 0
+        kl = divergence(self._neutral_before[list(rows)], self._next_tokens(edits, rows))
+        return (math.inf if math.isnan(kl) else kl), len(rows)
 
     def _hidden(
         self, rows: Sequence[tuple[int, ...]], edits: RowContext
@@ -233,14 +274,6 @@ class Ability:
         hidden: Tensor = output.last_hidden_state
         return hidden
 
-    def _prefix_ids(self, prefix: str) -> tuple[int, ...]:
-        """Encode the prefix, cut to leave half of the model's positions for what follows it."""
-        if not prefix:
-            return ()
-        special = self.lm.tokens.special_ids if not self.lm.is_causal else ()
-        ids = [token for token in self.lm.tokens.encode(prefix).ids if token not in special]
-        return tuple(ids[-(self.lm.tokens.max_length // 2) :])
-
     @property
     def _mask(self) -> int:
         mask = self.lm.tokens.mask_id
@@ -250,6 +283,11 @@ class Ability:
     @property
     def _mask_text(self) -> str:
         return str(self.lm.tokens.mask_token)
+
+
+def _perplexity_of(nll: Collection[float]) -> float:
+    mean = sum(nll) / len(nll)
+    return math.exp(mean) if mean < 700 else math.inf
 
 
 def _text(probe: Probe) -> str:

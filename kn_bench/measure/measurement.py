@@ -188,8 +188,8 @@ class NormGrowth:
 class Checkpoint:
     """The edited model after some steps of a sequence: what is left of its abilities.
 
-    Shares and means are over the same fixed questions at every checkpoint, None where there are
-    none; step 0 is the unedited model.
+    Shares and means are over the same fixed questions at every checkpoint, but for those that do
+    not fit behind a prompt edit's prefix; None where there are none. Step 0 is the unedited model.
 
     Attributes:
         step: steps so far.
@@ -204,8 +204,8 @@ class Checkpoint:
         known: share of ``n_known`` facts, known to the unedited model and never edited, that are
             still answered.
         norms: of every edited matrix.
-        collapsed_at: first step whose perplexity exceeded 10 times the unedited model's or was
-            not finite, as far as checkpoints show; 0 where there is none so far.
+        collapsed_at: first step whose perplexity exceeded 10 times the unedited model's on the
+            same tokens or was not finite, as far as checkpoints show; 0 where there is none so far.
     """
 
     step: int = field(metadata=COUNT)
@@ -214,7 +214,7 @@ class Checkpoint:
     n_retained: int = field(metadata=COUNT)
     blimp: float | None = field(metadata=SHARE)
     n_blimp: int = field(metadata=COUNT)
-    perplexity: float = field(metadata=AT_LEAST_ZERO)
+    perplexity: float | None = field(metadata=AT_LEAST_ZERO)
     n_tokens: int = field(metadata=COUNT)
     kl: float | None = field(metadata=AT_LEAST_ZERO)
     n_neutral: int = field(metadata=COUNT)

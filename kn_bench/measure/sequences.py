@@ -333,7 +333,7 @@ class _Run:
     def _note(self, step: int, seen: Abilities, held: Sequence[bool]) -> None:
         assert self.ability is not None
         collapsed = self.checkpoints[-1].collapsed_at if self.checkpoints else 0
-        if step and not collapsed and self.ability.collapsed(seen.perplexity):
+        if step and not collapsed and self.ability.collapsed(seen):
             collapsed = step
         self.checkpoints.append(
             Checkpoint(
@@ -357,7 +357,7 @@ class _Run:
     def _collapsed(self) -> bool:
         if self.ability is None:
             return False
-        return self.ability.collapsed(self.ability.look(self.model).perplexity)
+        return self.ability.collapsed(self.ability.look(self.model))
 
     @contextmanager
     def _blamed(self) -> Iterator[None]:

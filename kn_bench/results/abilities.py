@@ -194,7 +194,7 @@ def _sentence(curves: pd.DataFrame) -> str:
     sequences = last.groupby(name)["sequence"].nunique()
     pairs = (
         f"BLiMP on {span('blimp')} pairs"
-        if asked["checkpoint_n_blimp"].max()
+        if curves["checkpoint_n_blimp"].max()
         else "BLiMP not asked, as every paradigm is edited"
     )
     return (
