@@ -152,10 +152,13 @@ class Ability:
     @cached_property
     def unedited(self) -> Abilities:
         """What the model could do before the first edit; ask for it before that."""
-        before = RowEdits(self.lm, [])
-        self._neutral_before = self._next_tokens(before, self._neutral_rows(""))
-        self._text_before = self._text_nll(before, self._text_reads(""))
+        self._neutral_before = self._next_tokens(RowEdits(self.lm, []), self._neutral_rows(""))
         return self.look()
+
+    @cached_property
+    def _text_before(self) -> dict[_Token, float]:
+        """Of the unedited model; :meth:`look` asks for it first."""
+        return self._text_nll(RowEdits(self.lm, []), self._text_reads(""))
 
     def collapsed(self, seen: Abilities) -> bool:
         """Return whether a model of these abilities has collapsed, as far as they show."""
