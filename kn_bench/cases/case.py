@@ -22,6 +22,10 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, get_args
 
+from kn_bench.cases.cloze import PLACE
+from kn_bench.cases.cloze import RUN_ON as RUN_ON
+from kn_bench.cases.cloze import Cloze as Cloze
+from kn_bench.cases.cloze import is_unspaced as is_unspaced
 from kn_bench.model.given import HALF_A_CHARACTER as HALF_A_CHARACTER
 
 Task = Literal["fact", "pair"]
@@ -49,48 +53,6 @@ Scoring = Literal["gap", "two_prefix", "sentence"]
 ID_ALPHABET = re.compile(r"[A-Za-z0-9_.]+(/[A-Za-z0-9_.]+)*")
 
 
-def is_unspaced(char: str) -> bool:
-    """Tell whether no space stands beside ``char``: Chinese and Japanese script and its stops."""
-    return "\u3000" <= char <= "\u9fff" or "\uff00" <= char <= "\uffef"
-
-
-RUN_ON = "\u0e00-\u109f\u1780-\u17ff\u3000-\u9fff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff"
-"""Scripts that do not separate words, as a class of a pattern: Thai, Lao, Tibetan, Burmese; Khmer;
-Chinese and Japanese, with what :func:`is_unspaced` tells, and their rarer characters."""
-
-
-class Cloze(NamedTuple):
-    """A text with one gap for the answer.
-
-    ``left`` ends and ``right`` begins exactly where the answer stands, without the space that
-    separates them: :meth:`fill` sets the spaces as English does.
-    """
-
-    left: str
-    right: str = ""
-
-    def fill(self, answer: str) -> str:
-        """Return the text with ``answer`` in the gap."""
-        return self.left + self.gap_space + answer + self.after_space + self.right
-
-    @property
-    def gap_space(self) -> str:
-        """The space between ``left`` and an answer: none at the start, none in unspaced scripts."""
-        return " " if self.left and not is_unspaced(self.left[-1]) else ""
-
-    @property
-    def after_space(self) -> str:
-        """The space between an answer and ``right``: none before punctuation, clitics, hyphens."""
-        if not self.right or self.right[0] in ".,;:!?')" or is_unspaced(self.right[0]):
-            return ""
-        return "" if self.right[0] == "-" and self.right[1:2].isalnum() else " "
-
-    @property
-    def answer_is_last(self) -> bool:
-        """Whether nothing but punctuation follows the gap: a causal model can answer it."""
-        return not any(map(str.isalnum, self.right))
-
-
 class Query(NamedTuple):
     """A cloze with an answer: what attribution asks about."""
 
@@ -112,6 +74,8 @@ class EditRequest:
         prompt: text before the answer, with ``{}`` for the subject (CounterFact's form). The
             ``{}`` stands in ``suffix`` instead when the subject follows the answer, and nowhere
             when a question does not name its subject: methods that need it are not applicable.
+            A space is set before the answer, but not after what opens a quote or a bracket. Where
+            the prompt ends with ``[Y]``, prompt and suffix stand beside the answer as they are.
         suffix: text after the answer: ``"."``, or more where only masked models can be asked.
         target_true: what is true, or the grammatical member.
         target_new: what the edit is to make of it, or the ungrammatical member.
@@ -126,7 +90,8 @@ class EditRequest:
     Raises:
         TypeError: for a field that is to be a text, or queries, and is none.
         ValueError: for a task that is neither, a prompt with several ``{}``, or with the subject in
-            its place, an empty subject or answer, or two answers that are the same.
+            its place, ``[Y]`` elsewhere than at the prompt's end, an empty subject or answer, or
+            two answers that are the same.
 
     Examples:
         >>> import kn_bench as kn
@@ -156,6 +121,11 @@ class EditRequest:
             raise ValueError(
                 f"{self.id}: the prompt {self.prompt!r} with suffix {self.suffix!r}: expected the "
                 "subject's place at most once; mark one by '{}'"
+            )
+        if PLACE in self.prompt.removesuffix(PLACE) or PLACE in self.suffix:
+            raise ValueError(
+                f"{self.id}: the prompt {self.prompt!r} with suffix {self.suffix!r}: expected [Y] "
+                "at the prompt's end or not at all; write what follows the answer as suffix"
             )
         if self.task == "fact" and self._names_its_subject:
             raise ValueError(
@@ -209,9 +179,15 @@ class EditRequest:
     @property
     def cloze(self) -> Cloze:
         """The edited prompt with its subject, as a text with a gap."""
-        return Cloze(
-            self.prompt.replace("{}", self.subject), self.suffix.replace("{}", self.subject)
-        )
+        prompt, suffix = (text.replace("{}", self.subject) for text in (self.prompt, self.suffix))
+        return Cloze.parse(prompt, suffix) if self.task == "fact" else Cloze(prompt, suffix)
+
+    def subject_start(self, filled: str) -> int:
+        """Return where the subject begins in the edited prompt with an answer in its gap."""
+        if "{}" in self.prompt:
+            return self.prompt.index("{}")
+        ending = self.suffix.replace("{}", self.subject)
+        return len(filled) - len(ending) + self.suffix.index("{}")
 
 
 def _queries(name: str, given: Any) -> tuple[Query, ...]:

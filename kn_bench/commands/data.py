@@ -152,8 +152,8 @@ def as_asked(case: Case) -> Iterator[str]:
     before = request.target_true if request.true_is_known else "not in the data"
     yield _line(case.id, f"edit to {request.target_new!r} (before: {before!r})", "")
     for probe in case.probes:
-        question = f"{probe.cloze.left}{probe.cloze.gap_space}▁{probe.cloze.after_space}"
-        yield _line(probe.id, f"{question}{probe.cloze.right}", f"→ {expectation(probe)}")
+        question = probe.cloze.fill("▁").replace("\n", "\\n")  # a line break would read as a space
+        yield _line(probe.id, question, f"→ {expectation(probe)}")
 
 
 def expectation(probe: Probe) -> str:

@@ -99,8 +99,9 @@ class _Prompt(_Kind, frozen=True, tag="prompt"):
     prefix: str
 
 
-class _Lookup(_Kind, frozen=True, tag="lookup"):
+class _Lookup(_Kind, frozen=True, tag="lookup", omit_defaults=True):
     answers: tuple[tuple[str, str, str | tuple[str, ...]], ...]
+    gaps: tuple[str | None, ...] = ()
 
 
 class _Memory(_Kind, frozen=True, tag="memory"):
@@ -225,7 +226,9 @@ def _plain(edit: Edit) -> _AnyKind:
     if isinstance(edit, PromptEdit) and kind is PromptEdit:
         return _Prompt(edit.prefix)
     if isinstance(edit, LookupEdit) and kind is LookupEdit:
-        return _Lookup(tuple((*cloze, answer) for cloze, answer in edit.answers.items()))
+        answers = tuple((c.left, c.right, answer) for c, answer in edit.answers.items())
+        gaps = tuple(cloze.gap for cloze in edit.answers)
+        return _Lookup(answers, gaps if any(gap is not None for gap in gaps) else ())
     if isinstance(edit, MemoryEdit) and kind is MemoryEdit:
         book = isinstance(edit.memory, Codebook)
         return _Memory(edit.module, "Codebook" if book else "SideWeights", edit.before_last)
@@ -412,8 +415,9 @@ def _unpacked(header: _Header, tensors: Mapping[str, Tensor]) -> Edit:
     if isinstance(kind, _Prompt):
         return PromptEdit(kind.prefix, notes=notes)
     if isinstance(kind, _Lookup):
-        answers = {Cloze(left, right): answer for left, right, answer in kind.answers}
-        return LookupEdit(answers, notes=notes)
+        gaps = kind.gaps or (None,) * len(kind.answers)
+        stored = zip(kind.answers, gaps, strict=True)
+        return LookupEdit({Cloze(a, b, gap): answer for (a, b, answer), gap in stored}, notes=notes)
     if isinstance(kind, _Memory):
         form: type[Memory] = Codebook if kind.form == "Codebook" else SideWeights
         return MemoryEdit(kind.module, form(**tensors), kind.before_last, notes=notes)

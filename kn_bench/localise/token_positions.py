@@ -124,10 +124,7 @@ def trace_prompt(lm: LanguageModel, request: EditRequest) -> TracePrompt | Unenc
     if isinstance(encoded, Unencodable):
         return encoded
     text = request.cloze.fill(request.target_true)
-    if "{}" in request.prompt:
-        start = request.prompt.index("{}")
-    else:
-        start = len(text) - len(request.cloze.right) + request.suffix.index("{}")
+    start = request.subject_start(text)
     gap = start - (text[start - 1 : start] == " ")
     (spanned,) = lm.tokens.encode_spans([text], [Span(gap, start, start + len(request.subject))])
     if spanned.last != encoded.subject_position:

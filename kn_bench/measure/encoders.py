@@ -129,7 +129,7 @@ class _Encoder:
     def _asked(self, key: Key) -> UniqueQuestion:
         cloze, expected, rejected, scoring, task = key
         if self.prefix:
-            cloze = Cloze(f"{self.prefix} {cloze.left}".rstrip(), cloze.right)
+            cloze = _behind(self.prefix, cloze)
         answers = expected, rejected
         return UniqueQuestion(
             key, cloze, answers, scoring, task, *self._texts(cloze, answers, scoring)
@@ -264,6 +264,13 @@ class Masked(_Encoder):
         ids = (*before, mask, *after)
         rows = _each_masked(expected, mask, ids), _each_masked(rejected, mask, ids)
         return Body(ids, len(before), rows[0], rows[1], expected.answer[0])
+
+
+def _behind(prefix: str, cloze: Cloze) -> Cloze:
+    if cloze.left:
+        return cloze._replace(left=f"{prefix} {cloze.left}")
+    gap = None if cloze.gap is None else " "
+    return cloze._replace(left=prefix.rstrip(), gap=gap)
 
 
 def _is_whole(key: Key) -> bool:

@@ -171,13 +171,9 @@ def encode_request(request: EditRequest, tokens: Tokens) -> EncodedRequest | Une
     body = encode_one(encoder_for(tokens, ""), probe)
     if isinstance(body, Unencodable):
         return body
-    start = (
-        request.prompt.index("{}")
-        if before
-        else len(cloze.fill(request.target_true)) - len(cloze.right) + request.suffix.index("{}")
-    )
-    whole = tokens.encode(cloze.fill(request.target_true))
-    at = last_token_of(whole, start, start + len(request.subject))
+    text = cloze.fill(request.target_true)
+    start = request.subject_start(text)
+    at = last_token_of(tokens.encode(text), start, start + len(request.subject))
     return EncodedRequest(
         request,
         body.prompt_ids,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kn_bench.cases.case import Case, Task
+from kn_bench.cases.cloze import PLACE, Cloze
 from kn_bench.results.codec import FormatError, decode, encode
 from kn_bench.results.files import StoreError, atomically
 
@@ -18,7 +19,7 @@ FILE = "cases.jsonl"
 
 @dataclass(frozen=True, slots=True)
 class ProbeText:
-    """A probe's prompt: the text before and after the answer."""
+    """A probe's prompt: the text before and after the answer, as :func:`with_gap` reads them."""
 
     id: str
     left: str
@@ -27,7 +28,10 @@ class ProbeText:
 
 @dataclass(frozen=True, slots=True)
 class CaseText:
-    """A case's request and prompts; fields as in :class:`kn_bench.cases.case.EditRequest`."""
+    """A case's request and prompts; fields as in :class:`kn_bench.cases.case.EditRequest`.
+
+    ``prompt`` ends with ``[Y]`` also where its own end says that no space follows.
+    """
 
     id: str
     task: Task
@@ -44,18 +48,27 @@ class CaseText:
 def text_of(case: Case) -> CaseText:
     """Return what is asked of ``case``."""
     request = case.request
+    prompt, suffix = request.prompt, request.suffix
+    if request.task == "fact":
+        prompt, suffix = Cloze.parse(prompt, suffix).marked
     return CaseText(
         case.id,
         case.task,
         case.relation,
         case.source,
         request.subject,
-        request.prompt,
-        request.suffix,
+        prompt,
+        suffix,
         request.target_true,
         request.target_new,
-        tuple(ProbeText(p.id, p.cloze.left, p.cloze.right) for p in case.probes),
+        tuple(ProbeText(p.id, *p.cloze.marked) for p in case.probes),
     )
+
+
+def with_gap(left: str, right: str, gap: str = "___") -> str:
+    """Return a question with ``gap`` for its answer: after a space, or in place of ``[Y]``."""
+    text = left.removesuffix(PLACE)
+    return f"{left} {gap}{right}" if text == left else f"{text}{gap}{right}"
 
 
 def write_texts(folder: Path, cases: Iterable[Case]) -> None:

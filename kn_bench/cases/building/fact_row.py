@@ -110,7 +110,7 @@ class FactRow(NamedTuple):
     @property
     def cloze(self) -> Cloze:
         """The edited prompt with its subject."""
-        return Cloze(
+        return Cloze.parse(
             self.prompt.replace("{}", self.subject), self.suffix.replace("{}", self.subject)
         )
 

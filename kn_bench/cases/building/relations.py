@@ -54,7 +54,7 @@ class Pattern:
     def cloze(self, subject: str) -> Cloze:
         """Return the pattern with its subject, as a text with a gap at ``[Y]``."""
         left, right = frame(self.text)
-        return Cloze(left.replace("{}", subject), right.replace("{}", subject))
+        return Cloze.parse(left.replace("{}", subject), right.replace("{}", subject))
 
     @property
     def answer_is_last(self) -> bool:

@@ -5,7 +5,8 @@ A fact needs four fields:
     {"subject": "Canada", "prompt": "The capital of {} is",
      "target_true": "Ottawa", "target_new": "Paris"}
 
-The answer's place in ``prompt`` is its end, or ``[Y]``. A fact may have
+The answer's place in ``prompt`` is its end, after a space unless the prompt ends with what opens a
+quote or a bracket; or ``[Y]``, whose neighbours stay as they are (``is "[Y]".``). A fact may have
 
     relation     "P36"; the file's name when missing
     id           name in test ids, a text or a number; the subject when missing
@@ -37,7 +38,7 @@ MultiBLiMP) are read as minimal pairs: the columns of :data:`RELATIVES` are take
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -50,14 +51,8 @@ from kn_bench.cases.building.pairs import pair_cases
 from kn_bench.cases.building.paradigms import Paradigm
 from kn_bench.cases.building.rows import row_cases
 from kn_bench.cases.building.spans import MinimalPair
-from kn_bench.cases.case import (
-    HALF_A_CHARACTER,
-    Case,
-    Cloze,
-    Exclusion,
-    Scoring,
-    Selection,
-)
+from kn_bench.cases.case import HALF_A_CHARACTER, Case, Exclusion, Scoring, Selection
+from kn_bench.cases.cloze import PLACE, Cloze, default_suffix, end_of, split
 from kn_bench.cases.normalise import words
 from kn_bench.cases.sampling import slug
 from kn_bench.cases.sources import forms
@@ -270,17 +265,17 @@ def _row(record: FileRecord, names: Sequence[str], stem: str, number: int) -> Fi
 
 
 def _fact(entry: dict[str, Any], stem: str) -> FactRow:
-    subject, prompt = _text(entry, "subject"), _text(entry, "prompt")
+    subject, prompt = _text(entry, "subject"), _prompt(entry)
     true, new = _text(entry, "target_true"), _text(entry, "target_new")
     if true == new:
         raise ValueError(f"target_new {true!r}: expected another answer than target_true")
-    prompt, gap, after = _one_gap(with_place(prompt, subject)).partition("[Y]")
-    if gap and "suffix" in entry:
+    text = _one_gap(with_place(prompt, subject))
+    if PLACE in text and "suffix" in entry:
         raise ValueError(
             "suffix: expected none, since [Y] in the prompt says what follows; remove it"
         )
-    prompt, default = prompt.rstrip(), "" if prompt.endswith("?") else "."
-    suffix = entry.get("suffix", after.lstrip() if gap else default)
+    prompt, after = split(text, subject)
+    suffix = entry.get("suffix", after or default_suffix(text))
     if not isinstance(suffix, str):
         raise ValueError(f"suffix {suffix!r}: expected a text, which may be empty")
     return FactRow(
@@ -291,7 +286,9 @@ def _fact(entry: dict[str, Any], stem: str) -> FactRow:
         target_new=new,
         suffix=suffix,
         id=optional(entry, "id"),
-        paraphrases=tuple(cloze_of(text, subject) for text in _texts(entry, "paraphrases")),
+        paraphrases=tuple(
+            cloze_of(text, subject) for text in _texts(entry, "paraphrases", _prompt)
+        ),
         synonyms=tuple(_synonym(value, subject, new, true) for value in _list(entry, "synonyms")),
         neighbours=tuple(map(_neighbour, _list(entry, "neighbours"))),
         inverse=_inverse(entry["inverse"], subject, new, true) if "inverse" in entry else None,
@@ -322,10 +319,7 @@ def with_place(prompt: str, subject: str) -> str:
 
 def cloze_of(text: str, subject: str = "") -> Cloze:
     """Return ``text`` with the answer at ``[Y]``, or at its end."""
-    left, gap, right = _one_gap(text).replace("{}", subject).partition("[Y]")
-    if gap:
-        return Cloze(left.rstrip(), right.lstrip())
-    return Cloze(left.rstrip(), "" if left.rstrip().endswith("?") else ".")
+    return Cloze.parse(_one_gap(text).replace("{}", subject), default_suffix(text))
 
 
 def _one_gap(text: str) -> str:
@@ -340,9 +334,9 @@ def _one_gap(text: str) -> str:
 
 def _synonym(value: object, subject: str, new: str, true: str) -> Synonym:
     if isinstance(value, str):
-        return Synonym(cloze_of(_text({"synonyms": value}, "synonyms"), subject), new, true)
+        return Synonym(cloze_of(_prompt({"synonyms": value}, "synonyms"), subject), new, true)
     entry = _object(value, "synonyms", ("prompt", "target_true", "target_new"))
-    cloze = cloze_of(_text(entry, "prompt"), subject)
+    cloze = cloze_of(_prompt(entry), subject)
     new, true = _text(entry, "target_new", new), _text(entry, "target_true", true)
     if len(entry) > 1 and words(new) == words(true):
         raise ValueError(f"synonyms: target_new {new!r}: expected another answer than target_true")
@@ -351,7 +345,7 @@ def _synonym(value: object, subject: str, new: str, true: str) -> Synonym:
 
 def _neighbour(value: object) -> Neighbour:
     entry = _object(value, "neighbours", ("prompt", "answer"))
-    prompt = _text(entry, "prompt")
+    prompt = _prompt(entry)
     if "{}" in prompt:
         raise ValueError(
             f"neighbours: the prompt {prompt!r}: expected its subject in full, not {{}}"
@@ -367,7 +361,7 @@ def _asked_again(prompt: str, answer: str) -> Neighbour:
 
 def _inverse(value: object, subject: str, new: str, true: str) -> Inverse:
     entry = _object(value, "inverse", ("prompt", "displaced"))
-    prompt = _text(entry, "prompt")
+    prompt = _prompt(entry)
     if prompt.count("{}") != 1:
         raise ValueError(f"inverse {prompt!r}: expected {{}} in the prompt once, for the target")
     displaced = _text(entry, "displaced")
@@ -402,12 +396,17 @@ def _text(entry: dict[str, Any], field: str, default: str | None = None) -> str:
     return text.strip()
 
 
+def _prompt(entry: dict[str, Any], field: str = "prompt") -> str:
+    """Return a prompt, with the white space at its end that says how the answer follows."""
+    return _text(entry, field) + end_of(entry[field])
+
+
 def _shown(value: object) -> str:
     return "null" if value is None else repr(value)
 
 
-def _texts(entry: dict[str, Any], field: str) -> list[str]:
-    return [_text({field: value}, field) for value in _list(entry, field)]
+def _texts(entry: dict[str, Any], field: str, read: Callable[..., str] = _text) -> list[str]:
+    return [read({field: value}, field) for value in _list(entry, field)]
 
 
 def _list(entry: dict[str, Any], field: str) -> list[Any]:

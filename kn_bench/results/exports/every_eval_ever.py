@@ -30,7 +30,7 @@ from kn_bench.results.files import write_text
 from kn_bench.results.loading import Runs
 from kn_bench.results.manifest import Manifest
 from kn_bench.results.payload import measurements
-from kn_bench.results.texts import read_texts
+from kn_bench.results.texts import read_texts, with_gap
 
 SCHEMA = "0.3.0"
 ABOUT = {
@@ -235,7 +235,7 @@ def _samples(runs: Runs, evaluation: _Evaluation) -> Iterator[dict[str, Any]]:
         named = {**row, "criterion": asked_as(row["criterion"])}
         probe = said.get(tuple(named[name] for name in PROBE), {})
         case = asked.get(str(row["case"]))
-        prompts = {p.id: f"{p.left} ___{p.right}" for p in case.probes} if case else {}
+        prompts = {p.id: with_gap(p.left, p.right) for p in case.probes} if case else {}
         raw = prompts.get(str(probe.get("probe", "")), str(row["case"]))
         reference, unwanted = _references(str(row["criterion"]), probe)
         name = tuple(str(row[column]) for column in GROUP)

@@ -23,7 +23,7 @@ from kn_bench.results.files import together, write_text
 from kn_bench.results.loading import Runs
 from kn_bench.results.manifest import Manifest
 from kn_bench.results.payload import measurements
-from kn_bench.results.texts import CaseText, read_texts
+from kn_bench.results.texts import CaseText, read_texts, with_gap
 
 TASKS = {"fact": "kn_bench_facts", "pair": "kn_bench_syntax"}
 
@@ -156,7 +156,7 @@ def _sample(
     answer: str,
 ) -> dict[str, Any]:
     """Return one case as a conversation of two messages, scored by each criterion that counts."""
-    prompt = f"{text.prompt} ___{text.suffix}".replace("{}", text.subject) if text else case
+    prompt = with_gap(text.prompt, text.suffix).replace("{}", text.subject) if text else case
     model = f"kn_bench/{line.name.model}"
     said = {"role": "assistant", "content": answer, "model": model}
     scored = [row for row in verdicts if row["verdict_score"] == row["verdict_score"]]

@@ -500,7 +500,9 @@
   };
   const said = (table, texts, i, holds) => [h("div", { class: `said ${holds === undefined ? "" : holds ? "holds" : "missed"}` }, texts[table.generated[i]] || texts[table.argmax[i]] || "–"),
     h("small", {}, `log p ${nats(table.expected_log_prob[i])} / ${nats(table.rejected_log_prob[i])}, rank ${table.rank[i]}`)];
-  const cloze = (left, right) => h("span", { class: "prompt" }, left, " ", h("span", { class: "gap" }, "▁"), right && /^[\w(]/.test(right) ? " " : "", right);
+  // "[Y]" at a prompt's end: the texts stand beside the answer as they are
+  const exact = (left) => left.endsWith("[Y]"), before = (left) => exact(left) ? left.slice(0, -3) : `${left} `;
+  const cloze = (left, right) => h("span", { class: "prompt" }, before(left), h("span", { class: "gap" }, "▁"), right && !exact(left) && /^[\w(]/.test(right) ? " " : "", right);
   const oneCase = (lineAt, which, sequence) => {
     const c = data.cases, line = data.lines[lineAt], v = data.verdicts;
     const row = data.rows.find((r) => r.line === lineAt && r.case === which && r.sequence === sequence);
@@ -509,7 +511,7 @@
     const edit = e.line.findIndex((l, i) => l === lineAt && e.case[i] === which && e.sequence[i] === sequence);
     say(`${t("id")}: ${full(line)}`);
     // a text as the second argument would have its "$" read as a command
-    const pattern = `${t("prompt")} ▁${t("suffix")}`.replace("{}", () => t("subject"));
+    const pattern = `${before(t("prompt"))}▁${t("suffix")}`.replace("{}", () => t("subject"));
     const body = h("div", {}, h("p", {}, "Reading the answers…"));
     const others = data.rows.filter((r) => c.id[r.case] === c.id[which] && data.lines[r.line].task === line.task);
     const switcher = h("select", { id: "pick-line", onchange: (event) => { const o = others[event.target.value]; openCase(o.line, o.case, o.sequence); } },

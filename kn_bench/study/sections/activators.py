@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kn_bench.cases.case import EditRequest
+from kn_bench.cases.case import Cloze, EditRequest
 from kn_bench.localise.groups import Profile
 from kn_bench.localise.selection import Neuron, Neurons
 from kn_bench.measure.statistics import Interval, mean_interval, paired
@@ -70,8 +70,11 @@ def texts_of(request: EditRequest) -> list[str]:
     subject, thing = request.subject, request.target_true
 
     def said(who: str, what: str) -> str:
-        filled = request.prompt.replace("{}", who), request.suffix.replace("{}", who)
-        text = f"{filled[0]} {what}".rstrip() + (f" {filled[1]}" if filled[1][:1].isalnum() else "")
+        prompt, suffix = (part.replace("{}", who) for part in (request.prompt, request.suffix))
+        cloze = Cloze.parse(prompt, suffix)
+        text = f"{cloze.left}{cloze.gap_space}{what}".rstrip()
+        if cloze.right.lstrip()[:1].isalnum():
+            text += cloze.after_space + cloze.right
         return text[:1].upper() + text[1:]
 
     return [

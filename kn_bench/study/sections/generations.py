@@ -88,7 +88,7 @@ def _row(method: str, case: Case, measurement: Measurement) -> TableRow:
     request = case.request
     probe = next(p for p in case.probes if p.id == measurement.probe)
     keeps = measurement.criterion == "locality" or measurement.kind == "old_inverse"
-    before, after, right = measurement.before, measurement.after, probe.cloze.right
+    before, after = measurement.before, measurement.after
     if keeps:
         as_wanted = (before.gives_expected, before.gives_rejected) == (
             after.gives_expected,
@@ -96,12 +96,11 @@ def _row(method: str, case: Case, measurement: Measurement) -> TableRow:
         )
     else:
         as_wanted = after.gives_expected
-    space = "" if not right or right[0] in ".,;:!?'" else " "
     return (
         method,
         f"{request.subject}: {request.target_true} → {request.target_new}",
         measurement.criterion,
-        probe.cloze.left + probe.cloze.gap_space + "▁" + space + right,
+        probe.cloze.fill("▁"),
         before.generated.strip(),
         after.generated.strip(),
         "as before" if keeps else measurement.expected,

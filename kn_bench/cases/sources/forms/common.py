@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kn_bench.cases.building.fact_row import LeftOut, Neighbour, Portability
-from kn_bench.cases.case import RUN_ON, Cloze
+from kn_bench.cases.cloze import PLACE, RUN_ON, Cloze
 
 FRAME = "Q: {question} A:"
 """How a question is put to a base model."""
@@ -212,12 +212,11 @@ def cloze_of(prompt: str, *, question: bool | None = None) -> Cloze:
     """
     if "{}" in prompt:
         raise ValueError(f"the prompt {prompt!r}: expected the subject in full; write it for {{}}")
-    left, gap, right = prompt.partition("[Y]")
-    if gap:
-        return Cloze(left.rstrip(), right.lstrip())
+    if PLACE in prompt:
+        return Cloze.parse(prompt)
     if is_question(prompt) if question is None else question:
         return Cloze(framed(prompt), "")
-    return Cloze(prompt.rstrip(), ".")
+    return Cloze.parse(prompt.rstrip(), ".")
 
 
 def place_subject(prompt: str, subject: str) -> tuple[str, str]:
