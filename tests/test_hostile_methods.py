@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import math
 import random
+import sys
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
@@ -130,6 +132,11 @@ def changes_the_default_dtype(lm, requests):
 
 def turns_gradients_off(lm, requests):
     torch.set_grad_enabled(False)
+    return nothing(lm, requests)
+
+
+def leaves_little_stack(lm, requests):
+    sys.setrecursionlimit(len(inspect.stack(0)) + 20)
     return nothing(lm, requests)
 
 
@@ -323,6 +330,7 @@ TABLE = [
     Row(changes_the_config, LEFT.format("the model's config")),
     Row(changes_the_default_dtype, LEFT.format("torch's default dtype")),
     Row(turns_gradients_off, LEFT.format("torch's grad mode")),
+    Row(leaves_little_stack, LEFT.format("Python's recursion limit")),
     Row(doubles, LEFT.format("the model's parameters (dtype)")),
     Row(halves, LEFT.format("the model's parameters (dtype)")),
     Row(cuts_a_parameter, LEFT.format("the model's parameters")),

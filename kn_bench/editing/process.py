@@ -1,6 +1,7 @@
 """The settings of the process and the code that a model runs, as they are now, to be put back.
 
-settings    torch's default dtype and device, grad mode, autocast, precision, deterministic mode
+settings    torch's default dtype and device, grad mode, autocast, precision, deterministic mode,
+            and number of threads; Python's recursion limit
 hooks       those that torch calls for every module
 code        functions of the model's classes, of the modules that define them, and of torch
 """
@@ -62,6 +63,8 @@ def _set_default_device(device: torch.device) -> None:
 
 
 _SETTINGS = (
+    # first: what puts the others back needs the stack
+    _Setting("Python's recursion limit", sys.getrecursionlimit, sys.setrecursionlimit),
     _Setting("torch's default dtype", torch.get_default_dtype, torch.set_default_dtype),
     _Setting("torch's default device", torch.get_default_device, _set_default_device),
     _Setting("torch's grad mode", torch.is_grad_enabled, torch.set_grad_enabled),

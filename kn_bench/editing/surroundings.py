@@ -175,7 +175,8 @@ class Surroundings:
 
     def put_back(self) -> tuple[str, ...]:
         """Restore everything; return what differed, each named once."""
-        return tuple(dict.fromkeys(self._differences()))
+        process = list(self._process.put_back())  # first, as the rest runs under its settings
+        return tuple(dict.fromkeys([*self._differences(), *process]))
 
     def _differences(self) -> Iterator[str]:
         for ours in self._objects:
@@ -188,7 +189,6 @@ class Surroundings:
             vars(self._hf.config).clear()
             vars(self._hf.config).update(deepcopy(self._config))
             yield "the model's config"
-        yield from self._process.put_back()
 
     def _parameters_put_back(self) -> Iterator[str]:
         for parameter, dtype, device, wanted in self._parameters:
