@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
+from kn_bench.editing.process import refuse_changed_settings
 from kn_bench.editing.registry import MethodSpec, RegistryError
 from kn_bench.model import embedded, trial
 from kn_bench.model.trial import refuse_unloadable
@@ -57,6 +61,55 @@ def test_weights_that_are_missing_end_the_run_before_its_first_test(gpt2):
         f"ERROR: {gpt2}: expected weights for transformer.h.4.attn.c_attn.bias, "
     )
     assert not (gpt2.parent / "reports").exists()
+
+
+CHANGED = (
+    "expected torch's own settings before a method runs; a conftest or plug-in changed them when "
+    "it was imported: set them within the method, and back"
+)
+
+
+@contextmanager
+def double():
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("setting", "named"),
+    [
+        (torch.no_grad(), "torch.set_grad_enabled(False)"),
+        (torch.inference_mode(), "torch.set_grad_enabled(False)"),
+        (torch.autocast("cpu"), "torch.autocast"),
+        (double(), "torch.set_default_dtype(torch.float64)"),
+        (torch.device("meta"), "torch.set_default_device('meta')"),
+    ],
+)
+def test_a_setting_that_a_module_left_is_named(setting, named):
+    refuse_changed_settings()
+    with setting, pytest.raises(ValueError, match="torch's own") as refused:
+        refuse_changed_settings()
+    assert str(refused.value) == f"{named}: {CHANGED}"
+
+
+def test_a_plug_in_that_turns_gradients_off_as_it_is_imported_ends_the_run(tmp_path):
+    lines = "torch.set_grad_enabled(False)", "torch.set_default_dtype(torch.float64)"
+    (tmp_path / "mine.py").write_text("\n".join(("import torch", *lines)))
+    command = ("--model", "tiny-gpt2", "--method", "ft-l", "--relation", "P36", "--limit", "1")
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", ROOT / "suites", "-q", "-p", "mine", *command],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+    )
+    assert result.returncode == 4, result.stdout
+    assert result.stderr == f"ERROR: {' and '.join(lines)}: {CHANGED}\n\n"
+    assert not (tmp_path / "reports").exists()
 
 
 def test_cases_of_which_none_can_be_measured_are_refused_with_the_reasons(tmp_path):

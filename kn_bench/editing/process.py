@@ -83,6 +83,27 @@ _SETTINGS = (
 )
 
 
+def refuse_changed_settings() -> None:
+    """Refuse what a module set when it was imported: no method could be blamed for it, or spared.
+
+    Raises:
+        ValueError: one sentence, naming every such setting.
+    """
+    dtype, device = torch.get_default_dtype(), torch.get_default_device()
+    changed = {
+        "torch.set_grad_enabled(False)": not torch.is_grad_enabled(),
+        "torch.autocast": any(map(torch.is_autocast_enabled, _CASTING)),
+        f"torch.set_default_dtype({dtype})": dtype != torch.float32,
+        f"torch.set_default_device({str(device)!r})": device.type != "cpu",
+    }
+    if any(changed.values()):
+        names = " and ".join(name for name, differs in changed.items() if differs)
+        raise ValueError(
+            f"{names}: expected torch's own settings before a method runs; a conftest or plug-in "
+            "changed them when it was imported: set them within the method, and back"
+        )
+
+
 class _Code:
     """The functions of one class or module."""
 

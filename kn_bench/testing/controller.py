@@ -7,6 +7,7 @@ recorder when the first test of ours is known. All of it without torch.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -60,6 +61,10 @@ class RunController:
             self._methods = self._known_methods()
             chosen = [s for name, s in self._registry.methods.items() if name in self._methods]
             method_fixtures.refuse_unknown_fixtures(chosen, self._manager)
+            if "torch" in sys.modules:  # else nothing can have been set
+                from kn_bench.editing.process import refuse_changed_settings
+
+                refuse_changed_settings()
             self._choices = self._checked_choices()
             self.options, self._said = settled(self.options)
             self.plan: TestPlan = make_plan(self.options)

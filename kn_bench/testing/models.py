@@ -87,11 +87,13 @@ class Models:
         self._refused = reason
 
     def _load(self, name: str) -> Engine:
+        from kn_bench.editing.process import refuse_changed_settings
         from kn_bench.measure.engine import Engine
         from kn_bench.model import embedded
         from kn_bench.model.cache_folder import cache_folder
         from kn_bench.model.loading import load_model
 
+        refuse_changed_settings()
         with self._progress.task("loading"):
             model = load_model(
                 name,
