@@ -9,8 +9,10 @@ from scipy import stats
 
 from kn_bench.results.abilities import HEADERS, ability_tables
 from kn_bench.results.board import board
+from kn_bench.results.files import StoreError
 from kn_bench.results.leaderboard import TITLES, terminal_table
 from kn_bench.results.loading import load_runs
+from kn_bench.results.log import LOG
 from tests.test_leaderboard import write_asked
 
 LAST = 16
@@ -85,3 +87,29 @@ def test_sequences_that_agree_have_the_end_of_clopper_and_pearson(left):
     assert left(kept)[0]["known"] == f"100 {100 * stats.beta.ppf(0.025, 20, 1):.0f}–100"
     cells, _ = left(kept, kept, kept)
     assert cells["known"] == f"100 {100 * stats.beta.ppf(0.025, 3, 1):.0f}–100" == "100 29–100"
+
+
+def altered(tmp_path, run, change):
+    """A run of two sequences whose log is changed by hand."""
+    folder = write_asked(tmp_path, run, sequences=2)
+    (folder / LOG).write_text(change((folder / LOG).read_text()))
+    return folder
+
+
+def test_a_protocol_whose_sequences_have_no_checkpoint_has_no_table(tmp_path):
+    """Its method failed before the first: the board of all runs could not be drawn."""
+
+    def failed(log):
+        kept = [line for line in log.splitlines(keepends=True) if '"row":"curve"' not in line]
+        return "".join(kept).replace(f"sequence:{LAST}", "sequence:8")
+
+    runs = load_runs([write_asked(tmp_path, "one", sequences=2), altered(tmp_path, "two", failed)])
+    assert [table.title for table in ability_tables(runs, board(runs), TITLES)] == [
+        f"Facts, sequence:{LAST}: what is left"
+    ]
+
+
+def test_a_log_with_a_protocol_that_cannot_be_is_refused(tmp_path):
+    folder = altered(tmp_path, "one", lambda log: log.replace(f"sequence:{LAST}", "sequence:x"))
+    with pytest.raises(StoreError, match=r"jsonl: protocol 'sequence:x': expected single, batch:N"):
+        load_runs([folder])

@@ -72,6 +72,8 @@ def ability_tables(
     for group in groups:
         curves = curves_of(runs, group.protocol)
         curves = curves[curves["task"] == group.task]
+        if curves.empty:  # every sequence failed before its first checkpoint
+            continue
         curves = curves.assign(ended=_ended(curves, group.protocol, runs))
         own = [n for n in lines if _Group(n.name.task, n.name.protocol) == group]
         title = f"{titles[group.task]}, {group.protocol}: what is left"

@@ -12,6 +12,7 @@ import pandas as pd
 
 from kn_bench.cases.case import OPTIONAL_CRITERIA, Exclusion
 from kn_bench.measure.measurement import CONTROL
+from kn_bench.measure.protocols import parse_protocol
 from kn_bench.results.beside import KEY, canonical, merge, told_apart
 from kn_bench.results.codec import FormatError, decode
 from kn_bench.results.columns import frame_of, read_frames
@@ -101,6 +102,7 @@ def load_runs(folders: Sequence[Path], *, judge_again: bool = False) -> Runs:
     every, edits, exclusions, crashes, curves, generations = (
         _joined(frames, kind) for kind in FRAMES
     )
+    _check_protocols(every, by_label)
     repeated = every[every.duplicated(["run", *KEY])]
     if len(repeated):
         raise _doubled_verdict(by_label[repeated["run"].iloc[0]] / LOG)
@@ -194,6 +196,21 @@ def _check_scores(verdicts: pd.DataFrame, log: Path) -> None:
                 f"{column.removeprefix('verdict_')} {row[column]:g}: expected {low:g} to {high:g}; "
                 "the log was altered: use --judge-again, or measure again"
             )
+
+
+def _check_protocols(verdicts: pd.DataFrame, folders: Mapping[str, Path]) -> None:
+    """Refuse a log whose protocol cannot be: nobody can tell what its figures are.
+
+    Raises:
+        StoreError: naming the first such protocol.
+    """
+    for label, protocol in verdicts[["run", "protocol"]].drop_duplicates().to_numpy():
+        try:
+            parse_protocol(protocol)
+        except ValueError as error:
+            raise StoreError(
+                f"{folders[label] / LOG}: protocol {error}; the log was altered: measure again"
+            ) from None
 
 
 def _joined(frames: Mapping[str, Mapping[str, pd.DataFrame]], kind: str) -> pd.DataFrame:
