@@ -10,7 +10,6 @@ every tensor: a file that was changed or cut off is refused, never loaded as ano
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 from collections.abc import Mapping
 from contextlib import suppress
@@ -42,6 +41,7 @@ from kn_bench.editing.edit import (
 )
 from kn_bench.editing.memories import Codebook, Memory, SideWeights
 from kn_bench.editing.provenance import Provenance
+from kn_bench.editing.stored_numbers import NonFinite, Stored, finite, number, restored, stored
 from kn_bench.model.given import PATH, check_type
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.loaded import check_model
@@ -61,15 +61,6 @@ class EditFileError(ValueError):
 # -- what the header holds ---------------------------------------------------------------------
 
 
-class _NonFinite(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A number that JSON has no form for."""
-
-    number: Literal["nan", "inf", "-inf"]
-
-
-_Stored = bool | int | float | str | None | _NonFinite
-
-
 class _Kind(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
     """What an edit is, without its tensors."""
 
@@ -84,7 +75,7 @@ class _LowRank(_Kind, frozen=True, tag="low_rank"):
 
 class _Neurons(_Kind, frozen=True, tag="neurons"):
     layers: tuple[int, ...]
-    factors: tuple[float | _NonFinite, ...]
+    factors: tuple[float | NonFinite, ...]
 
 
 class _Dense(_Kind, frozen=True, tag="dense"):
@@ -118,12 +109,12 @@ class _Header(
 ):
     format: int
     edit: _AnyKind
-    notes: dict[str, _Stored]
+    notes: dict[str, Stored]
     # what follows up to sha256 is Provenance, field by field; fields with a default came later
     model: str
     model_hash: str
     method: str
-    settings: dict[str, _Stored]
+    settings: dict[str, Stored]
     case: str
     kn_bench: str
     dtype: str = ""
@@ -166,8 +157,8 @@ def save_edit(edit: Edit, path: str | Path, *, provenance: Provenance) -> None:
     kind = _plain(edit)
     try:
         tensors = _owned(tensors_of(edit))
-        source = _shared(provenance) | {"settings": _stored(provenance.settings)}
-        notes = _stored(edit.notes)
+        source = _shared(provenance) | {"settings": stored(provenance.settings)}
+        notes = stored(edit.notes)
         version = FORMAT if isinstance(kind, _Factored) else 1
         header = _Header(
             format=version, edit=kind, notes=notes, for_all=edit.for_all, sha256="", **source
@@ -219,7 +210,7 @@ def _plain(edit: Edit) -> _AnyKind:
         return _LowRank(tuple(int(update.layer) for update in edit.updates))
     if isinstance(edit, NeuronEdit) and kind is NeuronEdit:
         layers = tuple(int(scale.layer) for scale in edit.scales)
-        return _Neurons(layers, tuple(_finite(float(scale.factor)) for scale in edit.scales))
+        return _Neurons(layers, tuple(finite(float(scale.factor)) for scale in edit.scales))
     if isinstance(edit, DenseEdit) and kind is DenseEdit:
         factored = isinstance(edit.deltas, LowRankDeltas)
         return (_Factored if factored else _Dense)(tuple(edit.deltas))
@@ -260,22 +251,6 @@ def _owned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _shared(source: Provenance | _Header) -> dict[str, Any]:
     """Return the fields that a provenance and a header have in common."""
     return {each.name: getattr(source, each.name) for each in fields(Provenance)}
-
-
-def _stored(values: Mapping[str, Any]) -> dict[str, _Stored]:
-    return {str(name): _scalar(value) for name, value in values.items()}
-
-
-def _scalar(value: Any) -> _Stored:
-    """Return a value as JSON holds it; a numpy or torch scalar is unpacked."""
-    value = value.item() if hasattr(value, "item") else value
-    return _finite(value) if isinstance(value, float) else value
-
-
-def _finite(value: float) -> float | _NonFinite:
-    if math.isfinite(value):
-        return value
-    return _NonFinite("nan" if math.isnan(value) else "inf" if value > 0 else "-inf")
 
 
 def _sha256(header: _Header, tensors: Mapping[str, Tensor]) -> str:
@@ -347,7 +322,7 @@ def saved_provenance(path: str | Path) -> Provenance:
         EditFileError: as :func:`load_edit` does.
     """
     header, _ = _read(Path(path))
-    return Provenance(**_shared(header) | {"settings": _restored(header.settings)})
+    return Provenance(**_shared(header) | {"settings": restored(header.settings)})
 
 
 def _read(path: Path) -> tuple[_Header, dict[str, Tensor]]:
@@ -396,14 +371,14 @@ def _header(path: Path, text: str) -> _Header:
 
 
 def _unpacked(header: _Header, tensors: Mapping[str, Tensor]) -> Edit:
-    kind, notes = header.edit, _restored(header.notes)
+    kind, notes = header.edit, restored(header.notes)
     if isinstance(kind, _LowRank):
         updates = (LowRank(layer, tensors[f"{i}.u"], tensors[f"{i}.v"])
                    for i, layer in enumerate(kind.layers))  # fmt: skip
         return LowRankEdit(tuple(updates), notes=notes)
     if isinstance(kind, _Neurons):
         pairs = enumerate(zip(kind.layers, kind.factors, strict=True))
-        scales = (NeuronScale(layer, tensors[str(i)], _number(f)) for i, (layer, f) in pairs)
+        scales = (NeuronScale(layer, tensors[str(i)], number(f)) for i, (layer, f) in pairs)
         return NeuronEdit(tuple(scales), notes=notes)
     if isinstance(kind, _Dense):
         deltas = {name: tensors[str(i)] for i, name in enumerate(kind.names)}
@@ -422,11 +397,3 @@ def _unpacked(header: _Header, tensors: Mapping[str, Tensor]) -> Edit:
         form: type[Memory] = Codebook if kind.form == "Codebook" else SideWeights
         return MemoryEdit(kind.module, form(**tensors), kind.before_last, notes=notes)
     return NoEdit(notes=notes)
-
-
-def _restored(values: Mapping[str, _Stored]) -> dict[str, Any]:
-    return {name: _number(v) if isinstance(v, _NonFinite) else v for name, v in values.items()}
-
-
-def _number(value: float | _NonFinite) -> float:
-    return float(value.number) if isinstance(value, _NonFinite) else float(value)

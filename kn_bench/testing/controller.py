@@ -7,7 +7,6 @@ recorder when the first test of ours is known. All of it without torch.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -26,7 +25,13 @@ from kn_bench.model.source import on_hub, origin
 from kn_bench.model.trial import refuse_unloadable
 from kn_bench.testing import generations, method_fixtures, sequences, units
 from kn_bench.testing.devices import DevicePool, expand, sharing
-from kn_bench.testing.models import content_of, defined_for, fingerprint, refuse_unfit
+from kn_bench.testing.models import (
+    content_of,
+    defined_for,
+    fingerprint,
+    refuse_changed_settings,
+    refuse_unfit,
+)
 from kn_bench.testing.options import Options
 from kn_bench.testing.plan import TestPlan, limit_as_text, make_plan
 from kn_bench.testing.progress import progress_file
@@ -61,10 +66,7 @@ class RunController:
             self._methods = self._known_methods()
             chosen = [s for name, s in self._registry.methods.items() if name in self._methods]
             method_fixtures.refuse_unknown_fixtures(chosen, self._manager)
-            if "torch" in sys.modules:  # else nothing can have been set
-                from kn_bench.editing.process import refuse_changed_settings
-
-                refuse_changed_settings()
+            refuse_changed_settings()
             self._choices = self._checked_choices()
             self.options, self._said = settled(self.options)
             self.plan: TestPlan = make_plan(self.options)

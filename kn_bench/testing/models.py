@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -87,7 +88,6 @@ class Models:
         self._refused = reason
 
     def _load(self, name: str) -> Engine:
-        from kn_bench.editing.process import refuse_changed_settings
         from kn_bench.measure.engine import Engine
         from kn_bench.model import embedded
         from kn_bench.model.cache_folder import cache_folder
@@ -190,6 +190,18 @@ def refuse_unfit(choices: Choices, specs: Iterable[MethodSpec], names: Iterable[
 def defined_for(kind: Kind, model: str) -> bool:
     """Tell whether a method for models of ``kind`` may have a test on ``model``."""
     return kind == "any" or kind_of(model) in (kind, None)
+
+
+def refuse_changed_settings() -> None:
+    """Refuse what a conftest or plug-in set as it was imported; without torch it set nothing.
+
+    Raises:
+        ValueError: one sentence, naming every such setting.
+    """
+    if "torch" in sys.modules:
+        from kn_bench.editing import process
+
+        process.refuse_changed_settings()
 
 
 def fingerprint(name: str) -> str:
