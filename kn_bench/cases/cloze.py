@@ -35,7 +35,7 @@ Chinese and Japanese, with what :func:`is_unspaced` tells, and their rarer chara
 
 
 PLACE = "[Y]"
-"""Marks the answer's place in a prompt of the user's own."""
+"""Marks where the answer stands in a user's own prompt."""
 
 
 class Cloze(NamedTuple):

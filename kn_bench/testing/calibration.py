@@ -333,9 +333,9 @@ class _Timer:
             edits = edit_cases(method, cases)
         except NotApplicable:
             return None
-        made = [edit for edit in edits if not isinstance(edit, NotApplicable)]
-        changed = sum(not isinstance(edit, NoEdit) for edit in made)
-        return changed / len(edits) if made else None
+        if all(isinstance(edit, NotApplicable) for edit in edits):
+            return None
+        return sum(not isinstance(edit, NotApplicable | NoEdit) for edit in edits) / len(edits)
 
     def _looking(self, cases: Sequence[Case]) -> float:
         """Return the seconds that an edit's share of a sequence's checkpoints takes."""
