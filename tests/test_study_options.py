@@ -1,6 +1,7 @@
 """The options that say how much a study looks at: each reaches the study, and does what it says."""
 
 import re
+import shutil
 from dataclasses import replace
 from importlib import import_module
 
@@ -10,9 +11,11 @@ from typer.testing import CliRunner
 import kn_bench as kn
 from kn_bench.commands import runner
 from kn_bench.commands import study as study_command
+from kn_bench.model import embedded
 from kn_bench.model.loading import load_model
 from kn_bench.study.material import Material, StudySettings
 from kn_bench.study.sections.tracing import traced
+from kn_bench.study.sizes import PARADIGMS, SIZES, sample_of, settings_for
 from tests.made_up_study import SETTINGS, made_up_cases
 from tests.tiny_models import tiny_model
 
@@ -32,23 +35,23 @@ def asked_for(monkeypatch):
 
 @pytest.mark.parametrize("name", ["facts", "prompts", "edited", "traced", "samples", "sampled"])
 def test_a_number_reaches_the_study_and_is_positive(name, asked_for, tmp_path):
-    arguments = ["any", "-o", str(tmp_path), f"--{name}"]
+    arguments = ["tiny-bert", "-o", str(tmp_path), f"--{name}"]
     result = CliRunner().invoke(study_command.app, [*arguments, "17"])
     assert result.exit_code == 0, result.output
     ((request, settings),) = asked_for
     assert vars(settings) == vars(StudySettings()) | {name: 17}
-    assert not request.known
+    assert request.known is None
     assert CliRunner().invoke(study_command.app, [*arguments, "0"]).exit_code == 2
     assert len(asked_for) == 1
 
 
-@pytest.mark.parametrize("name", ["study", "trace"])
+@pytest.mark.parametrize("name", ["study", "trace", "localise"])
 def test_known_reaches_the_request(name, asked_for, tmp_path):
     app = import_module(f"kn_bench.commands.{name}").app
-    result = CliRunner().invoke(app, ["any", "-o", str(tmp_path), "--known"])
-    assert result.exit_code == 0, result.output
-    ((request, _),) = asked_for
-    assert request.known
+    for flag in ("--known", "--no-known"):
+        result = CliRunner().invoke(app, ["any", "-o", str(tmp_path), flag])
+        assert result.exit_code == 0, result.output
+    assert [request.known for request, _ in asked_for] == [True, False]
 
 
 def material(**settings):
@@ -104,3 +107,63 @@ def test_known_keeps_the_facts_that_the_model_answers_and_all_pairs(capsys):
     assert re.search(r"tiny-gpt2 knows \d of 9 facts asked", capsys.readouterr().err)
     with pytest.raises(ValueError, match="--known: tiny-gpt2 answers none of 1 facts; name other"):
         runner.known_facts(lm, [wrong], seed=0)
+    assert runner.known_facts(lm, [wrong], seed=0, needed=False) == [wrong]
+    assert runner.known_facts(lm, cases[8:], seed=0) == cases[8:]
+
+
+# --- what is looked at when nobody says ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", ["./a-folder", "org/model", "smollm2-135m"])
+def test_a_model_of_the_users_own_is_looked_at_in_a_sample(model):
+    settings = settings_for(model, facts=None, prompts=7, corpus=None)
+    assert vars(settings) == vars(StudySettings()) | SIZES | {"prompts": 7}
+    assert all(vars(settings)[name] < vars(StudySettings())[name] for name in SIZES)
+    assert settings_for("tiny-gpt2", facts=None, prompts=7) == StudySettings(prompts=7)
+
+
+def test_the_sample_has_the_relations_with_most_criteria_and_the_papers_paradigms():
+    cases = kn.load_cases("embedded", limit=20)
+    facts = [case for case in cases if case.task == "fact"]
+    # by brute force: what is asked of the facts of each relation
+    asked = {
+        relation: sum(
+            len({probe.criterion for probe in case.probes})
+            for case in facts
+            if case.relation == relation
+        )
+        for relation in {case.relation for case in facts}
+    }
+    kept = sample_of(cases)
+    relations = {case.relation for case in kept if case.task == "fact"}
+    assert len(relations) == 3 < len(asked)
+    assert min(asked[r] for r in relations) >= max(
+        n for r, n in asked.items() if r not in relations
+    )
+    assert {case.relation for case in kept if case.task == "pair"} == set(PARADIGMS)
+    assert [case.id for case in kept] == [
+        c.id for c in cases if c.relation in {*relations, *PARADIGMS}
+    ]
+    assert sample_of(kept) == kept
+    assert sample_of([]) == []
+
+
+def test_a_model_of_the_users_own_is_asked_what_it_knows(tmp_path, monkeypatch, capsys):
+    folder = shutil.copytree(embedded.folder("tiny-gpt2"), tmp_path / "mine")
+    settings = settings_for(str(folder))
+
+    def loaded(**options):
+        return runner.load_material(
+            runner.Request(model=str(folder), output=None, cases=["embedded"], **options), settings
+        )
+
+    sampled = loaded()
+    told = capsys.readouterr().err
+    assert "knows" in told
+    names = {case.relation for case in sampled.cases}
+    assert len(names) == 6
+    assert f"looking at {', '.join(dict.fromkeys(c.relation for c in sampled.cases))};" in told
+    named = loaded(relations=["P36"], known=False)
+    assert {case.relation for case in named.cases} == {"P36"}
+    assert capsys.readouterr().err == ""
+    assert len(named.cases) > sum(case.relation == "P36" for case in sampled.cases)

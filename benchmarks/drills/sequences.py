@@ -53,7 +53,7 @@ class _Runs:
     """Runs in one folder, and the run that nobody touches."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder, self._output = folder, folder / "output.txt"
         (folder / "conftest.py").write_text(CONFTEST)
         started = time.monotonic()
         if self._start("--run", "whole").wait(PATIENCE) != 0:
@@ -78,17 +78,19 @@ class _Runs:
             if status == 0:
                 break
         if not (status == 0 and read_manifest(folder).finished):
-            row.fault("unended", run)
+            said = self._output.read_text(errors="replace")[-200:]
+            row.fault("unended", f"{run} exits {status}: {said}")
         row.compare(self._rows(run), self.whole, run)
 
     def _start(self, *args: str) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            [*COMMAND, *args],
-            cwd=self.folder,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        with self._output.open("w") as output:
+            return subprocess.Popen(
+                [*COMMAND, *args],
+                cwd=self.folder,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
 
     def _kill(
         self, process: subprocess.Popen[bytes], folder: Path, dice: random.Random, row: DrillRow

@@ -26,15 +26,16 @@ def command(
     cases: options.Cases = None,
     relation: options.Relations = None,
     paradigm: options.Paradigms = None,
-    facts: options.Facts = 6,
-    prompts: options.Prompts = 20,
+    known: options.Known = None,
+    facts: options.Facts = None,
+    prompts: options.Prompts = None,
     seed: options.Seed = 0,
     device: options.Device = "cpu",
     dtype: options.Dtype = "float32",
     again: options.Again = False,
 ) -> None:
     """Run one section of the study and print its findings and tables."""
-    from kn_bench.study.material import StudySettings
+    from kn_bench.study.sizes import settings_for
 
     request = Request(
         model=model,
@@ -42,9 +43,10 @@ def command(
         cases=cases,
         relations=relation,
         paradigms=paradigm,
+        known=known,
         device=device,
         dtype=dtype,
         again=again,
     )
-    settings = StudySettings(facts=facts, prompts=prompts, seed=seed)
+    settings = settings_for(model, facts=facts, prompts=prompts, seed=seed)
     run_sections([name], request, settings)

@@ -17,8 +17,9 @@ def command(
     cases: options.Cases = None,
     relation: options.Relations = None,
     paradigm: options.Paradigms = None,
-    facts: options.Facts = 6,
-    prompts: options.Prompts = 20,
+    known: options.Known = None,
+    facts: options.Facts = None,
+    prompts: options.Prompts = None,
     ablation: options.AblationScope = "ranked",
     seed: options.Seed = 0,
     device: options.Device = "cpu",
@@ -30,7 +31,7 @@ def command(
     Compares facts with syntax, four attributions, and selection with and without a maximum number
     of neurons. Every figure comes with its interval and its null.
     """
-    from kn_bench.study.material import StudySettings
+    from kn_bench.study.sizes import settings_for
 
     request = Request(
         model=model,
@@ -38,9 +39,10 @@ def command(
         cases=cases,
         relations=relation,
         paradigms=paradigm,
+        known=known,
         device=device,
         dtype=dtype,
         again=again,
     )
-    settings = StudySettings(ablation=ablation, facts=facts, prompts=prompts, seed=seed)
+    settings = settings_for(model, ablation=ablation, facts=facts, prompts=prompts, seed=seed)
     run_sections(["determiners", "levels"], request, settings)

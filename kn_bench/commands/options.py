@@ -62,8 +62,20 @@ Relations = Annotated[
 Paradigms = Annotated[
     list[str] | None, typer.Option("--paradigm", help="Use only this BLiMP paradigm. Repeatable.")
 ]
-Facts = Annotated[int, _positive("Number of facts per relation whose neurons are located.")]
-Prompts = Annotated[int, _positive("Maximum number of prompts per fact and of pairs per class.")]
+Facts = Annotated[
+    int | None,
+    _positive(
+        "Number of facts per relation whose neurons are located. Default: 6, of a model of your "
+        "own 3."
+    ),
+]
+Prompts = Annotated[
+    int | None,
+    _positive(
+        "Maximum number of prompts per fact and of pairs per class. Default: 20, of a model of "
+        "your own 4."
+    ),
+]
 Corpus = Annotated[
     Path | None,
     typer.Option(help="Text file in which to count co-occurrence of modifiers.", exists=True),
@@ -88,5 +100,9 @@ Again = Annotated[
 Markdown = Annotated[bool, typer.Option("--markdown", help="Print tables as Markdown.")]
 Reports = Annotated[Path, typer.Option(help="Folder that contains the runs.")]
 Known = Annotated[
-    bool, typer.Option("--known", help="Use only facts that the model answers unedited.")
+    bool | None,
+    typer.Option(
+        "--known/--no-known",
+        help="Use only facts that the model answers unedited. Default: for a model of your own.",
+    ),
 ]

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from kn_bench.localise.selection import Neuron
     from kn_bench.model.language_model import LanguageModel
     from kn_bench.study.material import Material, StudySettings
+    from kn_bench.study.processes import Workers
     from kn_bench.study.runner import Part, StudyStep
     from kn_bench.study.writing import WrittenSection
 
@@ -37,7 +39,8 @@ class Request:
         output: folder to write; None only prints.
         cases: sources; None for those that suit the model.
         relations, paradigms: what to keep of them; everything when both are empty.
-        known: keep only facts that the model answers, of those first drawn of each relation.
+        known: keep only facts that the model answers, of those first drawn of each relation; None
+            for a model of the user's own.
         device, dtype: how the model is loaded.
         again: recompute what the folder already has.
     """
@@ -47,18 +50,24 @@ class Request:
     cases: Sequence[str] | None = None
     relations: Sequence[str] | None = None
     paradigms: Sequence[str] | None = None
-    known: bool = False
+    known: bool | None = None
     device: str = "cpu"
     dtype: str = "float32"
     again: bool = False
 
 
 def run_sections(
-    names: Sequence[str] | None, request: Request, settings: StudySettings, *, show: bool = True
+    names: Sequence[str] | None,
+    request: Request,
+    settings: StudySettings,
+    *,
+    workers: int | None = 1,
+    show: bool = True,
 ) -> None:
     """Run the sections called ``names`` (all when None), then print or point at what they found.
 
     Args:
+        workers: processes to compute them; None for as many as suit the machine.
         show: print findings and tables even if they are also written to a folder.
 
     Raises:
@@ -69,12 +78,13 @@ def run_sections(
 
     chosen = parts(names)
     material = load_material(request, settings)
+    processes = _workers(request, material, workers)
     if request.output is None:
         with TemporaryDirectory() as temporary:
-            _print(_run(material, chosen, Path(temporary), again=True))
+            _print(_run(material, chosen, Path(temporary), processes, again=True))
         typer.echo("give -o DIR to keep tables, figures and a page")
         return
-    written = _run(material, chosen, request.output, again=request.again)
+    written = _run(material, chosen, request.output, processes, again=request.again)
     if show:
         _print(written)
     typer.echo(f"written to {request.output / 'index.html'}")
@@ -98,6 +108,7 @@ def load_material(request: Request, settings: StudySettings) -> Material:
             that the model does not have.
     """
     from kn_bench.study.material import Material
+    from kn_bench.study.sizes import is_sampled, sample_of
 
     wanted = [*(request.relations or ()), *(request.paradigms or ())]
     cases = load_cases(request.model, request.cases, wanted, settings.seed)
@@ -108,16 +119,25 @@ def load_material(request: Request, settings: StudySettings) -> Material:
                 f"neuron '{layer}:{unit}' of {request.model}: expected a layer from 0 to "
                 f"{lm.n_layers - 1} and a number from 0 to {lm.d_mlp - 1}"
             )
-    if request.known:
-        cases = known_facts(lm, cases, settings.seed)
+    own = is_sampled(request.model)
+    if request.known or (request.known is None and own):
+        cases = known_facts(lm, cases, settings.seed, needed=bool(request.known))
+    if own and not wanted:
+        cases = sample_of(cases)
+        names = dict.fromkeys(case.relation for case in cases)
+        typer.echo(
+            f"looking at {', '.join(names)}; name others by --relation and --paradigm", err=True
+        )
     return Material(lm, cases, settings)
 
 
-def known_facts(lm: LanguageModel, cases: Sequence[Case], seed: int) -> list[Case]:
+def known_facts(
+    lm: LanguageModel, cases: Sequence[Case], seed: int, *, needed: bool = True
+) -> list[Case]:
     """Return the pairs, and of the facts first drawn of each relation those that ``lm`` answers.
 
     Raises:
-        ValueError: when it answers none.
+        ValueError: when it answers none and that was ``needed``; else all cases are returned.
     """
     from kn_bench.cases.sampling import stable_hash
     from kn_bench.measure.engine import Engine
@@ -133,13 +153,17 @@ def known_facts(lm: LanguageModel, cases: Sequence[Case], seed: int) -> list[Cas
         for facts in by_relation.values()
         for case in sorted(facts, key=lambda case: stable_hash(seed, case.id))[:ASKED]
     ]
+    if not asked:
+        return list(cases)
     ids = known_ids(Engine(lm, cache=cache_folder() / "answers"), asked)
     typer.echo(f"{lm.name} knows {len(ids)} of {len(asked)} facts asked", err=True)
     kept = [case for case in cases if case.task == "pair" or case.id in ids]
-    if not kept or (asked and not ids):
+    if not ids and not needed:
+        return list(cases)
+    if not ids:
         raise ValueError(
             f"--known: {lm.name} answers none of {len(asked)} facts; name other relations, or "
-            "leave --known out"
+            "give --no-known"
         )
     return kept
 
@@ -203,13 +227,37 @@ def parse_neurons(texts: Sequence[str] | None) -> tuple[Neuron, ...]:
     return tuple(neurons)
 
 
+def _workers(request: Request, material: Material, number: int | None) -> Workers:
+    """Return the processes that compute sections, as many as suit the machine when None."""
+    from kn_bench.study.processes import Workers
+    from kn_bench.testing.devices import workers_for
+
+    if number is None:
+        weights = sum(p.numel() * p.element_size() for p in material.lm.hf.parameters())
+        number = workers_for(weights) if request.device == "cpu" else 1
+    load = partial(_loaded_beside, request.model, request.device, request.dtype, number)
+    return Workers(number, load)
+
+
+def _loaded_beside(model: str, device: str, dtype: str, number: int, place: int) -> LanguageModel:
+    """Load a model in one of ``number`` processes, which share the cores and the terminal."""
+    from kn_bench.model.loading import load_model
+    from kn_bench.model.progress import Bars
+    from kn_bench.testing.devices import settle
+
+    settle(number, [model])
+    lm = load_model(model, device=device, dtype=dtype)
+    lm.progress = Bars(position=place + 1)
+    return lm
+
+
 def _run(
-    material: Material, chosen: Sequence[Part], folder: Path, *, again: bool
+    material: Material, chosen: Sequence[Part], folder: Path, workers: Workers, *, again: bool
 ) -> list[WrittenSection]:
     from kn_bench.study.runner import run_study
 
     with _progress(chosen) as tell:
-        return run_study(material, chosen, folder, tell=tell, again=again)
+        return run_study(material, chosen, folder, workers=workers, tell=tell, again=again)
 
 
 @contextmanager

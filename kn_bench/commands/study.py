@@ -24,32 +24,60 @@ def command(
     cases: options.Cases = None,
     relation: options.Relations = None,
     paradigm: options.Paradigms = None,
-    known: options.Known = False,
-    facts: options.Facts = 6,
-    prompts: options.Prompts = 20,
+    known: options.Known = None,
+    facts: options.Facts = None,
+    prompts: options.Prompts = None,
     edited: Annotated[
-        int, typer.Option(help="Cases of each relation that are edited and measured.", min=1)
-    ] = 8,
+        int | None,
+        typer.Option(
+            help="Cases of each relation that are edited and measured. Default: 8, of a model of "
+            "your own 4.",
+            min=1,
+        ),
+    ] = None,
     traced: Annotated[
-        int, typer.Option(help="Prompts traced of each relation and paradigm.", min=1)
-    ] = 3,
+        int | None,
+        typer.Option(
+            help="Prompts traced of each relation and paradigm. Default: 3, of a model of your own "
+            "2.",
+            min=1,
+        ),
+    ] = None,
     samples: Annotated[int, typer.Option(help="Samples of the noise in a trace.", min=1)] = 10,
     sampled: Annotated[
-        int, typer.Option(help="Groups of each task for what is costly to compute.", min=1)
-    ] = 12,
+        int | None,
+        typer.Option(
+            help="Groups of each task for what is costly to compute. Default: 12, of a model of "
+            "your own 3.",
+            min=1,
+        ),
+    ] = None,
     corpus: options.Corpus = None,
     ablation: options.AblationScope = "ranked",
     seed: options.Seed = 0,
     device: options.Device = "cpu",
     dtype: options.Dtype = "float32",
     again: options.Again = False,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            "-n",
+            "--workers",
+            help="Processes that compute sections. Default: one a core where memory allows, on a "
+            "GPU one.",
+            min=1,
+        ),
+    ] = None,
 ) -> None:
     """Run the whole study and write tables, figures and one HTML page to a folder.
+
+    Of a model of your own it looks at a sample: three relations and three paradigms, unless you
+    name them, and few cases of each.
 
     Sections that the folder already has are kept unless cases, settings or code changed. A folder
     that holds the study of another model is refused.
     """
-    from kn_bench.study.material import StudySettings
+    from kn_bench.study.sizes import settings_for
 
     request = Request(
         model=model,
@@ -62,7 +90,8 @@ def command(
         dtype=dtype,
         again=again,
     )
-    settings = StudySettings(
+    settings = settings_for(
+        model,
         ablation=ablation,
         facts=facts,
         prompts=prompts,
@@ -73,4 +102,4 @@ def command(
         corpus=corpus,
         seed=seed,
     )
-    run_sections(only, request, settings, show=False)
+    run_sections(only, request, settings, workers=workers, show=False)

@@ -19,10 +19,15 @@ def command(
     cases: options.Cases = None,
     relation: options.Relations = None,
     paradigm: options.Paradigms = None,
-    known: options.Known = False,
+    known: options.Known = None,
     prompts: Annotated[
-        int, typer.Option(help="Number of prompts per relation and paradigm.", min=1)
-    ] = 3,
+        int | None,
+        typer.Option(
+            help="Number of prompts per relation and paradigm. Default: 3, of a model of your own "
+            "2.",
+            min=1,
+        ),
+    ] = None,
     samples: Annotated[int, typer.Option(help="Number of noise samples per prompt.", min=1)] = 10,
     window: Annotated[
         int | None,
@@ -38,7 +43,7 @@ def command(
     again: options.Again = False,
 ) -> None:
     """Trace which hidden states carry an answer, by token position (Figure 9 of the paper)."""
-    from kn_bench.study.material import StudySettings
+    from kn_bench.study.sizes import settings_for
 
     request = Request(
         model=model,
@@ -51,5 +56,5 @@ def command(
         dtype=dtype,
         again=again,
     )
-    settings = StudySettings(traced=prompts, samples=samples, window=window, seed=seed)
+    settings = settings_for(model, traced=prompts, samples=samples, window=window, seed=seed)
     run_sections(["tracing"], request, settings)

@@ -62,16 +62,24 @@ class Bars:
 
     Args:
         file: where to draw; standard error when None.
+        position: line of the bars below the cursor; None lets them follow one another.
     """
 
-    def __init__(self, file: TextIO | None = None) -> None:
-        self._file = file
+    def __init__(self, file: TextIO | None = None, position: int | None = None) -> None:
+        self._file, self._position = file, position
 
     @contextmanager
     def task(self, what: str, total: float | None = None) -> Iterator[Advance]:
         file = self._file or sys.stderr
         if file.isatty():
-            with tqdm(desc=what, total=total, file=file, leave=False, mininterval=0.5) as bar:
+            with tqdm(
+                desc=what,
+                total=total,
+                file=file,
+                leave=False,
+                mininterval=0.5,
+                position=self._position,
+            ) as bar:
                 yield bar.update
             return
         yield _Lines(what, total, file).advance

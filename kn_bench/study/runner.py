@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import kn_bench
@@ -15,6 +16,7 @@ from kn_bench.study.html import index_html
 from kn_bench.study.markdown import index_markdown
 from kn_bench.study.material import Material
 from kn_bench.study.page import NothingToShow, Section
+from kn_bench.study.processes import Workers, in_processes
 from kn_bench.study.writing import (
     WORDS,
     Origin,
@@ -32,7 +34,7 @@ class Part:
     Attributes:
         id: name of the section and its folder.
         title: title shown while it runs.
-        run: computes the section.
+        run: computes the section; it is pickled where another process computes it.
         sources: source files of the code that computes it.
     """
 
@@ -48,7 +50,7 @@ class StudyStep:
 
     Attributes:
         part: the section.
-        number: number of sections before it.
+        number: number of sections done before.
         state: ``begins``, ``kept`` or ``done``.
         seconds: time it took.
     """
@@ -64,6 +66,7 @@ def run_study(
     parts: Sequence[Part],
     folder: Path,
     *,
+    workers: Workers | None = None,
     tell: Callable[[StudyStep], None] = lambda _: None,
     again: bool = False,
 ) -> list[WrittenSection]:
@@ -73,37 +76,72 @@ def run_study(
     sections in ``folder`` that are not among ``parts``; those of other origin say so.
 
     Args:
+        workers: processes to compute several sections at a time; None for this one alone.
         tell: called with every progress report.
         again: recompute all sections.
 
     Raises:
-        ValueError: for a folder that holds the study of another model, before anything is computed.
+        ValueError: for a folder that holds the study of another model, before anything is computed;
+            when a worker was killed.
     """
     origin = origin_of(material)
     refuse_another_model(folder, origin)
-    written = []
-    for number, part in enumerate(parts):
-        key = section_key(origin, part)
-        kept = None if again else read_section(folder / part.id)
-        if kept is not None and kept.key == key and is_whole(kept, folder / part.id):
-            tell(StudyStep(part, number, "kept", kept.seconds))
-            written.append(kept)
-            continue
-        tell(StudyStep(part, number, "begins"))
-        started = time.perf_counter()
-        try:
-            section = part.run(material)
-        except NothingToShow as reason:
-            section = Section(part.id, part.title, "", (), notes=(str(reason),))
-        seconds = time.perf_counter() - started
-        written.append(write_section(section, folder / part.id, key, seconds, origin))
-        tell(StudyStep(part, number, "done", seconds))
-    done = {section.id for section in written}
-    others = [carried(found, origin) for found in sections_in(folder) if found.id not in done]
-    everything = in_order([*written, *others], parts)
+    written: dict[str, WrittenSection] = {}
+    for part in parts:
+        kept = None if again else kept_section(folder, part, origin)
+        if kept is not None:
+            tell(StudyStep(part, len(written), "kept", kept.seconds))
+            written[part.id] = kept
+    left = [part for part in parts if part.id not in written]
+
+    def begins(part: Part) -> None:
+        tell(StudyStep(part, len(written), "begins"))
+
+    for part, section in _computed(
+        material, left, partial(compute_into, folder, origin), workers, begins
+    ):
+        tell(StudyStep(part, len(written), "done", section.seconds))
+        written[part.id] = section
+    others = [carried(found, origin) for found in sections_in(folder) if found.id not in written]
+    everything = in_order([*written.values(), *others], parts)
     write_text(folder / "index.html", index_html(material, everything, folder))
     write_text(folder / "README.md", index_markdown(material.lm.name, everything))
-    return written
+    return [written[part.id] for part in parts]
+
+
+def kept_section(folder: Path, part: Part, origin: Origin) -> WrittenSection | None:
+    """Return the section of ``folder`` that computing ``part`` would write again; None without."""
+    kept = read_section(folder / part.id)
+    if kept is None or kept.key != section_key(origin, part):
+        return None
+    return kept if is_whole(kept, folder / part.id) else None
+
+
+def compute_into(folder: Path, origin: Origin, material: Material, part: Part) -> WrittenSection:
+    """Compute ``part`` and write it to ``folder``."""
+    started = time.perf_counter()
+    try:
+        section = part.run(material)
+    except NothingToShow as reason:
+        section = Section(part.id, part.title, "", (), notes=(str(reason),))
+    seconds = time.perf_counter() - started
+    return write_section(section, folder / part.id, section_key(origin, part), seconds, origin)
+
+
+def _computed(
+    material: Material,
+    parts: Sequence[Part],
+    compute: Callable[[Material, Part], WrittenSection],
+    workers: Workers | None,
+    begins: Callable[[Part], None],
+) -> Iterator[tuple[Part, WrittenSection]]:
+    """Yield each part with its section: in order, or from several processes as they are done."""
+    if workers is not None and min(workers.number, len(parts)) > 1:
+        yield from in_processes(material, parts, compute, workers, begins)
+        return
+    for part in parts:
+        begins(part)
+        yield part, compute(material, part)
 
 
 def in_order(written: Sequence[WrittenSection], parts: Sequence[Part]) -> list[WrittenSection]:

@@ -5,8 +5,9 @@ Each is a module or a small package with ``run(material) -> Section``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
@@ -76,15 +77,12 @@ def _part(name: str) -> Part:
     entry = SECTIONS[name]
     here = Path(__file__).parent
     sources = sorted([*here.glob(f"{entry.module}.py"), *here.glob(f"{entry.module}/*.py")])
-    return Part(name, entry.title, _runner(entry), tuple(sources))
+    return Part(name, entry.title, partial(_run, entry), tuple(sources))
 
 
-def _runner(entry: SectionEntry) -> Callable[[Material], Section]:
-    def run(material: Material) -> Section:
-        # imported when it is run: help on the command line needs none of it
-        section: Section = import_module(f"{__name__}.{entry.module}").run(material)
-        if entry.on_groups:
-            section = replace(section, notes=(*section.notes, *material.left_out))
-        return section
-
-    return run
+def _run(entry: SectionEntry, material: Material) -> Section:
+    # imported when it is run: help on the command line needs none of it
+    section: Section = import_module(f"{__name__}.{entry.module}").run(material)
+    if entry.on_groups:
+        section = replace(section, notes=(*section.notes, *material.left_out))
+    return section
