@@ -41,7 +41,8 @@ real: $(READY)
 bench-real: real
 	$(BIN)/python -m pytest suites/ -n auto --model smollm2-135m --known --limit 10 \
 	  --relation P1376 --relation P37 \
-	  --paradigm determiner_noun_agreement_1 --paradigm determiner_noun_agreement_irregular_1 $(ARGS)
+	  --paradigm determiner_noun_agreement_1 \
+	  --paradigm irregular_plural_subject_verb_agreement_1 $(ARGS)
 
 # what takes long, and what needs the real model
 slow: real
