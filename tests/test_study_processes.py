@@ -5,6 +5,7 @@ import signal
 import time
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -26,8 +27,13 @@ def load(family, place):
 
 
 def own_process(material, job):
-    time.sleep(0.2)  # so that the other process has its turn
-    return job, os.getpid(), material.lm.name, len(material.cases)
+    """Wait until two processes have begun a job."""
+    folder, name = job
+    (folder / str(os.getpid())).touch()
+    ends = time.monotonic() + 120
+    while len(list(folder.iterdir())) < 2 and time.monotonic() < ends:
+        time.sleep(0.01)
+    return name, os.getpid(), material.lm.name, len(material.cases), signal.getsignal(signal.SIGINT)
 
 
 def dies(material, job):
@@ -71,16 +77,20 @@ def test_processes_compute_what_one_computes(material, tmp_path):
     assert [step.state for step in steps[-3:]] == ["kept"] * 3
 
 
-def test_two_processes_share_the_jobs(material):
-    begun: list[str] = []
-    done = in_processes(material, "abcdef", own_process, two(), begun.append)
+def test_two_processes_share_the_jobs(material, tmp_path):
+    jobs = [(tmp_path, name) for name in "abcdef"]
+    begun: list[tuple[Path, str]] = []
+    done = in_processes(material, jobs, own_process, two(), begun.append)
     results = [result for _, result in done]
-    assert begun == list("abcdef")
-    assert sorted(job for job, *_ in results) == begun
+    assert begun == jobs
+    assert sorted(name for name, *_ in results) == list("abcdef")
     processes = {process for _, process, *_ in results}
     assert len(processes) == 2
     assert os.getpid() not in processes
-    assert {(name, n) for *_, name, n in results} == {(material.lm.name, len(material.cases))}
+    # Ctrl-C reaches the process that ends the others, and it alone
+    rest = {tuple(rest) for _, _, *rest in results}
+    assert rest == {(material.lm.name, len(material.cases), signal.SIG_IGN)}
+    assert signal.getsignal(signal.SIGINT) != signal.SIG_IGN
 
 
 def test_a_process_that_is_killed_is_told_in_a_sentence(material):

@@ -11,15 +11,20 @@ memory-mapped, so that the processes share them.
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Generator, Sequence
+import pickle
+import signal
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, TypeVar
 
-from kn_bench.cases.case import Case
 from kn_bench.model.language_model import LanguageModel
-from kn_bench.study.material import Material, StudySettings
+from kn_bench.study.material import Material
 
 if TYPE_CHECKING:
     from multiprocessing.sharedctypes import Synchronized
@@ -59,9 +64,12 @@ def in_processes(
         ValueError: one sentence, when a process was killed; what ``compute`` raises.
     """
     context = multiprocessing.get_context("spawn")
-    places = context.Value("i", 0)
-    start = (workers.load, material.cases, material.settings, places)
     number = min(workers.number, len(jobs))
+    # by a file: a pipe would hold up each start until the process before has imported torch
+    shared = TemporaryDirectory()
+    path = Path(shared.name, "material.pickle")
+    path.write_bytes(pickle.dumps((material.cases, material.settings)))
+    start = (workers.load, path, context.Value("i", 0))
     pool = ProcessPoolExecutor(number, context, initializer=_start, initargs=start)
     waiting = list(reversed(jobs))
     running: dict[Future[Result], Job] = {}
@@ -70,7 +78,8 @@ def in_processes(
             while waiting and len(running) < number:
                 job = waiting.pop()
                 tell(job)
-                running[pool.submit(_compute, compute, job)] = job
+                with _deaf_to_interrupts():
+                    running[pool.submit(_compute, compute, job)] = job
             done, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
                 yield running.pop(future), future.result()
@@ -85,23 +94,32 @@ def in_processes(
             for process in multiprocessing.active_children():
                 process.terminate()
         pool.shutdown(cancel_futures=True)
+        shared.cleanup()
+
+
+@contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """Start processes that Ctrl-C does not reach: this one ends them, without a traceback each."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 _material: Material | None = None
 """In a process of the pool: what it works on."""
 
 
-def _start(
-    load: Callable[[int], LanguageModel],
-    cases: Sequence[Case],
-    settings: StudySettings,
-    places: Synchronized[int],
-) -> None:
+def _start(load: Callable[[int], LanguageModel], path: Path, places: Synchronized[int]) -> None:
     global _material
     with places.get_lock():
         place = places.value
         places.value += 1
-    _material = Material(load(place), cases, settings)
+    _material = Material(load(place), *pickle.loads(path.read_bytes()))
 
 
 def _compute(compute: Callable[[Material, Job], Result], job: Job) -> Result:
