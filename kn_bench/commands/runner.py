@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 ASKED = 24
 """Facts of each relation that --known asks."""
+AT_MOST = 4
+"""Processes started when nobody says: the longest section takes a quarter of the whole study."""
 ALL_CASES = 200
 """Cases loaded of each relation and paradigm; no section looks at more."""
 
@@ -234,7 +236,7 @@ def _workers(request: Request, material: Material, number: int | None) -> Worker
 
     if number is None:
         weights = sum(p.numel() * p.element_size() for p in material.lm.hf.parameters())
-        number = workers_for(weights) if request.device == "cpu" else 1
+        number = min(AT_MOST, workers_for(weights)) if request.device == "cpu" else 1
     load = partial(_loaded_beside, request.model, request.device, request.dtype, number)
     return Workers(number, load)
 
@@ -244,9 +246,12 @@ def _loaded_beside(model: str, device: str, dtype: str, number: int, place: int)
     from kn_bench.model.loading import load_model
     from kn_bench.model.progress import Bars
     from kn_bench.testing.devices import settle
+    from kn_bench.testing.models import TOGETHER
 
     settle(number, [model])
     lm = load_model(model, device=device, dtype=dtype)
+    if device == "cpu":
+        lm.batcher.memory = min(lm.batcher.memory, TOGETHER // number)
     lm.progress = Bars(position=place + 1)
     return lm
 

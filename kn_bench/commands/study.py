@@ -63,8 +63,8 @@ def command(
         typer.Option(
             "-n",
             "--workers",
-            help="Processes that compute sections. Default: one a core where memory allows, on a "
-            "GPU one.",
+            help="Processes that compute sections. Default: one a core, four at most, where memory "
+            "allows; on a GPU one.",
             min=1,
         ),
     ] = None,
