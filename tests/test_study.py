@@ -351,3 +351,16 @@ def test_layers_are_labelled_so_that_no_label_lies_on_another(n):
     axes = figure.subplots()
     plots.heat_map(axes, np.zeros((2, n)), rows=["a", "b"], columns=[str(i) for i in range(n)])
     assert [int(label.get_text()) for label in axes.get_xticklabels()] == places
+
+
+@pytest.mark.parametrize("name", ["choice", "erasing", "levels"])
+def test_a_section_that_needs_two_prompts_says_so(name):
+    cases = [case for case in made_up_cases() if case.task == "fact"]
+    single = [
+        dataclasses.replace(
+            case, request=dataclasses.replace(case.request, queries=case.request.queries[:1])
+        )
+        for case in cases
+    ]
+    with pytest.raises(NothingToShow, match="No fact or class has two prompts"):
+        parts([name])[0].run(Material(tiny_model("gpt2"), single, SETTINGS))

@@ -125,11 +125,12 @@ def load_material(request: Request, settings: StudySettings) -> Material:
     if request.known or (request.known is None and own):
         cases = known_facts(lm, cases, settings.seed, needed=bool(request.known))
     if own and not wanted:
-        cases = sample_of(cases)
-        names = dict.fromkeys(case.relation for case in cases)
-        typer.echo(
-            f"looking at {', '.join(names)}; name others by --relation and --paradigm", err=True
-        )
+        offered, cases = cases, sample_of(cases)
+        if len(cases) < len(offered):
+            names = dict.fromkeys(case.relation for case in cases)
+            typer.echo(
+                f"looking at {', '.join(names)}; name others by --relation and --paradigm", err=True
+            )
     return Material(lm, cases, settings)
 
 

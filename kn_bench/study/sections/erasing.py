@@ -26,7 +26,7 @@ from kn_bench.model.seeding import seeded
 from kn_bench.results import tables
 from kn_bench.study.edited import erasing
 from kn_bench.study.material import Material
-from kn_bench.study.page import Section, SectionFigure, SectionTable, TableRow
+from kn_bench.study.page import NothingToShow, Section, SectionFigure, SectionTable, TableRow
 from kn_bench.study.plots import TASK, panels, plain_ticks, whiskers
 
 if TYPE_CHECKING:
@@ -98,8 +98,14 @@ class GroupErasures:
 
 
 def run(material: Material) -> Section:
-    """Compute this section of the study."""
+    """Compute this section of the study.
+
+    Raises:
+        NothingToShow: if no group has two prompts.
+    """
     losses = [_lost(material, profile) for profile in material.sample]
+    if not losses:
+        raise NothingToShow("No fact or class has two prompts that fit the model.")
     return Section(
         "erasing",
         "Control 4: is the fact gone, or the model?",
