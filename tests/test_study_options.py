@@ -148,7 +148,7 @@ def test_the_sample_has_the_relations_with_most_criteria_and_the_papers_paradigm
     assert sample_of([]) == []
 
 
-def test_a_model_of_the_users_own_is_asked_what_it_knows(tmp_path, monkeypatch, capsys):
+def test_a_model_of_the_users_own_is_asked_what_it_knows(tmp_path, capsys):
     folder = shutil.copytree(embedded.folder("tiny-gpt2"), tmp_path / "mine")
     settings = settings_for(str(folder))
 

@@ -65,15 +65,15 @@ Paradigms = Annotated[
 Facts = Annotated[
     int | None,
     _positive(
-        "Number of facts per relation whose neurons are located. Default: 6, of a model of your "
-        "own 3."
+        "Number of facts per relation whose neurons are located. Default: 6; 3 for a model of "
+        "your own."
     ),
 ]
 Prompts = Annotated[
     int | None,
     _positive(
-        "Maximum number of prompts per fact and of pairs per class. Default: 20, of a model of "
-        "your own 4."
+        "Maximum number of prompts per fact and of pairs per class. Default: 20; 4 for a "
+        "model of your own."
     ),
 ]
 Corpus = Annotated[

@@ -42,7 +42,7 @@ class Request:
         cases: sources; None for those that suit the model.
         relations, paradigms: what to keep of them; everything when both are empty.
         known: keep only facts that the model answers, of those first drawn of each relation; None
-            for a model of the user's own.
+            does so unless the model is an embedded one.
         device, dtype: how the model is loaded.
         again: recompute what the folder already has.
     """
@@ -92,13 +92,13 @@ def run_sections(
     typer.echo(f"written to {request.output / 'index.html'}")
 
 
-def loaded(model: str, device: str, dtype: str) -> LanguageModel:
-    """Load a model that shows how far its work has come."""
+def loaded(model: str, device: str, dtype: str, position: int | None = None) -> LanguageModel:
+    """Load a model that shows how far its work has come, at a ``position`` below the cursor."""
     from kn_bench.model.loading import load_model
     from kn_bench.model.progress import Bars
 
     lm = load_model(model, device=device, dtype=dtype)
-    lm.progress = Bars()
+    lm.progress = Bars(position=position)
     return lm
 
 
@@ -122,7 +122,7 @@ def load_material(request: Request, settings: StudySettings) -> Material:
                 f"{lm.n_layers - 1} and a number from 0 to {lm.d_mlp - 1}"
             )
     own = is_sampled(request.model)
-    if request.known or (request.known is None and own):
+    if own if request.known is None else request.known:
         cases = known_facts(lm, cases, settings.seed, needed=bool(request.known))
     if own and not wanted:
         offered, cases = cases, sample_of(cases)
@@ -139,8 +139,10 @@ def known_facts(
 ) -> list[Case]:
     """Return the pairs, and of the facts first drawn of each relation those that ``lm`` answers.
 
+    Where it answers none, return all cases, or refuse if known facts are ``needed``.
+
     Raises:
-        ValueError: when it answers none and that was ``needed``; else all cases are returned.
+        ValueError: when it answers none and they are needed.
     """
     from kn_bench.cases.sampling import stable_hash
     from kn_bench.measure.engine import Engine
@@ -160,15 +162,14 @@ def known_facts(
         return list(cases)
     ids = known_ids(Engine(lm, cache=cache_folder() / "answers"), asked)
     typer.echo(f"{lm.name} knows {len(ids)} of {len(asked)} facts asked", err=True)
-    kept = [case for case in cases if case.task == "pair" or case.id in ids]
-    if not ids and not needed:
-        return list(cases)
-    if not ids:
+    if ids:
+        return [case for case in cases if case.task == "pair" or case.id in ids]
+    if needed:
         raise ValueError(
             f"--known: {lm.name} answers none of {len(asked)} facts; name other relations, or "
             "give --no-known"
         )
-    return kept
+    return list(cases)
 
 
 def load_cases(
@@ -232,28 +233,25 @@ def parse_neurons(texts: Sequence[str] | None) -> tuple[Neuron, ...]:
 
 def _workers(request: Request, material: Material, number: int | None) -> Workers:
     """Return the processes that compute sections, as many as suit the machine when None."""
+    from kn_bench.model.batching import parameter_bytes
     from kn_bench.study.processes import Workers
     from kn_bench.testing.devices import workers_for
 
     if number is None:
-        weights = sum(p.numel() * p.element_size() for p in material.lm.hf.parameters())
-        number = min(AT_MOST, workers_for(weights)) if request.device == "cpu" else 1
+        suited = min(AT_MOST, workers_for(parameter_bytes(material.lm.hf)))
+        number = suited if request.device == "cpu" else 1
     load = partial(_loaded_beside, request.model, request.device, request.dtype, number)
     return Workers(number, load)
 
 
 def _loaded_beside(model: str, device: str, dtype: str, number: int, place: int) -> LanguageModel:
     """Load a model in one of ``number`` processes, which share the cores and the terminal."""
-    from kn_bench.model.loading import load_model
-    from kn_bench.model.progress import Bars
     from kn_bench.testing.devices import settle
-    from kn_bench.testing.models import TOGETHER
+    from kn_bench.testing.models import share_memory
 
     settle(number, [model])
-    lm = load_model(model, device=device, dtype=dtype)
-    if device == "cpu":
-        lm.batcher.memory = min(lm.batcher.memory, TOGETHER // number)
-    lm.progress = Bars(position=place + 1)
+    lm = loaded(model, device, dtype, position=place + 1)
+    share_memory(lm, model, device, number)
     return lm
 
 

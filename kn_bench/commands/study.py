@@ -30,16 +30,16 @@ def command(
     edited: Annotated[
         int | None,
         typer.Option(
-            help="Cases of each relation that are edited and measured. Default: 8, of a model of "
-            "your own 4.",
+            help="Cases of each relation that are edited and measured. Default: 8; 4 for a model "
+            "of your own.",
             min=1,
         ),
     ] = None,
     traced: Annotated[
         int | None,
         typer.Option(
-            help="Prompts traced of each relation and paradigm. Default: 3, of a model of your own "
-            "2.",
+            help="Prompts traced of each relation and paradigm. Default: 3; 2 for a model of your "
+            "own.",
             min=1,
         ),
     ] = None,
@@ -47,8 +47,8 @@ def command(
     sampled: Annotated[
         int | None,
         typer.Option(
-            help="Groups of each task for what is costly to compute. Default: 12, of a model of "
-            "your own 3.",
+            help="Groups of each task for what is costly to compute. Default: 12; 3 for a model "
+            "of your own.",
             min=1,
         ),
     ] = None,
@@ -71,8 +71,8 @@ def command(
 ) -> None:
     """Run the whole study and write tables, figures and one HTML page to a folder.
 
-    Of a model of your own it looks at a sample: three relations and three paradigms, unless you
-    name them, and few cases of each.
+    For a model of your own it takes a sample: three relations and three paradigms, unless you name
+    others, and a few cases of each.
 
     Sections that the folder already has are kept unless cases, settings or code changed. A folder
     that holds the study of another model is refused.

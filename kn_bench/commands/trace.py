@@ -23,8 +23,8 @@ def command(
     prompts: Annotated[
         int | None,
         typer.Option(
-            help="Number of prompts per relation and paradigm. Default: 3, of a model of your own "
-            "2.",
+            help="Number of prompts per relation and paradigm. Default: 3; 2 for a model of your "
+            "own.",
             min=1,
         ),
     ] = None,

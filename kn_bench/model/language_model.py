@@ -33,7 +33,7 @@ from kn_bench.model.architecture import (
     positions_of,
     submodule,
 )
-from kn_bench.model.batching import Batcher, default_memory
+from kn_bench.model.batching import Batcher, default_memory, parameter_bytes
 from kn_bench.model.corpus import NamedCorpus
 from kn_bench.model.generating import Choose, continued, most_probable, prompt_ids
 from kn_bench.model.given import check_type, whole
@@ -100,8 +100,7 @@ class LanguageModel:
         softcap = self.architecture.softcap
         self._softcap: float | None = getattr(hf.config, softcap) if softcap else None
         self._factor = self.architecture.factor(hf.config)
-        weight_bytes = sum(p.numel() * p.element_size() for p in hf.parameters())
-        self.batcher = Batcher(default_memory(weight_bytes, self.device))
+        self.batcher = Batcher(default_memory(parameter_bytes(hf), self.device))
         self._digests = Weights(hf)
         # neither refers to this object, so that it is freed, memory included, with its last user
         self.memo = Memo(self.batcher, self._digests)

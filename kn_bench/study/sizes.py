@@ -1,7 +1,7 @@
 """How much a study looks at when nobody says.
 
-Of an embedded model, all: ten minutes. A model of the user's own is a hundred times as large, and
-PARAREL has 38 relations: of it a sample, which takes SmolLM2 half an hour on two cores.
+All cases of an embedded model take ten minutes. Any other model is far larger, and PARAREL has 38
+relations, so that a study looks at a sample: SmolLM2's takes 21 minutes on two cores.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from kn_bench.model import embedded
 from kn_bench.study.material import StudySettings
 
 RELATIONS = 3
-"""Relations, and paradigms, that are looked at in a model of the user's own."""
+"""How many relations, and how many paradigms, are in the sample."""
 PARADIGMS = (
     "determiner_noun_agreement_1",
     "determiner_noun_agreement_2",
@@ -22,7 +22,7 @@ PARADIGMS = (
 )
 """Paradigms with a class for each determiner and number, taken before any other."""
 SIZES = {"facts": 3, "prompts": 4, "edited": 4, "sampled": 3, "traced": 2}
-"""What :class:`StudySettings` counts, for such a model."""
+"""Settings of a study that looks at a sample; the defaults of ``StudySettings`` look at more."""
 
 
 def is_sampled(model: str) -> bool:
@@ -31,7 +31,7 @@ def is_sampled(model: str) -> bool:
 
 
 def settings_for(model: str, **given: object) -> StudySettings:
-    """Return the settings that were given (not None), with the others as they suit ``model``."""
+    """Return the settings that were given; for those that are None, the defaults for ``model``."""
     chosen = {name: value for name, value in given.items() if value is not None}
     sizes: dict[str, object] = {**SIZES} if is_sampled(model) else {}
     return StudySettings(**(sizes | chosen))  # type: ignore[arg-type]

@@ -89,7 +89,6 @@ class Models:
 
     def _load(self, name: str) -> Engine:
         from kn_bench.measure.engine import Engine
-        from kn_bench.model import embedded
         from kn_bench.model.cache_folder import cache_folder
         from kn_bench.model.loading import load_model
 
@@ -104,9 +103,7 @@ class Models:
                 chat_template=self._options.chat_template,
             )
         model.progress = self._progress
-        if self._device == "cpu" and self._workers > 1 and name not in embedded.NAMES:
-            # the embedded models are small, and keep their batches whatever the number of workers
-            model.batcher.memory = min(model.batcher.memory, TOGETHER // self._workers)
+        share_memory(model, name, self._device, self._workers)
         self._choose_corpus(model)
         answers = cache_folder() / "answers"
         return Engine(model, cache=answers, memory=self._options.memory, seed=self._options.seed)
@@ -128,7 +125,20 @@ class Models:
 
 
 def _size(engine: Engine) -> int:
-    return sum(p.numel() * p.element_size() for p in engine.model.hf.parameters())
+    from kn_bench.model.batching import parameter_bytes
+
+    return parameter_bytes(engine.model.hf)
+
+
+def share_memory(model: LanguageModel, name: str, device: str, workers: int) -> None:
+    """Leave the batches of ``model`` a share of what all workers on a CPU take together.
+
+    The embedded models are small, and keep their batches whatever the number of workers.
+    """
+    from kn_bench.model import embedded
+
+    if device == "cpu" and workers > 1 and name not in embedded.NAMES:
+        model.batcher.memory = min(model.batcher.memory, TOGETHER // workers)
 
 
 def weight_bytes(name: str) -> int:
