@@ -233,7 +233,7 @@ def parse_neurons(texts: Sequence[str] | None) -> tuple[Neuron, ...]:
 
 def _workers(request: Request, material: Material, number: int | None) -> Workers:
     """Return the processes that compute sections, as many as suit the machine when None."""
-    from kn_bench.model.batching import parameter_bytes
+    from kn_bench.model.architecture import parameter_bytes
     from kn_bench.study.processes import Workers
     from kn_bench.testing.devices import workers_for
 

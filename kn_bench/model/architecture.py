@@ -301,6 +301,11 @@ _ASIDE = ("_name_or_path", "transformers_version", "dtype")
 """Entries of a config that say nothing of what its model computes from its weights."""
 
 
+def parameter_bytes(hf: nn.Module) -> int:
+    """Return the bytes that a module's parameters take."""
+    return sum(p.numel() * p.element_size() for p in hf.parameters())
+
+
 def config_hash(config: Any, architecture: Architecture) -> str:
     """Return SHA-256 of what a config and a row, beside the weights, decide about the answers."""
     entries = {name: value for name, value in config.to_dict().items() if name not in _ASIDE}

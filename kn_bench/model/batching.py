@@ -164,11 +164,6 @@ def out_of_memory(error: BaseException) -> bool:
     return bool(re.search(r"CPUAllocator|not enough memory", str(error)))
 
 
-def parameter_bytes(hf: torch.nn.Module) -> int:
-    """Return the bytes that a module's parameters take."""
-    return sum(p.numel() * p.element_size() for p in hf.parameters())
-
-
 def default_memory(weight_bytes: int, device: torch.device) -> int:
     """Return the bytes that a model's work takes unless the user says otherwise.
 

@@ -30,10 +30,11 @@ from kn_bench.model.architecture import (
     Architecture,
     architecture_of,
     config_hash,
+    parameter_bytes,
     positions_of,
     submodule,
 )
-from kn_bench.model.batching import Batcher, default_memory, parameter_bytes
+from kn_bench.model.batching import Batcher, default_memory
 from kn_bench.model.corpus import NamedCorpus
 from kn_bench.model.generating import Choose, continued, most_probable, prompt_ids
 from kn_bench.model.given import check_type, whole

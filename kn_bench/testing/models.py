@@ -125,7 +125,7 @@ class Models:
 
 
 def _size(engine: Engine) -> int:
-    from kn_bench.model.batching import parameter_bytes
+    from kn_bench.model.architecture import parameter_bytes
 
     return parameter_bytes(engine.model.hf)
 
