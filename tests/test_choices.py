@@ -7,7 +7,7 @@ import pytest
 
 from kn_bench.cases import sources
 from kn_bench.cases.sources import embedded as embedded_cases
-from kn_bench.editing.registry import builtin_names, builtin_on_request
+from kn_bench.editing import builtin
 from kn_bench.model import embedded
 from kn_bench.model.loading import load_model
 
@@ -40,5 +40,5 @@ def test_every_embedded_model_loads(name):
 
 def test_the_documented_methods_are_those_that_there_are():
     documented = (Path(__file__).parent.parent / "docs/methods.md").read_text()
-    assert [name for name in builtin_names() if f"`{name}" not in documented] == []
-    assert builtin_on_request() < set(builtin_names())
+    assert [name for name in builtin.names() if f"`{name}" not in documented] == []
+    assert builtin.on_request() < set(builtin.names())

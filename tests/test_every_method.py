@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 from functools import lru_cache
 
 import pytest
 import torch
 
 from kn_bench.cases import sources
-from kn_bench.editing import registry
+from kn_bench.editing import builtin
 from kn_bench.editing.composition import Composition
 from kn_bench.editing.edit import Edit, NotApplicable, WrapperEdit, content_of
 from kn_bench.editing.method import begin, edit_each, edit_step
@@ -21,10 +20,7 @@ from kn_bench.measure.steps import EditedStep, StepRecord, StepStore
 from kn_bench.model.loading import load_model
 
 METHODS = [
-    spec
-    for path in registry.builtin_files()
-    for spec in marked(importlib.import_module(f"kn_bench.edits.{path.stem}"))
-    if not spec.takes
+    spec for path in builtin.files() for spec in marked(builtin.imported(path)) if not spec.takes
 ]
 FEW_STEPS = {"v_num_grad_steps": 3, "num_steps": 3, "n_iter": 3}
 

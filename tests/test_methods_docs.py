@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kn_bench.editing.registry import builtin_files, builtin_names
+from kn_bench.editing import builtin
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "methods.md"
@@ -16,7 +16,7 @@ FAMILY = ("memit", "memit_seq", "memit_merge", "emmet", "pmet", "encore", "alpha
 def test_the_table_names_every_method():
     rows = [line.split("|")[1] for line in PAGE.read_text().splitlines() if line.startswith("| `")]
     named = {name for row in rows for name in re.findall(r"`([\w-]+)`", row)}
-    assert named == set(builtin_names())
+    assert named == set(builtin.names())
 
 
 def test_the_method_shown_is_the_file():
@@ -29,7 +29,7 @@ def test_the_method_shown_is_the_file():
 
 @pytest.mark.parametrize("stem", FAMILY)
 def test_a_closed_form_method_is_at_most_30_lines(stem):
-    (path,) = (path for path in builtin_files() if path.stem == stem)
+    (path,) = (path for path in builtin.files() if path.stem == stem)
     text = path.read_text()
     docstring = ast.get_docstring(ast.parse(text), clean=False) or ""
     code = [line for line in text.replace(docstring, "").splitlines() if line.strip()]

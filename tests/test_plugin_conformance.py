@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import random
 from dataclasses import replace
 
@@ -10,7 +9,7 @@ import pytest
 import torch
 
 from kn_bench.cases import sources
-from kn_bench.editing import registry
+from kn_bench.editing import builtin
 from kn_bench.editing.edit import LowRank, LowRankEdit, NoEdit, PromptEdit
 from kn_bench.editing.registry import edit_method, marked
 from kn_bench.editing.settings import settings_for
@@ -205,8 +204,8 @@ def test_digests_tell_contents_apart(one, other):
 
 BUILT_IN = {
     spec.name: spec
-    for path in registry.builtin_files()
-    for spec in marked(importlib.import_module(f"kn_bench.edits.{path.stem}"))
+    for path in builtin.files()
+    for spec in marked(builtin.imported(path))
     if not spec.takes
 }
 """All but those that need an argument: a checkpoint its folder."""

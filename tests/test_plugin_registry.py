@@ -8,7 +8,7 @@ from unittest import mock
 
 import pytest
 
-from kn_bench.editing import registry
+from kn_bench.editing import builtin
 from kn_bench.editing.registry import Registry, RegistryError, edit_method, marked
 from kn_bench.results.manifest import read_manifest
 from tests.conftest import PLUGINS, outcomes
@@ -153,10 +153,9 @@ def test_unknown_names_are_answered_with_the_known():
 def test_what_bears_on_test_ids_is_read_without_importing_the_builtin_methods():
     pytest.importorskip("torch")
     methods = Registry()
-    import importlib
 
-    for path in registry.builtin_files():
-        methods.add(importlib.import_module(f"kn_bench.edits.{path.stem}"))
+    for path in builtin.files():
+        methods.add(builtin.imported(path))
 
     def told(methods):
         return [
@@ -165,7 +164,7 @@ def test_what_bears_on_test_ids_is_read_without_importing_the_builtin_methods():
         ]
 
     declared = Registry()
-    declared.add(registry.builtin_declared())
+    declared.add(builtin.unimported())
     assert told(declared) == told(methods)  # in one order: test ids come in it
 
 
@@ -188,6 +187,32 @@ def test_a_session_that_only_collects_does_not_import_torch(pytester):
     assert "torch was imported: True" in told[1]
     tests = [[line for line in lines if "::" in line] for lines in told]
     assert tests[0] == tests[1] != []
+
+
+def test_a_worker_imports_torch_only_after_it_has_sent_its_tests(pytester):
+    """Its ids take as much memory again as its tests, and for a moment only."""
+    pytester.makepyfile(
+        told="""
+        import pathlib, sys
+        import pytest
+
+        @pytest.hookimpl(trylast=True)  # once xdist has sent the ids
+        def pytest_collection_finish(session):
+            if hasattr(session.config, "workerinput"):
+                pathlib.Path("imported").write_text(str("torch" in sys.modules))
+        """
+    )
+    session = (*PLUGINS, "-p", "told", "--pyargs", "kn_bench.suites", "-n1", "--model", "tiny-gpt2",
+               "--relation", "P36", "--limit", "1", "--method", "in-context", "-q")  # fmt: skip
+    assert pytester.runpytest_subprocess(*session).ret == 0
+    assert (pytester.path / "imported").read_text() == "False"
+
+
+@pytest.mark.parametrize("mode", ["--collect-only", "-n1"])
+def test_a_builtin_file_named_by_p_is_no_second_method(pytester, mode):
+    session = (*PLUGINS, "-p", "kn_bench.edits.controls", "--pyargs", "kn_bench.suites", mode, "-q",
+               "--model", "tiny-gpt2", "--relation", "P36", "--limit", "1")  # fmt: skip
+    assert pytester.runpytest_subprocess(*session, "--method", "none").ret == 0
 
 
 # -- in sessions of their own -----------------------------------------------------------------

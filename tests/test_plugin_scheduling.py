@@ -58,7 +58,7 @@ def test_a_worker_tells_the_controller_what_its_ids_mean():
     known = {"odd[id]-\u2028::x": NodeId("symmetry", "rome", "tiny_gpt2", "pararel/P36/Canada")}
     message = node_ids.new_message()
     assert node_ids.told(message) == ({}, 0, "")
-    node_ids.tell(message, node_ids.Collected(known, 3, "x"))
+    node_ids.tell(message, known.items(), 3, "x")
     assert node_ids.told(message) == (known, 3, "x")
     assert not message.exists()
 

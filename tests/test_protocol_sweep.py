@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import os
@@ -15,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from kn_bench.cases import sources
-from kn_bench.editing.registry import Registry, bind, builtin_files, builtin_kinds
+from kn_bench.editing import builtin
+from kn_bench.editing.registry import Registry, bind
 from kn_bench.editing.settings import Choices, parse_assignment
 from kn_bench.measure import ability
 from kn_bench.measure.engine import Engine
@@ -27,7 +27,7 @@ from tests.test_sequences import _thinned, plan, rows
 PROTOCOLS = ("batch:2", "sequence:3", "sequence:4/2")
 QUICK = ("grace", "alphaedit")
 """A wrapper and a sum of low-rank updates, both with a state; run in continuous integration."""
-METHODS = sorted(set(builtin_kinds()) - {"checkpoint"})  # that one needs a folder
+METHODS = sorted(set(builtin.kinds()) - {"checkpoint"})  # that one needs a folder
 CHOICES = Choices(
     tuple(map(parse_assignment, ("nas.norm_anchor=8.0", "lora.num_steps=3", "grace.n_iter=10")))
 )
@@ -36,8 +36,8 @@ CHOICES = Choices(
 @cache
 def specs():
     registry = Registry()
-    for file in builtin_files():
-        registry.add(importlib.import_module(f"kn_bench.edits.{file.stem}"))
+    for file in builtin.files():
+        registry.add(builtin.imported(file))
     return registry.methods
 
 
@@ -67,7 +67,7 @@ def check(engine, name, cases, protocol):
     result = measure_sequence(engine, name, method, asked)
     errors = {r.error for part in (result.results, result.retained) for r in part.values()}
     assert errors == {""}, name
-    masked_only = builtin_kinds()[name] == "causal" and not lm.is_causal
+    masked_only = builtin.kinds()[name] == "causal" and not lm.is_causal
     readings = [result.results, *([result.retained] if asked.protocol.name == "sequence" else [])]
     for part in readings:
         assert list(part) == [case.id for case in asked.cases]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import MISSING, fields
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from kn_bench.editing import builtin
 from kn_bench.editing import presets as presets_module
 from kn_bench.editing.presets import (
     Preset,
@@ -22,7 +22,6 @@ from kn_bench.editing.presets import (
 )
 from kn_bench.editing.registry import (
     RegistryError,
-    builtin_files,
     expand,
     marked,
 )
@@ -57,7 +56,7 @@ def model(name="tiny-gpt2", layers=4, family="gpt2"):
 
 
 def specs():
-    modules = [importlib.import_module(f"kn_bench.edits.{f.stem}") for f in builtin_files()]
+    modules = [builtin.imported(f) for f in builtin.files()]
     return {spec.name: spec for module in modules for spec in marked(module)}
 
 

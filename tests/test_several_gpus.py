@@ -3,7 +3,6 @@
 The GPUs are virtual (:mod:`tests.virtual_gpus`): an operation on tensors of two of them raises.
 """
 
-import importlib
 import itertools
 from contextlib import nullcontext
 from dataclasses import fields, is_dataclass
@@ -13,9 +12,10 @@ import pytest
 import torch
 
 from kn_bench.cases.sources import embedded as cases_of
+from kn_bench.editing import builtin
 from kn_bench.editing.applying import RowEdits, in_place
 from kn_bench.editing.edit import LowRank, LowRankEdit
-from kn_bench.editing.registry import bind, builtin_files, marked
+from kn_bench.editing.registry import bind, marked
 from kn_bench.localise.alternatives import direct_ablation, gradient_x_activation
 from kn_bench.localise.attribution import attribute
 from kn_bench.localise.tracing import trace
@@ -128,8 +128,8 @@ NAMES = (
 )  # fmt: skip
 METHODS = [
     spec
-    for path in builtin_files()
-    for spec in marked(importlib.import_module(f"kn_bench.edits.{path.stem}"))
+    for path in builtin.files()
+    for spec in marked(builtin.imported(path))
     if spec.name in NAMES
 ]
 """One of each way to edit; the others differ in their closed form alone."""

@@ -199,7 +199,7 @@ def install():
 
     import kn_bench.cases
     import kn_bench.editing
-    import kn_bench.editing.registry
+    import kn_bench.editing.builtin
     import kn_bench.measure
     import kn_bench.model.embedded
     import kn_bench.testing.controller
@@ -218,7 +218,7 @@ def install():
     replace(kn_bench.testing.plan, "OFFERED", 4)
     replace(kn_bench.testing.plan, "OFFERED_IN_ALL", 0)
     replace(kn_bench.testing.plan, "choose", lambda cases, seed: cases)
-    replace(kn_bench.editing.registry, "builtin_files", list)
+    replace(kn_bench.editing.builtin, "files", list)
     # the real one changes when somebody edits the source while tests run
     replace(kn_bench.testing.method_fixtures, "code_hash", lambda origins: "toy")
     replace(kn_bench.testing.controller, "fingerprint", lambda name: name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +10,7 @@ from typing import Any, overload
 
 from kn_bench.api.arguments import check_requests
 from kn_bench.cases.case import EditRequest, Query
-from kn_bench.editing import registry
+from kn_bench.editing import builtin, registry
 from kn_bench.editing.edit import Edit, Method, NotApplicable
 from kn_bench.editing.faults import told
 from kn_bench.editing.method import edit_each
@@ -195,8 +194,8 @@ def registered() -> Registry:
         ValueError: for a package whose methods cannot be imported.
     """
     known = Registry()
-    for path in registry.builtin_files():
-        known.add(importlib.import_module(f"kn_bench.edits.{path.stem}"))
+    for path in builtin.files():
+        known.add(builtin.imported(path))
     for entry in metadata.entry_points(group=ENTRY_POINTS):
         try:
             loaded = entry.load()

@@ -10,14 +10,11 @@ are registered. The function itself stays a plain function, callable without pyt
 
 from __future__ import annotations
 
-import ast
 import fnmatch
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
-from pathlib import Path, PurePath
-from types import ModuleType
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from kn_bench.cases.sampling import slug
@@ -168,16 +165,19 @@ def edit_method(
     return mark
 
 
-def failing(
-    name: str, reason: str, origin: str, *, models: Kind = "any", **declared: Any
-) -> Callable[[], Any]:
+def declared(function: F, name: str, origin: str, *, models: Kind = "any", **given: Any) -> F:
+    """Mark ``function`` as a method that is declared elsewhere, at ``origin``."""
+    setattr(function, _MARK, MethodSpec(name, models, function, origin, **given))
+    return function
+
+
+def failing(name: str, reason: str, origin: str) -> Callable[[], Any]:
     """Return a method that stands in for one that cannot be had: it raises ``reason``."""
 
     def fail() -> Any:
         raise ImportError(reason)
 
-    setattr(fail, _MARK, MethodSpec(name, models, fail, origin, **declared))
-    return fail
+    return declared(fail, name, origin)
 
 
 def _origin(function: Callable[..., Any]) -> str:
@@ -337,80 +337,6 @@ def refuse_double(known: Mapping[str, str], name: str, origin: str) -> None:
             raise RegistryError(doubled(other, of_other, name, origin))
 
 
-def builtin_files() -> list[Path]:
-    """Return the files of ``kn_bench.edits``, without importing them."""
-    import kn_bench
-
-    folder = Path(kn_bench.__file__).parent / "edits"
-    return sorted(path for path in folder.glob("*.py") if not path.name.startswith("_"))
-
-
-def builtin_names() -> dict[str, str]:
-    """Return name -> ``file:line`` of each built-in method."""
-    return {spec.name: spec.origin for spec in marked(builtin_declared())}
-
-
-def builtin_on_request() -> set[str]:
-    """Return the built-in methods that are measured only when they are named."""
-    return {spec.name for spec in marked(builtin_declared()) if not spec.by_default}
-
-
-def builtin_templates() -> set[str]:
-    """Return the built-in methods that are nothing without an argument."""
-    return {spec.name for spec in marked(builtin_declared()) if spec.takes}
-
-
 def only_defined_for(name: str, kind: Kind) -> str:
     """Return the reason for which the method ``name`` has no edit on models of the other kind."""
     return f"{name} is defined for {kind} models only"
-
-
-def builtin_kinds() -> dict[str, Kind]:
-    """Return the kind of model that each built-in method is defined for."""
-    return {spec.name: spec.models for spec in marked(builtin_declared())}
-
-
-def builtin_shares() -> dict[str, str]:
-    """Return what each built-in method has in common with others, of those that do."""
-    return {spec.name: spec.shares for spec in marked(builtin_declared()) if spec.shares}
-
-
-@cache
-def builtin_declared() -> ModuleType:
-    """Return a module of what the source of the built-in methods says; they cannot edit.
-
-    The files import torch: this costs milliseconds where importing them costs seconds.
-    """
-    module = ModuleType("kn_bench.edits, not imported")
-    for path in builtin_files():
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            for call in getattr(node, "decorator_list", []):
-                name = _decorated_name(call)
-                if name:
-                    given = _keywords(call)
-                    vars(module)[name] = failing(
-                        name,
-                        f"{name} was not imported",
-                        f"{path}:{call.lineno}",
-                        models=given.get("models") or "any",
-                        by_default=given.get("by_default") is not False,
-                        takes=given.get("argument") or "",
-                        shares=given.get("shares") or "",
-                    )
-    return module
-
-
-def _keywords(call: ast.Call) -> dict[str | None, Any]:
-    """Return ``{"models": "causal"}`` of ``@edit_method("rome", models="causal")``."""
-    return {keyword.arg: getattr(keyword.value, "value", None) for keyword in call.keywords}
-
-
-def _decorated_name(call: ast.expr) -> str | None:
-    """Return ``rome`` of ``@edit_method("rome")``."""
-    if not isinstance(call, ast.Call) or not call.args:
-        return None
-    function, name = call.func, call.args[0]
-    called = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
-    if called != "edit_method" or not isinstance(name, ast.Constant):
-        return None
-    return name.value if isinstance(name.value, str) else None

@@ -16,7 +16,7 @@ import pytest
 
 from kn_bench.cases.case import Exclusion
 from kn_bench.cases.sampling import slug
-from kn_bench.editing import registry
+from kn_bench.editing import builtin, registry
 from kn_bench.editing.registry import Registry, RegistryError
 from kn_bench.measure.protocols import SINGLE
 from kn_bench.model import embedded
@@ -191,16 +191,16 @@ class RunController:
         }
 
     def _by_default(self, known: Iterable[str]) -> list[str]:
-        on_request = registry.builtin_on_request()
+        on_request = builtin.on_request()
         on_request |= {n for n, spec in self._registry.methods.items() if not spec.by_default}
         return [name for name in known if name not in on_request]
 
     def _all_names(self) -> dict[str, str]:
-        known = registry.builtin_names()
+        known = builtin.names()
         for name, spec in self._registry.methods.items():
             registry.refuse_double(known, name, spec.origin)
             known[name] = spec.origin
-        templates = registry.builtin_templates()  # no methods without their argument
+        templates = builtin.templates()  # no methods without their argument
         return {name: origin for name, origin in known.items() if name not in templates}
 
     # -- the run ---------------------------------------------------------------------------
@@ -252,7 +252,7 @@ class RunController:
 
     def _not_defined(self) -> Iterator[Exclusion]:
         """Yield methods that have no tests on a model, as they are for models of the other kind."""
-        kinds = registry.builtin_kinds()
+        kinds = builtin.kinds()
         kinds |= {name: spec.models for name, spec in self._registry.methods.items()}
         for model in () if self.options.methods else self.plan.models.values():
             for name in self._methods:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import re
 from collections.abc import Callable, Iterable
@@ -11,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from kn_bench.editing import registry
+from kn_bench.editing import builtin, registry
 from kn_bench.editing.registry import MethodSpec, RegistryError
 
 if TYPE_CHECKING:
@@ -119,15 +118,21 @@ def _fixture_names(manager: pytest.PytestPluginManager) -> set[str]:
 
 def load_builtin(manager: pytest.PytestPluginManager) -> None:
     """Import ``kn_bench.edits.*`` and register them as plug-ins; imports torch."""
-    for path in registry.builtin_files():
-        module = importlib.import_module(f"kn_bench.edits.{path.stem}")
+    for file in builtin.files():
+        module = builtin.imported(file)
         if not manager.is_registered(module):
             manager.register(module, module.__name__)
 
 
 def declare_builtin(manager: pytest.PytestPluginManager) -> None:
-    """Register the built-in methods by what their source says, for a session that runs no test."""
-    module = registry.builtin_declared()
+    """Register the built-in methods by what their source says; the first edit imports them.
+
+    Where ``-p`` has named one of their files that is imported already, and they all are.
+    """
+    if any(manager.has_plugin(f"kn_bench.edits.{file.stem}") for file in builtin.files()):
+        load_builtin(manager)
+        return
+    module = builtin.unimported()
     if not manager.is_registered(module):
         manager.register(module, module.__name__)
 
@@ -195,6 +200,6 @@ def code_hash(origins: Iterable[str]) -> str:
     package = Path(kn_bench.__file__).parent
     files = {path for path in package.rglob("*.py") if "__pycache__" not in path.parts}
     files.update(package.rglob("*.toml"))
-    files.update(registry.builtin_files())
+    files.update(builtin.files())
     files.update(Path(origin.rpartition(":")[0]) for origin in origins)
     return hash_files(sorted(file for file in files if file.is_file()), package.parent)

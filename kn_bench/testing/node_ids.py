@@ -19,8 +19,9 @@ import uuid
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from kn_bench.cases.sampling import slug
 from kn_bench.measure.protocols import occasion_of
@@ -139,6 +140,10 @@ def order(node_ids: Sequence[NodeId | None], *, labels_per_unit: int = CASES_PER
 # -- from a worker to the controller -------------------------------------------------------------
 
 
+TOLD_AT_ONCE = 5_000
+"""Tests a line of the message."""
+
+
 def new_message() -> Path:
     """Name a file by which one worker is to tell the controller of its tests; it is not made yet.
 
@@ -161,15 +166,22 @@ class Collected(NamedTuple):
     selection: str = ""
 
 
-def tell(message: Path, collected: Collected) -> None:
-    """Write down which of a worker's tests are ours, and what they ask.
+def tell(
+    message: Path, meanings: Iterable[tuple[str, NodeId]], done: int = 0, selection: str = ""
+) -> None:
+    """Write down which of a worker's tests are ours, and the rest of its :class:`Collected`.
 
-    Where there is no room for it, what is cut off tells the controller so, which ends the session;
-    an error here would be a traceback of each worker.
+    Some thousand tests a line, and then the rest: in one piece the message would take as much
+    memory as the tests.
+
+    Where there is no room for it, the missing last line tells the controller so, which ends the
+    session; an error here would be a traceback of each worker.
     """
-    with suppress(OSError):
-        message.touch()
-        message.write_text(json.dumps(collected, ensure_ascii=False), encoding="utf-8")
+    pairs = iter(meanings)
+    with suppress(OSError), message.open("w", encoding="ascii") as file:
+        while part := list(islice(pairs, TOLD_AT_ONCE)):
+            file.write(json.dumps(part) + "\n")
+        file.write(json.dumps({"done": done, "selection": selection}) + "\n")
 
 
 def told(message: Path) -> Collected:
@@ -178,16 +190,23 @@ def told(message: Path) -> Collected:
     Raises:
         ValueError: when it is cut off: without it nothing could be recorded.
     """
+    meanings: dict[str, NodeId] = {}
+    rest: dict[str, Any] | None = None
     try:
-        text = message.read_text(encoding="utf-8", errors="replace")
+        with message.open(encoding="ascii") as file, suppress(ValueError):
+            for line in file:
+                part = json.loads(line)
+                if isinstance(part, dict):
+                    rest = part
+                else:
+                    meanings.update((nodeid, NodeId(*fields)) for nodeid, fields in part)
     except FileNotFoundError:
         return Collected({})
-    message.unlink(missing_ok=True)
-    try:
-        meanings, *rest = json.loads(text)
-    except ValueError:
+    size = message.stat().st_size
+    message.unlink()
+    if rest is None:
         raise ValueError(
-            f"{message} cannot be written (no room for {len(text)} bytes and more); make room in "
+            f"{message} cannot be written (no room for {size} bytes and more); make room in "
             f"{message.parent}, or set TMPDIR"
-        ) from None
-    return Collected({nodeid: NodeId(*fields) for nodeid, fields in meanings.items()}, *rest)
+        )
+    return Collected(meanings, **rest)

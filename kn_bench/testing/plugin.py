@@ -241,13 +241,14 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     config = session.config
     if not config.pluginmanager.has_plugin(SUITES):
         return
-    collected = suites_of(config).collected(session.items)
-    if not is_worker(config):
-        _record(config, collected)
-    else:
-        from kn_bench.testing import node_ids
+    from kn_bench.testing import node_ids
 
-        node_ids.tell(Path(config.workerinput[MESSAGE]), collected)  # type: ignore[attr-defined]
+    suites = suites_of(config)
+    meanings, left_out = suites.meanings(session.items), suites.left_out(session.items)
+    if is_worker(config):
+        node_ids.tell(Path(config.workerinput[MESSAGE]), meanings, *left_out)  # type: ignore[attr-defined]
+    else:
+        _record(config, node_ids.Collected(dict(meanings), *left_out))
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -289,11 +290,11 @@ def _record(config: pytest.Config, collected: Collected) -> None:
 
 def shares_of(config: pytest.Config) -> dict[str, str]:
     """Return what keeps methods on one worker, by slug, of those that share anything."""
-    from kn_bench.editing.registry import builtin_shares
+    from kn_bench.editing import builtin
     from kn_bench.testing.scheduling import shares_by_slug
 
     theirs = {spec.name: spec.shares for spec in registry_of(config).methods.values()}
-    return shares_by_slug(builtin_shares() | theirs, read_options(config).protocol)
+    return shares_by_slug(builtin.shares() | theirs, read_options(config).protocol)
 
 
 def workers_of(config: pytest.Config) -> int:
@@ -361,7 +362,7 @@ def _begin(config: pytest.Config) -> SuiteSession:
     worker_config = worker_config_of(config)
     options = worker_config.applied(read_options(config))
     settle(worker_config.workers, options.models)
-    if _asks_for_names_alone(config, options):
+    if _names_suffice(config, options):
         method_fixtures.declare_builtin(config.pluginmanager)
     else:
         method_fixtures.load_builtin(config.pluginmanager)
@@ -386,10 +387,15 @@ def _begin(config: pytest.Config) -> SuiteSession:
     return SuiteSession(options, plan, methods, worker_config, choices)
 
 
-def _asks_for_names_alone(config: pytest.Config, options: Options) -> bool:
-    """Whether the session only collects: editors do so at each change, and torch takes seconds."""
+def _names_suffice(config: pytest.Config, options: Options) -> bool:
+    """Whether the built-in methods can be imported as late as they edit.
+
+    Where a session only collects, as editors do at each change, torch would take seconds; in a
+    worker of a large run it would take memory while that sends the ids of all tests.
+    """
+    late = is_worker(config) or config.option.collectonly
     with_argument = any(":" in name for name in options.methods)
-    return config.option.collectonly and not (options.sets or options.presets or with_argument)
+    return late and not (options.sets or options.presets or with_argument)
 
 
 def worker_config_of(config: pytest.Config) -> WorkerConfig:

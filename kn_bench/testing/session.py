@@ -187,17 +187,20 @@ class SuiteSession:
         if None not in keys:
             do_without(session.config)
 
-    def collected(self, items: Sequence[pytest.Item]) -> node_ids.Collected:
-        """What the tests of ours among ``items`` ask, and how many a resumed run has already.
+    def meanings(self, items: Iterable[pytest.Item]) -> Iterator[tuple[str, NodeId]]:
+        """Yield the ids of the tests of ours among ``items``, and what they ask."""
+        for item in items:
+            node_id = _address(item)
+            if node_id is not None:
+                yield item.nodeid, node_id
 
-        Of a shard also what it was cut from, less what a plug-in has taken away afterwards (--lf).
+    def left_out(self, items: Iterable[pytest.Item]) -> tuple[int, str]:
+        """Return how many tests a resumed run has already, and what a shard was cut from.
+
+        Of the latter less what a plug-in has taken away afterwards (--lf).
         """
-        known = ((item.nodeid, _address(item)) for item in items)
-        meanings = {nodeid: node_id for nodeid, node_id in known if node_id is not None}
-        lacking = self._mine.difference(meanings.values())
-        return node_ids.Collected(
-            meanings, self._left_out, selection(self._of_all_shards - lacking)
-        )
+        lacking = self._mine.difference(map(_address, items))
+        return self._left_out, selection(self._of_all_shards - lacking)
 
     # -- running ---------------------------------------------------------------------------
 

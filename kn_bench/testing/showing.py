@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kn_bench.editing import registry
+from kn_bench.editing import builtin
 from kn_bench.testing import estimate, method_fixtures, units
 from kn_bench.testing.progress import Display, Forecast, terminal_file
 from kn_bench.testing.sequences import cases_of
@@ -70,13 +70,13 @@ def _timekeeper(
     selected = config.getoption("markexpr"), config.getoption("keyword")
     kind = estimate.kind_of_run(options, controller.fingerprints, names, workers, selected)
 
-    def builtin() -> tuple[list[MethodSpec], Choices]:
+    def built_in() -> tuple[list[MethodSpec], Choices]:
         method_fixtures.load_builtin(config.pluginmanager)
         specs = methods.select(options.methods)
-        known = registry.builtin_names()
+        known = builtin.names()
         ours = [spec for spec in specs if known.get(spec.name) == spec.origin]
         return ours, method_fixtures.choices_of(options, specs)
 
     models = controller.plan.models
-    stated = estimate.estimated(options, models, cases, forecast, kind, builtin, workers)
+    stated = estimate.estimated(options, models, cases, forecast, kind, built_in, workers)
     return estimate.Timekeeper(stated, kind, forecast)
