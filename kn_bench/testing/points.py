@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 import pytest
 
 from kn_bench.cases.case import Case, Criterion, Task
+from kn_bench.cases.sampling import slug
 from kn_bench.editing.registry import MethodSpec
 from kn_bench.measure.protocols import ONCE, Occasion
 from kn_bench.results.rows import Key
-from kn_bench.testing.node_ids import NodeId
+from kn_bench.testing.node_ids import NodeId, model_slug
 from kn_bench.testing.sequences import PlannedSequence
 
 _MARKS: dict[Task, tuple[pytest.MarkDecorator]] = {
@@ -19,12 +21,14 @@ _MARKS: dict[Task, tuple[pytest.MarkDecorator]] = {
     "pair": (pytest.mark.pairs,),
 }
 """No marks for methods and models: -k finds them, and each mark goes with every report."""
+_slug, _model_slug = cache(slug), cache(model_slug)
 
 
 class Point(NamedTuple):
     """The parameter of one test: what is judged, of whom, on which cases, when they are asked.
 
     Attributes:
+        label: of the cases in test ids.
         sequence: the whole batch or sequence that the cases belong to; None under ``single``.
     """
 
@@ -32,9 +36,15 @@ class Point(NamedTuple):
     method: MethodSpec
     model: str
     cases: tuple[Case, ...]
-    node_id: NodeId
+    label: str
     occasion: Occasion = ONCE
     sequence: PlannedSequence | None = None
+
+    @property
+    def node_id(self) -> NodeId:
+        """What the test's id says; not kept, since a million of them take 100 MB."""
+        method, model = _slug(self.method.name), _model_slug(self.model)
+        return NodeId(self.criterion, method, model, self.label, self.occasion.slug)
 
     @property
     def id(self) -> str:

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from kn_bench.cases.case import ALL_CRITERIA, OPTIONAL_CRITERIA, Case, Criterion
-from kn_bench.cases.sampling import slug
 from kn_bench.editing.registry import MethodSpec
 from kn_bench.measure.criteria import judge
 from kn_bench.measure.measurement import CaseResult, Checkpoint, UnitResult, control_name
@@ -117,14 +116,12 @@ class SuiteSession:
     def _apart(self, criterion: Criterion) -> Iterator[Point]:
         """Under the protocol ``single``: every case by itself, if it can show the criterion."""
         labels = self._plan.showing(criterion)
-        for model_slug, model in self._plan.models.items():
+        for model in self._plan.models.values():
             for method in self._methods:
                 if not self._by_name and not defined_for(method.models, model):
                     continue
-                method_slug = slug(method.name)
                 for label, cases in labels.items():
-                    node_id = NodeId(criterion, method_slug, model_slug, label)
-                    yield Point(criterion, method, model, cases, node_id)
+                    yield Point(criterion, method, model, cases, label)
 
     def _in_sequences(self, criterion: Criterion) -> Iterator[Point]:
         """Every case of every sequence, once for each time of asking."""
@@ -132,10 +129,7 @@ class SuiteSession:
             for method in self._methods:
                 for sequence in self._sequences[model_slug]:
                     for label, cases, occasion in tests_of(sequence, self._options):
-                        at = (criterion, slug(method.name), model_slug, label, occasion.slug)
-                        yield Point(
-                            criterion, method, model, cases, NodeId(*at), occasion, sequence
-                        )
+                        yield Point(criterion, method, model, cases, label, occasion, sequence)
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(
@@ -199,7 +193,7 @@ class SuiteSession:
 
         Of the latter less what a plug-in has taken away afterwards (--lf).
         """
-        lacking = self._mine.difference(map(_address, items))
+        lacking = self._mine.difference(map(_address, items)) if self._mine else self._mine
         return self._left_out, selection(self._of_all_shards - lacking)
 
     # -- running ---------------------------------------------------------------------------
