@@ -185,17 +185,39 @@ def in_steps(language_model):
 
 
 @pytest.mark.parametrize(
-    ("text", "size"), [("sequence:20", 1), ("sequence:20/5", 5), ("batch:10", 10)]
+    ("text", "sizes"), [("sequence:20", [1] * 4), ("sequence:20/5", [5]), ("batch:10", [10])]
 )
-def test_a_calibration_makes_a_step_as_the_protocol_has_it(monkeypatch, text, size):
+def test_a_calibration_makes_steps_as_the_protocol_has_them(monkeypatch, text, sizes):
     """A hundred steps of one edit were stated at the cost of edits made sixteen at a time."""
     monkeypatch.setattr(calibration, "embedded", type("None", (), {"NAMES": ()}))
     cases = sources.load("embedded", limit=20, relations=["P36"]).cases
     specs = [spec for method in (in_steps,) if (spec := marked_spec(method))]
     together.clear()
     rates = calibrate(TINY, cases, specs, models, Choices(), protocol=parse_protocol(text))
-    assert together == [size]
-    assert rates.seconds["stepwise", "tiny_gpt2"] > 0.5 / size
+    assert together == sizes
+    assert rates.seconds["stepwise", "tiny_gpt2"] > 0.5 / sizes[0]
+
+
+@edit_method("unequal")
+def unequal(language_model):
+    class Unequal:
+        def edit_together(self, requests):
+            together.append(len(requests))
+            time.sleep(1.2 if len(together) == 3 else 0.1)
+            return NoEdit()
+
+    return Unequal()
+
+
+def test_one_edit_of_a_sequence_does_not_stand_for_all(monkeypatch):
+    """Neurons are located for each token of an answer: the first fact had one, others six."""
+    monkeypatch.setattr(calibration, "embedded", type("None", (), {"NAMES": ()}))
+    cases = sources.load("embedded", limit=20, relations=["P36"]).cases
+    specs = [spec for method in (unequal,) if (spec := marked_spec(method))]
+    together.clear()
+    protocol = parse_protocol("sequence:20")
+    rates = calibrate(TINY, cases, specs, models, Choices(), protocol=protocol)
+    assert rates.seconds["unequal", "tiny_gpt2"] > (3 * 0.1 + 1.2) / 4
 
 
 searched: list[str] = []
@@ -285,8 +307,8 @@ def test_a_step_to_which_a_method_is_not_applicable_says_nothing_of_the_others(m
     together.clear()
     protocol = parse_protocol("sequence:20")
     rates = calibrate(TINY, cases, specs, models, Choices(), protocol=protocol)
-    assert len(together) == 3
-    assert rates.seconds["choosy", "tiny_gpt2"] > 0.5
+    assert len(together) == 4
+    assert rates.seconds["choosy", "tiny_gpt2"] > 0.5  # of those two to which it is
 
 
 def test_only_what_is_selected_is_calibrated(monkeypatch):

@@ -1,8 +1,8 @@
 """What a run's work costs on this machine, from a few edits that are broken off early.
 
 A method edits some cases of one unit together, as it will in the run, so that what they share (the
-patterns of other facts, a subject's key) counts once; in a batch or sequence it makes one step, of
-as many cases as a step has. The progress that it reports says what share of the work is done: after
+patterns of other facts, a subject's key) counts once; in a batch or sequence it makes steps, of as
+many cases as a step has. The progress that it reports says what share of the work is done: after
 some seconds the rest is reckoned from it and not waited for.
 """
 
@@ -37,7 +37,8 @@ Pair = tuple[str, str]
 ASKED, EDITED = 8, 16
 """Cases that are asked together, and cases of a task that a method edits together."""
 STEPS = 4
-"""Steps of a batch or sequence that are tried until a method is applicable to one."""
+"""Steps of a batch or sequence that are tried, and cases that are enough in all. One is too few:
+neurons are located for each token of an answer, and an edit may take ten times as long as another."""
 PATIENCE = 3.0
 """Seconds after which edits are broken off."""
 LOADING = "loading"
@@ -284,8 +285,6 @@ class _Timer:
         """
         from kn_bench.editing.registry import bind
 
-        if self._protocol.name == "sequence":
-            self._engine.model.memo.clear()
         method = bind(spec, self._engine.model, choices)
         askings = 2 * len(self._protocol.asked)
         seconds = self._looks
@@ -297,12 +296,15 @@ class _Timer:
     def _editing(self, method: Any, cases: Sequence[Case]) -> tuple[float, float]:
         """Return the seconds an edit of ``cases``, and what share of them is then asked.
 
-        They are edited together as the engine has it done; the seconds are those of the first step
-        to which the method is applicable.
+        They are edited together as the engine has it done. The steps of a sequence share nothing,
+        since the model is another one at each; those to which the method is not applicable are left
+        out.
         """
         from kn_bench.editing.surroundings import own_random
 
         kept = [encoded.case for encoded in self._engine.encode(cases, {})]
+        seconds = changed = 0.0
+        timed = 0
         for first in range(0, len(kept), self._together):
             step = kept[first : first + self._together]
             asked: float | None = 1.0  # also where the edit is broken off
@@ -311,12 +313,17 @@ class _Timer:
                 nonlocal asked
                 asked = self._edited(method, step)
 
+            if self._protocol.name == "sequence":
+                self._engine.model.memo.clear()
             with own_random(self._engine.seed):
                 spent = self._watch.seconds(edit)
             self._engine.put_back()
             if asked is not None:
-                return spent / len(step), asked
-        return 0.0, 0.0
+                seconds, changed = seconds + spent, changed + asked * len(step)
+                timed += len(step)
+            if timed >= STEPS:
+                break
+        return (seconds / timed, changed / timed) if timed else (0.0, 0.0)
 
     def _edited(self, method: Any, cases: Sequence[Case]) -> float | None:
         """Edit ``cases`` together, and return what share of them an edit changes.
