@@ -38,7 +38,7 @@ ASKED, EDITED = 8, 16
 """Cases that are asked together, and cases of a task that a method edits together."""
 STEPS = 4
 """Steps of a batch or sequence that are tried, and cases that are enough in all. One is too few:
-neurons are located for each token of an answer, and an edit may take ten times as long as another."""
+neurons are located for each token of an answer, so that edits may differ tenfold."""
 PATIENCE = 3.0
 """Seconds after which edits are broken off."""
 LOADING = "loading"
