@@ -113,8 +113,8 @@ class _PreallocatedLayer(DynamicLayer):  # type: ignore[misc]
 
 
 def _padded(
-    parts: Sequence[Float[Tensor, "rows heads T d_head"]], columns: int, room: int
-) -> Float[Tensor, "all_rows heads columns+room d_head"]:
+    parts: Sequence[Float[Tensor, "_ heads _ d_head"]], columns: int, room: int
+) -> Float[Tensor, "all_rows heads {columns}+{room} d_head"]:
     """Return the rows of all parts, each ending at ``columns``."""
     rows = sum(len(part) for part in parts)
     _, heads, _, size = parts[0].shape
