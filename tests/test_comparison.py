@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +104,10 @@ def test_runs_with_nothing_in_common_are_refused(tmp_path, good):
         comparison_text(load_runs([good]), load_runs([other]))
     gone = missing(scores_of(load_runs([good])), scores_of(load_runs([other])))
     assert str(gone[0]) == "rome on tiny-gpt2, reliability (facts)"
+    runs = load_runs([good])
+    many = replace(runs, verdicts=runs.verdicts.assign(protocol="batch:3"))
+    with pytest.raises(StoreError, match="the protocol single and the second batch:3"):
+        comparison_text(runs, many)
     assert len(gone) == 6
 
 

@@ -208,6 +208,9 @@ def test_erasing_a_planted_value_loses_the_answer_and_nothing_else(lm):
     assert zero.other_texts < none.other_texts
     p = answers(lm, queries).log_prob
     assert none.at_answer == pytest.approx(np.exp(-p.mean()))
+    (alone, _) = erased(lm, queries, ["w5 w20"], [], [("zero", gone)])
+    assert np.isnan(alone.other_texts)
+    assert alone.own_texts == none.own_texts
 
 
 # --- choosing ----------------------------------------------------------------------------------
@@ -306,7 +309,9 @@ def test_pairs_are_grouped_by_determiner_else_by_number():
     assert set(groups[0].clusters) == {"book", "cup"}
     assert groups[-1].clusters == ("cup",)
     assert class_of(cases[0].request) == "this"
-    assert len(gap_prompts(cases)) == 3
+    assert len(gap_prompts(cases, causal=False)) == 3
+    # "She sees {}." twice, of a cup and of cups: to a causal model one prompt
+    assert len(gap_prompts(cases, causal=True)) == 2
 
 
 def test_profiles_attribute_what_fits_and_rank_all_neurons():

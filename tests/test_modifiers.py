@@ -90,6 +90,13 @@ def test_clusters_count_once():
     assert all(shift.p == pytest.approx(0.5) for shift in shifts)
 
 
+def test_one_noun_has_neither_an_interval_nor_an_effect_size():
+    before = np.full((24, 3), 0.2)
+    for shift in shifts_of(WORDS, before, before - 0.1, ["lake"] * 3):
+        assert shift.change == pytest.approx(-1)
+        assert np.isnan([shift.low, shift.high, shift.effect_size]).all()
+
+
 def test_the_published_variant_is_scipys():
     rng = np.random.default_rng(4)
     before, after = simulated(rng, np.full(24, -0.1))

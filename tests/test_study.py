@@ -353,6 +353,27 @@ def test_layers_are_labelled_so_that_no_label_lies_on_another(n):
     assert [int(label.get_text()) for label in axes.get_xticklabels()] == places
 
 
+def test_what_stands_in_for_what_is_missing_is_said():
+    """One relation has no unrelated text: the group's own stood under that name."""
+    cases = [case for case in made_up_cases() if case.task == "fact"]
+    cases = [case for case in cases if case.relation == cases[0].relation]
+    material = Material(tiny_model("gpt2"), cases, SETTINGS)
+    material.__dict__["without_neurons"] = ("none selected",)
+    section = parts(["erasing"])[0].run(material)
+    assert {row[4] if row[4] is None else row[4].n for row in section.tables[0].rows} == {None, 0}
+    assert "no text is unrelated" in " ".join(section.notes)
+    assert "none selected" in section.notes
+    assert "none selected" not in parts(["dose"])[0].run(material).notes
+
+
+def test_a_share_that_all_groups_agree_on_has_an_interval():
+    material = Material(tiny_model("gpt2"), made_up_cases(), SETTINGS)
+    rows = parts(["dose"])[0].run(material).tables[0].rows
+    for row in rows:
+        for accuracy in row[4:6]:
+            assert accuracy.n < 2 or accuracy.high - accuracy.low > 0
+
+
 @pytest.mark.parametrize("name", ["choice", "erasing", "levels"])
 def test_a_section_that_needs_two_prompts_says_so(name):
     cases = [case for case in made_up_cases() if case.task == "fact"]

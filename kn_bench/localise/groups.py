@@ -233,11 +233,17 @@ def profiles(
     ]
 
 
-def gap_prompts(cases: Iterable[Case]) -> list[tuple[Cloze, str]]:
-    """Return prompts with a gap for a determiner, each with its noun."""
-    nouns = {}
+def gap_prompts(cases: Iterable[Case], *, causal: bool) -> list[tuple[Cloze, str]]:
+    """Return prompts with a gap for a determiner, each once with a noun.
+
+    Args:
+        causal: for a model that reads only what stands before the gap: prompts that are equal there
+            are one prompt.
+    """
+    nouns: dict[object, tuple[Cloze, str]] = {}
     for case in cases:
         request = case.request
         if case.task == "pair" and request.target_true.lower() in NUMBER_CLASS:
-            nouns[request.cloze] = _cluster(request)
-    return list(nouns.items())
+            read = request.cloze.left if causal else request.cloze
+            nouns[read] = request.cloze, _cluster(request)
+    return list(nouns.values())

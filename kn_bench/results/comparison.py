@@ -343,10 +343,7 @@ def comparison_text(
         )
     comparisons = compare(ours, theirs)
     if not comparisons:
-        raise StoreError(
-            "the two have no criterion of one method on one model in common: name two methods "
-            "with --methods, or runs of the same models"
-        )
+        raise StoreError(_why_nothing(first, second))
     write = tables.markdown if as_markdown else tables.plain
     only = [f"{group}: only in the first." for group in missing(ours, theirs)]
     only += [f"{group}: only in the second." for group in missing(theirs, ours)]
@@ -354,6 +351,22 @@ def comparison_text(
     notes += [*remarks(comparisons), *only]
     table = write(HEADERS, table_rows(comparisons), left=3)
     return "\n".join([table, *dict.fromkeys(notes)]) + "\n"
+
+
+def _why_nothing(first: Runs, second: Runs) -> str:
+    """Return why two runs have nothing to compare, and what would have."""
+    protocols = [
+        ", ".join(map(str, runs.verdicts["protocol"].unique())) for runs in (first, second)
+    ]
+    if all(protocols) and first.verdicts["protocol"].isin(second.verdicts["protocol"]).sum() == 0:
+        return (
+            f"the first has the protocol {protocols[0]} and the second {protocols[1]}, and only "
+            "equal protocols are compared: name runs of one protocol"
+        )
+    return (
+        "the two have no criterion of one method on one model in common: name two methods with "
+        "--methods, or runs of the same models"
+    )
 
 
 def _unlike(first: Runs, second: Runs, comparisons: Iterable[Comparison]) -> Iterator[str]:

@@ -24,7 +24,7 @@ def mean(value: Interval, digits: int = 2, signed: bool = False) -> str:
 
 def share(value: Interval, digits: int = 0) -> str:
     """Return ``54% [48%, 57%]``; a dash where there is no mean."""
-    return _with_ends(value, lambda end: f"{end:.{digits}%}")
+    return _with_ends(value, lambda end: f"{number(100 * end, digits)}%")
 
 
 def _with_ends(value: Interval, text: Callable[[float], str]) -> str:
@@ -35,9 +35,13 @@ def _with_ends(value: Interval, text: Callable[[float], str]) -> str:
 
 
 def number(value: float, digits: int = 2, signed: bool = False) -> str:
-    """Return a number with a fixed number of digits, no minus before a zero; a dash for NaN."""
+    """Return a number with a fixed number of digits, no minus before a zero; a dash for NaN.
+
+    Half of the last digit goes to the even one: a mean of 3/8 may come as 0.375 less 1e-16.
+    """
     if math.isnan(value):
         return NOTHING
+    value = round(value, max(9, digits + 3))
     text = f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
     return text if float(text) or signed else text.lstrip("-")
 

@@ -147,6 +147,17 @@ class Material:
         return profile.select(Locating()).neurons or frozenset(profile.ranked[:2])
 
     @cached_property
+    def without_neurons(self) -> tuple[str, ...]:
+        """How many profiles the rule selects no neuron for, in a sentence; none if none is."""
+        n = sum(not profile.select(Locating()).neurons for profile in self.profiles)
+        if not n:
+            return ()
+        return (
+            f"Of {len(self.profiles)} facts and classes the rule selects no neuron for {n}: the "
+            "two of highest mean attribution stand in.",
+        )
+
+    @cached_property
     def relations(self) -> tuple[str, ...]:
         """Relations and paradigms of the profiles, facts first."""
         ordered = [*self.of_task("fact"), *self.of_task("pair")]
@@ -234,9 +245,8 @@ class Material:
     @cached_property
     def gaps(self) -> list[tuple[Cloze, str]]:
         """Prompts with a gap for a determiner, and their nouns."""
-        return [(cloze, noun) for cloze, noun in gap_prompts(self.cases) if cloze.left][
-            : self.settings.gaps
-        ]
+        prompts = gap_prompts(self.cases, causal=self.lm.is_causal)
+        return [(cloze, noun) for cloze, noun in prompts if cloze.left][: self.settings.gaps]
 
     def rejected(self, profile: Profile) -> list[Fitted | None]:
         """Encode the profile's prompts with the wrong answer, target_new."""

@@ -24,11 +24,13 @@ class SectionEntry(NamedTuple):
         module: its module.
         title: its title.
         on_groups: whether it works on the groups of the material, and so says what is left out.
+        on_neurons: whether it edits the groups' neurons, and so says where others stand in.
     """
 
     module: str
     title: str
     on_groups: bool = True
+    on_neurons: bool = False
 
 
 PAPER = {
@@ -37,7 +39,7 @@ PAPER = {
     "modifiers": SectionEntry(
         "modifiers", "Which words change when a number neuron is suppressed?"
     ),
-    "overturn": SectionEntry("overturn", "Do shifts overturn answers?"),
+    "overturn": SectionEntry("overturn", "Do shifts overturn answers?", on_neurons=True),
     "tracing": SectionEntry("tracing", "Where does causal tracing point?", on_groups=False),
     "generations": SectionEntry("generations", "What does an edited model say?", on_groups=False),
     "invariance": SectionEntry(
@@ -47,16 +49,26 @@ PAPER = {
 """The sections that correspond to the paper's figures."""
 
 CONTROLS = {
-    "matched": SectionEntry("matched", "Control 1: do random neurons do the same?"),
+    "matched": SectionEntry(
+        "matched", "Control 1: do random neurons do the same?", on_neurons=True
+    ),
     "dose": SectionEntry("dose", "Control 2: how many neurons hold an answer?"),
-    "selectivity": SectionEntry("selectivity", "Control 3: what else do the neurons carry?"),
-    "erasing": SectionEntry("erasing", "Control 4: is the fact gone, or the model?"),
+    "selectivity": SectionEntry(
+        "selectivity", "Control 3: what else do the neurons carry?", on_neurons=True
+    ),
+    "erasing": SectionEntry(
+        "erasing", "Control 4: is the fact gone, or the model?", on_neurons=True
+    ),
     "choice": SectionEntry("choice", "Control 5: does the attribution matter?"),
-    "place": SectionEntry("place", "Control 6: does the place of the edit matter?"),
+    "place": SectionEntry(
+        "place", "Control 6: does the place of the edit matter?", on_neurons=True
+    ),
     "direction": SectionEntry(
         "direction", "Control 7: is it easier to make right or wrong?", on_groups=False
     ),
-    "activators": SectionEntry("activators", "Control 8: what makes a knowledge neuron fire?"),
+    "activators": SectionEntry(
+        "activators", "Control 8: what makes a knowledge neuron fire?", on_neurons=True
+    ),
 }
 SECTIONS = {**PAPER, **CONTROLS}
 
@@ -85,4 +97,6 @@ def _run(entry: SectionEntry, material: Material) -> Section:
     section: Section = import_module(f"{__name__}.{entry.module}").run(material)
     if entry.on_groups:
         section = replace(section, notes=(*section.notes, *material.left_out))
+    if entry.on_neurons:
+        section = replace(section, notes=(*section.notes, *material.without_neurons))
     return section

@@ -150,7 +150,8 @@ def _curve(
         rows.append(values / values[0] if relative and values[0] else values)
     stacked = np.stack(rows)
     names = [curve.profile.group.id for curve in curves]
-    return [mean_interval(stacked[:, i], names, bounds=None) for i in range(stacked.shape[1])]
+    bounds = (0.0, 1.0) if name == "accuracy" else None
+    return [mean_interval(stacked[:, i], names, bounds=bounds) for i in range(stacked.shape[1])]
 
 
 def _doses_needed(curves: Sequence[GroupResponses], share: float) -> Interval:

@@ -45,9 +45,9 @@ class ErasureResult:
 
     Attributes:
         name: name of the edit; ``none`` for the unedited model.
-        at_answer: exp of minus the mean log P(answer) at the gap.
+        at_answer: exp of minus the mean log P(answer) at the gap, of whole answers.
         own_texts: (pseudo-)perplexity of all tokens of the prompts with their answers filled in.
-        other_texts: the same for unrelated texts.
+        other_texts: the same for unrelated texts; NaN without any.
         accuracy: share of prompts whose answer is still the argmax, every token of it.
     """
 
@@ -76,7 +76,9 @@ def erased(
     names, applied = zip(*[("none", NoEdit()), *edits], strict=True)
     at_answer = crossed(lm, queries, applied)
     own = perplexity(token_log_probs(lm, own_texts, applied))
-    other = perplexity(token_log_probs(lm, other_texts, applied))
+    other = np.full(len(applied), np.nan)
+    if other_texts:
+        other = perplexity(token_log_probs(lm, other_texts, applied))
     return [
         ErasureResult(
             name,
@@ -104,17 +106,18 @@ def run(material: Material) -> Section:
         NothingToShow: if no group has two prompts.
     """
     losses = [_lost(material, profile) for profile in material.sample]
+    texts = [_others(material, profile) for profile in material.sample]
     if not losses:
         raise NothingToShow("No fact or class has two prompts that fit the model.")
     return Section(
         "erasing",
         "Control 4: is the fact gone, or the model?",
         "The located neurons' values are replaced by 0, by the mean value, by the embedding of the "
-        "unknown token or of a random one; suppression (at the answer alone) and the erasure of "
-        "matched random neurons stand beside. Perplexity is measured where the answer stands, on "
-        "all tokens of the group's own texts, and on all tokens of unrelated texts (for a masked "
-        "model the pseudo-perplexity, every token masked in turn): a method may lose the answer "
-        "and keep the model, or lose both.",
+        "unknown token or of a random one; suppression (activations of 0 wherever a token is "
+        "predicted) and the erasure of matched random neurons stand beside. Perplexity is that of "
+        "the whole answer where it stands, of all tokens of the group's own texts, and of all "
+        "tokens of unrelated texts (for a masked model the pseudo-perplexity, every token masked "
+        "in turn): a method may lose the answer and keep the model, or lose both.",
         _findings(losses),
         tables=(_table(losses),),
         figures=(
@@ -127,7 +130,22 @@ def run(material: Material) -> Section:
                 lambda: _draw(losses),
             ),
         ),
+        notes=_notes(losses, texts),
     )
+
+
+def _notes(losses: Sequence[GroupErasures], texts: Sequence[Sequence[str]]) -> tuple[str, ...]:
+    """Return what is missing, and why."""
+    notes = []
+    missing = [by for by in ERASED if by not in _names(losses)]
+    if missing:
+        notes.append(f"Not applicable to this model, and left out: {', '.join(missing)}.")
+    if not all(texts):
+        notes.append(
+            "Where the cases are of one relation or paradigm no text is unrelated: its column is "
+            "empty."
+        )
+    return tuple(notes)
 
 
 def _lost(material: Material, profile: Profile) -> GroupErasures:
@@ -158,7 +176,7 @@ def _others(material: Material, profile: Profile) -> list[str]:
         for group in groups[:: max(1, len(groups) // (OTHER_TEXTS // 2))][: OTHER_TEXTS // 2]:
             query = group.group.queries[group.kept[0]]
             texts.append(query.cloze.fill(query.answer))
-    return texts or [profile.group.queries[0].cloze.fill(profile.group.queries[0].answer)]
+    return texts
 
 
 def _ratio(losses: Sequence[GroupErasures], edit: str, name: str) -> Interval:

@@ -43,15 +43,15 @@ def run(material: Material) -> Section:
             "change",
             "Change of each modifier's mean probability, (p' - p) / min(p, p'), when the neuron is "
             "set to 0, with its 95 % interval; a star where the paired test with Holm's correction "
-            "is below 0.05. The grey band holds 95 % of random neurons of the same layer and "
+            "is below 0.05. The grey band holds 95 % of draws among neurons of the same layer and "
             "activation. Pale bars are words of several tokens, which may leave the frame.",
             partial(draw_change, silenced),
             "Figure 5",
         ),
         SectionFigure(
             "probabilities",
-            "Exact mean probability of each modifier of one token before (open) and after (filled) "
-            "suppression.",
+            "Exact mean probability of each modifier of one token (of each, where none is) before "
+            "(open) and after (filled) suppression.",
             partial(draw_probabilities, silenced),
             "Figure 6",
         ),
@@ -97,7 +97,7 @@ def _findings(silenced: SilencedNeuron) -> list[str]:
         )
     text = [
         f"The {silenced.name} neuron ({label(silenced.neuron)}), {silenced.study.shifts[0].n} "
-        "prompts, words of one token: " + "; ".join(sentences) + "."
+        f"prompts, {_which(silenced)}: " + "; ".join(sentences) + "."
     ]
     a = silenced.association
     if a and np.isnan(a.spearman):
@@ -113,6 +113,12 @@ def _findings(silenced: SilencedNeuron) -> list[str]:
             "ranks."
         )
     return text
+
+
+def _which(silenced: SilencedNeuron) -> str:
+    """Name what :func:`whole` returns."""
+    single = any(s.tokens == 1 for s in silenced.study.shifts)
+    return "words of one token" if single else "words of several tokens, as none is of one"
 
 
 def _table(silenced: Sequence[SilencedNeuron]) -> SectionTable:
@@ -140,7 +146,8 @@ def _table(silenced: Sequence[SilencedNeuron]) -> SectionTable:
     return SectionTable(
         "modifiers",
         "Mean probability of every modifier before and after, its change with a 95 % interval, the "
-        "share of random neurons that move it as much, Cohen's d of the pairs, and p by the paired "
+        "share of random draws (among neurons of the same layer and activation, some of them drawn "
+        "twice) that move it as much, Cohen's d of the pairs, and p by the paired "
         "permutation test, after Holm, and by the published test (independent samples, "
         "uncorrected).",
         (
@@ -168,7 +175,7 @@ def _table(silenced: Sequence[SilencedNeuron]) -> SectionTable:
 
 
 def _as_much(random: Float[np.ndarray, " draws"], change: float) -> float | None:
-    """Return the share of random neurons that change a word as much; None if none was tried."""
+    """Return the share of random draws that change a word as much; None if none was tried."""
     return None if np.isnan(random).any() else float((np.abs(random) >= abs(change)).mean())
 
 
@@ -181,11 +188,13 @@ def _co_occurrence_table(
             next((s.change for s in it.study.shifts if s.modifier.word == counts.word), None)
             for it in silenced
         )
-        rows.append((counts.word, counts.plural, counts.singular, counts.bias, *shifts))
+        bias = counts.bias if counts.plural + counts.singular else None
+        rows.append((counts.word, counts.plural, counts.singular, bias, *shifts))
     return SectionTable(
         "co_occurrence",
-        "How often each modifier is followed by a plural and a singular noun in the corpus, the "
-        "log odds, and its change under each neuron's suppression.",
+        "How often, of the cases' nouns, the first within three words after each modifier is a "
+        "plural and a singular in the corpus, the log odds, and its change under each neuron's "
+        "suppression.",
         ("modifier", "plural", "singular", "log odds", *(f"change, {s.name}" for s in silenced)),
         tuple(rows),
     )

@@ -55,7 +55,8 @@ def draw_change(silenced: Sequence[SilencedNeuron]) -> Drawing:
 
 def _limits(silenced: SilencedNeuron) -> tuple[float, float]:
     """Return y limits that fit the one-token words: ratios of longer, rare words are extreme."""
-    ends = [end for s in whole(silenced) for end in (s.low, s.high)]
+    shifts = whole(silenced)
+    ends = [end for s in shifts for end in (s.low, s.high, s.change) if np.isfinite(end)]
     room = 0.2 * (max(ends) - min(ends)) + 0.02
     return min(ends) - room, max(ends) + room
 
@@ -74,7 +75,7 @@ def _bars_of_block(
         ax.errorbar(x, y, yerr=arms, fmt="none", ecolor="black", elinewidth=0.9, capsize=1.5)
     for place, s in placed:
         if s.p_holm < 0.05:
-            end = s.low if s.change < 0 else s.high
+            end = min(s.low, s.change) if s.change < 0 else max(s.high, s.change)
             ax.annotate("*", (place, end), xytext=(0, -9 if s.change < 0 else 0),
                         textcoords="offset points", ha="center", fontsize=9,
                         annotation_clip=True)  # fmt: skip

@@ -63,8 +63,9 @@ class Shift:
         tokens: number of tokens that the model splits the word into.
         before, after: mean probability over the prompts.
         change: (p' - p) / min(p, p') of these means.
-        low, high: its 95 % bootstrap interval over clusters of prompts.
-        effect_size: Cohen's d_z, mean over standard deviation of the paired differences.
+        low, high: its 95 % bootstrap interval over clusters of prompts; NaN for one cluster.
+        effect_size: Cohen's d_z, mean over standard deviation of the paired differences; NaN where
+            they do not differ.
         p: p of the paired permutation test on the clusters' differences.
         p_holm: the same, corrected over all modifiers.
         p_published: p of the published test, an uncorrected t-test of independent samples, which
@@ -93,13 +94,15 @@ class ModifierStudy:
         neurons: the neurons scaled by ``factor``.
         shifts: one per modifier, in the order of :data:`MODIFIERS`.
         excluded: the modifiers that could not be encoded.
-        skipped: number of prompts that could not be encoded with every modifier.
+        kept: indices of the prompts that could be encoded with every modifier.
+        skipped: number of the others.
     """
 
     neurons: Neurons
     factor: float
     shifts: tuple[Shift, ...]
     excluded: tuple[Modifier, ...]
+    kept: tuple[int, ...]
     skipped: int
 
 
@@ -131,6 +134,7 @@ def modifier_study(
         factor,
         tuple(replace(shift, tokens=n) for shift, n in zip(shifts, asked.tokens, strict=True)),
         tuple(m for m in modifiers if m not in asked.modifiers),
+        asked.kept,
         len(prompts) - len(asked.kept),
     )
 
@@ -219,6 +223,8 @@ def _shift(
     means = bootstrap_means(by_cluster(np.stack([before, after], 1), clusters))
     tail = 100 * (1 - LEVEL) / 2
     low, high = np.percentile(relative_change(means[:, 0], means[:, 1]), [tail, 100 - tail])
+    if len(set(clusters)) < 2:
+        low = high = np.nan
     return Shift(
         modifier=modifier,
         n=len(before),
@@ -243,7 +249,8 @@ def _paired_p(change: Float[np.ndarray, " prompts"], clusters: Sequence[str]) ->
 
 def _d_z(change: Float[np.ndarray, " prompts"]) -> float:
     spread = float(change.std(ddof=1)) if len(change) > 1 else 0.0
-    return float(change.mean()) / spread if spread else 0.0
+    # equal differences differ in their last bits
+    return float(change.mean()) / spread if spread > 1e-12 * np.abs(change).max() else np.nan
 
 
 def _independent_t(

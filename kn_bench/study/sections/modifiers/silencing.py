@@ -73,7 +73,7 @@ def _random(
     single = [s.tokens == 1 for s in study.shifts]
     asked = ask_modifiers(
         material.lm,
-        [cloze for cloze, _ in material.gaps],
+        [material.gaps[i][0] for i in study.kept],
         [s.modifier for s in study.shifts if s.tokens == 1] or MODIFIERS[:1],
     )
     mean = _activation_at_gaps(material)
