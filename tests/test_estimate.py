@@ -170,7 +170,16 @@ def test_a_calibration_times_edits_and_answers_and_leaves_out_what_fails(monkeyp
     assert 0 < rates.once < 60
 
 
-together: list[int] = []
+together: list[Any] = []
+
+
+def calibrated(monkeypatch, method, text):
+    """Return the rates of a method that fills ``together``, on twenty facts under a protocol."""
+    monkeypatch.setattr(calibration, "embedded", type("None", (), {"NAMES": ()}))
+    cases = sources.load("embedded", limit=20, relations=["P36"]).cases
+    together.clear()
+    specs = [spec for spec in [marked_spec(method)] if spec]
+    return calibrate(TINY, cases, specs, models, Choices(), protocol=parse_protocol(text))
 
 
 @edit_method("stepwise")
@@ -189,11 +198,7 @@ def in_steps(language_model):
 )
 def test_a_calibration_makes_steps_as_the_protocol_has_them(monkeypatch, text, sizes):
     """A hundred steps of one edit were stated at the cost of edits made sixteen at a time."""
-    monkeypatch.setattr(calibration, "embedded", type("None", (), {"NAMES": ()}))
-    cases = sources.load("embedded", limit=20, relations=["P36"]).cases
-    specs = [spec for method in (in_steps,) if (spec := marked_spec(method))]
-    together.clear()
-    rates = calibrate(TINY, cases, specs, models, Choices(), protocol=parse_protocol(text))
+    rates = calibrated(monkeypatch, in_steps, text)
     assert together == sizes
     assert rates.seconds["stepwise", "tiny_gpt2"] > 0.5 / sizes[0]
 
@@ -211,12 +216,7 @@ def unequal(language_model):
 
 def test_one_edit_of_a_sequence_does_not_stand_for_all(monkeypatch):
     """Neurons are located for each token of an answer: the first fact had one, others six."""
-    monkeypatch.setattr(calibration, "embedded", type("None", (), {"NAMES": ()}))
-    cases = sources.load("embedded", limit=20, relations=["P36"]).cases
-    specs = [spec for method in (unequal,) if (spec := marked_spec(method))]
-    together.clear()
-    protocol = parse_protocol("sequence:20")
-    rates = calibrate(TINY, cases, specs, models, Choices(), protocol=protocol)
+    rates = calibrated(monkeypatch, unequal, "sequence:20")
     assert rates.seconds["unequal", "tiny_gpt2"] > (3 * 0.1 + 1.2) / 4
 
 
@@ -301,12 +301,7 @@ def choosy(language_model):
 
 def test_a_step_to_which_a_method_is_not_applicable_says_nothing_of_the_others(monkeypatch):
     """The one pair that was tried had text after its answer: pairs were said to cost nothing."""
-    monkeypatch.setattr(calibration, "embedded", type("None", (), {"NAMES": ()}))
-    cases = sources.load("embedded", limit=20, relations=["P36"]).cases
-    specs = [spec for method in (choosy,) if (spec := marked_spec(method))]
-    together.clear()
-    protocol = parse_protocol("sequence:20")
-    rates = calibrate(TINY, cases, specs, models, Choices(), protocol=protocol)
+    rates = calibrated(monkeypatch, choosy, "sequence:20")
     assert len(together) == 4
     assert rates.seconds["choosy", "tiny_gpt2"] > 0.5  # of those two to which it is
 

@@ -19,9 +19,7 @@ from kn_bench.editing.settings import Assignment, Choices, parameters
 from kn_bench.measure.steps import EditedStep, StepRecord, StepStore
 from kn_bench.model.loading import load_model
 
-METHODS = [
-    spec for path in builtin.files() for spec in marked(builtin.imported(path)) if not spec.takes
-]
+METHODS = [spec for module in builtin.modules() for spec in marked(module) if not spec.takes]
 FEW_STEPS = {"v_num_grad_steps": 3, "num_steps": 3, "n_iter": 3}
 
 

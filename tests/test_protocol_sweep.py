@@ -36,8 +36,8 @@ CHOICES = Choices(
 @cache
 def specs():
     registry = Registry()
-    for file in builtin.files():
-        registry.add(builtin.imported(file))
+    for module in builtin.modules():
+        registry.add(module)
     return registry.methods
 
 

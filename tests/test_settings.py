@@ -56,7 +56,7 @@ def model(name="tiny-gpt2", layers=4, family="gpt2"):
 
 
 def specs():
-    modules = [builtin.imported(f) for f in builtin.files()]
+    modules = builtin.modules()
     return {spec.name: spec for module in modules for spec in marked(module)}
 
 

@@ -126,12 +126,7 @@ NAMES = (
     "kn-suppress", "kn-edit", "kn-erase", "rome", "r-rome", "rome-no-c", "memit", "ft-m",
     "in-context", "random-rank-one",
 )  # fmt: skip
-METHODS = [
-    spec
-    for path in builtin.files()
-    for spec in marked(builtin.imported(path))
-    if spec.name in NAMES
-]
+METHODS = [spec for module in builtin.modules() for spec in marked(module) if spec.name in NAMES]
 """One of each way to edit; the others differ in their closed form alone."""
 
 

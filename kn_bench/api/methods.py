@@ -194,8 +194,8 @@ def registered() -> Registry:
         ValueError: for a package whose methods cannot be imported.
     """
     known = Registry()
-    for path in builtin.files():
-        known.add(builtin.imported(path))
+    for module in builtin.modules():
+        known.add(module)
     for entry in metadata.entry_points(group=ENTRY_POINTS):
         try:
             loaded = entry.load()

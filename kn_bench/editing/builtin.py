@@ -28,9 +28,14 @@ def files() -> list[Path]:
     return sorted(path for path in folder.glob("*.py") if not path.name.startswith("_"))
 
 
-def imported(file: Path) -> ModuleType:
-    """Return the module of one of :func:`files`; imports torch."""
-    return importlib.import_module(f"kn_bench.edits.{file.stem}")
+def module_names() -> list[str]:
+    """Return the names of their modules, without importing them."""
+    return list(map(_module_name, files()))
+
+
+def modules() -> list[ModuleType]:
+    """Import the modules; imports torch."""
+    return list(map(importlib.import_module, module_names()))
 
 
 def names() -> dict[str, str]:
@@ -72,7 +77,7 @@ def unimported() -> ModuleType:
                 if name:
                     given = _keywords(call)
                     vars(module)[name] = declared(
-                        _imported_later(file, name),
+                        _imported_later(_module_name(file), name),
                         name,
                         f"{file}:{call.lineno}",
                         models=given.get("models") or "any",
@@ -83,10 +88,14 @@ def unimported() -> ModuleType:
     return module
 
 
-def _imported_later(file: Path, name: str) -> Callable[[LanguageModel], Any]:
+def _module_name(file: Path) -> str:
+    return f"kn_bench.edits.{file.stem}"
+
+
+def _imported_later(module: str, name: str) -> Callable[[LanguageModel], Any]:
     def make(language_model: LanguageModel) -> Any:
-        (spec,) = (spec for spec in marked(imported(file)) if spec.name == name)
-        return bind(spec, language_model)
+        specs = marked(importlib.import_module(module))
+        return bind(next(spec for spec in specs if spec.name == name), language_model)
 
     return make
 

@@ -155,18 +155,23 @@ def edit_method(
 
     def mark(function: F) -> F:
         refuse_function(name, function)
-        origin = _origin(function)
-        spec = MethodSpec(
-            name, models, function, origin, by_default, settings, argument, check, shares
+        return declared(
+            function,
+            name,
+            _origin(function),
+            models=models,
+            by_default=by_default,
+            settings=settings,
+            takes=argument,
+            check=check,
+            shares=shares,
         )
-        setattr(function, _MARK, spec)
-        return function
 
     return mark
 
 
 def declared(function: F, name: str, origin: str, *, models: Kind = "any", **given: Any) -> F:
-    """Mark ``function`` as a method that is declared elsewhere, at ``origin``."""
+    """Mark ``function`` as a method that is declared at ``origin``."""
     setattr(function, _MARK, MethodSpec(name, models, function, origin, **given))
     return function
 

@@ -355,13 +355,11 @@ def comparison_text(
 
 def _why_nothing(first: Runs, second: Runs) -> str:
     """Return why two runs have nothing to compare, and what would have."""
-    protocols = [
-        ", ".join(map(str, runs.verdicts["protocol"].unique())) for runs in (first, second)
-    ]
-    if all(protocols) and first.verdicts["protocol"].isin(second.verdicts["protocol"]).sum() == 0:
+    ours, theirs = (runs.verdicts["protocol"].unique().tolist() for runs in (first, second))
+    if ours and theirs and set(ours).isdisjoint(theirs):
         return (
-            f"the first has the protocol {protocols[0]} and the second {protocols[1]}, and only "
-            "equal protocols are compared: name runs of one protocol"
+            f"the first has the protocol {', '.join(ours)} and the second {', '.join(theirs)}, and "
+            "only equal protocols are compared: name runs of one protocol"
         )
     return (
         "the two have no criterion of one method on one model in common: name two methods with "

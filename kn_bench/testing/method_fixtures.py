@@ -118,8 +118,7 @@ def _fixture_names(manager: pytest.PytestPluginManager) -> set[str]:
 
 def load_builtin(manager: pytest.PytestPluginManager) -> None:
     """Import ``kn_bench.edits.*`` and register them as plug-ins; imports torch."""
-    for file in builtin.files():
-        module = builtin.imported(file)
+    for module in builtin.modules():
         if not manager.is_registered(module):
             manager.register(module, module.__name__)
 
@@ -129,7 +128,7 @@ def declare_builtin(manager: pytest.PytestPluginManager) -> None:
 
     Where ``-p`` has named one of their files that is imported already, and they all are.
     """
-    if any(manager.has_plugin(f"kn_bench.edits.{file.stem}") for file in builtin.files()):
+    if any(map(manager.has_plugin, builtin.module_names())):
         load_builtin(manager)
         return
     module = builtin.unimported()

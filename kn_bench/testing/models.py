@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from kn_bench.editing.registry import Kind, MethodSpec
+from kn_bench.model.architecture import parameter_bytes
 from kn_bench.model.progress import Progress, Silent
 from kn_bench.testing.options import Options
 
@@ -125,8 +126,6 @@ class Models:
 
 
 def _size(engine: Engine) -> int:
-    from kn_bench.model.architecture import parameter_bytes
-
     return parameter_bytes(engine.model.hf)
 
 

@@ -106,7 +106,6 @@ def run(material: Material) -> Section:
         NothingToShow: if no group has two prompts.
     """
     losses = [_lost(material, profile) for profile in material.sample]
-    texts = [_others(material, profile) for profile in material.sample]
     if not losses:
         raise NothingToShow("No fact or class has two prompts that fit the model.")
     return Section(
@@ -130,17 +129,17 @@ def run(material: Material) -> Section:
                 lambda: _draw(losses),
             ),
         ),
-        notes=_notes(losses, texts),
+        notes=_notes(losses),
     )
 
 
-def _notes(losses: Sequence[GroupErasures], texts: Sequence[Sequence[str]]) -> tuple[str, ...]:
+def _notes(losses: Sequence[GroupErasures]) -> tuple[str, ...]:
     """Return what is missing, and why."""
     notes = []
     missing = [by for by in ERASED if by not in _names(losses)]
     if missing:
         notes.append(f"Not applicable to this model, and left out: {', '.join(missing)}.")
-    if not all(texts):
+    if any(np.isnan(loss.by_edit[0].other_texts) for loss in losses):
         notes.append(
             "Where the cases are of one relation or paradigm no text is unrelated: its column is "
             "empty."

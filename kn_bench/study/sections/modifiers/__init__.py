@@ -117,7 +117,7 @@ def _findings(silenced: SilencedNeuron) -> list[str]:
 
 def _which(silenced: SilencedNeuron) -> str:
     """Name what :func:`whole` returns."""
-    single = any(s.tokens == 1 for s in silenced.study.shifts)
+    single = all(s.tokens == 1 for s in whole(silenced))
     return "words of one token" if single else "words of several tokens, as none is of one"
 
 
@@ -188,7 +188,7 @@ def _co_occurrence_table(
             next((s.change for s in it.study.shifts if s.modifier.word == counts.word), None)
             for it in silenced
         )
-        bias = counts.bias if counts.plural + counts.singular else None
+        bias = counts.bias if counts.nouns else None
         rows.append((counts.word, counts.plural, counts.singular, bias, *shifts))
     return SectionTable(
         "co_occurrence",

@@ -36,6 +36,11 @@ class NounCounts:
     singular: int
 
     @property
+    def nouns(self) -> int:
+        """Occurrences followed by a noun."""
+        return self.plural + self.singular
+
+    @property
     def bias(self) -> float:
         """Log odds of a plural noun, with half an occurrence added to both counts; 0 if unseen."""
         return float(np.log((self.plural + 0.5) / (self.singular + 0.5)))

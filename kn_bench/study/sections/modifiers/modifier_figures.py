@@ -75,7 +75,7 @@ def _bars_of_block(
         ax.errorbar(x, y, yerr=arms, fmt="none", ecolor="black", elinewidth=0.9, capsize=1.5)
     for place, s in placed:
         if s.p_holm < 0.05:
-            end = min(s.low, s.change) if s.change < 0 else max(s.high, s.change)
+            end = s.low if s.change < 0 else s.high
             ax.annotate("*", (place, end), xytext=(0, -9 if s.change < 0 else 0),
                         textcoords="offset points", ha="center", fontsize=9,
                         annotation_clip=True)  # fmt: skip
@@ -111,7 +111,7 @@ def draw_probabilities(silenced: Sequence[SilencedNeuron]) -> Drawing:
 
 def compared(silenced: SilencedNeuron, counted: Sequence[NounCounts]) -> list[tuple[float, Shift]]:
     """Return the modifiers that the corpus has before a known noun, with their log odds."""
-    known = {counts.word: counts for counts in counted if counts.plural + counts.singular}
+    known = {counts.word: counts for counts in counted if counts.nouns}
     return [(known[s.modifier.word].bias, s) for s in whole(silenced) if s.modifier.word in known]
 
 

@@ -220,11 +220,11 @@ def _shift(
     p_holm: float,
 ) -> Shift:
     change = relative_change(before.mean(), after.mean())
-    means = bootstrap_means(by_cluster(np.stack([before, after], 1), clusters))
-    tail = 100 * (1 - LEVEL) / 2
-    low, high = np.percentile(relative_change(means[:, 0], means[:, 1]), [tail, 100 - tail])
-    if len(set(clusters)) < 2:
-        low = high = np.nan
+    low = high = np.nan
+    if len(set(clusters)) > 1:
+        means = bootstrap_means(by_cluster(np.stack([before, after], 1), clusters))
+        tail = 100 * (1 - LEVEL) / 2
+        low, high = np.percentile(relative_change(means[:, 0], means[:, 1]), [tail, 100 - tail])
     return Shift(
         modifier=modifier,
         n=len(before),

@@ -96,7 +96,7 @@ def _activation_at_gaps(material: Material) -> torch.Tensor:
 
 
 def _associated(study: ModifierStudy, counted: Sequence[NounCounts]) -> Association | None:
-    known = {counts.word: counts for counts in counted if counts.plural + counts.singular}
+    known = {counts.word: counts for counts in counted if counts.nouns}
     shifts = [s for s in study.shifts if s.tokens == 1 and s.modifier.word in known]
     if not shifts:
         return None
