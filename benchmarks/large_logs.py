@@ -63,7 +63,9 @@ def large_run(small: Path, rows: int) -> Path:
         for copy in range(rows // len(lines)):
             number = b"_%d" % (copy * SUBJECTS)
             for text in texts:
-                log.write(text.replace(b"subject_", b"subject" + number + b"_"))
+                text = text.replace(b"subject_", b"subject" + number + b"_")
+                # a cluster each, as another subject has
+                log.write(text.replace(b'"subject ', b'"subject' + number + b" "))
     return large
 
 

@@ -15,6 +15,7 @@ from kn_bench.cases.case import CRITERIA, Criterion
 from kn_bench.commands.app import group
 from kn_bench.results.comparison import compare, comparison_text, missing, scores_of
 from kn_bench.results.files import StoreError
+from kn_bench.results.frames import uncoded
 from kn_bench.results.loading import load_runs
 from tests.made_up import write_run
 
@@ -78,7 +79,7 @@ def test_only_common_cases_are_compared_and_the_rest_is_named(tmp_path, good):
 
 
 def test_without_common_cases_the_samples_are_independent(good):
-    first, second = scores_of(load_runs([good])), scores_of(load_runs([good]))
+    first = second = uncoded(scores_of(load_runs([good])))
     second = second.assign(case="other/" + second["case"], cluster="other/" + second["cluster"])
     second["score"] = second["score"].where(second["criterion"] != "locality", 0.0)
     comparisons = {c.group.criterion: c for c in compare(first, second)}

@@ -169,7 +169,7 @@ def made(tmp_path, n, *, sequences=1, more=(), protocol="sequence:2"):
 
     def changed(verdicts):
         number = verdicts["case"].str.extract(r"c(\d+)$")[0].astype(int)
-        pair = verdicts["criterion"] + verdicts["method"]
+        pair = verdicts["criterion"].astype("str") + verdicts["method"].astype("str")
         score = pd.Series(rng.uniform(size=len(verdicts)), verdicts.index)
         score = score.mask(pair == "reliabilitya", 1.0).mask(pair == "symmetryb", 0.0)
         relation = number.mod(4).map(lambda i: "P36" if i == 3 else "P17")

@@ -11,18 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from kn_bench.measure.resampling import MANY, by_cluster, resampled
 from kn_bench.measure.statistics import (
     Interval,
     agreed_interval,
     average_interval,
-    by_cluster,
     harmonic_interval,
     harmonic_mean,
     holm,
     independent_p,
     mean_interval,
     paired,
-    resampled,
     sign_flip_p,
 )
 
@@ -168,6 +167,35 @@ def test_many_clusters_by_random_flips_agree_with_the_sign_test():
     sums = np.array([-1.0] * 28 + [1.0] * 12 + [0.0] * 100)
     exact = stats.binomtest(12, 40, alternative="less").pvalue
     assert sign_flip_p(sums, alternative="less") == pytest.approx(exact, abs=0.003)
+
+
+def test_a_hundred_thousand_clusters_have_the_interval_of_the_normal_law():
+    rng = np.random.default_rng(0)
+    scores = rng.random(100_000) < 0.2
+    half = stats.norm.ppf(0.975) * scores.std() / math.sqrt(len(scores))
+    mean, low, high, n = mean_interval(scores, np.arange(100_000))
+    assert (mean, n) == (scores.mean(), 100_000)
+    assert (high - mean, mean - low) == pytest.approx((half, half), rel=0.1)
+    # three in a hundred thousand: the blocks that have them are drawn as a Poisson law has it
+    rare = np.arange(100_000) < 3
+    assert mean_interval(rare, np.arange(100_000))[1:3] == pytest.approx((0.0, 7e-5), abs=1e-5)
+
+
+def test_flips_of_a_hundred_thousand_clusters_agree_with_the_normal_law():
+    rng = np.random.default_rng(1)
+    sums = rng.choice([-1.0, 1.0], size=100_000, p=[0.503, 0.497])
+    exact = stats.norm.cdf(sums.sum() / math.sqrt(len(sums)))
+    assert sign_flip_p(sums, alternative="less") == pytest.approx(exact, rel=0.2)
+    null = [sign_flip_p(rng.choice([-1.0, 1.0], size=MANY + 1)) for _ in range(100)]
+    assert stats.kstest(null, "uniform").pvalue > 0.001
+
+
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=60))
+def test_clusters_are_the_same_by_number_and_by_name(numbers):
+    scores = np.arange(len(numbers), dtype=float)[:, None] % 3
+    by_number = by_cluster(scores, np.array(numbers))
+    by_name = by_cluster(scores, [f"{number:02}" for number in numbers])
+    assert all(np.array_equal(a, b) for a, b in zip(by_number, by_name, strict=True))
 
 
 def test_p_is_uniform_under_the_null_though_cases_are_clustered():

@@ -25,10 +25,10 @@ from kn_bench.measure.measurement import Answer, Checkpoint, Measurement, Writte
 from kn_bench.measure.protocols import ONCE, Occasion
 from kn_bench.results import store as store_module
 from kn_bench.results.baseline import read_baseline, save_baseline
-from kn_bench.results.columns import read_frames
 from kn_bench.results.files import StoreError, atomically, together, write_text
+from kn_bench.results.frames import EXPLANATION, uncoded
 from kn_bench.results.loading import load_runs
-from kn_bench.results.log import KEYED, LOG, repaired, rows
+from kn_bench.results.log import KEYED, LOG, lines_of, repaired, rows
 from kn_bench.results.manifest import FORMAT, differences, hash_files, read_manifest, write_manifest
 from kn_bench.results.merging import merge
 from kn_bench.results.rejudging import rejudged
@@ -118,7 +118,7 @@ def test_edit_records_and_tests_are_stored_once(tmp_path):
     stored = list(rows(_log(store.folder)))
     assert sum(isinstance(row, EditRow) for row in stored) == 2
     assert sum(isinstance(row, VerdictRow) for row in stored) == 12
-    assert len(read_frames(_log(store.folder), ["measurement"])["measurement"]) == 32
+    assert len(list(lines_of(_log(store.folder), "measurement"))) == 32
 
 
 ONCE_A_CASE = frozenset({"edit", "curve", "generation"})
@@ -179,7 +179,7 @@ def test_a_unit_of_many_cases_is_one_text(tmp_path):
         store.append("".join(_tests(4)))  # of which three are there already
     keys = [row.key for row in rows(_log(store.folder)) if isinstance(row, VerdictRow)]
     assert len(keys) == len(set(keys)) == 24
-    assert len(read_frames(_log(store.folder), ["measurement"])["measurement"]) == 4 * 16
+    assert len(list(lines_of(_log(store.folder), "measurement"))) == 4 * 16
 
 
 def test_verdicts_can_be_drawn_again_from_the_log(tmp_path):
@@ -188,11 +188,23 @@ def test_verdicts_can_be_drawn_again_from_the_log(tmp_path):
     assert list(rejudged(_log(folder))) == stored
     once, again = load_runs([folder]), load_runs([folder], judge_again=True)
     pd.testing.assert_frame_equal(once.verdicts, again.verdicts)
+    by_column = load_runs([folder], judge_again=True, explained=False)
+    assert by_column.verdicts.equals(once.verdicts.drop(columns=EXPLANATION))
+    # all measurements first and all verdicts last: no row is taken for another test's
+    whole = _log(folder).read_bytes().splitlines(keepends=True)
+    whole.sort(key=lambda line: line.startswith(b'{"row":"verdict"'))
+    _log(folder).write_bytes(b"".join(whole))
+    moved = load_runs([folder], judge_again=True, explained=False).verdicts
+    first, second = (
+        uncoded(rows).sort_values(["case", "criterion"], ignore_index=True)
+        for rows in (moved, by_column.verdicts)
+    )
+    pd.testing.assert_frame_equal(first, second)
 
 
 def test_whoever_asks_for_a_frame_may_write_into_it(tmp_path):
     folder = write_run(tmp_path, {"rome": {c: [0.0, 0.25, 1.0] for c in CRITERIA}})
-    frame = read_frames(_log(folder), ["verdict"])["verdict"]
+    frame = load_runs([folder]).verdicts
     for name in frame.select_dtypes("number"):
         frame.loc[frame.index[0], name] = 1
         assert frame[name].iloc[0] == 1

@@ -24,6 +24,7 @@ from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.loaded import check_model
 from kn_bench.results.escaping import terminal
 from kn_bench.results.files import check_writable, together, write_text
+from kn_bench.results.frames import uncoded
 from kn_bench.results.leaderboard import leaderboard, terminal_table
 from kn_bench.results.loading import Runs, load_runs
 from kn_bench.results.log import CLOSING, LOG
@@ -209,7 +210,7 @@ class Evaluation:
     @property
     def verdicts(self) -> pd.DataFrame:
         """Return one row a case and criterion: status, score, explanation, readings."""
-        return self.runs.verdicts
+        return uncoded(self.runs.verdicts)
 
     def score(self, criterion: str) -> float:
         """Return the mean score of a criterion over the cases that count for it; NaN if none."""

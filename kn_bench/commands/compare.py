@@ -34,7 +34,7 @@ def command(
     from kn_bench.results.store import find_run
 
     folders = [find_run(reports, run) for run in (first, second)]
-    first_run = load_runs(folders[:1])
-    second_run = first_run if folders[0] == folders[1] else load_runs(folders[1:])
+    first_run = load_runs(folders[:1], explained=False)
+    second_run = first_run if folders[0] == folders[1] else load_runs(folders[1:], explained=False)
     text = comparison_text(first_run, second_run, methods=methods, as_markdown=markdown)
     typer.echo(text, nl=False)

@@ -48,7 +48,7 @@ def command(
 
     targets = output or [reports / "leaderboard.md", reports / PAGE]
     write = [(chosen(target, format), target) for target in targets]
-    loaded = load_runs(find_runs(reports, runs), judge_again=judge_again)
+    loaded = load_runs(find_runs(reports, runs), judge_again=judge_again, explained=False)
     typer.echo(terminal_table(loaded))
     with together():
         for write_to, target in write:

@@ -26,7 +26,7 @@ def command(
     from kn_bench.results.serving import Server
     from kn_bench.results.store import find_runs
 
-    with Server(load_runs(find_runs(reports, runs)), port) as server:
+    with Server(load_runs(find_runs(reports, runs), explained=False), port) as server:
         typer.echo(f"open {server.address} in a browser; Ctrl-C ends it")
         try:
             server.serve_forever()

@@ -37,11 +37,14 @@ __all__ = ["Evidence", "Verdict", "evidence", "judge", "judge_evidence"]
 
 UNKNOWN: dict[Criterion, str] = {
     "generality": "the unedited model did not know the fact on any other pattern",
+    "symmetry": "only one of the two inverse questions can be put",
     "synonym": "the unedited model did not answer any synonym probe correctly",
     "overturn": "the unedited model was not right",
     "portability": "the unedited model does not know what the questions build on",
 }
 """Why no probe counts, by criterion."""
+NOT_A_NUMBER = "a log-probability is NaN"
+NOT_MEASURED = "nothing was measured, and no exclusion says why"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +107,7 @@ def judge_evidence(criterion: Criterion, given: Evidence) -> Verdict:
     if given.error:
         return _unscored("error", given.error, given)
     if broken := next((m for m in given.measurements if _is_nan(m)), None):
-        return _unscored("error", "a log-probability is NaN", given, f"{broken.probe}: ")
+        return _unscored("error", NOT_A_NUMBER, given, f"{broken.probe}: ")
     if not given.measurements:
         return _without_measurement(given)
     if criterion == "symmetry":
@@ -208,11 +211,11 @@ def _portability(given: Evidence) -> Verdict:
     count if a condition cannot be encoded.
     """
     unmet = {
-        _conditioned(m.probe)
+        conditioned(m.probe)
         for m in given.measurements
         if m.kind == CONDITION and not gives_expected(m.before, given.task)
     }
-    unmet |= {_conditioned(e.probe) for e in given.exclusions if e.probe and CONDITION in e.probe}
+    unmet |= {conditioned(e.probe) for e in given.exclusions if e.probe and CONDITION in e.probe}
     questions = [m for m in given.measurements if m.kind != CONDITION]
     counted = tuple(m for m in questions if m.probe not in unmet)
     if not questions:
@@ -223,7 +226,7 @@ def _portability(given: Evidence) -> Verdict:
     return replace(verdict, left_out=verdict.left_out + len(questions) - len(counted))
 
 
-def _conditioned(probe: str) -> str:
+def conditioned(probe: str) -> str:
     """Return the id of the question that a condition belongs to."""
     return probe.partition(f"/{CONDITION}/")[0]
 
@@ -234,7 +237,7 @@ def _symmetry(given: Evidence) -> Verdict:
     for m in given.measurements:
         sides.setdefault(m.kind, []).append(m)
     if ("new_inverse" in sides) != ("old_inverse" in sides):
-        return _unscored("excluded", "only one of the two inverse questions can be put", given)
+        return _unscored("excluded", UNKNOWN["symmetry"], given)
     held = [probe_holds("symmetry", m, given.task) for m in given.measurements]
     kinds = _by_kind(given.measurements, held)
     outcome = _symmetry_outcome(given)
@@ -292,7 +295,7 @@ def overturn_outcome(measurement: Measurement, task: Task) -> OverturnOutcome:
     before, after, true = measurement.before, measurement.after, measurement.rejected
     right = [gives_rejected(answer, task) for answer in (before, after)]
     pair = [answer.log_prob_rejected > answer.log_prob_expected for answer in (before, after)]
-    token = [_is_start_of(answer.argmax, true) for answer in (before, after)]
+    token = [is_start_of(answer.argmax, true) for answer in (before, after)]
     return OverturnOutcome(
         generated=_overturned(before.gives_rejected, after.gives_rejected, task == "fact"),
         within_pair=_overturned(*pair),
@@ -307,7 +310,7 @@ def _overturned(before: bool, after: bool, defined: bool = True) -> bool | None:
     return not after if defined and before else None
 
 
-def _is_start_of(token: str, answer: str) -> bool:
+def is_start_of(token: str, answer: str) -> bool:
     """Return whether the argmax token begins ``answer``, or is all of it."""
     piece = token.strip().casefold()
     return bool(piece) and answer.casefold().startswith(piece)
@@ -347,7 +350,7 @@ def _unscored(status: Status, reason: str, given: Evidence, where: str = "") -> 
 def _without_measurement(given: Evidence) -> Verdict:
     """Return the reason of the exclusion; an error if there is neither measurement nor reason."""
     if not given.exclusions:
-        return _unscored("error", "nothing was measured, and no exclusion says why", given)
+        return _unscored("error", NOT_MEASURED, given)
     (reason, _), *_ = Counter(e.reason for e in given.exclusions).most_common(1)
     return _unscored("excluded", reason, given)
 

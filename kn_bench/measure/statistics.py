@@ -11,13 +11,11 @@ from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Int
+from jaxtyping import Bool, Float
 from numpy.typing import ArrayLike
 
-RESAMPLES = 4000
-"""Bootstrap resamples: the end of a 95 % interval moves by about 0.02 of its width by chance."""
-CELLS = 4_000_000
-"""Numbers in a table of resamples."""
+from kn_bench.measure.resampling import Clustered, bootstrap_means, by_cluster, joined
+
 PERMUTATIONS = 20_000
 """Random sign flips when there are too many to try all: p is good to about 0.0015 at 0.05."""
 EXACT = 14
@@ -34,65 +32,6 @@ class Interval(NamedTuple):
     low: float
     high: float
     n: int
-
-
-class Clustered(NamedTuple):
-    """Scores summed by cluster, in columns that are resampled together; NaN scores count nowhere.
-
-    Attributes:
-        sums: sum of the scores of each cluster in each column.
-        counts: number of scores.
-    """
-
-    sums: Float[np.ndarray, "cluster column"]
-    counts: Float[np.ndarray, "cluster column"]
-
-
-def by_cluster(
-    scores: Float[np.ndarray, "case column"], clusters: ArrayLike | Sequence[str]
-) -> Clustered:
-    """Sum and count ``scores`` by the clusters of the cases; NaN means no score."""
-    _, codes = np.unique(np.asarray(clusters), return_inverse=True)
-    n = int(codes.max()) + 1 if codes.size else 0
-    scored = ~np.isnan(scores)
-    return Clustered(
-        _summed(np.where(scored, scores, 0.0), codes, n), _summed(scored.astype(float), codes, n)
-    )
-
-
-def _summed(
-    values: Float[np.ndarray, "case column"], codes: Int[np.ndarray, " case"], n: int
-) -> Float[np.ndarray, "cluster column"]:
-    columns = [np.bincount(codes, values[:, i], minlength=n) for i in range(values.shape[1])]
-    return np.stack(columns, axis=1) if columns else np.zeros((n, 0))
-
-
-@lru_cache(maxsize=8)
-def resampled(n: int, seed: int = 0) -> Float32[np.ndarray, "times n"]:
-    """Return how often each of ``n`` clusters is drawn in each resample; equal for equal ``n``.
-
-    There are 4,000 resamples for up to 1,000 clusters, and fewer above (never under 500): the
-    interval is then narrow, and the memory stays at 16 MB up to 8,000 clusters.
-    """
-    rng = np.random.default_rng([seed, n])
-    times = min(RESAMPLES, max(500, CELLS // n))
-    rows = min(times, max(1, CELLS // 4 // n))
-    counts = np.empty((times, n), dtype=np.float32)
-    for start in range(0, times, rows):
-        part = counts[start : start + rows]
-        drawn = rng.integers(n, size=part.shape, dtype=np.int32) + n * np.arange(len(part))[:, None]
-        part[:] = np.bincount(drawn.ravel(), minlength=part.size).reshape(part.shape)
-    return counts
-
-
-def bootstrap_means(data: Clustered, seed: int = 0) -> Float[np.ndarray, "times column"]:
-    """Return the column means of each resample of clusters; NaN if it drew no score."""
-    weights = resampled(len(data.sums), seed)
-    both = weights @ np.concatenate([data.sums, data.counts], axis=1).astype(np.float32)
-    sums, counts = np.split(both.astype(float), 2, axis=1)
-    with np.errstate(invalid="ignore"):
-        means: Float[np.ndarray, "times column"] = sums / counts
-    return means
 
 
 def mean_interval(
@@ -332,9 +271,10 @@ def sign_flip_p(
 ) -> float:
     """Return p of the paired permutation test, which flips the sign of each cluster's difference.
 
-    It is exact if at most 14 clusters differ, else (b + 1) / (m + 1) over 20,000 random flips.
+    It is exact if at most 14 clusters differ, else (b + 1) / (m + 1) over 20,000 random flips; of
+    more than ``MANY`` clusters blocks are flipped.
     """
-    moved = sums[np.abs(sums) > 1e-12]
+    moved = joined(sums[np.abs(sums) > 1e-12], seed)
     if not moved.size:
         return 1.0
     observed = moved.sum()

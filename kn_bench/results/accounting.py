@@ -6,9 +6,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from kn_bench.results.beside import KEY
+from kn_bench.results.keys import keys, places
 from kn_bench.results.loading import Runs
 
 SHOWN = 3
@@ -70,10 +72,11 @@ def _cases(runs: Runs) -> list[tuple[Any, ...]]:
 def _probes(runs: Runs) -> list[tuple[Any, ...]]:
     """Count probes that do not fit the model, and those that the unedited model did not know."""
     key = ["run", *KEY]
-    counted = pd.concat([runs.verdicts[key], runs.optional[key]]).drop_duplicates()
-    exclusions = runs.exclusions.rename(columns={"exclusion_case": "case"}).merge(counted, on=key)
-    single = exclusions[exclusions["exclusion_probe"].notna()].copy()
-    single["probe"] = single["case"] + " " + single["exclusion_probe"]
+    exclusions = runs.exclusions.rename(columns={"exclusion_case": "case"})
+    both = (places(exclusions, verdicts, key) >= 0 for verdicts in (runs.verdicts, runs.optional))
+    counted = np.logical_or(*both) & exclusions["exclusion_probe"].notna()
+    single = exclusions[counted]
+    single = single.assign(probe=keys(single, ["case", "exclusion_probe"]))
     rows = [
         (*key, _names(group["method"]), n)
         for key, group, n in _grouped(single, ["model", "criterion", "exclusion_reason"], "probe")
@@ -92,11 +95,11 @@ def _unknown(
     scored = verdicts[
         verdicts["criterion"].isin(("generality", "synonym")) & verdicts["verdict_score"].notna()
     ]
-    unfit = excluded.groupby(key).size().rename("unfit").reset_index()
-    both = scored.merge(unfit, on=key, how="left")
-    both["unknown"] = both["verdict_left_out"] - both["unfit"].fillna(0)
+    at = places(excluded, scored, key)
+    unfit = np.bincount(at[at >= 0], minlength=len(scored))
+    unknown = scored.assign(unknown=scored["verdict_left_out"] - unfit)
     rows = []
-    for (model, criterion), group in both.groupby(["model", "criterion"]):
+    for (model, criterion), group in unknown.groupby(["model", "criterion"]):
         n = int(group.groupby("case")["unknown"].max().sum())
         if n:
             reason = "the unedited model did not answer it correctly"
@@ -126,7 +129,7 @@ def _grouped(
 
 
 def _names(column: pd.Series[str]) -> str:
-    names: Sequence[str] = list(dict.fromkeys(column))
+    names: Sequence[str] = column.unique().tolist()
     if len(names) <= SHOWN + 1:
         return ", ".join(names)
     return f"{', '.join(names[:SHOWN])} and {len(names) - SHOWN} more"

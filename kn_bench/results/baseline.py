@@ -14,6 +14,7 @@ from kn_bench.measure.ranges import POSITIVE_COUNT, SHARE
 from kn_bench.results.codec import FormatError, decode, encode
 from kn_bench.results.comparison import COLUMNS, grouped, scores_of, several
 from kn_bench.results.files import StoreError, write_text
+from kn_bench.results.frames import uncoded
 from kn_bench.results.loading import SEQUENCE, Runs
 from kn_bench.results.manifest import PRESET, Manifest
 
@@ -102,6 +103,7 @@ def _read(scores: pd.DataFrame) -> pd.DataFrame:
 
 def _stored(scores: pd.DataFrame) -> pd.DataFrame:
     """Return the cases and clusters as the file has them."""
+    scores = uncoded(scores)
     number, apart = scores["sequence"], several(scores)
     numbered = apart | (number != "0")
     return scores.assign(

@@ -9,13 +9,15 @@ beside it, and do not depend on the order in which runs are named.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, count
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
+from kn_bench.results import keys
 from kn_bench.results.manifest import Manifest
 
 NAMED = ["task", "model", "method", "protocol"]
@@ -66,14 +68,13 @@ def merge(verdicts: pd.DataFrame, manifests: Mapping[str, Manifest]) -> Merged:
     """Put the verdicts of several runs beside one another.
 
     Args:
-        verdicts: of all runs, with the columns ``run``, ``protocol``, ``sequence`` and ``asked``.
+        verdicts: of all runs, with the columns ``run``, ``protocol``, ``sequence`` and ``asked``,
+            one a run and key.
         manifests: by the runs' labels, oldest first.
     """
-    verdicts = verdicts.drop_duplicates(["run", *KEY], keep="last")
-    names = verdicts.groupby([*NAMED, "run"], sort=False).size()
     by_name: defaultdict[tuple[str, ...], dict[str, int]] = defaultdict(dict)
-    for key, size in zip(names.index.to_list(), names.to_list(), strict=True):
-        by_name[tuple(key[:-1])][key[-1]] = int(size)
+    for *named, run, size in _sizes(verdicts):
+        by_name[tuple(named)][run] = size
     rows: list[tuple[str, ...]] = []
     sentences: dict[str, None] = {}
     for name, runs in by_name.items():
@@ -89,6 +90,15 @@ def merge(verdicts: pd.DataFrame, manifests: Mapping[str, Manifest]) -> Merged:
     return Merged(counted, places, repeated, tuple(sentences), uncounted)
 
 
+def _sizes(verdicts: pd.DataFrame) -> Iterator[tuple[Any, ...]]:
+    """Yield each name with each of its runs and the number of verdicts, as they come first."""
+    columns = [*NAMED, "run"]
+    number, first = keys.groups(verdicts, columns)
+    named = verdicts[columns].iloc[first].itertuples(index=False, name=None)
+    for name, size in zip(named, np.bincount(number).tolist(), strict=True):
+        yield (*name, size)
+
+
 def shown(method: str, variant: str) -> str:
     """Return the method as tables and figures name it."""
     return f"{method} ({variant})" if variant else method
@@ -96,17 +106,23 @@ def shown(method: str, variant: str) -> str:
 
 def told_apart(rows: pd.DataFrame, places: pd.DataFrame) -> pd.DataFrame:
     """Return the rows of the runs that are kept, with their ``variant``; see :class:`Merged`."""
-    kept = places.loc[places["run"] == places["kept"], [*NAMED, "run", "variant"]]
-    return rows.merge(kept, on=[*NAMED, "run"])
+    kept = places[places["run"] == places["kept"]]
+    at = keys.places(rows, kept, [*NAMED, "run"])
+    if (at < 0).any():
+        rows, at = rows[at >= 0].reset_index(drop=True), at[at >= 0]
+    return rows.assign(variant=pd.Categorical(kept["variant"].astype("str")).take(at))
 
 
 def _not_counted(
     verdicts: pd.DataFrame, counted: pd.DataFrame, places: pd.DataFrame
 ) -> tuple[int, tuple[str, ...]]:
     """Return how many verdicts the run that is kept has too, and sentences on all others."""
-    others = verdicts.merge(places[places["run"] != places["kept"]], on=[*NAMED, "run"])
-    known = pd.MultiIndex.from_frame(counted[["run", *KEY]])
-    repeated = pd.MultiIndex.from_frame(others[["kept", *KEY]]).isin(known)
+    beside = places[places["run"] != places["kept"]]
+    at = keys.places(verdicts, beside, [*NAMED, "run"])
+    others = verdicts.loc[at >= 0, ["run", *KEY]]
+    others = others.assign(kept=beside["kept"].to_numpy()[at[at >= 0]])
+    of_kept = others.drop(columns="run").rename(columns={"kept": "run"})
+    repeated = keys.places(of_kept, counted, ["run", *KEY]) >= 0
     lacking = others[~repeated]
     sentences = (
         f"{kept} and {', '.join(dict.fromkeys(group['run']))} are made of the same, and the "

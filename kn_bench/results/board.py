@@ -17,12 +17,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Int
 
 from kn_bench.cases.case import CRITERIA, Criterion, Task
+from kn_bench.measure.resampling import by_cluster
 from kn_bench.measure.statistics import (
     Interval,
     average_interval,
-    by_cluster,
     harmonic_interval,
     holm,
     mean_interval,
@@ -30,6 +31,8 @@ from kn_bench.measure.statistics import (
     sign_flip_p,
 )
 from kn_bench.results.beside import shown
+from kn_bench.results.frames import READINGS, kinds_in, numbers
+from kn_bench.results.keys import groups, keys, numbered, several, split
 from kn_bench.results.loading import Runs, control_scores
 
 SCORED: tuple[Criterion, ...] = CRITERIA[:5]
@@ -37,7 +40,6 @@ SCORED: tuple[Criterion, ...] = CRITERIA[:5]
 IN_S, IN_K = SCORED[:3], SCORED[3:]
 ALPHA = 0.05
 NO_INTERVAL = Interval(np.nan, np.nan, np.nan, 0)
-READINGS = ("prob", "tf_token", "tf_all", "generated")
 SYMMETRY = ("new_learned", "old_revoked", "displaced_kept", "other")
 OVERTURN = ("generated", "within_pair", "argmax", "reverse")
 STRATA: tuple[tuple[Criterion, str, bool], ...] = (
@@ -167,14 +169,15 @@ def board(runs: Runs) -> tuple[Line, ...]:
 def _lines(runs: Runs) -> tuple[Line, ...]:
     edits = runs.edits.groupby(["run", "task", "model", "method", "protocol"])
     seconds = edits["record_seconds"].mean()
-    names, *frames = _in_numbers(runs.verdicts, control_scores(runs.verdicts, runs.controls))
-    cases, neighbours = map(_Rows.of, frames)
-    run_of = runs.verdicts.groupby(GROUP, sort=False)["run"].first()
+    number, first = by_line(runs.verdicts)
+    every = _columns(runs)
     lines = []
-    for i, name in enumerate(names):
-        time = float(seconds.get((run_of[name], *name[:4]), np.nan))
-        of_line = (part.where(part["line"] == i) for part in (cases, neighbours))
-        lines.append(_line(name, next(of_line), next(of_line), time))
+    for rows, run, *key in zip(
+        split(number), first["run"], *(first[name] for name in GROUP), strict=True
+    ):
+        name = Name(*key)
+        time = float(seconds.get((run, *name[:4]), np.nan))
+        lines.append(_line(name, _Rows(every, rows), time))
     models = runs.verdicts["model"].unique().tolist()
     protocols = sorted(runs.verdicts["protocol"].unique(), key=_protocol_order)
     tables: dict[tuple[Any, ...], list[Line]] = {}
@@ -232,85 +235,100 @@ def _alike(first: Interval, second: Interval) -> bool:
 
 def clusters_of(verdicts: pd.DataFrame) -> pd.Series[Any]:
     """Return what is resampled: the cases' clusters, or the sequences where there are several."""
-    return verdicts["cluster"].where(~in_sequences(verdicts), verdicts["sequence"].astype(str))
+    sequences = in_sequences(verdicts)
+    if not sequences.any():
+        return verdicts["cluster"]
+    return verdicts["cluster"].astype("str").where(~sequences, verdicts["sequence"].astype("str"))
 
 
 def in_sequences(verdicts: pd.DataFrame) -> pd.Series[bool]:
     """Tell of each verdict whether its method has several sequences, which are then clusters."""
-    names = [name for name in GROUP if name != "asked"]
-    result: pd.Series[bool] = verdicts.groupby(names)["sequence"].transform("nunique") > 1
-    return result
+    method = [name for name in GROUP if name != "asked"]
+    return pd.Series(several(verdicts, method, "sequence"), index=verdicts.index)
 
 
-def _in_numbers(
-    verdicts: pd.DataFrame, controls: pd.Series[float]
-) -> tuple[list[Name], pd.DataFrame, pd.DataFrame]:
-    """Return the verdicts with codes for names, as hundreds of figures are to be drawn from them.
-
-    Args:
-        verdicts: of the board.
-        controls: score of each verdict's control.
-
-    Returns:
-        Names of the lines; the verdicts (criterion as its place in ``CRITERIA``); and the
-        neighbours of locality, a row a case and kind.
-    """
-    grouped = verdicts.groupby(GROUP, sort=False)
-    codes = pd.DataFrame(
-        {
-            "line": grouped.ngroup(),
-            # in the order of names, so that resamples do not depend on what else was measured
-            "cluster": pd.factorize(clusters_of(verdicts), sort=True)[0],
-            "criterion": verdicts["criterion"].map(CRITERIA.index).astype(int),
-            "out": verdicts["verdict_status"].isin(("excluded", "error")),
-            "not_applicable": verdicts["verdict_status"] == "not_applicable",
-            "control": controls.to_numpy(),
-        }
-    ).astype(float)
-    texts = verdicts[["case", "sequence"]]
-    numbers = pd.concat([codes, verdicts.select_dtypes("float"), texts], axis=1)
-    names = [Name(*key) for key in verdicts[GROUP].drop_duplicates().itertuples(index=False)]
-    local = verdicts["criterion"] == "locality"
-    kinds = codes.loc[local, ["line", "cluster"]].assign(kind=verdicts["verdict_kinds"])
-    return names, numbers, _by_kind(kinds.explode("kind").dropna())
+def by_line(verdicts: pd.DataFrame) -> tuple[Int[np.ndarray, " row"], pd.DataFrame]:
+    """Return each verdict's line, numbered as they come, and the first verdict of each line."""
+    line, first = groups(verdicts, GROUP)
+    return line, verdicts.iloc[first]
 
 
-def _by_kind(kinds: pd.DataFrame) -> pd.DataFrame:
-    """Return each kind's share of unchanged neighbours, a case counting once a kind."""
-    parts = pd.DataFrame(kinds["kind"].tolist(), columns=["kind", "held", "counted"])
-    return pd.DataFrame(
-        {
-            "line": kinds["line"].to_numpy(),
-            "cluster": kinds["cluster"].to_numpy(),
-            "kind": parts["kind"],
-            "share": (parts["held"] / parts["counted"]).astype(float),
-        }
+def _columns(runs: Runs) -> pd.DataFrame:
+    """Return the verdicts with numbers for criterion (its place in ``CRITERIA``) and cluster."""
+    verdicts = runs.verdicts
+    codes, criteria = numbered(verdicts["criterion"])
+    places = [CRITERIA.index(c) if c in CRITERIA else -1 for c in criteria]
+    # in the order of names, so that resamples do not depend on what else was measured
+    clusters, _ = numbered(clusters_of(verdicts))
+    return verdicts.assign(
+        criterion=np.array(places, dtype=np.int8)[codes],
+        cluster=clusters,
+        control=control_scores(verdicts, runs.controls),
     )
 
 
 class _Rows:
-    """Rows of verdicts as arrays by column; pandas would take most of the time there is."""
+    """Some verdicts as arrays by column, made when they are asked for.
 
-    def __init__(self, columns: Mapping[str, np.ndarray]) -> None:
-        self.columns = columns
+    pandas would take most of the time there is, and all columns at once most of the memory.
+    """
 
-    @classmethod
-    def of(cls, frame: pd.DataFrame) -> _Rows:
-        return cls({str(name): frame[name].to_numpy() for name in frame.columns})
+    def __init__(self, frame: pd.DataFrame, rows: Int[np.ndarray, " row"]) -> None:
+        self._frame, self._rows = frame, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
 
     def __getitem__(self, column: str) -> np.ndarray:
-        return self.columns[column]
+        """Return a column of numbers."""
+        return numbers(self._frame[column].iloc[self._rows])
+
+    @property
+    def clusters(self) -> Any:
+        """The number of each row's cluster."""
+        return self._frame["cluster"].to_numpy()[self._rows]
+
+    def coded(self, column: str) -> tuple[Int[np.ndarray, " row"], pd.Index[Any]]:
+        """Return a column of texts as numbers, and the texts."""
+        return numbered(self._frame[column].iloc[self._rows])
+
+    def have(self, column: str, *values: str) -> np.ndarray:
+        """Tell which rows have one of some texts."""
+        codes, texts = self.coded(column)
+        having: np.ndarray = np.isin(codes, np.flatnonzero(texts.isin(values)))
+        return having
 
     def where(self, rows: np.ndarray) -> _Rows:
         """Return some of the rows."""
-        return _Rows({name: values[rows] for name, values in self.columns.items()})
+        return _Rows(self._frame, self._rows[rows])
 
     def means(
         self, *columns: str, bounds: tuple[float, float] | None = (0.0, 1.0)
     ) -> tuple[Interval, ...]:
         """Return the means of ``columns`` over the cases."""
-        scores = np.stack([self.columns[name] for name in columns], axis=1).astype(float)
-        return tuple(mean_intervals(scores, self.columns["cluster"], bounds=bounds))
+        scores = np.stack([self[name] for name in columns], axis=1)
+        return tuple(mean_intervals(scores, self.clusters, bounds=bounds))
+
+    def cases(self) -> Int[np.ndarray, " row"]:
+        """Return a number for each case and sequence."""
+        names = ["case", "sequence"]
+        return pd.factorize(keys(self._frame[names].iloc[self._rows], names))[0]
+
+
+def _neighbours(rows: _Rows) -> dict[str, Interval]:
+    """Return the mean share of unchanged neighbours of each kind, a case counting once a kind."""
+    codes, texts = rows.coded("verdict_kinds")
+    shares: dict[str, np.ndarray] = {}
+    for code in np.unique(codes[codes >= 0]):
+        for kind, held, counted in kinds_in(texts[code]):
+            of_texts = shares.setdefault(kind, np.full(len(texts) + 1, np.nan))
+            of_texts[code] = held / counted
+    result = {}
+    for kind, of_texts in sorted(shares.items()):
+        share = of_texts[codes]
+        known = ~np.isnan(share)
+        result[kind] = mean_interval(share[known], rows.clusters[known])
+    return result
 
 
 def _figures(rows: Mapping[Criterion, _Rows]) -> dict[Criterion, Figure]:
@@ -320,8 +338,8 @@ def _figures(rows: Mapping[Criterion, _Rows]) -> dict[Criterion, Figure]:
     return {
         c: Figure(
             rows[c].means("verdict_score")[0],
-            int(rows[c]["out"].sum()),
-            int(rows[c]["not_applicable"].sum()),
+            int(rows[c].have("verdict_status", "excluded", "error").sum()),
+            int(rows[c].have("verdict_status", "not_applicable").sum()),
             compared[c][0],
             float(p),
         )
@@ -335,13 +353,13 @@ def _against(rows: _Rows) -> tuple[Interval, float]:
     both = ~np.isnan(ours) & ~np.isnan(theirs)
     if not both.any():
         return NO_INTERVAL, np.nan
-    clusters = rows["cluster"][both]
+    clusters = rows.clusters[both]
     change = (theirs - ours)[both]
     sums = by_cluster(change[:, None], clusters).sums[:, 0]
     return mean_interval(theirs[both], clusters), sign_flip_p(sums, alternative="less")
 
 
-def _line(name: Name, group: _Rows, neighbours: _Rows, seconds: float) -> Line:
+def _line(name: Name, group: _Rows, seconds: float) -> Line:
     rows = {c: group.where(group["criterion"] == i) for i, c in enumerate(CRITERIA)}
     counted = rows["overturn"].where(~np.isnan(rows["overturn"]["verdict_score"]))
     s, k = _composites(group)
@@ -358,10 +376,7 @@ def _line(name: Name, group: _Rows, neighbours: _Rows, seconds: float) -> Line:
         ),
         symmetry=rows["symmetry"].means(*(f"verdict_symmetry_{n}" for n in SYMMETRY)),
         overturn=_overturn(rows["overturn"]),
-        neighbours={
-            str(kind): neighbours.where(neighbours["kind"] == kind).means("share")[0]
-            for kind in sorted(set(neighbours["kind"]))
-        },
+        neighbours=_neighbours(rows["locality"]),
         kl=rows["locality"].means("verdict_mean_kl", bounds=None)[0],
         readings={
             c: rows[c].means(*(f"verdict_readings_{n}" for n in READINGS))
@@ -384,13 +399,13 @@ def _composites(group: _Rows) -> tuple[Interval, Interval]:
     All clusters stay in both tables, with or without scores: the resamples are then the same.
     """
     rows = group.where(~np.isnan(group["verdict_score"]) & (group["criterion"] < len(SCORED)))
-    if not len(rows["case"]):
+    if not len(rows):
         return NO_INTERVAL, NO_INTERVAL
-    at, cases = pd.factorize(pd.MultiIndex.from_arrays([rows["case"], rows["sequence"]]))
-    scores = np.full((len(cases), len(SCORED)), np.nan)
+    at = rows.cases()
+    scores = np.full((at.max() + 1, len(SCORED)), np.nan)
     scores[at, rows["criterion"].astype(int)] = rows["verdict_score"]
-    clusters = np.zeros(len(cases))
-    clusters[at] = rows["cluster"]
+    clusters = np.zeros(len(scores), dtype=np.int64)
+    clusters[at] = rows.clusters
     in_s, in_k = scores[:, : len(IN_S)].copy(), scores[:, len(IN_S) :]
     in_s[np.isnan(in_s).any(axis=1)] = np.nan
     n_s, n_k = (int((~np.isnan(part)).any(axis=1).sum()) for part in (in_s, in_k))

@@ -1,4 +1,4 @@
-"""A run's rows as columns: data frames for the board, Parquet for everyone else.
+"""A run's rows as columns: checked tables and data frames, and Parquet for everyone else.
 
 Imported only at the end of a run and by the command line: pandas and pyarrow are slow to import.
 """
@@ -6,7 +6,7 @@ Imported only at the end of a run and by the command line: pandas and pyarrow ar
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from itertools import islice
@@ -17,17 +17,20 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.json
 import pyarrow.parquet
 
 from kn_bench.results.checking import check_table
-from kn_bench.results.codec import INFINITE
+from kn_bench.results.codec import INFINITE, encode
 from kn_bench.results.files import StoreError, atomically
-from kn_bench.results.log import lines, lines_of, rows
+from kn_bench.results.log import is_about, lines, lines_of, rows
 from kn_bench.results.rows import KINDS, kind_of
 
 CHUNK = 100_000
 """Rows converted at once: about 100 MB."""
+OCCASION = {"protocol": "single", "sequence": 0, "asked": "immediate"}
+"""When a probe was asked, and what that is in a log from before there were protocols."""
 SCALARS = {str: pa.string(), float: pa.float64(), int: pa.int64(), bool: pa.bool_()}
 
 
@@ -39,36 +42,10 @@ def write_parquet(log: Path, target: Path) -> None:
         with writer:
             measurements = (line for _, line in lines(log) if kind_of(line) == "measurement")
             with reading(log):
-                for chunk in _chunks(measurements):
+                for chunk in chunks(measurements):
                     table = _parsed(chunk, schema)
                     check_table(table, KINDS["measurement"])
                     writer.write_table(_flat(table))
-
-
-def read_frames(log: Path, kinds: Sequence[str]) -> dict[str, pd.DataFrame]:
-    """Return the rows of each of ``kinds``, from one reading of ``log``.
-
-    A column a field; nested fields are named ``verdict_score``. Truth values are 1.0 and 0.0, and
-    NaN where there is none.
-
-    Raises:
-        StoreError: when the log cannot be read.
-    """
-    waiting: dict[str, list[bytes]] = {kind: [] for kind in kinds}
-    tables: dict[str, list[pa.Table]] = {kind: [] for kind in kinds}
-    with reading(log):
-        for _, line in lines(log):
-            kind = kind_of(line)
-            of_kind = waiting.get(kind)
-            if of_kind is None:
-                continue
-            of_kind.append(line)
-            if len(of_kind) == CHUNK:  # columns take a third of the lines' memory
-                tables[kind].append(_table(of_kind, kind))
-                of_kind.clear()
-        for kind, of_kind in waiting.items():
-            tables[kind] += [_table(of_kind, kind)] if of_kind else []
-        return {kind: _frame(tables.pop(kind), kind) for kind in kinds}
 
 
 @contextmanager
@@ -94,35 +71,67 @@ def _unreadable(log: Path, error: Exception) -> StoreError:
     return StoreError(f"{log} cannot be read: {str(error).splitlines()[0]}")
 
 
-def read_parts(log: Path, kind: str) -> Iterator[pd.DataFrame]:
-    """Yield the rows of one kind of a log that :func:`read_frames` has read, a part at a time.
+def read_parts(
+    log: Path, kind: str, *, cases: Collection[str] | None = None
+) -> Iterator[pd.DataFrame]:
+    """Yield the rows of one kind of a log that was read before, a part at a time.
+
+    Args:
+        log: of a run.
+        kind: of the rows.
+        cases: whose rows are read; None for all. Where a case's id is written in escapes, rows of
+            others may be among them.
 
     Raises:
         StoreError: when a row is not as it should be.
     """
+    lines = lines_of(log, kind)
+    if cases is not None:
+        wanted = {encode(case).encode() for case in cases}
+        lines = (line for line in lines if is_about(line, wanted))
     with reading(log):
-        for chunk in _chunks(lines_of(log, kind)):
+        for chunk in chunks(lines):
             yield frame_of(chunk, kind)
 
 
 def frame_of(rows_as_json: Iterable[bytes], kind: str) -> pd.DataFrame:
-    """Return the lines of rows of one kind as columns, see :func:`read_frames`.
+    """Return the lines of rows of one kind as columns, see :func:`table_of`.
+
+    Truth values are 1.0 and 0.0, and NaN where there is none.
 
     Raises:
         FormatError: for a field without its value, or with one that it cannot have.
     """
-    return _frame([_table(chunk, kind) for chunk in _chunks(rows_as_json)], kind)
+    return _frame([table_of(chunk, kind) for chunk in chunks(rows_as_json)], kind)
 
 
-def _table(chunk: Iterable[bytes], kind: str) -> pa.Table:
-    """Return lines of one kind as flat columns, each of them checked."""
-    table = _parsed(chunk, schema_of(kind))
+def table_of(chunk: Iterable[bytes], kind: str, *, leave_out: Collection[str] = ()) -> pa.Table:
+    """Return lines of one kind as columns, each of them checked.
+
+    A column a field; nested fields are named ``verdict_score``, and those of when a row was asked
+    ``protocol``, ``sequence`` and ``asked``, filled in where an old log does not say.
+
+    Args:
+        leave_out: columns that are not needed.
+
+    Raises:
+        FormatError: for a field without its value, or with one that it cannot have.
+    """
+    table = _parsed(chunk, schema_of(kind, leave_out))
     check_table(table, KINDS[kind])
-    return _flat(table)
+    return _with_occasion(_flat(table))
+
+
+def _with_occasion(table: pa.Table) -> pa.Table:
+    for name, default in OCCASION.items():
+        at = table.schema.get_field_index(f"occasion_{name}")
+        if at >= 0:
+            table = table.set_column(at, name, pc.fill_null(table.column(at), default))
+    return table
 
 
 def _frame(tables: list[pa.Table], kind: str) -> pd.DataFrame:
-    table = pa.concat_tables(tables) if tables else _flat(schema_of(kind).empty_table())
+    table = pa.concat_tables(tables) if tables else table_of((), kind)
     tables.clear()
     truths = [f.name for f in table.schema if pa.types.is_boolean(f.type)]
     # columns go over one by one, and only one of them is there twice
@@ -137,31 +146,37 @@ def _frame(tables: list[pa.Table], kind: str) -> pd.DataFrame:
     return frame
 
 
-def schema_of(kind: str) -> pa.Schema:
+def schema_of(kind: str, leave_out: Collection[str] = ()) -> pa.Schema:
     """Return the Arrow schema of a kind of row; free-form notes have no column."""
-    return pa.schema(_members(KINDS[kind]))
+    return pa.schema(_members(KINDS[kind], "", leave_out))
 
 
-def _members(cls: type) -> list[tuple[str, pa.DataType]]:
+def _members(
+    cls: type, path: str = "", leave_out: Collection[str] = ()
+) -> list[tuple[str, pa.DataType]]:
     hints = get_type_hints(cls)
-    typed = ((field.name, _arrow(hints[field.name])) for field in fields(cls))
+    names = (f.name for f in fields(cls) if path + f.name not in leave_out)
+    typed = ((name, _arrow(hints[name], f"{path}{name}_", leave_out)) for name in names)
     return [(name, arrow) for name, arrow in typed if arrow is not None]
 
 
-def _arrow(hint: Any) -> pa.DataType | None:
+def _arrow(hint: Any, path: str, leave_out: Collection[str]) -> pa.DataType | None:
     """Return the Arrow type of a field."""
     origin, args = get_origin(hint), get_args(hint)
     if origin is Literal:
         return pa.string()
     if origin is tuple:
-        return pa.list_(_arrow(args[0]))
+        return pa.list_(_arrow(args[0], path, leave_out))
     if origin is UnionType:
         (only,) = (arg for arg in args if arg is not NoneType)
-        return _arrow(only)
-    return pa.struct(_members(hint)) if is_dataclass(hint) else SCALARS.get(hint)  # type: ignore[arg-type]
+        return _arrow(only, path, leave_out)
+    if is_dataclass(hint):
+        return pa.struct(_members(hint, path, leave_out))  # type: ignore[arg-type]
+    return SCALARS.get(hint)
 
 
-def _chunks(rows_as_json: Iterable[bytes]) -> Iterator[Iterable[bytes]]:
+def chunks(rows_as_json: Iterable[bytes]) -> Iterator[list[bytes]]:
+    """Yield lines, as many at a time as are converted at once."""
     iterator = iter(rows_as_json)
     while chunk := list(islice(iterator, CHUNK)):
         yield chunk
@@ -170,7 +185,10 @@ def _chunks(rows_as_json: Iterable[bytes]) -> Iterator[Iterable[bytes]]:
 def _parsed(chunk: Iterable[bytes], schema: pa.Schema) -> pa.Table:
     options = pa.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
     text = b"".join(chunk)
-    text.decode()  # Arrow takes other bytes than UTF-8 for text, and stumbles later
+    if not text:
+        return schema.empty_table()
+    if not text.isascii():
+        text.decode()  # Arrow takes other bytes than UTF-8 for text, and stumbles later
     return pa.json.read_json(io.BytesIO(text), parse_options=options)
 
 

@@ -14,24 +14,26 @@ import pandas as pd
 
 from kn_bench.cases.case import CRITERIA, OPTIONAL_CRITERIA, Criterion, Task
 from kn_bench.measure.protocols import parse_protocol
+from kn_bench.measure.resampling import by_cluster
 from kn_bench.measure.statistics import (
     Alternative,
     Interval,
-    by_cluster,
     holm,
     independent_p,
     mean_interval,
     paired,
     sign_flip_p,
 )
-from kn_bench.results import tables
+from kn_bench.results import keys, tables
 from kn_bench.results.beside import differing
 from kn_bench.results.files import StoreError
+from kn_bench.results.keys import numbered
 from kn_bench.results.loading import SEQUENCE, Runs
 
 COLUMNS = [
     "task", "model", "method", "criterion", "protocol", "case", "sequence", "cluster", "score",
 ]  # fmt: skip
+NEEDED = [*COLUMNS[:-1], "asked", "verdict_score"]
 SAME = ["case", "sequence"]
 """What two scores of one figure share that are paired."""
 ALPHA = 0.05
@@ -102,26 +104,40 @@ def scores_of(
         method, called: take this method alone, under another name.
         optional: take the criteria that are in no score too.
     """
-    verdicts = runs.verdicts
+    verdicts = runs.verdicts[NEEDED]
     if optional and len(runs.optional):
-        verdicts = pd.concat([verdicts, runs.optional], ignore_index=True)
+        verdicts = pd.concat([verdicts, runs.optional[NEEDED]], ignore_index=True)
     scored = verdicts[verdicts["verdict_score"].notna()]
     if method is not None:
-        scored = scored[scored["method"] == method].assign(method=called or method)
-    named = scored["protocol"] + ", " + scored["asked"]
+        scored = scored[scored["method"] == method]
+        scored = scored.assign(method=_texts(np.zeros(len(scored), np.int8), [called or method]))
     scored = scored.assign(
-        protocol=named.where(scored["protocol"] != "single", "single"),
-        sequence=scored["sequence"].astype(str),
+        protocol=_protocols(scored), sequence=_texts(*numbered(scored["sequence"]))
     )
     return scored.rename(columns={"verdict_score": "score"})[COLUMNS]
 
 
+def _protocols(scored: pd.DataFrame) -> Any:
+    """Return the protocol of each row, with the time of asking where there are several."""
+    (protocol, protocols), (asked, times) = (numbered(scored[n]) for n in ("protocol", "asked"))
+    names = [p if p == "single" else f"{p}, {time}" for p in protocols for time in times]
+    return _texts(protocol.astype(np.int64) * len(times) + asked, names)
+
+
+def _texts(codes: np.ndarray, texts: Sequence[object] | pd.Index[Any]) -> Any:
+    """Return numbers into ``texts``, some of which may be equal, as a category in their order."""
+    named = pd.Categorical([str(text) for text in texts])
+    return named.take(codes)
+
+
 def several(scores: pd.DataFrame) -> pd.Series[bool]:
     """Tell of each row whether its method has several sequences, whatever the criterion."""
-    protocol = scores["protocol"].str.split(", ").str[0].rename("of")  # without the time of asking
-    sequences = scores.groupby(["task", "model", "method", protocol])["sequence"]
-    result: pd.Series[bool] = sequences.transform("nunique") > 1
-    return result
+    codes, protocols = numbered(scores["protocol"])
+    # without the time of asking
+    of = _texts(codes, [protocol.split(", ")[0] for protocol in protocols])
+    methods = scores.assign(protocol=of)
+    names = ["task", "model", "method", "protocol"]
+    return pd.Series(keys.several(methods, names, "sequence"), index=scores.index)
 
 
 def compare(
@@ -151,28 +167,28 @@ def missing(first: pd.DataFrame, second: pd.DataFrame) -> tuple[FigureKey, ...]:
 
 
 def _groups(scores: pd.DataFrame) -> set[FigureKey]:
-    names = scores[list(FigureKey._fields)].drop_duplicates()
+    names = keys.distinct(scores, FigureKey._fields)
     return {FigureKey(*key) for key in names.itertuples(index=False)}
 
 
 def _by_group(scores: pd.DataFrame) -> dict[FigureKey, pd.DataFrame]:
-    return {
-        group: rows.drop_duplicates(SAME, keep="last").set_index(SAME).sort_index()
-        for group, rows in grouped(scores)
-    }
+    return {group: rows[~keys.repeated(rows, SAME, "last")] for group, rows in grouped(scores)}
 
 
 def grouped(scores: pd.DataFrame) -> Iterator[tuple[FigureKey, pd.DataFrame]]:
-    """Yield the rows of each criterion of each method."""
-    key: Any
-    for key, rows in scores.groupby(list(FigureKey._fields)):
-        yield FigureKey(*key), rows
+    """Yield the rows of each criterion of each method, in the order of their names."""
+    number, _ = pd.factorize(keys.keys(scores, FigureKey._fields), sort=True)
+    for rows in keys.split(number):
+        of_group = scores.iloc[rows]
+        yield FigureKey(*(of_group[name].iloc[0] for name in FigureKey._fields)), of_group
 
 
 def _by_sequence(first: pd.DataFrame, second: pd.DataFrame) -> set[FigureKey]:
     """Return whose clusters are whole sequences: several are shared, or both have several."""
     both = _groups(first[several(first)]) & _groups(second[several(second)])
-    shared = first.merge(second, on=[*FigureKey._fields, *SAME]) if both else first.iloc[:0]
+    if not both:
+        return both
+    shared = first[keys.places(first, second, [*FigureKey._fields, *SAME]) >= 0]
     return both - _groups(shared[~several(shared)])
 
 
@@ -188,51 +204,54 @@ def _compared(
     alternative: Alternative,
     by_sequence: bool,
 ) -> Comparison:
-    common = first.index.intersection(second.index)
-    only = len(first) - len(common), len(second) - len(common)
-    if len(common):
-        ours, theirs = _clustered(first.loc[common], second.loc[common], by_sequence)
-        names = ours["cluster"].to_numpy()
-        result = paired(ours["score"], theirs["score"], names, alternative=alternative)
-        difference, p = result
+    at = keys.places(first, second, SAME)
+    common = int((at >= 0).sum())
+    only = len(first) - common, len(second) - common
+    if common:
+        first, second = first[at >= 0], second.iloc[at[at >= 0]]
+        order = np.argsort(keys.keys(first, SAME))
+        first, second = first.iloc[order], second.iloc[order]
+        clusters = _clusters(first, second, by_sequence)
+        names, _ = numbered(clusters)
+        difference, p = paired(first["score"], second["score"], names, alternative=alternative)
+        means = [mean_interval(rows["score"], names) for rows in (first, second)]
     else:
-        ours, theirs = _clustered(first, second, by_sequence)
-        p = independent_p(_cluster_means(ours), _cluster_means(theirs), alternative=alternative)
-        gap = float(theirs["score"].mean() - ours["score"].mean())
-        difference = Interval(gap, np.nan, np.nan, len(ours) + len(theirs))
-    first_mean, second_mean = (mean_interval(r["score"], r["cluster"]) for r in (ours, theirs))
-    return Comparison(group, first_mean, second_mean, difference, p, p, bool(len(common)), *only,
-                      _sequences(ours["cluster"]))  # fmt: skip
+        whole = by_sequence or bool(first["cluster"].isna().any())
+        clusters, others = (_clusters(rows, None, whole) for rows in (first, second))
+        both = [(first["score"], numbered(clusters)[0]), (second["score"], numbered(others)[0])]
+        p = independent_p(*(_cluster_means(*each) for each in both), alternative=alternative)
+        means = [mean_interval(*each) for each in both]
+        gap = float(second["score"].mean() - first["score"].mean())
+        difference = Interval(gap, np.nan, np.nan, len(first) + len(second))
+    ours, theirs = means
+    sequences = _sequences(clusters)
+    return Comparison(group, ours, theirs, difference, p, p, bool(common), *only, sequences)
 
 
-def _clustered(
-    ours: pd.DataFrame, theirs: pd.DataFrame, by_sequence: bool
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return both with clusters of one kind: the sequences, or else the cases' own.
+def _clusters(ours: pd.DataFrame, theirs: pd.DataFrame | None, by_sequence: bool) -> pd.Series[str]:
+    """Return the clusters of rows: the sequences, or else the cases' own.
 
     A baseline of several sequences does not hold the cases' own: those of the same cases are
     taken from the second.
     """
     own = ours["cluster"]
-    if ours.index.equals(theirs.index):
-        own = own.fillna(theirs["cluster"])
+    if theirs is not None and own.isna().any():
+        other = theirs["cluster"].astype("str").to_numpy()
+        own = own.astype("str").where(own.notna(), other)
     if by_sequence or own.isna().any():
-        ours, theirs = (
-            rows.assign(cluster=SEQUENCE + rows.index.get_level_values("sequence"))
-            for rows in (ours, theirs)
-        )
-        return ours, theirs
-    return ours.assign(cluster=own), theirs
+        codes, numbers = numbered(ours["sequence"])
+        return pd.Series(_texts(codes, [f"{SEQUENCE}{number}" for number in numbers]))
+    return own
 
 
 def _sequences(clusters: pd.Series[str]) -> int:
     """Return how many clusters there are where they are sequences, else 0."""
-    named = clusters[clusters.str.startswith(SEQUENCE)]
-    return int(named.nunique()) if len(named) == len(clusters) else 0
+    names = clusters.unique()
+    return len(names) if all(str(name).startswith(SEQUENCE) for name in names) else 0
 
 
-def _cluster_means(rows: pd.DataFrame) -> np.ndarray:
-    data = by_cluster(rows[["score"]].to_numpy(float), rows["cluster"].to_numpy())
+def _cluster_means(scores: pd.Series[float], clusters: np.ndarray) -> np.ndarray:
+    data = by_cluster(scores.to_numpy(float)[:, None], clusters)
     means: np.ndarray = (data.sums / data.counts)[:, 0]
     return means
 
@@ -379,7 +398,7 @@ def _unlike(first: Runs, second: Runs, comparisons: Iterable[Comparison]) -> Ite
 
 
 def _with(runs: Runs, method: str) -> Runs:
-    known = sorted({*runs.verdicts["method"], *runs.optional.get("method", ())})
+    known = sorted({*runs.verdicts["method"].unique(), *runs.optional["method"].unique()})
     if method not in known:
         raise StoreError(f"--methods {method!r}: expected one of {', '.join(known)}")
     return runs

@@ -16,6 +16,7 @@ import pandas as pd
 from kn_bench.measure.statistics import Interval, mean_interval
 from kn_bench.results import tables
 from kn_bench.results.board import GROUP, Name, clusters_of
+from kn_bench.results.frames import uncoded
 from kn_bench.results.loading import Runs
 
 RIPPLE = "ripple"
@@ -54,8 +55,10 @@ def further_tables(runs: Runs) -> Iterator[FurtherTable]:
     """Yield the tables that have rows."""
     if len(runs.optional):
         # whether a method has several sequences is told by its verdicts on all criteria
-        clusters = clusters_of(pd.concat([runs.optional, runs.verdicts], ignore_index=True))
-        verdicts = runs.optional.assign(cluster=clusters[: len(runs.optional)].to_numpy())
+        about = [*GROUP, "sequence", "cluster"]
+        every = pd.concat([runs.optional[about], runs.verdicts[about]], ignore_index=True)
+        clusters = clusters_of(every)[: len(runs.optional)]
+        verdicts = uncoded(runs.optional).assign(cluster=clusters.to_numpy())
         verdicts = verdicts[verdicts["criterion"] == "portability"]
         of_ripple = verdicts["source"] == RIPPLE
         follow = "where the unedited model meets their conditions. They are in no score."

@@ -62,7 +62,7 @@ def write_leaderboard(folders: Sequence[Path], target: Path, *, judge_again: boo
     Raises:
         StoreError: when a run cannot be read or ``target`` cannot be written.
     """
-    runs = load_runs(folders, judge_again=judge_again)
+    runs = load_runs(folders, judge_again=judge_again, explained=False)
     if len(runs.curves):
         from kn_bench.results.curves import draw  # matplotlib is slow to import
 

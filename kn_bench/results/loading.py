@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 
 from kn_bench.cases.case import OPTIONAL_CRITERIA, Exclusion
@@ -15,23 +15,30 @@ from kn_bench.measure.measurement import CONTROL
 from kn_bench.measure.protocols import parse_protocol
 from kn_bench.results.beside import KEY, canonical, merge, told_apart
 from kn_bench.results.codec import FormatError, decode
-from kn_bench.results.columns import frame_of, read_frames
+from kn_bench.results.columns import chunks, frame_of, read_parts
 from kn_bench.results.files import StoreError
+from kn_bench.results.frames import (
+    EXPLANATION,
+    READINGS,
+    frame_from,
+    numbers,
+    read_tables,
+    uncoded,
+)
+from kn_bench.results.keys import distinct, numbered, places, repeated
 from kn_bench.results.log import LOG, rows
 from kn_bench.results.manifest import Manifest, read_manifest
-from kn_bench.results.rejudging import rejudged
+from kn_bench.results.rejudging import rejudged, rejudged_tables
 from kn_bench.results.rows import Key, VerdictRow, encode_row
 from kn_bench.results.store import EXCLUSIONS
 
 FRAMES = ("verdict", "edit", "exclusion", "crash", "curve", "generation")
 SEQUENCE = "sequence "
 """How a cluster is called that is a whole sequence."""
-OCCASION = {"protocol": "single", "sequence": 0, "asked": "immediate"}
-"""When a probe was asked, and what that is in a log from before there were protocols."""
 BOUNDS = {
     "verdict_score": (0.0, 1.0),
     "verdict_overturn_shift": (-1.0, 1.0),
-    **{f"verdict_readings_{n}": (0.0, 1.0) for n in ("prob", "tf_token", "tf_all", "generated")},
+    **{f"verdict_readings_{name}": (0.0, 1.0) for name in READINGS},
 }
 """What a figure is a mean of, and its range."""
 
@@ -40,12 +47,15 @@ BOUNDS = {
 class Runs:
     """The rows of one or several runs: one DataFrame per row type, with a column ``run``.
 
+    The texts of verdicts, controls, edits, exclusions and crashes are categories, see
+    :mod:`kn_bench.results.frames`.
+
     Attributes:
         manifests: of the runs, oldest first.
         verdicts: one row a key (see :data:`kn_bench.results.beside.KEY`), with a ``variant``: the
             run's name where runs of one name are shown apart.
         optional: the verdicts of criteria that only some data asks for; they are in no score.
-        controls: the verdicts of the edits of equal size, under the names of their methods.
+        controls: the scores of the edits of equal size, under the names of their methods.
         edits: one row a run, model, method and case.
         exclusions: probes and cases that did not fit a model, one row a criterion.
         crashes: keys that were lost with their worker and not measured since.
@@ -57,6 +67,7 @@ class Runs:
         folders: of the runs, by the name in the column ``run``.
         curves: checkpoints of all sequences, one row each, with a ``variant``.
         generations: what was written freely, one row a model, method and case.
+        judged_again: whether the verdicts are drawn anew.
         memo: what was computed from the rows: the terminal, the file and the page show the same.
     """
 
@@ -74,16 +85,21 @@ class Runs:
     curves: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False)
     optional: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False)
     generations: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False)
+    judged_again: bool = False
     memo: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
 
-def load_runs(folders: Sequence[Path], *, judge_again: bool = False) -> Runs:
+def load_runs(
+    folders: Sequence[Path], *, judge_again: bool = False, explained: bool = True
+) -> Runs:
     """Return all rows of the runs in ``folders``, the same whatever their order.
 
     Args:
         folders: of the runs.
         judge_again: draw the verdicts from the measurements by today's definitions, in place of
             those that the tests reported; slower.
+        explained: keep the sentence of each verdict, which takes most of the memory; see
+            :func:`explained`.
 
     Raises:
         StoreError: when one of them is no run, cannot be read, or holds a score that cannot be.
@@ -92,76 +108,133 @@ def load_runs(folders: Sequence[Path], *, judge_again: bool = False) -> Runs:
     labels = canonical(folders, given)
     by_label = {label: folders[index] for label, index in labels.items()}
     manifests = {label: given[index] for label, index in labels.items()}
-    frames = {label: read_frames(folder / LOG, FRAMES) for label, folder in by_label.items()}
-    if judge_again:
-        for label, folder in by_label.items():
-            again = (encode_row(row).encode() for row in rejudged(folder / LOG))
-            frames[label]["verdict"] = frame_of(again, "verdict")
+    leave_out = () if explained else (EXPLANATION,)
+    tables = {}
     for label, folder in by_label.items():
-        _check_scores(frames[label]["verdict"], folder / LOG)
+        read = FRAMES[1:] if judge_again else FRAMES
+        tables[label] = read_tables(folder / LOG, read, leave_out=leave_out)
+        if judge_again:
+            tables[label]["verdict"] = rejudged_tables(folder / LOG, explained=explained)
     every, edits, exclusions, crashes, curves, generations = (
-        _joined(frames, kind) for kind in FRAMES
+        frame_from({label: tables[label][kind] for label in by_label}, kind) for kind in FRAMES
     )
+    _check_scores(every, by_label)
     _check_protocols(every, by_label)
-    repeated = every[every.duplicated(["run", *KEY])]
-    if len(repeated):
-        raise _doubled_verdict(by_label[repeated["run"].iloc[0]] / LOG)
-    is_control = every["method"].str.startswith(CONTROL)
-    is_optional = every["criterion"].isin(OPTIONAL_CRITERIA)
-    merged = merge(every[~is_control], manifests)
-    in_no_score = merged.verdicts["criterion"].isin(OPTIONAL_CRITERIA)
-    controls = every[is_control & ~is_optional].drop_duplicates(["run", *KEY], keep="last")
-    controls = controls.assign(method=controls["method"].str.removeprefix(CONTROL))
-    lost, crashes = crashes, crashes.drop_duplicates(["run", *KEY])
-    measured = pd.MultiIndex.from_frame(every[["run", *KEY]])
+    twice = repeated(every, ["run", *KEY])
+    if twice.any():
+        raise _doubled_verdict(by_label[every["run"][twice].iloc[0]] / LOG)
+    counts = every["run"].value_counts() + crashes["run"].value_counts()
+    cut = tuple(_cut_off(manifests, by_label, counts))
+    crashes = _last(crashes, KEY, keep="first")
+    crashes = crashes[places(crashes, every, ["run", *KEY]) < 0]
+    is_control = _of_control(every)
+    controls = every.loc[is_control, ["run", *KEY, "verdict_score"]]
+    merged = merge(_where(every, ~is_control), manifests)
+    del every
+    in_no_score = merged.verdicts["criterion"].isin(OPTIONAL_CRITERIA).to_numpy()
     return Runs(
         manifests=tuple(manifests.values()),
-        verdicts=merged.verdicts[~in_no_score].reset_index(drop=True),
-        controls=controls.reset_index(drop=True),
-        edits=edits.drop_duplicates(["run", *EDIT_KEY], keep="last"),
-        exclusions=exclusions[~exclusions["method"].str.startswith(CONTROL)],
-        crashes=crashes[~pd.MultiIndex.from_frame(crashes[["run", *KEY]]).isin(measured)],
+        verdicts=_where(merged.verdicts, ~in_no_score),
+        controls=_under_methods(controls[~controls["criterion"].isin(OPTIONAL_CRITERIA)]),
+        edits=_last(edits, EDIT_KEY),
+        exclusions=exclusions[~_of_control(exclusions)],
+        crashes=crashes,
         left_out=tuple(dict.fromkeys(e for folder in by_label.values() for e in left_out(folder))),
         doubled=merged.repeated,
         apart=merged.apart,
-        cut=(*_cut_off(manifests, by_label, every, lost), *merged.uncounted),
+        cut=(*cut, *merged.uncounted),
         folders=by_label,
-        curves=told_apart(curves.drop_duplicates(["run", *POINT], keep="last"), merged.places),
-        optional=merged.verdicts[in_no_score].reset_index(drop=True),
-        generations=told_apart(
-            generations.drop_duplicates(["run", *EDIT_KEY], keep="last"), merged.places
-        ),
+        curves=uncoded(told_apart(_last(curves, POINT), merged.places)),
+        optional=_where(merged.verdicts, in_no_score),
+        generations=uncoded(told_apart(_last(generations, EDIT_KEY), merged.places)),
+        judged_again=judge_again,
     )
+
+
+def explained(runs: Runs, verdicts: pd.DataFrame) -> pd.DataFrame:
+    """Return verdicts of ``runs`` in plain columns, with their sentences.
+
+    These are read from the logs where ``runs`` was loaded without them.
+
+    Raises:
+        StoreError: when a log cannot be read any more.
+    """
+    frame = uncoded(verdicts)
+    if EXPLANATION in frame:
+        return frame
+    cases = set(frame["case"])
+    parts = [frame.iloc[:0].assign(**{EXPLANATION: ""})]
+    for label in frame["run"].unique():
+        log = runs.folders[label] / LOG
+        read = read_parts(log, "verdict", cases=cases)
+        if runs.judged_again:
+            again = (encode_row(row).encode() for row in rejudged(log, cases))
+            read = (frame_of(chunk, "verdict") for chunk in chunks(again))
+        parts += [part.assign(run=label) for part in read]
+    said = pd.concat(parts, ignore_index=True)
+    sentences = np.append(said[EXPLANATION].to_numpy(object), "")
+    return frame.assign(**{EXPLANATION: sentences[places(frame, said, ["run", *KEY])]})
+
+
+def _where(frame: pd.DataFrame, rows: np.ndarray) -> pd.DataFrame:
+    """Return some rows, numbered anew; the frame itself where it is all, which may be gigabytes."""
+    return frame if rows.all() and len(frame) else frame[rows].reset_index(drop=True)
+
+
+def _last(
+    frame: pd.DataFrame, key: Sequence[str], keep: Literal["first", "last"] = "last"
+) -> pd.DataFrame:
+    """Return the last row of each run and key."""
+    again = repeated(frame, ["run", *key], keep)
+    return frame[~again] if again.any() else frame
+
+
+def _of_control(frame: pd.DataFrame) -> np.ndarray:
+    """Tell which rows are of edits of equal size."""
+    codes, methods = numbered(frame["method"])
+    named = np.array([str(method).startswith(CONTROL) for method in methods], dtype=bool)
+    is_control: np.ndarray = named[codes] if len(named) else np.zeros(len(frame), dtype=bool)
+    return is_control
+
+
+def _under_methods(controls: pd.DataFrame) -> pd.DataFrame:
+    """Return rows of edits of equal size under the names of their methods."""
+    used = controls["method"].cat.remove_unused_categories()
+    named = used.cat.rename_categories(lambda name: name.removeprefix(CONTROL))
+    return controls.assign(method=named).reset_index(drop=True)
 
 
 def _cut_off(
     manifests: Mapping[str, Manifest],
     folders: Mapping[str, Path],
-    verdicts: pd.DataFrame,
-    crashes: pd.DataFrame,
+    counts: pd.Series[int],
 ) -> Iterator[str]:
-    """Yield a sentence for every run whose log has not the tests that the run ended with."""
-    in_log = Counter((*verdicts["run"], *crashes["run"]))
+    """Yield a sentence for every run whose log has not the tests that the run ended with.
+
+    Args:
+        counts: run -> tests in its log.
+    """
     for label, manifest in manifests.items():
-        if manifest.tests is None or in_log[label] == manifest.tests:
+        in_log = int(counts[label])
+        if manifest.tests is None or in_log == manifest.tests:
             continue
-        if in_log[label] < manifest.tests:
+        if in_log < manifest.tests:
             yield (
-                f"{label}: the log has {in_log[label]} of the {manifest.tests} tests that the run "
+                f"{label}: the log has {in_log} of the {manifest.tests} tests that the run "
                 f"ended with; continue it with --resume {folders[label].resolve().name}"
             )
         else:
             yield (
-                f"{label}: the log has {in_log[label]} tests, and the run ended with "
+                f"{label}: the log has {in_log} tests, and the run ended with "
                 f"{manifest.tests}; restore the log or measure again"
             )
 
 
 def control_scores(verdicts: pd.DataFrame, controls: pd.DataFrame) -> pd.Series[float]:
     """Return the score of each verdict's control, NaN where there is none."""
-    key = ["run", *KEY]
-    theirs = controls[[*key, "verdict_score"]]
-    return verdicts[key].merge(theirs, on=key, how="left")["verdict_score"]
+    at = places(verdicts, controls, ["run", *KEY])
+    scores = np.append(controls["verdict_score"].to_numpy(float), np.nan)
+    return pd.Series(scores[at], index=verdicts.index)
 
 
 def _doubled_verdict(log: Path) -> StoreError:
@@ -181,20 +254,22 @@ POINT = ["model", "method", "task", "protocol", "sequence", "step"]
 EDIT_KEY = ["model", "method", "case", "protocol", "sequence"]
 
 
-def _check_scores(verdicts: pd.DataFrame, log: Path) -> None:
+def _check_scores(verdicts: pd.DataFrame, folders: Mapping[str, Path]) -> None:
     """Refuse a log whose scores are not scores: it was altered, and no mean of it means anything.
 
     Raises:
         StoreError: naming the first such verdict.
     """
     for column, (low, high) in BOUNDS.items():
-        beyond = verdicts[(verdicts[column] < low) | (verdicts[column] > high)]
-        if len(beyond):
-            row = beyond.iloc[0]
+        values = numbers(verdicts[column])
+        beyond = (values < low) | (values > high)
+        if beyond.any():
+            row = verdicts[beyond].iloc[0]
             raise StoreError(
-                f"{log}: {row['criterion']} of {row['case']} under {row['method']} has "
-                f"{column.removeprefix('verdict_')} {row[column]:g}: expected {low:g} to {high:g}; "
-                "the log was altered: use --judge-again, or measure again"
+                f"{folders[row['run']] / LOG}: {row['criterion']} of {row['case']} under "
+                f"{row['method']} has {column.removeprefix('verdict_')} {row[column]:g}: "
+                f"expected {low:g} to {high:g}; the log was altered: use --judge-again, or measure "
+                "again"
             )
 
 
@@ -204,33 +279,13 @@ def _check_protocols(verdicts: pd.DataFrame, folders: Mapping[str, Path]) -> Non
     Raises:
         StoreError: naming the first such protocol.
     """
-    for label, protocol in verdicts[["run", "protocol"]].drop_duplicates().to_numpy():
+    for label, protocol in distinct(verdicts, ["run", "protocol"]).to_numpy():
         try:
             parse_protocol(protocol)
         except ValueError as error:
             raise StoreError(
                 f"{folders[label] / LOG}: protocol {error}; the log was altered: measure again"
             ) from None
-
-
-def _joined(frames: Mapping[str, Mapping[str, pd.DataFrame]], kind: str) -> pd.DataFrame:
-    """Return the rows of all runs of one kind, with ``run`` and when they were asked."""
-    parts = [with_occasion(each[kind]).assign(run=label) for label, each in frames.items()]
-    filled = [part for part in parts if len(part)] or parts[:1]
-    return pd.concat(filled, ignore_index=True)
-
-
-def with_occasion(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return columns ``protocol``, ``sequence`` and ``asked``, filled where a row does not say."""
-    columns = {}
-    if "occasion_protocol" not in frame and "protocol" in frame:
-        return frame  # a checkpoint names its protocol itself
-    for name, default in OCCASION.items():
-        column = frame.get(f"occasion_{name}")
-        blank = pd.Series([default] * len(frame), index=frame.index, dtype=type(default))
-        columns[name] = blank if column is None else column.where(column.notna(), default)
-    columns["sequence"] = columns["sequence"].astype(int)
-    return frame.assign(**columns)
 
 
 def left_out(folder: Path) -> list[Exclusion]:

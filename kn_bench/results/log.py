@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,8 @@ KEYED = frozenset({"verdict", "edit", "curve", "generation"})
 """The kinds of row of which a log has one a key; all but a verdict go with a case's first test."""
 
 
+READ_AT_ONCE = 8_000_000
+"""Bytes of a log that are read at once."""
 REMEDY = "remove the lines of its test, down to the verdict, and --resume measures it again"
 
 
@@ -52,29 +54,66 @@ def lines(path: Path) -> Iterator[tuple[int, bytes]]:
     Raises:
         StoreError: when the file cannot be read, or a line in it is no row.
     """
+    before = 0
+    for part, _ in parts(path):
+        yield from enumerate(part, start=before + 1)
+        before += len(part)
+
+
+def parts(path: Path) -> Iterator[tuple[list[bytes], list[str]]]:
+    """Yield the same lines some thousand at a time, with the kinds of their rows.
+
+    Raises:
+        StoreError: as for :func:`lines`, once the lines before have been yielded.
+    """
+    before = 0
     try:
         with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.endswith(b"\n"):
-                    return  # only the last line can lack its end: it was cut off
-                if not kind_of(line):
-                    raise StoreError(
-                        f"{path}, line {number} is no row of a log; only the last line of a "
-                        f"killed run may be broken: {REMEDY}"
-                    )
-                if not line.isascii():
-                    line.decode()  # Arrow, which reads many lines at once, takes any bytes for text
-                yield number, line
-    except UnicodeDecodeError as error:
-        raise StoreError(
-            f"{path}, line {number} is not UTF-8 text (its byte {error.start}): {REMEDY}"
-        ) from None
+            while part := file.readlines(READ_AT_ONCE):
+                if not part[-1].endswith(b"\n"):
+                    part.pop()  # only the last line can lack its end: it was cut off
+                kinds = list(map(kind_of, part))
+                # Arrow, which reads many lines at once, takes any bytes for text
+                if not all(kinds) or not (all(map(bytes.isascii, part)) or _is_text(part)):
+                    whole = next(i for i, line in enumerate(part) if not _is_row(line))
+                    yield part[:whole], kinds[:whole]
+                    raise _no_row(path, before + whole + 1, part[whole])
+                yield part, kinds
+                before += len(part)
     except FileNotFoundError:
         raise StoreError(
             f"{path}: expected the run's log, and there is none; restore it or remove the folder"
         ) from None
     except OSError as error:
         raise StoreError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _is_row(line: bytes) -> bool:
+    return bool(kind_of(line)) and _is_text([line])
+
+
+def _is_text(part: Iterable[bytes]) -> bool:
+    try:
+        for line in part:
+            line.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _no_row(path: Path, number: int, line: bytes) -> StoreError:
+    """Return what is wrong with a line that is no row."""
+    try:
+        line.decode()
+    except UnicodeDecodeError as error:
+        if kind_of(line):
+            return StoreError(
+                f"{path}, line {number} is not UTF-8 text (its byte {error.start}): {REMEDY}"
+            )
+    return StoreError(
+        f"{path}, line {number} is no row of a log; only the last line of a killed run may be "
+        f"broken: {REMEDY}"
+    )
 
 
 def lines_of(path: Path, kind: str) -> Iterator[bytes]:
@@ -91,6 +130,16 @@ def lines_of(path: Path, kind: str) -> Iterator[bytes]:
         raise StoreError(f"{path} cannot be read: {error.strerror}") from None
 
 
+def is_about(line: bytes, cases: Collection[bytes]) -> bool:
+    """Tell whether a line may be about one of some cases, given as JSON: most are not.
+
+    A line that another program wrote otherwise may be; its row tells.
+    """
+    _, _, rest = line.partition(b'"case":')
+    case, comma, _ = rest.partition(b',"')
+    return case in cases or not comma or b"\\" in case
+
+
 def rows(path: Path, kinds: frozenset[str] | None = None) -> Iterator[Row]:
     """Yield the rows of the log in order, of the given kinds only.
 
@@ -99,7 +148,7 @@ def rows(path: Path, kinds: frozenset[str] | None = None) -> Iterator[Row]:
     """
     for number, line in lines(path):
         if kinds is None or kind_of(line) in kinds:
-            yield _row(line, path, number)
+            yield row_of(line, path, number)
 
 
 def closed_tests(path: Path) -> int:
@@ -159,7 +208,7 @@ def _tests(path: Path) -> Iterator[_Test]:
     heads: list[bytes] = []
     for number, line in lines(path):
         end += len(line)
-        row = _row(line, path, number)
+        row = row_of(line, path, number)
         if kind_of(line) in KEYED:
             heads.append(head(line))
         if not isinstance(row, CrashRow | VerdictRow):
@@ -174,7 +223,12 @@ def head(line: bytes) -> bytes:
     return line.partition(b',"task":')[0]
 
 
-def _row(line: bytes, path: Path, number: int) -> Row:
+def row_of(line: bytes, path: Path, number: int) -> Row:
+    """Return the row that a line holds.
+
+    Raises:
+        StoreError: naming the line, when it holds none.
+    """
     try:
         return decode_row(line, f"{path}, line {number}")
     except FormatError as error:

@@ -28,7 +28,6 @@ from kn_bench.results.beside import KEY
 from kn_bench.results.board import (
     GROUP,
     OVERTURN,
-    READINGS,
     STRATA,
     SYMMETRY,
     Line,
@@ -39,8 +38,10 @@ from kn_bench.results.board import (
 from kn_bench.results.codec import plain
 from kn_bench.results.columns import read_parts
 from kn_bench.results.curves import curve_rows
+from kn_bench.results.frames import READINGS, uncoded
 from kn_bench.results.further import cells, further_tables, title_of
-from kn_bench.results.loading import Runs, control_scores, with_occasion
+from kn_bench.results.keys import distinct
+from kn_bench.results.loading import Runs, control_scores, explained
 from kn_bench.results.log import LOG, lines_of
 from kn_bench.results.shown import Cases, TextPool, runs_behind, unlike
 
@@ -74,12 +75,10 @@ def payload(runs: Runs, *, embedded: int | None = EMBEDDED) -> dict[str, Any]:
     texts = TextPool()
     figures = board(runs)
     index = {tuple(line.name): i for i, line in enumerate(figures)}
-    whole = runs.verdicts.loc[in_sequences(runs.verdicts), GROUP].drop_duplicates()
+    whole = distinct(runs.verdicts[in_sequences(runs.verdicts)], GROUP)
     several = set(whole.itertuples(index=False, name=None))
     chosen, sample = (None, None) if embedded is None else _sampled(runs, embedded)
-    verdicts = every_verdict(runs)
-    if chosen is not None:
-        verdicts = verdicts[verdicts["case"].isin(chosen)]
+    verdicts = every_verdict(runs, chosen)
     cases = Cases(runs, verdicts, texts)
     behind, places = runs_behind(runs), list(runs.folders)
     data: dict[str, Any] = {
@@ -117,9 +116,15 @@ def payload(runs: Runs, *, embedded: int | None = EMBEDDED) -> dict[str, Any]:
     return _finite(data)  # type: ignore[no-any-return]
 
 
-def every_verdict(runs: Runs) -> pd.DataFrame:
-    """Return the verdicts of all criteria, those that are in no score too."""
-    return pd.concat([runs.verdicts, runs.optional] if len(runs.optional) else [runs.verdicts])
+def every_verdict(runs: Runs, chosen: frozenset[str] | None = None) -> pd.DataFrame:
+    """Return the verdicts on ``chosen`` cases (None: on all) of all criteria, in plain columns.
+
+    Those that are in no score are among them.
+    """
+    parts = [runs.verdicts, runs.optional] if len(runs.optional) else [runs.verdicts]
+    if chosen is not None:
+        parts = [part[part["case"].isin(chosen)] for part in parts]
+    return explained(runs, pd.concat(parts))
 
 
 def packed(data: Mapping[str, Any]) -> bytes:
@@ -142,7 +147,8 @@ def _sampled(runs: Runs, most: int) -> tuple[frozenset[str] | None, Sample | Non
     total = sum(1 for log in logs for _ in lines_of(log, "measurement"))
     if total <= most:
         return None, None
-    ids = sorted(set(runs.verdicts["case"]), key=lambda case: stable_hash("page", case))
+    cases = runs.verdicts["case"].unique().tolist()
+    ids = sorted(cases, key=lambda case: stable_hash("page", case))
     kept = ids[: max(1, math.floor(len(ids) * most / total))]
     return frozenset(kept), Sample(len(kept), len(ids), total)
 
@@ -150,8 +156,8 @@ def _sampled(runs: Runs, most: int) -> tuple[frozenset[str] | None, Sample | Non
 def measurements(runs: Runs, chosen: frozenset[str] | None = None) -> Iterator[pd.DataFrame]:
     """Yield the measurements of ``chosen`` cases (None: of all), a part of a log at a time."""
     for label, folder in runs.folders.items():
-        for part in read_parts(folder / LOG, "measurement"):
-            frame = with_occasion(part).assign(run=label)
+        for part in read_parts(folder / LOG, "measurement", cases=chosen):
+            frame = part.assign(run=label)
             frame = frame[frame["criterion"] != "overturn"]  # its rows are reliability's once more
             yield frame if chosen is None else frame[frame["case"].isin(chosen)]
 
@@ -224,7 +230,8 @@ def _edits(
     named = verdicts.drop_duplicates(["run", "model", "method", "case", "protocol", "sequence"])
     by = ["run", "model", "method", "case", "protocol", "sequence"]
     columns = ["record_seconds", "record_norm", "record_description"]
-    edits = named[[*by, "task", "asked", "variant"]].merge(runs.edits[[*by, *columns]], on=by)
+    own = runs.edits.loc[runs.edits["case"].isin(set(named["case"])), [*by, *columns]]
+    edits = named[[*by, "task", "asked", "variant"]].merge(uncoded(own), on=by)
     return {
         "line": _line_of(edits, index),
         "case": cases.of(edits),

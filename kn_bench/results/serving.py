@@ -21,7 +21,7 @@ from kn_bench.results.board import GROUP
 from kn_bench.results.columns import frame_of, reading
 from kn_bench.results.files import StoreError
 from kn_bench.results.html import render
-from kn_bench.results.loading import Runs, with_occasion
+from kn_bench.results.loading import Runs
 from kn_bench.results.log import LOG, lines
 from kn_bench.results.payload import answers, every_verdict, packed, payload
 from kn_bench.results.rows import kind_of
@@ -88,7 +88,7 @@ class Server(ThreadingHTTPServer):
             log = self._runs.folders[run] / LOG
             with reading(log):
                 part = frame_of(_lines_at(log, places), "measurement")
-            frame = with_occasion(part).assign(run=run)
+            frame = part.assign(run=run)
             frames.append(frame[frame["criterion"] != "overturn"])
         own = self._verdicts[self._verdicts["case"] == case]
         data = answers(frames, own, self._lines, self._cases, texts)

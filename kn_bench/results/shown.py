@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from kn_bench.results.beside import differing
-from kn_bench.results.board import GROUP
+from kn_bench.results.board import GROUP, by_line
 from kn_bench.results.loading import Runs
 from kn_bench.results.texts import read_texts
 
@@ -84,8 +84,9 @@ class Cases:
 
 def runs_behind(runs: Runs) -> dict[tuple[Any, ...], str]:
     """Return name of a line -> the run whose results it shows."""
-    first: Any = runs.verdicts.groupby(GROUP)["run"].first().to_dict()
-    return dict(first)
+    _, first = by_line(runs.verdicts)
+    names = first[GROUP].itertuples(index=False, name=None)
+    return dict(zip(names, first["run"], strict=True))
 
 
 def unlike(runs: Runs, behind: Mapping[tuple[Any, ...], str]) -> dict[str, str]:

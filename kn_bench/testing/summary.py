@@ -118,7 +118,7 @@ def left_out(runs: Runs, counted: str = "tests") -> Iterator[str]:
         ("not_applicable", "not applicable"),
         ("error", "errors"),
     ):
-        reasons = verdicts.loc[verdicts["verdict_status"] == status, "verdict_reason"]
+        reasons = verdicts.loc[verdicts["verdict_status"] == status, "verdict_reason"].astype("str")
         if len(reasons):
             yield f"{title}: {len(reasons)} {counted}"
             for reason, count in reasons.value_counts().items():

@@ -27,7 +27,7 @@ from kn_bench.measure.statistics import Interval
 from kn_bench.results.board import GROUP, Line, board
 from kn_bench.results.exports.naming import distinct, identities, revision_of
 from kn_bench.results.files import write_text
-from kn_bench.results.loading import Runs
+from kn_bench.results.loading import Runs, explained
 from kn_bench.results.manifest import Manifest
 from kn_bench.results.payload import measurements
 from kn_bench.results.texts import read_texts, with_gap
@@ -227,7 +227,7 @@ def _samples(runs: Runs, evaluation: _Evaluation) -> Iterator[dict[str, Any]]:
     """
     run, model, *_ = evaluation
     verdicts = runs.verdicts
-    ours = verdicts[(verdicts["run"] == run) & (verdicts["model"] == model)]
+    ours = explained(runs, verdicts[(verdicts["run"] == run) & (verdicts["model"] == model)])
     scored = ours[ours["verdict_score"].notna()]
     asked = {case.id: case for case in read_texts(runs.folders[run])}
     said = _first_probes(runs, run, model)

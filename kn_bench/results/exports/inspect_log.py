@@ -20,7 +20,7 @@ from kn_bench.measure.measurement import CONTROL
 from kn_bench.results.board import GROUP, Line, board
 from kn_bench.results.exports.naming import distinct
 from kn_bench.results.files import together, write_text
-from kn_bench.results.loading import Runs
+from kn_bench.results.loading import Runs, explained
 from kn_bench.results.manifest import Manifest
 from kn_bench.results.payload import measurements
 from kn_bench.results.texts import CaseText, read_texts, with_gap
@@ -41,7 +41,7 @@ def write(runs: Runs, folder: Path) -> None:
     models = distinct(line.name.model for line in lines.values())
     methods = distinct(line.name.shown for line in lines.values())
     with together():
-        for name, verdicts in runs.verdicts.groupby(GROUP, sort=False):
+        for name, verdicts in explained(runs, runs.verdicts).groupby(GROUP, sort=False):
             run = str(verdicts["run"].iloc[0])
             line = lines[tuple(name)]
             log = _log(line, manifests[run], _samples(line, run, verdicts, asked[run], said))

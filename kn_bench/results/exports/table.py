@@ -11,10 +11,12 @@ import pandas as pd
 from kn_bench.cases.case import CRITERIA
 from kn_bench.measure.statistics import Interval
 from kn_bench.results import escaping
-from kn_bench.results.board import OVERTURN, READINGS, STRATA, SYMMETRY, Line, board
+from kn_bench.results.board import OVERTURN, STRATA, SYMMETRY, Line, board
 from kn_bench.results.files import atomically, write_text
+from kn_bench.results.frames import READINGS
 from kn_bench.results.further import further_tables
 from kn_bench.results.loading import Runs
+from kn_bench.results.shown import runs_behind
 
 COLUMNS = (
     "task", "model", "method", "protocol", "asked", "run", "rank", "figure", "part", "mean", "low",
@@ -27,19 +29,17 @@ NOTHING = (0, 0, math.nan, math.nan, math.nan, 0, math.nan, None)
 
 def figures(runs: Runs) -> pd.DataFrame:
     """Return a row a figure of the board, in ``COLUMNS``; ``part`` is "" for the figure itself."""
-    run_of = runs.verdicts.groupby(["task", "model", "method", "protocol", "asked", "variant"])
-    first = run_of["run"].first()
+    behind = runs_behind(runs)
     lines = board(runs)
     rows = [
-        (*line.name[:5], first[tuple(line.name)], line.rank, *row)
+        (*line.name[:5], behind[tuple(line.name)], line.rank, *row)
         for line in lines
         for row in _of_line(line)
     ]
     ranks = {line.name: line.rank for line in lines}
-    named = {tuple(names): run for names, run in zip(first.index, first, strict=True)}
     for table in further_tables(runs):
         for row in table.rows:
-            about = (*row.name[:5], named.get(tuple(row.name), ""), ranks.get(row.name, 0))
+            about = (*row.name[:5], behind.get(tuple(row.name), ""), ranks.get(row.name, 0))
             for part, value in zip(table.parts, row.figures, strict=True):
                 shown = "" if part == "all" else part
                 rows.append((*about, table.figure, shown, *value, *NOTHING))

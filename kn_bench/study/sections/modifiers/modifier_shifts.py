@@ -22,10 +22,9 @@ from kn_bench.localise.interventions import crossed, relative_change, scale
 from kn_bench.localise.queries import Fitted
 from kn_bench.localise.selection import Neuron, Neurons
 from kn_bench.measure.encoding import encode_query
+from kn_bench.measure.resampling import bootstrap_means, by_cluster
 from kn_bench.measure.statistics import (
     LEVEL,
-    bootstrap_means,
-    by_cluster,
     holm,
     sign_flip_p,
 )
