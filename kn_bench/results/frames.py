@@ -57,22 +57,55 @@ def read_tables(
     Raises:
         StoreError: when the log cannot be read.
     """
-    waiting: dict[str, list[bytes]] = {kind: [] for kind in kinds}
-    tables: dict[str, list[Future[pa.Table]]] = {kind: [] for kind in kinds}
     with reading(log), ThreadPoolExecutor(PARSERS) as pool:
+        tables = Parsing(pool, kinds, leave_out)
         for lines, names in parts(log):
-            for kind in waiting.keys() & set(names):
-                waiting[kind] += compress(lines, map(kind.__eq__, names))
-            for kind, of_kind in waiting.items():
-                if len(of_kind) >= CHUNK:
-                    tables[kind].append(pool.submit(coded, of_kind, kind, leave_out))
-                    waiting[kind] = []
-                    if len(tables[kind]) > PARSERS:  # no more lines wait than are being parsed
-                        tables[kind][-PARSERS - 1].result()
-        for kind, of_kind in waiting.items():
-            if of_kind:
-                tables[kind].append(pool.submit(coded, of_kind, kind, leave_out))
-        return {kind: [table.result() for table in each] for kind, each in tables.items()}
+            tables.add(lines, names)
+        read = tables.done()
+    pa.default_memory_pool().release_unused()  # what was parsed is a multiple of what is kept
+    return read
+
+
+class Parsing:
+    """Lines by kind that become tables in other threads, some thousand at a time.
+
+    Args:
+        pool: the threads.
+        kinds: of rows; lines of others are passed over.
+        leave_out: columns that are not needed.
+    """
+
+    def __init__(
+        self, pool: ThreadPoolExecutor, kinds: Iterable[str], leave_out: Collection[str]
+    ) -> None:
+        self._pool, self._leave_out = pool, leave_out
+        self._waiting: dict[str, list[bytes]] = {kind: [] for kind in kinds}
+        self._tables: dict[str, list[Future[pa.Table]]] = {kind: [] for kind in self._waiting}
+
+    def add(self, lines: Sequence[bytes], names: Sequence[str]) -> None:
+        """Take lines and the kinds of their rows."""
+        for kind in self._waiting.keys() & set(names):
+            self._waiting[kind] += compress(lines, map(kind.__eq__, names))
+            if len(self._waiting[kind]) >= CHUNK:
+                self._parse(kind)
+                wait_for_all_but(PARSERS, self._tables[kind])
+
+    def done(self) -> dict[str, list[pa.Table]]:
+        """Return the tables of each kind, in the order of their lines."""
+        for kind, waiting in self._waiting.items():
+            if waiting:
+                self._parse(kind)
+        return {kind: [each.result() for each in tables] for kind, tables in self._tables.items()}
+
+    def _parse(self, kind: str) -> None:
+        chunk, self._waiting[kind] = self._waiting[kind], []
+        self._tables[kind].append(self._pool.submit(coded, chunk, kind, self._leave_out))
+
+
+def wait_for_all_but(last: int, tables: Sequence[Future[pa.Table]]) -> None:
+    """Wait for earlier work, so that no more lines are held than are being parsed."""
+    if len(tables) > last:
+        tables[-last - 1].result()
 
 
 def coded(chunk: Iterable[bytes], kind: str, leave_out: Collection[str] = ()) -> pa.Table:

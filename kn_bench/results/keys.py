@@ -6,7 +6,7 @@ several columns are made of these numbers, in a fraction of the memory that pand
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -28,7 +28,14 @@ def numbered(column: pd.Series[Any]) -> tuple[Int[np.ndarray, " row"], pd.Index[
 def keys(frame: pd.DataFrame, columns: Sequence[str]) -> Int[np.ndarray, " row"]:
     """Return a number for each row, equal where ``columns`` are, in the order of their values."""
     parts = (numbered(frame[name]) for name in columns)
-    return _as_one([(codes, len(values)) for codes, values in parts], len(frame))
+    return _as_one(((codes, len(values)) for codes, values in parts), len(frame))
+
+
+def are_unique(frame: pd.DataFrame, columns: Sequence[str]) -> bool:
+    """Tell whether no two rows have the same ``columns``."""
+    sorted_keys = keys(frame, columns)
+    sorted_keys.sort()  # in place, where a table of hashes would be gigabytes
+    return not (sorted_keys[1:] == sorted_keys[:-1]).any()
 
 
 def groups(
@@ -38,10 +45,9 @@ def groups(
 
     Groups are numbered as they come.
     """
-    number, _ = pd.factorize(keys(frame, columns))
-    first = np.zeros(number.max(initial=-1) + 1, dtype=np.int64)
-    first[number[::-1]] = np.arange(len(number))[::-1]
-    return number, first
+    own = pd.Series(keys(frame, columns))
+    number, _ = pd.factorize(own)
+    return number, np.flatnonzero(~own.duplicated().to_numpy())
 
 
 def repeated(
@@ -79,30 +85,30 @@ def places(
 
     Of several equal rows it is the first.
     """
-    ours, theirs = [], []
-    there = np.ones(len(wanted), dtype=bool)
-    for name in columns:
-        codes, values = numbered(among[name])
-        own, named = numbered(wanted[name])
-        if named is not values:
-            own = np.append(values.get_indexer(named), -1).astype(np.int32)[own]
-        there &= own >= 0
-        ours.append((own, len(values)))
-        theirs.append((codes, len(values)))
     if not len(among) or not len(wanted):
         return np.full(len(wanted), -1)
-    # both in one, so that numbers that are made smaller are so in both
-    pairs = [(np.concatenate([a, b]), n) for (a, n), (b, _) in zip(ours, theirs, strict=True)]
-    together = _as_one(pairs, len(wanted) + len(among))
-    own_keys, their_keys = together[: len(wanted)], together[len(wanted) :]
-    order = np.argsort(their_keys, kind="stable")
-    at = np.searchsorted(their_keys, own_keys, sorter=order).clip(max=len(among) - 1)
-    found: np.ndarray = np.where(there & (their_keys[order[at]] == own_keys), order[at], -1)
-    return found
+    there = np.ones(len(wanted), dtype=bool)
+
+    def both() -> Iterator[tuple[np.ndarray, int]]:
+        """Yield each column of both, by the numbers of ``among``: keys are made of them at once."""
+        for name in columns:
+            theirs, values = numbered(among[name])
+            ours, named = numbered(wanted[name])
+            if named is not values:
+                ours = np.append(values.get_indexer(named), -1).astype(np.int32)[ours]
+            np.logical_and(there, ours >= 0, out=there)
+            yield np.concatenate([ours, theirs.astype(np.int32)], dtype=np.int32), len(values)
+
+    own, others = np.split(_as_one(both(), len(wanted) + len(among)), [len(wanted)])
+    order = np.argsort(others, kind="stable")
+    after = np.searchsorted(others, own, sorter=order).clip(max=len(among) - 1)
+    at: np.ndarray = order[after]
+    at[~there | (others[at] != own)] = -1
+    return at
 
 
 def _as_one(
-    parts: Sequence[tuple[Int[np.ndarray, " row"], int]], n: int
+    parts: Iterable[tuple[Int[np.ndarray, " row"], int]], n: int
 ) -> Int[np.ndarray, " row"]:
     """Return numbers of several columns as one, given how many values each column has."""
     result, size = np.zeros(n, dtype=np.int64), 1

@@ -25,7 +25,7 @@ from kn_bench.results.frames import (
     read_tables,
     uncoded,
 )
-from kn_bench.results.keys import distinct, numbered, places, repeated
+from kn_bench.results.keys import are_unique, distinct, numbered, places, repeated
 from kn_bench.results.log import LOG, rows
 from kn_bench.results.manifest import Manifest, read_manifest
 from kn_bench.results.rejudging import rejudged, rejudged_tables
@@ -111,17 +111,17 @@ def load_runs(
     leave_out = () if explained else (EXPLANATION,)
     tables = {}
     for label, folder in by_label.items():
-        read = FRAMES[1:] if judge_again else FRAMES
-        tables[label] = read_tables(folder / LOG, read, leave_out=leave_out)
         if judge_again:
-            tables[label]["verdict"] = rejudged_tables(folder / LOG, explained=explained)
+            tables[label] = rejudged_tables(folder / LOG, FRAMES, explained=explained)
+        else:
+            tables[label] = read_tables(folder / LOG, FRAMES, leave_out=leave_out)
     every, edits, exclusions, crashes, curves, generations = (
         frame_from({label: tables[label][kind] for label in by_label}, kind) for kind in FRAMES
     )
     _check_scores(every, by_label)
     _check_protocols(every, by_label)
-    twice = repeated(every, ["run", *KEY])
-    if twice.any():
+    if not are_unique(every, ["run", *KEY]):
+        twice = repeated(every, ["run", *KEY])
         raise _doubled_verdict(by_label[every["run"][twice].iloc[0]] / LOG)
     counts = every["run"].value_counts() + crashes["run"].value_counts()
     cut = tuple(_cut_off(manifests, by_label, counts))

@@ -7,7 +7,7 @@ time and leaves out their sentences.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,7 +23,16 @@ from kn_bench.measure.measurement import Measurement
 from kn_bench.results.codec import encode
 from kn_bench.results.columns import chunks, reading, table_of
 from kn_bench.results.files import StoreError
-from kn_bench.results.frames import CHUNK, EXPLANATION, PARSERS, coded, with_codes
+from kn_bench.results.frames import (
+    CHUNK,
+    EXPLANATION,
+    PARSERS,
+    Parsing,
+    coded,
+    read_tables,
+    wait_for_all_but,
+    with_codes,
+)
 from kn_bench.results.log import is_about, lines, parts, row_of
 from kn_bench.results.rows import ExclusionRow, Key, VerdictRow, encode_row
 
@@ -130,8 +139,10 @@ class _Tests:
                 self.test[kind].append(number[of_kind])
 
 
-def rejudged_tables(log: Path, *, explained: bool) -> list[pa.Table]:
-    """Return the same verdicts as tables, see :func:`kn_bench.results.frames.read_tables`.
+def rejudged_tables(
+    log: Path, kinds: Sequence[str], *, explained: bool
+) -> dict[str, list[pa.Table]]:
+    """Return the same as :func:`kn_bench.results.frames.read_tables`, with verdicts drawn again.
 
     They are drawn by column where no sentences are wanted and every row stands before the verdict
     of its test, as tests write them; else one by one.
@@ -139,32 +150,37 @@ def rejudged_tables(log: Path, *, explained: bool) -> list[pa.Table]:
     Raises:
         StoreError: as :func:`rejudged`.
     """
+    others = [kind for kind in kinds if kind != "verdict"]
     if not explained:
         try:
-            return _by_column(log)
+            return _by_column(log, others)
         except _MixedError:
             pass  # it will be said which line is wrong, if any is
-    again = (encode_row(row).encode() for row in rejudged(log))
     leave_out = () if explained else (EXPLANATION,)
-    return [coded(chunk, "verdict", leave_out) for chunk in chunks(again)]
+    again = (encode_row(row).encode() for row in rejudged(log))
+    verdicts = [coded(chunk, "verdict", leave_out) for chunk in chunks(again)]
+    return {**read_tables(log, others), "verdict": verdicts}
 
 
-def _by_column(log: Path) -> list[pa.Table]:
-    tables: list[Future[pa.Table]] = []
+def _by_column(log: Path, others: Sequence[str]) -> dict[str, list[pa.Table]]:
+    verdicts: list[Future[pa.Table]] = []
     tests = _Tests()
     with reading(log), ThreadPoolExecutor(PARSERS) as pool:
+        tables = Parsing(pool, others, ())
         for part, names in parts(log):
+            tables.add(part, names)
             kinds = np.array(names)
             end = int(np.flatnonzero(kinds == "verdict")[-1:].sum()) + 1
             tests.add(part[:end], kinds[:end])
             if len(tests.lines["verdict"]) >= CHUNK:
-                tables.append(pool.submit(_judged, tests))
+                verdicts.append(pool.submit(_judged, tests))
+                wait_for_all_but(PARSERS, verdicts)
                 tests = _Tests()
-                if len(tables) > PARSERS:  # no more lines wait than are being parsed
-                    tables[-PARSERS - 1].result()
             tests.add(part[end:], kinds[end:])
-        tables.append(pool.submit(_judged, tests))
-        return [table.result() for table in tables]
+        verdicts.append(pool.submit(_judged, tests))
+        read = {**tables.done(), "verdict": [table.result() for table in verdicts]}
+    pa.default_memory_pool().release_unused()
+    return read
 
 
 def _judged(tests: _Tests) -> pa.Table:
