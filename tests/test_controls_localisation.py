@@ -23,12 +23,15 @@ from kn_bench.localise.interventions import answers, suppress
 from kn_bench.localise.selection import Neuron
 from kn_bench.measure.encoding import EncodedQuery
 from kn_bench.measure.sentences import perplexity, token_log_probs
+from kn_bench.study.material import Material
+from kn_bench.study.sections import activators
 from kn_bench.study.sections.activators import PARTS, firing, greatest, texts_of
 from kn_bench.study.sections.choice import choose, halves, top
 from kn_bench.study.sections.dose import dose_response
 from kn_bench.study.sections.erasing import erased
 from kn_bench.study.sections.matched import AgainstRandom, against_random
 from kn_bench.study.sections.selectivity import GroupPrompts, SuppressedGroup, selectivity
+from tests.made_up_study import SETTINGS, fact
 from tests.tiny_models import tiny_model
 
 PLANTED = Neuron(2, 0)
@@ -273,6 +276,29 @@ def test_special_tokens_are_not_read():
     read = greatest(lm, ["w6"], [Neuron(0, 1)], np.array([1.0]))
     keys = lm.neurons(torch.tensor([lm.tokens.encode("w6").ids]), [0])[0][0, :, 1]
     assert read[0, 0] == pytest.approx(float(keys[1]))
+
+
+def test_a_text_of_special_tokens_alone_counts_nowhere_and_is_said():
+    """Unknown words: their greatest value over no token was -inf, and p = 0."""
+    lm = tiny_model("bert")
+    assert lm.tokens.encode("zzz").ids[1] in lm.tokens.special_ids
+    read = greatest(lm, ["zzz", "w6"], [Neuron(0, 1)], np.array([1.0]))
+    assert np.isnan(read[0, 0])
+    assert np.isfinite(read[1, 0])
+    at_answer = torch.ones(3, lm.d_mlp)
+    asked = request("zzz"), [request("w12", "w13"), request("zzz", "w14")]
+    readings = firing(lm, *asked, frozenset({Neuron(0, 4)}), at_answer)
+    keys = lm.neurons(torch.tensor([lm.tokens.encode("w12").ids]), [0])[0][0, :, 4]
+    assert np.isnan(readings[0].own)
+    assert readings[0].other == pytest.approx(float(keys[1:-1].max()))
+    assert [reading.unread for reading in readings] == [2, 0, 0, 0, 0, 0, 0]
+    cases = [fact(i, "P1", name, f"w{60 + i}", "w57") for i, name in enumerate(("zzz", "w6", "w7"))]
+    section = activators.run(Material(lm, cases, replace(SETTINGS, facts=3)))
+    (own, others) = section.tables[0].rows[0][1:3]
+    assert (own.n, others.n) == (2, 3)
+    assert np.isfinite([*own, *others]).all()
+    # as the subject alone: of itself, and as another fact of the two others
+    assert "such as [UNK], which count nowhere: 3." in " ".join(section.notes)
 
 
 # --- groups ------------------------------------------------------------------------------------

@@ -58,11 +58,14 @@ class Firing:
         own: activation on the fact's own texts, in units of the activation where the prompt is
             answered: the mean over neurons of the greatest value over the text's tokens.
         other: the same, averaged over the texts of other facts.
+        unread: number of these texts that hold special tokens alone; they count nowhere, and a
+            mean of no text is NaN.
     """
 
     parts: Parts
     own: float
     other: float
+    unread: int
 
 
 def texts_of(request: EditRequest) -> list[str]:
@@ -105,10 +108,12 @@ def firing(
     units = torch.stack([at_answer[n.layer, n.unit] for n in chosen]).double().cpu().numpy()
     highest = greatest(lm, texts, chosen, np.sign(units)) / np.abs(units)
     by_parts = highest.mean(1).reshape(1 + len(others), len(PARTS))
-    other = by_parts[1:].mean(0) if others else np.full(len(PARTS), np.nan)
+    unread = np.isnan(by_parts)
+    n = (~unread[1:]).sum(0)
+    other = np.where(n, np.nansum(by_parts[1:], 0) / np.maximum(n, 1), np.nan)
     return [
-        Firing(parts, float(own), float(its))
-        for parts, own, its in zip(PARTS, by_parts[0], other, strict=True)
+        Firing(parts, float(by_parts[0, i]), float(other[i]), int(unread[:, i].sum()))
+        for i, parts in enumerate(PARTS)
     ]
 
 
@@ -120,14 +125,16 @@ def greatest(
 ) -> Float[np.ndarray, "texts neurons"]:
     """Return the greatest value of each neuron, times its sign, over the tokens of each text.
 
-    Special tokens ([CLS], [SEP], BOS) are not read: neurons fire there for any text.
+    Special tokens ([CLS], [SEP], BOS) are not read: neurons fire there for any text. A text of
+    nothing else has NaN.
     """
     layers = sorted({neuron.layer for neuron in neurons})
     groups: dict[int, list[int]] = defaultdict(list)
     encoded = [lm.tokens.encode(text).ids for text in texts]
     for index, ids in enumerate(encoded):
-        groups[len(ids)].append(index)
-    highest = np.zeros((len(texts), len(neurons)))
+        if not lm.tokens.special_ids.issuperset(ids):
+            groups[len(ids)].append(index)
+    highest = np.full((len(texts), len(neurons)), np.nan)
     for group in groups.values():
         keys = lm.neurons(lm.tensor([encoded[i] for i in group]), layers)
         special = np.array([[t in lm.tokens.special_ids for t in encoded[i]] for i in group])
@@ -172,6 +179,7 @@ def run(material: Material) -> Section:
                 lambda: _draw(readings),
             ),
         ),
+        notes=_notes(readings),
     )
 
 
@@ -188,6 +196,13 @@ def _fired(material: Material, profile: Profile) -> FactFirings:
         profile,
         tuple(firing(material.lm, request, others, material.neurons(profile), at_answer)),
     )
+
+
+def _notes(readings: Sequence[FactFirings]) -> tuple[str, ...]:
+    unread = sum(firing.unread for reading in readings for firing in reading.by_parts)
+    if not unread:
+        return ()
+    return (f"Texts of special tokens alone, such as [UNK], which count nowhere: {unread}.",)
 
 
 def _values(readings: Sequence[FactFirings], name: str) -> list[Interval]:
@@ -228,7 +243,7 @@ def _findings(readings: Sequence[FactFirings]) -> tuple[str, ...]:
         f"{name} {tables.number(a.mean)} (other facts {tables.number(b.mean)})"
         for name, a, b in zip(PARTS, own, other, strict=True)
     ]
-    return (f"Activation on {', '.join(parts)}; n={own[0].n} facts.",)
+    return (f"Activation on {', '.join(parts)}; n={len(readings)} facts.",)
 
 
 def _draw(readings: Sequence[FactFirings]) -> Drawing:
