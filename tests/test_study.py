@@ -28,7 +28,7 @@ from kn_bench.study.plots import render
 from kn_bench.study.sections import CONTROLS, SECTIONS, parts, place
 from kn_bench.study.sections.direction import directed
 from kn_bench.study.writing import cell
-from tests.made_up_study import SETTINGS, made_up_cases, pair
+from tests.made_up_study import SETTINGS, fact, made_up_cases, pair
 from tests.tiny_models import _CONFIGS, tiny_model
 
 
@@ -375,6 +375,16 @@ def test_a_share_that_all_groups_agree_on_has_an_interval():
         for accuracy in row[4:6]:
             assert isinstance(accuracy, Interval)
             assert accuracy.n < 2 or accuracy.high - accuracy.low > 0
+
+
+@pytest.mark.parametrize(("objects", "alone"), [(("w60", "w60"), 2), (("w60", "w61"), 0)])
+def test_facts_that_nothing_is_compared_with_have_no_p(objects, alone):
+    cases = [fact(i, "P1", f"w{5 + i}", true, "w57") for i, true in enumerate(objects)]
+    section = parts(["activators"])[0].run(Material(tiny_model("gpt2"), cases, SETTINGS))
+    assert [row[2].n for row in section.tables[0].rows] == [2 - alone] * 7
+    assert all((row[4] is None) == bool(alone) for row in section.tables[0].rows)
+    note = f"as no other of their relation has another object: {alone}."
+    assert (note in " ".join(section.notes)) == bool(alone)
 
 
 @pytest.mark.parametrize("name", ["choice", "erasing", "levels"])

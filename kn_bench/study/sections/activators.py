@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 
 OTHERS = 5
+"""Other facts of the relation, with another object, whose texts are read at most."""
 
 
 Parts = Literal[
@@ -146,9 +147,10 @@ def greatest(
 
 @dataclass(frozen=True)
 class FactFirings:
-    """How a fact's neurons fire on texts with parts of it, and with parts of other facts."""
+    """How a fact's neurons fire on texts with parts of it, and with parts of ``n_others`` facts."""
 
     profile: Profile
+    n_others: int
     by_parts: tuple[Firing, ...]
 
 
@@ -167,15 +169,17 @@ def run(material: Material) -> Section:
         "Control 8: what makes a knowledge neuron fire?",
         "The located neurons of each fact are read on texts that hold its subject, its object, its "
         "relation or pairs of them; what is left out is nothing, or the word it. Beside them stand "
-        "the same texts of other facts of the relation. The unit is the activation where the "
-        "fact's own prompts are answered; of each text the greatest value over its tokens counts.",
+        f"the same texts of up to {OTHERS} other facts of the relation that have another object. "
+        "The unit is the activation where the fact's own prompts are answered; of each text the "
+        "greatest value over its tokens counts.",
         _findings(readings),
         tables=(_table(readings),),
         figures=(
             SectionFigure(
                 "firing",
                 "Activation of the located neurons on texts with parts of their fact (blue), and "
-                "of other facts of the relation (grey, hatched), with 95 % intervals over facts.",
+                f"of up to {OTHERS} other facts of the relation with another object (grey, "
+                "hatched), with 95 % intervals over facts.",
                 lambda: _draw(readings),
             ),
         ),
@@ -194,15 +198,19 @@ def _fired(material: Material, profile: Profile) -> FactFirings:
     at_answer = material.mean_activation(profile)
     return FactFirings(
         profile,
+        len(others),
         tuple(firing(material.lm, request, others, material.neurons(profile), at_answer)),
     )
 
 
 def _notes(readings: Sequence[FactFirings]) -> tuple[str, ...]:
     unread = sum(firing.unread for reading in readings for firing in reading.by_parts)
-    if not unread:
-        return ()
-    return (f"Texts of special tokens alone, such as [UNK], which count nowhere: {unread}.",)
+    alone = sum(not reading.n_others for reading in readings)
+    counted = (
+        ("Texts of special tokens alone, such as [UNK], which count nowhere", unread),
+        ("Facts compared with none, as no other of their relation has another object", alone),
+    )
+    return tuple(f"{what}: {n}." for what, n in counted if n)
 
 
 def _values(readings: Sequence[FactFirings], name: str) -> list[Interval]:
@@ -225,12 +233,14 @@ def _table(readings: Sequence[FactFirings]) -> SectionTable:
             [reading.by_parts[i].own for reading in readings],
             names,
         )
-        rows.append((parts, own[i], other[i], test.difference.mean, test.p))
+        p = test.p if test.difference.n else None
+        rows.append((parts, own[i], other[i], test.difference.mean, p))
     return SectionTable(
         "activators",
-        "Activation on texts with parts of the fact, and with the same parts of other facts of the "
-        "relation, in units of the activation at the answer; their difference and its p (paired "
-        "permutation test over facts).",
+        "Activation on texts with parts of the fact, and with the same parts of "
+        f"up to {OTHERS} other facts of the relation with another object, in units of the "
+        "activation at the answer; their difference and its p (paired permutation test over "
+        "facts).",
         ("text holds", "own fact", "other facts", "difference", "p"),
         tuple(rows),
         digits=3,
