@@ -14,9 +14,10 @@ from kn_bench.commands import study as study_command
 from kn_bench.model import embedded
 from kn_bench.model.loading import load_model
 from kn_bench.study.material import Material, StudySettings
+from kn_bench.study.sections import parts
 from kn_bench.study.sections.tracing import traced
 from kn_bench.study.sizes import PARADIGMS, SIZES, sample_of, settings_for
-from tests.made_up_study import SETTINGS, made_up_cases
+from tests.made_up_study import SETTINGS, fact, made_up_cases, pair
 from tests.tiny_models import tiny_model
 
 
@@ -109,6 +110,44 @@ def test_known_keeps_the_facts_that_the_model_answers_and_all_pairs(capsys):
         runner.known_facts(lm, [wrong], seed=0)
     assert runner.known_facts(lm, [wrong], seed=0, needed=False) == [wrong]
     assert runner.known_facts(lm, cases[8:], seed=0) == cases[8:]
+
+
+# --- what is edited -----------------------------------------------------------------------------
+
+TWICE = [  # the second is the first to a causal model, and the third has nothing before its gap
+    ("w25 w7", "{} w35"),
+    ("w25 w7", "{} w36"),
+    ("", "{} w35"),
+    ("w26 w7", "{} w35"),
+]
+
+
+def said_twice():
+    """Pairs of one class, fewer to a causal model, and a fact that asks it nothing."""
+    pairs = [
+        pair(i, "w10", prompt, suffix, "w50", "w52", "determiner_noun_agreement_2")
+        for i, (prompt, suffix) in enumerate(TWICE)
+    ]
+    facts = [fact(i, "P1", f"w{5 + i}", f"w{60 + i}", "w57") for i in range(2)]
+    leading = replace(facts[0].request, prompt="", suffix="{} w21")
+    return [replace(facts[0], request=leading), facts[1], *pairs]
+
+
+@pytest.mark.parametrize(("family", "pairs", "facts"), [("gpt2", 2, 1), ("bert", 4, 2)])
+@pytest.mark.parametrize("edited", [4, 8])
+def test_prompts_that_say_nothing_are_not_edited_and_do_not_take_the_place_of_others(
+    family, pairs, facts, edited
+):
+    settings = replace(SETTINGS, edited=edited)
+    section = parts(["place"])[0].run(Material(tiny_model(family), said_twice(), settings))
+    rows = [row for row in section.tables[0].rows if row[0] == "kn-edit"]
+    numbers = {(place, task): given.n for _, place, task, given, *_ in rows}
+    for place in ("located", "random, same layers", "most active", "random, last layer"):
+        assert numbers[place, "syntax"] == min(pairs, edited // 2)
+        assert numbers[place, "facts"] == facts
+    told = " ".join(section.notes)
+    assert ("Left out of kn-edit: 1 with nothing before the gap" in told) == (family == "gpt2")
+    assert ("1 the same to the model" in told) == (family == "gpt2")
 
 
 # --- what is looked at when nobody says ---------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -15,6 +15,7 @@ from kn_bench.editing.rome.remembered import corpus_for
 from kn_bench.editing.settings import settings_for
 from kn_bench.edits.kn import Erased, EraseKN, RewriteKN, answer_embeddings
 from kn_bench.edits.rome import Rome, RomeSettings
+from kn_bench.localise.groups import NOTHING_BEFORE
 from kn_bench.localise.interventions import answers
 from kn_bench.localise.queries import Fitted
 from kn_bench.localise.selection import Neurons
@@ -140,12 +141,14 @@ class EditTrial:
 def trials_of(
     outcomes: Sequence[tuple[str, str, EditRequest, EditOutcome | NotApplicable]],
     cluster_of: Mapping[str, str],
+    notes: Sequence[str] = (),
 ) -> tuple[list[EditTrial], tuple[str, ...]]:
     """Return the edits that are measured, and how many of each method are not, which, and why.
 
     Args:
         outcomes: of every edit, with its method, its kind and its request.
         cluster_of: the cluster of every case by its id.
+        notes: what was left out before; it comes first.
 
     Raises:
         NothingToShow: with the reasons, if none is measured.
@@ -163,8 +166,9 @@ def trials_of(
         for (method, reason), each in kinds.items()
     )
     if not trials:
-        raise NothingToShow(" ".join(["No request could be edited on this model.", *left_out]))
-    return trials, left_out
+        reasons = ("No request could be edited on this model.", *notes, *left_out)
+        raise NothingToShow(" ".join(reasons))
+    return trials, (*notes, *left_out)
 
 
 def rate(trials: Sequence[EditTrial], name: str = "argmax") -> Interval:
@@ -180,6 +184,28 @@ def both_targets(lm: LanguageModel, request: EditRequest) -> tuple[Fitted, Fitte
         for answer in (request.target_true, request.target_new)
     )
     return None if true is None or new is None else (true, new)
+
+
+def editable(
+    lm: LanguageModel, requests: Sequence[EditRequest]
+) -> tuple[list[EditRequest], Counter[str]]:
+    """Return the requests that ask the model something, each once; count the others by reason.
+
+    To a causal model requests that differ after the gap alone are one.
+    """
+    asked: dict[tuple[Fitted, Fitted], EditRequest] = {}
+    left_out: Counter[str] = Counter()
+    for request in requests:
+        pair = both_targets(lm, request)
+        if lm.is_causal and not request.cloze.left:
+            left_out[NOTHING_BEFORE] += 1
+        elif pair is None:
+            left_out["not fitting the model with both answers"] += 1
+        elif pair in asked:
+            left_out["the same to the model as another one"] += 1
+        else:
+            asked[pair] = request
+    return list(asked.values()), left_out
 
 
 def rewritten(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ from kn_bench.model.seeding import seeded
 from kn_bench.study.edited import (
     EditOutcome,
     EditTrial,
+    editable,
     edits_by,
     rate,
     rewritten,
@@ -50,11 +52,13 @@ def run(material: Material) -> Section:
     Raises:
         NothingToShow: if no edit can be made on the model.
     """
+    asked, left_out = _asked(material)
     outcomes = [
-        *_measured(material, "kn-edit", _in_columns(material)),
+        *_measured(material, "kn-edit", _in_columns(material, asked)),
         *_measured(material, "rome", _by_rome(material)),
     ]
-    trials, missing = trials_of(outcomes, material.cluster_of)
+    notes = [f"Left out of kn-edit: {n} {reason}." for reason, n in left_out.items()]
+    trials, missing = trials_of(outcomes, material.cluster_of, notes)
     causal_alone = "ROME edits causal models only: its part is left out."
     return Section(
         "place",
@@ -89,13 +93,24 @@ def _measured(
     ]
 
 
-def _in_columns(material: Material) -> list[PlannedEdit]:
-    pairs = [
-        (profile, request)
-        for profile in material.profiles
-        for request in profile.group.requests[: max(1, material.settings.edited // 2)]
-    ]
-    named = [(p, r, _columns(material, p, r)) for p, r in pairs]
+def _asked(material: Material) -> tuple[list[tuple[Profile, EditRequest]], Counter[str]]:
+    """Return the requests that kn-edit is made for, of those that the groups' prompts come from."""
+    asked: list[tuple[Profile, EditRequest]] = []
+    left_out: Counter[str] = Counter()
+    for profile in material.profiles:
+        requests = profile.group.requests
+        if profile.group.task == "pair":  # a prompt each; a fact has one request for all of its own
+            requests = tuple(requests[i] for i in profile.kept)
+        usable, others = editable(material.lm, requests)
+        asked += [(profile, r) for r in usable[: max(1, material.settings.edited // 2)]]
+        left_out += others
+    return asked, left_out
+
+
+def _in_columns(
+    material: Material, asked: Sequence[tuple[Profile, EditRequest]]
+) -> list[PlannedEdit]:
+    named = [(p, r, _columns(material, p, r)) for p, r in asked]
     return [
         (place, r, rewritten(material.lm, r, neurons))
         for _, r, columns in named
