@@ -15,6 +15,7 @@ from kn_bench.model import embedded
 from kn_bench.model.loading import load_model
 from kn_bench.study.material import Material, StudySettings
 from kn_bench.study.sections import parts
+from kn_bench.study.sections.direction import directed
 from kn_bench.study.sections.tracing import traced
 from kn_bench.study.sizes import PARADIGMS, SIZES, sample_of, settings_for
 from tests.made_up_study import SETTINGS, fact, made_up_cases, pair
@@ -148,6 +149,21 @@ def test_prompts_that_say_nothing_are_not_edited_and_do_not_take_the_place_of_ot
     told = " ".join(section.notes)
     assert ("Left out of kn-edit: 1 with nothing before the gap" in told) == (family == "gpt2")
     assert ("1 the same to the model" in told) == (family == "gpt2")
+
+
+@pytest.mark.parametrize(("family", "left_out"), [("gpt2", 3), ("bert", 0)])
+@pytest.mark.parametrize("unknown", [0, 1])
+def test_directions_have_each_prompt_once_and_none_that_says_nothing(family, left_out, unknown):
+    cases = [*said_twice(), *[fact(2, "P1", "w7", "w62", "unheard")] * unknown]
+    lm = tiny_model(family)
+    requests, others = directed(Material(lm, cases, replace(SETTINGS, edited=20)))
+    assert len(requests) == len(cases) - left_out - unknown
+    read = {(r.relation, r.cloze.left, "" if lm.is_causal else r.cloze.right) for _, r in requests}
+    assert len(read) == len(requests)
+    assert others.total() == left_out + unknown
+    told = " ".join(parts(["direction"])[0].run(Material(lm, cases, SETTINGS)).notes)
+    said = re.findall(r"Left out of both directions: (\d+) ", told)
+    assert sum(map(int, said)) == left_out + unknown
 
 
 # --- what is looked at when nobody says ---------------------------------------------------------

@@ -188,10 +188,11 @@ def both_targets(lm: LanguageModel, request: EditRequest) -> tuple[Fitted, Fitte
 
 def editable(
     lm: LanguageModel, requests: Sequence[EditRequest]
-) -> tuple[list[EditRequest], Counter[str]]:
+) -> tuple[dict[tuple[Fitted, Fitted], EditRequest], Counter[str]]:
     """Return the requests that ask the model something, each once; count the others by reason.
 
-    To a causal model requests that differ after the gap alone are one.
+    Their keys are what :func:`both_targets` encodes. To a causal model requests that differ
+    after the gap alone are one.
     """
     asked: dict[tuple[Fitted, Fitted], EditRequest] = {}
     left_out: Counter[str] = Counter()
@@ -205,7 +206,7 @@ def editable(
             left_out["the same to the model as another one"] += 1
         else:
             asked[pair] = request
-    return list(asked.values()), left_out
+    return asked, left_out
 
 
 def rewritten(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ from kn_bench.results import tables
 from kn_bench.study.edited import (
     EditOutcome,
     EditTrial,
-    both_targets,
+    editable,
     edits_by,
     methods,
     rate,
@@ -43,13 +44,14 @@ def run(material: Material) -> Section:
     Raises:
         NothingToShow: if no request can be edited on the model.
     """
-    requests = directed(material)
+    requests, left_out = directed(material)
     outcomes = [
         (name, direction, request, outcome)
         for name, method in methods(material.lm)
         for (direction, request), outcome in _edited(material, method, requests)
     ]
-    trials, missing = trials_of(outcomes, material.cluster_of)
+    notes = [f"Left out of both directions: {n} {reason}." for reason, n in left_out.items()]
+    trials, missing = trials_of(outcomes, material.cluster_of, notes)
     return Section(
         "direction",
         "Control 7: is it easier to make right or wrong?",
@@ -76,19 +78,24 @@ def run(material: Material) -> Section:
     )
 
 
-def directed(material: Material) -> list[tuple[str, EditRequest]]:
-    """Return requests with their direction, at most the same number per relation and direction."""
+def directed(material: Material) -> tuple[list[tuple[str, EditRequest]], Counter[str]]:
+    """Return requests with their direction, at most the same number per relation and direction.
+
+    With them the number of those that are left out, by reason.
+    """
     offered: dict[str, list[EditRequest]] = {}
     for case in material.cases:
         offered.setdefault(case.relation, []).append(case.request)
-    directed_requests = []
+    directed_requests: list[tuple[str, EditRequest]] = []
+    left_out: Counter[str] = Counter()
     for requests in offered.values():
         chosen = sorted(requests, key=lambda r: stable_hash("direction", r.id))[:LOOKED_AT]
-        encoded = [(r, pair) for r in chosen if (pair := both_targets(material.lm, r)) is not None]
-        read = answers(material.lm, [query for _, pair in encoded for query in pair])
+        usable, others = editable(material.lm, chosen)
+        left_out += others
+        read = answers(material.lm, [query for pair in usable for query in pair])
         right: list[EditRequest] = []
         wrong: list[EditRequest] = []
-        for i, (request, _) in enumerate(encoded):
+        for i, request in enumerate(usable.values()):
             knows = read.log_prob[2 * i] > read.log_prob[2 * i + 1]
             if request.task == "fact":
                 knows = read.right[2 * i]
@@ -96,7 +103,7 @@ def directed(material: Material) -> list[tuple[str, EditRequest]]:
         each = max(1, material.settings.edited // 2)
         directed_requests += [(DIRECTIONS[0], r) for r in right[:each]]
         directed_requests += [(DIRECTIONS[1], _swapped(r)) for r in wrong[:each]]
-    return directed_requests
+    return directed_requests, left_out
 
 
 def _swapped(request: EditRequest) -> EditRequest:

@@ -102,7 +102,8 @@ def _asked(material: Material) -> tuple[list[tuple[Profile, EditRequest]], Count
         if profile.group.task == "pair":  # a prompt each; a fact has one request for all of its own
             requests = tuple(requests[i] for i in profile.kept)
         usable, others = editable(material.lm, requests)
-        asked += [(profile, r) for r in usable[: max(1, material.settings.edited // 2)]]
+        each = max(1, material.settings.edited // 2)
+        asked += [(profile, r) for r in list(usable.values())[:each]]
         left_out += others
     return asked, left_out
 
