@@ -11,10 +11,11 @@ from typer.testing import CliRunner
 import kn_bench as kn
 from kn_bench.commands import runner
 from kn_bench.commands import study as study_command
+from kn_bench.localise.selection import Neuron
 from kn_bench.model import embedded
 from kn_bench.model.loading import load_model
 from kn_bench.study.material import Material, StudySettings
-from kn_bench.study.sections import parts
+from kn_bench.study.sections import parts, place
 from kn_bench.study.sections.direction import directed
 from kn_bench.study.sections.tracing import traced
 from kn_bench.study.sizes import PARADIGMS, SIZES, sample_of, settings_for
@@ -142,13 +143,35 @@ def test_prompts_that_say_nothing_are_not_edited_and_do_not_take_the_place_of_ot
     settings = replace(SETTINGS, edited=edited)
     section = parts(["place"])[0].run(Material(tiny_model(family), said_twice(), settings))
     rows = [row for row in section.tables[0].rows if row[0] == "kn-edit"]
-    numbers = {(place, task): given.n for _, place, task, given, *_ in rows}
-    for place in ("located", "random, same layers", "most active", "random, last layer"):
-        assert numbers[place, "syntax"] == min(pairs, edited // 2)
-        assert numbers[place, "facts"] == facts
+    numbers = {(where, task): given.n for _, where, task, given, *_ in rows}
+    for where in ("located", "random, same layers", "most active", "random, last layer"):
+        assert numbers[where, "syntax"] == min(pairs, edited // 2)
+        assert numbers[where, "facts"] == facts
     told = " ".join(section.notes)
     assert ("Left out of kn-edit: 1 with nothing before the gap" in told) == (family == "gpt2")
     assert ("1 the same to the model" in told) == (family == "gpt2")
+
+
+@pytest.mark.parametrize("family", ["gpt2", "bert"])
+def test_random_columns_hold_no_located_neuron_and_the_active_ones_say_how_many(family):
+    material = Material(tiny_model(family), made_up_cases(), SETTINGS)
+    d_mlp = material.lm.d_mlp
+    even = frozenset(Neuron(2, unit) for unit in range(0, d_mlp, 2))
+    material.neurons = lambda profile: even  # half of the last layer
+    for profile in material.profiles:
+        columns = place.columns_of(material, profile, profile.group.requests[0])
+        assert columns["random, last layer"] == {Neuron(2, u) for u in range(1, d_mlp, 2)}
+        assert len(columns["most active"]) == len(columns["located"]) == len(even)
+    told = " ".join(place.run(material).findings)
+    for task, label in (("fact", "facts"), ("pair", "syntax")):
+        shares = []
+        for profile in material.of_task(task):
+            mean = material.mean_activation(profile)
+            floor = float(mean.flatten().sort(descending=True).values[len(even) - 1])
+            shares.append(sum(float(mean[n]) >= floor for n in even) / len(even))
+        percent = f"{100 * sum(shares) / len(shares):.0f}%"
+        assert re.search(rf"Of the most active neurons of {label} {percent} \[.*\] are", told)
+        assert f"are located ones (n={len(shares)})" in told
 
 
 @pytest.mark.parametrize(("family", "left_out"), [("gpt2", 3), ("bert", 0)])

@@ -15,7 +15,9 @@ from kn_bench.editing.rome.remembered import covariances_of
 from kn_bench.localise.groups import Profile
 from kn_bench.localise.matching import matched
 from kn_bench.localise.selection import Neuron, Neurons
+from kn_bench.measure.statistics import mean_interval
 from kn_bench.model.seeding import seeded
+from kn_bench.results import tables
 from kn_bench.study.edited import (
     EditOutcome,
     EditTrial,
@@ -69,7 +71,7 @@ def run(material: Material) -> Section:
         "anywhere, it says nothing of where knowledge is. ROME (causal models) is made at other "
         "layers too (all of a small model, ten of a deeper one), at the prompt's last word instead "
         "of the subject, and with a random key and the same norm.",
-        _findings(trials),
+        (*_findings(trials), *_shared(material, asked)),
         tables=(_table(trials),),
         figures=(
             SectionFigure(
@@ -111,27 +113,28 @@ def _asked(material: Material) -> tuple[list[tuple[Profile, EditRequest]], Count
 def _in_columns(
     material: Material, asked: Sequence[tuple[Profile, EditRequest]]
 ) -> list[PlannedEdit]:
-    named = [(p, r, _columns(material, p, r)) for p, r in asked]
     return [
         (place, r, rewritten(material.lm, r, neurons))
-        for _, r, columns in named
-        for place, neurons in columns.items()
+        for p, r in asked
+        for place, neurons in columns_of(material, p, r).items()
     ]
 
 
-def _columns(material: Material, profile: Profile, request: EditRequest) -> dict[str, Neurons]:
+def columns_of(material: Material, profile: Profile, request: EditRequest) -> dict[str, Neurons]:
+    """Return the neurons whose values kn-edit changes, by place."""
     neurons = material.neurons(profile)
     mean = material.mean_activation(profile)
     generator = seeded(material.settings.seed, "place", request.id)
     order = mean.flatten().argsort(descending=True).tolist()
     active = [Neuron(*divmod(place, mean.shape[1])) for place in order[: len(neurons)]]
     last = mean.shape[0] - 1
-    units = torch.randperm(mean.shape[1], generator=generator)[: len(neurons)].tolist()
+    units = torch.randperm(mean.shape[1], generator=generator).tolist()
+    others = [n for unit in units if (n := Neuron(last, unit)) not in neurons]
     return {
         "located": neurons,
         "random, same layers": matched(mean, neurons, generator),
         "most active": frozenset(active),
-        "random, last layer": frozenset(Neuron(last, unit) for unit in units),
+        "random, last layer": frozenset(others[: len(neurons)]),
     }
 
 
@@ -228,6 +231,25 @@ def _findings(trials: Sequence[EditTrial]) -> tuple[str, ...]:
             if its == method:
                 parts.append(f"{place} ({TASK[task][2]}) {rate(mine, 'argmax').mean:.0%}")
         sentences.append(f"{method} gives the new answer: {', '.join(parts)}.")
+    return tuple(sentences)
+
+
+def _shared(material: Material, asked: Sequence[tuple[Profile, EditRequest]]) -> tuple[str, ...]:
+    """Say which share of the most active neurons are located ones: the two places overlap."""
+    sentences = []
+    for task, (_, _, label) in TASK.items():
+        shares = {}
+        for profile, request in asked:
+            if profile.group.task == task:
+                columns = columns_of(material, profile, request)
+                both = columns["located"] & columns["most active"]
+                shares[profile.group.id] = len(both) / len(columns["located"])
+        if shares:
+            share = mean_interval(list(shares.values()), list(shares))
+            sentences.append(
+                f"Of the most active neurons of {label} {tables.share(share)} are located ones "
+                f"(n={share.n})."
+            )
     return tuple(sentences)
 
 
