@@ -174,6 +174,25 @@ def test_random_columns_hold_no_located_neuron_and_the_active_ones_say_how_many(
         assert f"are located ones (n={len(shares)})" in told
 
 
+@pytest.mark.parametrize("family", ["gpt2", "bert"])
+def test_the_place_says_which_of_romes_edits_are_not_there_and_why(family):
+    """Pairs alone, and a fact whose prompt is its subject, a single word."""
+    cases = [fact(i, "P1", f"w{5 + i}", f"w{60 + i}", "w57") for i in range(2)]
+    single = replace(cases[0], request=replace(cases[0].request, prompt="{}"))
+    pairs = [case for case in made_up_cases() if case.task == "pair"]
+    told = []
+    for chosen in ([*pairs], [single, cases[1]], cases):
+        material = Material(tiny_model(family), chosen, SETTINGS)
+        section = place.run(material)
+        told.append(" ".join(section.notes))
+    assert ("ROME is made on facts, and there are none" in told[0]) == (family == "gpt2")
+    reason = "1 (last word), as what stands before the answer is a single word"
+    assert (reason in told[1]) == (family == "gpt2")
+    assert "last word" not in told[2]
+    for words in told:
+        assert ("ROME edits causal models only" in words) == (family == "bert")
+
+
 @pytest.mark.parametrize(("family", "left_out"), [("gpt2", 3), ("bert", 0)])
 @pytest.mark.parametrize("unknown", [0, 1])
 def test_directions_have_each_prompt_once_and_none_that_says_nothing(family, left_out, unknown):

@@ -43,6 +43,7 @@ ROME_LAYERS = 10
 TOGETHER = 5
 """Layers whose C is taken in one pass over the text, as many as MEMIT's."""
 
+NO_LAST_WORD = NotApplicable("what stands before the answer is a single word or holds a brace")
 
 PlannedEdit = tuple[str, EditRequest, Edit | NotApplicable]
 """A place, a request, and the edit for it there."""
@@ -60,8 +61,11 @@ def run(material: Material) -> Section:
         *_measured(material, "rome", _by_rome(material)),
     ]
     notes = [f"Left out of kn-edit: {n} {reason}." for reason, n in left_out.items()]
+    if not material.lm.is_causal:
+        notes.append("ROME edits causal models only: its part is left out.")
+    elif not material.requests("fact"):
+        notes.append("ROME is made on facts, and there are none: its part is left out.")
     trials, missing = trials_of(outcomes, material.cluster_of, notes)
-    causal_alone = "ROME edits causal models only: its part is left out."
     return Section(
         "place",
         "Control 6: does the place of the edit matter?",
@@ -81,7 +85,7 @@ def run(material: Material) -> Section:
                 lambda: _draw(trials),
             ),
         ),
-        notes=missing if material.lm.is_causal else (causal_alone, *missing),
+        notes=missing,
     )
 
 
@@ -156,9 +160,10 @@ def _by_rome(material: Material) -> list[PlannedEdit]:
         at_layer = own_edits if layer == chosen else edits_by(rome(lm, layer), requests)
         edits += [(name, r, e) for r, e in zip(requests, at_layer, strict=True)]
     # edits computed at the wrong token, and tested on the original prompts
-    moved = [(r, at_last) for r in requests if (at_last := _last_word(r)) is not None]
-    wrong = edits_by(own, [at_last for _, at_last in moved])
-    edits += [("last word", r, e) for (r, _), e in zip(moved, wrong, strict=True)]
+    moved = [_last_word(r) for r in requests]
+    wrong = iter(edits_by(own, [at_last for at_last in moved if at_last is not None]))
+    at_words = [NO_LAST_WORD if at_last is None else next(wrong) for at_last in moved]
+    edits += [("last word", r, e) for r, e in zip(requests, at_words, strict=True)]
     random = [_random_key(material, r, e) for r, e in zip(requests, own_edits, strict=True)]
     edits += [("random key", r, e) for r, e in zip(requests, random, strict=True)]
     return edits
