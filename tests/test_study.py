@@ -331,6 +331,16 @@ def test_overturned_answers_are_counted_as_one_would_by_hand(material):
             assert outcome.shift[i] == pytest.approx(lost)
 
 
+@pytest.mark.parametrize("name", ["place", "direction"])
+@pytest.mark.parametrize(("corpus", "rome"), [(True, "rome"), (False, "rome-no-c")])
+def test_rome_is_called_by_what_it_is_made_with(name, corpus, rome, monkeypatch, tmp_path):
+    monkeypatch.setenv("KN_BENCH_CORPUS", str(tmp_path / "nowhere"))
+    lm = tiny_model.__wrapped__("gpt2", seed=5)
+    lm.corpus = NamedCorpus("made up", ROME_S_TEXT) if corpus else None
+    section = parts([name])[0].run(Material(lm, made_up_cases(), SETTINGS))
+    assert {row[0] for row in section.tables[0].rows} == {"kn-edit", rome}
+
+
 @pytest.mark.parametrize("n_layers", [1, 2, 3, 4, 9, 10, 11, 30, 48])
 def test_rome_is_made_at_its_own_layer_and_at_ten_others_from_the_first_to_the_last(n_layers):
     chosen = n_layers // 3

@@ -23,6 +23,7 @@ from kn_bench.study.edited import (
     EditTrial,
     editable,
     edits_by,
+    methods,
     rate,
     rewritten,
     rome,
@@ -56,9 +57,11 @@ def run(material: Material) -> Section:
         NothingToShow: if no edit can be made on the model.
     """
     asked, left_out = _asked(material)
+    planned = (_in_columns(material, asked), _by_rome(material))
     outcomes = [
-        *_measured(material, "kn-edit", _in_columns(material, asked)),
-        *_measured(material, "rome", _by_rome(material)),
+        outcome
+        for (name, _), edits in zip(methods(material.lm), planned, strict=False)
+        for outcome in _measured(material, name, edits)
     ]
     notes = [f"Left out of kn-edit: {n} {reason}." for reason, n in left_out.items()]
     if not material.lm.is_causal:
