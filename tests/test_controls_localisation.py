@@ -100,6 +100,7 @@ def test_z_scores_and_ranks_by_hand():
     assert against.z == pytest.approx(-3 / np.std([0, 1, -1, 0], ddof=1))
     assert against.p() == pytest.approx(1 / 5)
     assert np.isnan(AgainstRandom(1, 1.0, (0.0, 0.0)).z)
+    assert np.isnan(AgainstRandom(1, 1.0, (0.3, 0.3, 0.1 + 0.2)).z)
 
 
 # --- doses -------------------------------------------------------------------------------------

@@ -47,7 +47,7 @@ class AgainstRandom:
         n_neurons: number of scaled neurons.
         effect: mean change of log P(answer), in nats.
         draws: the same for each random set.
-        z: (effect - mean of draws) / their standard deviation; nan if that is 0.
+        z: (effect - mean of draws) / their standard deviation; nan for equal draws.
     """
 
     n_neurons: int
@@ -56,8 +56,9 @@ class AgainstRandom:
 
     @property
     def z(self) -> float:
-        spread = float(np.std(self.draws, ddof=1))
-        return (self.effect - float(np.mean(self.draws))) / spread if spread else float("nan")
+        if np.ptp(self.draws) < 1e-12:  # equal but for their last bits
+            return float("nan")
+        return (self.effect - float(np.mean(self.draws))) / float(np.std(self.draws, ddof=1))
 
     def p(self, *, falls: bool = True) -> float:
         """Return the one-sided p of an effect at least as low (``falls``) or at least as high.
