@@ -22,6 +22,8 @@ from kn_bench.localise.measures import (
 )
 from kn_bench.localise.selection import Neuron
 from kn_bench.model.seeding import seeded
+from kn_bench.study.sections import matched as section
+from tests.made_up_study import made_up_material
 
 
 def noise(*shape, seed=0):
@@ -200,6 +202,19 @@ def test_matched_neurons_are_seeded_by_content():
     draws = {case: matched(mean, neurons, seeded(0, case)) for case in map(str, range(20))}
     assert draws["3"] == matched(mean, neurons, seeded(0, "3"))
     assert len(set(draws.values())) > 10
+
+
+def test_the_grey_band_holds_95_percent_of_further_draws():
+    """By normal draws, and in the figure by Student's t of three draws from a printed table."""
+    draws = np.random.default_rng(0).normal(size=(100_000, 21))
+    mean, sd = draws[:, 1:].mean(1), draws[:, 1:].std(1, ddof=1)
+    inside = np.abs(draws[:, 0] - mean) / sd < section.band(20)
+    assert inside.mean() == pytest.approx(0.95, abs=3 * np.sqrt(0.95 * 0.05 / 100_000))
+    for axes in section.run(made_up_material()).figures[0].draw().axes:
+        grey = axes.patches[0]
+        ends = grey.get_patch_transform().transform(grey.get_path().vertices)[:, 0]
+        edge = 4.303 * np.sqrt(4 / 3)
+        assert (ends.min(), ends.max()) == pytest.approx((-edge, edge), abs=1e-3)
 
 
 def test_too_few_neurons_to_match_are_refused():
