@@ -251,7 +251,7 @@ def answer_embeddings(lm: LanguageModel) -> Float[Tensor, "vocabulary d_model"]:
 
 @dataclass(frozen=True)
 class RandomKN:
-    """Suppress random neurons instead: as many, of the same layers, of similar mean activation.
+    """Suppress random neurons instead: as many, of the same layers, nearest in mean activation.
 
     Attributes:
         factor: 0 suppresses.

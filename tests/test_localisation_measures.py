@@ -21,9 +21,11 @@ from kn_bench.localise.measures import (
     r1_squared,
 )
 from kn_bench.localise.selection import Neuron
+from kn_bench.measure.encoding import EncodedQuery
 from kn_bench.model.seeding import seeded
 from kn_bench.study.sections import matched as section
 from tests.made_up_study import made_up_material
+from tests.tiny_models import tiny_model
 
 
 def noise(*shape, seed=0):
@@ -202,6 +204,31 @@ def test_matched_neurons_are_seeded_by_content():
     draws = {case: matched(mean, neurons, seeded(0, case)) for case in map(str, range(20))}
     assert draws["3"] == matched(mean, neurons, seeded(0, "3"))
     assert len(set(draws.values())) > 10
+
+
+def test_control_1_shows_the_mean_activation_of_the_located_and_of_the_drawn():
+    """The neighbours of a layer's most active neuron are all below it."""
+    lm = tiny_model("bert")
+    mean = torch.zeros(3, lm.d_mlp).double()
+    mean[1] = torch.tensor([9.0, *[3.0] * 20, *[1.0] * 3])
+    queries = [EncodedQuery((5, 6, 7), 1, (8,))]
+    against = section.against_random(lm, queries, frozenset({Neuron(1, 0)}), mean, draws=4)
+    assert (against.activation, against.of_draws) == (9, 3)  # the 20 nearest
+    material = made_up_material()
+    summary, groups = section.run(material).tables
+    by_hand = {
+        profile.group.id: np.mean(
+            [material.scores(profile, "activation")[:, n.layer, n.unit].mean().item()
+             for n in material.neurons(profile)]
+        )
+        for profile in material.profiles
+    }  # fmt: skip
+    for row in groups.rows:
+        assert row[8] == pytest.approx(by_hand[row[0]], rel=1e-5)
+        assert row[8] != pytest.approx(row[9])
+    facts = [by_hand[profile.group.id] for profile in material.of_task("fact")]
+    rows = {row[:2]: row for row in summary.rows}
+    assert rows["all facts", "enhanced"][6] == pytest.approx(np.mean(facts), rel=1e-5)
 
 
 def test_the_grey_band_holds_95_percent_of_further_draws():

@@ -1,4 +1,4 @@
-"""Random neurons that match given ones: same number, same layers, similar mean activation.
+"""Random neurons that match given ones: same number, same layers, nearest in mean activation.
 
 The control of every effect of knowledge neurons: does any active neuron of that layer do the same?
 """

@@ -1,7 +1,7 @@
 """Control 1: do random neurons have the same effect?
 
-Located neurons are compared with as many random ones in the same layers and with similar mean
-activation; every effect gets a z-score.
+Located neurons are compared with as many random ones in the same layers, drawn from those nearest
+to them in mean activation; every effect gets a z-score.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from kn_bench.editing.edit import NoEdit
 from kn_bench.localise.groups import Profile
 from kn_bench.localise.interventions import crossed, scale
-from kn_bench.localise.matching import matched
+from kn_bench.localise.matching import NEAREST, matched
 from kn_bench.localise.queries import Fitted
 from kn_bench.localise.selection import Neurons
 from kn_bench.measure.statistics import Interval, mean_interval
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 PROMPTS = 8
 """Prompts per group."""
 FACTORS = {"suppressed": 0.0, "enhanced": 2.0}
+ACTIVATIONS = ("activation", "activation of random")
 
 
 DRAWS = 20
@@ -47,12 +48,16 @@ class AgainstRandom:
         n_neurons: number of scaled neurons.
         effect: mean change of log P(answer), in nats.
         draws: the same for each random set.
+        activation: mean activation of the scaled neurons.
+        of_draws: the same, over all random sets.
         z: (effect - mean of draws) / their standard deviation; nan for equal draws.
     """
 
     n_neurons: int
     effect: float
     draws: tuple[float, ...]
+    activation: float = float("nan")
+    of_draws: float = float("nan")
 
     @property
     def z(self) -> float:
@@ -91,7 +96,14 @@ def against_random(
     edits = [NoEdit(), *(scale(scaled, factor) for scaled in sets)]
     log_probs = crossed(lm, queries, edits).log_prob
     changes = (log_probs[1:] - log_probs[0]).mean(1)
-    return AgainstRandom(len(neurons), float(changes[0]), tuple(changes[1:].tolist()))
+    means = [float(np.mean([float(activation[n]) for n in chosen])) for chosen in sets]
+    return AgainstRandom(
+        len(neurons),
+        float(changes[0]),
+        tuple(changes[1:].tolist()),
+        means[0],
+        float(np.mean(means[1:])),
+    )
 
 
 @dataclass(frozen=True)
@@ -115,9 +127,10 @@ def run(material: Material) -> Section:
         "matched",
         "Control 1: do random neurons do the same?",
         "The located neurons of each fact and class, and as many random neurons of the same layers "
-        f"and of similar mean activation ({material.settings.draws} draws), are suppressed and "
-        "enhanced on the same prompts. z is how many standard deviations of the draws the effect "
-        "lies from their mean.",
+        f"({material.settings.draws} draws), are suppressed and enhanced on the same prompts. Each "
+        f"is drawn from the {NEAREST} of its layer that are nearest in mean activation to a "
+        "located one; the nearest may still be less active, so the tables have the mean of both. "
+        "z is how many standard deviations of the draws the effect lies from their mean.",
         _findings(comparisons),
         tables=(_table(material, comparisons), _groups(comparisons)),
         figures=(
@@ -169,6 +182,13 @@ def _summary(mine: Sequence[GroupComparison]) -> tuple[Interval | float | None, 
     )
 
 
+def _activations(mine: Sequence[GroupComparison]) -> tuple[float, float]:
+    return (
+        float(np.mean([comparison.against.activation for comparison in mine])),
+        float(np.mean([comparison.against.of_draws for comparison in mine])),
+    )
+
+
 def _table(material: Material, comparisons: Sequence[GroupComparison]) -> SectionTable:
     rows: list[TableRow] = []
     named = [(relation, {relation}) for relation in material.relations]
@@ -180,12 +200,13 @@ def _table(material: Material, comparisons: Sequence[GroupComparison]) -> Sectio
                 o for o in comparisons if o.how == how and o.profile.group.relation in relations
             ]
             if mine:
-                rows.append((name, how, *_summary(mine)))
+                rows.append((name, how, *_summary(mine), *_activations(mine)))
     return SectionTable(
         "matched",
-        "Mean change of log P(answer) in nats, that of matched random neurons, the median z, and "
-        "the share of groups beyond 95 % of their draws (one-sided; 5 % if they were random).",
-        ("relation", "neurons", "change", "random", "median z", "p ≤ 0.05"),
+        "Mean change of log P(answer) in nats, that of matched random neurons, the median z, "
+        "the share of groups beyond 95 % of their draws (one-sided; 5 % if they were random), and "
+        "the mean activation of the located neurons and of the random ones.",
+        ("relation", "neurons", "change", "random", "median z", "p ≤ 0.05", *ACTIVATIONS),
         tuple(rows),
         left=2,
         shown=70,
@@ -203,14 +224,16 @@ def _groups(comparisons: Sequence[GroupComparison]) -> SectionTable:
             float(np.std(comparison.against.draws, ddof=1)),
             comparison.against.z,
             comparison.p,
+            *_activations([comparison]),
         )
         for comparison in comparisons
     ]
     return SectionTable(
         "matched_by_group",
         "Every fact and class: neurons scaled, change of log P, mean and standard deviation of the "
-        "random draws, z, and the one-sided p.",
-        ("group", "neurons", "|KN|", "change", "random", "sd", "z", "p"),
+        "random draws, z, the one-sided p, and the mean activation of the located neurons and of "
+        "the random ones.",
+        ("group", "neurons", "|KN|", "change", "random", "sd", "z", "p", *ACTIVATIONS),
         tuple(rows),
         left=2,
         digits=3,
