@@ -15,7 +15,7 @@ from kn_bench.localise.selection import Neuron
 from kn_bench.model import embedded
 from kn_bench.model.loading import load_model
 from kn_bench.study.material import Material, StudySettings
-from kn_bench.study.sections import parts, place
+from kn_bench.study.sections import parts, place, selectivity
 from kn_bench.study.sections.direction import directed
 from kn_bench.study.sections.tracing import traced
 from kn_bench.study.sizes import PARADIGMS, SIZES, sample_of, settings_for
@@ -206,6 +206,24 @@ def test_directions_have_each_prompt_once_and_none_that_says_nothing(family, lef
     told = " ".join(parts(["direction"])[0].run(Material(lm, cases, SETTINGS)).notes)
     said = re.findall(r"Left out of both directions: (\d+) ", told)
     assert sum(map(int, said)) == left_out + unknown
+
+
+@pytest.mark.parametrize("family", ["gpt2", "bert"])
+def test_control_3_says_how_many_groups_and_prompts_it_takes(family, monkeypatch):
+    """What is asked, counted where it is measured, is what the text says."""
+    cases = [fact(i, "P1", f"w{5 + i}", f"w{60 + i % 3}", "w57") for i in range(6)]
+    material = Material(tiny_model(family), cases, replace(SETTINGS, facts=6))
+    asked = []
+    measure = selectivity.selectivity
+    monkeypatch.setattr(
+        selectivity, "selectivity", lambda lm, *both: asked.append(both) or measure(lm, *both)
+    )
+    question = selectivity.run(material).question
+    ((suppressed, prompts),) = asked
+    assert f"first {len(suppressed)} facts or classes" in question
+    assert {f"{len(group.queries)} prompts of each" in question for group in prompts} == {True}
+    assert len(suppressed) < len(material.profiles)
+    assert len(prompts[0].queries) < len(material.profiles[0].encoded)
 
 
 # --- what is looked at when nobody says ---------------------------------------------------------

@@ -109,7 +109,8 @@ def run(material: Material) -> Section:
         "Control 3: what else do the neurons carry?",
         "The located neurons of a fact or class are suppressed, and everything else is asked "
         "about: other facts of its relation, every other relation, every paradigm. The first "
-        "column is the group's own prompts.",
+        f"column is the group's own prompts. Of each relation and paradigm the first {GROUPS} "
+        f"facts or classes are taken at most, and {PROMPTS} prompts of each.",
         _findings(material, cells),
         tables=(_table(cells),),
         figures=(
