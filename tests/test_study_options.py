@@ -226,6 +226,22 @@ def test_control_3_says_how_many_groups_and_prompts_it_takes(family, monkeypatch
     assert len(prompts[0].queries) < len(material.profiles[0].encoded)
 
 
+def test_a_single_thing_is_not_told_in_the_plural(tmp_path):
+    """One fact, one pair, one sample of the noise."""
+    cases = kn.load_cases("embedded", relation="P36", limit=1)
+    cases += kn.load_cases("embedded", relation="determiner_noun_agreement_2", limit=1)
+    settings = replace(SETTINGS, draws=2, samples=1, facts=1)
+    material = Material(load_model("tiny-gpt2"), cases, settings)
+    told = []
+    for part in parts(["matched", "tracing", "place", "direction", "generations", "activators"]):
+        section = part.run(material)
+        told += [section.question, *section.findings, *section.notes]
+    text = " ".join(told)
+    for words in ("of 1 group beyond", "n=1 fact.", ": 1 request.", "1 sample of it", "1 prompt"):
+        assert words in text
+    assert not re.findall(r"(?<![\d.,+-])1 \w+s\b", text)
+
+
 # --- what is looked at when nobody says ---------------------------------------------------------
 
 

@@ -46,6 +46,11 @@ def number(value: float, digits: int = 2, signed: bool = False) -> str:
     return text if float(text) or signed else text.lstrip("-")
 
 
+def counted(n: int, noun: str) -> str:
+    """Return ``1 prompt`` or ``2 prompts``."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
 def short(text: str, width: int) -> str:
     """Cut a long name in its middle: names of one family differ at their ends."""
     text = " ".join(text.split())

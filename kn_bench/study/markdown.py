@@ -27,9 +27,8 @@ def _body(section: WrittenSection) -> Iterator[str]:
         yield from (stands_for + figure.caption, "")
     for table in section.tables:
         if table.rows:
-            more = f" {table.omitted} more rows are in {table.name}.csv." if table.omitted else ""
             summary = f"<summary>{table.name}</summary>"
-            yield from ("<details>", summary, "", table.caption + more, "")
+            yield from ("<details>", summary, "", table.described, "")
             yield from (tables.markdown(table.headers, table.rows, table.left), "</details>", "")
     for note in section.notes:
         yield from (f"*{note}*", "")

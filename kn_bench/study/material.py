@@ -29,6 +29,7 @@ from kn_bench.localise.selection import Neuron, Neurons
 from kn_bench.measure.encoding import encode_query
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.seeding import seeded
+from kn_bench.results import tables
 from kn_bench.study.page import NothingToShow
 
 ABLATED_ALL = 8192
@@ -133,7 +134,8 @@ class Material:
             return ()
         prompts = sum(len(group.queries) for group in self.groups)
         reasons = ", ".join(f"{n} {reason}" for reason, n in counted.items())
-        return (f"Of {prompts} prompts of facts and classes these are left out: {reasons}.",)
+        asked = tables.counted(prompts, "prompt")
+        return (f"Of {asked} of facts and classes these are left out: {reasons}.",)
 
     def of_task(self, task: Task) -> list[Profile]:
         """Return the profiles of facts, or those of pairs."""
@@ -153,8 +155,8 @@ class Material:
         if not n:
             return ()
         return (
-            f"Of {len(self.profiles)} facts and classes the rule selects no neuron for {n}: the "
-            "two of highest mean attribution stand in.",
+            f"Facts and classes that the rule selects no neuron for: {n} of {len(self.profiles)}; "
+            "the two of highest mean attribution stand in.",
         )
 
     @cached_property

@@ -30,6 +30,13 @@ class WrittenTable:
     left: int
     omitted: int
 
+    @property
+    def described(self) -> str:
+        """The caption, and how many rows the CSV file alone has."""
+        if not self.omitted:
+            return self.caption
+        return f"{self.caption} {tables.counted(self.omitted, 'more row')}: see {self.name}.csv."
+
 
 @dataclass(frozen=True)
 class WrittenFigure:

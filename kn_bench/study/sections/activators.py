@@ -253,7 +253,7 @@ def _findings(readings: Sequence[FactFirings]) -> tuple[str, ...]:
         f"{name} {tables.number(a.mean)} (other facts {tables.number(b.mean)})"
         for name, a, b in zip(PARTS, own, other, strict=True)
     ]
-    return (f"Activation on {', '.join(parts)}; n={len(readings)} facts.",)
+    return (f"Activation on {', '.join(parts)}; n={tables.counted(len(readings), 'fact')}.",)
 
 
 def _draw(readings: Sequence[FactFirings]) -> Drawing:

@@ -16,6 +16,7 @@ from kn_bench.localise.recurrence import (
 )
 from kn_bench.localise.selection import Neuron, Neurons
 from kn_bench.measure.statistics import mean_interval
+from kn_bench.results import tables
 from kn_bench.study.material import Material, best_class, stacked
 from kn_bench.study.page import NothingToShow, Section, SectionFigure, SectionTable, TableRow
 from kn_bench.study.plots import heat_map, panels
@@ -117,7 +118,10 @@ def _findings(
         of = {word: sum(neuron in pair for pair in sets[word]) / len(sets[word]) for word in sets}
         sentences.append(
             f"The {name} neuron {label(neuron)} recurs in "
-            + ", ".join(f"{of[word]:.0%} of the {len(sets[word])} pairs of {word}" for word in of)
+            + ", ".join(
+                f"{of[word]:.0%} of the {tables.counted(len(sets[word]), 'pair')} of {word}"
+                for word in of
+            )
             + "."
         )
     sentences.append(

@@ -70,8 +70,9 @@ def run(material: Material) -> Section:
         ),
         notes=(
             *(
-                f"{direction}: {sum(d == direction for d, _ in requests)} requests."
+                f"{direction}: {tables.counted(n, 'request')}."
                 for direction in DIRECTIONS
+                for n in [sum(d == direction for d, _ in requests)]
             ),
             *missing,
         ),

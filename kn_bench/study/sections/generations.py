@@ -43,7 +43,7 @@ def run(material: Material) -> Section:
         "Facts are edited one by one, and the edited model goes on by itself (a masked model fills "
         "its gap). An edit that takes on its own prompt may leave a paraphrase, the inverse and a "
         "synonym as they were, and change neighbours it should not touch.",
-        (f"{taken} of {counted} edits are answered on their own prompt.",),
+        (f"Edits answered on their own prompt: {taken} of {counted}.",),
         tables=(
             SectionTable(
                 "generations",

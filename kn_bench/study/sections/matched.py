@@ -23,6 +23,7 @@ from kn_bench.localise.selection import Neurons
 from kn_bench.measure.statistics import Interval, mean_interval
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.seeding import seeded
+from kn_bench.results import tables
 from kn_bench.study.material import Material
 from kn_bench.study.page import Section, SectionFigure, SectionTable, TableRow
 from kn_bench.study.plots import GREY, MARKS, TASK, panels, plain_ticks, short
@@ -127,10 +128,11 @@ def run(material: Material) -> Section:
         "matched",
         "Control 1: do random neurons do the same?",
         "The located neurons of each fact and class, and as many random neurons of the same layers "
-        f"({material.settings.draws} draws), are suppressed and enhanced on the same prompts. Each "
-        f"is drawn from the {NEAREST} of its layer that are nearest in mean activation to a "
-        "located one; the nearest may still be less active, so the tables have the mean of both. "
-        "z is how many standard deviations of the draws the effect lies from their mean.",
+        f"({tables.counted(material.settings.draws, 'draw')}), are suppressed and enhanced on "
+        f"the same prompts. Each is drawn from the {NEAREST} of its layer that are nearest in mean "
+        "activation to a located one; the nearest may still be less active, so the tables have "
+        "the mean of both. z is how many standard deviations of the draws the effect lies from "
+        "their mean.",
         _findings(comparisons),
         tables=(_table(material, comparisons), _groups(comparisons)),
         figures=(
@@ -254,8 +256,8 @@ def _findings(comparisons: Sequence[GroupComparison]) -> tuple[str, ...]:
                 spread = "no finite z" if z is None else f"median z {z:+.1f}"
                 sentences.append(
                     f"{name}, {how}: {effect.mean:+.2f} nats against {random.mean:+.2f} of random "
-                    f"neurons, {spread}, {beyond.mean:.0%} of {beyond.n} groups beyond 95 % of "
-                    "their draws."
+                    f"neurons, {spread}, {beyond.mean:.0%} of "
+                    f"{tables.counted(beyond.n, 'group')} beyond 95 % of their draws."
                 )
     return tuple(sentences)
 

@@ -60,8 +60,9 @@ def run(material: Material) -> Section:
         "tracing",
         "Where does causal tracing point?",
         "Noise of three standard deviations is put on the embeddings of the subject (of a pair: "
-        f"the word that governs agreement), {s.samples} samples of it; then every state of the "
-        "corrupted run is put back to its clean value, one token and layer at a time "
+        f"the word that governs agreement), {tables.counted(s.samples, 'sample')} of it; then "
+        "every state of the corrupted run is put back to its clean value, one token and layer at "
+        "a time "
         f"(MLP and attention: a window of {material.window} of {material.lm.n_layers} layers), and "
         "what the answer's probability regains is its indirect effect. Of a pair the preference "
         "for its grammatical member is followed, P(good) / (P(good) + P(bad)): a noun in a causal "
@@ -90,10 +91,9 @@ def run(material: Material) -> Section:
             ),
         ),
         notes=tuple(
-            f"{TASK[side.task][2]}: of {side.offered} prompts looked at, {side.unfit} cannot be "
-            "put to the model with the subject corrupted, and "
-            f"{side.offered - side.unfit - len(side.cases)} are not answered rightly or were not "
-            "needed."
+            f"{TASK[side.task][2]}: of {tables.counted(side.offered, 'prompt')} looked at, left "
+            f"out: {side.unfit} that cannot be put to the model with the subject corrupted, and "
+            f"{side.offered - side.unfit - len(side.cases)} not answered rightly or not needed."
             for side in sides
         ),
     )
@@ -177,8 +177,10 @@ def _findings(side: TracedTask) -> list[str]:
         at = ROLES[peak.role] if peak.role == "answer" else f"at the {ROLES[peak.role]}"
         peaks.append(f"{TITLES[kind]} {at}, layer {peak.layer} ({tables.mean(peak.effect)})")
     return [
-        f"On {name} (n={total.n} prompts) the noise takes {tables.mean(total)} from "
-        f"{WHAT[side.task]}; most is regained in the " + "; ".join(peaks) + "."
+        f"On {name} (n={tables.counted(total.n, 'prompt')}) the noise takes "
+        f"{tables.mean(total)} from {WHAT[side.task]}; most is regained in the "
+        + "; ".join(peaks)
+        + "."
     ]
 
 

@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 from jaxtyping import Float
 
-from kn_bench.results.tables import number
+from kn_bench.results.tables import counted, number
 from kn_bench.study.material import Material
 from kn_bench.study.page import NothingToShow, Section, SectionFigure, SectionTable, TableRow
 from kn_bench.study.sections.determiners import label, number_neurons
@@ -96,21 +96,24 @@ def _findings(silenced: SilencedNeuron) -> list[str]:
             f"{len(shifts)} ({published} by the published test)"
         )
     text = [
-        f"The {silenced.name} neuron ({label(silenced.neuron)}), {silenced.study.shifts[0].n} "
-        f"prompts, {_which(silenced)}: " + "; ".join(sentences) + "."
+        f"The {silenced.name} neuron ({label(silenced.neuron)}), "
+        f"{counted(silenced.study.shifts[0].n, 'prompt')}, {_which(silenced)}: "
+        + "; ".join(sentences)
+        + "."
     ]
     a = silenced.association
     if a and np.isnan(a.spearman):
         text.append(
-            f"Its shift has no rank correlation with the co-occurrence counts (n = {a.n} "
-            "modifiers): one takes at least four whose shifts and counts are not all equal."
+            f"Its shift has no rank correlation with the co-occurrence counts "
+            f"(n = {counted(a.n, 'modifier')}): one takes at least four whose shifts and counts "
+            "are not all equal."
         )
     elif a:
         text.append(
             f"Its shift and the co-occurrence counts have rank correlation {a.spearman:.2f} "
-            f"(p = {a.p:.3f}, n = {a.n} modifiers), and within blocks by {number(a.partial)} "
-            f"(p = {number(a.partial_p, 3)}); the block alone explains {a.by_block:.0%} of the "
-            "ranks."
+            f"(p = {a.p:.3f}, n = {counted(a.n, 'modifier')}), and within blocks by "
+            f"{number(a.partial)} (p = {number(a.partial_p, 3)}); the block alone explains "
+            f"{a.by_block:.0%} of the ranks."
         )
     return text
 
@@ -207,7 +210,7 @@ def _notes(material: Material, silenced: Sequence[SilencedNeuron]) -> tuple[str,
         words = ", ".join(m.word for m in study.excluded)
         notes.append(f"Modifiers that the model has no words for, left out: {words}.")
     if study.skipped:
-        notes.append(f"{study.skipped} prompts do not fit the model for every modifier.")
+        notes.append(f"Prompts that do not fit the model for every modifier: {study.skipped}.")
     if material.lm.is_causal:
         notes.append(
             "A causal model reads only what stands before the gap: its modifiers are predicted "
