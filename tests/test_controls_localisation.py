@@ -23,6 +23,7 @@ from kn_bench.localise.interventions import answers, suppress
 from kn_bench.localise.selection import Neuron
 from kn_bench.measure.encoding import EncodedQuery
 from kn_bench.measure.sentences import perplexity, token_log_probs
+from kn_bench.measure.statistics import Interval
 from kn_bench.study.material import Material
 from kn_bench.study.sections import activators
 from kn_bench.study.sections.activators import PARTS, firing, greatest, texts_of
@@ -295,7 +296,9 @@ def test_a_text_of_special_tokens_alone_counts_nowhere_and_is_said():
     assert [reading.unread for reading in readings] == [2, 0, 0, 0, 0, 0, 0]
     cases = [fact(i, "P1", name, f"w{60 + i}", "w57") for i, name in enumerate(("zzz", "w6", "w7"))]
     section = activators.run(Material(lm, cases, replace(SETTINGS, facts=3)))
-    (own, others) = section.tables[0].rows[0][1:3]
+    own, others = section.tables[0].rows[0][1:3]
+    assert isinstance(own, Interval)
+    assert isinstance(others, Interval)
     assert (own.n, others.n) == (2, 3)
     assert np.isfinite([*own, *others]).all()
     # as the subject alone: of itself, and as another fact of the two others

@@ -12,9 +12,11 @@ import kn_bench as kn
 from kn_bench.commands import runner
 from kn_bench.commands import study as study_command
 from kn_bench.localise.selection import Neuron
+from kn_bench.measure.statistics import Interval
 from kn_bench.model import embedded
 from kn_bench.model.loading import load_model
 from kn_bench.study.material import Material, StudySettings
+from kn_bench.study.plots import TASK
 from kn_bench.study.sections import parts, place, selectivity
 from kn_bench.study.sections.direction import directed
 from kn_bench.study.sections.tracing import traced
@@ -143,7 +145,7 @@ def test_prompts_that_say_nothing_are_not_edited_and_do_not_take_the_place_of_ot
     settings = replace(SETTINGS, edited=edited)
     section = parts(["place"])[0].run(Material(tiny_model(family), said_twice(), settings))
     rows = [row for row in section.tables[0].rows if row[0] == "kn-edit"]
-    numbers = {(where, task): given.n for _, where, task, given, *_ in rows}
+    numbers = {row[1:3]: row[3].n for row in rows if isinstance(row[3], Interval)}
     for where in ("located", "random, same layers", "most active", "random, last layer"):
         assert numbers[where, "syntax"] == min(pairs, edited // 2)
         assert numbers[where, "facts"] == facts
@@ -153,17 +155,19 @@ def test_prompts_that_say_nothing_are_not_edited_and_do_not_take_the_place_of_ot
 
 
 @pytest.mark.parametrize("family", ["gpt2", "bert"])
-def test_random_columns_hold_no_located_neuron_and_the_active_ones_say_how_many(family):
+def test_random_columns_hold_no_located_neuron_and_the_active_ones_say_how_many(
+    family, monkeypatch
+):
     material = Material(tiny_model(family), made_up_cases(), SETTINGS)
     d_mlp = material.lm.d_mlp
     even = frozenset(Neuron(2, unit) for unit in range(0, d_mlp, 2))
-    material.neurons = lambda profile: even  # half of the last layer
+    monkeypatch.setattr(material, "neurons", lambda profile: even)  # half of the last layer
     for profile in material.profiles:
         columns = place.columns_of(material, profile, profile.group.requests[0])
         assert columns["random, last layer"] == {Neuron(2, u) for u in range(1, d_mlp, 2)}
         assert len(columns["most active"]) == len(columns["located"]) == len(even)
     told = " ".join(place.run(material).findings)
-    for task, label in (("fact", "facts"), ("pair", "syntax")):
+    for task, (_, _, label) in TASK.items():
         shares = []
         for profile in material.of_task(task):
             mean = material.mean_activation(profile)
@@ -215,9 +219,12 @@ def test_control_3_says_how_many_groups_and_prompts_it_takes(family, monkeypatch
     material = Material(tiny_model(family), cases, replace(SETTINGS, facts=6))
     asked = []
     measure = selectivity.selectivity
-    monkeypatch.setattr(
-        selectivity, "selectivity", lambda lm, *both: asked.append(both) or measure(lm, *both)
-    )
+
+    def recorded(lm, *both):
+        asked.append(both)
+        return measure(lm, *both)
+
+    monkeypatch.setattr(selectivity, "selectivity", recorded)
     question = selectivity.run(material).question
     ((suppressed, prompts),) = asked
     assert f"first {len(suppressed)} facts or classes" in question
