@@ -22,10 +22,11 @@ from kn_bench.measure.statistics import Interval
 from kn_bench.model.corpus import NamedCorpus, Texts
 from kn_bench.model.loading import load_model
 from kn_bench.study import plots
+from kn_bench.study.edited import knowledge_neurons
 from kn_bench.study.material import Material
 from kn_bench.study.page import NothingToShow
 from kn_bench.study.plots import render
-from kn_bench.study.sections import CONTROLS, SECTIONS, parts, place
+from kn_bench.study.sections import CONTROLS, SECTIONS, generations, parts, place
 from kn_bench.study.sections.direction import directed
 from kn_bench.study.writing import cell
 from tests.made_up_study import SETTINGS, fact, made_up_cases, pair
@@ -212,6 +213,25 @@ def test_sections_that_need_words_run_on_an_embedded_model(name):
     assert all(table.rows for table in section.tables)
     for figure in section.figures:
         ET.fromstring(render(figure.draw).svg)
+
+
+def test_what_an_edit_may_not_change_is_read_off_the_texts(monkeypatch):
+    """Also where neither text gives a known answer; the old inverse is to be revoked."""
+    monkeypatch.setattr(generations, "methods", lambda lm: [("kn", knowledge_neurons(lm))])
+    (case,) = embedded.load(only=["P36"], limit=1).cases
+    probes = [p for p in case.probes if p.kind == "old_inverse"]
+    for probe in case.probes:
+        if probe.kind == "same_relation" and len(probes) == 1:
+            probes.append(probe._replace(expected="Atlantis", rejected="Nowhere"))
+    cases = [dataclasses.replace(case, probes=(case.probes[0], *probes))]
+    _, *rows = generations.run(Material(load_model("tiny-gpt2"), cases, SETTINGS)).tables[0].rows
+    (*_, is_text, became, wanted, given) = rows[0]
+    assert (wanted, given) == (f"not {case.request.subject}", "yes")
+    assert is_text.startswith(case.request.subject)
+    assert not became.startswith(case.request.subject)
+    (*_, is_text, became, wanted, given) = rows[1]
+    assert is_text.split()[0] != became.split()[0]
+    assert (wanted, given) == ("as before", "no")
 
 
 @pytest.mark.filterwarnings("error")

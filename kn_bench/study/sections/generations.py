@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from kn_bench.cases.case import Case
 from kn_bench.cases.sampling import stable_hash
+from kn_bench.measure.criteria import probe_holds, probe_task
 from kn_bench.measure.engine import Engine
 from kn_bench.measure.measurement import CaseResult, Measurement
 from kn_bench.study.edited import methods
@@ -87,22 +88,19 @@ def _shown(result: CaseResult) -> list[Measurement]:
 def _row(method: str, case: Case, measurement: Measurement) -> TableRow:
     request = case.request
     probe = next(p for p in case.probes if p.id == measurement.probe)
-    keeps = measurement.criterion == "locality" or measurement.kind == "old_inverse"
-    before, after = measurement.before, measurement.after
-    if keeps:
-        as_wanted = (before.gives_expected, before.gives_rejected) == (
-            after.gives_expected,
-            after.gives_rejected,
-        )
-    else:
-        as_wanted = after.gives_expected
+    wanted = measurement.expected
+    if measurement.criterion == "locality":
+        wanted = "as before"
+    elif measurement.kind == "old_inverse":
+        wanted = f"not {wanted}"
+    task = probe_task(measurement, case.task)
     return (
         method,
         f"{request.subject}: {request.target_true} → {request.target_new}",
         measurement.criterion,
         probe.cloze.fill("▁"),
-        before.generated.strip(),
-        after.generated.strip(),
-        "as before" if keeps else measurement.expected,
-        "yes" if as_wanted else "no",
+        measurement.before.generated.strip(),
+        measurement.after.generated.strip(),
+        wanted,
+        "yes" if probe_holds(measurement.criterion, measurement, task) else "no",
     )
