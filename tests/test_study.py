@@ -26,7 +26,7 @@ from kn_bench.study.edited import knowledge_neurons
 from kn_bench.study.material import Material
 from kn_bench.study.page import NothingToShow
 from kn_bench.study.plots import render
-from kn_bench.study.sections import CONTROLS, SECTIONS, generations, parts, place
+from kn_bench.study.sections import CONTROLS, SECTIONS, generations, invariance, parts, place
 from kn_bench.study.sections.direction import directed
 from kn_bench.study.writing import cell
 from tests.made_up_study import SETTINGS, fact, made_up_cases, pair
@@ -232,6 +232,20 @@ def test_what_an_edit_may_not_change_is_read_off_the_texts(monkeypatch):
     (*_, is_text, became, wanted, given) = rows[1]
     assert is_text.split()[0] != became.split()[0]
     assert (wanted, given) == ("as before", "no")
+
+
+def test_only_an_inverse_that_was_known_is_revoked(monkeypatch):
+    """Of two inverses that are asked, the model never gave the second."""
+    monkeypatch.setattr(invariance, "methods", lambda lm: [("kn", knowledge_neurons(lm))])
+    (case,) = embedded.load(only=["P36"], limit=1).cases
+    never = [
+        p._replace(expected="Atlantis") if p.kind == "old_inverse" else p for p in case.probes
+    ]
+    request = dataclasses.replace(case.request, id="t/never")
+    cases = [case, dataclasses.replace(case, request=request, probes=tuple(never))]
+    table = invariance.run(Material(load_model("tiny-gpt2"), cases, SETTINGS)).tables[1]
+    (row,) = (dict(zip(table.headers, row, strict=True)) for row in table.rows)
+    assert (row["cases"], row["old known"], row["old revoked"]) == (2, 1, 1)
 
 
 @pytest.mark.filterwarnings("error")

@@ -135,12 +135,16 @@ def _table(judged: Sequence[JudgedCase]) -> SectionTable:
 def _outcomes(judged: Sequence[JudgedCase]) -> SectionTable:
     rows: list[TableRow] = []
     for method in dict.fromkeys(judgement.method for judgement in judged):
-        outcomes = [
-            judgement.verdict.symmetry
+        verdicts = [
+            judgement.verdict
             for judgement in judged
-            if judgement.method == method
-            and judgement.criterion == "symmetry"
-            and judgement.verdict.symmetry
+            if judgement.method == method and judgement.criterion == "symmetry"
+        ]
+        outcomes = [verdict.symmetry for verdict in verdicts if verdict.symmetry]
+        revoked = [
+            verdict.symmetry.old_revoked
+            for verdict in verdicts
+            if verdict.symmetry and verdict.inverse_known
         ]
         if outcomes:
             rows.append(
@@ -148,7 +152,8 @@ def _outcomes(judged: Sequence[JudgedCase]) -> SectionTable:
                     method,
                     len(outcomes),
                     sum(o.new_learned for o in outcomes),
-                    sum(bool(o.old_revoked) for o in outcomes),
+                    len(revoked),
+                    sum(map(bool, revoked)),
                     sum(o.displaced_kept for o in outcomes),
                     sum(o.other for o in outcomes),
                 )
@@ -156,8 +161,17 @@ def _outcomes(judged: Sequence[JudgedCase]) -> SectionTable:
     return SectionTable(
         "symmetry",
         "What the edited model answers to the inverse: cases in which the new inverse is learned, "
-        "the old one revoked, the displaced pair's kept, or something else comes.",
-        ("method", "cases", "new learned", "old revoked", "displaced kept", "other"),
+        "the old one revoked (of those in which the unedited model knew it), the displaced pair's "
+        "kept, or something else comes.",
+        (
+            "method",
+            "cases",
+            "new learned",
+            "old known",
+            "old revoked",
+            "displaced kept",
+            "other",
+        ),
         tuple(rows),
     )
 
