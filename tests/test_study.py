@@ -238,14 +238,23 @@ def test_only_an_inverse_that_was_known_is_revoked(monkeypatch):
     """Of two inverses that are asked, the model never gave the second."""
     monkeypatch.setattr(invariance, "methods", lambda lm: [("kn", knowledge_neurons(lm))])
     (case,) = embedded.load(only=["P36"], limit=1).cases
-    never = [
-        p._replace(expected="Atlantis") if p.kind == "old_inverse" else p for p in case.probes
-    ]
+    never = [p._replace(expected="Atlantis") if p.kind == "old_inverse" else p for p in case.probes]
     request = dataclasses.replace(case.request, id="t/never")
     cases = [case, dataclasses.replace(case, request=request, probes=tuple(never))]
     table = invariance.run(Material(load_model("tiny-gpt2"), cases, SETTINGS)).tables[1]
     (row,) = (dict(zip(table.headers, row, strict=True)) for row in table.rows)
     assert (row["cases"], row["old known"], row["old revoked"]) == (2, 1, 1)
+
+
+@pytest.mark.parametrize("section", [generations, invariance])
+def test_facts_that_cannot_be_put_to_a_model_are_counted(section):
+    """A masked model fills no gap with several word pieces."""
+    loaded = embedded.load(only=["P1376", "P36"])
+    lm = load_model("tiny-bert")
+    (unfit,) = (case for case in loaded.cases if case.id == "embedded/P1376/Szczecin")
+    fitting = next(case for case in loaded.cases if case.relation == "P36")
+    (note,) = section.run(Material(lm, [unfit, fitting], SETTINGS)).notes
+    assert re.fullmatch(r"Left out of kn-edit: 1 of 2 facts, as .*\w.*\.", note)
 
 
 @pytest.mark.filterwarnings("error")

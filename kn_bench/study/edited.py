@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,6 +20,7 @@ from kn_bench.localise.interventions import answers
 from kn_bench.localise.queries import Fitted
 from kn_bench.localise.selection import Neurons
 from kn_bench.measure.encoding import encode_query
+from kn_bench.measure.measurement import CaseResult
 from kn_bench.measure.statistics import Interval, mean_interval
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.study.page import NothingToShow
@@ -169,6 +170,24 @@ def trials_of(
         reasons = ("No request could be edited on this model.", *notes, *left_out)
         raise NothingToShow(" ".join(reasons))
     return trials, (*notes, *left_out)
+
+
+def unmeasured(method: str, results: Collection[CaseResult]) -> tuple[str, ...]:
+    """Say how many facts of ``method`` gave no measurement, a note for each reason."""
+    reasons = Counter(
+        result.error or result.not_applicable or result.exclusions[0].reason
+        for result in results
+        if not measured(result)
+    )
+    return tuple(
+        f"Left out of {method}: {n} of {len(results)} facts, as {reason}."
+        for reason, n in reasons.items()
+    )
+
+
+def measured(result: CaseResult) -> bool:
+    """Return whether the case was edited and asked anything."""
+    return bool(result.measurements) and not result.error and not result.not_applicable
 
 
 def rate(trials: Sequence[EditTrial], name: str = "argmax") -> Interval:

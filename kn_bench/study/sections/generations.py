@@ -7,7 +7,7 @@ from kn_bench.cases.sampling import stable_hash
 from kn_bench.measure.criteria import probe_holds, probe_task
 from kn_bench.measure.engine import Engine
 from kn_bench.measure.measurement import CaseResult, Measurement
-from kn_bench.study.edited import methods
+from kn_bench.study.edited import measured, methods, unmeasured
 from kn_bench.study.material import Material
 from kn_bench.study.page import NothingToShow, Section, SectionTable, TableRow
 
@@ -23,21 +23,21 @@ def run(material: Material) -> Section:
     if not cases:
         raise NothingToShow("There are no facts among the cases: generations are read off facts.")
     rows: list[TableRow] = []
-    notes = []
+    notes: list[str] = []
     taken = counted = 0
     engine = Engine(material.lm)
     for name, method in methods(material.lm):
-        unit = engine.measure(name, method, cases)
+        results = engine.measure(name, method, cases).results
+        notes += unmeasured(name, results.values())
         for case in cases:
-            result = unit.results[case.id]
-            if result.error or result.not_applicable or not result.measurements:
-                notes.append(f"{name} on {case.id}: {result.error or result.not_applicable}")
+            result = results[case.id]
+            if not measured(result):
                 continue
             rows += [_row(name, case, measurement) for measurement in _shown(result)]
             first = next(m for m in result.measurements if m.criterion == "reliability")
             taken, counted = taken + first.after.gives_expected, counted + 1
     if not counted:
-        raise NothingToShow(f"No edit could be measured: {notes[0]}")
+        raise NothingToShow(" ".join(["No edit could be measured.", *notes]))
     return Section(
         "generations",
         "What does an edited model say?",
@@ -56,7 +56,7 @@ def run(material: Material) -> Section:
                 shown=60,
             ),
         ),
-        notes=tuple(dict.fromkeys(notes)),
+        notes=tuple(notes),
     )
 
 

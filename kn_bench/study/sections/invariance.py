@@ -13,7 +13,7 @@ from kn_bench.measure.engine import Engine
 from kn_bench.measure.statistics import Interval, mean_interval
 from kn_bench.measure.verdict import Verdict
 from kn_bench.results import tables
-from kn_bench.study.edited import methods
+from kn_bench.study.edited import methods, unmeasured
 from kn_bench.study.material import Material
 from kn_bench.study.page import NothingToShow, Section, SectionFigure, SectionTable, TableRow
 from kn_bench.study.paper import PUBLISHED
@@ -41,7 +41,7 @@ def run(material: Material) -> Section:
     cases = chosen(material)
     if not cases:
         raise NothingToShow("No fact has an inverse or a synonym among the cases.")
-    judged = measure(material, cases)
+    judged, notes = measure(material, cases)
     return Section(
         "invariance",
         "Do edits reach the inverse and the synonym?",
@@ -59,6 +59,7 @@ def run(material: Material) -> Section:
                 "Figure 11",
             ),
         ),
+        notes=notes,
     )
 
 
@@ -77,17 +78,21 @@ def chosen(material: Material) -> list[Case]:
     ]
 
 
-def measure(material: Material, cases: Sequence[Case]) -> list[JudgedCase]:
-    """Edit each case by each method and judge it by the shown criteria."""
+def measure(material: Material, cases: Sequence[Case]) -> tuple[list[JudgedCase], tuple[str, ...]]:
+    """Edit each case by each method, judge it by the shown criteria; note what is left out."""
     engine = Engine(material.lm)
-    return [
-        JudgedCase(name, case.relation, case.cluster, criterion, judge(criterion, case, result))
-        for name, method in methods(material.lm)
-        for results in (engine.measure(name, method, cases).results,)
-        for case in cases
-        for result in (results[case.id],)
-        for criterion in SHOWN
-    ]
+    judged: list[JudgedCase] = []
+    notes: tuple[str, ...] = ()
+    for name, method in methods(material.lm):
+        results = engine.measure(name, method, cases).results
+        notes += unmeasured(name, results.values())
+        judged += [
+            JudgedCase(name, case.relation, case.cluster, criterion, verdict)
+            for case in cases
+            for criterion in SHOWN
+            for verdict in (judge(criterion, case, results[case.id]),)
+        ]
+    return judged, notes
 
 
 def rate(judged: Sequence[JudgedCase], criterion: Criterion) -> Interval:
