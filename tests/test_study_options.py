@@ -74,6 +74,17 @@ def test_facts_edited_and_sampled_count_what_they_say(n):
     assert sum(profile.group.task == "fact" for profile in sample) == n
 
 
+def test_levels_say_how_many_groups_and_prompts_are_sampled():
+    """Three groups of each task at most, though each of two relations has three facts."""
+    section = parts(["levels"])[0].run(material(facts=3, sampled=3, sampled_prompts=2))
+    captions = [
+        next(shown.caption for shown in section.tables if shown.name == "levels_by_method"),
+        next(shown.caption for shown in section.figures if shown.name == "methods"),
+    ]
+    for caption in captions:
+        assert "6 prompts of 3 facts and 2 prompts of 1 class of pairs" in caption
+
+
 def test_traced_and_samples_are_those_of_the_traces():
     lm = load_model("tiny-gpt2")
     cases = kn.load_cases("embedded", relation=["P36", "P103"], limit=6)

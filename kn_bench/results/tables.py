@@ -46,9 +46,9 @@ def number(value: float, digits: int = 2, signed: bool = False) -> str:
     return text if float(text) or signed else text.lstrip("-")
 
 
-def counted(n: int, noun: str) -> str:
-    """Return ``1 prompt`` or ``2 prompts``."""
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+def counted(n: int, noun: str, several: str = "") -> str:
+    """Return ``1 pair`` or ``2 pairs``; ``several`` is a plural that does not only add an s."""
+    return f"{n} {noun if n == 1 else several or noun + 's'}"
 
 
 def short(text: str, width: int) -> str:

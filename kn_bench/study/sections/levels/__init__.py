@@ -54,7 +54,7 @@ def run(material: Material) -> Section:
             _by_group(measured),
             _by_neuron(material, measured),
             _by_layer(measured),
-            _by_method(compared),
+            _by_method(material, compared),
             _by_prompt(material),
             _completeness(material),
         ),
@@ -69,7 +69,7 @@ def run(material: Material) -> Section:
             ),
             SectionFigure(
                 "methods",
-                "The same measures by four attributions, on two groups of each relation.",
+                f"The same measures by four attributions, on {_sampled(material)}.",
                 lambda: draw_methods(compared),
                 "Figure 3",
             ),
@@ -196,7 +196,7 @@ def _by_layer(measured: Sequence[GroupLevels]) -> SectionTable:
     )
 
 
-def _by_method(compared: Sequence[GroupLevels]) -> SectionTable:
+def _by_method(material: Material, compared: Sequence[GroupLevels]) -> SectionTable:
     rows: list[TableRow] = []
     for method in METHODS:
         for task, (_, _, name) in TASK.items():
@@ -208,11 +208,21 @@ def _by_method(compared: Sequence[GroupLevels]) -> SectionTable:
                 rows.append((method, name, *means, null, free))
     return SectionTable(
         "levels_by_method",
-        "The same by four attributions, on two groups of each relation or paradigm.",
+        f"The same by four attributions, on {_sampled(material)}.",
         ("attribution", "task", *MEASURES.values(), "R1² null", "|KN| without cap"),
         tuple(rows),
         left=2,
     )
+
+
+def _sampled(material: Material) -> str:
+    parts = []
+    for task, names in (("fact", ("fact",)), ("pair", ("class of pairs", "classes of pairs"))):
+        prompts = [len(p.encoded) for p in material.sample if p.group.task == task]
+        if prompts:
+            groups = tables.counted(len(prompts), *names)
+            parts.append(f"{tables.counted(sum(prompts), 'prompt')} of {groups}")
+    return f"a sample: {' and '.join(parts)}"
 
 
 def _by_prompt(material: Material) -> SectionTable:
