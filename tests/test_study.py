@@ -12,6 +12,7 @@ import xml.etree.ElementTree as ET
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.figure import Figure
 
 from kn_bench.cases.case import Cloze, Query
@@ -353,6 +354,23 @@ def test_turning_an_edit_round_changes_its_answers_alone(family):
             queries=tuple(Query(c, answers.get(a, a)) for c, a in own.queries),
         )
         assert request.background == own.background  # which equality may leave out
+
+
+def test_the_probability_of_an_answer_is_that_of_all_its_tokens():
+    """The mean of its tokens' probabilities stood there."""
+    lm = tiny_model("gpt2")
+    facts = [fact(i, "P1", f"w{5 + i}", "w60 w61", "w57") for i in range(2)]
+    section = parts(["levels"])[0].run(Material(lm, facts, SETTINGS))
+    (table,) = (table for table in section.tables if table.name == "neurons_by_prompt")
+    for _, prompt, probability, *_ in table.rows:
+        left, right = prompt.split(" [w60 w61]")
+        assert not right
+        text = f"{left} w60 w61"
+        ids = lm.tokens.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            following = lm.hf(input_ids=ids).logits[0].double().softmax(-1)
+        own = following[-3, ids[0, -2]] * following[-2, ids[0, -1]]
+        assert probability == pytest.approx(float(own), rel=1e-4)
 
 
 def test_overturned_answers_are_counted_as_one_would_by_hand(material):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from kn_bench.localise.interventions import answers
 from kn_bench.localise.recurrence import chance_recurrence
 from kn_bench.localise.selection import Neurons
 from kn_bench.measure.statistics import Interval, mean_interval
@@ -226,11 +227,13 @@ def _sampled(material: Material) -> str:
 
 
 def _by_prompt(material: Material) -> SectionTable:
+    asked = [query for profile in material.profiles for query in profile.encoded]
+    probability = iter(answers(material.lm, asked).probability)
     rows: list[TableRow] = [
         (
             profile.group.id,
             query.cloze.fill(f"[{query.answer}]"),
-            profile.attributions[place].probability,
+            float(next(probability)),
             len(neurons),
             _listed(neurons, profile.scores[place]),
         )
