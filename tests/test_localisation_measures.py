@@ -1,6 +1,7 @@
 """Measures of localisation: closed forms, nulls and intervals."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from kn_bench.localise.locating import Locating
 from kn_bench.localise.matching import matched
 from kn_bench.localise.measures import (
     NON_NEGATIVE_NULL,
+    Measure,
     _random_shares,
     attribution_share,
     layer_histogram,
@@ -26,6 +28,8 @@ from kn_bench.model.seeding import seeded
 from kn_bench.study.sections import matched as section
 from tests.made_up_study import made_up_material
 from tests.tiny_models import tiny_model
+from kn_bench.study.material import METHODS
+from kn_bench.study.sections.levels.group_levels import averaged, levels_of
 
 
 def noise(*shape, seed=0):
@@ -175,6 +179,37 @@ def test_one_prompt_has_figures_and_no_intervals():
     assert math.isnan(measured.n_neurons.low)
     assert math.isnan(measured.r1_squared.value)
     assert all(math.isnan(layer.low) for layer in measured.layers)
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_the_likeness_of_two_prompts_has_no_interval(n):
+    """Every resample that has a value holds both: its interval had no width."""
+    measured = localisation(noise(n, 3, 40).abs(), resamples=50, draws=5)
+    assert math.isnan(measured.r1_squared.low) == math.isnan(measured.r1_squared.high) == (n == 2)
+    assert n == 2 or measured.r1_squared.low < measured.r1_squared.high
+    assert measured.attribution_share.low < measured.attribution_share.high
+
+
+@pytest.mark.parametrize(("name", "agreed"), [("tau", 0.7), ("attribution_share", 0.25)])
+@pytest.mark.parametrize("capped", [True, False])
+def test_shares_that_all_groups_agree_on_have_an_interval(name, agreed, capped, material):
+    """By hand: none of n groups deviates with probability (1 - q)^n = 0.025."""
+    (levels,) = levels_of(material, material.profiles[0], METHODS[:1], resamples=5)
+    same = {name: Measure(agreed)}
+    groups = [
+        replace(
+            levels,
+            profile=replace(levels.profile, group=replace(levels.profile.group, id=f"{i}")),
+            capped=replace(levels.capped, **same),
+            uncapped=replace(levels.uncapped, **same),
+        )
+        for i in range(3)
+    ]
+    mean = averaged(groups, name, capped=capped)
+    q = 1 - 0.025 ** (1 / 3)
+    assert mean == pytest.approx((agreed, agreed - q * agreed, agreed + q * (1 - agreed), 3))
+    beyond = [replace(g, capped=replace(g.capped, tau=Measure(-0.3))) for g in groups]
+    assert averaged(beyond, "tau")[:3] == pytest.approx((-0.3, -0.3, -0.3))
 
 
 def test_localisation_is_seeded():

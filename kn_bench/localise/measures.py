@@ -44,7 +44,7 @@ class Measure:
 
     Attributes:
         value: nan where it is not defined (R_1^2 of one prompt).
-        low, high: 95 % interval; nan with fewer than two prompts.
+        low, high: 95 % interval; nan with fewer than two prompts (R_1^2: three).
         null: mean of the same figure under the null; nan where it has none (tau without prompts of
             other relations).
         null_high: 95th percentile of the null's draws.
@@ -195,8 +195,9 @@ def localisation(
 
 def _r1_measure(scores: Scores, samples: Samples, nulls: Sequence[float]) -> Measure:
     cosines = _cosines(scores)
-    # a prompt sampled twice would add a pair of cosine 1, so each counts once in a resample
-    distinct = [np.unique(sample) for sample in samples]
+    # a prompt sampled twice would add a pair of cosine 1, so each counts once in a resample; of two
+    # prompts every resample with a value is both, which shows no spread
+    distinct = [np.unique(sample) for sample in samples] if len(cosines) > 2 else []
     again = [_r1_squared(cosines[np.ix_(prompts, prompts)]) for prompts in distinct]
     return _measure(_r1_squared(cosines), again, nulls)
 

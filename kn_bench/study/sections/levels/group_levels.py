@@ -23,6 +23,8 @@ MEASURES = {
     "attribution_share": "share of attribution",
     "participation_ratio": "participation ratio",
 }
+SHARES = ("tau", "attribution_share")
+"""Measures from 0 to 1, whose means have an interval also where all groups agree."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,13 @@ def averaged(measured: Sequence[GroupLevels], name: str, *, capped: bool = True)
     values = [
         value(levels.capped if capped else levels.uncapped, name).value for levels in measured
     ]
-    return mean_interval(values, [levels.profile.group.id for levels in measured], bounds=None)
+    # where 2 to 5 neurons are not reached, the published rule may move tau below 0
+    share = name in SHARES and not any(v < 0 or v > 1 for v in values)
+    return mean_interval(
+        values,
+        [levels.profile.group.id for levels in measured],
+        bounds=(0.0, 1.0) if share else None,
+    )
 
 
 def null_of(measured: Sequence[GroupLevels], name: str) -> float:
