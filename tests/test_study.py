@@ -460,6 +460,16 @@ def test_facts_that_nothing_is_compared_with_have_no_p(objects, alone):
     assert (note in " ".join(section.notes)) == bool(alone)
 
 
+def test_groups_of_a_single_prompt_are_not_measured_and_named():
+    first, *facts = [case for case in made_up_cases() if case.task == "fact"]
+    request = dataclasses.replace(first.request, queries=first.request.queries[:1])
+    cases = [dataclasses.replace(first, request=request), *facts]
+    settings = dataclasses.replace(SETTINGS, facts=3)
+    (note,) = parts(["levels"])[0].run(Material(tiny_model("gpt2"), cases, settings)).notes
+    assert note.startswith("Of 6 facts and classes these have a single prompt and are not measured")
+    assert note.endswith(f": {first.id}.")
+
+
 @pytest.mark.parametrize("name", ["choice", "erasing", "levels"])
 def test_a_section_that_needs_two_prompts_says_so(name):
     cases = [case for case in made_up_cases() if case.task == "fact"]

@@ -83,6 +83,18 @@ def run(material: Material) -> Section:
                 "Figure 4",
             ),
         ),
+        notes=_unmeasured(material),
+    )
+
+
+def _unmeasured(material: Material) -> tuple[str, ...]:
+    """Name the groups that are not measured, in a sentence; none if all are."""
+    single = [p.group.id for p in material.profiles if len(p.encoded) < 2]
+    if not single:
+        return ()
+    return (
+        f"Of {len(material.profiles)} facts and classes these have a single prompt and are not "
+        f"measured: {', '.join(single)}.",
     )
 
 
@@ -142,8 +154,8 @@ def _by_group(measured: Sequence[GroupLevels]) -> SectionTable:
     )
     return SectionTable(
         "levels_by_group",
-        "Every fact and class: located neurons, measures with 95 % bootstrap intervals over its "
-        "prompts, and nulls.",
+        "Every fact and class of two prompts or more: located neurons, measures with 95 % "
+        "bootstrap intervals over its prompts, and nulls.",
         ("group", "rule", "neurons", "prompts", *_with_nulls()),
         rows,
         left=3,
