@@ -52,5 +52,17 @@ def test_tracing_looks_further_where_the_first_cases_are_not_known(monkeypatch):
     assert (none.cases, none.offered) == ((), 0)
 
 
+def test_a_task_that_cannot_be_traced_is_said(monkeypatch):
+    """In a causal model the noun stands after the determiner that is asked for."""
+    monkeypatch.setattr(tracing, "_known", lambda _, offered: {case.id for case, _ in offered})
+    agreeing = "determiner_noun_agreement_2"
+    cases = [case for case in made_up_cases() if case.task == "fact" or case.relation == agreeing]
+    facts, syntax = tracing.run(Material(tiny_model("gpt2"), cases, SETTINGS)).notes
+    assert facts.startswith("facts: of 6 prompts looked at, 0 cannot")
+    assert syntax.startswith("syntax: of 3 prompts looked at, 3 cannot")
+    (note,) = tracing.run(Material(tiny_model("gpt2"), cases[:3], SETTINGS)).notes
+    assert note.startswith("facts: of 3 prompts")
+
+
 def _place(case):
     return stable_hash("trace", case.id)

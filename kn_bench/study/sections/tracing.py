@@ -94,7 +94,8 @@ def run(material: Material) -> Section:
             f"{TASK[side.task][2]}: of {tables.counted(side.offered, 'prompt')} looked at, left "
             f"out: {side.unfit} that cannot be put to the model with the subject corrupted, and "
             f"{side.offered - side.unfit - len(side.cases)} not answered rightly or not needed."
-            for side in sides
+            for side in tried
+            if side.offered
         ),
     )
 
