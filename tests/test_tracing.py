@@ -1,6 +1,7 @@
 """Causal tracing: exact against whole runs, state by state; what noise cannot reach; what adds."""
 
 import dataclasses
+import re
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from kn_bench.localise.corruption import (
     noise,
 )
 from kn_bench.localise.patching import Patch, PatchedRun, branched, restore
-from kn_bench.localise.token_positions import by_role, roles, trace_prompt, trace_study
+from kn_bench.localise.token_positions import by_role, peak, roles, trace_prompt, trace_study
 from kn_bench.localise.tracing import KINDS, Trace, trace, windowed
 from kn_bench.measure.encoding import Unencodable
 from kn_bench.model.attention import attention_output
@@ -293,7 +294,42 @@ def test_averages_by_role_count_each_prompt_once():
     assert mean["answer", 1] == pytest.approx([0.7, 2])
     assert ("next", 0) not in mean
     assert effects.total.mean == pytest.approx((0.8 + 0.6) / 2)
-    assert (effects.peak("hidden").role, effects.peak("hidden").layer) == ("answer", 1)
+    assert peak(effects.effects)[:2] == ("answer", 1)
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [
+        ([[0.0, 0.0], [0.1, 0.2], [0.4, 0.2], [0.3, 0.6]], ("last", 0)),
+        ([[0.0, 0.0], [0.1, 0.2], [0.2, 0.2], [0.3, 0.6]], ("answer", 0)),
+        ([[0.0, 0.0], [0.1, 0.2], [0.4, 0.4 - 1e-7], [0.3, 0.6]], ("last", None)),
+        ([[0.0, 0.0], [0.1, 0.2], [0.4, 0.4 - 1e-5], [0.3, 0.6]], ("last", 0)),
+        ([[0.0, 0.0], [0.1, 0.2], [0.1, 0.2], [0.6, 0.6]], ("answer", None)),
+        ([[0.0, 0.0], [0.0, 0.0], [0.0, 0.0], [0.0, 0.0]], (None, None)),
+        ([[0.0, 0.0], [0.4, 0.1], [0.4, 0.2], [0.3, 0.6]], (None, 0)),
+    ],
+)
+def test_layers_that_regain_as_much_are_not_told_apart(scores, expected):
+    """The last layer's state where the answer is read is the output itself: it is no peak."""
+    effects = by_role([trace_of(scores)], ["a"]).effects
+    assert peak(effects, output=False)[:2] == expected
+    assert peak([e for e in effects if (e.role, e.layer) == ("answer", 1)], output=False) is None
+
+
+def test_a_section_names_no_layer_where_the_subject_ends_the_prompt():
+    """What is restored there is all that was corrupted, at whichever layer."""
+    from kn_bench.study.sections import tracing
+
+    lm = tiny_model("gpt2")
+    prompts = (prompt_of(lm, length=5, subject=(4, 5), seed=seed) for seed in range(9))
+    studies = (trace_study(lm, [prompt], ["a"], window=1, samples=2) for prompt in prompts)
+    study = next(study for study in studies if study.total.mean > 0.001)
+    side = tracing.TracedTask("fact", (), study, 1, 0)
+    (told,) = tracing._findings(side)
+    assert re.search(r"residual stream where the answer is read, layer – \(\d", told)
+    residual = tracing._peaks([side]).rows[0]
+    assert residual[2:5] == (None, None, None)
+    assert residual[5].mean == pytest.approx(study.total.mean, abs=1e-6)
 
 
 def test_intervals_of_role_effects_cover_at_the_stated_rate():

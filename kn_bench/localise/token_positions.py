@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -32,6 +32,8 @@ ROLES: dict[Role, str] = {
     "answer": "where the answer is read",
 }
 """Role -> its name in tables; a subject of one token has a last one only."""
+TIE = 1e-6
+"""Mean effects that differ by no more are equal, but for rounding."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +64,39 @@ class TraceStudy:
     total: Interval
     effects: tuple[RoleEffect, ...]
 
-    def peak(self, kind: Kind) -> RoleEffect:
-        """Return where restoring states of ``kind`` regains most."""
-        return max((e for e in self.effects if e.kind == kind), key=lambda e: e.effect.mean)
+
+class Peak(NamedTuple):
+    """The greatest of some mean effects.
+
+    Attributes:
+        role, layer: where it is; None where effects of other roles or layers are equal to it.
+    """
+
+    role: Role | None
+    layer: int | None
+    effect: Interval
+
+
+def peak(effects: Sequence[RoleEffect], *, output: bool = True) -> Peak | None:
+    """Return where most is regained; None without effects.
+
+    Args:
+        output: False leaves out the last layer's residual stream where the answer is read: it is
+            the output itself, and regains all.
+    """
+    last = max((e.layer for e in effects), default=0)
+    within = [
+        e for e in effects if output or (e.kind, e.role, e.layer) != ("hidden", "answer", last)
+    ]
+    if not within:
+        return None
+    greatest = max(within, key=lambda e: e.effect.mean)
+    tied = [e for e in effects if abs(e.effect.mean - greatest.effect.mean) <= TIE]
+    return Peak(
+        greatest.role if {e.role for e in tied} == {greatest.role} else None,
+        greatest.layer if {e.layer for e in tied} == {greatest.layer} else None,
+        greatest.effect,
+    )
 
 
 def roles(prompt: TracePrompt) -> list[Role]:

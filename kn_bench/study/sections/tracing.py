@@ -13,7 +13,7 @@ from kn_bench.cases.case import Case, Query, Task
 from kn_bench.cases.sampling import stable_hash
 from kn_bench.localise.corruption import Kind, TracePrompt
 from kn_bench.localise.interventions import answers
-from kn_bench.localise.token_positions import ROLES, TraceStudy, trace_prompt, trace_study
+from kn_bench.localise.token_positions import ROLES, TraceStudy, peak, trace_prompt, trace_study
 from kn_bench.localise.tracing import KINDS, Trace
 from kn_bench.measure.encoding import encode_query
 from kn_bench.results import tables
@@ -174,12 +174,18 @@ def _findings(side: TracedTask) -> list[str]:
     total = side.study.total
     peaks = []
     for kind in KINDS:
-        peak = side.study.peak(kind)
-        at = ROLES[peak.role] if peak.role == "answer" else f"at the {ROLES[peak.role]}"
-        peaks.append(f"{TITLES[kind]} {at}, layer {peak.layer} ({tables.mean(peak.effect)})")
+        most = peak([e for e in side.study.effects if e.kind == kind], output=False)
+        if most is None or most.role is None:
+            peaks.append(f"{TITLES[kind]} {tables.NOTHING}")
+            continue
+        role = ROLES[most.role]
+        at = role if most.role in ("before", "answer") else f"at the {role}"
+        layer = tables.NOTHING if most.layer is None else most.layer
+        peaks.append(f"{TITLES[kind]} {at}, layer {layer} ({tables.mean(most.effect)})")
     return [
         f"On {name} (n={tables.counted(total.n, 'prompt')}) the noise takes "
-        f"{tables.mean(total)} from {WHAT[side.task]}; most is regained in the "
+        f"{tables.mean(total)} from {WHAT[side.task]}; apart from the output itself, most is "
+        "regained in the "
         + "; ".join(peaks)
         + "."
     ]
@@ -206,26 +212,17 @@ def _peaks(sides: Sequence[TracedTask]) -> SectionTable:
     rows: list[TableRow] = []
     for side in sides:
         for kind in KINDS:
-            subject = [e for e in side.study.effects if e.kind == kind and e.role == "last"]
-            early = max(subject, key=lambda e: e.effect.mean, default=None)
-            late = max(
-                (e for e in side.study.effects if e.kind == kind and e.role == "answer"),
-                key=lambda e: e.effect.mean,
+            sites = (
+                peak([e for e in side.study.effects if (e.kind, e.role) == (kind, role)])
+                for role in ("last", "answer")
             )
-            rows.append(
-                (
-                    TASK[side.task][2],
-                    TITLES[kind],
-                    early.layer if early else None,
-                    early.effect if early else None,
-                    late.layer,
-                    late.effect,
-                )
-            )
+            cells = [cell for site in sites for cell in (site[1:] if site else (None, None))]
+            rows.append((TASK[side.task][2], TITLES[kind], *cells))
     return SectionTable(
         "sites",
         "The layer with the greatest mean effect at the last subject token (the early site of "
-        "facts in GPT-2 XL) and where the answer is read (the late one).",
+        "facts in GPT-2 XL) and where the answer is read (the late one); a dash where layers are "
+        "equal. The residual stream's last layer is the output itself where the answer is read.",
         ("task", "state", "early layer", "effect there", "late layer", "effect there "),
         tuple(rows),
         left=2,
