@@ -377,6 +377,9 @@ def test_overturned_answers_are_counted_as_one_would_by_hand(material):
     from kn_bench.localise.interventions import answers, suppress
     from kn_bench.study.sections.overturn import overturn
 
+    (table,) = parts(["overturn"])[0].run(material).tables
+    everything = {row[0]: row[2:] for row in table.rows}["all facts"]
+    counted = np.zeros(4, dtype=int)  # lost, was preferred, was not preferred, was the argmax
     for outcome in overturn(material, material.profiles):
         edit = suppress(material.neurons(outcome.profile))
         wrong = [query for query in material.rejected(outcome.profile) if query is not None]
@@ -390,6 +393,10 @@ def test_overturned_answers_are_counted_as_one_would_by_hand(material):
             assert outcome.back[i] == has if not had else np.isnan(outcome.back[i])
             lost = 1 - after.probability[i] / before.probability[i]
             assert outcome.shift[i] == pytest.approx(lost)
+            if outcome.profile.group.task == "fact":
+                counted += (1, had, not had, before.right[i])
+    assert [interval.n for interval in everything] == counted.tolist()
+    assert "turned right among those that were wrong; means over prompts" in table.caption
 
 
 @pytest.mark.parametrize("name", ["place", "direction"])

@@ -136,8 +136,9 @@ def _table(material: Material, outcomes: Sequence[GroupOverturn]) -> SectionTabl
     return SectionTable(
         "overturn",
         "Located neurons suppressed, on the prompts they were found over: share of probability "
-        "lost, and rates of overturned answers among those that were right, with 95 % intervals "
-        "over facts or classes.",
+        "lost, rates of overturned answers among those that were right, and of preferences turned "
+        "right among those that were wrong; means over prompts, with 95 % intervals over facts or "
+        "classes.",
         (
             "relation",
             "task",
