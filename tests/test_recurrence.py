@@ -1,12 +1,17 @@
 """Neurons that recur in a class's pairs, and what recurs by chance."""
 
+import re
 from itertools import product
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from kn_bench.localise.recurrence import chance_recurrence, number_neuron, recurrences
 from kn_bench.localise.selection import Neuron
+from kn_bench.study.material import StudySettings
+from kn_bench.study.sections import determiners
+from kn_bench.study.writing import cell
 
 
 def test_neurons_recur_in_shares_of_pairs():
@@ -45,3 +50,43 @@ def test_chance_keeps_each_pairs_number_in_each_layer():
     assert chance_recurrence(one, 400, seed=1) == chance_recurrence(one, 400, seed=1)
     with pytest.raises(ValueError, match="no pairs: expected"):
         chance_recurrence([], 5)
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """The section with made-up coarse sets: 40 pairs each but of ``this``, one of ``these``."""
+    own, other = Neuron(3, 36), Neuron(0, 1)
+    sets = {
+        "this": [frozenset({own})] * 21 + [frozenset({other})] * 19,
+        "that": [frozenset({other})] * 40,
+        "these": [frozenset({own, other})],
+        "those": [frozenset({other})] * 2,
+    }
+    monkeypatch.setattr(determiners, "determiner_sets", lambda material: sets)
+    monkeypatch.setattr(determiners, "best_class", lambda profiles, name: [NounsOf(sets[name])])
+    lm = SimpleNamespace(d_mlp=64)
+    settings = StudySettings(neurons=(own,))
+    return determiners.run(SimpleNamespace(lm=lm, settings=settings, profiles=()))
+
+
+class NounsOf:
+    def __init__(self, pairs):
+        self.clusters = [f"noun {i}" for i in range(len(pairs))]
+
+
+def test_the_sentence_rounds_as_the_table_and_inflects(told):
+    """21 of 40 pairs are 0.525: 0.53 in the table."""
+    sentence, by_chance = told.findings
+    assert sentence == (
+        "The given neuron 3:36 recurs in 53% of the 40 pairs of this, 0% of the 40 pairs of that, "
+        "100% of the 1 pair of these, 0% of the 2 pairs of those."
+    )
+    (row,) = (row for row in told.tables[0].rows if row[0] == "3:36")
+    assert cell(row[1], told.tables[0].digits).startswith("0.53 ")
+    assert re.findall(r"% for (\w+)", by_chance) == ["this", "that", "those"]
+
+
+def test_nothing_is_said_of_chance_in_a_single_pair(told):
+    """Its own neurons recur in all of it, whichever they are."""
+    for row in told.tables[0].rows[:2]:
+        assert [chance is None for chance in row[1:5]] == [False, False, True, False]

@@ -326,6 +326,7 @@ def test_a_section_names_no_layer_where_the_subject_ends_the_prompt():
     study = next(study for study in studies if study.total.mean > 0.001)
     side = tracing.TracedTask("fact", (), study, 1, 0)
     (told,) = tracing._findings(side)
+    assert told.startswith("On facts (1 prompt) the noise takes")
     assert re.search(r"residual stream where the answer is read, layer – \(\d", told)
     residual = tracing._peaks([side]).rows[0]
     assert residual[2:5] == (None, None, None)

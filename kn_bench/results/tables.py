@@ -27,6 +27,11 @@ def share(value: Interval, digits: int = 0) -> str:
     return _with_ends(value, lambda end: f"{number(100 * end, digits)}%")
 
 
+def percent(value: float) -> str:
+    """Return ``53%`` for what :func:`number` writes as ``0.53``: 52.5 alone would round to 52."""
+    return NOTHING if math.isnan(value) else f"{float(number(value)):.0%}"
+
+
 def _with_ends(value: Interval, text: Callable[[float], str]) -> str:
     if math.isnan(value.mean):
         return NOTHING

@@ -41,6 +41,7 @@ def run(material: Material) -> Section:
             group, material.lm.d_mlp, draws=settings.permutations, seed=settings.seed
         )
         for name, group in sets.items()
+        if len(group) > 1  # in a single pair each of its neurons recurs in all
     }
     return Section(
         "determiners",
@@ -107,6 +108,11 @@ def label(neuron: Neuron) -> str:
     return f"{neuron.layer}:{neuron.unit}"
 
 
+def sort_of(name: str, neuron: Neuron) -> str:
+    """Return ``plural``, ``singular`` or ``given``: the name of a given neuron has its label."""
+    return name.removesuffix(f" {label(neuron)}")
+
+
 def _findings(
     number: dict[str, Neuron],
     sets: dict[str, list[Neurons]],
@@ -116,19 +122,15 @@ def _findings(
     for name, neuron in number.items():
         # counted anew: one that recurs too seldom to be listed may be a number neuron all the same
         of = {word: sum(neuron in pair for pair in sets[word]) / len(sets[word]) for word in sets}
-        sentences.append(
-            f"The {name} neuron {label(neuron)} recurs in "
-            + ", ".join(
-                f"{of[word]:.0%} of the {tables.counted(len(sets[word]), 'pair')} of {word}"
-                for word in of
-            )
-            + "."
+        shares = (
+            f"{tables.percent(share)} of the {tables.counted(len(sets[word]), 'pair')} of {word}"
+            for word, share in of.items()
         )
-    sentences.append(
-        "By chance the highest share of any neuron is "
-        + ", ".join(f"{chance[word].mean:.0%} for {word}" for word in DETERMINERS)
-        + "."
-    )
+        which = f"{sort_of(name, neuron)} neuron {label(neuron)}"
+        sentences.append(f"The {which} recurs in {', '.join(shares)}.")
+    if chance:
+        highest = (f"{tables.percent(by.mean)} for {word}" for word, by in chance.items())
+        sentences.append(f"By chance the highest share of any neuron is {', '.join(highest)}.")
     return tuple(sentences)
 
 
@@ -154,14 +156,15 @@ def _table(
         )
         for recurrence in recurring
     ]
-    rows.insert(0, ("chance: mean", *(chance[name].mean for name in DETERMINERS), None, None))
-    rows.insert(1, ("chance: 95 %", *(chance[name].high for name in DETERMINERS), None, None))
+    by_chance = [chance.get(name) for name in DETERMINERS]
+    rows.insert(0, ("chance: mean", *(by and by.mean for by in by_chance), None, None))
+    rows.insert(1, ("chance: 95 %", *(by and by.high for by in by_chance), None, None))
     return SectionTable(
         "recurrence",
         "Share of each determiner's pairs in which a neuron recurs, with its 95 % interval over "
         "nouns, and how much the lower share of one number exceeds the higher one of the other; "
         "above them the highest share that any neuron reaches by chance, its mean and 95th "
-        "percentile.",
+        "percentile; a dash for a single pair.",
         (
             "neuron",
             *(f"{name} (n={len(sets[name])})" for name in DETERMINERS),
@@ -196,7 +199,7 @@ def _draw(material: Material, recurring: list[Recurrence]) -> Drawing:
         axes.text(
             column,
             row,
-            f"{shares[neurons[column]][row]:.0%}",
+            tables.percent(shares[neurons[column]][row]),
             ha="center",
             va="center",
             fontsize=7,

@@ -172,6 +172,7 @@ def _known(material: Material, offered: Sequence[tuple[Case, TracePrompt]]) -> s
 def _findings(side: TracedTask) -> list[str]:
     name = TASK[side.task][2]
     total = side.study.total
+    prompts = tables.counted(total.n, "prompt")
     peaks = []
     for kind in KINDS:
         most = peak([e for e in side.study.effects if e.kind == kind], output=False)
@@ -183,9 +184,8 @@ def _findings(side: TracedTask) -> list[str]:
         layer = tables.NOTHING if most.layer is None else most.layer
         peaks.append(f"{TITLES[kind]} {at}, layer {layer} ({tables.mean(most.effect)})")
     return [
-        f"On {name} (n={tables.counted(total.n, 'prompt')}) the noise takes "
-        f"{tables.mean(total)} from {WHAT[side.task]}; apart from the output itself, most is "
-        "regained in the "
+        f"On {name} ({prompts}) the noise takes {tables.mean(total)} from "
+        f"{WHAT[side.task]}; apart from the output itself, most is regained in the "
         + "; ".join(peaks)
         + "."
     ]

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from kn_bench.results.tables import counted, number
 from kn_bench.study.material import Material
 from kn_bench.study.page import NothingToShow, Section, SectionFigure, SectionTable, TableRow
-from kn_bench.study.sections.determiners import label, number_neurons
+from kn_bench.study.sections.determiners import label, number_neurons, sort_of
 from kn_bench.study.sections.modifiers.co_occurrence import NounCounts
 from kn_bench.study.sections.modifiers.modifier_figures import (
     compared,
@@ -96,7 +96,7 @@ def _findings(silenced: SilencedNeuron) -> list[str]:
             f"{len(shifts)} ({published} by the published test)"
         )
     text = [
-        f"The {silenced.name} neuron ({label(silenced.neuron)}), "
+        f"The {sort_of(silenced.name, silenced.neuron)} neuron ({label(silenced.neuron)}), "
         f"{counted(silenced.study.shifts[0].n, 'prompt')}, {_which(silenced)}: "
         + "; ".join(sentences)
         + "."

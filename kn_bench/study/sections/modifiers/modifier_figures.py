@@ -9,7 +9,7 @@ import numpy as np
 
 from kn_bench.results.tables import number
 from kn_bench.study.plots import BLUE, GREEN, GREY, HATCHES, RED, legend_below, panels
-from kn_bench.study.sections.determiners import label
+from kn_bench.study.sections.determiners import label, sort_of
 from kn_bench.study.sections.modifiers.co_occurrence import NounCounts
 from kn_bench.study.sections.modifiers.modifier_shifts import BLOCKS, Block, Shift
 
@@ -25,6 +25,10 @@ COLOUR: dict[Block, str] = {"plural": RED, "singular": BLUE, "neutral": GREEN}
 def whole(silenced: SilencedNeuron) -> list[Shift]:
     """Return the modifiers that are one token for the model; all of them if none is."""
     return [s for s in silenced.study.shifts if s.tokens == 1] or list(silenced.study.shifts)
+
+
+def _called(silenced: SilencedNeuron) -> str:
+    return f"{sort_of(silenced.name, silenced.neuron)} neuron {label(silenced.neuron)}"
 
 
 def draw_change(silenced: Sequence[SilencedNeuron]) -> Drawing:
@@ -46,9 +50,7 @@ def draw_change(silenced: Sequence[SilencedNeuron]) -> Drawing:
             places, [s.modifier.word for s in neuron.study.shifts], rotation=55, ha="right"
         )
         ax.set_ylabel("change of probability")
-        ax.set_title(
-            f"{neuron.name} neuron {label(neuron.neuron)} set to 0 (n = {neuron.study.shifts[0].n})"
-        )
+        ax.set_title(f"{_called(neuron)} set to 0 (n = {neuron.study.shifts[0].n})")
     legend_below(figure, axes[0])
     return figure
 
@@ -105,7 +107,7 @@ def draw_probabilities(silenced: Sequence[SilencedNeuron]) -> Drawing:
         ax.set_xscale("log")
         ax.set_yticks(places, [s.modifier.word for s in shifts])
         ax.set_xlabel("mean probability")
-        ax.set_title(f"{neuron.name} neuron {label(neuron.neuron)}")
+        ax.set_title(_called(neuron))
     return figure
 
 
@@ -134,7 +136,7 @@ def draw_co_occurrence(
         ax.axhline(0, color="black", linewidth=0.8)
         ax.set_xlabel("log odds of a plural noun after it")
         ax.set_ylabel("change of probability")
-        a, title = neuron.association, f"{neuron.name} neuron {label(neuron.neuron)}"
+        a, title = neuron.association, _called(neuron)
         if a and np.isfinite(a.spearman):
             title += (
                 f": rank r = {a.spearman:.2f},\n"
