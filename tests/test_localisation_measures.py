@@ -25,11 +25,11 @@ from kn_bench.localise.measures import (
 from kn_bench.localise.selection import Neuron
 from kn_bench.measure.encoding import EncodedQuery
 from kn_bench.model.seeding import seeded
+from kn_bench.study.material import METHODS, Material
 from kn_bench.study.sections import matched as section
+from kn_bench.study.sections.levels.group_levels import averaged, levels_of
 from tests.made_up_study import made_up_material
 from tests.tiny_models import tiny_model
-from kn_bench.study.material import METHODS
-from kn_bench.study.sections.levels.group_levels import averaged, levels_of
 
 
 def noise(*shape, seed=0):
@@ -210,6 +210,24 @@ def test_shares_that_all_groups_agree_on_have_an_interval(name, agreed, capped, 
     assert mean == pytest.approx((agreed, agreed - q * agreed, agreed + q * (1 - agreed), 3))
     beyond = [replace(g, capped=replace(g.capped, tau=Measure(-0.3))) for g in groups]
     assert averaged(beyond, "tau")[:3] == pytest.approx((-0.3, -0.3, -0.3))
+
+
+def test_groups_draw_their_nulls_apart_and_from_the_seed():
+    """Equal scores in two groups: from one seed all their nulls were equal."""
+    made_up = made_up_material()
+    profile = made_up.profiles[0]
+    other = replace(profile, group=replace(profile.group, id="another"))
+
+    def nulls(of, seed):
+        settings = replace(made_up.settings, seed=seed)
+        seeded_otherwise = Material(made_up.lm, made_up.cases, settings)
+        (levels,) = levels_of(seeded_otherwise, of, METHODS[:1], resamples=2)
+        return [levels.capped.attribution_share.null, levels.capped.r1_squared.null]
+
+    first, second = nulls(profile, 0), nulls(other, 0)
+    assert not set(first) & set(second)
+    assert not set(first) & set(nulls(profile, 1))
+    assert first == nulls(profile, 0)
 
 
 def test_localisation_is_seeded():

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from kn_bench.cases.sampling import stable_hash
 from kn_bench.localise.groups import Profile
 from kn_bench.localise.locating import Locating
 from kn_bench.localise.measures import Localisation, Measure, localisation
@@ -60,6 +61,8 @@ def levels_of(
     material: Material, profile: Profile, methods: Sequence[str], resamples: int
 ) -> list[GroupLevels]:
     group_levels = []
+    # of its own for each group: means of their nulls would share what one seed draws
+    seed = stable_hash("levels", material.settings.seed, profile.group.id)
     for method in methods:
         scores = material.scores(profile, method)
         unrelated = _unrelated(material, profile) if method == METHODS[0] else None
@@ -70,7 +73,7 @@ def levels_of(
                 unrelated=unrelated,
                 resamples=resamples,
                 draws=material.settings.permutations,
-                seed=material.settings.seed,
+                seed=seed,
             )
             for locating in (CAPPED, UNCAPPED)
         ]
