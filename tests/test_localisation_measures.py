@@ -195,13 +195,13 @@ def test_the_likeness_of_two_prompts_has_no_interval(n):
 def test_shares_that_all_groups_agree_on_have_an_interval(name, agreed, capped, material):
     """By hand: none of n groups deviates with probability (1 - q)^n = 0.025."""
     (levels,) = levels_of(material, material.profiles[0], METHODS[:1], resamples=5)
-    same = {name: Measure(agreed)}
+    tau, share = Measure(0.7), Measure(0.25)
     groups = [
         replace(
             levels,
             profile=replace(levels.profile, group=replace(levels.profile.group, id=f"{i}")),
-            capped=replace(levels.capped, **same),
-            uncapped=replace(levels.uncapped, **same),
+            capped=replace(levels.capped, tau=tau, attribution_share=share),
+            uncapped=replace(levels.uncapped, tau=tau, attribution_share=share),
         )
         for i in range(3)
     ]

@@ -1,17 +1,17 @@
 """Neurons that recur in a class's pairs, and what recurs by chance."""
 
 import re
+from dataclasses import replace
 from itertools import product
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from kn_bench.localise.recurrence import chance_recurrence, number_neuron, recurrences
 from kn_bench.localise.selection import Neuron
-from kn_bench.study.material import StudySettings
 from kn_bench.study.sections import determiners
 from kn_bench.study.writing import cell
+from tests.made_up_study import made_up_material
 
 
 def test_neurons_recur_in_shares_of_pairs():
@@ -64,9 +64,9 @@ def told(monkeypatch):
     }
     monkeypatch.setattr(determiners, "determiner_sets", lambda material: sets)
     monkeypatch.setattr(determiners, "best_class", lambda profiles, name: [NounsOf(sets[name])])
-    lm = SimpleNamespace(d_mlp=64)
-    settings = StudySettings(neurons=(own,))
-    return determiners.run(SimpleNamespace(lm=lm, settings=settings, profiles=()))
+    made_up = made_up_material()
+    made_up.settings = replace(made_up.settings, neurons=(own,))
+    return determiners.run(made_up)
 
 
 class NounsOf:

@@ -19,6 +19,7 @@ from kn_bench.localise.patching import Patch, PatchedRun, branched, restore
 from kn_bench.localise.token_positions import by_role, peak, roles, trace_prompt, trace_study
 from kn_bench.localise.tracing import KINDS, Trace, trace, windowed
 from kn_bench.measure.encoding import Unencodable
+from kn_bench.measure.statistics import Interval
 from kn_bench.model.attention import attention_output
 from tests.tiny_models import FAMILIES, WINDOWED, tiny_model
 
@@ -294,7 +295,9 @@ def test_averages_by_role_count_each_prompt_once():
     assert mean["answer", 1] == pytest.approx([0.7, 2])
     assert ("next", 0) not in mean
     assert effects.total.mean == pytest.approx((0.8 + 0.6) / 2)
-    assert peak(effects.effects)[:2] == ("answer", 1)
+    highest = peak(effects.effects)
+    assert highest is not None
+    assert (highest.role, highest.layer) == ("answer", 1)
 
 
 @pytest.mark.parametrize(
@@ -312,7 +315,9 @@ def test_averages_by_role_count_each_prompt_once():
 def test_layers_that_regain_as_much_are_not_told_apart(scores, expected):
     """The last layer's state where the answer is read is the output itself: it is no peak."""
     effects = by_role([trace_of(scores)], ["a"]).effects
-    assert peak(effects, output=False)[:2] == expected
+    highest = peak(effects, output=False)
+    assert highest is not None
+    assert (highest.role, highest.layer) == expected
     assert peak([e for e in effects if (e.role, e.layer) == ("answer", 1)], output=False) is None
 
 
@@ -328,9 +333,10 @@ def test_a_section_names_no_layer_where_the_subject_ends_the_prompt():
     (told,) = tracing._findings(side)
     assert told.startswith("On facts (1 prompt) the noise takes")
     assert re.search(r"residual stream where the answer is read, layer – \(\d", told)
-    residual = tracing._peaks([side]).rows[0]
-    assert residual[2:5] == (None, None, None)
-    assert residual[5].mean == pytest.approx(study.total.mean, abs=1e-6)
+    *before, late = tracing._peaks([side]).rows[0]
+    assert before == ["facts", "residual stream", None, None, None]
+    assert isinstance(late, Interval)
+    assert late.mean == pytest.approx(study.total.mean, abs=1e-6)
 
 
 def test_intervals_of_role_effects_cover_at_the_stated_rate():
