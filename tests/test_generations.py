@@ -200,7 +200,17 @@ def test_references_of_ones_own_and_published_weights(tmp_path):
     with pytest.raises(ValueError, match=r"expected a word for each of the 1 weights of idf\.npy"):
         read_references(path)
     about = {"relation": "P36", "target": "Rome", "texts": ["Rome is old."]}
-    for wrong in ({"texts": "Rome is old."}, {"texts": None}, {"relation": None}, {"target": None}):
+    samples = {"relation_id": "P36", "target_id": "Q220", "samples": [{"text": None}]}
+    for wrong in (
+        {"texts": "Rome is old."},
+        {"texts": None},
+        {"texts": [None, {"text": "x"}, 3]},
+        {"texts": {"a": "b"}},
+        {"relation": None},
+        {"target": None},
+        samples,
+        samples | {"samples": {"text": "Rome is old."}},
+    ):
         path.write_text(json.dumps(about | wrong))
         with pytest.raises(ValueError, match="expected relation, target and texts, or relation_id"):
             read_references(path)

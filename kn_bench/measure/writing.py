@@ -104,11 +104,12 @@ def _target(fields: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _texts(fields: Mapping[str, Any]) -> list[str]:
-    if "samples" in fields:
-        return [str(sample["text"]) for sample in fields["samples"]]
-    if isinstance(fields["texts"], str):
+    texts = (
+        [sample["text"] for sample in fields["samples"]] if "samples" in fields else fields["texts"]
+    )
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise TypeError("a list of texts")
-    return list(map(str, fields["texts"]))
+    return texts
 
 
 @dataclass(frozen=True)
