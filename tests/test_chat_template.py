@@ -1,5 +1,6 @@
 """A chat model asked by its template: the template's tokens stand in front of every text."""
 
+import hashlib
 import json
 import shutil
 
@@ -9,11 +10,15 @@ import torch
 from kn_bench.cases import sources
 from kn_bench.measure.encoding import EncodedCase, encode_cases
 from kn_bench.model import embedded
-from kn_bench.model.chat_template import REQUEST, has_template, sentence
+from kn_bench.model.chat_template import REQUEST, digest, has_template, sentence
 from kn_bench.model.context_templates import contexts
 from kn_bench.model.loading import load_model
 from kn_bench.model.loading_tokens import load_tokens
 from kn_bench.model.tokens import Span, last_token_of
+from kn_bench.results.beside import differing
+from kn_bench.results.manifest import differences, read_manifest
+from kn_bench.testing.models import Models
+from kn_bench.testing.options import Options
 
 TEMPLATE = (
     "{% for m in messages %}the {{ m['role'] }} said {{ m['content'] }}\n{% endfor %}"
@@ -91,6 +96,36 @@ def test_the_header_says_how_a_chat_model_is_measured(chat):
     assert sentence("tiny-gpt2", chosen=False) == ""
     assert "measured as a base model" in sentence(str(chat), chosen=False)
     assert REQUEST in sentence(str(chat), chosen=True)
+
+
+def test_what_a_template_renders_is_recorded_and_tells_runs_apart(chat, bench):
+    """Two days of a template that states the date."""
+    bench.pytester.makeconftest("")  # no toys
+    folder, manifests = bench.path / "chat", {}
+    shutil.copytree(chat, folder)
+    asked = ("--model=chat", "--chat-template", "--method=none", "--relation=P36", "--limit=1",
+             "-k", "reliability")  # fmt: skip
+    for date in ("1 May", "2 May"):
+        (folder / "chat_template.jinja").write_text(f"it is {date}\n{TEMPLATE}")
+        result = bench.run(*asked, f"--run={date[0]}")
+        assert result.ret == 0, result.stdout.str()
+        manifests[date] = read_manifest(bench.path / "reports" / "runs" / date[0])
+    (clause,) = differences(*manifests.values())  # of which a resumed run or a shard has none
+    assert clause.startswith("options: chat template of chat ")
+    assert differing(manifests.values(), "chat") == ("chat template of chat",)
+    plain = load_tokens(str(chat))
+    written = plain.encode(f"it is 2 May\nthe user said {REQUEST}\nthe answer was ").ids
+    expected = hashlib.sha256(repr(written).encode()).hexdigest()
+    assert manifests["2 May"].options["chat template of chat"] == expected
+
+
+def test_a_template_that_renders_otherwise_as_the_run_goes_on_is_told(chat):
+    templates = {str(chat): digest(load_tokens(str(chat), chat_template=True))}
+    options = Options(chat_template=True)
+    assert Models(options, "cpu", {}, templates=templates).model(str(chat)).name == str(chat)
+    gone = Models(options, "cpu", {}, templates=dict.fromkeys(templates, "0" * 64))
+    with pytest.raises(ValueError, match=r"expected the text that the template of .* rendered"):
+        gone.model(str(chat))
 
 
 def test_a_template_in_the_tokenizers_settings_counts(tmp_path):

@@ -187,6 +187,10 @@ def test_a_broken_baseline_is_one_sentence(tmp_path, text, message):
             ),
         ),
         ({"set": "rome.layer=3", "preset rome gpt2": "lr=1"}, ()),  # another model
+        (
+            {"set": "rome.layer=3", "chat template of tiny-gpt2": "a1", "chat template of x": "b"},
+            ("chat template of tiny-gpt2: not set in the baseline, a1 now.",),
+        ),
     ],
 )
 @pytest.mark.parametrize("old", [True, False])

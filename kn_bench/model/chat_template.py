@@ -10,11 +10,15 @@ Without ``--chat-template`` a chat model is measured as a base model: it goes on
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kn_bench.model.source import on_hub, source_of
+
+if TYPE_CHECKING:
+    from kn_bench.model.tokens import Tokens
 
 REQUEST = "Complete the sentence."
 """What the user says."""
@@ -50,6 +54,14 @@ def begin_with_template(name: str, tokenizer: Any) -> None:
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single="<chat> $A", special_tokens=[start]
     )
+
+
+def digest(tokens: Tokens) -> str:
+    """Return SHA-256 of the template's tokens, those of a text without any of its own.
+
+    A template is a program: it may state the date, and then renders otherwise tomorrow.
+    """
+    return hashlib.sha256(repr(tokens.encode("").ids).encode()).hexdigest()
 
 
 def refuse_without(name: str) -> None:

@@ -16,7 +16,7 @@ from kn_bench.results.comparison import COLUMNS, grouped, scores_of, several
 from kn_bench.results.files import StoreError, write_text
 from kn_bench.results.frames import uncoded
 from kn_bench.results.loading import SEQUENCE, Runs
-from kn_bench.results.manifest import PRESET, Manifest
+from kn_bench.results.manifest import PRESET, TEMPLATE, Manifest
 
 FORMAT = 1
 """Of a baseline's file: the newest that can be read."""
@@ -134,11 +134,14 @@ def baseline_of(runs: Runs) -> Baseline:
 
 
 def settings_of(manifests: Iterable[Manifest]) -> dict[str, str]:
-    """Return how methods are set: ``rome.layer`` -> value, ``preset rome gpt2`` -> its values."""
+    """Return how methods are set, and models asked, as the manifests' options have it.
+
+    ``rome.layer`` -> value, ``preset rome gpt2`` -> its values, ``chat template of ID`` -> digest.
+    """
     said: dict[str, str] = {}
     for manifest in manifests:
         options = manifest.options
-        said |= {name: text for name, text in options.items() if name.startswith(PRESET)}
+        said |= {n: text for n, text in options.items() if n.startswith((PRESET, TEMPLATE))}
         for word in _SETTING.split(options.get("set", "")):
             name, equals, value = word.partition("=")
             said |= {name: value} if equals else {}

@@ -18,6 +18,9 @@ from kn_bench.results.files import StoreError, write_text
 PRESET = "preset "
 """The beginning of the options that hold the values of a preset: ``preset rome gpt2``."""
 
+TEMPLATE = "chat template of "
+"""The beginning of the options that hold a digest of a model's chat template as it is rendered."""
+
 FILE = "manifest.json"
 FORMAT = 1
 """Of a run's files: the newest that can be read."""

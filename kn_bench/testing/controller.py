@@ -20,7 +20,7 @@ from kn_bench.editing import builtin, registry
 from kn_bench.editing.registry import Registry, RegistryError
 from kn_bench.measure.protocols import SINGLE
 from kn_bench.model import embedded
-from kn_bench.model.chat_template import REQUEST, refuse_without, sentence
+from kn_bench.model.chat_template import REQUEST, digest, refuse_without, sentence
 from kn_bench.model.source import on_hub, origin
 from kn_bench.model.trial import refuse_unloadable
 from kn_bench.testing import generations, method_fixtures, sequences, units
@@ -81,6 +81,7 @@ class RunController:
                 if self.options.chat_template:
                     refuse_without(model)
                 self._check_loads(model)
+            self._templates = self._rendered_templates()
             self._arguments = self._checked_arguments() | generations.described(self.options)
         except (ValueError, OSError, RegistryError) as error:
             raise pytest.UsageError(str(error)) from error
@@ -111,6 +112,18 @@ class RunController:
             commit=self.fingerprints[model] if on_hub(model) else None,
             chat_template=self.options.chat_template,
         )
+
+    def _rendered_templates(self) -> dict[str, str]:
+        """Return the digests of the models' chat templates, by model, where they are asked so."""
+        if not self.options.chat_template:
+            return {}
+        from kn_bench.model.loading_tokens import load_tokens
+
+        commits = self._commits()
+        return {
+            name: digest(load_tokens(name, commit=commits.get(name), chat_template=True))
+            for name in self.fingerprints
+        }
 
     def _drawn(self) -> Drawing | None:
         """Return the sequences of the protocol; None under ``single``."""
@@ -289,6 +302,8 @@ class RunController:
         )
 
     def _bearing_on_results(self) -> Mapping[str, str]:
+        from kn_bench.results.manifest import TEMPLATE
+
         options = self.options
         return {
             "cases": " ".join(self.plan.offered),
@@ -299,6 +314,7 @@ class RunController:
             "dtype": options.dtype,
             **({"attention": options.attention} if options.attention else {}),
             **({"chat template": REQUEST} if options.chat_template else {}),
+            **{f"{TEMPLATE}{name}": text for name, text in self._templates.items()},
             **({"corpus": self._corpus} if self._corpus else {}),
             **{f"origin of {name}": text for name, text in self._origins.items()},
             "methods": " ".join(self._methods),
@@ -341,6 +357,7 @@ class RunController:
             known=self.options.known_ids,
             sequences=sequences.pack_sequences(self.drawing),
             edits=folder / "edits",
+            templates=self._templates,
             progress=progress_file(folder / units.FOLDER, worker),
         )
 

@@ -27,7 +27,7 @@ from kn_bench.results.comparison import (
 )
 from kn_bench.results.files import StoreError
 from kn_bench.results.loading import Runs
-from kn_bench.results.manifest import PRESET
+from kn_bench.results.manifest import PRESET, TEMPLATE
 
 EXIT_FELL = 10
 """Exit status of a run that fell behind its baseline; pytest takes 0 to 6 for itself."""
@@ -155,7 +155,7 @@ def _changed(baseline: Baseline, runs: Runs, others: bool) -> Iterable[str]:
 def _otherwise_set(
     baseline: Baseline, runs: Runs, methods: Collection[str], models: Collection[str]
 ) -> Iterator[str]:
-    """Yield what ``--set`` and ``--preset`` said otherwise for the baseline.
+    """Yield what was set otherwise for the baseline: ``--set``, ``--preset``, ``--chat-template``.
 
     Args:
         baseline: what is held against; one from before this was written down yields nothing.
@@ -174,7 +174,9 @@ def _otherwise_set(
 
 
 def _concerns(name: str, methods: Collection[str], models: Collection[str]) -> bool:
-    """Tell whether a setting, or a preset's values, bear on what is compared."""
+    """Tell whether a setting, a preset's values or a chat template bear on what is compared."""
+    if name.startswith(TEMPLATE):
+        return name.removeprefix(TEMPLATE) in models
     if name.startswith(PRESET):
         _, method, model = name.split(" ", 2)
         return method in methods and model in models

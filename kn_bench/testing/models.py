@@ -34,6 +34,7 @@ class Models:
         options: dtype, memory and seed are taken from it.
         device: where this process computes.
         commits: which commit of a model on the hub to load, by the model's name.
+        templates: digests of chat templates as the run records them, by the model's name.
         workers: processes that share the machine's memory.
         progress: what long work reports to.
     """
@@ -44,6 +45,7 @@ class Models:
         device: str,
         commits: Mapping[str, str],
         *,
+        templates: Mapping[str, str] | None = None,
         workers: int = 1,
         progress: Progress | None = None,
     ) -> None:
@@ -52,6 +54,7 @@ class Models:
         self._progress = progress or Silent()
         self._device = device
         self._commits = commits
+        self._templates = templates or {}
         self._engines: OrderedDict[str, Engine] = OrderedDict()
         self._failed: dict[str, str] = {}
         self._refused = ""
@@ -91,6 +94,7 @@ class Models:
     def _load(self, name: str) -> Engine:
         from kn_bench.measure.engine import Engine
         from kn_bench.model.cache_folder import cache_folder
+        from kn_bench.model.chat_template import digest
         from kn_bench.model.loading import load_model
 
         refuse_changed_settings()
@@ -102,6 +106,11 @@ class Models:
                 attention=self._options.attention or None,
                 commit=self._commits.get(name),
                 chat_template=self._options.chat_template,
+            )
+        if name in self._templates and digest(model.tokens) != self._templates[name]:
+            raise ValueError(
+                f"--chat-template: expected the text that the template of {name} rendered as the "
+                "run began, and it renders another now, such as the time; have it state a fixed one"
             )
         model.progress = self._progress
         share_memory(model, name, self._device, self._workers)

@@ -67,6 +67,7 @@ class SuiteSession:
             options,
             worker_config.device,
             worker_config.commits,
+            templates=worker_config.templates,
             workers=worker_config.workers,
             progress=self._progress,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -32,6 +32,7 @@ class WorkerConfig:
         known: ids of the cases that are known, where only these are asked.
         sequences: what was drawn for the protocol, packed; "" under ``single``.
         edits: folder of the sequences' steps; None: they are not stored.
+        templates: digests of the models' chat templates as the controller rendered them, by name.
         progress: file to report progress in; None for nobody.
     """
 
@@ -46,6 +47,7 @@ class WorkerConfig:
     sequences: str = ""
     edits: Path | None = None
     progress: Path | None = None
+    templates: Mapping[str, str] = field(default_factory=dict)
 
     def applied(self, options: Options) -> Options:
         """Return the options of a worker with what the controller settled."""
@@ -67,6 +69,7 @@ def pack(worker_config: WorkerConfig) -> dict[str, Any]:
         "sequences": worker_config.sequences,
         "edits": str(worker_config.edits),
         "progress": str(worker_config.progress or ""),
+        "templates": "\n".join("\t".join(pair) for pair in worker_config.templates.items()),
     }
 
 
@@ -88,6 +91,7 @@ def unpack(packed: Mapping[str, Any]) -> WorkerConfig:
         packed["sequences"],
         Path(packed["edits"]),
         Path(packed["progress"]) if packed["progress"] else None,
+        dict(line.split("\t") for line in packed["templates"].splitlines()),
     )
 
 
