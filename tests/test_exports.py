@@ -54,6 +54,7 @@ def test_latex_has_balanced_tables_and_escaped_names(runs, tmp_path):
     rows = [line for line in text.split("\n") if line.startswith("rome")]
     assert all(row.count("&") == 8 and row.endswith(r"\\") for row in rows)
     assert r"$^\circ$" in rows[0]
+    assert "; $n = 16$ cases." in text
 
 
 def has_booktabs() -> bool:

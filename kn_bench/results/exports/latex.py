@@ -104,4 +104,5 @@ def _interval(value: Interval, mark: str = "") -> str:
 def _counts(lines: Sequence[Line]) -> str:
     n = [line.criteria[c].interval.n for line in lines for c in CRITERIA]
     measured = [each for each in n if each] or [0]
-    return f"$n = {min(measured)}$ to ${max(measured)}$ cases"
+    fewest, most = min(measured), max(measured)
+    return f"$n = {fewest}$" + (f" to ${most}$" if most > fewest else "") + " cases"
