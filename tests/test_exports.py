@@ -16,6 +16,7 @@ from kn_bench.cases.sampling import slug
 from kn_bench.results.board import board
 from kn_bench.results.exports import chosen
 from kn_bench.results.exports.every_eval_ever import _references
+from kn_bench.results.exports.latex import latex
 from kn_bench.results.exports.naming import distinct, identity
 from kn_bench.results.files import StoreError
 from kn_bench.results.loading import load_runs
@@ -55,6 +56,16 @@ def test_latex_has_balanced_tables_and_escaped_names(runs, tmp_path):
     assert all(row.count("&") == 8 and row.endswith(r"\\") for row in rows)
     assert r"$^\circ$" in rows[0]
     assert "; $n = 16$ cases." in text
+
+
+def test_latex_gives_the_range_of_n_and_names_methods_without_a_control(tmp_path):
+    scores = {"rome": GOOD, "control:rome": CHANCE, "my_code": GOOD | {"symmetry": [1.0] * 9}}
+    text = latex(load_runs([write_run(tmp_path, scores)]))
+    assert "; $n = 9$ to $16$ cases." in text
+    named = (
+        r"No control on tiny-gpt2, so no $^\circ$ and a rank after all that have one: the method"
+    )
+    assert rf"{named} my\_code.}}" in text
 
 
 def has_booktabs() -> bool:

@@ -162,7 +162,7 @@ def _table(name: TableName, lines: Sequence[Line], each: int, *, compared: bool)
         elif taken[line.name.model] < each:
             taken[line.name.model] += 1
             shown.append(line)
-            if compared and _is_alone(line):
+            if compared and is_alone(line):
                 alone.setdefault(line.name.model, []).append(line.name.shown)
     named = sum(map(len, by_chance.values()))
     return BoardTable(
@@ -180,7 +180,7 @@ def _is_by_chance(line: Line) -> bool:
     return not line.beating and any(line.criteria[c].no_better for c in SCORED)
 
 
-def _is_alone(line: Line) -> bool:
+def is_alone(line: Line) -> bool:
     """Tell whether there are scores, and no control to compare them with."""
     return not line.controlled and any(line.criteria[c].interval.n for c in SCORED)
 
@@ -236,12 +236,17 @@ def below(table: BoardTable) -> Iterator[str]:
     for model, methods in table.by_chance:
         yield f"Like chance damage in every criterion on {model}: {_methods(methods)}."
     for model, methods in table.alone:
-        yield (
-            f"No control on {model}, so no {MARK} and a rank after all that have one: "
-            f"{_methods(methods)}."
-        )
+        yield no_control(model, methods)
     if table.further:
         yield f"{table.further} further rows are on the page."
+
+
+def no_control(model: str, methods: Sequence[str]) -> str:
+    """Name the methods that are compared with nothing, where others have a control."""
+    return (
+        f"No control on {model}, so no {MARK} and a rank after all that have one: "
+        f"{_methods(methods)}."
+    )
 
 
 def _methods(names: Sequence[str]) -> str:

@@ -14,7 +14,7 @@ from kn_bench.measure.statistics import Interval
 from kn_bench.results.board import Figure, Line, board, has_control
 from kn_bench.results.escaping import terminal
 from kn_bench.results.files import write_text
-from kn_bench.results.leaderboard import NOT_COMPARED, TableName
+from kn_bench.results.leaderboard import MARK, NOT_COMPARED, TableName, is_alone, no_control
 from kn_bench.results.loading import Runs
 
 SPECIAL = {
@@ -60,7 +60,7 @@ def latex(runs: Runs) -> str:
 def _table(name: TableName, lines: Sequence[Line]) -> str:
     columns = ("$S$", "$K$", *(criterion.capitalize() for criterion in CRITERIA))
     label = "".join(c for c in f"kn-bench-{name.task}-{name.protocol}-{name.asked}" if c != ":")
-    compared = COMPARED if has_control(lines) else NOT_COMPARED
+    compared = " ".join([COMPARED, *_alone(lines)]) if has_control(lines) else NOT_COMPARED
     caption = CAPTION.format(title=escaped(str(name)), counts=_counts(lines), compared=compared)
     parts = [
         r"\begin{table}",
@@ -76,6 +76,15 @@ def _table(name: TableName, lines: Sequence[Line]) -> str:
         r"\end{table}",
     ]
     return "\n".join(parts)
+
+
+def _alone(lines: Sequence[Line]) -> Iterator[str]:
+    """Yield, a model a sentence, which rows have no control."""
+    alone: dict[str, list[str]] = {}
+    for line in filter(is_alone, lines):
+        alone.setdefault(line.name.model, []).append(line.name.shown)
+    for model, methods in alone.items():
+        yield escaped(no_control(model, methods)).replace(MARK, r"$^\circ$")
 
 
 def _rows(lines: Sequence[Line]) -> Iterator[str]:
