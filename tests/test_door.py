@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import doctest
 import pickle
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -222,6 +223,22 @@ def test_what_cannot_be_generated_is_refused():
     edit = kn.NeuronEdit((kn.NeuronScale(99, torch.arange(2), 0.0),))
     with pytest.raises(ValueError, match="the edit edits layer 99"):
         kn.edited(tiny_model("gpt2"), edit).__enter__()
+
+
+@pytest.mark.parametrize("name", ["tiny-gpt2", "tiny-bert"])
+def test_a_fact_that_cannot_be_located_has_its_reason(name):
+    model = kn.load_model(name)
+    words: Any = {"subject": "Canada", "target_true": "Ottawa", "target_new": "Rome"}
+    long = kn.EditRequest(prompt="The capital of {} is" + " so" * model.tokens.max_length, **words)
+    expected = f"a query that {name} can be asked, and none of 1 can be (the text is longer than"
+    with pytest.raises(ValueError, match=re.escape(expected)):
+        kn.locate(model, long)
+    if model.is_causal:
+        inside = kn.EditRequest(prompt="{} has", suffix=" as its capital", **words)
+        with pytest.raises(
+            ValueError, match=r"\(the answer is followed by more text: only a masked"
+        ):
+            kn.locate(model, inside)
 
 
 def test_an_evaluation_is_what_pytest_measures(tmp_path):

@@ -287,7 +287,13 @@ def test_what_cannot_be_written_is_refused_before_the_run(pytestconfig, tmp_path
     alone = Options(references=Path("x.json"))
     with pytest.raises(pytest.UsageError, match="expected --generations N, the number of texts"):
         _refuse_contradictions(alone, pytestconfig)
-    with pytest.raises(ValueError, match=r"x\.json: expected a data file"):
+    with pytest.raises(ValueError, match=r"^--references .*x\.json: expected a data file"):
+        generations.described(Options(generations=1, references=tmp_path / "x.json"))
+    (tmp_path / "x.json").write_text("[]")
+    needs = (
+        r"^--references x\.json: expected records, .*; give relation, target and texts a record$"
+    )
+    with pytest.raises(ValueError, match=needs):
         generations.described(Options(generations=1, references=tmp_path / "x.json"))
     with pytest.raises(argparse.ArgumentTypeError, match="'-1': expected 0 or a positive integer"):
         whole("-1")

@@ -15,7 +15,7 @@ from kn_bench.localise.corruption import Kind, embedding_std, noise
 from kn_bench.localise.locating import Bag, Located, Locating
 from kn_bench.localise.token_positions import trace_prompt
 from kn_bench.localise.tracing import KINDS, Trace
-from kn_bench.measure.encoding import Unencodable
+from kn_bench.measure.encoding import Unencodable, try_query
 from kn_bench.model.given import check_type, finite, listed, whole
 from kn_bench.model.language_model import LanguageModel
 from kn_bench.model.loaded import check_model
@@ -50,9 +50,11 @@ def locate(
     bag = Bag(with_queries(request).queries, request.task)
     (located,) = locating.locate(model, [bag], settings)
     if not located.queries:
+        tried = [try_query(query, model.tokens, bag.task) for query in bag.queries]
+        reasons = dict.fromkeys(each.reason for each in tried if isinstance(each, Unencodable))
         raise ValueError(
-            f"{request.id}: expected a prompt that {model.name} can be asked, and none of "
-            f"{len(bag.queries)} fits its tokenizer; give queries of which the answer is one token"
+            f"{request.id}: expected a query that {model.name} can be asked, and none of "
+            f"{len(bag.queries)} can be ({'; '.join(reasons)}); give others"
         )
     return located
 

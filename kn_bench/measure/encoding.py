@@ -23,6 +23,7 @@ from kn_bench.cases.reading import without_collecting
 from kn_bench.measure.encoded import (
     AFTER,
     BUDGET,
+    NOT_LAST,
     UNNAMED,
     AnswerRow,
     EncodedCase,
@@ -57,6 +58,7 @@ __all__ = [
     "encode_probe",
     "encode_query",
     "encode_request",
+    "try_query",
 ]
 
 CHUNK = 2048
@@ -122,7 +124,13 @@ def encode_probe(
 
 
 def encode_query(query: Query, tokens: Tokens, task: Task = "fact") -> EncodedQuery | None:
-    """Encode a query; return None if it cannot be encoded.
+    """Encode a query as :func:`try_query` does; return None if it cannot be encoded."""
+    encoded = try_query(query, tokens, task)
+    return None if isinstance(encoded, Unencodable) else encoded
+
+
+def try_query(query: Query, tokens: Tokens, task: Task = "fact") -> EncodedQuery | Unencodable:
+    """Encode a query, or say why it cannot be encoded.
 
     Args:
         task: for a causal model a fact's answer must end its text; a pair's word may be followed
@@ -131,11 +139,11 @@ def encode_query(query: Query, tokens: Tokens, task: Task = "fact") -> EncodedQu
     if tokens.kind == "masked":
         return _masked_query(query, tokens)
     if task == "fact" and not query.cloze.answer_is_last:
-        return None
+        return Unencodable(NOT_LAST, query.cloze.fill("▁"))
     probe = Probe("query", "reliability", query.cloze, query.answer, query.answer, task="pair")
     body = encode_one(Causal(tokens, ""), probe)
     if isinstance(body, Unencodable):
-        return None
+        return body
     return EncodedQuery(body.prompt_ids, body.answer_position, body.expected.targets)
 
 
@@ -197,10 +205,11 @@ def _case(case: Case, bodies: Mapping[Key, Body | Unencodable]) -> EncodedCase |
     return EncodedCase(case, tuple(encoded), tuple(excluded))
 
 
-def _masked_query(query: Query, tokens: Tokens) -> EncodedQuery | None:
+def _masked_query(query: Query, tokens: Tokens) -> EncodedQuery | Unencodable:
     (answered,) = in_place([(query.cloze, query.answer)], tokens)
     mask = tokens.mask_id
-    if isinstance(answered, Unencodable) or mask is None:
-        return None
+    assert mask is not None  # Tokens has looked
+    if isinstance(answered, Unencodable):
+        return answered
     ids = (*answered.before, *(mask for _ in answered.answer), *answered.after)
     return EncodedQuery(ids, len(answered.before), answered.answer)

@@ -74,10 +74,14 @@ def read_references(path: Path) -> References:
     ``idf.npy`` and ``tfidf_vocab.json`` where both stand beside the file, else over its texts.
 
     Raises:
-        ValueError: one sentence, for a file in neither form.
+        ValueError: one sentence, for a file that cannot be read or is in neither form.
     """
     by_target: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
-    for record in read_records(path):
+    try:
+        records = read_records(path, wanted="relation, target and texts")
+    except ValueError as error:
+        raise ValueError(f"--references {error}") from None
+    for record in records:
         try:
             by_target[_target(record.fields)] += _texts(record.fields)
         except (KeyError, TypeError):

@@ -62,7 +62,11 @@ def _record(
 
 
 def read_records(
-    path: Path, *, wrong: list[str] | None = None, first: int | None = None
+    path: Path,
+    *,
+    wrong: list[str] | None = None,
+    first: int | None = None,
+    wanted: str = "a fact or a minimal pair",
 ) -> list[FileRecord]:
     """Read the records of a file.
 
@@ -70,6 +74,7 @@ def read_records(
         path: the file.
         wrong: where to note the lines that are not JSON objects, instead of raising at the first.
         first: how many of them; None for all.
+        wanted: what a record holds, for complaints.
 
     Raises:
         ValueError: one sentence, for a file that cannot be read, holds no records, or repeats a
@@ -77,7 +82,7 @@ def read_records(
     """
     records = list(islice(_records(path, wrong), first))
     if not records and not wrong:
-        raise _no_records(path)
+        raise ValueError(f"{path.name}: expected records, it holds none; give {wanted} a record")
     return records
 
 
@@ -118,12 +123,6 @@ def with_lists_read(record: FileRecord, names: Collection[str]) -> dict[str, Any
         else value
         for name, value in record.fields.items()
     }
-
-
-def _no_records(path: Path) -> ValueError:
-    return ValueError(
-        f"{path.name}: expected records, it holds none; give a fact or a minimal pair a record"
-    )
 
 
 def _records(path: Path, wrong: list[str] | None) -> Iterator[FileRecord]:
