@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from kn_bench.results.log import LOG
 from kn_bench.results.rows import GenerationRow, decode_rows
 from kn_bench.testing import generations
 from kn_bench.testing.options import Options, _refuse_contradictions
+from kn_bench.testing.plan import make_plan
 from kn_bench.testing.values import whole
 from tests.conftest import PLUGINS
 from tests.published_forms import COUNTERFACT
@@ -253,10 +255,12 @@ def test_board_page_and_table_have_what_was_written(tmp_path, model):
 
 def test_generations_through_pytest(pytester, monkeypatch):
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
-    suites = (*PLUGINS, "--pyargs", "kn_bench.suites", "--model", "tiny-gpt2", "--method", "none")
+    models = ("--model", "tiny-gpt2", "--model", "tiny-bert")
+    suites = (*PLUGINS, "--pyargs", "kn_bench.suites", *models, "--method", "none")
     choice = ("--relation", "P36", "--limit", "1", "--run", "r", "--generations", "2")
     ended = pytester.runpytest_subprocess(*suites, *choice)
     assert ended.ret == 0
+    ended.stdout.fnmatch_lines(["kn_bench: generations: masked models write nothing: tiny-bert"])
     (folder,) = (path.parent for path in pytester.path.rglob(LOG))
     rows = decode_rows((folder / LOG).read_text())
     (row,) = [row for row in rows if isinstance(row, GenerationRow)]
@@ -264,6 +268,37 @@ def test_generations_through_pytest(pytester, monkeypatch):
     assert row.written.fluency_before == row.written.fluency_after > 0
     assert json.loads((folder / "manifest.json").read_text())["options"]["generations"] == "2"
     assert "## Free generation" in (pytester.path / "reports" / "leaderboard.md").read_text()
+
+
+def test_what_is_written_and_compared_is_announced_and_nothing_at_all_is_refused(tmp_path, model):
+    cases, path = facts(tmp_path), tmp_path / "references.jsonl"
+    asked = Options(
+        models=("tiny-gpt2", "tiny-bert"), cases=(str(tmp_path / "facts.jsonl"),), generations=1,
+        references=path,
+    )  # fmt: skip
+
+    def announced(options, target):
+        about = {"relation": "facts", "target": target, "texts": ["Rome is old."]}
+        path.write_text(json.dumps(about))
+        return generations.announced(options, make_plan(options))
+
+    described, lines = announced(asked, "Rome")
+    assert set(described) == {"generations", "references"}
+    assert lines == [
+        "generations: masked models write nothing: tiny-bert",
+        "references: about the new target of 2 of 2 cases",
+    ]
+    assert announced(replace(asked, generations=0), "Rome") == ({}, [])
+    unlike = r"^--references: expected a text about .* and target of any of 2 cases; give both"
+    with pytest.raises(ValueError, match=unlike):
+        announced(asked, "Oslo")
+    with pytest.raises(ValueError, match=unlike):
+        kn.evaluate(model, "none", cases, generations=1, references=path)
+    masked = r"^--generations 1: expected a causal model, for masked ones write nothing; leave it"
+    with pytest.raises(ValueError, match=masked):
+        announced(replace(asked, models=("tiny-bert",)), "Rome")
+    with pytest.raises(ValueError, match=masked):
+        kn.evaluate(kn.load_model("tiny-bert"), "none", cases, generations=1)
 
 
 def test_the_seed_of_an_evaluation_is_that_of_its_texts_and_is_recorded(tmp_path, model):
@@ -288,12 +323,12 @@ def test_what_cannot_be_written_is_refused_before_the_run(pytestconfig, tmp_path
     with pytest.raises(pytest.UsageError, match="expected --generations N, the number of texts"):
         _refuse_contradictions(alone, pytestconfig)
     with pytest.raises(ValueError, match=r"^--references .*x\.json: expected a data file"):
-        generations.described(Options(generations=1, references=tmp_path / "x.json"))
+        generations.writer(Options(generations=1, references=tmp_path / "x.json"))
     (tmp_path / "x.json").write_text("[]")
     needs = (
         r"^--references x\.json: expected records, .*; give relation, target and texts a record$"
     )
     with pytest.raises(ValueError, match=needs):
-        generations.described(Options(generations=1, references=tmp_path / "x.json"))
+        generations.writer(Options(generations=1, references=tmp_path / "x.json"))
     with pytest.raises(argparse.ArgumentTypeError, match="'-1': expected 0 or a positive integer"):
         whole("-1")

@@ -106,7 +106,7 @@ def evaluate(
             or a seed that is not whole.
         ValueError: for no cases, two cases of one id, an unknown method, a method that is bound to
             another model, a model that holds an edit or that another thread uses, fewer than no
-            texts, or references without texts to compare with them.
+            texts, texts of a masked model, or references without texts to compare with them.
         NotApplicable: for a method that is not defined for this kind of model.
 
     Examples:
@@ -132,6 +132,8 @@ def evaluate(
             f"evaluate: expected cases with ids of their own, and two are called {shared[0]}; give "
             "each case once, and rename one of two that differ"
         )
+    if writer:
+        writer.covered(cases, causal=model.is_causal)
     bound = how if isinstance(how, BoundMethod) else method(how, model)
     if bound.model is not model:
         raise ValueError(

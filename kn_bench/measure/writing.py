@@ -142,6 +142,29 @@ class Writer:
         compared = {"references": self.references.content_hash} if self.references else {}
         return {"generations": str(self.prompts), **compared}
 
+    def covered(self, cases: Sequence[Case], *, causal: bool) -> int:
+        """Return how many of the cases have a reference.
+
+        Args:
+            cases: what is measured.
+            causal: whether a model of the run may be causal.
+
+        Raises:
+            ValueError: one sentence, where nothing is written, or compared with the references.
+        """
+        if not causal:
+            raise ValueError(
+                f"--generations {self.prompts}: expected a causal model, for masked ones write "
+                "nothing; leave it out, or name another model"
+            )
+        about = sum(bool(self.references.about(case)) for case in cases) if self.references else 0
+        if self.references and not about:
+            raise ValueError(
+                f"--references: expected a text about the new target of a case, and no record has "
+                f"the relation and target of any of {len(cases)} cases; give both as the cases do"
+            )
+        return about
+
     def written(self, lm: LanguageModel, case: Case, edit: Edit) -> Written | None:
         """Return what the model writes without and under ``edit``.
 

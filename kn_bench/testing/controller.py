@@ -82,7 +82,9 @@ class RunController:
                     refuse_without(model)
                 self._check_loads(model)
             self._templates = self._rendered_templates()
-            self._arguments = self._checked_arguments() | generations.described(self.options)
+            written, lines = generations.announced(self.options, self.plan)
+            self._arguments = self._checked_arguments() | written
+            self._said += lines
         except (ValueError, OSError, RegistryError) as error:
             raise pytest.UsageError(str(error)) from error
         if self.options.baseline is not None:
