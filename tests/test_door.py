@@ -259,6 +259,11 @@ def test_an_evaluation_is_what_pytest_measures(tmp_path):
     assert len(load_runs([tmp_path / "run"]).verdicts) == 6 * len(cases)
     with pytest.raises(ValueError, match="expected a folder without a run"):
         evaluation.save(tmp_path / "run")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="model: expected a new or an empty folder; name another"):
+        evaluation.save(tmp_path / "model")
+    assert [path.name for path in (tmp_path / "model").iterdir()] == ["config.json"]
     with pytest.raises(ValueError, match="'speed': expected one of reliability, "):
         evaluation.score("speed")
     with pytest.raises(ValueError, match="expected at least one case"):

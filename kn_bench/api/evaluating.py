@@ -246,7 +246,7 @@ class Evaluation:
         Raises:
             TypeError: for a folder that is no path.
             StoreError: when the folder cannot be written.
-            ValueError: when it holds a run already, or for an empty path.
+            ValueError: when it holds anything already, or for an empty path.
         """
         check_type("folder", folder, PATH, "the path of a folder")
         if folder == "":
@@ -265,8 +265,10 @@ def check_no_run(folder: Path) -> None:
 
     Raises:
         StoreError: when it cannot be written.
-        ValueError: when it holds a run already.
+        ValueError: when it holds anything already; hidden files do not count.
     """
     check_writable(folder)
     if (folder / LOG).exists():
         raise ValueError(f"{folder}: expected a folder without a run; name another one")
+    if any(not path.name.startswith(".") for path in folder.iterdir()):
+        raise ValueError(f"{folder}: expected a new or an empty folder; name another one")
