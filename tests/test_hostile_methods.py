@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import inspect
 import math
 import random
@@ -132,6 +133,15 @@ def changes_the_default_dtype(lm, requests):
 
 def turns_gradients_off(lm, requests):
     torch.set_grad_enabled(False)
+    return nothing(lm, requests)
+
+
+MODES: list[torch.inference_mode] = []
+
+
+def enters_inference_mode(lm, requests):
+    MODES.append(torch.inference_mode())  # torch leaves a mode that nobody holds
+    MODES[-1].__enter__()
     return nothing(lm, requests)
 
 
@@ -330,6 +340,7 @@ TABLE = [
     Row(changes_the_config, LEFT.format("the model's config")),
     Row(changes_the_default_dtype, LEFT.format("torch's default dtype")),
     Row(turns_gradients_off, LEFT.format("torch's grad mode")),
+    Row(enters_inference_mode, LEFT.format("torch's inference mode")),
     Row(leaves_little_stack, LEFT.format("Python's recursion limit")),
     Row(doubles, LEFT.format("the model's parameters (dtype)")),
     Row(halves, LEFT.format("the model's parameters (dtype)")),
@@ -452,6 +463,8 @@ def test_a_hostile_method_has_its_error_and_the_next_one_its_numbers(row):
     assert torch.equal(torch.get_rng_state(), states[0])
     assert (random.getstate(), repr(np.random.get_state())) == states[1:]
     assert engine.put_back() == ()
+    gc.collect()
+    assert torch.ones(1, requires_grad=True).mul(2).requires_grad
     assert measured(engine) == measured(Engine(tiny_model.__wrapped__("gpt2", torch.float32)))
 
 

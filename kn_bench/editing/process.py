@@ -1,7 +1,7 @@
 """The settings of the process and the code that a model runs, as they are now, to be put back.
 
-settings    torch's default dtype and device, grad mode, autocast, precision, deterministic mode,
-            and number of threads; Python's recursion limit
+settings    torch's default dtype and device, inference and grad mode, autocast, precision,
+            deterministic mode, and number of threads; Python's recursion limit
 hooks       those that torch calls for every module
 code        functions of the model's classes, of the modules that define them, and of torch
 """
@@ -9,6 +9,7 @@ code        functions of the model's classes, of the modules that define them, a
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +23,8 @@ from torch.nn.modules import module as every_module
 CODE = (FunctionType, BuiltinFunctionType, MethodType, classmethod, staticmethod, property)
 """What does something when it is called or read; beside it classes hold numbers and texts."""
 _CASTING = ("cpu", "cuda")
+_ENTERED = threading.local()
+"""Modes that a thread never leaves. Torch sets them in no other way, and leaves what is dropped."""
 
 
 @dataclass(frozen=True)
@@ -62,11 +65,19 @@ def _set_default_device(device: torch.device) -> None:
     torch.set_default_device(None if device == torch.device("cpu") else device)
 
 
+def _set_inference_mode(enabled: bool) -> None:
+    mode = torch.inference_mode(enabled)
+    mode.__enter__()
+    _ENTERED.modes = (*getattr(_ENTERED, "modes", ()), mode)
+
+
 _SETTINGS = (
     # first: what puts the others back needs the stack
     _Setting("Python's recursion limit", sys.getrecursionlimit, sys.setrecursionlimit),
     _Setting("torch's default dtype", torch.get_default_dtype, torch.set_default_dtype),
     _Setting("torch's default device", torch.get_default_device, _set_default_device),
+    # before the grad mode, which goes with it
+    _Setting("torch's inference mode", torch.is_inference_mode_enabled, _set_inference_mode),
     _Setting("torch's grad mode", torch.is_grad_enabled, torch.set_grad_enabled),
     _Setting("torch's autocast", _autocast, _set_autocast),
     _Setting(
