@@ -13,6 +13,8 @@ import inspect
 import math
 import random
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
@@ -578,15 +580,16 @@ def computed():
     """Measures a method made by a function, as a session does: returns the case's error."""
     models = Models(Options(), "cpu", {})
     case = load_cases("embedded", relation="P36", limit=1)[0]
+    told: Any = SimpleNamespace(edits=None)
+    computer = UnitComputer(Options(), told, models)
 
-    def error_of(make):
-        spec = MethodSpec("mine", "any", make, "mine.py:1")
+    def error_of(make, name="mine"):
+        spec = MethodSpec(name, "any", make, "mine.py:1")
         node = SimpleNamespace(add_report_section=lambda *_: None)
         fixture = lambda _: make(models.model("tiny-gpt2"))  # noqa: E731
         request: Any = SimpleNamespace(getfixturevalue=fixture, node=node)
-        told: Any = SimpleNamespace(edits=None)
         work = Work(spec, "tiny-gpt2", (case,), None)
-        return UnitComputer(Options(), told, models).compute(request, work).result.results[case.id]
+        return computer.compute(request, work).result.results[case.id]
 
     return error_of
 
@@ -626,6 +629,38 @@ def test_an_error_when_a_method_is_made_is_its_own(computed):
         "mine on tiny-gpt2 could not be measured: Stop: at once (mine.py:1)"
     )
     assert not computed(by(nothing)).error
+
+
+@pytest.mark.parametrize("kind", ["daemon", "thread", "pool"])
+def test_who_left_a_thread_running_is_named_where_weights_change(computed, kind):
+    now, changed = threading.Event(), threading.Event()
+
+    def leaves(lm, requests):
+        def halve():
+            now.wait(60)
+            with torch.no_grad():
+                lm.weight(0).mul_(0.5)
+            changed.set()
+
+        if kind == "pool":
+            ThreadPoolExecutor(1).submit(halve)
+        else:
+            threading.Thread(target=halve, daemon=kind == "daemon").start()
+        return nothing(lm, requests)
+
+    def waits(lm, requests):
+        now.set()
+        changed.wait(60)
+        return nothing(lm, requests)
+
+    blamed = "innocent changed the model's parameters while editing; a method must return its edit "
+    assert not computed(by(leaves), "leaves").error
+    assert not computed(by(nothing)).error
+    assert computed(by(waits), "innocent").error == (
+        blamed + "as a value and leave the model alone (mine.py:1); or a thread that leaves "
+        "left running did it"
+    )
+    assert computed(by(mutates_and_declines)).error.endswith("alone (mine.py:1)")
 
 
 # -- what is measured alike in every protocol ----------------------------------------------------

@@ -21,7 +21,7 @@ from kn_bench.testing.node_ids import model_slug
 from kn_bench.testing.options import Options
 from kn_bench.testing.points import Work
 from kn_bench.testing.sequences import PlannedSequence
-from kn_bench.testing.unmeasured import all_cases, sentence, with_origin
+from kn_bench.testing.unmeasured import all_cases, sentence, suspecting, with_origin
 from kn_bench.testing.worker_config import WorkerConfig
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ class UnitComputer:
         if reason := work.method.not_defined_for(kind):
             return Computed(all_cases(work, not_applicable=reason))
         loaded = time.perf_counter()
+        others = self.left_running.threads_of_others(work.method)
         try:
             running = self.left_running.noted(work.method)
             with no_exit(), open_streams(), running, time_limit(self._options.timeout_per_unit):
@@ -84,8 +85,10 @@ class UnitComputer:
             self._models.forget(work.model)  # it may not be what it was
             trace = terminal(traceback.format_exc(), lines=True)
             request.node.add_report_section("setup", "method", trace)
-            return Computed(all_cases(work, error=sentence(work, error)))
-        return Computed(with_origin(result, work.method.origin), _seconds(loaded - started, result))
+            said = suspecting(sentence(work, error), others)
+            return Computed(all_cases(work, error=said))
+        result = with_origin(result, work.method.origin, others)
+        return Computed(result, _seconds(loaded - started, result))
 
     def _undo(self, engine: Engine, model: str) -> None:
         """Put back what a method has changed; where that fails the model is loaded anew."""

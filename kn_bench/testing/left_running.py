@@ -21,15 +21,23 @@ _Kind = TypeVar("_Kind", threading.Thread, BaseProcess)
 
 POOLS = ("concurrent.futures.", "joblib.externals.loky.", "loky.")
 """Modules that end what they have started, as Python ends."""
+LIBRARIES = ("torch.", "tqdm.")
+"""Modules whose own threads change no weights."""
 PATIENCE = 1.0
 """Seconds that all of it is given to end by itself."""
 
 
 class LeftRunning:
-    """What the methods of this process have started, and Python would wait for as it ends."""
+    """What the methods of this process have started, and what of it Python would wait for."""
 
     def __init__(self) -> None:
         self._started: dict[Started, MethodSpec] = {}
+        self._threads: dict[threading.Thread, MethodSpec] = {}
+
+    def threads_of_others(self, method: MethodSpec) -> tuple[str, ...]:
+        """Return the names of other methods that a thread is left of, also daemons and pools."""
+        names = (each.name for each in self._threads.values())
+        return tuple(dict.fromkeys(name for name in names if name != method.name))
 
     @contextmanager
     def noted(self, method: MethodSpec) -> Iterator[None]:
@@ -40,18 +48,22 @@ class LeftRunning:
         process = os.getpid()
 
         def note(started: Started) -> None:
-            if os.getpid() != process or started.daemon:
-                return  # of a child, whose threads are its own; or nothing that is waited for
+            if os.getpid() != process:
+                return  # of a child, whose threads are its own
+            by = sys._getframe(2).f_globals.get("__name__", "")
+            if not started.daemon and not by.startswith(POOLS):
+                self._started[started] = method
             if isinstance(started, threading.Thread):
                 started.daemon = True
-            if not sys._getframe(2).f_globals.get("__name__", "").startswith(POOLS):
-                self._started[started] = method
+                if not by.startswith(LIBRARIES):
+                    self._threads[started] = method
 
         with _before_start(threading.Thread, note), _before_start(BaseProcess, note):
             try:
                 yield
             finally:
                 self._started = {s: m for s, m in self._started.items() if s.is_alive()}
+                self._threads = {t: m for t, m in self._threads.items() if t.is_alive()}
 
     def end(self, item: pytest.Item) -> None:
         """End the processes that are left, and warn of them and of the threads.

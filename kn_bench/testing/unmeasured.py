@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from kn_bench.editing.faults import reason_of
 from kn_bench.measure.measurement import CaseResult, UnitResult
 from kn_bench.testing import units
 from kn_bench.testing.points import Work
+
+CHANGED = ("the model's parameters", " differs after ")
+"""What errors say by which weights are found changed."""
 
 
 def all_cases(work: Work, *, not_applicable: str = "", error: str = "") -> UnitResult:
@@ -21,16 +24,32 @@ def all_cases(work: Work, *, not_applicable: str = "", error: str = "") -> UnitR
     return UnitResult(work.model, work.method.name, results, 0.0, 0.0, retained)
 
 
-def with_origin(result: UnitResult, origin: str) -> UnitResult:
-    """Add to errors where the method stands that made them."""
+def with_origin(result: UnitResult, origin: str, others: Sequence[str] = ()) -> UnitResult:
+    """Add to errors where the method stands that made them, and who else may have.
+
+    Args:
+        result: of a unit.
+        origin: file and line of its method.
+        others: methods that had left a thread running.
+    """
+
+    def told(error: str) -> str:
+        return suspecting(f"{error} ({origin})", others)
 
     def of(results: Mapping[str, CaseResult]) -> dict[str, CaseResult]:
         return {
-            case: replace(result, error=f"{result.error} ({origin})") if result.error else result
+            case: replace(result, error=told(result.error)) if result.error else result
             for case, result in results.items()
         }
 
     return replace(result, results=of(result.results), retained=of(result.retained))
+
+
+def suspecting(error: str, others: Sequence[str]) -> str:
+    """Name the ``others`` that left a thread running, where ``error`` is of changed parameters."""
+    if not others or not any(sign in error for sign in CHANGED):
+        return error
+    return f"{error}; or a thread that {' and '.join(others)} left running did it"
 
 
 def sentence(work: Work, error: BaseException) -> str:
