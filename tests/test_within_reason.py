@@ -58,8 +58,8 @@ def test_a_task_that_cannot_be_traced_is_said(monkeypatch):
     agreeing = "determiner_noun_agreement_2"
     cases = [case for case in made_up_cases() if case.task == "fact" or case.relation == agreeing]
     facts, syntax = tracing.run(Material(tiny_model("gpt2"), cases, SETTINGS)).notes
-    assert facts.startswith("facts: of 6 prompts looked at, 0 cannot")
-    assert syntax.startswith("syntax: of 3 prompts looked at, 3 cannot")
+    assert facts.startswith("facts: of 6 prompts looked at, left out: 0 that cannot")
+    assert syntax.startswith("syntax: of 3 prompts looked at, left out: 3 that cannot")
     (note,) = tracing.run(Material(tiny_model("gpt2"), cases[:3], SETTINGS)).notes
     assert note.startswith("facts: of 3 prompts")
 

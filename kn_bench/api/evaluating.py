@@ -28,8 +28,12 @@ from kn_bench.results.frames import uncoded
 from kn_bench.results.leaderboard import leaderboard, terminal_table
 from kn_bench.results.loading import Runs, load_runs
 from kn_bench.results.log import CLOSING, LOG
+from kn_bench.results.manifest import FILE as MANIFEST
 from kn_bench.results.manifest import new_manifest, write_manifest
 from kn_bench.results.rows import Key, encode_rows, kind_of
+
+ABILITY = "lm_eval.json"
+"""The figures of lm-evaluation-harness, in the folder of a run."""
 
 
 def load_cases(
@@ -265,10 +269,12 @@ def check_no_run(folder: Path) -> None:
 
     Raises:
         StoreError: when it cannot be written.
-        ValueError: when it holds anything already; hidden files do not count.
+        ValueError: when it holds anything but what an evaluation that was ended while it was
+            written may have left.
     """
     check_writable(folder)
     if (folder / LOG).exists():
         raise ValueError(f"{folder}: expected a folder without a run; name another one")
-    if any(not path.name.startswith(".") for path in folder.iterdir()):
+    names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    if names - {MANIFEST, ABILITY}:
         raise ValueError(f"{folder}: expected a new or an empty folder; name another one")

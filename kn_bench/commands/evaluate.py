@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from kn_bench.model.language_model import LanguageModel
 
 app = typer.Typer(add_completion=False)
-ABILITY = "lm_eval.json"
-"""The tasks' figures, in the folder of the run."""
 
 
 @app.command()
@@ -59,7 +57,7 @@ def command(
 
     Exit status 1 where the edit failed on a case; --lm-eval is then left out.
     """
-    from kn_bench.api.evaluating import check_no_run, evaluate
+    from kn_bench.api.evaluating import ABILITY, check_no_run, evaluate
     from kn_bench.commands.runner import chosen_cases, loaded
     from kn_bench.edits.checkpoint import check
     from kn_bench.measure.harness import check_tasks
