@@ -52,8 +52,9 @@ def _dense(names: np.ndarray) -> Int[np.ndarray, " case"]:
     """Return names of clusters as numbers from 0, in the order of the names, none left out."""
     if names.dtype.kind not in "iu" or not names.size or names.min() < 0:
         return np.unique(names, return_inverse=True)[1]
-    there = np.bincount(names) > 0  # numbers already: a count is quicker than sorting millions
-    codes: Int[np.ndarray, " case"] = (np.cumsum(there) - 1)[names]
+    # names that are whole numbers are counted, which is quicker than sorting millions of them
+    occurs = np.bincount(names) > 0
+    codes: Int[np.ndarray, " case"] = (np.cumsum(occurs) - 1)[names]
     return codes
 
 

@@ -22,9 +22,9 @@ import pyarrow.json
 import pyarrow.parquet
 
 from kn_bench.results.checking import check_table
-from kn_bench.results.codec import INFINITE, encode
+from kn_bench.results.codec import INFINITE
 from kn_bench.results.files import StoreError, atomically
-from kn_bench.results.log import is_about, lines, lines_of, rows
+from kn_bench.results.log import about, lines, lines_of, rows
 from kn_bench.results.rows import KINDS, kind_of
 
 CHUNK = 100_000
@@ -87,8 +87,7 @@ def read_parts(
     """
     lines = lines_of(log, kind)
     if cases is not None:
-        wanted = {encode(case).encode() for case in cases}
-        lines = (line for line in lines if is_about(line, wanted))
+        lines = filter(about(cases), lines)
     with reading(log):
         for chunk in chunks(lines):
             yield frame_of(chunk, kind)

@@ -87,7 +87,7 @@ def places(
     """
     if not len(among) or not len(wanted):
         return np.full(len(wanted), -1)
-    there = np.ones(len(wanted), dtype=bool)
+    has_values = np.ones(len(wanted), dtype=bool)  # whether ``among`` has each value of a row
 
     def both() -> Iterator[tuple[np.ndarray, int]]:
         """Yield each column of both, by the numbers of ``among``: keys are made of them at once."""
@@ -96,14 +96,14 @@ def places(
             ours, named = numbered(wanted[name])
             if named is not values:
                 ours = np.append(values.get_indexer(named), -1).astype(np.int32)[ours]
-            np.logical_and(there, ours >= 0, out=there)
+            np.logical_and(has_values, ours >= 0, out=has_values)
             yield np.concatenate([ours, theirs.astype(np.int32)], dtype=np.int32), len(values)
 
     own, others = np.split(_as_one(both(), len(wanted) + len(among)), [len(wanted)])
     order = np.argsort(others, kind="stable")
     after = np.searchsorted(others, own, sorter=order).clip(max=len(among) - 1)
     at: np.ndarray = order[after]
-    at[~there | (others[at] != own)] = -1
+    at[~has_values | (others[at] != own)] = -1
     return at
 
 

@@ -125,7 +125,7 @@ def load_runs(
         raise _doubled_verdict(by_label[every["run"][twice].iloc[0]] / LOG)
     counts = every["run"].value_counts() + crashes["run"].value_counts()
     cut = tuple(_cut_off(manifests, by_label, counts))
-    crashes = _last(crashes, KEY, keep="first")
+    crashes = _once(crashes, KEY, keep="first")
     crashes = crashes[places(crashes, every, ["run", *KEY]) < 0]
     is_control = _of_control(every)
     controls = every.loc[is_control, ["run", *KEY, "verdict_score"]]
@@ -136,7 +136,7 @@ def load_runs(
         manifests=tuple(manifests.values()),
         verdicts=_where(merged.verdicts, ~in_no_score),
         controls=_under_methods(controls[~controls["criterion"].isin(OPTIONAL_CRITERIA)]),
-        edits=_last(edits, EDIT_KEY),
+        edits=_once(edits, EDIT_KEY),
         exclusions=exclusions[~_of_control(exclusions)],
         crashes=crashes,
         left_out=tuple(dict.fromkeys(e for folder in by_label.values() for e in left_out(folder))),
@@ -144,9 +144,9 @@ def load_runs(
         apart=merged.apart,
         cut=(*cut, *merged.uncounted),
         folders=by_label,
-        curves=uncoded(told_apart(_last(curves, POINT), merged.places)),
+        curves=uncoded(told_apart(_once(curves, POINT), merged.places)),
         optional=_where(merged.verdicts, in_no_score),
-        generations=uncoded(told_apart(_last(generations, EDIT_KEY), merged.places)),
+        generations=uncoded(told_apart(_once(generations, EDIT_KEY), merged.places)),
         judged_again=judge_again,
     )
 
@@ -181,10 +181,10 @@ def _where(frame: pd.DataFrame, rows: np.ndarray) -> pd.DataFrame:
     return frame if rows.all() and len(frame) else frame[rows].reset_index(drop=True)
 
 
-def _last(
+def _once(
     frame: pd.DataFrame, key: Sequence[str], keep: Literal["first", "last"] = "last"
 ) -> pd.DataFrame:
-    """Return the last row of each run and key."""
+    """Return each run and key once: by its last row, unless ``keep`` says its first."""
     again = repeated(frame, ["run", *key], keep)
     return frame[~again] if again.any() else frame
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from kn_bench.results.codec import FormatError
+from kn_bench.results.codec import FormatError, encode
 from kn_bench.results.files import StoreError, atomically
 from kn_bench.results.rows import CrashRow, Key, Row, VerdictRow, decode_row, kind_of
 
@@ -102,7 +102,7 @@ def _is_text(part: Iterable[bytes]) -> bool:
 
 
 def _no_row(path: Path, number: int, line: bytes) -> StoreError:
-    """Return what is wrong with a line that is no row."""
+    """Return the error that names a line which cannot be read as a row."""
     try:
         line.decode()
     except UnicodeDecodeError as error:
@@ -130,14 +130,19 @@ def lines_of(path: Path, kind: str) -> Iterator[bytes]:
         raise StoreError(f"{path} cannot be read: {error.strerror}") from None
 
 
-def is_about(line: bytes, cases: Collection[bytes]) -> bool:
-    """Tell whether a line may be about one of some cases, given as JSON: most are not.
+def about(cases: Collection[str]) -> Callable[[bytes], bool]:
+    """Return what tells whether a line may be about one of ``cases``, without parsing it.
 
-    A line that another program wrote otherwise may be; its row tells.
+    A line that another program wrote in another form always may; its row tells.
     """
-    _, _, rest = line.partition(b'"case":')
-    case, comma, _ = rest.partition(b',"')
-    return case in cases or not comma or b"\\" in case
+    wanted = {encode(case).encode() for case in cases}
+
+    def may_be(line: bytes) -> bool:
+        _, _, rest = line.partition(b'"case":')
+        case, comma, _ = rest.partition(b',"')
+        return case in wanted or not comma or b"\\" in case
+
+    return may_be
 
 
 def rows(path: Path, kinds: frozenset[str] | None = None) -> Iterator[Row]:

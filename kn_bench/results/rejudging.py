@@ -20,7 +20,6 @@ from kn_bench.cases.case import Exclusion
 from kn_bench.measure.criteria import Evidence, gives_rejected, judge_evidence
 from kn_bench.measure.judging import judged
 from kn_bench.measure.measurement import Measurement
-from kn_bench.results.codec import encode
 from kn_bench.results.columns import chunks, reading, table_of
 from kn_bench.results.files import StoreError
 from kn_bench.results.frames import (
@@ -33,7 +32,7 @@ from kn_bench.results.frames import (
     wait_for_all_but,
     with_codes,
 )
-from kn_bench.results.log import is_about, lines, parts, row_of
+from kn_bench.results.log import about, lines, parts, row_of
 from kn_bench.results.rows import ExclusionRow, Key, VerdictRow, encode_row
 
 
@@ -53,9 +52,9 @@ def rejudged(log: Path, cases: Collection[str] | None = None) -> Iterator[Verdic
     excluded: defaultdict[Key, list[Exclusion]] = defaultdict(list)
     begun: dict[Key, tuple[int, str]] = {}
     judged = 0
-    wanted = None if cases is None else {encode(case).encode() for case in cases}
+    may_be = None if cases is None else about(cases)
     for number, line in lines(log):
-        if wanted is not None and not is_about(line, wanted):
+        if may_be is not None and not may_be(line):
             continue
         row = row_of(line, log, number)
         if isinstance(row, Measurement):
