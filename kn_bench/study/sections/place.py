@@ -48,6 +48,8 @@ NO_LAST_WORD = NotApplicable("what stands before the answer is a single word or 
 
 PlannedEdit = tuple[str, EditRequest, Edit | NotApplicable]
 """A place, a request, and the edit for it there."""
+Columns = tuple[Profile, EditRequest, dict[str, Neurons]]
+"""A group, a request of it, and the neurons whose values kn-edit changes, by place."""
 
 
 def run(material: Material) -> Section:
@@ -57,7 +59,8 @@ def run(material: Material) -> Section:
         NothingToShow: if no edit can be made on the model.
     """
     asked, left_out = _asked(material)
-    planned = (_in_columns(material, asked), _by_rome(material))
+    columns = [(p, r, columns_of(material, p, r)) for p, r in asked]
+    planned = (_in_columns(material, columns), _by_rome(material))
     outcomes = [
         outcome
         for (name, _), edits in zip(methods(material.lm), planned, strict=False)
@@ -78,7 +81,7 @@ def run(material: Material) -> Section:
         "anywhere, it says nothing of where knowledge is. ROME (causal models) is made at other "
         "layers too (all of a small model, ten of a deeper one), at the prompt's last word instead "
         "of the subject, and with a random key and the same norm.",
-        (*_findings(trials), *_shared(material, asked)),
+        (*_findings(trials), *_shared(columns)),
         tables=(_table(trials),),
         figures=(
             SectionFigure(
@@ -117,13 +120,11 @@ def _asked(material: Material) -> tuple[list[tuple[Profile, EditRequest]], Count
     return asked, left_out
 
 
-def _in_columns(
-    material: Material, asked: Sequence[tuple[Profile, EditRequest]]
-) -> list[PlannedEdit]:
+def _in_columns(material: Material, columns: Sequence[Columns]) -> list[PlannedEdit]:
     return [
-        (place, r, rewritten(material.lm, r, neurons))
-        for p, r in asked
-        for place, neurons in columns_of(material, p, r).items()
+        (place, request, rewritten(material.lm, request, neurons))
+        for _, request, by_place in columns
+        for place, neurons in by_place.items()
     ]
 
 
@@ -242,16 +243,15 @@ def _findings(trials: Sequence[EditTrial]) -> tuple[str, ...]:
     return tuple(sentences)
 
 
-def _shared(material: Material, asked: Sequence[tuple[Profile, EditRequest]]) -> tuple[str, ...]:
+def _shared(columns: Sequence[Columns]) -> tuple[str, ...]:
     """Say which share of the most active neurons are located ones: the two places overlap."""
     sentences = []
     for task, (_, _, label) in TASK.items():
         shares = {}
-        for profile, request in asked:
+        for profile, _, by_place in columns:
             if profile.group.task == task:
-                columns = columns_of(material, profile, request)
-                both = columns["located"] & columns["most active"]
-                shares[profile.group.id] = len(both) / len(columns["located"])
+                both = by_place["located"] & by_place["most active"]
+                shares[profile.group.id] = len(both) / len(by_place["located"])
         if shares:
             share = mean_interval(list(shares.values()), list(shares))
             sentences.append(
